@@ -1,0 +1,200 @@
+"""Text → token windows, and which windows calibrate and which evaluate.
+
+Packing: documents are tokenised one by one without special tokens, joined by the tokens of a blank
+line, and the stream is cut into windows of T tokens (BOS included where it is used); a remainder
+shorter than a window is dropped. Everything is plain and deterministic, and the draw of windows
+depends on hashes alone, so no library's random generator can change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esa_ray.errors import EsaError
+from esa_ray.spec import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SEPARATOR = "\n\n"
+
+
+def read_documents(spec: DataSpec) -> list[str]:
+    """The documents of a text source, empty ones left out.
+
+    ``pydoc`` is Python's own documentation (``pydoc_data.topics`` of the standard library); a path is a
+    text file (one document), a JSONL or a Parquet file (a document per row of ``text_column``); and
+    ``hf:NAME`` or ``hf:NAME:CONFIG`` is a hub data set (needs the ``hub`` extra).
+
+    Raises
+    ------
+    EsaError
+        If the source can't be found or read, or holds no text.
+    """
+    documents = [d for d in _read(spec) if d.strip()]
+    if not documents:
+        raise EsaError(f"--data {spec.source} holds no text; give a file with some")
+    return documents
+
+
+def _read(spec: DataSpec) -> Iterator[str]:
+    if spec.source == "pydoc":
+        from pydoc_data.topics import topics
+
+        yield from (topics[name] for name in sorted(topics))
+    elif spec.source.startswith("hf:"):
+        yield from _read_hub(spec)
+    else:
+        yield from _read_file(Path(spec.source).expanduser(), spec.text_column)
+
+
+def _read_file(path: Path, column: str) -> Iterator[str]:
+    if not path.is_file():
+        raise EsaError(f"--data {path} is no file; give a .txt, .md, .jsonl or .parquet file, pydoc, or hf:NAME")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(path, columns=[column]).column(column).to_pylist()
+        elif path.suffix in (".jsonl", ".ndjson"):
+            with path.open(encoding="utf-8") as lines:
+                yield from (json.loads(line)[column] for line in lines if line.strip())
+        else:
+            yield path.read_text(encoding="utf-8")
+    except KeyError as error:
+        raise EsaError(f"--data {path} has no column {error}; name one with --text-column") from None
+    except (ValueError, OSError) as error:
+        raise EsaError(f"--data {path} can't be read: {error}") from None
+
+
+def _read_hub(spec: DataSpec) -> Iterator[str]:
+    try:
+        import datasets
+    except ImportError:
+        raise EsaError("a hub data set needs the datasets library: pip install 'esa-ray[hub]'") from None
+    name, _, config = spec.source.removeprefix("hf:").partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=spec.split)
+    except Exception as error:  # the library raises a dozen kinds for "not found" and "not reachable"
+        raise EsaError(f"the data set {name!r} can't be loaded: {str(error).splitlines()[0]}") from None
+    if spec.text_column not in rows.column_names:
+        raise EsaError(
+            f"the data set {name!r} has the columns {', '.join(rows.column_names)}; name one with --text-column"
+        )
+    yield from rows[spec.text_column]
+
+
+def text_fingerprint(documents: list[str]) -> str:
+    """SHA-256 over the documents and their borders, as 16 hex digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        raw = document.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()[:16]
+
+
+def uses_bos(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether windows begin with BOS: as asked, or as the tokenizer does by default."""
+    bos = tokenizer.bos_token_id
+    if spec.bos == "auto":
+        return bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    if spec.bos == "always" and bos is None:
+        raise EsaError("bos=always, but this tokenizer has no BOS token; use --bos never")
+    return spec.bos == "always"
+
+
+def pack(documents: list[str], tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> np.ndarray:
+    """Token windows of a text, int64 of shape (windows, T), as the module describes."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    separator = encode(SEPARATOR)
+    stream: list[int] = []
+    for document in documents:
+        if stream:
+            stream += separator
+        stream += encode(document)
+    prefix = [tokenizer.bos_token_id] if uses_bos(spec, tokenizer) else []
+    width = spec.window - len(prefix)
+    n = len(stream) // width
+    body = np.asarray(stream[: n * width], dtype=np.int64).reshape(n, width)
+    return np.concatenate([np.tile(np.asarray(prefix, np.int64), (n, 1)), body], axis=1)
+
+
+def _shuffled(indices: np.ndarray, salt: str) -> np.ndarray:
+    # Ordering by a hash is a permutation that no library version can change.
+    keys = [hashlib.sha256(f"{salt}:{i}".encode()).digest() for i in indices]
+    return indices[np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a text, split once into evaluation windows and a pool to calibrate from."""
+
+    tokens: np.ndarray
+    evaluation_index: np.ndarray
+    pool_index: np.ndarray
+    calibration_windows: int
+    bos: bool
+
+    @property
+    def evaluation(self) -> np.ndarray:
+        """The evaluation windows, (N, T), in the order of the text."""
+        return self.tokens[self.evaluation_index]
+
+    def calibration_index(self, seed: int) -> np.ndarray:
+        """Which windows a seed calibrates on: drawn from the pool without replacement."""
+        return np.sort(_shuffled(self.pool_index, f"seed {seed}")[: self.calibration_windows])
+
+    def calibration(self, seed: int) -> np.ndarray:
+        """A seed's calibration windows, (N, T)."""
+        return self.tokens[self.calibration_index(seed)]
+
+
+def split(tokens: np.ndarray, spec: DataSpec, seeds: tuple[int, ...], *, bos: bool) -> Windows:
+    """Set evaluation windows apart from the pool that calibration windows are drawn from.
+
+    Raises
+    ------
+    EsaError
+        If the text is too short for both, or so short that every seed would draw the same windows.
+    """
+    n, need = len(tokens), spec.evaluation_windows + spec.calibration_windows
+    have = f"the text holds {n} windows of {spec.window} tokens"
+    if n < need:
+        raise EsaError(
+            f"{have}, and {spec.evaluation_windows} to evaluate plus {spec.calibration_windows} to calibrate "
+            "are asked for; give a longer text, or lower --max-samples, --eval-windows or --window"
+        )
+    if n == need and len(seeds) > 1:
+        raise EsaError(
+            f"{have}, so every seed would calibrate on the same {spec.calibration_windows}; "
+            "give a longer text or lower --max-samples"
+        )
+    order = _shuffled(np.arange(n), "split")
+    return Windows(
+        tokens=tokens,
+        evaluation_index=np.sort(order[: spec.evaluation_windows]),
+        pool_index=np.sort(order[spec.evaluation_windows :]),
+        calibration_windows=spec.calibration_windows,
+        bos=bos,
+    )
+
+
+def windows(
+    spec: DataSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    seeds: tuple[int, ...] = (0,),
+    documents: list[str] | None = None,
+) -> Windows:
+    """Read (unless ``documents`` are given), pack and split a text in one step."""
+    tokens = pack(documents if documents is not None else read_documents(spec), tokenizer, spec)
+    return split(tokens, spec, seeds, bos=uses_bos(spec, tokenizer))

@@ -1,0 +1,120 @@
+"""From a study's spec to its cells: pure, ordered, and without loading anything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from esa_ray.identity import IDENTITY_VERSION, digest
+from esa_ray.spec import DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec
+
+
+class Cell(Spec):
+    """One evaluation: this group of k weights, chosen by this score and seed, damaged in this way."""
+
+    score: ScoreSpec
+    k: int
+    seed: int
+    group: str
+    perturbation: PerturbSpec
+
+    @property
+    def label(self) -> str:
+        """Readable file stem, e.g. ``grad_x_weight-per_layer-s1337-k50-super-zero``."""
+        return (
+            f"{self.score.metric}-{self.score.mode}-s{self.seed}-k{self.k}-{self.group}"
+            f"-{self.perturbation.label}"
+        )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a spec left open, as found on the machine that runs it; part of every cell's identity.
+
+    ``model`` and ``text`` are content fingerprints; ``dtype`` is never "auto".
+    """
+
+    model: str
+    dtype: str
+    text: str
+
+
+def cells(spec: StudySpec) -> list[Cell]:
+    """All cells of a study, each once, ordered so that neighbours share their ranking.
+
+    >>> from esa_ray.spec import ModelSpec
+    >>> spec = StudySpec(name="x", model=ModelSpec(source="m"), topk=(1, 2), seeds=(7,),
+    ...                  perturbations=(PerturbSpec(kind="zero"),), groups=("super", "bottom_k"))
+    >>> len(cells(spec))
+    4
+    """
+    return [
+        Cell(score=score, k=k, seed=seed, group=group, perturbation=perturbation)
+        for score in spec.scores
+        for seed in spec.seeds
+        for k in spec.topk
+        for perturbation in spec.perturbations
+        for group in spec.groups
+    ]
+
+
+def _data_identity(data: DataSpec, resolved: Resolved) -> dict:
+    # Where the text came from is not part of the question; what it says is. The batch shape is: it
+    # decides the order of floating-point sums.
+    return {"text": resolved.text, **data.model_dump(exclude={"source", "text_column", "split"})}
+
+
+def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
+    """The cell's identity: 16 hex digits over everything that changes its number."""
+    return digest(
+        {
+            "version": IDENTITY_VERSION,
+            "model": resolved.model,
+            "dtype": resolved.dtype,
+            "data": _data_identity(data, resolved),
+            **cell.model_dump(),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What running a study would take, from the spec alone."""
+
+    cells: int
+    rankings: int
+    baselines: int
+    backward_passes: int
+    forward_passes: int
+
+    def lines(self, spec: StudySpec) -> list[str]:
+        """The plan as text, one fact a line."""
+        shared = len(spec.seeds) * len(spec.scores)
+        per_ranking = self.cells // shared if shared else 0
+        return [
+            f"cells             {self.cells}",
+            f"rankings          {self.rankings} (each shared by {per_ranking} cells, scored at k={max(spec.topk)})",
+            f"baseline          {self.baselines} (shared by all cells)",
+            f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
+            f"backward passes   {self.backward_passes}",
+        ]
+
+
+def plan(spec: StudySpec) -> Plan:
+    """Count cells, shared work and window passes; gradient scores of one seed share their backward pass."""
+    n = len(cells(spec))
+    needs_gradients = any(s.metric != "magnitude" for s in spec.scores)
+    backward = len(spec.seeds) * spec.data.calibration_windows * needs_gradients
+    baselines = 1
+    return Plan(
+        cells=n,
+        rankings=len(spec.scores) * len(spec.seeds),
+        baselines=baselines,
+        backward_passes=backward,
+        forward_passes=backward + (n + baselines) * spec.data.evaluation_windows,
+    )
+
+
+def chunks(items: list, size: int) -> list[list]:
+    """Consecutive pieces of at most ``size`` items."""
+    return [items[i * size : (i + 1) * size] for i in range(math.ceil(len(items) / size))]

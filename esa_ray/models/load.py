@@ -1,0 +1,114 @@
+"""Load a causal language model from wherever it lies, ready to be scored and damaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from esa_ray.errors import EsaError
+from esa_ray.models.sources import Source, cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` → ``"fp32"``."""
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def resolve_dtype(source: Source, dtype: str, device: str, revision: str | None = None) -> str:
+    """The dtype that "auto" means: the file's own on a GPU, fp32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    if device == "cpu" or source.kind == "gguf":
+        return "fp32"
+    own = AutoConfig.from_pretrained(source.path, revision=revision).dtype
+    return dtype_name(own) if own in DTYPES.values() else "fp32"
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Write a GGUF file as an fp32 safetensors directory, all or nothing."""
+    options = {"gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(scratch)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def ensure_directory(source: Source) -> str:
+    """Where transformers can load the model from; a GGUF file is converted there once per machine."""
+    if source.kind != "gguf":
+        return source.path
+    target = cache_dir() / "converted" / f"{source.name}-{source.fingerprint[:16]}-fp32"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            _convert_gguf(Path(source.path), target)
+    return str(target)
+
+
+def _quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_tokenizer(source: Source, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer."""
+    return AutoTokenizer.from_pretrained(ensure_directory(source), revision=revision)
+
+
+def load_model(
+    source: Source, dtype: str, device: str = "cpu", *, attention: str = "sdpa", revision: str | None = None
+) -> PreTrainedModel:
+    """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda" or "auto" for a device map).
+
+    Only safetensors are read and no remote code is run. Where file and compute dtype agree on a CPU the
+    weights stay a private memory map: actors on one machine share its pages and an edit copies only the
+    pages that it touches.
+
+    Raises
+    ------
+    EsaError
+        If the directory holds no model that transformers can load, or a weight is NaN or infinite.
+    """
+    _quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            ensure_directory(source),
+            dtype=DTYPES[dtype],
+            device_map=device if device == "auto" else None,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            revision=revision,
+        )
+    except (OSError, ValueError) as error:
+        raise EsaError(f"--model {source.name} can't be loaded: {str(error).splitlines()[0]}") from None
+    if device not in ("cpu", "auto"):
+        model.to(device)
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        # A sum is finite only if every term is (fp32 sums of weights don't overflow by themselves).
+        if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+            raise EsaError(f"--model {source.name}: {name} holds NaN or infinite weights; repair or choose another")
+    return model

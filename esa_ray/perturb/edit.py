@@ -1,0 +1,116 @@
+"""Edits: sparse, exact, and always taken back.
+
+An edit gathers the originals, writes new values at (tensor, flat index), and on leaving writes the
+originals back and checks them bit for bit. The model is never cloned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esa_ray.models.addressing import Catalogue, WeightTensor
+from esa_ray.perturb.bits import LAYOUT
+from esa_ray.perturb.kinds import KINDS, Target
+from esa_ray.spec import PerturbSpec
+
+
+class NothingChangedError(RuntimeError):
+    """The perturbation left every weight as it was, so its effect can't be measured."""
+
+
+class NotRestoredError(RuntimeError):
+    """The weights differ from the originals after an edit: the model must not be used further."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an edit did: weights addressed, weights changed, and the Euclidean norm of the change."""
+
+    n_weights: int
+    n_changed: int
+    delta_norm: float
+
+
+@dataclass(frozen=True)
+class _Write:
+    weights: Tensor
+    at: Tensor
+    old: Tensor
+    new: Tensor
+
+
+def _bits(values: Tensor) -> Tensor:
+    view = LAYOUT.get(values.dtype)
+    return values.view(view[0]) if view else values
+
+
+def _plan(tensor: WeightTensor, flat: np.ndarray, spec: PerturbSpec, seed: int) -> _Write:
+    if len(np.unique(flat)) != len(flat):
+        raise ValueError(f"{tensor.name}: a weight is addressed twice")
+    weights = tensor.flat_weights()
+    at = torch.as_tensor(flat, device=weights.device)
+    old = weights[at]
+    target = Target(tensor.name, flat, old, weights, seed)
+    return _Write(weights, at, old, KINDS[spec.kind](target, spec))
+
+
+def _summary(writes: list[_Write]) -> Applied:
+    delta = [(w.new.double() - w.old.double()).cpu().numpy() for w in writes]
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = float(np.sqrt(sum(float(np.dot(d, d)) for d in delta)))
+    return Applied(
+        n_weights=sum(len(w.at) for w in writes),
+        n_changed=sum(int((w.new != w.old).sum()) for w in writes),
+        delta_norm=norm,
+    )
+
+
+@contextmanager
+def perturbed(
+    catalogue: Catalogue, chosen: Mapping[str, np.ndarray], spec: PerturbSpec, seed: int
+) -> Iterator[Applied]:
+    """Damage chosen weights for the length of a ``with`` block, then put back the originals.
+
+    Parameters
+    ----------
+    chosen
+        Flat indices by tensor name, each weight once.
+    seed
+        Names the random stream of kinds that draw.
+
+    Raises
+    ------
+    NothingChangedError
+        If not one weight changed its value.
+    NotRestoredError
+        If the weights are not bit-identical to the originals at the end.
+
+    Example
+    -------
+    >>> from esa_ray.models.addressing import catalogue
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8))
+    >>> where = {"transformer.h.0.mlp.c_fc.weight": np.array([3, 5])}
+    >>> with perturbed(catalogue(model), where, PerturbSpec(kind="zero"), seed=0) as edit:
+    ...     edit.n_changed
+    2
+    """
+    writes = [_plan(catalogue[name], flat, spec, seed) for name, flat in chosen.items()]
+    applied = _summary(writes)
+    if applied.n_changed == 0:
+        raise NothingChangedError(f"{spec.label} changed none of {applied.n_weights} weights")
+    try:
+        for w in writes:
+            w.weights[w.at] = w.new
+        yield applied
+    finally:
+        for w in writes:
+            w.weights[w.at] = w.old
+        if not all(torch.equal(_bits(w.weights[w.at]), _bits(w.old)) for w in writes):
+            raise NotRestoredError("a perturbed weight was not restored bit for bit")

@@ -1,0 +1,40 @@
+"""Random numbers as a pure function of (seed, weight): the same on every device, in any order, in any set.
+
+A weight's draw doesn't depend on which other weights are drawn, so the noise at k=50 is part of the noise
+at k=100, and a dose series differs by its dose alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from scipy.special import ndtri
+
+
+def stream_key(*parts: object) -> int:
+    """A 64-bit key from the names of a stream, e.g. ``stream_key(1337, "gauss_noise", tensor_name)``."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "little")
+
+
+def splitmix64(key: int, counter: np.ndarray) -> np.ndarray:
+    """The ``counter``-th outputs of SplitMix64 seeded with ``key`` (Steele et al. 2014), as uint64.
+
+    >>> splitmix64(1234567, np.arange(3)).tolist()
+    [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    """
+    with np.errstate(over="ignore"):
+        z = np.uint64(key) + (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def uniform(key: int, counter: np.ndarray) -> np.ndarray:
+    """Uniform on the open interval (0, 1), float64."""
+    return ((splitmix64(key, counter) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def normal(key: int, counter: np.ndarray) -> np.ndarray:
+    """Standard normal by inversion, float64."""
+    return ndtri(uniform(key, counter))

@@ -1,0 +1,106 @@
+"""The Arrow schemas of the store: the meaning and unit of every column.
+
+Columns may be added; those here keep their names and meanings. ``SCHEMA_VERSION`` is written into every
+file.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+#: The probabilities of ``score_stats.quantiles``.
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
+
+#: A cell's outcome. ``diverged``: the loss was NaN or infinite, which is a result; ``error``: no result.
+STATUSES = ("ok", "diverged", "error")
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+
+def _schema(**columns: tuple[pa.DataType, str]) -> pa.Schema:
+    fields = [pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in columns.items()]
+    return pa.schema(fields, metadata={"esa_ray.schema": SCHEMA_VERSION})
+
+
+_WHAT = {
+    "study": (_TEXT, "name of the study"),
+    "model": (_TEXT, "name of the model"),
+    "dtype": (_TEXT, "dtype of the weights: fp32, bf16, fp16"),
+    "data": (_TEXT, "the text source"),
+}
+_OUTCOME = {
+    "status": (_TEXT, "ok, diverged (NaN or infinite loss) or error (no result)"),
+    "error": (_TEXT, "why there is no result; null otherwise"),
+    "nll": (pa.list_(_FLOAT), "summed next-token NLL of each evaluation window, nats"),
+    "tokens": (pa.list_(_INT), "scored tokens of each evaluation window"),
+    "hits": (pa.list_(_INT), "tokens of each evaluation window whose top-1 prediction is right"),
+    "seconds": (_FLOAT, "wall time of edit, evaluation and restoration, seconds"),
+    "device": (_TEXT, "where it was computed"),
+    "version": (_TEXT, "version of esa-ray, torch and transformers"),
+    "created": (pa.timestamp("us", tz="UTC"), "when the row was written"),
+}
+_WEIGHT = {
+    "tensor": (_TEXT, "name of the parameter"),
+    "layer": (_INT, "transformer block, from 0; null outside blocks"),
+    "component": (_TEXT, "q, k, v, o, gate, up, down, router, embed, head or norm"),
+    "expert": (_INT, "expert, from 0; null where there is none"),
+}
+
+CELLS = _schema(
+    cell_id=(_TEXT, "identity of the cell: 16 hex digits"),
+    **_WHAT,
+    metric=(_TEXT, "score that chose the weights"),
+    mode=(_TEXT, "pool they were chosen from: per_layer, per_tensor or global"),
+    k=(_INT, "weights chosen per pool"),
+    seed=(_INT, "seed of the calibration windows and of the perturbation"),
+    group=(_TEXT, "super, random_k, matched_k or bottom_k"),
+    perturbation=(_TEXT, "kind of damage"),
+    strength=(_FLOAT, "its strength; null where the kind has none"),
+    variant=(_TEXT, "bit class, or what noise is relative to; null where the kind has no variants"),
+    n_weights=(_INT, "weights addressed"),
+    n_changed=(_INT, "weights whose value changed"),
+    delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
+    **_OUTCOME,
+    restored=(pa.bool_(), "the weights were bit-identical to the originals afterwards"),
+)
+
+BASELINES = _schema(**_WHAT, **_OUTCOME)
+
+RANKINGS = _schema(
+    model=(_TEXT, "name of the model"),
+    metric=(_TEXT, "score that ranks"),
+    mode=(_TEXT, "pool: per_layer, per_tensor or global"),
+    seed=(_INT, "seed of the calibration windows"),
+    group=(_TEXT, "super, or the control drawn for it"),
+    rank=(_INT, "place in the pool, from 1, the most sensitive (bottom_k: the least sensitive)"),
+    **_WEIGHT,
+    row=(_INT, "output index, whatever the storage order"),
+    col=(_INT, "input index, whatever the storage order"),
+    flat=(_INT, "index into the tensor's memory"),
+    score=(_FLOAT, "its score"),
+    weight=(_FLOAT, "its value before any damage"),
+)
+
+SCORE_STATS = _schema(
+    model=(_TEXT, "name of the model"),
+    metric=(_TEXT, "score"),
+    seed=(_INT, "seed of the calibration windows"),
+    **_WEIGHT,
+    n=(_INT, "weights in the tensor (or in the part of it that is this component or expert)"),
+    mean=(_FLOAT, "mean score"),
+    std=(_FLOAT, "standard deviation of the score"),
+    min=(_FLOAT, "smallest score"),
+    max=(_FLOAT, "largest score"),
+    quantiles=(pa.list_(_FLOAT), "score at the probabilities schema.QUANTILES"),
+    top1pct_over_median=(_FLOAT, "mean of the top 1% of scores over the median score; null if the median is 0"),
+    gini=(_FLOAT, "Gini coefficient of the scores: 0 all equal, 1 all in one weight"),
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "cells": CELLS,
+    "baselines": BASELINES,
+    "rankings": RANKINGS,
+    "score_stats": SCORE_STATS,
+}
