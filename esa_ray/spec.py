@@ -38,7 +38,7 @@ PLANNED_ANALYSES = frozenset({"weights", "architecture"})
 class Spec(BaseModel):
     """Base of all specs: immutable, and a field that nobody defined is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class ModelSpec(Spec):

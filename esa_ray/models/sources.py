@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,28 @@ def _hub(name: str, revision: str | None) -> Source:
             f"({type(error).__name__}); check the name and the network, or give a local directory or GGUF file"
         ) from None
     return Source(name, "hub", name, config.parent.name)
+
+
+def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
+    """About how many bytes the loaded weights take, without loading them.
+
+    From the safetensors header (or the hub's copy of it); a GGUF file counts as four bits a weight.
+    """
+    width = {"fp32": 4, "bf16": 2, "fp16": 2}.get(dtype, 2 if on_gpu else 4)
+    if source.kind == "gguf":
+        return Path(source.path).stat().st_size * 2 * width
+    if source.kind == "directory":
+        return sum(_safetensors_weights(p) for p in Path(source.path).glob("*.safetensors")) * width
+    from huggingface_hub import get_safetensors_metadata
+
+    try:
+        metadata = get_safetensors_metadata(source.path, revision=source.fingerprint)
+        return sum(metadata.parameter_count.values()) * width
+    except Exception as error:
+        raise EsaError(f"--model {source.name}: the hub has no safetensors of it ({type(error).__name__})") from None
+
+
+def _safetensors_weights(path: Path) -> int:
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

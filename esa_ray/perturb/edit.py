@@ -54,7 +54,7 @@ def _plan(tensor: WeightTensor, flat: np.ndarray, spec: PerturbSpec, seed: int) 
     if len(np.unique(flat)) != len(flat):
         raise ValueError(f"{tensor.name}: a weight is addressed twice")
     weights = tensor.flat_weights()
-    at = torch.as_tensor(flat, device=weights.device)
+    at = torch.tensor(flat, device=weights.device)
     old = weights[at]
     target = Target(tensor.name, flat, old, weights, seed)
     return _Write(weights, at, old, KINDS[spec.kind](target, spec))

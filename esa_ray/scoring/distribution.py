@@ -19,7 +19,7 @@ def describe(scores: np.ndarray) -> dict:
     ordered = np.sort(scores)
     n = len(ordered)
     total = float(ordered.sum(dtype=np.float64))
-    median = float(np.median(ordered))
+    median = (float(ordered[(n - 1) // 2]) + float(ordered[n // 2])) / 2
     top = float(ordered[-max(1, -(-n // 100)) :].mean(dtype=np.float64))
     # Σ_i i·x_i as a dot product: one pass, float64 accumulation, no n-long temporaries but the ranks.
     ranked = float(np.dot(np.arange(1, n + 1, dtype=np.float64), ordered))

@@ -96,10 +96,14 @@ class Scores:
 
     def of(self, metric: str, index: int) -> Tensor:
         """One tensor's scores: 1-D, fp32, over its flat weights."""
+        return self.at(metric, index, slice(None))
+
+    def at(self, metric: str, index: int, flat: Tensor | slice) -> Tensor:
+        """The scores of some of one tensor's weights, by flat index."""
         fold, finish = METRICS[metric]
         tensor = self.tensors[index]
-        total = self._totals[fold][index] if fold else None
-        scores = finish(total, tensor.parameter.detach().float(), self.tokens).flatten()
+        total = self._totals[fold][index].view(-1)[flat] if fold else None
+        scores = finish(total, tensor.flat_weights()[flat].float(), self.tokens)
         if not torch.isfinite(scores.sum()):
             raise EsaError(
                 f"{metric} of {tensor.name} is NaN or infinite; the model overflows in {tensor.parameter.dtype}, "

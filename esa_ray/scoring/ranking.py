@@ -67,9 +67,9 @@ def rank(
         if "bottom_k" in groups:
             nonzero = tensor.parameter.detach().flatten() != 0
             bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask.to(nonzero.device))
-    for name, pool in top.pools.items():
-        if pool.n < 2 * k:
-            raise EsaError(f"k={k} is more than half of {name}, which holds {pool.n:,} scored weights; lower --topk")
+    for name, pool in (*top.pools.items(), *bottom.pools.items()):
+        if pool.n < k:
+            raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
     chosen = [("super", i, r, f) for i, r, f in _by_tensor(top)]
     for group in (g for g in DRAWN if g in groups):
         draws = [
@@ -111,7 +111,7 @@ def _rows(
         "layer": [tensor.layer] * len(flat),
         **tensor.locate(flat),
         "flat": flat,
-        "score": scores.of(spec.metric, index)[at].double().cpu().numpy(),
+        "score": scores.at(spec.metric, index, at).double().cpu().numpy(),
         "weight": tensor.flat_weights()[at].double().cpu().numpy(),
     }
 

@@ -1,0 +1,72 @@
+"""The model actor: a worker that lives in a process of its own, for the length of a study."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+import ray
+
+from esa_ray.engine.cluster import Placement
+from esa_ray.engine.worker import Worker
+from esa_ray.grid import Cell
+from esa_ray.perturb.edit import NotRestoredError
+
+
+class ModelActor:
+    """Serves scoring and perturbation of one loaded model.
+
+    The model is loaded by the first call, so that a failure to load reaches the caller as what it is, and
+    so that a restarted actor loads it again by itself.
+    """
+
+    def __init__(self, **arguments: Any):
+        self._arguments = arguments
+        self._seats = -1
+
+    @cached_property
+    def _worker(self) -> Worker:
+        (documents,) = self._arguments["documents"]
+        return Worker(**(self._arguments | {"documents": ray.get(documents)}))
+
+    def next_seat(self) -> int:
+        """Count callers: a trial sits down at one actor for its life."""
+        self._seats += 1
+        return self._seats
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Worker.describe`."""
+        return self._worker.describe()
+
+    def baseline(self) -> dict[str, Any]:
+        """See :meth:`Worker.baseline`."""
+        return self._worker.baseline()
+
+    def rank(self, seed: int) -> dict[str, Any]:
+        """See :meth:`Worker.rank`."""
+        return self._worker.rank(seed)
+
+    def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
+        """See :meth:`Worker.run`; damaged weights end this process, and the retry loads them afresh."""
+        try:
+            return [self._worker.run(cell) for cell in cells]
+        except NotRestoredError:
+            os._exit(1)
+
+    def peak_memory(self) -> int:
+        """See :meth:`Worker.peak_memory`."""
+        return self._worker.peak_memory()
+
+
+def start(placement: Placement, **arguments: Any) -> list[Any]:
+    """Start the model actors of a study; finite retries, since a cell can kill its process every time.
+
+    ``documents`` comes as a list holding one object reference: a restarted actor reads it again, and large
+    constructor arguments would not survive a restart.
+    """
+    remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=2, **placement.options)
+    threads = placement.threads if placement.device == "cpu" else None
+    return [
+        remote.remote(**arguments, device=placement.device, threads=threads) for _ in range(placement.actors)
+    ]

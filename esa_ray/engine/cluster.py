@@ -1,0 +1,131 @@
+"""Connect to Ray, and decide how many model actors of what size the cluster carries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Tune's new console output can't be silenced; its loggers would write three files a trial.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+
+from esa_ray.errors import EsaError
+from esa_ray.models.sources import Source, weight_bytes
+
+#: Bytes an actor needs per byte of weights: the weights, one fp32 accumulator, a gradient and activations.
+WORKING_SET = 3.0
+#: Bytes of an actor before it has a model: Python, torch, transformers.
+PROCESS = 700 * 2**20
+#: Share of a node's memory that models may fill.
+MEMORY_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many model actors, and what each one gets."""
+
+    actors: int
+    threads: int
+    gpus: float
+    device: str
+
+    @property
+    def options(self) -> dict:
+        """Ray actor options. CPU actors reserve slightly less than their threads, so that nothing else starves."""
+        return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus}
+
+
+def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int) -> Placement:
+    """Choose the actors for a model of ``model_bytes`` on a cluster with these resources.
+
+    On CPUs as many one-thread actors as memory carries: on two cores two actors with one thread each
+    finish 1.1–1.2 times as many cells as one with two (``benchmarks/study.py``). What memory forbids in
+    actors goes into threads. On GPUs one actor a GPU, two where the model leaves room, or one over
+    several with a device map where it fits no single one.
+
+    Parameters
+    ----------
+    resources
+        ``ray.cluster_resources()``.
+    gpu_bytes
+        Memory of one GPU; 0 without any.
+    work
+        Independent pieces of work; more actors than that would idle.
+
+    >>> place({"CPU": 2, "memory": 20e9}, model_bytes=540_000_000, gpu_bytes=0, work=90).actors
+    2
+    """
+    need = model_bytes * WORKING_SET + PROCESS
+    gpus = int(resources.get("GPU", 0))
+    if gpus and gpu_bytes:
+        share = need / (gpu_bytes * 0.9)
+        if share > 1:
+            each = math.ceil(share)
+            if each > gpus:
+                raise EsaError(
+                    f"the model needs about {need / 1e9:.0f} GB to be scored, {gpus} GPUs have "
+                    f"{gpus * gpu_bytes / 1e9:.0f}; add GPUs or use a smaller dtype"
+                )
+            return Placement(max(1, min(gpus // each, work)), 1, each, "auto")
+        each_gpu = 0.5 if share <= 0.5 else 1.0
+        return Placement(max(1, min(int(gpus / each_gpu), work)), 1, each_gpu, "cuda")
+    cpus = max(1, int(resources.get("CPU", 1)))
+    memory = resources.get("memory", 8e9) * MEMORY_SHARE
+    actors = max(1, min(cpus, int(memory / need), work))
+    return Placement(actors, max(1, cpus // actors), 0, "cpu")
+
+
+@ray.remote(num_gpus=0.01, max_retries=0)
+def _gpu_bytes() -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def choose(source: Source, dtype: str, work: int) -> Placement:
+    """Placement for a model on the connected cluster."""
+    resources = ray.cluster_resources()
+    gpu_bytes = ray.get(_gpu_bytes.remote()) if resources.get("GPU", 0) >= 1 else 0
+    on_gpu = bool(gpu_bytes)
+    return place(resources, weight_bytes(source, dtype, on_gpu=on_gpu), gpu_bytes, work)
+
+
+def _tighten_token() -> None:
+    # Ray writes its authentication token readable for everyone on the machine.
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):
+        if token.is_file():
+            token.chmod(0o600)
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[None]:
+    """Use the cluster at hand (``$RAY_ADDRESS``, or ``address``), or start one here and stop it afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict = {"log_to_driver": verbose, "logging_level": level}
+    if address := address or os.environ.get("RAY_ADDRESS"):
+        options["address"] = address
+    else:
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EsaError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+    _tighten_token()
+    if not verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()

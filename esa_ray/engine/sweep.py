@@ -1,0 +1,293 @@
+"""Run a study: what is stored already is left alone, the rest is shared out to model actors by Ray Tune."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from esa_ray import data
+from esa_ray.engine import actor as model_actor
+from esa_ray.engine import cluster
+from esa_ray.engine.trial import CellTrial
+from esa_ray.errors import EsaError
+from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
+from esa_ray.models.sources import Source, find
+from esa_ray.progress import Reporter, Silent
+from esa_ray.spec import StudySpec, unavailable
+from esa_ray.store import Store
+
+#: A trial costs about 40 ms; cells shorter than this travel several to a trial.
+TRIAL_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    directory: Path
+    cells: int
+    statuses: dict[str, int]
+    computed: int
+    seconds: float
+
+    @property
+    def missing(self) -> int:
+        """Cells without a row."""
+        return self.cells - sum(self.statuses.values())
+
+    @property
+    def complete(self) -> bool:
+        """Every cell has a result (divergence is one)."""
+        return self.missing == 0 and not self.statuses.get("error")
+
+
+class _Watch(tune.Callback):
+    """Hears every finished trial: progress, cells that killed their process, and causes to stop."""
+
+    def __init__(self, reporter: Reporter, baseline: float):
+        self.reporter, self.baseline = reporter, baseline
+        self.fatal: str | None = None
+        self.killed: list[str] = []
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        self.fatal = self.fatal or result.get("fatal")
+        self.killed += result.get("killed", [])
+        delta = result.get("nll_per_token", float("nan")) - self.baseline
+        self.reporter.advance(result.get("finished", 0), f"ΔNLL {delta:+.3g}")
+
+
+class _StopOnFatal(tune.Stopper):
+    def __init__(self, watch: _Watch):
+        self.watch = watch
+
+    def __call__(self, trial_id: str, result: dict) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.watch.fatal is not None
+
+
+def _unwrapped(error: ray.exceptions.RayTaskError) -> Exception:
+    return error.cause if isinstance(error.cause, EsaError) else error
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise _unwrapped(error) from None
+
+
+def _share_out(actors: list[Any], jobs: list[tuple[str, tuple]], reporter: Reporter) -> list[Any]:
+    """Run method calls on whichever actor is free; results in the order of the jobs."""
+    results: list[Any] = [None] * len(jobs)
+    running: dict[Any, tuple[int, Any]] = {}
+    waiting, free = list(enumerate(jobs)), list(actors)
+    while waiting or running:
+        while waiting and free:
+            number, (method, arguments) = waiting.pop(0)
+            actor = free.pop()
+            running[getattr(actor, method).remote(*arguments)] = (number, actor)
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number, actor = running.pop(ready)
+        results[number] = _get(ready)
+        free.append(actor)
+        reporter.advance(1)
+    return results
+
+
+def _resolution(store: Store, spec: StudySpec, source: Source, documents: list[str]) -> Resolved | None:
+    """What an earlier run of this study resolved, if model and text are still the same."""
+    stored = store.claim(spec)
+    if stored is None:
+        return None
+    found = Resolved(source.fingerprint, stored["dtype"], data.text_fingerprint(documents))
+    for what, flag in (("model", "--model"), ("text", "--data")):
+        if getattr(found, what) != stored[what]:
+            raise EsaError(
+                f"{store.directory} was made with another {what} under the same name ({flag}); "
+                "bring that one back, or choose another --out-dir"
+            )
+    return found
+
+
+def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
+    done = {i for i, status in store.cell_statuses().items() if status != "error"}
+    return [cell for cell in cells(spec) if cell_id(cell, spec.data, resolved) not in done]
+
+
+def _missing_seeds(store: Store, spec: StudySpec) -> list[int]:
+    have = set(store.names("rankings"))
+    names = {seed: [f"{s.metric}-{s.mode}-s{seed}" for s in spec.scores] for seed in spec.seeds}
+    for name in have:
+        store.read("rankings", name, ["rank"])  # a corrupt one is named now, not in the middle of the sweep
+    return [seed for seed in spec.seeds if not have.issuperset(names[seed])]
+
+
+def _sweep(
+    actors: list[Any], todo: list[Cell], seconds: float, watch: _Watch, verbose: bool, concurrency: int | None
+) -> None:
+    """Fan the cells out as Tune trials."""
+    size = max(1, min(int(TRIAL_SECONDS / max(seconds, 1e-6)), len(todo) // (4 * len(actors))))
+    # A second trial at each actor hides a trial's 40 ms behind the other's work; long cells don't need it.
+    seats = min(concurrency or len(actors) * (1 if seconds > 1 else 2), 10_000)
+    packets = [[cell.model_dump_json() for cell in chunk] for chunk in chunks(todo, size)]
+    scratch = tempfile.mkdtemp(prefix="esa-tune-")
+    try:
+        # Every cluster has one head marker; its fractions admit exactly `seats` trials at a time. Without
+        # a resource to run out of, Tune starts a process for every pending trial and reuses none.
+        trainable = tune.with_resources(
+            tune.with_parameters(CellTrial, actors=actors), {"node:__internal_head__": 1 / seats}
+        )
+        tune.Tuner(
+            trainable,
+            param_space={"cells": tune.grid_search(packets)},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name="sweep",
+                verbose=1 if verbose else 0,
+                callbacks=[watch],
+                stop=_StopOnFatal(watch),
+                failure_config=tune.FailureConfig(max_failures=3),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if watch.fatal:
+        raise EsaError(watch.fatal)
+
+
+def _bury(store: Store, spec: StudySpec, resolved: Resolved, killed: list[str]) -> None:
+    """A cell that kills its process can't write its own row."""
+    for text in killed:
+        cell = Cell.model_validate_json(text)
+        identity = cell_id(cell, spec.data, resolved)
+        row = {
+            "cell_id": identity, "study": spec.name, "dtype": resolved.dtype, "data": spec.data.source,
+            "metric": cell.score.metric, "mode": cell.score.mode, "k": cell.k, "seed": cell.seed,
+            "group": cell.group, "perturbation": cell.perturbation.kind, "strength": cell.perturbation.strength,
+            "variant": cell.perturbation.variant, "status": "error", "created": datetime.now(UTC),
+            "error": "its process died three times over it (out of memory?)",
+        }  # fmt: skip
+        store.write("cells", f"{cell.label}-{identity}", [row])
+
+
+def run_study(
+    spec: StudySpec,
+    directory: str | Path,
+    *,
+    reporter: Reporter | None = None,
+    address: str | None = None,
+    concurrency: int | None = None,
+    verbose: bool = False,
+) -> Summary:
+    """Run what a study lacks, and say how it stands.
+
+    Safe to call again after any interruption: a cell is done when its row is stored, and only the others
+    are computed.
+
+    Parameters
+    ----------
+    spec
+        The study.
+    directory
+        Where its results stand, or will.
+    address
+        A Ray cluster; None uses ``$RAY_ADDRESS`` or starts one here for the length of the call.
+    concurrency
+        Trials in flight; None follows from the actors.
+
+    Raises
+    ------
+    EsaError
+        For anything that the user can mend.
+
+    Example
+    -------
+    >>> from experiments import quickstart
+    >>> run_study(quickstart.study(), "results/quickstart")  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    reporter = reporter or Silent()
+    if refused := unavailable(spec):
+        raise EsaError("; ".join(refused))
+    # Actors may run with another working directory, or none of ours at all.
+    store = Store(Path(directory).expanduser().resolve())
+    source, documents = find(spec.model), data.read_documents(spec.data)
+    resolved = _resolution(store, spec, source, documents)
+    todo = seeds = None
+    if resolved:
+        todo, seeds = _missing(store, spec, resolved), _missing_seeds(store, spec)
+    computed = 0
+    if resolved is None or todo or seeds or not store.names("baselines"):
+        with cluster.connected(address, verbose=verbose):
+            computed = _run(spec, store, source, documents, resolved, reporter, concurrency, verbose)
+    stored = store.load_study()
+    assert stored
+    resolved = resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
+    wanted = {cell_id(cell, spec.data, resolved) for cell in cells(spec)}
+    counts = Counter(s for i, s in store.cell_statuses().items() if i in wanted)
+    summary = Summary(store.directory, len(wanted), dict(counts), computed, time.monotonic() - started)
+    if computed or not (store.directory / "manifest.json").is_file():
+        store.save_manifest(
+            {
+                "study": spec.name, "cells": summary.cells, "statuses": summary.statuses,
+                "missing": summary.missing, "computed_by_this_run": computed,
+                "seconds": round(summary.seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }  # fmt: skip
+        )
+    return summary
+
+
+def _run(
+    spec: StudySpec, store: Store, source: Source, documents: list[str], resolved: Resolved | None,
+    reporter: Reporter, concurrency: int | None, verbose: bool,
+) -> int:  # fmt: skip
+    """Rankings and baseline, then the cells; returns how many pieces were computed."""
+    # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
+    fixed = spec.model.model_copy(update={"dtype": resolved.dtype}) if resolved else spec.model
+    placement = cluster.choose(source, fixed.dtype, work=max(len(spec.seeds), len(cells(spec))))
+    text = ray.put(documents)  # held here for as long as actors may restart
+    actors = model_actor.start(
+        placement,
+        spec=spec.model_copy(update={"model": fixed}),
+        source=source,
+        directory=str(store.directory),
+        documents=[text],
+    )
+    try:
+        reporter.phase("loading", len(actors))
+        described = _share_out(actors, [("describe", ())] * len(actors), reporter)[0]
+        resolved = Resolved(*(described[key] for key in ("model", "dtype", "text")))
+        if store.load_study() is None:
+            from esa_ray.engine.worker import versions
+
+            store.save_study(spec, described, versions() | {"ray": ray.__version__})
+        seeds = _missing_seeds(store, spec)
+        reporter.phase("scoring", len(seeds) + 1)
+        jobs = [*[("rank", (seed,)) for seed in seeds], ("baseline", ())]
+        *_, baseline = _share_out(actors, jobs, reporter)
+        todo = _missing(store, spec, resolved)
+        if todo:
+            reporter.phase("cells", len(todo))
+            watch = _Watch(reporter, math.log(baseline["perplexity"]))
+            _sweep(actors, todo, baseline["seconds"], watch, verbose, concurrency)
+            _bury(store, spec, resolved, watch.killed)
+        return len(seeds) + len(todo)
+    finally:
+        for handle in actors:
+            ray.kill(handle)
+        reporter.close()

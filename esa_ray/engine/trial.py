@@ -1,0 +1,63 @@
+"""The Tune trial: light, reused, and never raising. It carries cells to a model actor and scalars back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ray
+from ray import tune
+
+from esa_ray.errors import EsaError
+from esa_ray.grid import Cell
+
+
+class CellTrial(tune.Trainable):
+    """Runs the cells of one chunk on one model actor.
+
+    A trial process is reused for the next chunk and keeps its seat at its actor, so a faster actor is
+    simply asked more often.
+    """
+
+    def setup(self, config: dict[str, Any], actors: list[Any] | None = None) -> None:
+        """Sit down at the next actor in turn; the first one counts."""
+        assert actors
+        seat = ray.get(actors[0].next_seat.remote())
+        self.actor = actors[seat % len(actors)]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next chunk in the same process."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run all cells of the chunk once."""
+        cells = [Cell.model_validate_json(text) for text in self.config["cells"]]
+        try:
+            return _report(self._run(cells))
+        except EsaError as error:
+            return {"done": True, "fatal": str(error), "finished": 0}
+
+    def _run(self, cells: list[Cell]) -> list[dict[str, Any]]:
+        try:
+            return ray.get(self.actor.run.remote(cells))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EsaError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            if len(cells) > 1:  # find the one that kills its process; the others have a right to a result
+                return [row for cell in cells for row in self._run([cell])]
+            return [{"killed": cells[0].model_dump_json(), "status": "error", "error": str(error).splitlines()[0]}]
+
+
+def _report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    last = rows[-1]
+    nll = sum(last["nll"]) / sum(last["tokens"]) if last.get("nll") else math.nan
+    return {
+        "done": True,
+        "finished": len(rows),
+        "errors": sum(row["status"] == "error" for row in rows),
+        "nll_per_token": nll,
+        "killed": [row["killed"] for row in rows if "killed" in row],
+    }

@@ -1,0 +1,184 @@
+"""What a model actor does, as a plain class: load once, then score and damage on request. No Ray here."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from esa_ray import data
+from esa_ray.errors import EsaError
+from esa_ray.evaluate import Outcome, evaluate
+from esa_ray.grid import Cell, Resolved, cell_id
+from esa_ray.models.addressing import catalogue
+from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
+from esa_ray.models.sources import Source
+from esa_ray.perturb.edit import NotRestoredError, NothingChangedError, perturbed
+from esa_ray.scoring.gradients import score_tensors
+from esa_ray.scoring.ranking import rank, score_stats
+from esa_ray.spec import ScoreSpec, StudySpec
+from esa_ray.store import Store
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
+        "python": platform.python_version()
+    }
+
+
+def ranking_name(score: ScoreSpec, seed: int) -> str:
+    """File stem of a ranking in the store."""
+    return f"{score.metric}-{score.mode}-s{seed}"
+
+
+class Worker:
+    """Holds one model and its text windows; every method leaves the weights as it found them.
+
+    Parameters
+    ----------
+    device
+        "cpu", "cuda", or "auto" for accelerate's device map over all visible GPUs.
+    threads
+        CPU threads for this process; None leaves torch's own choice.
+    documents
+        The text, read once by the caller so that all workers see the same one.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        source: Source,
+        directory: str,
+        documents: list[str],
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+    ):
+        if threads:
+            torch.set_num_threads(threads)
+        self.spec, self.source, self.store = spec, source, Store(directory)
+        self.dtype = resolve_dtype(source, spec.model.dtype, device, spec.model.revision)
+        tokenizer = load_tokenizer(source, spec.model.revision)
+        self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
+        self.resolved = Resolved(source.fingerprint, self.dtype, data.text_fingerprint(documents))
+        self.model = load_model(source, self.dtype, device, revision=spec.model.revision)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and spec.data.window > limit:
+            raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
+        self.catalogue = catalogue(self.model)
+        where = f"{device} × {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+        self.device = f"{where} on {platform.node()}"
+        self._ranking = lru_cache(maxsize=4)(self._read_ranking)
+
+    def describe(self) -> dict[str, Any]:
+        """What was found: part of ``study.json`` and of the report's method section."""
+        windows = self.windows
+        return {
+            "model": self.resolved.model,
+            "dtype": self.resolved.dtype,
+            "text": self.resolved.text,
+            "bos": windows.bos,
+            "windows": len(windows.tokens),
+            "pool": len(windows.pool_index),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "layers": self.catalogue.layers,
+            "architecture": type(self.model).__name__,
+        }
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "study": spec.name,
+            "model": self.source.name,
+            "dtype": self.dtype,
+            "data": spec.data.source,
+            "device": self.device,
+            "version": " ".join(f"{k}={v}" for k, v in versions().items()),
+        }
+
+    def evaluate(self) -> Outcome:
+        """Loss of the model as it is now on the evaluation windows."""
+        return evaluate(self.model, self.windows.evaluation, self.spec.data.batch_size)
+
+    def baseline(self) -> dict[str, Any]:
+        """Measure and store the intact model; returns its perplexity and the seconds it took."""
+        started = time.perf_counter()
+        outcome = self.evaluate()
+        seconds = time.perf_counter() - started
+        if outcome.diverged:
+            raise EsaError(f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32")
+        row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **vars(outcome)}
+        self.store.write("baselines", "baseline", [row])
+        return {"perplexity": outcome.perplexity, "seconds": seconds}
+
+    def rank(self, seed: int) -> dict[str, Any]:
+        """Score, select and store every ranking of a seed; all gradient scores share one backward pass."""
+        started = time.perf_counter()
+        specs = self.spec.scores
+        components = tuple(dict.fromkeys(c for s in specs for c in s.components))
+        metrics = tuple(dict.fromkeys(s.metric for s in specs))
+        tensors = self.catalogue.select(components)
+        scores = score_tensors(self.model, tensors, self.windows.calibration(seed), metrics)
+        for spec in specs:
+            name, model = ranking_name(spec, seed), self.source.name
+            ranking = rank(scores, spec, max(self.spec.topk), self.spec.groups, seed=seed, model=model)
+            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+            self.store.write("rankings", name, ranking)  # last: its file says that the seed is done
+        return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    def _read_ranking(self, name: str) -> Any:
+        return self.store.read("rankings", name)
+
+    def chosen(self, cell: Cell) -> dict[str, np.ndarray]:
+        """The flat indices that a cell damages, by tensor."""
+        table = self._ranking(ranking_name(cell.score, cell.seed))
+        mine = table.filter((pc.field("group") == cell.group) & (pc.field("rank") <= cell.k))
+        tensors, flat = np.array(mine["tensor"].to_pylist()), mine["flat"].to_numpy()
+        return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Damage, evaluate, restore, and store the row; an exception becomes a row with status ``error``."""
+        started = time.perf_counter()
+        row: dict[str, Any] = {
+            "cell_id": cell_id(cell, self.spec.data, self.resolved),
+            **self._common,
+            "metric": cell.score.metric,
+            "mode": cell.score.mode,
+            "k": cell.k,
+            "seed": cell.seed,
+            "group": cell.group,
+            "perturbation": cell.perturbation.kind,
+            "strength": cell.perturbation.strength,
+            "variant": cell.perturbation.variant,
+            "restored": True,
+        }
+        try:
+            chosen = self.chosen(cell)
+            with perturbed(self.catalogue, chosen, cell.perturbation, cell.seed) as edit:
+                outcome = self.evaluate()
+            row |= vars(edit) | vars(outcome) | {"status": "diverged" if outcome.diverged else "ok"}
+        except NotRestoredError:
+            raise  # the weights can't be trusted any more: this process must end
+        except EsaError:
+            raise  # a cause the user can mend, the same for every cell
+        except (NothingChangedError, RuntimeError, ValueError, MemoryError) as error:
+            row |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
+        row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
+        self.store.write("cells", f"{cell.label}-{row['cell_id']}", [row])
+        return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+
+    def peak_memory(self) -> int:
+        """Peak resident memory of this process in bytes, shared pages included."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,1 @@
+"""Experiments: one file a question, its hypothesis first, then a function that returns the study."""
