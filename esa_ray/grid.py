@@ -21,10 +21,7 @@ class Cell(Spec):
     @property
     def label(self) -> str:
         """Readable file stem, e.g. ``grad_x_weight-per_layer-s1337-k50-super-zero``."""
-        return (
-            f"{self.score.metric}-{self.score.mode}-s{self.seed}-k{self.k}-{self.group}"
-            f"-{self.perturbation.label}"
-        )
+        return f"{self.score.metric}-{self.score.mode}-s{self.seed}-k{self.k}-{self.group}-{self.perturbation.label}"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from esa_ray.errors import EsaError
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-Metric = Literal[
-    "grad_x_weight", "grad_x_weight_abs", "grad_squared", "magnitude", "act_mag", "hutchinson_diag"
-]
+Metric = Literal["grad_x_weight", "grad_x_weight_abs", "grad_squared", "magnitude", "act_mag", "hutchinson_diag"]
 Mode = Literal["per_layer", "per_tensor", "global"]
 Group = Literal["super", "random_k", "matched_k", "bottom_k"]
 Kind = Literal["sign_flip", "zero", "gauss_noise", "bit_flip"]

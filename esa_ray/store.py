@@ -109,7 +109,9 @@ class Store:
             ) from None
         version = (found.schema.metadata or {}).get(b"esa_ray.schema", b"none").decode()
         if version != SCHEMA_VERSION:
-            raise EsaError(f"{path} has schema version {version}, this esa-ray reads {SCHEMA_VERSION}; use its own version")
+            raise EsaError(
+                f"{path} has schema version {version}, this esa-ray reads {SCHEMA_VERSION}; use its own version"
+            )
         return found
 
     def cell_statuses(self) -> dict[str, str]:

@@ -67,6 +67,4 @@ def start(placement: Placement, **arguments: Any) -> list[Any]:
     """
     remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=2, **placement.options)
     threads = placement.threads if placement.device == "cpu" else None
-    return [
-        remote.remote(**arguments, device=placement.device, threads=threads) for _ in range(placement.actors)
-    ]
+    return [remote.remote(**arguments, device=placement.device, threads=threads) for _ in range(placement.actors)]

@@ -244,10 +244,14 @@ def run_study(
     if computed or not (store.directory / "manifest.json").is_file():
         store.save_manifest(
             {
-                "study": spec.name, "cells": summary.cells, "statuses": summary.statuses,
-                "missing": summary.missing, "computed_by_this_run": computed,
-                "seconds": round(summary.seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }  # fmt: skip
+                "study": spec.name,
+                "cells": summary.cells,
+                "statuses": summary.statuses,
+                "missing": summary.missing,
+                "computed_by_this_run": computed,
+                "seconds": round(summary.seconds, 1),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
         )
     return summary
 

@@ -11,8 +11,6 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
 
 from esa_ray import data
@@ -22,9 +20,9 @@ from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
-from esa_ray.perturb.edit import NotRestoredError, NothingChangedError, perturbed
+from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
 from esa_ray.scoring.gradients import score_tensors
-from esa_ray.scoring.ranking import rank, score_stats
+from esa_ray.scoring.ranking import chosen, rank, score_stats
 from esa_ray.spec import ScoreSpec, StudySpec
 from esa_ray.store import Store
 
@@ -117,7 +115,9 @@ class Worker:
         outcome = self.evaluate()
         seconds = time.perf_counter() - started
         if outcome.diverged:
-            raise EsaError(f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32")
+            raise EsaError(
+                f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32"
+            )
         row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **vars(outcome)}
         self.store.write("baselines", "baseline", [row])
         return {"perplexity": outcome.perplexity, "seconds": seconds}
@@ -140,13 +140,6 @@ class Worker:
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)
 
-    def chosen(self, cell: Cell) -> dict[str, np.ndarray]:
-        """The flat indices that a cell damages, by tensor."""
-        table = self._ranking(ranking_name(cell.score, cell.seed))
-        mine = table.filter((pc.field("group") == cell.group) & (pc.field("rank") <= cell.k))
-        tensors, flat = np.array(mine["tensor"].to_pylist()), mine["flat"].to_numpy()
-        return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
-
     def run(self, cell: Cell) -> dict[str, Any]:
         """Damage, evaluate, restore, and store the row; an exception becomes a row with status ``error``."""
         started = time.perf_counter()
@@ -164,8 +157,8 @@ class Worker:
             "restored": True,
         }
         try:
-            chosen = self.chosen(cell)
-            with perturbed(self.catalogue, chosen, cell.perturbation, cell.seed) as edit:
+            weights = chosen(self._ranking(ranking_name(cell.score, cell.seed)), cell.group, cell.k)
+            with perturbed(self.catalogue, weights, cell.perturbation, cell.seed) as edit:
                 outcome = self.evaluate()
             row |= vars(edit) | vars(outcome) | {"status": "diverged" if outcome.diverged else "ok"}
         except NotRestoredError:

@@ -54,8 +54,7 @@ class GradientAccumulators:
     def __init__(self, tensors: Sequence[WeightTensor], folds: Iterable[str]):
         self.tensors = tensors
         self.totals = {
-            fold: [torch.zeros_like(t.parameter, dtype=torch.float32) for t in tensors]
-            for fold in sorted(set(folds))
+            fold: [torch.zeros_like(t.parameter, dtype=torch.float32) for t in tensors] for fold in sorted(set(folds))
         }
         self._hooks: list = []
 

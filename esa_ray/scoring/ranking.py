@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from esa_ray.errors import EsaError
@@ -44,9 +45,7 @@ def _eligible(tensor: WeightTensor, components: Sequence[str]) -> Tensor | None:
     return rows.reshape(shape).expand(tensor.shape).flatten()
 
 
-def rank(
-    scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = ""
-) -> pa.Table:
+def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = "") -> pa.Table:
     """The k extreme weights of every pool and a control for each, as a table (``schema.RANKINGS``).
 
     ``super`` holds the k largest scores, ``bottom_k`` the k smallest among non-zero weights (a weight of
@@ -70,19 +69,26 @@ def rank(
     for name, pool in (*top.pools.items(), *bottom.pools.items()):
         if pool.n < k:
             raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
-    chosen = [("super", i, r, f) for i, r, f in _by_tensor(top)]
+    picks = [("super", i, r, f) for i, r, f in _by_tensor(top)]
     for group in (g for g in DRAWN if g in groups):
         draws = [
             (group, i, r, CONTROLS[group](scores.tensors[i], f, _numpy(eligible[i]), seed))
             for i, r, f in _by_tensor(top)
         ]
-        chosen += draws
-    chosen += [("bottom_k", i, r, f) for i, r, f in _by_tensor(bottom)]
-    tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in chosen]
+        picks += draws
+    picks += [("bottom_k", i, r, f) for i, r, f in _by_tensor(bottom)]
+    tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
     return _table(tables, common, RANKINGS).sort_by(
         [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
     )
+
+
+def chosen(ranking: pa.Table, group: str, k: int) -> dict[str, np.ndarray]:
+    """The first k weights of every pool of a group, as flat indices by tensor."""
+    mine = ranking.filter((pc.field("group") == group) & (pc.field("rank") <= k))
+    tensors, flat = np.array(mine["tensor"].to_pylist()), mine["flat"].to_numpy()
+    return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
 
 
 def _numpy(mask: Tensor | None) -> np.ndarray | None:

@@ -1,0 +1,155 @@
+"""What damage costs: ΔNLL by group with intervals, and super against each control with corrected p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+from statsmodels.stats.multitest import multipletests
+
+from analysis.inference import hedges_g, mean_interval, paired_p
+from analysis.study import DAMAGE, Study
+
+GROUP_ORDER = ["super", "random_k", "matched_k", "bottom_k"]
+CONTROLS = GROUP_ORDER[1:]
+
+
+def label(row: dict[str, Any]) -> str:
+    """Short name of a kind of damage: ``gauss_noise 0.02``, ``bit_flip 0.05 mantissa``."""
+    parts = [row["perturbation"]]
+    if row["strength"] is not None:
+        parts.append(f"{row['strength']:g}")
+    if row["variant"] not in (None, "all", "weight"):
+        parts.append(row["variant"])
+    return " ".join(parts)
+
+
+def baseline(study: Study) -> dict[str, Any]:
+    """The intact model: nats per token, perplexity, accuracy, and its windows' sums."""
+    if study.baselines.is_empty():
+        raise ValueError("the baseline is not measured yet")
+    row = study.baselines.row(0, named=True)
+    nll, tokens = np.array(row["nll"]), np.array(row["tokens"])
+    rate = float(nll.sum() / tokens.sum())
+    return {
+        "nll": nll,
+        "tokens": tokens,
+        "nll_per_token": rate,
+        "perplexity": math.exp(rate),
+        "accuracy": sum(row["hits"]) / int(tokens.sum()),
+    }
+
+
+def _differences(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
+    """Each kind of damage with its cells."""
+    for key, rows in study.cells.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
+        yield dict(zip(DAMAGE, key, strict=True)), rows
+
+
+def _matrix(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """seed → ΔNLL per token of each window, for cells that have a finite loss."""
+    ok = rows.filter(pl.col("status") == "ok").sort("seed")
+    return {seed: (np.array(nll) - base["nll"]) / base["tokens"] for seed, nll in ok.select("seed", "nll").iter_rows()}
+
+
+def _perplexity(nll_per_token: float) -> float:
+    return math.exp(nll_per_token) if nll_per_token < 700 else math.inf
+
+
+@lru_cache(maxsize=8)
+def effects(study: Study) -> pl.DataFrame:
+    """One row per kind of damage and group.
+
+    ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of
+    tokens, averaged over seeds; ``low`` and ``high`` its 95% interval. ``perplexity`` is exp of the mean
+    NLL (a geometric mean over seeds), ``delta_ppl`` its difference to the intact model's. Diverged cells
+    are counted and never averaged in.
+    """
+    base, rows = baseline(study), []
+    for what, cells in _differences(study):
+        for group in (g for g in GROUP_ORDER if g in cells["group"].to_list()):
+            mine = cells.filter(pl.col("group") == group)
+            counts = dict(mine.group_by("status").len().iter_rows())
+            row = {
+                **what,
+                "damage": label(what),
+                "group": group,
+                "seeds": mine["seed"].n_unique(),
+                "diverged": counts.get("diverged", 0),
+                "errors": counts.get("error", 0),
+            }
+            if by_seed := _matrix(mine, base):
+                d = np.array(list(by_seed.values()))
+                interval, delta = mean_interval(d), float(d.mean())
+                ok = mine.filter(pl.col("status") == "ok")
+                row |= {
+                    "delta_nll": delta,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "by_seed": [float(x.mean()) for x in by_seed.values()],
+                    "perplexity": _perplexity(base["nll_per_token"] + delta),
+                    "delta_ppl": _perplexity(base["nll_per_token"] + delta) - base["perplexity"],
+                    "delta_ppl_low": _perplexity(base["nll_per_token"] + interval.low) - base["perplexity"],
+                    "delta_ppl_high": _perplexity(base["nll_per_token"] + interval.high) - base["perplexity"],
+                    "accuracy": float(ok["hits"].list.sum().sum() / ok["tokens"].list.sum().sum()),
+                    "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
+                    "n_weights": int(ok["n_weights"][0]),
+                }
+            rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+@lru_cache(maxsize=8)
+def comparisons(study: Study) -> pl.DataFrame:
+    """One row per kind of damage and control: super − control, paired by seed and window.
+
+    ``p`` is the exact paired permutation p over windows, ``p_holm`` and ``q_bh`` corrected over the whole
+    table, ``g`` the paired effect size with its interval. Pairs in which a cell diverged are left out and
+    counted; where none is left there is no test.
+    """
+    base, rows = baseline(study), []
+    for what, cells in _differences(study):
+        supers = _matrix(cells.filter(pl.col("group") == "super"), base)
+        for control in (g for g in CONTROLS if g in cells["group"].to_list()):
+            others = _matrix(cells.filter(pl.col("group") == control), base)
+            seeds = sorted(supers.keys() & others.keys())
+            total = cells["seed"].n_unique()
+            row = {
+                **what,
+                "damage": label(what),
+                "control": control,
+                "seeds": len(seeds),
+                "left_out": total - len(seeds),
+            }
+            if seeds:
+                d = np.array([supers[s] - others[s] for s in seeds])
+                interval, (g, g_interval) = mean_interval(d), hedges_g(d)
+                row |= {
+                    "difference": float(d.mean()),
+                    "low": interval.low,
+                    "high": interval.high,
+                    "p": paired_p(d),
+                    "g": g,
+                    "g_low": g_interval.low,
+                    "g_high": g_interval.high,
+                    "seeds_agree": int(sum(x.mean() > 0 for x in d)),
+                }
+            rows.append(row)
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return _corrected(frame) if "p" in frame.columns else frame
+
+
+def _corrected(frame: pl.DataFrame) -> pl.DataFrame:
+    tested = frame["p"].is_not_null().to_numpy()
+    p = frame["p"].drop_nulls().to_numpy()
+    columns = {}
+    for name, method in (("p_holm", "holm"), ("q_bh", "fdr_bh")):
+        values: list[float | None] = [None] * len(frame)
+        for at, value in zip(np.flatnonzero(tested), multipletests(p, method=method)[1], strict=True):
+            values[at] = float(value)
+        columns[name] = values
+    return frame.with_columns(**{name: pl.Series(values, dtype=pl.Float64) for name, values in columns.items()})

@@ -1,0 +1,114 @@
+"""The report: one self-contained HTML file that answers first, then shows evidence, then method."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from analysis import wording
+from analysis.damage import baseline, comparisons, effects
+from analysis.distribution import gaussian_product_tail
+from analysis.figures import LINEAR_BELOW, charts
+from analysis.inference import LEVEL, RESAMPLES
+from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_summary
+from analysis.study import Study, progress
+from analysis.verdicts import verdicts
+
+
+@lru_cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "significant": wording.significant,
+        "signed": wording.signed,
+        "p_value": wording.p_value,
+        "percent": wording.percent,
+    }
+    environment.globals["interval"] = wording.interval
+    return environment
+
+
+def _json_script(value: Any) -> str:
+    # Inside <script>, "</" could end the element and "<!--" could open a comment; in JSON both escapes mean "<".
+    return json.dumps(value).replace("</", "<\\/").replace("<!--", "\\u003c!--")
+
+
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, so that the report needs no network."""
+    return re.sub(r"</(script)", r"<\\/\1", vl_convert.javascript_bundle(), flags=re.IGNORECASE)
+
+
+def _headline(study: Study) -> dict[str, Any] | None:
+    """The kind of damage that costs most, with its super set and its strongest control."""
+    table = effects(study)
+    if "delta_nll" not in table.columns:
+        return None
+    top = table.filter(pl.col("group") == "super").drop_nulls("delta_nll").sort("delta_nll", descending=True)
+    if top.is_empty():
+        return None
+    row = top.row(0, named=True)
+    same = [pl.col(c).eq_missing(pl.lit(row[c])) for c in ("metric", "mode", "k", "damage")]
+    controls = table.filter(*same, pl.col("group") != "super").drop_nulls("delta_nll")
+    tests = comparisons(study)
+    tested = tests.filter(*same).to_dicts() if "p_holm" in tests.columns else []
+    scored = study.score_stats.filter(
+        (pl.col("metric") == row["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
+    ).unique(["tensor", "component", "expert"])["n"].sum()  # fmt: skip
+    return {"super": row, "controls": controls.to_dicts(), "tests": tested, "share": row["n_weights"] / scored}
+
+
+def context(study: Study) -> dict[str, Any]:
+    """Everything that the report says, as plain values."""
+    measured = not study.baselines.is_empty()
+    damaged = measured and not study.cells.is_empty()
+    tests = comparisons(study) if damaged else pl.DataFrame()
+    drawn = charts(study) if measured else {}
+    return {
+        "study": study,
+        "spec": study.spec,
+        "resolved": study.resolved,
+        "versions": study.record["versions"],
+        "progress": progress(study),
+        "baseline": baseline(study) if measured else None,
+        "headline": _headline(study) if damaged else None,
+        "effects": effects(study).to_dicts() if damaged and "delta_nll" in effects(study).columns else [],
+        "tests": tests.to_dicts() if "p_holm" in tests.columns else [],
+        "jaccard": jaccard(study).to_dicts(),
+        "jaccard_summary": jaccard_summary(study).to_dicts(),
+        "calibration_overlap": calibration_overlap(study),
+        "consensus": consensus(study).to_dicts(),
+        "verdicts": verdicts(study) if measured else [],
+        "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
+        "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
+        "compute_seconds": float(study.cells["seconds"].sum() or 0),
+        "gaussian_tail": gaussian_product_tail(),
+        "linear_below": LINEAR_BELOW,
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "charts": {name: _json_script(chart.to_dict()) for name, chart in drawn.items()},
+        "vega": _library() if drawn else "",
+    }
+
+
+def write_report(study: Study) -> Path:
+    """Write ``report.html`` into the study's directory and return its path."""
+    html = _environment().get_template("report.html.j2").render(context(study))
+    path = study.directory / "report.html"
+    scratch = path.with_suffix(".html.tmp")
+    scratch.write_text(html, encoding="utf-8")
+    os.replace(scratch, path)
+    return path

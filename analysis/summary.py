@@ -1,0 +1,87 @@
+"""The answer in a terminal, at 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis import wording
+from analysis.damage import GROUP_ORDER, baseline, comparisons, effects
+from analysis.stability import consensus, jaccard_summary
+from analysis.study import Study
+from analysis.verdicts import verdicts
+
+MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
+
+
+def _damage(study: Study) -> Table:
+    """One row per kind of damage: ΔNLL of each group, and the weaker of its tests."""
+    table = Table(title="What damage costs: ΔNLL, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
+    effect, tests = effects(study), comparisons(study)
+    groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
+    table.add_column("damage")
+    for name in ("k", *groups, *(["p"] if "p_holm" in tests.columns else [])):
+        table.add_column(name, justify="right")
+    for (damage, k), rows in effect.group_by("damage", "k", maintain_order=True):
+        by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
+        cells = [_outcome(by_group[g]) for g in groups]
+        if "p_holm" in tests.columns:
+            p = tests.filter((pl.col("damage") == damage) & (pl.col("k") == k))["p_holm"].max()
+            cells.append(wording.p_value(p))  # type: ignore[arg-type]
+        table.add_row(str(damage), str(k), *cells)
+    return table
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    delta = row.get("delta_nll")
+    lost = f" ({row['diverged']} NaN)" if row["diverged"] else ""
+    return ("diverged" if row["diverged"] else "failed") if delta is None else wording.signed(delta) + lost
+
+
+def _weights(study: Study) -> Table:
+    table = Table(title="The weights that most seeds agree on", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("layer", "component", "row", "col", "weight", "score", "seeds"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for r in consensus(study, limit=5).iter_rows(named=True):
+        layer = "–" if r["layer"] is None else str(r["layer"])
+        table.add_row(
+            layer, r["component"], str(r["row"]), str(r["col"]),
+            wording.significant(r["weight"]), wording.significant(r["score"]),
+            f"{r['seeds']}/{len(study.spec['seeds'])}",
+        )  # fmt: skip
+    return table
+
+
+def print_summary(study: Study, console: Console) -> None:
+    """Print which weights, how sure, and what damaging them costs."""
+    if study.baselines.is_empty():
+        console.print("nothing is measured yet")
+        return
+    base = baseline(study)
+    console.print(
+        f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {wording.percent(base['accuracy'])}"
+    )
+    console.print(_weights(study))
+    for r in jaccard_summary(study).iter_rows(named=True):
+        console.print(
+            f"Jaccard between seeds {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f}), chance "
+            f"{wording.significant(r['chance'], 1)}: {r['metric']} {r['mode']} k={r['k']}",
+            soft_wrap=True,
+        )
+    if not study.cells.is_empty():
+        console.print(_damage(study))
+        console.print(
+            "[dim]p: super against its closest control, permutation over windows, Holm.\n"
+            "Intervals, effect sizes and single seeds are in the report.[/]\n"
+        )
+    judged = Table.grid(padding=(0, 2))
+    for v in verdicts(study):
+        judged.add_row(v.id, MARKS[v.status], v.claim)
+    console.print(judged)
+    failed = study.cells.filter(pl.col("status") == "error")
+    for cell, error in failed.select("cell_id", "error").head(3).iter_rows():
+        console.print(f"[red]cell {cell} failed: {error}[/]")

@@ -1,0 +1,177 @@
+"""Verdicts: stated criteria, judged by what was measured. A criterion that fails is reported as failing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import polars as pl
+
+from analysis.damage import comparisons, effects
+from analysis.distribution import gaussian_product_tail, hotspot_agreement, tails
+from analysis.stability import jaccard_summary, score_overlap
+from analysis.study import Study
+from analysis.wording import p_value, signed, significant
+
+Status = Literal["holds", "fails", "open"]
+
+#: Spearman correlation of tensors' mean scores from which on hotspots count as the same in every seed.
+HOTSPOT_RHO = 0.9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A criterion, whether it holds ("open": this study can't say), and the numbers behind it."""
+
+    id: str
+    claim: str
+    status: Status
+    evidence: str
+
+
+def _judge(condition: bool) -> Status:
+    return "holds" if condition else "fails"
+
+
+def sign_flip_ratio(table: pl.DataFrame) -> Verdict:
+    """P3.7: ΔPPL(super) ≥ 5 × ΔPPL(random) for sign flips, by the unfavourable ends of both intervals."""
+    claim = "Flipping the super weights' signs raises perplexity at least 5 times as much as flipping random ones"
+    rows = table.filter((pl.col("perturbation") == "sign_flip") & (pl.col("strength") == 1.0))
+    parts, holds = [], []
+    for k in rows["k"].unique().sort():
+        pair = {r["group"]: r for r in rows.filter(pl.col("k") == k).iter_rows(named=True)}
+        if not all(pair.get(g, {}).get("delta_ppl") is not None for g in ("super", "random_k")):
+            continue
+        low, high = pair["super"]["delta_ppl_low"], pair["random_k"]["delta_ppl_high"]
+        holds.append(low > 0 and low >= 5 * high)
+        parts.append(f"k={k}: super at least {signed(low)}, random at most {signed(high)}")
+    if not parts:
+        return Verdict("P3.7a", claim, "open", "needs sign_flip with the groups super and random_k")
+    return Verdict("P3.7a", claim, _judge(all(holds)), "; ".join(parts) + " (95% bounds on ΔPPL)")
+
+
+def hierarchy(table: pl.DataFrame) -> Verdict:
+    """P3.7: ≥3× from super to random and ≥3× from random to bottom, for every kind of damage."""
+    claim = "ΔPPL falls at least 3-fold from super to random and 3-fold again from random to bottom"
+    tried, failed = 0, []
+    for (k, damage), rows in table.group_by(["k", "damage"], maintain_order=True):
+        at = dict(rows.select("group", "delta_ppl").drop_nulls().iter_rows()) if "delta_ppl" in rows.columns else {}
+        if not {"super", "random_k", "bottom_k"} <= at.keys():
+            continue
+        tried += 1
+        first = at["super"] > 0 and at["super"] >= 3 * at["random_k"]
+        second = at["random_k"] > 0 and at["random_k"] >= 3 * at["bottom_k"]
+        if not (first and second):
+            step = "super/random" if not first else "random/bottom"
+            failed.append(f"{damage} k={k} ({step}: " + " / ".join(signed(at[g], 2) for g in step_groups(step)) + ")")
+    if not tried:
+        return Verdict("P3.7b", claim, "open", "needs the groups super, random_k and bottom_k without divergence")
+    evidence = f"{tried - len(failed)} of {tried} kinds of damage" + (f"; not {', '.join(failed)}" if failed else "")
+    return Verdict("P3.7b", claim, _judge(not failed), evidence)
+
+
+def step_groups(step: str) -> tuple[str, str]:
+    """The two groups of a step of the hierarchy."""
+    return ("super", "random_k") if step == "super/random" else ("random_k", "bottom_k")
+
+
+def significance(table: pl.DataFrame) -> Verdict:
+    """P3.7: p < 0.01 for every kind, corrected by Holm."""
+    claim = "Super differs from every control at p < 0.01 for every kind of damage (Holm-corrected)"
+    if "p_holm" not in table.columns:
+        return Verdict("P3.7c", claim, "open", "needs at least one control")
+    tested = table.drop_nulls("p_holm")
+    weak = tested.filter((pl.col("p_holm") >= 0.01) | (pl.col("difference") <= 0))
+    skipped = len(table) - len(tested)
+    worst = f"largest corrected p {p_value(tested['p_holm'].max())} over {len(tested)} comparisons"
+    names = [f"{r['damage']} k={r['k']} vs {r['control']}" for r in weak.iter_rows(named=True)]
+    evidence = worst + (f"; not for {', '.join(names)}" if names else "") + (
+        f"; {skipped} could not be tested (diverged)" if skipped else ""
+    )  # fmt: skip
+    return Verdict("P3.7c", claim, _judge(not names and not skipped), evidence)
+
+
+def dose(table: pl.DataFrame) -> Verdict:
+    """P3.7: monotone dose response, judged from three strengths on."""
+    claim = "Damage to super weights grows with its strength"
+    series = (
+        table.filter((pl.col("group") == "super") & pl.col("strength").is_not_null())
+        .sort("strength")
+        .group_by(["perturbation", "variant", "k"], maintain_order=True)
+        .agg("strength", "delta_nll")
+    )
+    long = series.filter(pl.col("strength").list.len() >= 3)
+    ordered = [all(a < b for a, b in pairwise(d)) for d in long["delta_nll"].to_list()]
+    if ordered:
+        return Verdict(
+            "P3.7d", claim, _judge(all(ordered)), f"{sum(ordered)} of {len(ordered)} series rise at every step"
+        )
+    pairs = series.filter(pl.col("strength").list.len() == 2).iter_rows(named=True)
+    seen = [
+        f"{r['perturbation']} k={r['k']}: {signed(r['delta_nll'][0], 2)} → {signed(r['delta_nll'][1], 2)}"
+        for r in pairs
+    ]
+    few = "fewer than three strengths of a kind" + (f" ({'; '.join(seen)} nats per token)" if seen else "")
+    return Verdict("P3.7d", claim, "open", few)
+
+
+def stability(study: Study) -> Verdict:
+    """P2.7: Jaccard > 0.4 over three seeds or more."""
+    claim = "Three or more seeds agree on the super weights with Jaccard above 0.4"
+    summary = jaccard_summary(study)
+    if len(study.spec["seeds"]) < 3 or summary.is_empty():
+        return Verdict("P2.7a", claim, "open", f"needs three seeds, has {len(study.spec['seeds'])}")
+    parts = [
+        f"{r['metric']} {r['mode']} k={r['k']}: {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
+        for r in summary.iter_rows(named=True)
+    ]
+    chance = f"; chance {significant(summary['chance'].max(), 1)}"
+    return Verdict("P2.7a", claim, _judge(bool((summary["mean"] > 0.4).all())), "; ".join(parts) + chance)
+
+
+def score_agreement(study: Study) -> Verdict:
+    """P2.7: grad_x_weight and grad_squared overlap by more than 60%."""
+    claim = "grad_x_weight and grad_squared choose more than 60% of the same weights"
+    overlap = score_overlap(study, "grad_x_weight", "grad_squared")
+    if overlap.is_empty():
+        return Verdict("P2.7b", claim, "open", "this study does not have both scores in one mode")
+    means = overlap.group_by("mode", "k").agg(pl.col("overlap").mean()).sort("mode", "k")
+    evidence = "; ".join(f"{mode} k={k}: {share:.0%}" for mode, k, share in means.iter_rows())
+    return Verdict("P2.7b", claim, _judge(bool((means["overlap"] > 0.6).all())), evidence)
+
+
+def heavy_tail(study: Study) -> Verdict:
+    """P2.7: the top 1% of a tensor's scores average more than 10× its median."""
+    claim = "In every scored tensor the top 1% of scores average more than 10 times the median"
+    ratios = tails(study)["top1pct_over_median"].drop_nulls()
+    if ratios.is_empty():
+        return Verdict("P2.7c", claim, "open", "no score statistics")
+    share = float((ratios > 10).mean())  # type: ignore[arg-type]
+    reference = gaussian_product_tail()
+    evidence = (
+        f"{share:.0%} of {len(ratios)} tensors, median ratio {ratios.median():.0f}; a product of two independent "
+        f"Gaussians already has {reference:.1f}, and {(ratios > 2 * reference).mean():.0%} have twice that"
+    )
+    return Verdict("P2.7c", claim, _judge(share == 1), evidence)
+
+
+def hotspots(study: Study) -> Verdict:
+    """P2.7: the same tensors are hot in every seed."""
+    claim = f"Seeds agree on which tensors are hot (Spearman of mean scores at least {HOTSPOT_RHO})"
+    if len(study.spec["seeds"]) < 2 or study.score_stats.is_empty():
+        return Verdict("P2.7d", claim, "open", "needs two seeds")
+    rho = [r for s in study.spec["scores"] for r in hotspot_agreement(study, s["metric"])]
+    return Verdict("P2.7d", claim, _judge(min(rho) >= HOTSPOT_RHO), f"ρ between {min(rho):.3f} and {max(rho):.3f}")
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """All verdicts on a study, those that it can't reach included."""
+    found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
+    if study.spec["perturbations"] and not study.cells.is_empty():
+        table, tests = effects(study), comparisons(study)
+        found += [sign_flip_ratio(table), hierarchy(table), significance(tests)]
+        if "delta_nll" in table.columns:
+            found.append(dose(table))
+    found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
+    return sorted(found, key=lambda v: v.id)

@@ -1,0 +1,58 @@
+"""Numbers as people read them; one place, so that report, terminal and tests agree."""
+
+from __future__ import annotations
+
+import math
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def significant(x: float | None, digits: int = 3) -> str:
+    """Three significant digits, powers of ten where they read better.
+
+    >>> significant(291530000.0), significant(-0.00111), significant(24.0606), significant(0.0000271)
+    ('2.92×10⁸', '−0.00111', '24.1', '2.71×10⁻⁵')
+    """
+    if x is None or math.isnan(x):
+        return "–"
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    if x == 0:
+        return "0"
+    magnitude = abs(x)
+    if magnitude >= 1e5 or magnitude < 1e-4:
+        mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+        text = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    elif magnitude >= 1000:
+        text = f"{x:,.0f}"
+    else:
+        decimals = max(0, digits - 1 - math.floor(math.log10(magnitude)))
+        text = f"{x:.{decimals}f}"
+    return text.replace("-", "−", 1) if x < 0 else text
+
+
+def signed(x: float | None, digits: int = 3) -> str:
+    """With a plus sign where it is positive."""
+    text = significant(x, digits)
+    return f"+{text}" if x is not None and x > 0 and not math.isnan(x) else text
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """``[low, high]`` with signs."""
+    return "–" if low is None or high is None else f"[{signed(low)}, {signed(high)}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p value, never rounded to zero.
+
+    >>> p_value(0.000031), p_value(0.394684), p_value(1.0)
+    ('0.00003', '0.39', '1')
+    """
+    if p is None or math.isnan(p):
+        return "–"
+    return f"{p:.5f}" if p < 0.001 else f"{p:.2g}" if p < 0.995 else "1"
+
+
+def percent(x: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "–" if x is None or math.isnan(x) else f"{100 * x:.1f}%"

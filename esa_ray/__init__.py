@@ -1,0 +1,47 @@
+"""esa-ray: which few weights does a language model hang on, and what does damage to them cost?
+
+``import esa_ray`` loads neither torch nor ray; names are imported when first used. The science needs no
+Ray: score a model in hand, damage it, evaluate it::
+
+    from esa_ray import PerturbSpec, ScoreSpec, catalogue, evaluate, perturbed, rank, score_tensors
+
+    weights = catalogue(model)
+    tensors = weights.select(("q", "k", "v", "o", "gate", "up", "down"))
+    scores = score_tensors(model, tensors, calibration_windows, ["grad_x_weight"])
+    ranking = rank(scores, ScoreSpec(), k=100, groups=["super", "random_k"], seed=0)
+    with perturbed(weights, chosen(ranking, "super", 100), PerturbSpec(kind="zero"), seed=0):
+        damaged = evaluate(model, evaluation_windows)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "esa_ray.errors": ("EsaError",),
+    "esa_ray.spec": ("DataSpec", "ModelSpec", "PerturbSpec", "ScoreSpec", "StudySpec"),
+    "esa_ray.grid": ("Cell", "cell_id", "cells", "plan"),
+    "esa_ray.data": ("read_documents", "windows"),
+    "esa_ray.models.sources": ("find",),
+    "esa_ray.models.load": ("load_model", "load_tokenizer"),
+    "esa_ray.models.addressing": ("catalogue",),
+    "esa_ray.scoring.gradients": ("score_tensors",),
+    "esa_ray.scoring.ranking": ("chosen", "rank", "score_stats"),
+    "esa_ray.perturb.edit": ("perturbed",),
+    "esa_ray.evaluate": ("evaluate",),
+    "esa_ray.engine.sweep": ("run_study",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'esa_ray' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
