@@ -18,6 +18,23 @@ GROUP_ORDER = ["super", "random_k", "matched_k", "bottom_k"]
 CONTROLS = GROUP_ORDER[1:]
 
 
+_WHAT = {
+    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
+    "variant": pl.String, "damage": pl.String,
+}  # fmt: skip
+EFFECTS: dict[str, Any] = _WHAT | {
+    "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
+    "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
+    "delta_norm": pl.Float64, "n_weights": pl.Int64,
+}  # fmt: skip
+COMPARISONS: dict[str, Any] = _WHAT | {
+    "control": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "difference": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "q_bh": pl.Float64, "g": pl.Float64,
+    "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64,
+}  # fmt: skip
+
+
 def label(row: dict[str, Any]) -> str:
     """Short name of a kind of damage: ``gauss_noise 0.02``, ``bit_flip 0.05 mantissa``."""
     parts = [row["perturbation"]]
@@ -95,12 +112,12 @@ def effects(study: Study) -> pl.DataFrame:
                     "delta_ppl": _perplexity(base["nll_per_token"] + delta) - base["perplexity"],
                     "delta_ppl_low": _perplexity(base["nll_per_token"] + interval.low) - base["perplexity"],
                     "delta_ppl_high": _perplexity(base["nll_per_token"] + interval.high) - base["perplexity"],
-                    "accuracy": float(ok["hits"].list.sum().sum() / ok["tokens"].list.sum().sum()),
+                    "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
                     "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
                     "n_weights": int(ok["n_weights"][0]),
                 }
             rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, schema=EFFECTS)
 
 
 @lru_cache(maxsize=8)
@@ -139,14 +156,15 @@ def comparisons(study: Study) -> pl.DataFrame:
                     "seeds_agree": int(sum(x.mean() > 0 for x in d)),
                 }
             rows.append(row)
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    return _corrected(frame) if "p" in frame.columns else frame
+    return _corrected(pl.DataFrame(rows, schema=COMPARISONS))
 
 
 def _corrected(frame: pl.DataFrame) -> pl.DataFrame:
     tested = frame["p"].is_not_null().to_numpy()
     p = frame["p"].drop_nulls().to_numpy()
-    columns = {}
+    if not len(p):
+        return frame
+    columns: dict[str, list[float | None]] = {}
     for name, method in (("p_holm", "holm"), ("q_bh", "fdr_bh")):
         values: list[float | None] = [None] * len(frame)
         for at, value in zip(np.flatnonzero(tested), multipletests(p, method=method)[1], strict=True):

@@ -15,6 +15,8 @@ from analysis.study import Study
 #: Okabe and Ito's palette, told apart with every common colour blindness; shapes say the same again.
 COLOURS = ["#D55E00", "#0072B2", "#009E73", "#8A8A8A"]
 SHAPES = ["circle", "square", "triangle-up", "diamond"]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+
 COMPONENT_ORDER = ["q", "k", "v", "o", "gate", "up", "down", "router", "embed", "head", "norm"]
 #: Below this |ΔNLL| the axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
 LINEAR_BELOW = 1e-3
@@ -32,11 +34,9 @@ def _group_scales(groups: list[str]) -> dict:
     }  # fmt: skip
 
 
-def damage(study: Study) -> alt.LayerChart | None:
+def damage(study: Study) -> Chart | None:
     """ΔNLL of every kind of damage at the largest k: means with 95% intervals, and each seed's value."""
     table = effects(study)
-    if "delta_nll" not in table.columns:
-        return None
     k = max(study.spec["topk"])
     first = study.spec["scores"][0]
     table = table.filter(
@@ -78,7 +78,7 @@ def damage(study: Study) -> alt.LayerChart | None:
     return alt.layer(zero, bars, strips, points).properties(width="container", height={"step": 17})
 
 
-def stability(study: Study) -> alt.LayerChart | None:
+def stability(study: Study) -> Chart | None:
     """Jaccard of the super sets of every pair of seeds, a square per pair and a panel per k."""
     table = jaccard(study)
     if table.is_empty():
@@ -102,7 +102,7 @@ def stability(study: Study) -> alt.LayerChart | None:
     return alt.layer(squares, text).properties(width="container", height=200)
 
 
-def hotspots(study: Study) -> alt.Chart | None:
+def hotspots(study: Study) -> Chart | None:
     """Mean score per weight by layer and component, averaged over seeds."""
     table = blocks(study).drop_nulls("layer")
     if table.is_empty():
@@ -127,7 +127,7 @@ def hotspots(study: Study) -> alt.Chart | None:
     )
 
 
-def tail(study: Study) -> alt.LayerChart | None:
+def tail(study: Study) -> Chart | None:
     """Top 1% of scores over the median, by layer; the dashed line is the product of two Gaussians."""
     table = tails(study).drop_nulls(["layer", "top1pct_over_median"])
     if table.is_empty():
@@ -151,7 +151,7 @@ def tail(study: Study) -> alt.LayerChart | None:
 FIGURES = {"damage": damage, "stability": stability, "hotspots": hotspots, "tail": tail}
 
 
-def charts(study: Study) -> dict[str, alt.Chart | alt.LayerChart]:
+def charts(study: Study) -> dict[str, Chart]:
     """Every figure that this study has data for, styled."""
     made = {name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None}
     return {

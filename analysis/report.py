@@ -49,14 +49,13 @@ def _json_script(value: Any) -> str:
 
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, so that the report needs no network."""
-    return re.sub(r"</(script)", r"<\\/\1", vl_convert.javascript_bundle(), flags=re.IGNORECASE)
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return re.sub(r"</(script)", r"<\\/\1", bundle, flags=re.IGNORECASE)
 
 
 def _headline(study: Study) -> dict[str, Any] | None:
     """The kind of damage that costs most, with its super set and its strongest control."""
     table = effects(study)
-    if "delta_nll" not in table.columns:
-        return None
     top = table.filter(pl.col("group") == "super").drop_nulls("delta_nll").sort("delta_nll", descending=True)
     if top.is_empty():
         return None
@@ -64,7 +63,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
     same = [pl.col(c).eq_missing(pl.lit(row[c])) for c in ("metric", "mode", "k", "damage")]
     controls = table.filter(*same, pl.col("group") != "super").drop_nulls("delta_nll")
     tests = comparisons(study)
-    tested = tests.filter(*same).to_dicts() if "p_holm" in tests.columns else []
+    tested = tests.filter(*same).drop_nulls("p").to_dicts()
     scored = study.score_stats.filter(
         (pl.col("metric") == row["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
     ).unique(["tensor", "component", "expert"])["n"].sum()  # fmt: skip
@@ -85,8 +84,8 @@ def context(study: Study) -> dict[str, Any]:
         "progress": progress(study),
         "baseline": baseline(study) if measured else None,
         "headline": _headline(study) if damaged else None,
-        "effects": effects(study).to_dicts() if damaged and "delta_nll" in effects(study).columns else [],
-        "tests": tests.to_dicts() if "p_holm" in tests.columns else [],
+        "effects": effects(study).to_dicts() if damaged else [],
+        "tests": tests.to_dicts(),
         "jaccard": jaccard(study).to_dicts(),
         "jaccard_summary": jaccard_summary(study).to_dicts(),
         "calibration_overlap": calibration_overlap(study),

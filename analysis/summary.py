@@ -24,12 +24,12 @@ def _damage(study: Study) -> Table:
     effect, tests = effects(study), comparisons(study)
     groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
     table.add_column("damage")
-    for name in ("k", *groups, *(["p"] if "p_holm" in tests.columns else [])):
+    for name in ("k", *groups, *([] if tests.is_empty() else ["p"])):
         table.add_column(name, justify="right")
     for (damage, k), rows in effect.group_by("damage", "k", maintain_order=True):
         by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
         cells = [_outcome(by_group[g]) for g in groups]
-        if "p_holm" in tests.columns:
+        if not tests.is_empty():
             p = tests.filter((pl.col("damage") == damage) & (pl.col("k") == k))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
         table.add_row(str(damage), str(k), *cells)
@@ -37,7 +37,7 @@ def _damage(study: Study) -> Table:
 
 
 def _outcome(row: dict[str, Any]) -> str:
-    delta = row.get("delta_nll")
+    delta = row["delta_nll"]
     lost = f" ({row['diverged']} NaN)" if row["diverged"] else ""
     return ("diverged" if row["diverged"] else "failed") if delta is None else wording.signed(delta) + lost
 

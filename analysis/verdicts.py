@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from analysis.damage import comparisons, effects
@@ -56,7 +58,7 @@ def hierarchy(table: pl.DataFrame) -> Verdict:
     claim = "ΔPPL falls at least 3-fold from super to random and 3-fold again from random to bottom"
     tried, failed = 0, []
     for (k, damage), rows in table.group_by(["k", "damage"], maintain_order=True):
-        at = dict(rows.select("group", "delta_ppl").drop_nulls().iter_rows()) if "delta_ppl" in rows.columns else {}
+        at = dict(rows.select("group", "delta_ppl").drop_nulls().iter_rows())
         if not {"super", "random_k", "bottom_k"} <= at.keys():
             continue
         tried += 1
@@ -79,12 +81,13 @@ def step_groups(step: str) -> tuple[str, str]:
 def significance(table: pl.DataFrame) -> Verdict:
     """P3.7: p < 0.01 for every kind, corrected by Holm."""
     claim = "Super differs from every control at p < 0.01 for every kind of damage (Holm-corrected)"
-    if "p_holm" not in table.columns:
+    if table.is_empty():
         return Verdict("P3.7c", claim, "open", "needs at least one control")
     tested = table.drop_nulls("p_holm")
     weak = tested.filter((pl.col("p_holm") >= 0.01) | (pl.col("difference") <= 0))
     skipped = len(table) - len(tested)
-    worst = f"largest corrected p {p_value(tested['p_holm'].max())} over {len(tested)} comparisons"
+    largest = max(tested["p_holm"].to_list(), default=math.nan)
+    worst = f"largest corrected p {p_value(largest)} over {len(tested)} comparisons"
     names = [f"{r['damage']} k={r['k']} vs {r['control']}" for r in weak.iter_rows(named=True)]
     evidence = worst + (f"; not for {', '.join(names)}" if names else "") + (
         f"; {skipped} could not be tested (diverged)" if skipped else ""
@@ -96,7 +99,9 @@ def dose(table: pl.DataFrame) -> Verdict:
     """P3.7: monotone dose response, judged from three strengths on."""
     claim = "Damage to super weights grows with its strength"
     series = (
-        table.filter((pl.col("group") == "super") & pl.col("strength").is_not_null())
+        table.filter(
+            (pl.col("group") == "super") & pl.col("strength").is_not_null() & pl.col("delta_nll").is_not_null()
+        )
         .sort("strength")
         .group_by(["perturbation", "variant", "k"], maintain_order=True)
         .agg("strength", "delta_nll")
@@ -126,7 +131,7 @@ def stability(study: Study) -> Verdict:
         f"{r['metric']} {r['mode']} k={r['k']}: {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
         for r in summary.iter_rows(named=True)
     ]
-    chance = f"; chance {significant(summary['chance'].max(), 1)}"
+    chance = f"; chance {significant(max(summary['chance'].to_list()), 1)}"
     return Verdict("P2.7a", claim, _judge(bool((summary["mean"] > 0.4).all())), "; ".join(parts) + chance)
 
 
@@ -144,13 +149,13 @@ def score_agreement(study: Study) -> Verdict:
 def heavy_tail(study: Study) -> Verdict:
     """P2.7: the top 1% of a tensor's scores average more than 10× its median."""
     claim = "In every scored tensor the top 1% of scores average more than 10 times the median"
-    ratios = tails(study)["top1pct_over_median"].drop_nulls()
-    if ratios.is_empty():
+    ratios = tails(study)["top1pct_over_median"].drop_nulls().to_numpy()
+    if not len(ratios):
         return Verdict("P2.7c", claim, "open", "no score statistics")
-    share = float((ratios > 10).mean())  # type: ignore[arg-type]
+    share = float((ratios > 10).mean())
     reference = gaussian_product_tail()
     evidence = (
-        f"{share:.0%} of {len(ratios)} tensors, median ratio {ratios.median():.0f}; a product of two independent "
+        f"{share:.0%} of {len(ratios)} tensors, median ratio {np.median(ratios):.0f}; a product of two independent "
         f"Gaussians already has {reference:.1f}, and {(ratios > 2 * reference).mean():.0%} have twice that"
     )
     return Verdict("P2.7c", claim, _judge(share == 1), evidence)
@@ -170,8 +175,6 @@ def verdicts(study: Study) -> list[Verdict]:
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     if study.spec["perturbations"] and not study.cells.is_empty():
         table, tests = effects(study), comparisons(study)
-        found += [sign_flip_ratio(table), hierarchy(table), significance(tests)]
-        if "delta_nll" in table.columns:
-            found.append(dose(table))
+        found += [sign_flip_ratio(table), hierarchy(table), significance(tests), dose(table)]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
     return sorted(found, key=lambda v: v.id)

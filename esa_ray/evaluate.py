@@ -54,7 +54,7 @@ def evaluate(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) -
     >>> evaluate(model, np.zeros((3, 8), dtype=np.int64)).tokens
     [7, 7, 7]
     """
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     nll, hits = [], []
     for start in range(0, len(windows), batch_size):
         batch_BT = torch.as_tensor(windows[start : start + batch_size], device=device)

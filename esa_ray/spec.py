@@ -134,7 +134,7 @@ class PerturbSpec(Spec):
     @property
     def label(self) -> str:
         """Short text for people and file names, e.g. ``gauss_noise-0.02``."""
-        parts = [self.kind]
+        parts: list[str] = [self.kind]
         if self.bits not in (None, "all"):
             parts.append(str(self.bits))
         if self.relative_to == "tensor":

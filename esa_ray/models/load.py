@@ -44,7 +44,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
@@ -105,7 +105,7 @@ def load_model(
     except (OSError, ValueError) as error:
         raise EsaError(f"--model {source.name} can't be loaded: {str(error).splitlines()[0]}") from None
     if device not in ("cpu", "auto"):
-        model.to(device)
+        model.to(torch.device(device))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         # A sum is finite only if every term is (fp32 sums of weights don't overflow by themselves).

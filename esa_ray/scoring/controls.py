@@ -33,7 +33,8 @@ def random_k(tensor: WeightTensor, supers: np.ndarray, eligible: np.ndarray | No
             f"{tensor.name} holds {available} weights, too few for {len(supers)} super weights and as many controls; "
             "lower --topk"
         )
-    key, chosen, counter = stream_key(seed, "random_k", tensor.name), [], 0
+    key, counter = stream_key(seed, "random_k", tensor.name), 0
+    chosen: list[int] = []
     while len(chosen) < len(supers):
         draws = (uniform(key, np.arange(counter, counter + 4 * len(supers))) * tensor.size).astype(np.int64)
         counter += len(draws)

@@ -29,13 +29,22 @@ FOLDS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "square": lambda total, g: total.addcmul_(g, g),
 }
 
-#: metric → (which accumulator, how it becomes a score).
-METRICS: dict[str, tuple[str | None, Callable[[Tensor | None, Tensor, int], Tensor]]] = {
-    "grad_x_weight": ("sum", lambda total, w, tokens: (total * w).abs() / tokens),  # type: ignore[operator]
-    "grad_x_weight_abs": ("abs", lambda total, w, tokens: (total * w.abs()) / tokens),  # type: ignore[operator]
-    "grad_squared": ("square", lambda total, w, tokens: total / tokens),  # type: ignore[operator]
-    "magnitude": (None, lambda total, w, tokens: w.abs()),
+#: metric → the accumulator that its score is made of; None needs no gradient.
+FOLD_OF: dict[str, str | None] = {
+    "grad_x_weight": "sum",
+    "grad_x_weight_abs": "abs",
+    "grad_squared": "square",
+    "magnitude": None,
 }
+
+
+def _finish(metric: str, total: Tensor | None, weight: Tensor, tokens: int) -> Tensor:
+    """From an accumulator and the weights to scores."""
+    if total is None:
+        return weight.abs()
+    if metric == "grad_squared":
+        return total / tokens
+    return (total * weight).abs() / tokens
 
 
 def window_nll(model: PreTrainedModel, window_BT: Tensor) -> Tensor:
@@ -99,10 +108,10 @@ class Scores:
 
     def at(self, metric: str, index: int, flat: Tensor | slice) -> Tensor:
         """The scores of some of one tensor's weights, by flat index."""
-        fold, finish = METRICS[metric]
+        fold = FOLD_OF[metric]
         tensor = self.tensors[index]
         total = self._totals[fold][index].view(-1)[flat] if fold else None
-        scores = finish(total, tensor.flat_weights()[flat].float(), self.tokens)
+        scores = _finish(metric, total, tensor.flat_weights()[flat].float(), self.tokens)
         if not torch.isfinite(scores.sum()):
             raise EsaError(
                 f"{metric} of {tensor.name} is NaN or infinite; the model overflows in {tensor.parameter.dtype}, "
@@ -138,8 +147,8 @@ def score_tensors(
     First-order saliency: Molchanov et al. 2019, arXiv:1906.10771. Empirical Fisher: Kunstner et al. 2019,
     arXiv:1905.12558.
     """
-    folds = [fold for metric in metrics if (fold := METRICS[metric][0])]
-    windows_NT = torch.as_tensor(np.asarray(windows), device=model.get_input_embeddings().weight.device)
+    folds = [fold for metric in metrics if (fold := FOLD_OF[metric])]
+    windows_NT = torch.as_tensor(np.asarray(windows), device=model.device)
     accumulators = GradientAccumulators(tensors, folds)
     if folds:
         with accumulators, torch.enable_grad():

