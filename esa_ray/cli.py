@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +24,14 @@ from esa_ray.spec import (
 )
 
 if TYPE_CHECKING:
+    from analysis import Study
     from esa_ray.engine.sweep import Summary
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     help="Which few weights does a language model hang on, how sure are we, and what does damage to them cost?",
 )
 console = Console()
@@ -164,16 +167,31 @@ def finish(summary: Summary, *, save_plots: bool) -> int:
     return 1
 
 
+@contextmanager
+def opened(directory: Path) -> Iterator[Study]:
+    """A study for analysis; what it says of an unreadable one becomes our sentence (it may import nothing of ours)."""
+    import analysis
+
+    try:
+        yield analysis.load(directory)
+    except analysis.StudyError as error:
+        raise EsaError(str(error)) from None
+
+
 def show_results(directory: Path, *, save_plots: bool = False) -> None:
     """Write the report (and the figures as files), and print the answer."""
     import analysis
 
-    study = analysis.load(directory)
-    report = analysis.write_report(study)
-    analysis.print_summary(study, console)
-    if save_plots:
-        console.print(f"figures  {analysis.save_figures(study)}", soft_wrap=True)
-    console.print(f"report   {report}", soft_wrap=True)
+    with opened(directory) as study:
+        report = analysis.write_report(study)
+        analysis.print_summary(study, console)
+        if "stability" in study.spec["analyses"]:
+            table = directory / "stability.csv"
+            analysis.jaccard(study).write_csv(table)
+            console.print(f"seeds    {table}", soft_wrap=True)
+        if save_plots:
+            console.print(f"figures  {analysis.save_figures(study)}", soft_wrap=True)
+        console.print(f"report   {report}", soft_wrap=True)
 
 
 @app.command(epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3")
@@ -201,7 +219,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     out_dir: Annotated[Path | None, typer.Option(help="The study's directory.")] = None,
-    stability_check: Annotated[bool, typer.Option("--stability-check", help="Judge agreement across seeds (two or more).")] = False,
+    stability_check: Annotated[bool, typer.Option("--stability-check", help="Needs two seeds; writes their agreement to stability.csv.")] = False,
     weight_analysis: Annotated[bool, typer.Option("--weight-analysis", help="Plan only, so far.")] = False,
     architecture_analysis: Annotated[bool, typer.Option("--architecture-analysis", help="Plan only, so far.")] = False,
     save_plots: Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")] = False,
@@ -256,7 +274,8 @@ def status(out_dir: Annotated[Path, typer.Option(help="The study's directory.")]
     """Say how far a study is, from its store alone."""
     import analysis
 
-    counts = analysis.progress(analysis.load(out_dir))
+    with opened(out_dir) as study:
+        counts = analysis.progress(study)
     for name, value in counts.items():
         console.out(f"{name:<18}{value}")
     raise typer.Exit(0 if not counts["missing"] and not counts["error"] else 1)
@@ -276,4 +295,4 @@ def guarded(command: Any) -> None:
 
 def main() -> None:
     """Entry point of ``esa``."""
-    guarded(app)
+    guarded(lambda: app(prog_name="esa"))

@@ -91,6 +91,12 @@ def _read_hub(spec: DataSpec) -> Iterator[str]:
     yield from rows[spec.text_column]
 
 
+def anchored(spec: DataSpec) -> DataSpec:
+    """The same data with a file's absolute path, for processes that run in another directory."""
+    path = Path(spec.source).expanduser()
+    return spec.model_copy(update={"source": str(path.resolve())}) if path.is_file() else spec
+
+
 def text_fingerprint(documents: list[str]) -> str:
     """SHA-256 over the documents and their borders, as 16 hex digits."""
     digest = hashlib.sha256()

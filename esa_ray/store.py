@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from esa_ray.errors import EsaError
 from esa_ray.schema import SCHEMA_VERSION, TABLES
-from esa_ray.spec import StudySpec
+from esa_ray.spec import ScoreSpec, StudySpec
 
 MENDS = {
     errno.ENOSPC: "no space is left; free some and run the same command again",
@@ -29,6 +29,11 @@ MENDS = {
     errno.ENOTDIR: "a part of the path is a file; choose another --out-dir",
     errno.EEXIST: "a file is in the way; choose another --out-dir",
 }
+
+
+def ranking_name(score: ScoreSpec, seed: int) -> str:
+    """File stem of a ranking, and of its score statistics."""
+    return f"{score.metric}-{score.mode}-s{seed}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from esa_ray.engine.cluster import Placement
-from esa_ray.engine.worker import Worker
 from esa_ray.grid import Cell
-from esa_ray.perturb.edit import NotRestoredError
+
+if TYPE_CHECKING:
+    from esa_ray.engine.worker import Worker
 
 
 class ModelActor:
     """Serves scoring and perturbation of one loaded model.
 
-    The model is loaded by the first call, so that a failure to load reaches the caller as what it is, and
+    Whoever receives a handle of an actor imports its class's module, so torch is imported inside. The
+    model is loaded by the first call, so that a failure to load reaches the caller as what it is, and
     so that a restarted actor loads it again by itself.
     """
 
@@ -27,8 +29,9 @@ class ModelActor:
 
     @cached_property
     def _worker(self) -> Worker:
-        (documents,) = self._arguments["documents"]
-        return Worker(**(self._arguments | {"documents": ray.get(documents)}))
+        from esa_ray.engine.worker import Worker
+
+        return Worker(**self._arguments)
 
     def next_seat(self) -> int:
         """Count callers: a trial sits down at one actor for its life."""
@@ -49,6 +52,8 @@ class ModelActor:
 
     def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
         """See :meth:`Worker.run`; damaged weights end this process, and the retry loads them afresh."""
+        from esa_ray.perturb.edit import NotRestoredError
+
         try:
             return [self._worker.run(cell) for cell in cells]
         except NotRestoredError:
@@ -60,11 +65,7 @@ class ModelActor:
 
 
 def start(placement: Placement, **arguments: Any) -> list[Any]:
-    """Start the model actors of a study; finite retries, since a cell can kill its process every time.
-
-    ``documents`` comes as a list holding one object reference: a restarted actor reads it again, and large
-    constructor arguments would not survive a restart.
-    """
+    """Start the model actors of a study; finite retries, since a cell can kill its process every time."""
     remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=2, **placement.options)
     threads = placement.threads if placement.device == "cpu" else None
     return [remote.remote(**arguments, device=placement.device, threads=threads) for _ in range(placement.actors)]

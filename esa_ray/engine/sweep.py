@@ -24,7 +24,7 @@ from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
 from esa_ray.models.sources import Source, find
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec, unavailable
-from esa_ray.store import Store
+from esa_ray.store import Store, ranking_name
 
 #: A trial costs about 40 ms; cells shorter than this travel several to a trial.
 TRIAL_SECONDS = 0.4
@@ -107,12 +107,12 @@ def _share_out(actors: list[Any], jobs: list[tuple[str, tuple]], reporter: Repor
     return results
 
 
-def _resolution(store: Store, spec: StudySpec, source: Source, documents: list[str]) -> Resolved | None:
+def _resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Resolved | None:
     """What an earlier run of this study resolved, if model and text are still the same."""
     stored = store.claim(spec)
     if stored is None:
         return None
-    found = Resolved(source.fingerprint, stored["dtype"], data.text_fingerprint(documents))
+    found = Resolved(source.fingerprint, stored["dtype"], text)
     for what, flag in (("model", "--model"), ("text", "--data")):
         if getattr(found, what) != stored[what]:
             raise EsaError(
@@ -129,7 +129,7 @@ def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
 
 def _missing_seeds(store: Store, spec: StudySpec) -> list[int]:
     have = set(store.names("rankings"))
-    names = {seed: [f"{s.metric}-{s.mode}-s{seed}" for s in spec.scores] for seed in spec.seeds}
+    names = {seed: [ranking_name(score, seed) for score in spec.scores] for seed in spec.seeds}
     for name in have:
         store.read("rankings", name, ["rank"])  # a corrupt one is named now, not in the middle of the sweep
     return [seed for seed in spec.seeds if not have.issuperset(names[seed])]
@@ -226,15 +226,15 @@ def run_study(
         raise EsaError("; ".join(refused))
     # Actors may run with another working directory, or none of ours at all.
     store = Store(Path(directory).expanduser().resolve())
-    source, documents = find(spec.model), data.read_documents(spec.data)
-    resolved = _resolution(store, spec, source, documents)
+    source, text = find(spec.model), data.text_fingerprint(data.read_documents(spec.data))
+    resolved = _resolution(store, spec, source, text)
     todo = seeds = None
     if resolved:
         todo, seeds = _missing(store, spec, resolved), _missing_seeds(store, spec)
     computed = 0
     if resolved is None or todo or seeds or not store.names("baselines"):
         with cluster.connected(address, verbose=verbose):
-            computed = _run(spec, store, source, documents, resolved, reporter, concurrency, verbose)
+            computed = _run(spec, store, source, text, resolved, reporter, concurrency, verbose)
     stored = store.load_study()
     assert stored
     resolved = resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
@@ -257,29 +257,27 @@ def run_study(
 
 
 def _run(
-    spec: StudySpec, store: Store, source: Source, documents: list[str], resolved: Resolved | None,
+    spec: StudySpec, store: Store, source: Source, text: str, resolved: Resolved | None,
     reporter: Reporter, concurrency: int | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Rankings and baseline, then the cells; returns how many pieces were computed."""
     # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
     fixed = spec.model.model_copy(update={"dtype": resolved.dtype}) if resolved else spec.model
     placement = cluster.choose(source, fixed.dtype, work=max(len(spec.seeds), len(cells(spec))))
-    text = ray.put(documents)  # held here for as long as actors may restart
     actors = model_actor.start(
         placement,
-        spec=spec.model_copy(update={"model": fixed}),
+        spec=spec.model_copy(update={"model": fixed, "data": data.anchored(spec.data)}),
         source=source,
         directory=str(store.directory),
-        documents=[text],
+        text=text,
     )
     try:
         reporter.phase("loading", len(actors))
         described = _share_out(actors, [("describe", ())] * len(actors), reporter)[0]
+        found_versions = described.pop("versions")
         resolved = Resolved(*(described[key] for key in ("model", "dtype", "text")))
         if store.load_study() is None:
-            from esa_ray.engine.worker import versions
-
-            store.save_study(spec, described, versions() | {"ray": ray.__version__})
+            store.save_study(spec, described, found_versions | {"ray": ray.__version__})
         seeds = _missing_seeds(store, spec)
         reporter.phase("scoring", len(seeds) + 1)
         jobs = [*[("rank", (seed,)) for seed in seeds], ("baseline", ())]

@@ -23,8 +23,8 @@ from esa_ray.models.sources import Source
 from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
 from esa_ray.scoring.gradients import score_tensors
 from esa_ray.scoring.ranking import chosen, rank, score_stats
-from esa_ray.spec import ScoreSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.spec import StudySpec
+from esa_ray.store import Store, ranking_name
 
 
 def versions() -> dict[str, str]:
@@ -32,11 +32,6 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
         "python": platform.python_version()
     }
-
-
-def ranking_name(score: ScoreSpec, seed: int) -> str:
-    """File stem of a ranking in the store."""
-    return f"{score.metric}-{score.mode}-s{seed}"
 
 
 class Worker:
@@ -48,8 +43,8 @@ class Worker:
         "cpu", "cuda", or "auto" for accelerate's device map over all visible GPUs.
     threads
         CPU threads for this process; None leaves torch's own choice.
-    documents
-        The text, read once by the caller so that all workers see the same one.
+    text
+        The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
     """
 
     def __init__(
@@ -57,8 +52,8 @@ class Worker:
         spec: StudySpec,
         source: Source,
         directory: str,
-        documents: list[str],
         *,
+        text: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
     ):
@@ -67,8 +62,14 @@ class Worker:
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.dtype = resolve_dtype(source, spec.model.dtype, device, spec.model.revision)
         tokenizer = load_tokenizer(source, spec.model.revision)
+        documents = data.read_documents(spec.data)
+        found = data.text_fingerprint(documents)
+        if text not in (None, found):
+            raise EsaError(
+                f"{platform.node()} sees another text under --data {spec.data.source}; put it on shared storage"
+            )
         self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
-        self.resolved = Resolved(source.fingerprint, self.dtype, data.text_fingerprint(documents))
+        self.resolved = Resolved(source.fingerprint, self.dtype, found)
         self.model = load_model(source, self.dtype, device, revision=spec.model.revision)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
@@ -91,6 +92,7 @@ class Worker:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "layers": self.catalogue.layers,
             "architecture": type(self.model).__name__,
+            "versions": versions(),
         }
 
     @cached_property

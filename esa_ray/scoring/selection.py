@@ -62,9 +62,16 @@ class Selector:
 
     def add(self, pool: object, tensor: int, scores: Tensor, eligible: Tensor | None = None) -> None:
         """Let one tensor's scores compete in a pool; tensors must come in ascending order."""
-        best = extreme(scores, self.k, largest=self.largest, eligible=eligible)
         mine = self.pools.setdefault(pool, Pool())
         mine.n += scores.numel() if eligible is None else int(eligible.sum())
+        if len(mine.scores) == self.k:
+            # Only what beats the pool's last can get in (a tie loses to the earlier tensor): usually little.
+            last = float(mine.scores[-1])
+            beats = scores > last if self.largest else scores < last
+            rivals = torch.nonzero(beats if eligible is None else beats & eligible).flatten()
+            best = rivals[torch.as_tensor(extreme(scores[rivals], self.k, largest=self.largest))].cpu().numpy()
+        else:
+            best = extreme(scores, self.k, largest=self.largest, eligible=eligible)
         values = np.concatenate([mine.scores, scores[torch.as_tensor(best)].float().cpu().numpy()])
         tensors = np.concatenate([mine.tensors, np.full(len(best), tensor)])
         flat = np.concatenate([mine.flat, best])

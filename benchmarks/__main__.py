@@ -1,0 +1,14 @@
+"""``python -m benchmarks [study] [orchestration] [selection] [--quick]``: all of them by default."""
+
+import argparse
+
+from benchmarks import orchestration, selection, study
+
+BENCHMARKS = {"selection": selection.main, "orchestration": orchestration.main, "study": study.main}
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks")
+parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}")
+parser.add_argument("--quick", action="store_true", help="a third of the demo study, fewer cells")
+arguments = parser.parse_args()
+for name in arguments.names or BENCHMARKS:
+    BENCHMARKS[name](quick=arguments.quick)

@@ -1,0 +1,99 @@
+"""Time and peak memory of selection and of edits per million weights, beside torch.topk over a concatenation."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from esa_ray.perturb.edit import perturbed
+from esa_ray.scoring.selection import Selector
+from esa_ray.spec import PerturbSpec
+
+TENSORS, SIZE, K = 60, 2_000_000, 10_000
+
+
+def _tensors():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(TENSORS):
+        yield torch.rand(SIZE, generator=generator)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def streaming() -> list[tuple[int, int]]:
+    """Ours: tensors pass by one at a time."""
+    top = Selector(K)
+    for index, scores in enumerate(_tensors()):
+        top.add("model", index, scores)
+    pool = top.pools["model"]
+    return list(zip(pool.tensors.tolist(), pool.flat.tolist(), strict=True))
+
+
+def concatenated() -> list[tuple[int, int]]:
+    """Plain: all scores in one tensor."""
+    flat = torch.topk(torch.cat(list(_tensors())), K).indices
+    return list(zip((flat // SIZE).tolist(), (flat % SIZE).tolist(), strict=True))
+
+
+def generation() -> list:
+    """What both pay before they begin."""
+    for _ in _tensors():
+        pass
+    return []
+
+
+def edits() -> float:
+    """Seconds per million weights of applying and taking back a sign flip."""
+    weights = torch.rand(20_000_000)
+    tensor = SimpleNamespace(name="w", flat_weights=lambda: weights)
+    flat = np.random.default_rng(0).choice(len(weights), 1_000_000, replace=False)
+    started = time.perf_counter()
+    with perturbed({"w": tensor}, {"w": flat}, PerturbSpec(kind="sign_flip"), seed=0):  # type: ignore[arg-type]
+        pass
+    return time.perf_counter() - started
+
+
+def _in_a_process(name: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.selection", name]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main(quick: bool = False) -> None:
+    """Each rival in a process of its own, so that peak memory is its own."""
+    found = {name: _in_a_process(name) for name in ("generation", "streaming", "concatenated")}
+    base, million = found["generation"], TENSORS * SIZE / 1e6
+    print(f"selection: top {K:,} of {million:.0f} million scores in {TENSORS} tensors")
+    cost = {}
+    for name in ("streaming", "concatenated"):
+        seconds, memory = found[name]["seconds"] - base["seconds"], found[name]["peak"] - base["peak"]
+        cost[name] = seconds, memory
+        print(f"  {name:14s} {1e3 * seconds / million:6.2f} ms and {memory / million:6.3f} MB a million weights")
+    assert found["streaming"]["digest"] == found["concatenated"]["digest"]
+    print(f"  ratio          {cost['streaming'][0] / cost['concatenated'][0]:6.2f} in time, the same weights chosen")
+    print(f"edits: {_in_a_process('edits')['result'] * 1e3:.0f} ms a million weights (plan, apply, restore, verify)")
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    result = {"generation": generation, "streaming": streaming, "concatenated": concatenated, "edits": edits}[
+        sys.argv[1]
+    ]()
+    seconds = time.perf_counter() - started
+    digest = hash(tuple(result)) if isinstance(result, list) else 0
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "peak": _peak(),
+                "digest": digest,
+                "result": result if isinstance(result, float) else 0,
+            }
+        )
+    )

@@ -1,0 +1,87 @@
+"""Effects, comparisons and agreement against numbers known beforehand."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+import analysis
+from analysis.distribution import gaussian_product_tail
+from analysis.stability import chance_jaccard
+from tests.analysis.conftest import TOKENS, write_study
+
+
+def test_effects_are_the_planted_ones(tmp_path):
+    study = analysis.load(write_study(tmp_path, shift={"super": 2.0, "random_k": 0.01}))
+    base = study.baselines.row(0, named=True)
+    ppl = math.exp(sum(base["nll"]) / (len(base["nll"]) * TOKENS))
+    rows = {r["group"]: r for r in analysis.effects(study).iter_rows(named=True)}
+    assert rows["super"]["delta_nll"] == pytest.approx(2.0)
+    assert rows["super"]["delta_ppl"] == pytest.approx(ppl * (math.exp(2) - 1))
+    assert rows["random_k"]["delta_nll"] == pytest.approx(0.01)
+    assert rows["random_k"]["accuracy"] == pytest.approx(0.4)
+
+
+def test_comparisons_pair_seeds_and_windows(made):
+    row = analysis.comparisons(analysis.load(made)).filter(pl.col("control") == "random_k").row(0, named=True)
+    assert row["difference"] == pytest.approx(1.99, abs=0.002)
+    assert row["p"] == pytest.approx(2 / 2**8)  # all eight windows agree: only all-plus and all-minus are as extreme
+    assert row["p_holm"] == pytest.approx(2 * 2 / 2**8)  # a family of two
+    assert row["seeds_agree"] == 3
+
+
+def test_a_diverged_cell_is_counted_and_never_averaged_in(tmp_path):
+    study = analysis.load(write_study(tmp_path, shift={"super": 2.0, "random_k": 0.0}, diverged={("super", 2)}))
+    row = analysis.effects(study).filter(pl.col("group") == "super").row(0, named=True)
+    assert (row["diverged"], row["seeds"]) == (1, 3)
+    assert row["delta_nll"] == pytest.approx(2.0)
+    assert len(row["by_seed"]) == 2
+    test = analysis.comparisons(study).row(0, named=True)
+    assert (test["seeds"], test["left_out"]) == (2, 1)
+
+
+def test_where_every_cell_diverged_there_is_a_row_and_no_number(tmp_path):
+    lost = {("super", s) for s in (1, 2, 3)}
+    study = analysis.load(write_study(tmp_path, shift={"super": 2.0, "random_k": 0.0}, diverged=lost))
+    assert analysis.effects(study).filter(pl.col("group") == "super")["delta_nll"].to_list() == [None]
+    assert analysis.comparisons(study)["p"].to_list() == [None]
+    assert "no finite loss" in analysis.write_report(study).read_text()
+
+
+def test_jaccard_of_known_sets(made):
+    study = analysis.load(made)
+    # Each pair of seeds shares weight 0 in both layers: 2 shared of 2·2 + 2·2 − 2 = 6.
+    assert analysis.jaccard(study)["jaccard"].to_list() == pytest.approx([1 / 3] * 3)
+    assert analysis.jaccard(study)["chance"][0] == pytest.approx(2 * (4 / 50) / (8 - 2 * (4 / 50)))
+
+
+def test_the_chance_level_is_what_random_sets_give():
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(4000):
+        a, b = (set(rng.choice(60, 12, replace=False)) for _ in range(2))
+        values.append((len(a & b), len(a | b)))
+    shared, union = np.mean(values, axis=0)
+    assert chance_jaccard(12, [60]) == pytest.approx(shared / union, rel=0.03)
+
+
+def test_the_gaussian_reference_is_what_simulation_gives():
+    z = np.abs(stats.norm.rvs(size=(2, 4_000_000), random_state=0).prod(axis=0))
+    z.sort()
+    assert gaussian_product_tail() == pytest.approx(z[-40_000:].mean() / np.median(z), rel=0.01)
+
+
+def test_consensus_ranks_by_seeds_then_score(made):
+    top = analysis.consensus(analysis.load(made))
+    assert top["seeds"].to_list()[:2] == [3, 3]
+    assert top["flat"].to_list()[:2] == [0, 0]
+    assert set(top["seeds"].to_list()[2:]) == {1}
+
+
+def test_progress_counts_from_the_store_alone(made):
+    counts = analysis.progress(analysis.load(made))
+    assert counts == {"cells": 9, "ok": 9, "diverged": 0, "error": 0, "missing": 0, "rankings": 3}
+    (made / "cells" / "super1.parquet").unlink()
+    assert analysis.progress(analysis.load(made))["missing"] == 1

@@ -1,0 +1,125 @@
+"""The report holds every number, needs no network, escapes what it is given, and judges honestly."""
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+import analysis
+from analysis import wording
+from tests.analysis.conftest import write_study
+
+
+class Page(HTMLParser):
+    """Text outside scripts and styles, and every attribute that could fetch something."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.fetches, self._inside = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside.append(tag)
+        self.fetches += [(tag, k, v) for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+    def handle_endtag(self, tag):
+        if tag in self._inside:
+            while self._inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self._inside):
+            self.text.append(data)
+
+
+@pytest.fixture
+def page(made):
+    study = analysis.load(made)
+    return study, Page(analysis.write_report(study).read_text())
+
+
+def test_every_effect_and_test_stands_in_the_report(page):
+    study, html = page
+    text = unescape(" ".join(html.text))
+    for row in analysis.effects(study).iter_rows(named=True):
+        for value in (wording.signed(row["delta_nll"]), wording.interval(row["low"], row["high"]),
+                      wording.significant(row["perplexity"], 4)):  # fmt: skip
+            assert value in text
+        for seed in row["by_seed"]:
+            assert wording.signed(seed) in text
+    for row in analysis.comparisons(study).iter_rows(named=True):
+        assert wording.p_value(row["p_holm"]) in text
+        assert wording.significant(row["g"]) in text
+    for row in analysis.jaccard(study).iter_rows(named=True):
+        assert f"{row['jaccard']:.3f}" in text
+    for verdict in analysis.verdicts(study):
+        assert verdict.claim in text
+        assert verdict.evidence in text
+
+
+def test_nothing_is_fetched(page):
+    _, html = page
+    assert all(value.startswith("#") for _, _, value in html.fetches), html.fetches
+
+
+def test_styles_import_nothing(made):
+    html = analysis.write_report(analysis.load(made)).read_text()
+    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_names_from_input_are_escaped(made):
+    html = analysis.write_report(analysis.load(made)).read_text()
+    assert "<script>alert(1)" not in html
+    assert "a<b>model" not in html
+    assert "a&lt;b&gt;model" in html
+
+
+def test_verdicts_follow_the_planted_effect(made, tmp_path_factory):
+    at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
+    assert at["P3.7a"].status == "holds"
+    assert at["P2.7a"].status == "fails"  # Jaccard is 1/3
+    assert at["P3.7e"].status == "open"
+    none = write_study(
+        tmp_path_factory.mktemp("null"), shift={"super": 0.0, "random_k": 0.0, "bottom_k": 0.0}, noise=0.01
+    )
+    at = {v.id: v for v in analysis.verdicts(analysis.load(none))}
+    assert at["P3.7a"].status == "fails"
+    assert at["P3.7c"].status == "fails"
+
+
+def test_an_unfinished_study_says_so(made):
+    (made / "cells" / "super1.parquet").unlink()
+    assert (
+        "This study is unfinished: 1 of 9 cells are missing" in analysis.write_report(analysis.load(made)).read_text()
+    )
+
+
+def test_the_summary_fits_80_columns(made):
+    console = Console(width=80, record=True, force_terminal=False)
+    analysis.print_summary(analysis.load(made), console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("sign_flip 1" in line and "+2.00" in line for line in lines)
+
+
+def test_figures_are_written_as_files(made):
+    folder = analysis.save_figures(analysis.load(made))
+    assert {f.name for f in folder.iterdir()} == {
+        f"{name}.{kind}" for name in ("damage", "stability", "hotspots", "tail") for kind in ("svg", "png")
+    }
+
+
+def test_a_corrupt_file_is_named(made):
+    broken = made / "cells" / "super1.parquet"
+    broken.write_bytes(b"no")
+    with pytest.raises(analysis.StudyError, match=re.escape(str(broken))):
+        analysis.effects(analysis.load(made))
+
+
+def test_frames_come_from_polars(made):
+    assert isinstance(analysis.load(made).cells, pl.DataFrame)

@@ -1,0 +1,157 @@
+"""A whole study on Ray: complete, resumable, and every mendable cause one sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from esa_ray.engine.sweep import run_study
+from esa_ray.errors import EsaError
+from esa_ray.grid import Resolved, cell_id, cells
+from esa_ray.spec import ModelSpec, PerturbSpec
+from esa_ray.store import Store
+from tests.engine.conftest import save_model
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tiny_study, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("results") / "tiny"
+    return run_study(tiny_study, directory)
+
+
+def _rows(directory):
+    store = Store(directory)
+    return {name: store.read("cells", name).to_pylist()[0] for name in store.names("cells")}
+
+
+def _wanted(study, directory):
+    found = Store(directory).load_study()["resolved"]
+    resolved = Resolved(found["model"], found["dtype"], found["text"])
+    return {cell_id(c, study.data, resolved) for c in cells(study)}
+
+
+def test_every_cell_of_the_grid_has_exactly_one_row(finished, tiny_study):
+    rows = _rows(finished.directory)
+    assert finished.complete
+    assert len(rows) == finished.cells == 2 * 2 * 3 * 4
+    assert {r["cell_id"] for r in rows.values()} == _wanted(tiny_study, finished.directory)
+    assert all(len(r["nll"]) == 5 and r["tokens"] == [23] * 5 for r in rows.values())
+
+
+def test_a_finished_study_computes_nothing(finished, tiny_study):
+    assert run_study(tiny_study, finished.directory).computed == 0
+
+
+def test_exactly_the_missing_cells_are_computed_and_come_out_the_same(finished, tiny_study):
+    before = _rows(finished.directory)
+    files = sorted((finished.directory / "cells").glob("*.parquet"))
+    untouched = {f: f.stat().st_mtime_ns for f in files[4:]}
+    for file in files[:4]:
+        file.unlink()
+    again = run_study(tiny_study, finished.directory)
+    assert again.computed == 4
+    assert {f: f.stat().st_mtime_ns for f in untouched} == untouched
+    after = _rows(finished.directory)
+    assert after.keys() == before.keys()
+    assert [str(r["nll"]) for r in after.values()] == [str(r["nll"]) for r in before.values()]
+
+
+def test_failed_cells_are_tried_again(ray_cluster, tiny_study, tmp_path):
+    harmless = tiny_study.replace(perturbations=(PerturbSpec(kind="gauss_noise", strength=1e-12),), topk=(3,))
+    first = run_study(harmless, tmp_path / "s")
+    assert not first.complete
+    assert first.statuses == {"error": 8}
+    assert run_study(harmless, tmp_path / "s").computed == 8
+
+
+def test_a_study_without_damage_ranks_only(ray_cluster, tiny_study, tmp_path):
+    summary = run_study(tiny_study.replace(perturbations=()), tmp_path / "s")
+    assert summary.complete
+    assert (summary.cells, summary.computed) == (0, 2)
+    assert len(Store(tmp_path / "s").names("rankings")) == 2
+
+
+def _refusal(*arguments, **options):
+    with pytest.raises(EsaError) as caught:
+        run_study(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_corrupt_cell_is_named_and_nothing_else_is_lost(ray_cluster, tiny_study, tmp_path):
+    small = tiny_study.replace(topk=(3,), perturbations=(PerturbSpec(kind="zero"),))
+    run_study(small, tmp_path / "s")
+    broken, *others = sorted((tmp_path / "s" / "cells").glob("*.parquet"))
+    broken.write_bytes(b"PAR1 not really")
+    assert str(broken) in _refusal(small, tmp_path / "s")
+    broken.unlink()
+    assert run_study(small, tmp_path / "s").computed == 1
+    assert all(o.exists() for o in others)
+
+
+def test_another_studys_directory_is_refused_by_the_fields_that_differ(finished, tiny_study):
+    assert "seeds" in _refusal(tiny_study.replace(seeds=(1, 2)), finished.directory)
+
+
+def test_a_changed_model_under_the_same_name_is_refused(ray_cluster, tiny_study, tmp_path):
+    directory = save_model(tmp_path / "model")
+    mine = tiny_study.replace(model=ModelSpec(source=directory), perturbations=(), seeds=(1,))
+    run_study(mine, tmp_path / "s")
+    (tmp_path / "model" / "config.json").write_text((tmp_path / "model" / "config.json").read_text() + " ")
+    assert "another model" in _refusal(mine, tmp_path / "s")
+
+
+def test_k_larger_than_a_layer_is_refused(ray_cluster, tiny_study, tmp_path):
+    assert "larger than layer 0" in _refusal(tiny_study.replace(topk=(10**6,)), tmp_path / "s")
+
+
+def test_nan_weights_are_refused_by_name(ray_cluster, tiny_study, tmp_path):
+    poisoned = save_model(tmp_path / "model", poison=True)
+    assert "layers.1.mlp.up_proj" in _refusal(tiny_study.replace(model=ModelSpec(source=poisoned)), tmp_path / "s")
+
+
+def test_a_place_that_cannot_be_written_is_refused(ray_cluster, tiny_study, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "--out-dir" in _refusal(tiny_study, tmp_path / "file" / "s")
+
+
+DRIVER = """
+import sys
+from esa_ray.engine.sweep import run_study
+from esa_ray.spec import StudySpec
+print(run_study(StudySpec.model_validate_json(sys.argv[1]), sys.argv[2]).computed)
+"""
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(tiny_study, tmp_path):
+    # Enough windows that the sweep lasts seconds: the kill must hit its middle.
+    long = tiny_study.replace(
+        data={**tiny_study.data.model_dump(), "evaluation_windows": 300, "batch_size": 1, "window": 64},
+        topk=(2, 3, 4, 5),
+    )
+    command = [sys.executable, "-c", DRIVER, long.model_dump_json(), str(tmp_path / "s")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": os.getcwd()}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "s" / "cells"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.parquet"))) < 5 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(2)  # what an actor had begun may still be written
+    kept = {f.name: f.stat().st_mtime_ns for f in folder.glob("*.parquet")}
+    total = len(cells(long))
+    assert 5 <= len(kept) < total
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    seeds_ranked_again = int(again.stdout.split()[-1]) - (total - len(kept))
+    assert seeds_ranked_again == 0
+    rows = _rows(tmp_path / "s")
+    assert {r["cell_id"] for r in rows.values()} == _wanted(long, tmp_path / "s")
+    assert len(rows) == total
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept

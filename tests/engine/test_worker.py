@@ -1,0 +1,107 @@
+"""The worker without Ray: cells from their row alone, exact restoration, errors as rows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from esa_ray.engine import worker as worker_module
+from esa_ray.engine.worker import Worker
+from esa_ray.grid import Cell, cell_id, cells
+from esa_ray.models.sources import find
+from esa_ray.spec import PerturbSpec
+from tests.tiny import state_bits
+
+
+@pytest.fixture
+def new_worker(tiny_study, tmp_path):
+    def make(directory=None):
+        return Worker(tiny_study, find(tiny_study.model), str(directory or tmp_path))
+
+    return make
+
+
+def _stored(worker, cell):
+    name = f"{cell.label}-{cell_id(cell, worker.spec.data, worker.resolved)}"
+    return worker.store.read("cells", name).to_pylist()[0]
+
+
+def test_a_cell_has_the_loss_of_a_model_damaged_by_hand(new_worker):
+    worker = new_worker()
+    worker.rank(7)
+    cell = Cell(score=worker.spec.scores[0], k=3, seed=7, group="super", perturbation=PerturbSpec(kind="zero"))
+    worker.run(cell)
+    row = _stored(worker, cell)
+
+    ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
+    twin = new_worker().model.double()
+    parameters = dict(twin.named_parameters())
+    for r in ranking:
+        if r["group"] == "super" and r["rank"] <= 3:
+            parameters[r["tensor"]].data[r["row"], r["col"]] = 0.0
+    windows = torch.as_tensor(worker.windows.evaluation)
+    for got, window in zip(row["nll"], windows, strict=True):
+        want = cross_entropy(twin(window[None]).logits[0, :-1], window[1:], reduction="sum")
+        assert got == pytest.approx(float(want), rel=1e-5)
+    assert row["n_weights"] == row["n_changed"] == 2 * 3
+    assert row["status"] == "ok"
+    assert row["restored"]
+
+
+def test_cells_are_the_same_from_two_workers_in_any_order(new_worker, tmp_path):
+    first, second = new_worker(tmp_path / "a"), new_worker(tmp_path / "b")
+    some = [c for c in cells(first.spec) if c.seed == 7][::3]
+    for worker, order in ((first, some), (second, some[::-1])):
+        worker.rank(7)
+        for cell in order:
+            worker.run(cell)
+    for cell in some:
+        a, b = _stored(first, cell), _stored(second, cell)
+        np.testing.assert_array_equal(a["nll"], b["nll"])
+        assert (a["n_changed"], a["cell_id"]) == (b["n_changed"], b["cell_id"])
+
+
+def test_weights_are_bit_identical_after_all_cells_and_after_an_exception(new_worker, monkeypatch):
+    worker = new_worker()
+    before = state_bits(worker.model)
+    worker.rank(7)
+    for cell in cells(worker.spec):
+        if cell.seed == 7:
+            worker.run(cell)
+    assert state_bits(worker.model) == before
+
+    def fail(*_):
+        raise RuntimeError("out of memory, say")
+
+    monkeypatch.setattr(worker_module, "evaluate", fail)
+    cell = cells(worker.spec)[0]
+    worker.run(cell)
+    row = _stored(worker, cell)
+    assert row["status"] == "error"
+    assert "out of memory, say" in row["error"]
+    assert row["nll"] is None
+    assert state_bits(worker.model) == before
+
+
+def test_a_diverged_cell_is_an_outcome_of_its_own(new_worker):
+    worker = new_worker()
+    worker.rank(7)
+    cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="gauss_noise", strength=1e40)})
+    worker.run(cell)
+    row = _stored(worker, cell)
+    # 1e40 exceeds fp32, so the weights are infinite and the loss can't be finite.
+    assert row["status"] == "diverged"
+    assert not all(map(math.isfinite, row["nll"]))
+    assert row["error"] is None
+
+
+def test_noise_too_weak_to_change_anything_is_an_error(new_worker):
+    worker = new_worker()
+    worker.rank(7)
+    cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="gauss_noise", strength=1e-12)})
+    worker.run(cell)
+    row = _stored(worker, cell)
+    assert row["status"] == "error"
+    assert "changed none" in row["error"]

@@ -1,0 +1,336 @@
+import math
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from esa_ray.models.addressing import catalogue
+from esa_ray.perturb import edit as edit_module
+from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
+from esa_ray.spec import PerturbSpec
+from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SPECS = [
+    PerturbSpec(kind="zero"),
+    PerturbSpec(kind="sign_flip"),
+    PerturbSpec(kind="sign_flip", strength=0.3),
+    PerturbSpec(kind="gauss_noise", strength=0.5),
+    PerturbSpec(kind="gauss_noise", strength=0.5, relative_to="tensor"),
+    PerturbSpec(kind="bit_flip", strength=0.3),
+    PerturbSpec(kind="bit_flip", strength=1.0, bits="exponent"),
+]
+DOWN = "model.layers.0.mlp.down_proj.weight"
+# NaNs with payloads, quiet and signalling, infinities, both zeros, subnormals: bit patterns by width.
+AWKWARD = {
+    4: [0x7FC00001, 0xFFC12345, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 0x00000001, 0x807FFFFF],
+    2: [0x7FC1, 0xFFFF, 0x7F81, 0x7F80, 0xFF80, 0x8000, 0x0001, 0x807F, 0x7C00, 0xFC00, 0x7E01],
+}
+
+
+class Boom(Exception):
+    pass
+
+
+def plant_awkward_bits(model) -> None:
+    for name, parameter in model.named_parameters():
+        if "mlp" in name and parameter.dim() > 1:
+            width = parameter.element_size()
+            patterns = np.array(AWKWARD[width], dtype=f"u{width}").view(f"i{width}")
+            raw = parameter.data.view(-1).view(torch.int32 if width == 4 else torch.int16)
+            raw[: len(patterns)] = torch.as_tensor(patterns)
+
+
+def with_value(values: list[float], dtype: torch.dtype = torch.float32):
+    """A tiny Llama whose first down-projection begins with these values."""
+    model = tiny("llama", dtype=dtype)
+    model.model.layers[0].mlp.down_proj.weight.data.view(-1)[: len(values)] = torch.tensor(values, dtype=dtype)
+    return model, catalogue(model), {DOWN: np.arange(len(values))}
+
+
+def values(model, n: int) -> torch.Tensor:
+    return model.model.layers[0].mlp.down_proj.weight.data.view(-1)[:n].clone()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # infinities among the planted weights
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, phases=[Phase.generate])  # shrinking whole models takes minutes
+def test_any_sequence_of_edits_broken_off_or_not_leaves_every_bit_in_place(family, dtype, data):
+    model = tiny(family, dtype=dtype)
+    plant_awkward_bits(model)
+    found = catalogue(model)
+    before = state_bits(model)
+    for _ in range(data.draw(st.integers(1, 5))):
+        chosen = {}
+        for tensor in data.draw(st.lists(st.sampled_from(found.tensors), min_size=1, max_size=3, unique=True)):
+            flat = st.lists(st.integers(0, min(tensor.size, 40) - 1), min_size=1, max_size=12, unique=True)
+            chosen[tensor.name] = np.array(data.draw(flat))
+        failure = data.draw(st.sampled_from([None, Boom, KeyboardInterrupt]))
+        try:
+            with perturbed(found, chosen, data.draw(st.sampled_from(SPECS)), seed=data.draw(st.integers(0, 5))):
+                assert state_bits(model) != before
+                if failure:
+                    raise failure
+        except (Boom, KeyboardInterrupt, NothingChangedError):
+            pass
+        assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
+def test_the_bodys_own_exception_comes_through_and_the_weights_are_back(spec):
+    model = tiny("gpt_neox")
+    before = state_bits(model)
+    found = catalogue(model)
+    chosen, inside = {t.name: np.arange(5) for t in found.tensors}, []
+
+    def body() -> None:
+        with perturbed(found, chosen, spec, seed=1):
+            inside.append(state_bits(model))
+            raise Boom
+
+    with pytest.raises(Boom):
+        body()
+    assert inside[0] != before
+    assert state_bits(model) == before
+
+
+def test_nested_edits_of_the_same_weights_come_undone_in_turn():
+    model, found, chosen = with_value([1.0, 2.0])
+    before = state_bits(model)
+    with ExitStack() as stack:
+        stack.enter_context(perturbed(found, chosen, PerturbSpec(kind="sign_flip"), seed=0))
+        with perturbed(found, chosen, PerturbSpec(kind="zero"), seed=0):
+            assert values(model, 2).tolist() == [0.0, 0.0]
+        assert values(model, 2).tolist() == [-1.0, -2.0]
+    assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_chosen_weights_change_and_the_model_feels_it(family):
+    model, window = tiny(family), random_windows(1)[0]
+    found = catalogue(model)
+    tensor = found.select(("down",))[0]
+    snapshot = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        intact = float(summed_nll(model, window))
+        flat = np.arange(0, tensor.size, 2)
+        with perturbed(found, {tensor.name: flat}, PerturbSpec(kind="zero"), seed=0) as applied:
+            damaged = float(summed_nll(model, window))
+            for name, parameter in model.named_parameters():
+                wanted = snapshot[name].clone()
+                if name == tensor.name:
+                    wanted.view(-1)[::2] = 0
+                assert torch.equal(parameter, wanted), name
+        assert damaged != intact
+        assert float(summed_nll(model, window)) == intact
+    assert (applied.n_weights, applied.n_changed) == (len(flat), len(flat))
+    gone = snapshot[tensor.name].view(-1)[::2].double().numpy()
+    assert applied.delta_norm == pytest.approx(np.linalg.norm(gone), rel=1e-12)
+
+
+def test_an_edit_of_a_tied_weight_shows_in_both_its_uses():
+    model = tiny("llama", tied=True)
+    with perturbed(catalogue(model), {"model.embed_tokens.weight": np.array([5])}, PerturbSpec(kind="zero"), seed=0):
+        assert float(model.lm_head.weight[0, 5]) == float(model.model.embed_tokens.weight[0, 5]) == 0.0
+
+
+def test_counts_and_norm_are_taken_over_all_tensors_together():
+    model = tiny("llama")
+    found = catalogue(model)
+    chosen = {t.name: np.arange(4) for t in found.select(("q", "down"))}
+    flats = [found[name].parameter.detach().view(-1)[:4].double().numpy() for name in chosen]
+    with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), seed=0) as applied:
+        pass
+    assert (applied.n_weights, applied.n_changed) == (16, 16)
+    assert applied.delta_norm == pytest.approx(2 * np.linalg.norm(np.concatenate(flats)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sign_flip_with_full_strength_negates_exactly(dtype):
+    given_values = [1.5, -0.3, 1e-7, 6e4]
+    model, found, chosen = with_value(given_values, dtype)
+    before = values(model, 4)
+    with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), seed=0):
+        assert values(model, 4).tolist() == [-v for v in before.tolist()]
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 2.0])
+def test_sign_flip_multiplies_by_one_minus_twice_its_strength(strength):
+    model, found, chosen = with_value([1.0, -3.0, 0.1])
+    with perturbed(found, chosen, PerturbSpec(kind="sign_flip", strength=strength), seed=0):
+        wanted = [np.float32((1 - 2 * strength) * float(np.float32(v))) for v in (1.0, -3.0, 0.1)]
+        assert values(model, 3).tolist() == pytest.approx([float(w) for w in wanted], rel=1e-7)
+
+
+def noise(relative_to: str, sigma: float = 0.1, *, seed: int = 3, flat=None) -> tuple[np.ndarray, np.ndarray, float]:
+    """(old, change, standard deviation of the tensor) of a 16 × 24 matrix under noise, float64."""
+    model = tiny("llama")
+    found = catalogue(model)
+    old = found[DOWN].parameter.detach().view(-1).double().numpy().copy()
+    flat = np.arange(384) if flat is None else flat
+    spec = PerturbSpec(kind="gauss_noise", strength=sigma, relative_to=relative_to)
+    with perturbed(found, {DOWN: flat}, spec, seed=seed) as applied:
+        new = found[DOWN].parameter.detach().view(-1).double().numpy().copy()
+    assert applied.delta_norm == pytest.approx(np.linalg.norm(new - old), rel=1e-9)
+    return old[flat], (new - old)[flat], old.std()
+
+
+@pytest.mark.parametrize("relative_to", ["weight", "tensor"])
+def test_noise_has_the_moments_of_its_theory(relative_to):
+    pooled = []
+    for seed in range(40):
+        old, change, std = noise(relative_to, seed=seed)
+        pooled.append(change / (0.1 * (np.abs(old) if relative_to == "weight" else std)))
+    epsilon = np.concatenate(pooled)
+    n = len(epsilon)
+    assert n == 40 * 384
+    assert abs(epsilon.mean()) < 4 / math.sqrt(n)
+    assert abs(epsilon.var() - 1) < 4 * math.sqrt(2 / n)
+    assert stats.kstest(epsilon, "norm").pvalue > 1e-3
+
+
+def test_noise_relative_to_the_tensor_is_as_large_for_small_weights_and_relative_to_the_weight_is_not():
+    for relative_to, wanted in (("weight", 1.0), ("tensor", 0.0)):
+        old, change, _ = noise(relative_to)
+        slope = stats.linregress(np.log(np.abs(old)), np.log(np.abs(change))).slope
+        assert slope == pytest.approx(wanted, abs=0.25)
+
+
+def test_the_same_weight_gets_the_same_noise_in_every_set_and_at_every_strength():
+    _, everything, _ = noise("weight")
+    some = np.array([300, 4, 77])
+    _, change, _ = noise("weight", flat=some)
+    assert change.tolist() == everything[some].tolist()
+    _, doubled, _ = noise("weight", 0.2, flat=some)
+    assert doubled == pytest.approx(2 * change, rel=1e-4, abs=1e-7)
+    _, other, _ = noise("weight", seed=4, flat=some)
+    assert not np.isclose(other, change, rtol=0.05).all()
+
+
+def test_different_tensors_get_different_noise():
+    model = tiny("llama")
+    found = catalogue(model)
+    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
+    old = [found[n].parameter.detach().clone() for n in names]
+    spec = PerturbSpec(kind="gauss_noise", strength=0.1)
+    with perturbed(found, {n: np.arange(384) for n in names}, spec, seed=0):
+        draws = [((found[n].parameter - o) / o.abs()).flatten().numpy() for n, o in zip(names, old, strict=True)]
+    assert abs(np.corrcoef(*draws)[0, 1]) < 0.2
+
+
+def test_a_bit_flip_of_the_sign_bit_with_certainty_negates():
+    model, found, chosen = with_value([1.5, -0.3], torch.bfloat16)
+    before = values(model, 2)
+    with perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1.0, bits="sign"), seed=0):
+        assert values(model, 2).tolist() == [-v for v in before.tolist()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", ["mantissa", "exponent"])
+def test_mantissa_flips_stay_within_a_factor_of_two_and_exponent_flips_do_not(dtype, bits):
+    model = tiny("llama", dtype=dtype)
+    found = catalogue(model)
+    old = found[DOWN].parameter.detach().double().flatten()
+    with perturbed(found, {DOWN: np.arange(384)}, PerturbSpec(kind="bit_flip", strength=0.5, bits=bits), seed=0):
+        new = found[DOWN].parameter.detach().double().flatten()
+    ratio = (new / old).abs()
+    inside = ((ratio > 0.5) & (ratio < 2)).double().mean()
+    assert inside == 1.0 if bits == "mantissa" else inside < 0.2
+    assert (torch.sign(new) == torch.sign(old)).double().nanmean() > 0.9
+
+
+def test_infinity_and_nan_are_outcomes_of_a_bit_flip_and_are_taken_back():
+    model, found, chosen = with_value([1.5, 1.0], torch.float16)
+    with perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1.0, bits="exponent"), seed=0):
+        # 1.5 and 1.0 have the exponent 01111: all five bits flipped it is 10000, that is 2.
+        assert values(model, 2).tolist() == [3.0, 2.0]
+    model, found, chosen = with_value([1.5 * 2**-14, 2.0**-14, 1.5 * 2.0**-24], torch.float16)
+    before = state_bits(model)
+    with perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1.0, bits="exponent"), seed=0) as applied:
+        assert not torch.isfinite(values(model, 3)[2])  # subnormal, exponent 00000 → 11111
+    assert applied.n_changed == 3
+    assert not math.isfinite(applied.delta_norm)
+    assert state_bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("given_values", "spec"),
+    [
+        ([0.0, 0.0], PerturbSpec(kind="zero")),
+        ([0.0, -0.0], PerturbSpec(kind="zero")),
+        ([0.0, -0.0], PerturbSpec(kind="sign_flip")),
+        ([0.0, 0.0], PerturbSpec(kind="gauss_noise")),
+        ([1.0, 2.0], PerturbSpec(kind="bit_flip", strength=1e-12)),
+        ([1.0, 2.0], PerturbSpec(kind="gauss_noise", strength=1e-12)),
+    ],
+    ids=lambda x: x.label if isinstance(x, PerturbSpec) else str(x),
+)
+def test_a_perturbation_that_changes_nothing_is_an_error_and_the_body_never_runs(given_values, spec):
+    model, found, chosen = with_value(given_values)
+    before, ran = state_bits(model), []
+    with pytest.raises(NothingChangedError), perturbed(found, chosen, spec, seed=0):
+        ran.append(1)
+    assert not ran
+    assert state_bits(model) == before
+
+
+def test_choosing_no_weights_at_all_is_an_error():
+    with pytest.raises(NothingChangedError), perturbed(catalogue(tiny()), {}, PerturbSpec(kind="zero"), seed=0):
+        pass
+
+
+def test_one_changed_weight_among_unchanged_ones_is_enough_and_is_counted():
+    _, found, chosen = with_value([0.0, 5.0, 0.0])
+    with perturbed(found, chosen, PerturbSpec(kind="zero"), seed=0) as applied:
+        pass
+    assert (applied.n_weights, applied.n_changed, applied.delta_norm) == (3, 1, 5.0)
+
+
+def test_a_nan_that_no_bit_of_flips_is_not_counted_as_changed():
+    _, found, chosen = with_value([math.nan, math.nan])
+    with (
+        pytest.raises(NothingChangedError),
+        perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1e-12), seed=0),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {DOWN: np.array([0, 1]), "no.such.tensor": np.array([0])},
+        {DOWN: np.array([0, 1, 0])},
+        {DOWN: np.array([0, 384])},
+        {DOWN: np.array([383, -1])},
+    ],
+    ids=["unknown tensor", "twice", "beyond the end", "twice by a negative index"],
+)
+def test_a_choice_that_makes_no_sense_is_refused_before_anything_is_written(chosen):
+    model = tiny("llama")
+    before, ran = state_bits(model), []
+    with (
+        pytest.raises((KeyError, ValueError, IndexError)),
+        perturbed(catalogue(model), chosen, PerturbSpec(kind="zero"), seed=0),
+    ):
+        ran.append(1)
+    assert not ran
+    assert state_bits(model) == before
+
+
+def test_weights_that_do_not_come_back_are_an_error(monkeypatch):
+    _, found, chosen = with_value([1.0, 2.0])
+    real = edit_module._plan
+
+    def two_values_for_one_place(*arguments):
+        write = real(*arguments)
+        return edit_module._Write(write.weights, torch.zeros_like(write.at), write.old, write.new)
+
+    monkeypatch.setattr(edit_module, "_plan", two_values_for_one_place)
+    with pytest.raises(NotRestoredError), perturbed(found, chosen, PerturbSpec(kind="zero"), seed=0):
+        pass

@@ -1,0 +1,294 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from esa_ray.errors import EsaError
+from esa_ray.models.addressing import catalogue
+from esa_ray.schema import RANKINGS, SCORE_STATS
+from esa_ray.scoring.controls import random_k
+from esa_ray.scoring.gradients import score_tensors
+from esa_ray.scoring.ranking import rank, score_stats
+from esa_ray.spec import ScoreSpec
+from tests.tiny import (
+    FAMILIES,
+    HEAD,
+    HEADS,
+    HIDDEN,
+    PLANTED,
+    random_windows,
+    summed_nll,
+    tiny,
+    window_gradients,
+    with_planted_super_weight,
+)
+
+GROUPS = ("super", "random_k", "matched_k", "bottom_k")
+ALL = ("attention", "ffn")
+
+
+def scored(model, components=ALL, metrics=("magnitude",), windows=None):
+    tensors = catalogue(model).select(ScoreSpec(components=components).components)
+    return score_tensors(model, tensors, random_windows(3) if windows is None else windows, metrics)
+
+
+def group(table, name: str) -> list[dict]:
+    return [r for r in table.to_pylist() if r["group"] == name]
+
+
+def pool_of(mode: str, tensor: str, layer: int | None) -> object:
+    return {"global": None, "per_layer": layer, "per_tensor": tensor}[mode]
+
+
+def everything_sorted(scores, mode: str, components, *, largest: bool) -> dict[object, list[tuple[str, int]]]:
+    """Per pool all competing weights sorted by (|w|, tensor, flat), from the parameters alone."""
+    pools: dict[object, list] = {}
+    for number, tensor in enumerate(scores.tensors):
+        names = tensor.locate(np.arange(tensor.size))["component"]
+        for flat, w in enumerate(tensor.parameter.detach().flatten().tolist()):
+            if names[flat] in components and (largest or w != 0):
+                mine = pools.setdefault(pool_of(mode, tensor.name, tensor.layer), [])
+                mine.append((-abs(w) if largest else abs(w), number, flat, tensor.name))
+    return {pool: [(name, flat) for _, _, flat, name in sorted(rows)] for pool, rows in pools.items()}
+
+
+def with_ties_and_zeros(family: str):
+    model = tiny(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_((parameter * 10).round() / 8)  # a handful of values, many exactly 0
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("mode", ["per_layer", "per_tensor", "global"])
+@pytest.mark.parametrize("components", [ALL, ("v", "down")])
+def test_super_and_bottom_are_the_two_ends_of_the_whole_sorted_list(family, mode, components):
+    scores = scored(with_ties_and_zeros(family), components)
+    spec = ScoreSpec(metric="magnitude", mode=mode, components=components)
+    table = rank(scores, spec, 6, GROUPS, seed=1)
+    for name, largest in (("super", True), ("bottom_k", False)):
+        wanted = everything_sorted(scores, mode, spec.components, largest=largest)
+        found: dict[object, list] = {}
+        for r in group(table, name):
+            found.setdefault(pool_of(mode, r["tensor"], r["layer"]), []).append((r["rank"], r["tensor"], r["flat"]))
+        assert {pool: sorted(rows) for pool, rows in found.items()} == {
+            pool: [(i + 1, tensor, flat) for i, (tensor, flat) in enumerate(rows[:6])] for pool, rows in wanted.items()
+        }
+
+
+def test_bottom_k_holds_no_weight_that_is_exactly_zero():
+    model = tiny("llama")
+    down = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        down.view(-1)[:100] = 0.0
+        down.view(-1)[100] = -0.0
+        down.view(-1)[101] = -1e-30
+    table = rank(scored(model, ("down",), ("grad_x_weight",)), ScoreSpec(components=("down",)), 5, GROUPS, seed=0)
+    bottom = group(table, "bottom_k")
+    assert len(bottom) == 10
+    assert all(r["weight"] != 0 for r in bottom)
+    assert next(r["flat"] for r in bottom if r["rank"] == 1 and r["layer"] == 0) == 101
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_say_what_the_model_says(family):
+    model, windows = tiny(family), random_windows(3)
+    scores = scored(model, ALL, ("grad_x_weight",), windows)
+    table = rank(scores, ScoreSpec(), 4, GROUPS, seed=3, model="tiny")
+    assert table.schema.equals(RANKINGS)
+    names = [t.name for t in scores.tensors]
+    gradients = dict(zip(names, window_gradients(model, names, windows), strict=True))
+    parameters = dict(model.named_parameters())
+    assert Counter(table["group"].to_pylist()) == dict.fromkeys(GROUPS, 4 * 2)
+    for r in table.to_pylist():
+        assert (r["model"], r["metric"], r["mode"], r["seed"]) == ("tiny", "grad_x_weight", "per_layer", 3)
+        assert f".{r['layer']}." in r["tensor"]
+        conv = family == "gpt2"
+        place = (r["col"], r["row"]) if conv else (r["row"], r["col"])
+        place = place if r["expert"] is None else (r["expert"], *place)
+        w = float(parameters[r["tensor"]][place])
+        assert r["weight"] == w == float(parameters[r["tensor"]].flatten()[r["flat"]])
+        exact = abs(gradients[r["tensor"]].sum(0)[place] * w) / (3 * 9)
+        assert r["score"] == pytest.approx(exact, rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("mode", ["per_layer", "per_tensor", "global"])
+@pytest.mark.parametrize("control", ["random_k", "matched_k"])
+def test_controls_have_the_same_count_in_every_tensor_at_every_k_and_no_weight_in_common(family, mode, control):
+    scores = scored(tiny(family), ALL, ("grad_x_weight",))
+    table = rank(scores, ScoreSpec(mode=mode), 12, GROUPS, seed=5)
+    supers, controls = group(table, "super"), group(table, control)
+    for k in range(1, 13):
+        counts = [Counter(r["tensor"] for r in rows if r["rank"] <= k) for rows in (supers, controls)]
+        assert counts[0] == counts[1]
+    keys = [{(r["tensor"], r["flat"]) for r in rows} for rows in (supers, controls)]
+    assert len(keys[0]) == len(keys[1]) == len(supers)
+    assert not keys[0] & keys[1]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("control", ["random_k", "matched_k"])
+def test_controls_lie_in_the_same_part_of_a_fused_tensor_as_the_module_says(family, control):
+    scores = scored(tiny(family), ALL, ("grad_x_weight",))
+    table = rank(scores, ScoreSpec(mode="per_layer"), 12, GROUPS, seed=5)
+    parts = [Counter((r["tensor"], r["component"]) for r in group(table, g)) for g in ("super", control)]
+    assert parts[0] == parts[1]
+
+
+@pytest.mark.parametrize("control", GROUPS)
+def test_the_set_at_one_k_does_not_depend_on_the_largest_k_of_the_study(control):
+    # Else two studies give one cell_id to different weights (DESIGN, decision 5).
+    scores = scored(tiny("llama"), ALL, ("grad_x_weight",))
+    spec = ScoreSpec(mode="global")
+    small, large = (rank(scores, spec, k, GROUPS, seed=5) for k in (10, 300))
+    chosen = [{(r["tensor"], r["flat"]) for r in group(t, control) if r["rank"] <= 10} for t in (small, large)]
+    assert chosen[0] == chosen[1]
+
+
+def test_controls_stay_among_the_components_asked_for():
+    scores = scored(tiny("gpt2"), ("v",))
+    table = rank(scores, ScoreSpec(metric="magnitude", components=("v",)), 20, GROUPS, seed=2)
+    assert {r["component"] for r in table.to_pylist()} == {"v"}
+    assert min(r["row"] for r in table.to_pylist()) >= 2 * HIDDEN
+
+
+def test_seeds_draw_different_controls_and_one_seed_the_same():
+    scores = scored(tiny("llama"))
+    spec = ScoreSpec(metric="magnitude", mode="global")
+    draws = [
+        [(r["tensor"], r["flat"]) for r in group(rank(scores, spec, 20, GROUPS, seed=s), "random_k")] for s in (1, 2, 1)
+    ]
+    assert draws[0] == draws[2]
+    assert len(set(draws[0]) & set(draws[1])) < 10
+
+
+def test_random_k_draws_every_other_weight_equally_often():
+    tensor = catalogue(tiny("llama"))["model.layers.0.self_attn.k_proj.weight"]
+    supers, eligible = np.array([3, 60, 127]), np.ones(128, dtype=bool)
+    eligible[:3] = False
+    counts = np.zeros(128)
+    for seed in range(1500):
+        counts[random_k(tensor, supers, eligible, seed)] += 1
+    others = np.setdiff1d(np.flatnonzero(eligible), supers)
+    assert counts.sum() == counts[others].sum() == 3 * 1500
+    assert stats.chisquare(counts[others]).pvalue > 1e-4
+
+
+def test_matched_k_takes_a_near_neighbour_in_magnitude():
+    scores = scored(tiny("llama"), ("down",), ("grad_x_weight",))
+    table = rank(scores, ScoreSpec(components=("down",)), 3, GROUPS, seed=0)
+    for layer, tensor in enumerate(scores.tensors):
+        magnitude = np.abs(tensor.parameter.numpy().ravel())
+        place = stats.rankdata(magnitude, method="ordinal")
+        pairs = [[r for r in group(table, g) if r["layer"] == layer] for g in ("super", "matched_k")]
+        for s, m in zip(*(sorted(p, key=lambda r: r["rank"]) for p in pairs), strict=True):
+            assert 1 <= abs(int(place[s["flat"]]) - int(place[m["flat"]])) <= 32
+
+
+def test_matched_k_is_drawn_and_not_always_the_nearest():
+    scores = scored(tiny("llama"), ("down",), ("grad_x_weight",))
+    spec = ScoreSpec(components=("down",))
+    firsts = {group(rank(scores, spec, 1, GROUPS, seed=s), "matched_k")[0]["flat"] for s in range(12)}
+    assert len(firsts) > 4
+
+
+@pytest.mark.parametrize("mode", ["per_layer", "per_tensor", "global"])
+def test_more_weights_than_the_smallest_pool_holds_are_refused(mode):
+    model = tiny("llama")
+    scores = scored(model, ("k", "down"))
+    sizes = {"per_tensor": 8 * 16, "per_layer": 8 * 16 + 16 * 24, "global": 2 * (8 * 16 + 16 * 24)}
+    spec = ScoreSpec(metric="magnitude", mode=mode, components=("k", "down"))
+    assert len(group(rank(scores, spec, sizes[mode], ("super",), seed=0), "super")) >= sizes[mode]
+    with pytest.raises(EsaError, match="topk"):
+        rank(scores, spec, sizes[mode] + 1, ("super",), seed=0)
+    with pytest.raises(EsaError, match="topk"):
+        rank(scores, spec, sizes[mode] // 2 + 1, ("super", "random_k"), seed=0)
+
+
+def test_only_the_groups_asked_for_are_there():
+    scores = scored(tiny("llama"))
+    table = rank(scores, ScoreSpec(metric="magnitude"), 3, ("super",), seed=0)
+    assert set(table["group"].to_pylist()) == {"super"}
+
+
+@pytest.mark.parametrize("mode", ["per_layer", "per_tensor", "global"])
+@pytest.mark.parametrize("metric", ["grad_x_weight", "grad_x_weight_abs", "grad_squared"])
+def test_a_planted_super_weight_ranks_first(metric, mode):
+    model, windows = with_planted_super_weight()
+    table = rank(scored(model, ALL, (metric,), windows), ScoreSpec(metric=metric, mode=mode), 2, ("super",), seed=0)
+    firsts = [r for r in table.to_pylist() if r["rank"] == 1 and r["layer"] == 1]
+    firsts = [r for r in firsts if r["tensor"] == PLANTED[0]] if mode == "per_tensor" else firsts
+    assert [(r["tensor"], r["row"], r["col"]) for r in firsts] == [PLANTED]
+
+
+def test_the_planted_super_weight_is_one_without_it_the_loss_moves_most():
+    model, windows = with_planted_super_weight()
+    weight = model.model.layers[1].mlp.down_proj.weight.data
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(summed_nll(model, w)) for w in windows)
+
+    def moved(row: int, col: int) -> float:
+        old = float(weight[row, col])
+        weight[row, col] = 0.0
+        change = abs(loss() - intact)
+        weight[row, col] = old
+        return change
+
+    intact = loss()
+    others = [(r, c) for r in range(0, HIDDEN, 2) for c in (16, 17, 18)]
+    assert moved(*PLANTED[1:]) > 5 * max(moved(r, c) for r, c in others)
+
+
+def slices(family: str, tensor: str, parameter: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:
+    """What is what in the fused tensors of the families, by the layout their papers and code give."""
+    kv = 2 * HEAD
+    if family == "gpt2":
+        q, k, v = np.split(parameter, 3, axis=1)
+        return {("q", None): q, ("k", None): k, ("v", None): v}
+    if family == "gpt_neox":
+        by_head = parameter.reshape(HEADS, 3, HEAD, HIDDEN)
+        return {(c, None): by_head[:, i] for i, c in enumerate("qkv")}
+    if "qkv" in tensor:
+        return {("q", None): parameter[:HIDDEN], ("k", None): parameter[HIDDEN:-kv], ("v", None): parameter[-kv:]}
+    if family == "phi3":
+        gate, up = np.split(parameter, 2)
+        return {("gate", None): gate, ("up", None): up}
+    both = [np.split(expert, 2) for expert in parameter]
+    return {(c, e): both[e][i] for e in range(len(both)) for i, c in enumerate(("gate", "up"))}
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor"),
+    [
+        ("gpt2", "transformer.h.1.attn.c_attn.weight"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value.weight"),
+        ("phi3", "model.layers.1.self_attn.qkv_proj.weight"),
+        ("phi3", "model.layers.1.mlp.gate_up_proj.weight"),
+        ("mixtral", "model.layers.1.mlp.experts.gate_up_proj"),
+    ],
+)
+def test_score_statistics_are_those_of_each_part_and_expert(family, tensor):
+    model = tiny(family)
+    table = score_stats(scored(model), ScoreSpec(metric="magnitude"), seed=4, model="tiny")
+    assert table.schema.equals(SCORE_STATS)
+    rows = {(r["component"], r["expert"]): r for r in table.to_pylist() if r["tensor"] == tensor}
+    wanted = slices(family, tensor, dict(model.named_parameters())[tensor].double().numpy())
+    assert rows.keys() == wanted.keys()
+    for key, values in wanted.items():
+        r, magnitude = rows[key], np.abs(values)
+        assert (r["n"], r["layer"], r["seed"], r["metric"]) == (values.size, 1, 4, "magnitude")
+        assert r["mean"] == pytest.approx(magnitude.mean(), rel=1e-9)
+        assert r["std"] == pytest.approx(magnitude.std(), rel=1e-6)
+        assert (r["min"], r["max"]) == (magnitude.min(), magnitude.max())
+
+
+def test_score_statistics_cover_only_the_components_asked_for():
+    table = score_stats(scored(tiny("gpt2"), ("v", "down")), ScoreSpec(metric="magnitude", components=("v",)), seed=0)
+    assert [(r["component"], r["n"]) for r in table.to_pylist()] == [("v", HIDDEN * HIDDEN)] * 2

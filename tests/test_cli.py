@@ -1,0 +1,135 @@
+"""The command line: every published line parses and plans, and bad input is one sentence and exit 2."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from esa_ray import cli
+
+LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
+
+
+@pytest.fixture
+def esa(monkeypatch, capsys, tmp_path):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_published_lines_plan_without_touching_the_disk(esa, line, tmp_path):
+    code, out, err = esa(line + " --plan")
+    assert (code, err) == (0, "")
+    model = shlex.split(line)[3]
+    assert f"model             {model}" in out
+    assert not list(tmp_path.iterdir())
+
+
+def _facts(out):
+    return {line[:18].strip(): line[18:] for line in out.splitlines()}
+
+
+def test_a_plan_counts_cells_and_shared_work(esa):
+    line = next(x for x in LINES if "--perturb gauss_noise --perturb-scale 0.02" in x)
+    facts = _facts(esa(line + " --plan")[1])
+    # 3 seeds × 1 k × 1 strength × (super, random_k, bottom_k); 200 windows a seed; 16 evaluation windows.
+    assert facts["cells"] == "9"
+    assert facts["rankings"].startswith("3 (each shared by 3 cells")
+    assert facts["backward passes"] == "600"
+    assert facts["forward passes"].startswith(f"{600 + (9 + 1) * 16} ")
+    assert facts["results"] == "outputs/esa/llama31_8b/gauss_0p02_k100"
+
+
+def test_comma_lists_make_a_grid(esa):
+    line = "esa run --model x --topk 50,100,200 --perturb sign_flip,zero,bit_flip --perturb-scale 0.005,0.01,0.05 "
+    facts = _facts(esa(line + "--perturb-prob 0.1,0.2 --controls random_k --seeds 1,2 --plan")[1])
+    assert facts["cells"] == str(2 * 3 * (3 + 1 + 2) * 2)
+
+
+def test_studies_given_no_place_go_to_places_of_their_own(esa):
+    # What is drawn or said beside a study doesn't make it another one.
+    lines = [x.replace(" --save-plots", "") for x in LINES if "--out-dir" not in x]
+    places = {_facts(esa(line + " --plan")[1])["results"] for line in lines}
+    assert len(places) == len({*lines})
+
+
+def test_what_a_later_version_will_do_is_planned_and_refused(esa):
+    for flag, word in (("--metric act_mag", "act_mag"), ("--weight-analysis", "--weight-analysis")):
+        code, out, err = esa(f"esa run --model x {flag} --plan")
+        assert code == 0
+        assert word in _facts(out)["not yet"]
+        code, out, err = esa(f"esa run --model x {flag}")
+        assert code == 2
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--metric saliency", ["scores.0.metric", "saliency", "grad_x_weight"]),
+        ("--mode per_head", ["mode", "per_head", "per_layer"]),
+        ("--perturb melt", ["perturbations.0.kind", "melt", "sign_flip"]),
+        ("--topk 0", ["topk", "at least 1"]),
+        ("--topk ten", ["--topk", "whole numbers", "ten"]),
+        ("--seeds 1,x", ["--seeds", "1,x"]),
+        ("--perturb zero --perturb-scale 1.0", ["--perturb-scale", "sign_flip"]),
+        ("--perturb bit_flip --perturb-prob 1.5", ["probability", "1.5"]),
+        ("--perturb gauss_noise --perturb-scale -1", ["above 0", "-1"]),
+        ("--controls random_k", ["--controls", "--perturb"]),
+        ("--perturb zero --controls nearest", ["groups", "nearest", "matched_k"]),
+        ("--stability-check", ["seeds", "two"]),
+        ("--components q,nose", ["components", "nose"]),
+        ("--dtype fp64", ["dtype", "fp64"]),
+        ("--window 1", ["window", "2"]),
+        ("--model no/such/directory", ["no/such/directory", "no such directory"]),
+        ("--model missing.gguf", ["missing.gguf", "no such file"]),
+        ("--model . --data nowhere.txt", ["config.json"]),
+    ],
+)
+def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
+    model = "" if "--model" in arguments else "--model x/y "
+    code, out, err = esa(f"esa run {model}{arguments}")
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("esa: ")
+    for word in words:
+        assert word in err
+
+
+def test_an_unreachable_hub_is_one_clear_line(esa, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = esa("esa run --model meta-llama/nothing-here")
+    assert code == 2
+    assert "meta-llama/nothing-here" in err
+    assert err.count("\n") == 1
+
+
+def test_reporting_on_no_study_is_one_sentence(esa):
+    for command in ("report", "status"):
+        code, _, err = esa(f"esa {command} --out-dir nowhere")
+        assert code == 2
+        assert "nowhere" in err
+
+
+def test_every_command_has_help_with_an_example(esa):
+    code, out, _ = esa("esa --help")
+    assert code == 0
+    for command in ("run", "report", "status"):
+        assert command in out
+        code, own, _ = esa(f"esa {command} --help")
+        assert code == 0
+        assert f"esa {command} --" in own

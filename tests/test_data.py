@@ -1,0 +1,191 @@
+import json
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esa_ray.data import pack, read_documents, split, text_fingerprint, uses_bos, windows
+from esa_ray.errors import EsaError
+from esa_ray.spec import DataSpec
+from tests.tiny import BOS_ID, FIRST_BYTE, byte_tokenizer
+
+PLAIN, WITH_BOS, WITHOUT = byte_tokenizer(adds_bos=False), byte_tokenizer(), byte_tokenizer(adds_bos=False, bos=False)
+
+
+def distinct_text(n: int) -> str:
+    """n bytes in which no eight follow each other twice."""
+    return "".join(f"{i:07d};" for i in range(n // 8 + 1))[:n]
+
+
+def spec(**changes) -> DataSpec:
+    return DataSpec(**({"window": 16, "calibration_windows": 4, "evaluation_windows": 3} | changes))
+
+
+def content(tokens: np.ndarray) -> set[bytes]:
+    return {row.astype("<i8").tobytes() for row in tokens}
+
+
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=5), st.integers(2, 9), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_windows_are_the_bytes_of_the_documents_joined_by_a_blank_line_and_cut(documents, width, bos):
+    tokens = pack(documents, WITH_BOS if bos else PLAIN, DataSpec(window=width))
+    raw = "\n\n".join(documents).encode()
+    body = width - bos
+    wanted = [[BOS_ID] * bos + [b + FIRST_BYTE for b in raw[i : i + body]] for i in range(0, len(raw), body)]
+    wanted = [w for w in wanted if len(w) == width]
+    assert tokens.dtype == np.int64
+    assert tokens.shape == (len(wanted), width)
+    assert tokens.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokenizer", "used"),
+    [
+        ("auto", WITH_BOS, True),
+        ("auto", PLAIN, False),
+        ("auto", WITHOUT, False),
+        ("always", PLAIN, True),
+        ("always", WITH_BOS, True),
+        ("never", WITH_BOS, False),
+    ],
+)
+def test_bos_begins_every_window_where_asked_or_where_the_tokenizer_adds_it(asked, tokenizer, used):
+    mine = spec(bos=asked)
+    assert uses_bos(mine, tokenizer) is used
+    found = windows(mine, tokenizer, (0,), [distinct_text(400)])
+    assert found.bos is used
+    assert found.tokens.shape[1] == 16
+    assert set((found.tokens[:, 0] == BOS_ID).tolist()) == {used}
+    assert not (found.tokens[:, 1:] == BOS_ID).any()
+
+
+def test_bos_always_without_a_bos_token_is_refused():
+    with pytest.raises(EsaError, match="BOS"):
+        windows(spec(bos="always"), WITHOUT, (0,), [distinct_text(400)])
+
+
+@given(st.integers(7, 60), st.integers(2, 4), st.integers(1, 3), st.lists(st.integers(0, 99), min_size=1, unique=True))
+@settings(max_examples=60, deadline=None)
+def test_calibration_windows_never_meet_evaluation_windows(n, evaluate, calibrate, seeds):
+    tokens = np.arange(n * 16).reshape(n, 16)
+    seeds = seeds[:5]
+    if n == evaluate + calibrate:
+        seeds = seeds[:1]
+    found = split(tokens, spec(evaluation_windows=evaluate, calibration_windows=calibrate), tuple(seeds), bos=False)
+    assert len(found.evaluation) == len(content(found.evaluation)) == evaluate
+    assert content(found.evaluation) <= content(tokens)
+    for seed in seeds:
+        mine = found.calibration(seed)
+        assert len(mine) == len(content(mine)) == calibrate  # drawn without replacement
+        assert content(mine) <= content(tokens)
+        assert not content(mine) & content(found.evaluation)
+
+
+def test_seeds_draw_different_windows_and_share_the_evaluation():
+    tokens = np.arange(200 * 16).reshape(200, 16)
+    mine = spec(calibration_windows=20)
+    found = split(tokens, mine, tuple(range(10)), bos=False)
+    draws = [content(found.calibration(seed)) for seed in range(10)]
+    overlaps = [len(a & b) / len(a | b) for a, b in combinations(draws, 2)]
+    assert max(overlaps) < 0.5
+    # Each pair shares 20·20/197 ≈ 2 windows by chance: neither nothing nor everything.
+    shared = np.mean([len(a & b) for a, b in combinations(draws, 2)])
+    assert 1.0 < shared < 3.5
+    other = split(tokens, mine, (99,), bos=False)
+    assert other.evaluation.tolist() == found.evaluation.tolist()
+    assert other.calibration(3).tolist() == found.calibration(3).tolist()
+
+
+def test_every_window_has_the_same_chance_to_calibrate():
+    tokens = np.arange(23 * 16).reshape(23, 16)
+    found = split(tokens, spec(calibration_windows=5), (0, 1), bos=False)
+    counts = np.bincount(np.concatenate([found.calibration_index(seed) for seed in range(400)]), minlength=23)
+    assert set(counts[found.evaluation_index].tolist()) == {0}
+    pool = counts[found.pool_index]
+    assert len(pool) == 20
+    sd = np.sqrt(400 * 0.25 * 0.75)
+    assert np.abs(pool - 100).max() < 4.5 * sd
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(6, (0,)), (7, (0, 1)), (0, (0,))])
+def test_a_text_too_short_for_both_or_for_different_seeds_is_refused(n, seeds):
+    with pytest.raises(EsaError, match=f"holds {n} windows"):
+        split(np.zeros((n, 16), dtype=np.int64), spec(), seeds, bos=False)
+
+
+def test_one_seed_may_use_every_window_there_is():
+    found = split(np.arange(7 * 16).reshape(7, 16), spec(), (0,), bos=False)
+    assert len(found.calibration(0)) == 4
+
+
+def test_a_text_that_repeats_itself_never_puts_one_window_on_both_sides():
+    # The artefact that SCIENCE.md names: ten sentences, repeated, scored and evaluated on themselves.
+    sentences = [f"Sentence number {i} is here.    "[:30] + "\n\n" for i in range(10)]
+    assert {len(s) for s in sentences} == {32}
+    try:
+        found = windows(spec(), PLAIN, (1, 2), ["".join(sentences) * 10])
+    except EsaError:
+        return  # refusing such a text is as good
+    for seed in (1, 2):
+        assert not content(found.calibration(seed)) & content(found.evaluation)
+
+
+def test_the_default_text_gives_the_same_windows_every_time_and_no_window_twice():
+    mine = DataSpec(window=64, calibration_windows=8, evaluation_windows=4)
+    a, b = (windows(mine, WITH_BOS, (0,)) for _ in range(2))
+    assert a.tokens.tolist() == b.tokens.tolist()
+    assert a.calibration(5).tolist() == b.calibration(5).tolist()
+    assert not content(a.calibration(5)) & content(a.evaluation)
+
+
+def test_the_fingerprint_sees_every_character_and_every_border():
+    texts = [["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], ["ab", "d"], ["ab", "c", ""]]
+    assert len({text_fingerprint(t) for t in texts}) == len(texts)
+    assert text_fingerprint(["ab", "c"]) == text_fingerprint(["ab", "c"])
+
+
+def test_documents_are_read_from_text_jsonl_and_parquet_and_empty_ones_left_out(tmp_path):
+    rows = ["first", " \n", "zweites ü"]
+    (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": r}) for r in rows) + "\n\n", encoding="utf-8")
+    pq.write_table(pa.table({"body": rows}), tmp_path / "a.parquet")
+    assert read_documents(DataSpec(source=str(tmp_path / "a.txt"))) == ["one\n\ntwo"]
+    for name in ("a.jsonl", "a.parquet"):
+        found = read_documents(DataSpec(source=str(tmp_path / name), text_column="body"))
+        assert found == ["first", "zweites ü"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("missing.txt", None),
+        ("empty.txt", b""),
+        ("blank.txt", b" \n\n"),
+        ("latin.txt", b"\xff\xfe\xfa"),
+        ("broken.jsonl", b"{not json}\n"),
+        ("column.jsonl", b'{"body": "x"}\n'),
+        ("list.jsonl", b"[1, 2]\n"),
+        ("null.jsonl", b'{"text": null}\n'),
+        ("number.jsonl", b'{"text": 3}\n'),
+        ("broken.parquet", b"PAR1garbage"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_an_esa_error_that_names_it(tmp_path, name, raw):
+    path = tmp_path / name
+    if raw is not None:
+        path.write_bytes(raw)
+    with pytest.raises(EsaError) as caught:
+        read_documents(DataSpec(source=str(path)))
+    assert name in str(caught.value)
+
+
+def test_a_parquet_file_without_the_column_or_with_nulls_is_an_esa_error_or_read_without_them(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["x", None, "y"]}), path)
+    with pytest.raises(EsaError, match=r"a\.parquet"):
+        read_documents(DataSpec(source=str(path)))
+    assert read_documents(DataSpec(source=str(path), text_column="body")) == ["x", "y"]

@@ -1,0 +1,70 @@
+import itertools
+
+import pytest
+
+from esa_ray.grid import Resolved, cell_id, cells, chunks, plan
+from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
+
+SCORES = (ScoreSpec(), ScoreSpec(metric="magnitude"))
+PERTURBATIONS = (PerturbSpec(kind="zero"), PerturbSpec(kind="sign_flip"), PerturbSpec(kind="bit_flip", bits="sign"))
+DATA = DataSpec(calibration_windows=11, evaluation_windows=5)
+
+
+def study(**changes) -> StudySpec:
+    base = {
+        "name": "s",
+        "model": ModelSpec(source="m"),
+        "data": DATA,
+        "scores": SCORES,
+        "topk": (1, 2, 4),
+        "seeds": (5, 6),
+        "perturbations": PERTURBATIONS,
+        "groups": ("super", "random_k"),
+    }
+    return StudySpec(**(base | changes))
+
+
+def test_cells_are_the_whole_product_each_once():
+    found = cells(study())
+    wanted = set(itertools.product(SCORES, (1, 2, 4), (5, 6), ("super", "random_k"), PERTURBATIONS))
+    assert {(c.score, c.k, c.seed, c.group, c.perturbation) for c in found} == wanted
+    assert len(found) == len(wanted) == 2 * 3 * 2 * 2 * 3
+
+
+def test_every_cell_has_its_own_id_and_its_own_label():
+    found, resolved = cells(study()), Resolved("a", "fp32", "b")
+    assert len({cell_id(c, DATA, resolved) for c in found}) == len(found)
+    assert len({c.label for c in found}) == len(found)
+
+
+def test_cells_that_share_a_ranking_stand_together():
+    keys = [(c.score, c.seed) for c in cells(study())]
+    assert len(list(itertools.groupby(keys))) == len(set(keys)) == 4
+
+
+def test_zeroing_asked_for_twice_is_one_cell():
+    spec = study(perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="zero", strength=None)))
+    assert len(cells(spec)) == 2 * 3 * 2 * 2
+
+
+def test_a_study_without_perturbations_has_no_cells():
+    assert cells(study(perturbations=())) == []
+
+
+@pytest.mark.parametrize(("scores", "gradients"), [(SCORES, True), (SCORES[1:], False)])
+def test_the_plan_counts_shared_work_once(scores, gradients):
+    found = plan(study(scores=scores))
+    n = len(scores) * 3 * 2 * 2 * 3
+    backward = 2 * 11 * gradients
+    assert (found.cells, found.rankings, found.baselines) == (n, 2 * len(scores), 1)
+    assert found.backward_passes == backward
+    assert found.forward_passes == backward + (n + 1) * 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])
+def test_chunks_keep_every_item_in_order_and_none_is_too_long_or_empty(size):
+    pieces = chunks(list(range(8)), size)
+    assert list(itertools.chain(*pieces)) == list(range(8))
+    assert {len(p) for p in pieces[:-1]} <= {size}
+    assert 1 <= len(pieces[-1]) <= size
+    assert chunks([], size) == []

@@ -1,0 +1,184 @@
+import pytest
+from pydantic import ValidationError
+
+from esa_ray.spec import (
+    DataSpec,
+    ModelSpec,
+    PerturbSpec,
+    ScoreSpec,
+    StudySpec,
+    explain,
+    unavailable,
+)
+
+ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
+
+
+def study(**changes) -> StudySpec:
+    return StudySpec(**({"name": "s", "model": ModelSpec(source="m")} | changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "variant"),
+    [("sign_flip", 1.0, None), ("zero", None, None), ("gauss_noise", 0.02, "weight"), ("bit_flip", 0.05, "all")],
+)
+def test_a_perturbation_named_alone_is_completed(kind, strength, variant):
+    spec = PerturbSpec(kind=kind)
+    assert (spec.strength, spec.variant) == (strength, variant)
+
+
+def test_what_is_filled_in_and_what_is_spelled_out_are_equal_and_hash_alike():
+    spelled = PerturbSpec(kind="gauss_noise", strength=0.02, relative_to="weight")
+    assert {PerturbSpec(kind="gauss_noise"), spelled} == {spelled}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "zero", "strength": 1.0},
+        {"kind": "sign_flip", "strength": 0.0},
+        {"kind": "gauss_noise", "strength": -0.1},
+        {"kind": "gauss_noise", "strength": float("nan")},
+        {"kind": "gauss_noise", "strength": float("inf")},
+        {"kind": "bit_flip", "strength": 1.0001},
+        {"kind": "bit_flip", "relative_to": "tensor"},
+        {"kind": "gauss_noise", "bits": "sign"},
+        {"kind": "zero", "bits": "all"},
+        {"kind": "explode"},
+        {"kind": "bit_flip", "bits": "parity"},
+        {"kind": "zero", "colour": "red"},
+    ],
+)
+def test_a_perturbation_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(ValidationError):
+        PerturbSpec(**fields)
+
+
+def test_bit_flip_takes_a_probability_of_one():
+    assert PerturbSpec(kind="bit_flip", strength=1).strength == 1.0
+
+
+def test_labels_tell_variants_and_strengths_apart():
+    specs = [
+        PerturbSpec(kind="zero"),
+        PerturbSpec(kind="sign_flip"),
+        PerturbSpec(kind="sign_flip", strength=0.5),
+        PerturbSpec(kind="gauss_noise"),
+        PerturbSpec(kind="gauss_noise", relative_to="tensor"),
+        PerturbSpec(kind="bit_flip"),
+        *(PerturbSpec(kind="bit_flip", bits=bits) for bits in ("sign", "exponent", "mantissa")),
+    ]
+    assert len({s.label for s in specs}) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        (("attention",), ATTENTION),
+        (("ffn",), FFN),
+        (("ffn", "attention"), ATTENTION + FFN),
+        (("down", "q", "down"), ("q", "down")),
+        (("norm", "head", "embed"), ("embed", "head", "norm")),
+    ],
+)
+def test_components_are_expanded_deduplicated_and_put_in_one_order(asked, got):
+    assert ScoreSpec(components=asked).components == got
+
+
+@pytest.mark.parametrize("components", [(), ("qkv",), ("attention", "bias")])
+def test_unknown_or_no_components_are_refused(components):
+    with pytest.raises(ValidationError):
+        ScoreSpec(components=components)
+
+
+def test_topk_is_sorted_and_lists_lose_their_repetitions():
+    zero = PerturbSpec(kind="zero")
+    spec = study(topk=(100, 50, 100), seeds=(3, 1, 3), perturbations=(zero, zero), groups=("bottom_k", "bottom_k"))
+    assert spec.topk == (50, 100)
+    assert spec.seeds == (3, 1)
+    assert spec.perturbations == (zero,)
+    assert spec.groups == ("super", "bottom_k")
+
+
+def test_a_control_always_comes_with_the_set_that_it_controls_for():
+    assert study(groups=("random_k",)).groups == ("super", "random_k")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"topk": (0,)},
+        {"topk": ()},
+        {"seeds": (-1,)},
+        {"seeds": ()},
+        {"scores": ()},
+        {"name": ""},
+        {"name": "../up"},
+        {"name": ".hidden"},
+        {"groups": ("worst_k",)},
+        {"analyses": ("stability",), "seeds": (1,)},
+        {"analyses": ("stability",), "seeds": (1, 1)},
+        {"colour": "red"},
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(ValidationError):
+        study(**changes)
+
+
+def test_replace_changes_what_is_named_keeps_the_rest_and_validates():
+    spec = study(topk=(5,), seeds=(1, 2), perturbations=(PerturbSpec(kind="bit_flip", bits="sign"),))
+    other = spec.replace(topk=(9, 3))
+    assert other.topk == (3, 9)
+    assert other.model_dump(exclude={"topk"}) == spec.model_dump(exclude={"topk"})
+    for wrong in ({"topk": (0,)}, {"colour": 1}):
+        with pytest.raises(ValidationError):
+            spec.replace(**wrong)
+
+
+def test_specs_are_frozen():
+    with pytest.raises(ValidationError):
+        DataSpec().window = 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "update"),
+    [
+        (PerturbSpec(kind="bit_flip"), {"strength": 7.0}),
+        (ModelSpec(source="m"), {"dtype": "fp8"}),
+        (DataSpec(), {"window": -1}),
+        (ScoreSpec(), {"components": ("nonsense",)}),
+    ],
+)
+def test_a_variant_by_model_copy_is_checked_again_as_the_module_says(spec, update):
+    with pytest.raises((ValidationError, ValueError)):
+        spec.model_copy(update=update)
+
+
+def test_a_study_reads_back_from_its_json():
+    spec = study(
+        perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="gauss_noise", relative_to="tensor")),
+        scores=(ScoreSpec(metric="magnitude", mode="global", components=("down",)),),
+    )
+    assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_what_cannot_be_computed_yet_is_named_and_the_rest_is_not():
+    spec = study(scores=(ScoreSpec(), ScoreSpec(metric="act_mag")), seeds=(1, 2), analyses=("stability", "weights"))
+    said = unavailable(spec)
+    assert len(said) == 2
+    assert "act_mag" in said[0]
+    assert "grad_squared" in said[0]
+    assert "--weight-analysis" in said[1]
+    assert unavailable(study()) == []
+
+
+def test_an_explanation_names_the_field_and_the_value():
+    with pytest.raises(ValidationError) as caught:
+        study(data={"window": 1})
+    said = str(explain(caught.value))
+    assert "data.window" in said
+    assert "1" in said
+    with pytest.raises(ValidationError) as caught:
+        study(perturbations=({"kind": "bit_flip", "strength": 2.0},))
+    assert "probability" in str(explain(caught.value))

@@ -1,0 +1,206 @@
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from esa_ray import schema
+from esa_ray.errors import EsaError
+from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
+from esa_ray.store import Store, write_atomically
+
+FIXED = {
+    "cells": "cell_id study model dtype data metric mode k seed group perturbation strength status error n_weights "
+    "n_changed delta_norm nll tokens hits seconds device version created",
+    "baselines": "study model dtype data status error nll tokens hits seconds device version created",
+    "rankings": "model metric mode seed group rank tensor layer component expert row col score weight",
+    "score_stats": "model metric seed tensor layer component expert n mean std min max quantiles "
+    "top1pct_over_median gini",
+}
+SPEC = StudySpec(name="s", model=ModelSpec(source="m"), perturbations=(PerturbSpec(kind="zero"),))
+
+
+def everything_under(path) -> set[str]:
+    return {str(p.relative_to(path)) for p in path.rglob("*")}
+
+
+@pytest.mark.parametrize("table", FIXED)
+def test_the_columns_that_design_fixes_are_there(table):
+    assert set(FIXED[table].split()) <= set(schema.TABLES[table].names)
+    assert all(field.metadata[b"doc"] for field in schema.TABLES[table])
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("existing", [None, b"old"])
+def test_a_write_that_fails_leaves_what_was_there_and_no_debris(tmp_path, monkeypatch, step, existing):
+    target = tmp_path / "deep" / "file"
+    if existing is not None:
+        write_atomically(target, existing)
+    before = everything_under(tmp_path) | {"deep"}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(EsaError, match="no space") as caught:
+        write_atomically(target, b"new")
+    assert str(target) in str(caught.value)
+    assert everything_under(tmp_path) == before
+    assert existing is None or target.read_bytes() == existing
+
+
+def test_no_half_file_is_ever_seen_under_the_final_name(tmp_path, monkeypatch):
+    target, seen = tmp_path / "file", []
+    real = os.replace
+
+    def spy(source, destination):
+        seen.append((target.read_bytes(), Path(source).read_bytes(), Path(source).parent == tmp_path))
+        real(source, destination)
+
+    write_atomically(target, b"old")
+    monkeypatch.setattr(os, "replace", spy)
+    write_atomically(target, b"new" * 1000)
+    assert seen == [(b"old", b"new" * 1000, True)]
+    assert target.read_bytes() == b"new" * 1000
+
+
+def test_writing_under_a_file_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EsaError, match="out-dir"):
+        write_atomically(tmp_path / "file" / "below", b"new")
+    assert everything_under(tmp_path) == {"file"}
+
+
+def rows(*ids: str) -> list[dict]:
+    return [{"cell_id": i, "status": "ok", "nll": [0.1, float("inf")], "tokens": [3, 3], "strength": None} for i in ids]
+
+
+def test_rows_read_back_as_they_were_written_with_nulls_and_infinities(tmp_path):
+    store = Store(tmp_path)
+    path = store.write("cells", "a", rows("x", "y"))
+    assert path == tmp_path / "cells" / "a.parquet"
+    raw = pq.read_table(path).to_pylist()
+    assert [r["cell_id"] for r in raw] == ["x", "y"]
+    assert raw[0]["nll"] == [0.1, float("inf")]
+    assert raw[0]["strength"] is None
+    assert raw[0]["error"] is None
+    assert store.read("cells", "a").to_pylist() == raw
+    assert store.read("cells", "a", ["status"]).column_names == ["status"]
+
+
+def test_writing_twice_leaves_one_file_and_the_last_content(tmp_path):
+    store = Store(tmp_path)
+    store.write("cells", "a", rows("x"))
+    store.write("cells", "a", rows("z"))
+    assert everything_under(tmp_path) == {"cells", "cells/a.parquet"}
+    assert store.cell_statuses() == {"z": "ok"}
+
+
+def test_statuses_are_collected_over_all_files_and_scratch_files_are_no_rows(tmp_path):
+    store = Store(tmp_path)
+    assert store.cell_statuses() == {}
+    store.write("cells", "a", rows("x"))
+    store.write("cells", "b", [{"cell_id": "y", "status": "diverged"}])
+    (tmp_path / "cells" / ".c.parquet.99.tmp").write_bytes(b"half")
+    assert store.cell_statuses() == {"x": "ok", "y": "diverged"}
+    assert store.names("cells") == ["a", "b"]
+
+
+def test_a_row_that_does_not_fit_the_schema_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises((pa.ArrowException, TypeError, ValueError)):
+        Store(tmp_path).write("cells", "a", [{"cell_id": "x", "k": "many"}])
+    assert everything_under(tmp_path) == set()
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"garbage" * 50, "truncated", "decapitated"])
+def test_a_corrupt_file_is_named_in_an_esa_error(tmp_path, content):
+    store = Store(tmp_path)
+    path = store.write("cells", "broken", rows("x"))
+    whole = path.read_bytes()
+    if isinstance(content, str):
+        content = whole[:-20] if content == "truncated" else b"\0" * 40 + whole[len(whole) // 2 :]
+    path.write_bytes(content)
+    for read in (lambda: store.read("cells", "broken"), store.cell_statuses):
+        with pytest.raises(EsaError) as caught:
+            read()
+        assert str(path) in str(caught.value)
+
+
+def test_one_wrong_byte_anywhere_is_either_harmless_or_an_esa_error(tmp_path):
+    store = Store(tmp_path)
+    path = store.write("cells", "broken", rows("x"))
+    whole = path.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 400)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :])
+        with contextlib.suppress(EsaError):  # anything else, a crash of the reader say, comes through
+            store.read("cells", "broken")
+
+
+@pytest.mark.parametrize("metadata", [None, {"esa_ray.schema": "0"}])
+def test_a_file_of_another_schema_version_is_refused_by_name(tmp_path, metadata):
+    path = tmp_path / "cells" / "old.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"cell_id": ["x"]}).replace_schema_metadata(metadata), path)
+    with pytest.raises(EsaError, match="schema version") as caught:
+        Store(tmp_path).read("cells", "old")
+    assert str(path) in str(caught.value)
+
+
+def test_a_fresh_directory_can_be_claimed_and_nothing_is_resolved_yet(tmp_path):
+    assert Store(tmp_path / "new").claim(SPEC) is None
+    assert Store(tmp_path).claim(SPEC) is None
+
+
+def test_the_same_study_claims_its_directory_again_and_learns_what_was_resolved(tmp_path):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {"model": "abc"}, {"torch": "2"})
+    assert store.claim(SPEC.replace()) == {"model": "abc"}
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert StudySpec.model_validate(content["spec"]) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"topk": (7,)}, "topk"),
+        ({"data": {"window": 64}}, "data.window"),
+        ({"model": {"source": "other"}}, "model.source"),
+        ({"perturbations": ()}, "perturbations"),
+        ({"seeds": (1, 2)}, "seeds"),
+        ({"name": "t"}, "name"),
+    ],
+)
+def test_another_study_is_refused_and_the_field_that_differs_is_named(tmp_path, changes, field):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {}, {})
+    with pytest.raises(EsaError) as caught:
+        store.claim(SPEC.replace(**changes))
+    named = str(caught.value).partition("differs in ")[2].partition(")")[0]
+    assert named.split(", ") == [field]
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(EsaError, match="other files"):
+        Store(tmp_path).claim(SPEC)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{'spec': 1}"])
+def test_a_broken_study_file_is_named(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(EsaError, match=r"study\.json"):
+        Store(tmp_path).claim(SPEC)
+
+
+def test_the_manifest_counts_the_files_of_every_table(tmp_path):
+    store = Store(tmp_path)
+    store.write("cells", "a", rows("x"))
+    store.write("cells", "b", rows("y"))
+    store.save_manifest({"note": "ü"})
+    content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert content["files"] == {"cells": 2, "baselines": 0, "rankings": 0, "score_stats": 0}
+    assert content["note"] == "ü"
