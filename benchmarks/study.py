@@ -73,9 +73,8 @@ def main(quick: bool = False) -> None:
     plain = _in_a_process("bare", quick=quick)
     total = sum(plain.values())
     print(f"study: {len(cells(spec))} cells, {len(spec.seeds)} rankings")
-    print(
-        f"  bare passes, one process, 2 threads   {total:7.1f} s (scoring {plain['scoring']:.1f}, cells {plain['cells']:.1f})"
-    )
+    parts = f"scoring {plain['scoring']:.1f}, cells {plain['cells']:.1f}"
+    print(f"  bare passes, one process, 2 threads   {total:7.1f} s ({parts})")
     for actors, threads in ((2, 1), (1, 2)):
         wall = _in_a_process("study", actors, threads, quick=quick)
         print(f"  study, {actors} actors × {threads} threads            {wall:7.1f} s   ratio {wall / total:.2f}")

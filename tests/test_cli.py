@@ -1,6 +1,8 @@
 """The command line: every published line parses and plans, and bad input is one sentence and exit 2."""
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,12 +112,21 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
         assert word in err
 
 
-def test_an_unreachable_hub_is_one_clear_line(esa, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, _, err = esa("esa run --model meta-llama/nothing-here")
-    assert code == 2
-    assert "meta-llama/nothing-here" in err
-    assert err.count("\n") == 1
+def test_an_unreachable_hub_is_one_clear_line(tmp_path):
+    # In a process of its own: the hub's client reads this variable when it is imported.
+    command = [
+        sys.executable,
+        "-c",
+        "from esa_ray.cli import main; main()",
+        "run",
+        "--model",
+        "meta-llama/nothing-here",
+    ]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "meta-llama/nothing-here" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_reporting_on_no_study_is_one_sentence(esa):

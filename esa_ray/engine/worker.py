@@ -65,9 +65,7 @@ class Worker:
         documents = data.read_documents(spec.data)
         found = data.text_fingerprint(documents)
         if text not in (None, found):
-            raise EsaError(
-                f"{platform.node()} sees another text under --data {spec.data.source}; put it on shared storage"
-            )
+            raise EsaError(f"{platform.node()} sees another text under --data {spec.data.source}; share the file")
         self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         self.model = load_model(source, self.dtype, device, revision=spec.model.revision)
