@@ -34,8 +34,8 @@ def write_study(directory, *, shift, windows=8, seeds=(1, 2, 3), noise=0.0, dive
             lost = (group, seed) in diverged
             nll = base + TOKENS * (delta + noise * rng.standard_normal(windows))
             row = {
-                **common, **outcome, "cell_id": f"{group}{seed}", "metric": "grad_x_weight", "mode": "per_layer", "k": 2,
-                "seed": seed, "group": group, "perturbation": "sign_flip", "strength": 1.0, "n_weights": 4,
+                **common, **outcome, "cell_id": f"{group}{seed}", "metric": "grad_x_weight", "mode": "per_layer",
+                "k": 2, "seed": seed, "group": group, "perturbation": "sign_flip", "strength": 1.0, "n_weights": 4,
                 "n_changed": 4, "delta_norm": 1.5, "restored": True, "nll": nll.tolist(),
             }  # fmt: skip
             if lost:
