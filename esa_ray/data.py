@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def read_documents(spec: DataSpec) -> list[str]:
     EsaError
         If the source can't be found or read, or holds no text.
     """
-    documents = [d for d in _read(spec) if d.strip()]
+    documents = []
+    for document in _read(spec):
+        if document is not None and not isinstance(document, str):
+            raise EsaError(f"--data {spec.source}: {spec.text_column!r} holds {document!r:.40}, which is no text")
+        if document and document.strip():
+            documents.append(document)
     if not documents:
         raise EsaError(f"--data {spec.source} holds no text; give a file with some")
     return documents
@@ -48,11 +53,27 @@ def _read(spec: DataSpec) -> Iterator[str]:
     if spec.source == "pydoc":
         from pydoc_data.topics import topics
 
-        yield from (topics[name] for name in sorted(topics))
+        yield from _unquoted(topics[name] for name in sorted(topics))
     elif spec.source.startswith("hf:"):
         yield from _read_hub(spec)
     else:
         yield from _read_file(Path(spec.source).expanduser(), spec.text_column)
+
+
+def _unquoted(documents: Iterable[str]) -> Iterator[str]:
+    """Documents without the paragraphs that an earlier one has.
+
+    Python's topics quote each other at length: as they stand, half of an evaluation window can be found in
+    the calibration pool.
+    """
+    seen: set[str] = set()
+    for document in documents:
+        kept = []
+        for paragraph in document.split(SEPARATOR):
+            if (words := " ".join(paragraph.split())) not in seen:
+                seen.add(words)
+                kept.append(paragraph)
+        yield SEPARATOR.join(kept)
 
 
 def _read_file(path: Path, column: str) -> Iterator[str]:
@@ -65,13 +86,20 @@ def _read_file(path: Path, column: str) -> Iterator[str]:
             yield from pq.read_table(path, columns=[column]).column(column).to_pylist()
         elif path.suffix in (".jsonl", ".ndjson"):
             with path.open(encoding="utf-8") as lines:
-                yield from (json.loads(line)[column] for line in lines if line.strip())
+                yield from (_row(line)[column] for line in lines if line.strip())
         else:
             yield path.read_text(encoding="utf-8")
     except KeyError as error:
         raise EsaError(f"--data {path} has no column {error}; name one with --text-column") from None
     except (ValueError, OSError) as error:
         raise EsaError(f"--data {path} can't be read: {error}") from None
+
+
+def _row(line: str) -> dict:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a line holds {line[:40]!r}, which is no JSON object")
+    return row
 
 
 def _read_hub(spec: DataSpec) -> Iterator[str]:
@@ -83,7 +111,7 @@ def _read_hub(spec: DataSpec) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(name, config or None, split=spec.split)
     except Exception as error:  # the library raises a dozen kinds for "not found" and "not reachable"
-        raise EsaError(f"the data set {name!r} can't be loaded: {str(error).splitlines()[0]}") from None
+        raise EsaError(f"the data set {name!r} can't be loaded: {first_line(error)}") from None
     if spec.text_column not in rows.column_names:
         raise EsaError(
             f"the data set {name!r} has the columns {', '.join(rows.column_names)}; name one with --text-column"
@@ -173,26 +201,29 @@ def split(tokens: np.ndarray, spec: DataSpec, seeds: tuple[int, ...], *, bos: bo
     EsaError
         If the text is too short for both, or so short that every seed would draw the same windows.
     """
-    n, need = len(tokens), spec.evaluation_windows + spec.calibration_windows
-    have = f"the text holds {n} windows of {spec.window} tokens"
+    # A text that repeats itself would put the same window on both sides of the split.
+    distinct = np.sort(np.unique(tokens, axis=0, return_index=True)[1]) if len(tokens) else np.arange(0)
+    n, need = len(distinct), spec.evaluation_windows + spec.calibration_windows
+    have = f"the text holds {n} different windows of {spec.window} tokens"
     if n < need:
         raise EsaError(
             f"{have}, and {spec.evaluation_windows} to evaluate plus {spec.calibration_windows} to calibrate "
             "are asked for; give a longer text, or lower --max-samples, --eval-windows or --window"
         )
-    if n == need and len(seeds) > 1:
-        raise EsaError(
-            f"{have}, so every seed would calibrate on the same {spec.calibration_windows}; "
-            "give a longer text or lower --max-samples"
-        )
-    order = _shuffled(np.arange(n), "split")
-    return Windows(
+    order = _shuffled(distinct, "split")
+    found = Windows(
         tokens=tokens,
         evaluation_index=np.sort(order[: spec.evaluation_windows]),
         pool_index=np.sort(order[spec.evaluation_windows :]),
         calibration_windows=spec.calibration_windows,
         bos=bos,
     )
+    if len({tuple(found.calibration_index(seed)) for seed in seeds}) < len(set(seeds)):
+        raise EsaError(
+            f"{have}, so few that seeds calibrate on the same {spec.calibration_windows}; "
+            "give a longer text or lower --max-samples"
+        )
+    return found
 
 
 def windows(

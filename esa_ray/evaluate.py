@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,17 @@ class Outcome:
             return math.inf
 
 
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout for the length of a ``with`` block: a model built from a config starts in training mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.inference_mode()
 def evaluate(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) -> Outcome:
     """Next-token loss of a model on token windows of shape (N, T).
@@ -58,7 +71,8 @@ def evaluate(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) -
     nll, hits = [], []
     for start in range(0, len(windows), batch_size):
         batch_BT = torch.as_tensor(windows[start : start + batch_size], device=device)
-        logits_BTV = model(batch_BT, use_cache=False).logits
+        with eval_mode(model):
+            logits_BTV = model(batch_BT, use_cache=False).logits
         for logits_TV, tokens_T in zip(logits_BTV, batch_BT, strict=True):
             scores_TV, target_T = logits_TV[:-1].float(), tokens_T[1:]
             picked_T = scores_TV.gather(-1, target_T[:, None])[:, 0]

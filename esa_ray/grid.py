@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from esa_ray.identity import IDENTITY_VERSION, digest
-from esa_ray.spec import DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec
+from esa_ray.spec import DRAWN_CONTROLS, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec
 
 
 class Cell(Spec):
-    """One evaluation: this group of k weights, chosen by this score and seed, damaged in this way."""
+    """One evaluation: this group of k weights, chosen by this score and seed, damaged in this way.
+
+    ``depth`` is the largest k of the ranking that a control was drawn for, since it leaves out all of that
+    ranking's super weights; None for groups that aren't drawn.
+    """
 
     score: ScoreSpec
     k: int
     seed: int
     group: str
     perturbation: PerturbSpec
+    depth: int | None = None
 
     @property
     def label(self) -> str:
         """Readable file stem, e.g. ``grad_x_weight-per_layer-s1337-k50-super-zero``."""
         return f"{self.score.metric}-{self.score.mode}-s{self.seed}-k{self.k}-{self.group}-{self.perturbation.label}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What its row says of it (``schema.CELLS``): all that it takes to compute it again."""
+        return {
+            "metric": self.score.metric,
+            "mode": self.score.mode,
+            "k": self.k,
+            "seed": self.seed,
+            "group": self.group,
+            "depth": self.depth,
+            "perturbation": self.perturbation.kind,
+            "strength": self.perturbation.strength,
+            "variant": self.perturbation.variant,
+        }
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,14 @@ def cells(spec: StudySpec) -> list[Cell]:
     4
     """
     return [
-        Cell(score=score, k=k, seed=seed, group=group, perturbation=perturbation)
+        Cell(
+            score=score,
+            k=k,
+            seed=seed,
+            group=group,
+            perturbation=perturbation,
+            depth=max(spec.topk) if group in DRAWN_CONTROLS else None,
+        )
         for score in spec.scores
         for seed in spec.seeds
         for k in spec.topk

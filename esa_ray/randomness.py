@@ -32,7 +32,8 @@ def splitmix64(key: int, counter: np.ndarray) -> np.ndarray:
 
 def uniform(key: int, counter: np.ndarray) -> np.ndarray:
     """Uniform on the open interval (0, 1), float64."""
-    return ((splitmix64(key, counter) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits: with 53 the largest would round up to 1.
+    return ((splitmix64(key, counter) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def normal(key: int, counter: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ CELLS = _schema(
     k=(_INT, "weights chosen per pool"),
     seed=(_INT, "seed of the calibration windows and of the perturbation"),
     group=(_TEXT, "super, random_k, matched_k or bottom_k"),
+    depth=(_INT, "largest k of the ranking that a control was drawn for; null for groups that aren't drawn"),
     perturbation=(_TEXT, "kind of damage"),
     strength=(_FLOAT, "its strength; null where the kind has none"),
     variant=(_TEXT, "bit class, or what noise is relative to; null where the kind has no variants"),

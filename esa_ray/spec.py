@@ -6,7 +6,8 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,6 +29,9 @@ COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
 }
 COMPONENTS: tuple[str, ...] = get_args(Component)
 
+#: Controls that are drawn for the super weights of a ranking, down to its largest k.
+DRAWN_CONTROLS = ("random_k", "matched_k")
+
 #: What the plan understands but this version can't compute yet: shown by ``--plan``, refused by a run.
 PLANNED_METRICS = frozenset({"act_mag", "hutchinson_diag"})
 PLANNED_ANALYSES = frozenset({"weights", "architecture"})
@@ -37,6 +41,10 @@ class Spec(BaseModel):
     """Base of all specs: immutable, and a field that nobody defined is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same spec with some fields changed, validated anew (pydantic's own copy checks nothing)."""
+        return type(self).model_validate(self.model_dump() | dict(update or {}))
 
 
 class ModelSpec(Spec):
@@ -201,7 +209,7 @@ class StudySpec(Spec):
 
     def replace(self, **changes: object) -> StudySpec:
         """The same study with some fields changed, validated anew."""
-        return StudySpec.model_validate(self.model_dump() | changes)
+        return self.model_copy(update=changes)
 
 
 def unavailable(spec: StudySpec) -> list[str]:

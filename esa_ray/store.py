@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.schema import SCHEMA_VERSION, TABLES
 from esa_ray.spec import ScoreSpec, StudySpec
 
@@ -87,7 +87,7 @@ class Store:
         if isinstance(rows, list):
             rows = pa.Table.from_pylist(rows, schema=schema)
         buffer = io.BytesIO()
-        pq.write_table(rows.cast(schema), buffer, compression="zstd")
+        pq.write_table(rows.cast(schema), buffer, compression="zstd", write_page_checksum=True)
         path = self.path(table, name)
         write_atomically(path, buffer.getvalue())
         return path
@@ -106,10 +106,10 @@ class Store:
         """
         path = self.path(table, name)
         try:
-            found = pq.read_table(path, columns=columns, partitioning=None)
+            found = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise EsaError(
-                f"{path} is not readable Parquet ({str(error).splitlines()[0][:80]}); delete that file and run the "
+                f"{path} is not readable Parquet ({first_line(error)[:80]}); delete that file and run the "
                 "same command again: only what it held is computed anew"
             ) from None
         version = (found.schema.metadata or {}).get(b"esa_ray.schema", b"none").decode()

@@ -68,3 +68,13 @@ def test_chunks_keep_every_item_in_order_and_none_is_too_long_or_empty(size):
     assert {len(p) for p in pieces[:-1]} <= {size}
     assert 1 <= len(pieces[-1]) <= size
     assert chunks([], size) == []
+
+
+def test_the_depth_of_the_ranking_is_part_of_a_drawn_controls_identity_alone():
+    resolved = Resolved("m", "fp32", "t")
+    ids = []
+    for topk in ((1, 2), (1, 50)):
+        spec = study(topk=topk, groups=("super", "random_k", "matched_k", "bottom_k"))
+        ids.append({c.group: cell_id(c, DATA, resolved) for c in cells(spec) if c.k == 1 and c.seed == 5})
+    same = {group for group in ids[0] if ids[0][group] == ids[1][group]}
+    assert same == {"super", "bottom_k"}

@@ -23,6 +23,7 @@ CELL = Cell(
     seed=7,
     group="random_k",
     perturbation=PerturbSpec(kind="gauss_noise", strength=0.1),
+    depth=100,
 )
 DATA = DataSpec(source="pydoc", window=64, calibration_windows=32, evaluation_windows=8, batch_size=4)
 RESOLVED = Resolved(model="m" * 64, dtype="bf16", text="0123456789abcdef")
@@ -30,7 +31,10 @@ RESOLVED = Resolved(model="m" * 64, dtype="bf16", text="0123456789abcdef")
 # Written out by hand: keys sorted at every level, no spaces, the text's content but not its source.
 CELL_JSON = (
     '{"data":{"batch_size":4,"bos":"auto","calibration_windows":32,"evaluation_windows":8,'
-    '"text":"0123456789abcdef","window":64},"dtype":"bf16","group":"random_k","k":50,"model":"' + "m" * 64 + '",'
+    '"text":"0123456789abcdef","window":64},"depth":100,"dtype":"bf16","group":"random_k","k":50,"model":"'
+    + "m"
+    * 64
+    + '",'
     '"perturbation":{"bits":null,"kind":"gauss_noise","relative_to":"weight","strength":0.1},'
     '"score":{"components":["q","k","v","o","down"],"metric":"grad_squared","mode":"global"},"seed":7,"version":1}'
 )
@@ -98,13 +102,13 @@ def test_digest_is_the_first_64_bits_of_sha256_over_the_canonical_bytes(value):
 
 def test_cell_id_is_pinned():
     assert IDENTITY_VERSION == 1
-    assert cell_id(CELL, DATA, RESOLVED) == "3a1b98f785feb029"
-    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "3a1b98f785feb029"
+    assert cell_id(CELL, DATA, RESOLVED) == "da44721c2766bb5f"
+    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "da44721c2766bb5f"
 
 
 def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     cell = Cell(score=ScoreSpec(), k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"))
-    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "3e7c8573e1518020"
+    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "0f2fa74d3fb5e5dc"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,7 @@ def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     [
         ({"k": 51}, {}, {}),
         ({"seed": 8}, {}, {}),
+        ({"depth": 200}, {}, {}),
         ({"group": "super"}, {}, {}),
         ({"score": ScoreSpec(metric="grad_x_weight", mode="global", components=("attention", "down"))}, {}, {}),
         ({"score": ScoreSpec(metric="grad_squared", mode="per_layer", components=("attention", "down"))}, {}, {}),

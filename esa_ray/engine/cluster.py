@@ -16,7 +16,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.models.sources import Source, weight_bytes
 
 #: Bytes an actor needs per byte of weights: the weights, one fp32 accumulator, a gradient and activations.
@@ -120,7 +120,7 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EsaError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+        raise EsaError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from None
     _tighten_token()
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)

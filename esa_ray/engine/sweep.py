@@ -176,12 +176,15 @@ def _bury(store: Store, spec: StudySpec, resolved: Resolved, killed: list[str]) 
         cell = Cell.model_validate_json(text)
         identity = cell_id(cell, spec.data, resolved)
         row = {
-            "cell_id": identity, "study": spec.name, "dtype": resolved.dtype, "data": spec.data.source,
-            "metric": cell.score.metric, "mode": cell.score.mode, "k": cell.k, "seed": cell.seed,
-            "group": cell.group, "perturbation": cell.perturbation.kind, "strength": cell.perturbation.strength,
-            "variant": cell.perturbation.variant, "status": "error", "created": datetime.now(UTC),
+            "cell_id": identity,
+            "study": spec.name,
+            "dtype": resolved.dtype,
+            "data": spec.data.source,
+            **cell.columns,
+            "status": "error",
             "error": "its process died three times over it (out of memory?)",
-        }  # fmt: skip
+            "created": datetime.now(UTC),
+        }
         store.write("cells", f"{cell.label}-{identity}", [row])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
 
 
@@ -48,7 +48,7 @@ class CellTrial(tune.Trainable):
         except ray.exceptions.RayActorError as error:
             if len(cells) > 1:  # find the one that kills its process; the others have a right to a result
                 return [row for cell in cells for row in self._run([cell])]
-            return [{"killed": cells[0].model_dump_json(), "status": "error", "error": str(error).splitlines()[0]}]
+            return [{"killed": cells[0].model_dump_json(), "status": "error", "error": first_line(error)}]
 
 
 def _report(rows: list[dict[str, Any]]) -> dict[str, Any]:

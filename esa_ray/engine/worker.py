@@ -146,14 +146,7 @@ class Worker:
         row: dict[str, Any] = {
             "cell_id": cell_id(cell, self.spec.data, self.resolved),
             **self._common,
-            "metric": cell.score.metric,
-            "mode": cell.score.mode,
-            "k": cell.k,
-            "seed": cell.seed,
-            "group": cell.group,
-            "perturbation": cell.perturbation.kind,
-            "strength": cell.perturbation.strength,
-            "variant": cell.perturbation.variant,
+            **cell.columns,
             "restored": True,
         }
         try:

@@ -94,6 +94,20 @@ class WeightTensor:
             result[(row - part.start) % part.period < part.run] = index
         return result
 
+    def part_of(self, flat: np.ndarray) -> np.ndarray:
+        """The index of the part that each flat index belongs to."""
+        place = np.unravel_index(np.asarray(flat, dtype=np.int64), self.shape)
+        return self.row_part[place[-1] if self.transposed or len(place) == 1 else place[-2]]
+
+    def spread(self, by_row: np.ndarray) -> np.ndarray:
+        """A value per output row → a value per weight, flat."""
+        shape = (1, -1) if self.transposed or len(self.shape) == 1 else (-1, 1)
+        return np.broadcast_to(by_row.reshape(shape), self.shape).ravel()
+
+    def weights_of(self, part: int) -> np.ndarray:
+        """All flat indices of one part, ascending."""
+        return np.flatnonzero(self.spread(self.row_part == part))
+
     def flat_weights(self) -> Tensor:
         """All weights as a 1-D view into the model's own memory."""
         data = self.parameter.data
@@ -108,10 +122,9 @@ class WeightTensor:
         col = last if lead else np.zeros_like(last)
         if self.transposed:
             row, col = col, row
-        part = self.row_part[row]
         names = np.array([p.component for p in self.parts], dtype=object)
         expert = lead[0].tolist() if self.experts else [self.expert] * len(row)
-        return {"component": names[part].tolist(), "expert": expert, "row": row, "col": col}
+        return {"component": names[self.part_of(flat)].tolist(), "expert": expert, "row": row, "col": col}
 
     def index(self, row: int, col: int, expert: int | None = None) -> int:
         """(row, col) or (expert, row, col) → flat index; the inverse of :meth:`locate`."""

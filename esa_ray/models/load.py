@@ -13,7 +13,7 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.models.sources import Source, cache_dir
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def load_model(
             revision=revision,
         )
     except (OSError, ValueError) as error:
-        raise EsaError(f"--model {source.name} can't be loaded: {str(error).splitlines()[0]}") from None
+        raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     if device not in ("cpu", "auto"):
         model.to(torch.device(device))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)

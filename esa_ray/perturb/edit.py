@@ -54,10 +54,17 @@ def _plan(tensor: WeightTensor, flat: np.ndarray, spec: PerturbSpec, seed: int) 
     if len(np.unique(flat)) != len(flat):
         raise ValueError(f"{tensor.name}: a weight is addressed twice")
     weights = tensor.flat_weights()
+    if len(flat) and not 0 <= flat.min() <= flat.max() < len(weights):
+        raise ValueError(f"{tensor.name}: a flat index is outside 0 … {len(weights) - 1}")
     at = torch.tensor(flat, device=weights.device)
     old = weights[at]
     target = Target(tensor.name, flat, old, weights, seed)
     return _Write(weights, at, old, KINDS[spec.kind](target, spec))
+
+
+def _changed(w: _Write) -> Tensor:
+    # By value, so that −0 for 0 is no change; and by bits, since NaN differs from itself by value.
+    return (w.new != w.old) & (_bits(w.new) != _bits(w.old))
 
 
 def _summary(writes: list[_Write]) -> Applied:
@@ -66,7 +73,7 @@ def _summary(writes: list[_Write]) -> Applied:
         norm = float(np.sqrt(sum(float(np.dot(d, d)) for d in delta)))
     return Applied(
         n_weights=sum(len(w.at) for w in writes),
-        n_changed=sum(int((w.new != w.old).sum()) for w in writes),
+        n_changed=sum(int(_changed(w).sum()) for w in writes),
         delta_norm=norm,
     )
 

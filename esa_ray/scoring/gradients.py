@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from esa_ray.errors import EsaError
+from esa_ray.evaluate import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,29 +58,33 @@ class GradientAccumulators:
     """Folds gradients into fp32 accumulators as backward makes them, and frees each at once.
 
     Peak memory above the weights: 4 bytes × scored weights × folds, plus one tensor's gradient and one
-    window's activations. Use as a context manager: hooks and ``requires_grad`` are undone at its end.
+    window's activations. Use as a context manager: afterwards the model's hooks, ``requires_grad`` and
+    ``grad`` are what they were.
     """
 
-    def __init__(self, tensors: Sequence[WeightTensor], folds: Iterable[str]):
-        self.tensors = tensors
+    def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor], folds: Iterable[str]):
+        self.tensors, self._parameters = tensors, list(model.parameters())
         self.totals = {
             fold: [torch.zeros_like(t.parameter, dtype=torch.float32) for t in tensors] for fold in sorted(set(folds))
         }
         self._hooks: list = []
 
     def __enter__(self) -> GradientAccumulators:
+        self._before = [(p, p.requires_grad, p.grad) for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
         for index, tensor in enumerate(self.tensors):
             tensor.parameter.requires_grad_(True)
-            hook = tensor.parameter.register_post_accumulate_grad_hook(self._folder(index))
-            self._hooks.append(hook)
+            self._hooks.append(tensor.parameter.register_post_accumulate_grad_hook(self._folder(index)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        for tensor in self.tensors:
-            tensor.parameter.requires_grad_(False)
-            tensor.parameter.grad = None
+        for parameter, required, gradient in self._before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
 
     def _folder(self, index: int) -> Callable[[Tensor], None]:
         def fold(parameter: Tensor) -> None:
@@ -149,9 +154,9 @@ def score_tensors(
     """
     folds = [fold for metric in metrics if (fold := FOLD_OF[metric])]
     windows_NT = torch.as_tensor(np.asarray(windows), device=model.device)
-    accumulators = GradientAccumulators(tensors, folds)
+    accumulators = GradientAccumulators(model, tensors, folds)
     if folds:
-        with accumulators, torch.enable_grad():
+        with accumulators, eval_mode(model), torch.enable_grad():
             for window_T in windows_NT:
                 window_nll(model, window_T[None]).backward()
     return Scores(tensors, accumulators.totals, tokens=windows_NT[:, 1:].numel())

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from esa_ray.spec import ScoreSpec
 
 CONTROLS = {"random_k": random_k, "matched_k": matched_k}
-DRAWN = tuple(CONTROLS)
 
 
 def _pool(tensor: WeightTensor, mode: str) -> object:
@@ -38,11 +37,7 @@ def _pool(tensor: WeightTensor, mode: str) -> object:
 def _eligible(tensor: WeightTensor, components: Sequence[str]) -> Tensor | None:
     """Flat mask of the weights whose component is asked for; None if all are."""
     wanted = np.array([part.component in components for part in tensor.parts])
-    if wanted.all():
-        return None
-    rows = torch.as_tensor(wanted[tensor.row_part])
-    shape = (1, -1) if tensor.transposed else (-1, 1)
-    return rows.reshape(shape).expand(tensor.shape).flatten()
+    return None if wanted.all() else torch.as_tensor(tensor.spread(wanted[tensor.row_part]))
 
 
 def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = "") -> pa.Table:
@@ -50,7 +45,7 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
 
     ``super`` holds the k largest scores, ``bottom_k`` the k smallest among non-zero weights (a weight of
     exactly 0 scores 0 by construction and can't be damaged in proportion to itself). ``random_k`` and
-    ``matched_k`` draw one other weight for each super weight, in the same tensor and at the same rank.
+    ``matched_k`` draw one other weight for each super weight, in the same tensor and component, at the same rank.
 
     Raises
     ------
@@ -66,16 +61,17 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
         if "bottom_k" in groups:
             nonzero = tensor.parameter.detach().flatten() != 0
             bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask.to(nonzero.device))
-    for name, pool in (*top.pools.items(), *bottom.pools.items()):
+    for name, pool in top.pools.items():
         if pool.n < k:
             raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
+    for name, pool in bottom.pools.items():
+        if pool.n < 2 * k:
+            raise EsaError(f"k={k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap")
     picks = [("super", i, r, f) for i, r, f in _by_tensor(top)]
-    for group in (g for g in DRAWN if g in groups):
-        draws = [
-            (group, i, r, CONTROLS[group](scores.tensors[i], f, _numpy(eligible[i]), seed))
-            for i, r, f in _by_tensor(top)
-        ]
-        picks += draws
+    for group in (g for g in CONTROLS if g in groups):
+        for i, ranks, flat in _by_tensor(top):
+            parts = _by_part(scores.tensors[i], ranks, flat)
+            picks += [(group, i, r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
     picks += [("bottom_k", i, r, f) for i, r, f in _by_tensor(bottom)]
     tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
@@ -91,10 +87,6 @@ def chosen(ranking: pa.Table, group: str, k: int) -> dict[str, np.ndarray]:
     return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
 
 
-def _numpy(mask: Tensor | None) -> np.ndarray | None:
-    return None if mask is None else mask.numpy()
-
-
 def _by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(tensor index, ranks from 1, flat indices) for every tensor with a selected weight, by rank."""
     found = []
@@ -103,6 +95,19 @@ def _by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray]]:
             at = np.flatnonzero(pool.tensors == index)
             found.append((int(index), at + 1, pool.flat[at]))
     return sorted(found, key=lambda item: item[0])
+
+
+def _by_part(
+    tensor: WeightTensor, ranks: np.ndarray, flat: np.ndarray
+) -> list[tuple[np.ndarray, tuple[WeightTensor, np.ndarray, np.ndarray | None]]]:
+    """For every component in a tensor: its super weights' ranks, and (tensor, super weights, all its weights)."""
+    part = tensor.part_of(flat)
+    found = []
+    for number in np.unique(part):
+        mine = part == number
+        weights = None if len(tensor.parts) == 1 else tensor.weights_of(int(number))
+        found.append((ranks[mine], (tensor, flat[mine], weights)))
+    return found
 
 
 def _rows(

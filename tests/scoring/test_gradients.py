@@ -7,7 +7,7 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.scoring.gradients import GradientAccumulators, score_tensors, window_nll
 from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny, window_gradients
 
-# The definitions of SCIENCE.md on exact gradients g (N, ...) and weights w, all float64.
+# The definitions on exact gradients g (N, ...) and weights w, all float64.
 DEFINITIONS = {
     "grad_x_weight": lambda g, w, tokens: np.abs(g.sum(0) * w) / tokens,
     "grad_x_weight_abs": lambda g, w, tokens: np.abs(g * w).sum(0) / tokens,
@@ -126,7 +126,7 @@ def test_a_bf16_model_is_accumulated_in_fp32():
 def test_a_thousand_equal_gradients_add_up_where_bf16_would_stop_at_256():
     model = tiny("llama", dtype=torch.bfloat16)
     tensor = catalogue(model)["model.layers.0.mlp.down_proj.weight"]
-    accumulators = GradientAccumulators([tensor], ["sum", "abs", "square"])
+    accumulators = GradientAccumulators(model, [tensor], ["sum", "abs", "square"])
     with accumulators:
         for i in range(1000):
             sign = 1 if i % 4 else -1  # 750 ups and 250 downs of exactly 1.5
