@@ -203,3 +203,14 @@ def test_a_parquet_file_without_the_column_or_with_nulls_is_an_esa_error_or_read
     with pytest.raises(EsaError, match=r"a\.parquet"):
         read_documents(DataSpec(source=str(path)))
     assert read_documents(DataSpec(source=str(path), text_column="body")) == ["x", "y"]
+
+
+def test_a_hub_data_set_is_read_by_its_library(tmp_path):
+    # The library takes a folder for a data set's name, so the real path runs without a hub.
+    pytest.importorskip("datasets")
+    pq.write_table(pa.table({"body": ["first", "second"]}), tmp_path / "train.parquet")
+    assert read_documents(spec(source=f"hf:{tmp_path}", text_column="body")) == ["first", "second"]
+    with pytest.raises(EsaError, match="body"):
+        read_documents(spec(source=f"hf:{tmp_path}", text_column="text"))
+    with pytest.raises(EsaError, match="can't be loaded"):
+        read_documents(spec(source=f"hf:{tmp_path}/nothing"))
