@@ -19,7 +19,7 @@ from esa_ray import data
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.trial import CellTrial
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
 from esa_ray.models.sources import Source, find
 from esa_ray.progress import Reporter, Silent
@@ -78,15 +78,16 @@ class _StopOnFatal(tune.Stopper):
         return self.watch.fatal is not None
 
 
-def _unwrapped(error: ray.exceptions.RayTaskError) -> Exception:
-    return error.cause if isinstance(error.cause, EsaError) else error
-
-
 def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise _unwrapped(error) from None
+        raise (error.cause if isinstance(error.cause, EsaError) else error) from None
+    except ray.exceptions.RayActorError as error:
+        raise EsaError(
+            f"a model actor died again and again ({first_line(error)}); if memory ran out, use a smaller model or "
+            "dtype, or shorter windows"
+        ) from None
 
 
 def _share_out(actors: list[Any], jobs: list[tuple[str, tuple]], reporter: Reporter) -> list[Any]:
