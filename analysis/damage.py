@@ -20,7 +20,7 @@ CONTROLS = GROUP_ORDER[1:]
 
 _WHAT = {
     "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
-    "variant": pl.String, "damage": pl.String,
+    "variant": pl.String, "damage": pl.String, "chosen": pl.String,
 }  # fmt: skip
 EFFECTS: dict[str, Any] = _WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
@@ -43,6 +43,12 @@ def label(row: dict[str, Any]) -> str:
     if row["variant"] not in (None, "all", "weight"):
         parts.append(row["variant"])
     return " ".join(parts)
+
+
+def chosen(study: Study, what: dict[str, Any]) -> str:
+    """Which sets were damaged: ``k=50``, with score and pool before it where the study has several."""
+    several = len(study.spec["scores"]) > 1
+    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
 
 
 def baseline(study: Study) -> dict[str, Any]:
@@ -94,6 +100,7 @@ def effects(study: Study) -> pl.DataFrame:
             row = {
                 **what,
                 "damage": label(what),
+                "chosen": chosen(study, what),
                 "group": group,
                 "seeds": mine["seed"].n_unique(),
                 "diverged": counts.get("diverged", 0),
@@ -138,6 +145,7 @@ def comparisons(study: Study) -> pl.DataFrame:
             row = {
                 **what,
                 "damage": label(what),
+                "chosen": chosen(study, what),
                 "control": control,
                 "seeds": len(seeds),
                 "left_out": total - len(seeds),

@@ -128,7 +128,7 @@ def hotspots(study: Study) -> Chart | None:
 
 
 def tail(study: Study) -> Chart | None:
-    """Top 1% of scores over the median, by layer; the dashed line is the product of two Gaussians."""
+    """Top 1% of scores over the median, by layer; for grad_x_weight beside a product of two Gaussians."""
     table = tails(study).drop_nulls(["layer", "top1pct_over_median"])
     if table.is_empty():
         return None
@@ -144,6 +144,8 @@ def tail(study: Study) -> Chart | None:
             tooltip=["layer", "component", alt.Tooltip("top1pct_over_median:Q", format=".3g")],
         )
     )  # fmt: skip
+    if study.spec["scores"][0]["metric"] != "grad_x_weight":
+        return points.properties(width="container", height=240)
     reference = alt.Chart(pl.DataFrame({"y": [gaussian_product_tail()]})).mark_rule(strokeDash=[5, 4], color="#333")
     return alt.layer(points, reference.encode(y="y:Q")).properties(width="container", height=240)
 

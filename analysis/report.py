@@ -54,20 +54,31 @@ def _library() -> str:
 
 
 def _headline(study: Study) -> dict[str, Any] | None:
-    """The kind of damage that costs most, with its super set and its strongest control."""
+    """The kind of damage that costs most, its super set, and the controls, the one that suffers most first."""
     table = effects(study)
+    first = study.spec["scores"][0]
+    table = table.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
+    table = table.filter(pl.col("k") == max(study.spec["topk"]))
     top = table.filter(pl.col("group") == "super").drop_nulls("delta_nll").sort("delta_nll", descending=True)
     if top.is_empty():
         return None
     row = top.row(0, named=True)
     same = [pl.col(c).eq_missing(pl.lit(row[c])) for c in ("metric", "mode", "k", "damage")]
     controls = table.filter(*same, pl.col("group") != "super").drop_nulls("delta_nll")
+    controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
     scored = study.score_stats.filter(
         (pl.col("metric") == row["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
     ).unique(["tensor", "component", "expert"])["n"].sum()  # fmt: skip
     return {"super": row, "controls": controls.to_dicts(), "tests": tested, "share": row["n_weights"] / scored}
+
+
+def _agreement(study: Study) -> dict[str, Any] | None:
+    """Agreement of seeds on the first score's sets at the largest k."""
+    first = study.spec["scores"][0]
+    rows = jaccard_summary(study).filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
+    return rows.row(-1, named=True) if len(rows) else None
 
 
 def context(study: Study) -> dict[str, Any]:
@@ -88,6 +99,7 @@ def context(study: Study) -> dict[str, Any]:
         "tests": tests.to_dicts(),
         "jaccard": jaccard(study).to_dicts(),
         "jaccard_summary": jaccard_summary(study).to_dicts(),
+        "agreement": _agreement(study),
         "calibration_overlap": calibration_overlap(study),
         "consensus": consensus(study).to_dicts(),
         "verdicts": verdicts(study) if measured else [],

@@ -24,15 +24,15 @@ def _damage(study: Study) -> Table:
     effect, tests = effects(study), comparisons(study)
     groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
     table.add_column("damage")
-    for name in ("k", *groups, *([] if tests.is_empty() else ["p"])):
-        table.add_column(name, justify="right")
-    for (damage, k), rows in effect.group_by("damage", "k", maintain_order=True):
+    for name in ("set", *groups, *([] if tests.is_empty() else ["p"])):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for (damage, chosen), rows in effect.group_by("damage", "chosen", maintain_order=True):
         by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
-        cells = [_outcome(by_group[g]) for g in groups]
+        cells = [_outcome(by_group[g]) if g in by_group else "missing" for g in groups]
         if not tests.is_empty():
-            p = tests.filter((pl.col("damage") == damage) & (pl.col("k") == k))["p_holm"].max()
+            p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
-        table.add_row(str(damage), str(k), *cells)
+        table.add_row(str(damage), str(chosen), *cells)
     return table
 
 
@@ -75,7 +75,7 @@ def print_summary(study: Study, console: Console) -> None:
     if not study.cells.is_empty():
         console.print(_damage(study))
         console.print(
-            "[dim]p: super against its closest control, permutation over windows, Holm.\n"
+            "[dim]p: the largest over the controls; permutation over windows, Holm.\n"
             "Intervals, effect sizes and single seeds are in the report.[/]\n"
         )
     judged = Table.grid(padding=(0, 2))

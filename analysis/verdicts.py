@@ -41,13 +41,13 @@ def sign_flip_ratio(table: pl.DataFrame) -> Verdict:
     claim = "Flipping the super weights' signs raises perplexity at least 5 times as much as flipping random ones"
     rows = table.filter((pl.col("perturbation") == "sign_flip") & (pl.col("strength") == 1.0))
     parts, holds = [], []
-    for k in rows["k"].unique().sort():
-        pair = {r["group"]: r for r in rows.filter(pl.col("k") == k).iter_rows(named=True)}
+    for name in rows["chosen"].unique(maintain_order=True):
+        pair = {r["group"]: r for r in rows.filter(pl.col("chosen") == name).iter_rows(named=True)}
         if not all(pair.get(g, {}).get("delta_ppl") is not None for g in ("super", "random_k")):
             continue
         low, high = pair["super"]["delta_ppl_low"], pair["random_k"]["delta_ppl_high"]
         holds.append(low > 0 and low >= 5 * high)
-        parts.append(f"k={k}: super at least {signed(low)}, random at most {signed(high)}")
+        parts.append(f"{name}: super at least {signed(low)}, random at most {signed(high)}")
     if not parts:
         return Verdict("P3.7a", claim, "open", "needs sign_flip with the groups super and random_k")
     return Verdict("P3.7a", claim, _judge(all(holds)), "; ".join(parts) + " (95% bounds on ΔPPL)")
@@ -57,7 +57,7 @@ def hierarchy(table: pl.DataFrame) -> Verdict:
     """P3.7: ≥3× from super to random and ≥3× from random to bottom, for every kind of damage."""
     claim = "ΔPPL falls at least 3-fold from super to random and 3-fold again from random to bottom"
     tried, failed = 0, []
-    for (k, damage), rows in table.group_by(["k", "damage"], maintain_order=True):
+    for (name, damage), rows in table.group_by(["chosen", "damage"], maintain_order=True):
         at = dict(rows.select("group", "delta_ppl").drop_nulls().iter_rows())
         if not {"super", "random_k", "bottom_k"} <= at.keys():
             continue
@@ -66,7 +66,7 @@ def hierarchy(table: pl.DataFrame) -> Verdict:
         second = at["random_k"] > 0 and at["random_k"] >= 3 * at["bottom_k"]
         if not (first and second):
             step = "super/random" if not first else "random/bottom"
-            failed.append(f"{damage} k={k} ({step}: " + " / ".join(signed(at[g], 2) for g in step_groups(step)) + ")")
+            failed.append(f"{damage} {name} ({step}: " + " / ".join(signed(at[g], 2) for g in step_groups(step)) + ")")
     if not tried:
         return Verdict("P3.7b", claim, "open", "needs the groups super, random_k and bottom_k without divergence")
     evidence = f"{tried - len(failed)} of {tried} kinds of damage" + (f"; not {', '.join(failed)}" if failed else "")
@@ -88,7 +88,7 @@ def significance(table: pl.DataFrame) -> Verdict:
     skipped = len(table) - len(tested)
     largest = max(tested["p_holm"].to_list(), default=math.nan)
     worst = f"largest corrected p {p_value(largest)} over {len(tested)} comparisons"
-    names = [f"{r['damage']} k={r['k']} vs {r['control']}" for r in weak.iter_rows(named=True)]
+    names = [f"{r['damage']} {r['chosen']} vs {r['control']}" for r in weak.iter_rows(named=True)]
     evidence = worst + (f"; not for {', '.join(names)}" if names else "") + (
         f"; {skipped} could not be tested (diverged)" if skipped else ""
     )  # fmt: skip
@@ -103,7 +103,7 @@ def dose(table: pl.DataFrame) -> Verdict:
             (pl.col("group") == "super") & pl.col("strength").is_not_null() & pl.col("delta_nll").is_not_null()
         )
         .sort("strength")
-        .group_by(["perturbation", "variant", "k"], maintain_order=True)
+        .group_by(["perturbation", "variant", "chosen"], maintain_order=True)
         .agg("strength", "delta_nll")
     )
     long = series.filter(pl.col("strength").list.len() >= 3)
@@ -114,7 +114,7 @@ def dose(table: pl.DataFrame) -> Verdict:
         )
     pairs = series.filter(pl.col("strength").list.len() == 2).iter_rows(named=True)
     seen = [
-        f"{r['perturbation']} k={r['k']}: {signed(r['delta_nll'][0], 2)} → {signed(r['delta_nll'][1], 2)}"
+        f"{r['perturbation']} {r['chosen']}: {signed(r['delta_nll'][0], 2)} → {signed(r['delta_nll'][1], 2)}"
         for r in pairs
     ]
     few = "fewer than three strengths of a kind" + (f" ({'; '.join(seen)} nats per token)" if seen else "")
