@@ -131,9 +131,9 @@ def effects(study: Study) -> pl.DataFrame:
 def comparisons(study: Study) -> pl.DataFrame:
     """One row per kind of damage and control: super − control, paired by seed and window.
 
-    ``p`` is the exact paired permutation p over windows, ``p_holm`` and ``q_bh`` corrected over the whole
-    table, ``g`` the paired effect size with its interval. Pairs in which a cell diverged are left out and
-    counted; where none is left there is no test.
+    ``p`` is the paired permutation p over windows (exact up to 16 of them), ``p_holm`` and ``q_bh`` are
+    corrected over the whole table, ``g`` the paired effect size with its interval. Pairs in which a cell
+    diverged are left out and counted; where none is left there is no test.
     """
     base, rows = baseline(study), []
     for what, cells in _differences(study):

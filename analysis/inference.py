@@ -75,6 +75,7 @@ def paired_p(d: np.ndarray, seed: int = 0) -> float:
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
         n_resamples=99_999,
+        batch=4096,  # a few megabytes at a time, however many windows
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)

@@ -107,6 +107,8 @@ def load(directory: str | Path) -> Study:
         raise StudyError(f"{directory} holds no study (no study.json); give the --out-dir of a run") from None
     except (ValueError, OSError) as error:
         raise StudyError(f"{path} can't be read: {error}") from None
+    if not isinstance(record, dict) or not {"spec", "resolved", "versions"} <= record.keys():
+        raise StudyError(f"{path} is not what a run wrote; restore it, or choose another directory")
     return Study(Path(directory), record)
 
 
@@ -119,6 +121,7 @@ def progress(study: Study) -> dict[str, int]:
     return {
         "cells": study.expected_cells,
         **stored,
-        "missing": study.expected_cells - sum(stored.values()) + (wanted - ranked),
+        "missing": study.expected_cells - sum(stored.values()),
         "rankings": ranked,
+        "unranked": wanted - ranked,
     }

@@ -12,11 +12,17 @@ import polars as pl
 
 from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, hotspot_agreement, tails
-from analysis.stability import jaccard_summary, score_overlap
+from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.study import Study
 from analysis.wording import p_value, signed, significant
 
 Status = Literal["holds", "fails", "open"]
+
+#: Scores that are the same for every seed.
+DATA_FREE = ["magnitude"]
+
+#: Seeds that share more of their calibration windows than this can't show that they agree.
+MOST_SHARED = 0.5
 
 #: Spearman correlation of tensors' mean scores from which on hotspots count as the same in every seed.
 HOTSPOT_RHO = 0.9
@@ -78,19 +84,22 @@ def step_groups(step: str) -> tuple[str, str]:
     return ("super", "random_k") if step == "super/random" else ("random_k", "bottom_k")
 
 
-def significance(table: pl.DataFrame) -> Verdict:
+def significance(table: pl.DataFrame, windows: int) -> Verdict:
     """P3.7: p < 0.01 for every kind, corrected by Holm."""
     claim = "Super differs from every control at p < 0.01 for every kind of damage (Holm-corrected)"
     if table.is_empty():
         return Verdict("P3.7c", claim, "open", "needs at least one control")
     tested = table.drop_nulls("p_holm")
+    smallest = 2.0 ** (1 - windows) * max(len(tested), 1)
+    if smallest >= 0.01:
+        return Verdict("P3.7c", claim, "open", f"{windows} windows and {len(tested)} tests can't reach p < 0.01")
     weak = tested.filter((pl.col("p_holm") >= 0.01) | (pl.col("difference") <= 0))
     skipped = len(table) - len(tested)
     largest = max(tested["p_holm"].to_list(), default=math.nan)
     worst = f"largest corrected p {p_value(largest)} over {len(tested)} comparisons"
     names = [f"{r['damage']} {r['chosen']} vs {r['control']}" for r in weak.iter_rows(named=True)]
     evidence = worst + (f"; not for {', '.join(names)}" if names else "") + (
-        f"; {skipped} could not be tested (diverged)" if skipped else ""
+        f"; {skipped} could not be tested (diverged or failed)" if skipped else ""
     )  # fmt: skip
     return Verdict("P3.7c", claim, _judge(not names and not skipped), evidence)
 
@@ -127,6 +136,11 @@ def stability(study: Study) -> Verdict:
     summary = jaccard_summary(study)
     if len(study.spec["seeds"]) < 3 or summary.is_empty():
         return Verdict("P2.7a", claim, "open", f"needs three seeds, has {len(study.spec['seeds'])}")
+    summary = summary.filter(~pl.col("metric").is_in(DATA_FREE))
+    if summary.is_empty():
+        return Verdict("P2.7a", claim, "open", "the score looks at no text, so every seed gives the same set")
+    if (overlap := calibration_overlap(study)) > MOST_SHARED:
+        return Verdict("P2.7a", claim, "open", f"two seeds share {overlap:.0%} of their calibration windows")
     parts = [
         f"{r['metric']} {r['mode']} k={r['k']}: {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
         for r in summary.iter_rows(named=True)
@@ -149,9 +163,11 @@ def score_agreement(study: Study) -> Verdict:
 def heavy_tail(study: Study) -> Verdict:
     """P2.7: the top 1% of a tensor's scores average more than 10× its median."""
     claim = "In every scored tensor the top 1% of scores average more than 10 times the median"
-    ratios = tails(study)["top1pct_over_median"].drop_nulls().to_numpy()
+    # The Gaussian reference is that of a product, so the verdict is on this score alone.
+    table = tails(study).filter(pl.col("metric") == "grad_x_weight")
+    ratios = table["top1pct_over_median"].drop_nulls().to_numpy()
     if not len(ratios):
-        return Verdict("P2.7c", claim, "open", "no score statistics")
+        return Verdict("P2.7c", claim, "open", "needs grad_x_weight")
     share = float((ratios > 10).mean())
     reference = gaussian_product_tail()
     evidence = (
@@ -166,15 +182,26 @@ def hotspots(study: Study) -> Verdict:
     claim = f"Seeds agree on which tensors are hot (Spearman of mean scores at least {HOTSPOT_RHO})"
     if len(study.spec["seeds"]) < 2 or study.score_stats.is_empty():
         return Verdict("P2.7d", claim, "open", "needs two seeds")
-    rho = [r for s in study.spec["scores"] for r in hotspot_agreement(study, s["metric"])]
+    metrics = {s["metric"] for s in study.spec["scores"]} - set(DATA_FREE)
+    rho = [r for metric in sorted(metrics) for r in hotspot_agreement(study, metric)]
+    if not rho:
+        return Verdict("P2.7d", claim, "open", "no score here depends on the seed, or only one seed is scored")
     return Verdict("P2.7d", claim, _judge(min(rho) >= HOTSPOT_RHO), f"ρ between {min(rho):.3f} and {max(rho):.3f}")
 
 
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
-    if study.spec["perturbations"] and not study.cells.is_empty():
+    unfinished = study.expected_cells - len(study.cells)
+    if unfinished:
+        found.append(Verdict("P3.7", "Criteria on damage", "open", f"{unfinished} cells are missing"))
+    elif study.spec["perturbations"]:
         table, tests = effects(study), comparisons(study)
-        found += [sign_flip_ratio(table), hierarchy(table), significance(tests), dose(table)]
+        found += [
+            sign_flip_ratio(table),
+            hierarchy(table),
+            significance(tests, study.spec["data"]["evaluation_windows"]),
+            dose(table),
+        ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
     return sorted(found, key=lambda v: v.id)

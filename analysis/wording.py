@@ -50,6 +50,8 @@ def p_value(p: float | None) -> str:
     """
     if p is None or math.isnan(p):
         return "–"
+    if p < 1e-5:
+        return significant(p, 2)
     return f"{p:.5f}" if p < 0.001 else f"{p:.2g}" if p < 0.995 else "1"
 
 

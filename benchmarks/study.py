@@ -16,7 +16,7 @@ def bare(spec) -> dict[str, float]:
     import torch
 
     from esa_ray import data
-    from esa_ray.evaluate import evaluate
+    from esa_ray.evaluation import evaluate
     from esa_ray.models.addressing import catalogue
     from esa_ray.models.load import load_model, load_tokenizer
     from esa_ray.models.sources import find

@@ -29,7 +29,7 @@ _EXPORTS = {
     "esa_ray.scoring.gradients": ("score_tensors",),
     "esa_ray.scoring.ranking": ("chosen", "rank", "score_stats"),
     "esa_ray.perturb.edit": ("perturbed",),
-    "esa_ray.evaluate": ("evaluate",),
+    "esa_ray.evaluation": ("evaluate",),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

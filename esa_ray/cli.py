@@ -44,6 +44,8 @@ def _list(text: str) -> list[str]:
 
 
 def _numbers(text: str, kind: type, flag: str) -> list[Any]:
+    if not _list(text):
+        raise EsaError(f"{flag} is empty; give a number or leave it out")
     try:
         return [kind(part) for part in _list(text)]
     except ValueError:
@@ -78,12 +80,16 @@ def perturbations(
     ]
 
 
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-._") or "study"
+
+
 def study_name(spec: dict[str, Any]) -> str:
     """A readable name for a study that was given none; its last part tells studies apart."""
     first = spec["scores"][0]
     words = [Path(spec["model"]["source"]).name, first["metric"], first["mode"]]
     words += ["k" + "_".join(map(str, spec["topk"])), *dict.fromkeys(p["kind"] for p in spec["perturbations"])]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))[:100].strip("-.") + "-" + digest(spec)[:6]
+    return _slug("-".join(words)) + "-" + digest(spec)[:6]
 
 
 def build(name: str | None = None, **fields: Any) -> StudySpec:
@@ -176,6 +182,8 @@ def opened(directory: Path) -> Iterator[Study]:
         yield analysis.load(directory)
     except analysis.StudyError as error:
         raise EsaError(str(error)) from None
+    except OSError as error:
+        raise EsaError(f"{error.filename or directory} can't be written: {error.strerror}") from None
 
 
 def show_results(directory: Path, *, save_plots: bool = False) -> None:
@@ -236,7 +244,7 @@ def run(
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": stability_check, "weights": weight_analysis, "architecture": architecture_analysis}
     spec = build(
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", out_dir.resolve().name) if out_dir else None,
+        name=_slug(out_dir.resolve().name) if out_dir else None,
         model={"source": model, "dtype": dtype, "revision": revision},
         data={
             "source": data, "text_column": text_column, "split": split, "window": window,
@@ -278,7 +286,7 @@ def status(out_dir: Annotated[Path, typer.Option(help="The study's directory.")]
         counts = analysis.progress(study)
     for name, value in counts.items():
         console.out(f"{name:<18}{value}")
-    raise typer.Exit(0 if not counts["missing"] and not counts["error"] else 1)
+    raise typer.Exit(1 if counts["missing"] or counts["error"] or counts["unranked"] else 0)
 
 
 def guarded(command: Any) -> None:

@@ -77,7 +77,11 @@ def _unquoted(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _read_file(path: Path, column: str) -> Iterator[str]:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name too long to be a path
+        there = False
+    if not there:
         raise EsaError(f"--data {path} is no file; give a .txt, .md, .jsonl or .parquet file, pydoc, or hf:NAME")
     try:
         if path.suffix == ".parquet":
@@ -121,15 +125,16 @@ def _read_hub(spec: DataSpec) -> Iterator[str]:
 
 def anchored(spec: DataSpec) -> DataSpec:
     """The same data with a file's absolute path, for processes that run in another directory."""
-    path = Path(spec.source).expanduser()
-    return spec.model_copy(update={"source": str(path.resolve())}) if path.is_file() else spec
+    if spec.source == "pydoc" or spec.source.startswith("hf:"):
+        return spec
+    return spec.model_copy(update={"source": str(Path(spec.source).expanduser().resolve())})
 
 
 def text_fingerprint(documents: list[str]) -> str:
     """SHA-256 over the documents and their borders, as 16 hex digits."""
     digest = hashlib.sha256()
     for document in documents:
-        raw = document.encode()
+        raw = document.encode(errors="surrogatepass")
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()[:16]
 
@@ -167,6 +172,22 @@ def _shuffled(indices: np.ndarray, salt: str) -> np.ndarray:
     # Ordering by a hash is a permutation that no library version can change.
     keys = [hashlib.sha256(f"{salt}:{i}".encode()).digest() for i in indices]
     return indices[np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)]
+
+
+def _repeats(tokens: np.ndarray, pool: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
+    """Which pool windows share half of their 16-token runs or more with evaluation windows, at any offset."""
+    n = min(16, tokens.shape[1] - 1)
+    odd = np.array([int.from_bytes(hashlib.sha256(bytes([i])).digest()[:8], "little") | 1 for i in range(n)], np.uint64)
+
+    def runs(index: np.ndarray) -> np.ndarray:
+        # BOS stands in every window and says nothing; a run is told by a 64-bit hash of its tokens.
+        body = np.lib.stride_tricks.sliding_window_view(tokens[index, 1:].astype(np.uint64), n, axis=1)
+        return (body * odd).sum(axis=2, dtype=np.uint64)
+
+    known, found = np.unique(runs(evaluation)), np.zeros(len(pool), dtype=bool)
+    for start in range(0, len(pool), 4096):  # a corpus of a million windows passes in pieces
+        found[start : start + 4096] = np.isin(runs(pool[start : start + 4096]), known).mean(axis=1) >= 0.5
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,10 +232,17 @@ def split(tokens: np.ndarray, spec: DataSpec, seeds: tuple[int, ...], *, bos: bo
             "are asked for; give a longer text, or lower --max-samples, --eval-windows or --window"
         )
     order = _shuffled(distinct, "split")
+    evaluation, pool = np.sort(order[: spec.evaluation_windows]), np.sort(order[spec.evaluation_windows :])
+    pool = pool[~_repeats(tokens, pool, evaluation)]
+    if len(pool) < spec.calibration_windows:
+        raise EsaError(
+            f"the text repeats itself: only {len(pool)} windows share little with the evaluation windows, and "
+            f"{spec.calibration_windows} are asked for; give a text with less repetition"
+        )
     found = Windows(
         tokens=tokens,
-        evaluation_index=np.sort(order[: spec.evaluation_windows]),
-        pool_index=np.sort(order[spec.evaluation_windows :]),
+        evaluation_index=evaluation,
+        pool_index=pool,
         calibration_windows=spec.calibration_windows,
         bos=bos,
     )

@@ -31,7 +31,7 @@ class Cell(Spec):
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What its row says of it (``schema.CELLS``): all that it takes to compute it again."""
+        """What its row says of it (``schema.CELLS``); with ``study.json``, all that it takes to compute it again."""
         return {
             "metric": self.score.metric,
             "mode": self.score.mode,

@@ -186,8 +186,8 @@ class StudySpec(Spec):
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 0:
-            raise ValueError(f"a seed must be 0 or more, not {min(value)}")
+        if min(value) < 0 or max(value) >= 2**63:
+            raise ValueError(f"a seed must be from 0 to 2**63 − 1, not {min(value) if min(value) < 0 else max(value)}")
         return tuple(dict.fromkeys(value))
 
     @field_validator("scores", "perturbations", "analyses")
@@ -203,6 +203,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
+        if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
+            raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("a stability check compares seeds; give at least two")
         return self

@@ -131,11 +131,14 @@ class Store:
         """The content of ``study.json``, or None in a fresh directory."""
         path = self.directory / "study.json"
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
             raise EsaError(f"{path} can't be read ({error}); restore it, or choose another --out-dir") from None
+        if not isinstance(content, dict) or not {"spec", "resolved"} <= content.keys():
+            raise EsaError(f"{path} is not what a run wrote; restore it, or choose another --out-dir")
+        return content
 
     def claim(self, spec: StudySpec) -> dict[str, Any] | None:
         """Make sure that this directory belongs to this study, and say what an earlier run resolved.
@@ -147,16 +150,26 @@ class Store:
         """
         stored = self.load_study()
         if stored is None:
-            if self.directory.is_dir() and any(p for p in self.directory.iterdir() if not p.name.startswith(".")):
+            if self._foreign():
                 raise EsaError(f"{self.directory} holds other files and no study; choose another --out-dir")
             return None
-        wanted = json.loads(spec.model_dump_json())
-        if different := _differences(stored.get("spec"), wanted):
-            raise EsaError(
-                f"{self.directory} holds another study (it differs in {', '.join(different[:5])}); "
-                "choose another --out-dir, or repeat the command it was made with"
-            )
-        return stored.get("resolved")
+        wanted = spec.model_dump(mode="json")
+        # Its name is where it stands, not what it asks.
+        different = [d for d in _differences(stored.get("spec"), wanted) if d != "name"]
+        if not different:
+            return stored.get("resolved")
+        if not any(self.names(table) for table in TABLES):
+            return None  # it was refused before it computed anything: the mended command may have the place
+        raise EsaError(
+            f"{self.directory} holds another study (it differs in {', '.join(different[:5])}); "
+            "choose another --out-dir, or repeat the command it was made with"
+        )
+
+    def _foreign(self) -> bool:
+        try:
+            return self.directory.is_dir() and any(not p.name.startswith(".") for p in self.directory.iterdir())
+        except OSError as error:
+            raise EsaError(f"{self.directory} can't be read: {MENDS.get(error.errno or 0, str(error))}") from None
 
     def save_study(self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str]) -> None:
         """Write the study as it was resolved."""

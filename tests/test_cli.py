@@ -129,6 +129,35 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("make", "arguments", "words"),
+    [
+        (lambda d: (d / "m.gguf").write_bytes(b"no gguf"), "--model m.gguf", ["m.gguf", "converted"]),
+        (lambda d: (d / "t.jsonl").write_text("[1]"), "--data t.jsonl --model .", ["t.jsonl", "no JSON object"]),
+        (lambda d: (d / "t.jsonl").write_text('{"text": 3}'), "--data t.jsonl --model .", ["no text"]),
+        (lambda d: (d / "t.txt").write_bytes(b"\xff\xfe\xfa"), "--data t.txt --model .", ["t.txt", "can't be read"]),
+        (
+            lambda d: (d / "t.parquet").write_bytes(b"PAR1"),
+            "--data t.parquet --model .",
+            ["t.parquet", "can't be read"],
+        ),
+        (lambda d: (d / "t.txt").write_text("  "), "--data t.txt --model .", ["holds no text"]),
+        (lambda d: None, "--data " + 300 * "x" + " --model .", ["is no file"]),
+        (lambda d: None, "--revision abc --model .", ["--revision belongs to a hub model"]),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(esa, tmp_path, monkeypatch, make, arguments, words):
+    monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(8))
+    make(tmp_path)
+    code, _, err = esa(f"esa run {arguments}")
+    assert code == 2, err
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
 def test_reporting_on_no_study_is_one_sentence(esa):
     for command in ("report", "status"):
         code, _, err = esa(f"esa {command} --out-dir nowhere")

@@ -119,6 +119,13 @@ def test_a_text_too_short_for_both_or_for_different_seeds_is_refused(n, seeds):
         split(np.arange(n * 16).reshape(n, 16), spec(), seeds, bos=False)
 
 
+def test_ten_sentences_repeated_are_refused_at_any_offset():
+    # 37 bytes a sentence, 370 a round: no window length divides it, so no two windows are identical for long.
+    text = "".join(f"Sentence number {i} of ten is here now. "[:37] for i in range(10)) * 300
+    with pytest.raises(EsaError, match="repeats itself"):
+        windows(spec(window=128, evaluation_windows=8, calibration_windows=8), PLAIN, (1, 2), [text])
+
+
 def test_windows_that_repeat_count_once():
     with pytest.raises(EsaError, match="holds 2 different windows"):
         split(np.repeat(np.arange(2 * 16).reshape(2, 16), 10, axis=0), spec(), (0,), bos=False)

@@ -171,16 +171,28 @@ def test_the_same_study_claims_its_directory_again_and_learns_what_was_resolved(
         ({"model": {"source": "other"}}, "model.source"),
         ({"perturbations": ()}, "perturbations"),
         ({"seeds": (1, 2)}, "seeds"),
-        ({"name": "t"}, "name"),
     ],
 )
 def test_another_study_is_refused_and_the_field_that_differs_is_named(tmp_path, changes, field):
     store = Store(tmp_path)
     store.save_study(SPEC, {}, {})
+    store.write("baselines", "baseline", [{"study": "s"}])
     with pytest.raises(EsaError) as caught:
         store.claim(SPEC.replace(**changes))
     named = str(caught.value).partition("differs in ")[2].partition(")")[0]
     assert named.split(", ") == [field]
+
+
+def test_a_study_that_computed_nothing_gives_its_place_to_the_mended_command(tmp_path):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {"model": "abc"}, {})
+    assert store.claim(SPEC.replace(topk=(1,))) is None
+
+
+def test_a_renamed_directory_holds_the_same_study(tmp_path):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {"model": "abc"}, {})
+    assert store.claim(SPEC.replace(name="t")) == {"model": "abc"}
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):

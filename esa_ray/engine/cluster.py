@@ -42,11 +42,10 @@ class Placement:
         return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus}
 
 
-def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int) -> Placement:
+def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int, nodes: int = 1) -> Placement:
     """Choose the actors for a model of ``model_bytes`` on a cluster with these resources.
 
-    On CPUs as many one-thread actors as memory carries: on two cores two actors with one thread each
-    finish 1.1–1.2 times as many cells as one with two (``benchmarks/study.py``). What memory forbids in
+    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts). What memory forbids in
     actors goes into threads. On GPUs one actor a GPU, two where the model leaves room, or one over
     several with a device map where it fits no single one.
 
@@ -58,6 +57,8 @@ def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: i
         Memory of one GPU; 0 without any.
     work
         Independent pieces of work; more actors than that would idle.
+    nodes
+        How many nodes share the resources.
 
     >>> place({"CPU": 2, "memory": 20e9}, model_bytes=540_000_000, gpu_bytes=0, work=90).actors
     2
@@ -68,18 +69,19 @@ def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: i
         share = need / (gpu_bytes * 0.9)
         if share > 1:
             each = math.ceil(share)
-            if each > gpus:
+            if each > gpus // nodes:
                 raise EsaError(
-                    f"the model needs about {need / 1e9:.0f} GB to be scored, {gpus} GPUs have "
-                    f"{gpus * gpu_bytes / 1e9:.0f}; add GPUs or use a smaller dtype"
+                    f"the model needs about {need / 1e9:.0f} GB to be scored, the {gpus // nodes} GPUs of a node have "
+                    f"{gpus // nodes * gpu_bytes / 1e9:.0f}; add GPUs or use a smaller dtype"
                 )
             return Placement(max(1, min(gpus // each, work)), 1, each, "auto")
         each_gpu = 0.5 if share <= 0.5 else 1.0
         return Placement(max(1, min(int(gpus / each_gpu), work)), 1, each_gpu, "cuda")
-    cpus = max(1, int(resources.get("CPU", 1)))
-    memory = resources.get("memory", 8e9) * MEMORY_SHARE
-    actors = max(1, min(cpus, int(memory / need), work))
-    return Placement(actors, max(1, cpus // actors), 0, "cpu")
+    # An actor lives on one node: `resources` speaks of all of them, taken as alike.
+    cpus = max(1, int(resources.get("CPU", 1)) // nodes)
+    memory = resources.get("memory", 8e9) / nodes * MEMORY_SHARE
+    each_node = max(1, min(cpus, int(memory / need), math.ceil(work / nodes)))
+    return Placement(min(each_node * nodes, work), max(1, cpus // each_node), 0, "cpu")
 
 
 @ray.remote(num_gpus=0.01, max_retries=0)
@@ -94,7 +96,9 @@ def choose(source: Source, dtype: str, work: int) -> Placement:
     resources = ray.cluster_resources()
     gpu_bytes = ray.get(_gpu_bytes.remote()) if resources.get("GPU", 0) >= 1 else 0
     on_gpu = bool(gpu_bytes)
-    return place(resources, weight_bytes(source, dtype, on_gpu=on_gpu), gpu_bytes, work)
+    kind = "GPU" if on_gpu else "CPU"
+    nodes = sum(node["Alive"] and node["Resources"].get(kind, 0) >= 1 for node in ray.nodes()) or 1
+    return place(resources, weight_bytes(source, dtype, on_gpu=on_gpu), gpu_bytes, work, nodes)
 
 
 def _tighten_token() -> None:

@@ -129,10 +129,11 @@ def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
 
 
 def _missing_seeds(store: Store, spec: StudySpec) -> list[int]:
-    have = set(store.names("rankings"))
+    have = set(store.names("rankings")) & set(store.names("score_stats"))
     names = {seed: [ranking_name(score, seed) for score in spec.scores] for seed in spec.seeds}
     for name in have:
-        store.read("rankings", name, ["rank"])  # a corrupt one is named now, not in the middle of the sweep
+        store.read("rankings", name)  # a corrupt one is named now, not in the middle of the sweep
+        store.read("score_stats", name)
     return [seed for seed in spec.seeds if not have.issuperset(names[seed])]
 
 
@@ -179,6 +180,7 @@ def _bury(store: Store, spec: StudySpec, resolved: Resolved, killed: list[str]) 
         row = {
             "cell_id": identity,
             "study": spec.name,
+            "model": Path(spec.model.source).name,
             "dtype": resolved.dtype,
             "data": spec.data.source,
             **cell.columns,
@@ -266,6 +268,7 @@ def _run(
 ) -> int:  # fmt: skip
     """Rankings and baseline, then the cells; returns how many pieces were computed."""
     # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
+    fresh = resolved is None
     fixed = spec.model.model_copy(update={"dtype": resolved.dtype}) if resolved else spec.model
     placement = cluster.choose(source, fixed.dtype, work=max(len(spec.seeds), len(cells(spec))))
     actors = model_actor.start(
@@ -280,7 +283,7 @@ def _run(
         described = _share_out(actors, [("describe", ())] * len(actors), reporter)[0]
         found_versions = described.pop("versions")
         resolved = Resolved(*(described[key] for key in ("model", "dtype", "text")))
-        if store.load_study() is None:
+        if fresh:
             store.save_study(spec, described, found_versions | {"ray": ray.__version__})
         seeds = _missing_seeds(store, spec)
         reporter.phase("scoring", len(seeds) + 1)

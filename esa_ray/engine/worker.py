@@ -15,12 +15,12 @@ import torch
 
 from esa_ray import data
 from esa_ray.errors import EsaError
-from esa_ray.evaluate import Outcome, evaluate
+from esa_ray.evaluation import Outcome, evaluate
 from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
-from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
+from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.scoring.gradients import score_tensors
 from esa_ray.scoring.ranking import chosen, rank, score_stats
 from esa_ray.spec import StudySpec
@@ -60,15 +60,15 @@ class Worker:
         if threads:
             torch.set_num_threads(threads)
         self.spec, self.source, self.store = spec, source, Store(directory)
-        self.dtype = resolve_dtype(source, spec.model.dtype, device, spec.model.revision)
-        tokenizer = load_tokenizer(source, spec.model.revision)
+        self.dtype = resolve_dtype(source, spec.model.dtype, device)
+        tokenizer = load_tokenizer(source)
         documents = data.read_documents(spec.data)
         found = data.text_fingerprint(documents)
         if text not in (None, found):
             raise EsaError(f"{platform.node()} sees another text under --data {spec.data.source}; share the file")
         self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
-        self.model = load_model(source, self.dtype, device, revision=spec.model.revision)
+        self.model = load_model(source, self.dtype, device)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
@@ -111,6 +111,10 @@ class Worker:
 
     def baseline(self) -> dict[str, Any]:
         """Measure and store the intact model; returns its perplexity and the seconds it took."""
+        if "baseline" in self.store.names("baselines"):
+            stored = self.store.read("baselines", "baseline").to_pylist()[0]
+            known = Outcome(stored["nll"], stored["tokens"], stored["hits"])
+            return {"perplexity": known.perplexity, "seconds": stored["seconds"]}
         started = time.perf_counter()
         outcome = self.evaluate()
         seconds = time.perf_counter() - started
@@ -147,18 +151,18 @@ class Worker:
             "cell_id": cell_id(cell, self.spec.data, self.resolved),
             **self._common,
             **cell.columns,
-            "restored": True,
         }
         try:
             weights = chosen(self._ranking(ranking_name(cell.score, cell.seed)), cell.group, cell.k)
             with perturbed(self.catalogue, weights, cell.perturbation, cell.seed) as edit:
                 outcome = self.evaluate()
-            row |= vars(edit) | vars(outcome) | {"status": "diverged" if outcome.diverged else "ok"}
+            # `perturbed` has checked the restoration bit for bit, or raised.
+            row |= vars(edit) | vars(outcome) | {"restored": True, "status": "diverged" if outcome.diverged else "ok"}
         except NotRestoredError:
             raise  # the weights can't be trusted any more: this process must end
         except EsaError:
             raise  # a cause the user can mend, the same for every cell
-        except (NothingChangedError, RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # whatever it is, it is this cell's alone
             row |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
         self.store.write("cells", f"{cell.label}-{row['cell_id']}", [row])

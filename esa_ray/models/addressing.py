@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+#: Fused or 3-D layouts that would be read wrongly: stored (in, out), interleaved, or ordered otherwise.
+UNKNOWN_LAYOUTS = frozenset(
+    {"gpt_oss", "llama4", "llama4_text", "falcon", "persimmon", "codegen", "gpt_bigcode", "mpt", "dbrx"}
+)
+
 INTERLEAVED_QKV = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom"})
 
 # Last words of a tensor's name → its component. Where one word means different things the block it
@@ -212,7 +217,8 @@ def catalogue(model: PreTrainedModel) -> Catalogue:
     Raises
     ------
     EsaError
-        If a matrix inside a transformer block can't be told apart by its name; the sentence lists them.
+        If a matrix inside a transformer block can't be told apart by its name (the sentence lists them), or
+        the model is known to store some in a layout that isn't handled.
 
     Example
     -------
@@ -222,6 +228,11 @@ def catalogue(model: PreTrainedModel) -> Catalogue:
     >>> where["component"], where["row"].tolist(), where["col"].tolist()
     (['k'], [8], [0])
     """
+    if model.config.get_text_config().model_type in UNKNOWN_LAYOUTS:
+        raise EsaError(
+            f"{type(model).__name__} stores some matrices in a layout that is not known here, so rows and columns "
+            "would be told wrongly; choose another model"
+        )
     prefix, depth = _blocks(model)
     config, edges, modules = model.config.get_text_config(), _edges(model), dict(model.named_modules())
     tensors, unknown = [], []

@@ -27,13 +27,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
-def resolve_dtype(source: Source, dtype: str, device: str, revision: str | None = None) -> str:
+def resolve_dtype(source: Source, dtype: str, device: str) -> str:
     """The dtype that "auto" means: the file's own on a GPU, fp32 on a CPU."""
     if dtype != "auto":
         return dtype
     if device == "cpu" or source.kind == "gguf":
         return "fp32"
-    own = AutoConfig.from_pretrained(source.path, revision=revision).dtype
+    own = AutoConfig.from_pretrained(source.path, revision=source.revision).dtype
     return dtype_name(own) if own in DTYPES.values() else "fp32"
 
 
@@ -60,10 +60,16 @@ def ensure_directory(source: Source) -> str:
     if source.kind != "gguf":
         return source.path
     target = cache_dir() / "converted" / f"{source.name}-{source.fingerprint[:16]}-fp32"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EsaError(f"{target.parent} can't be made ({error.strerror}); name another place with ESA_CACHE") from None
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            _convert_gguf(Path(source.path), target)
+            try:
+                _convert_gguf(Path(source.path), target)
+            except Exception as error:  # no GGUF after all, an unknown architecture, a full disk
+                raise EsaError(f"--model {source.path} can't be converted: {first_line(error)}") from None
     return str(target)
 
 
@@ -72,14 +78,22 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_tokenizer(source: Source, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer."""
-    return AutoTokenizer.from_pretrained(ensure_directory(source), revision=revision)
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises
+    ------
+    EsaError
+        If there is none that transformers can load.
+    """
+    directory = ensure_directory(source)
+    try:
+        return AutoTokenizer.from_pretrained(directory, revision=source.revision)
+    except Exception as error:  # transformers raises a dozen kinds here
+        raise EsaError(f"--model {source.name} has no tokenizer that can be loaded: {first_line(error)}") from None
 
 
-def load_model(
-    source: Source, dtype: str, device: str = "cpu", *, attention: str = "sdpa", revision: str | None = None
-) -> PreTrainedModel:
+def load_model(source: Source, dtype: str, device: str = "cpu", *, attention: str = "sdpa") -> PreTrainedModel:
     """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda" or "auto" for a device map).
 
     Only safetensors are read and no remote code is run. Where file and compute dtype agree on a CPU the
@@ -100,9 +114,9 @@ def load_model(
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
-            revision=revision,
+            revision=source.revision,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file raises whatever its reader raises
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     if device not in ("cpu", "auto"):
         model.to(torch.device(device))  # type: ignore[arg-type]

@@ -45,6 +45,11 @@ class Source:
     path: str
     fingerprint: str
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of a hub repository: what is loaded is what was fingerprinted."""
+        return self.fingerprint if self.kind == "hub" else None
+
 
 def cache_dir() -> Path:
     """Where converted models are kept: ``$ESA_CACHE``, or the user's cache directory."""
@@ -53,8 +58,11 @@ def cache_dir() -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise EsaError(f"{path} can't be read: {error.strerror}") from None
 
 
 def find(spec: ModelSpec) -> Source:
@@ -69,6 +77,13 @@ def find(spec: ModelSpec) -> Source:
         If nothing by that name is here or reachable, or a packaged file's checksum is wrong.
     """
     name = spec.source
+    found = _find(name, spec.revision)
+    if spec.revision and found.kind != "hub":
+        raise EsaError(f"--revision belongs to a hub model, and --model {name} is a {found.kind}; leave it out")
+    return found
+
+
+def _find(name: str, revision: str | None) -> Source:
     if name in PACKAGED:
         return _packaged(name, PACKAGED[name])
     path = Path(name).expanduser()
@@ -80,7 +95,7 @@ def find(spec: ModelSpec) -> Source:
         return _directory(path)
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise EsaError(f"--model {name}: no such directory")
-    return _hub(name, spec.revision)
+    return _hub(name, revision)
 
 
 def _packaged(name: str, packaged: Packaged) -> Source:
@@ -101,7 +116,8 @@ def _directory(path: Path) -> Source:
     if not weights:
         raise EsaError(f"--model {path} has no *.safetensors; pickled weights are not loaded, convert them first")
     digest = hashlib.sha256()
-    for file in [path / "config.json", *sorted(path.glob("tokenizer*.json")), *weights]:
+    words = [p for pattern in ("tokenizer*", "vocab*", "merges*", "special_tokens*") for p in path.glob(pattern)]
+    for file in [path / "config.json", *sorted(p for p in words if p.is_file()), *weights]:
         digest.update(f"{file.name}:{file_sha256(file)}\n".encode())
     return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest())
 
@@ -140,6 +156,9 @@ def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
 
 
 def _safetensors_weights(path: Path) -> int:
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    try:
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except (ValueError, OverflowError, MemoryError):
+        raise EsaError(f"{path} is no safetensors file; fetch it again") from None
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

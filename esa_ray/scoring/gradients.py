@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from esa_ray.errors import EsaError
-from esa_ray.evaluate import eval_mode
+from esa_ray.evaluation import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor

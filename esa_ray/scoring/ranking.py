@@ -56,11 +56,12 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
     top, bottom = Selector(k), Selector(k, largest=False)
     for index, tensor in enumerate(scores.tensors):
         values, mask = scores.of(spec.metric, index), eligible[index]
+        mask = None if mask is None else mask.to(values.device)
         pool = _pool(tensor, spec.mode)
         top.add(pool, index, values, mask)
         if "bottom_k" in groups:
             nonzero = tensor.parameter.detach().flatten() != 0
-            bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask.to(nonzero.device))
+            bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask)
     for name, pool in top.pools.items():
         if pool.n < k:
             raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")

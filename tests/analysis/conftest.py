@@ -17,7 +17,7 @@ def write_study(directory, *, shift, windows=8, seeds=(1, 2, 3), noise=0.0, dive
     rng = np.random.default_rng(0)
     spec = StudySpec(
         name=name, model=ModelSpec(source="a<b>model"), topk=(2,), seeds=seeds,
-        data=DataSpec(source="<script>alert(1)</script>", evaluation_windows=windows),
+        data=DataSpec(source="<script>alert(1)</script>", evaluation_windows=windows, calibration_windows=16),
         perturbations=(PerturbSpec(kind="sign_flip"),), groups=tuple(shift),
     )  # fmt: skip
     store = Store(directory)

@@ -82,6 +82,6 @@ def test_consensus_ranks_by_seeds_then_score(made):
 
 def test_progress_counts_from_the_store_alone(made):
     counts = analysis.progress(analysis.load(made))
-    assert counts == {"cells": 9, "ok": 9, "diverged": 0, "error": 0, "missing": 0, "rankings": 3}
+    assert counts == {"cells": 9, "ok": 9, "diverged": 0, "error": 0, "missing": 0, "rankings": 3, "unranked": 0}
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1

@@ -1,5 +1,6 @@
 """The report holds every number, needs no network, escapes what it is given, and judges honestly."""
 
+import json
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ from rich.console import Console
 
 import analysis
 from analysis import wording
+from esa_ray.store import Store
 from tests.analysis.conftest import write_study
 
 
@@ -82,11 +84,11 @@ def test_names_from_input_are_escaped(made):
 def test_verdicts_follow_the_planted_effect(made, tmp_path_factory):
     at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
     assert at["P3.7a"].status == "holds"
+    assert at["P3.7c"].status == "open"  # 2 tests over 8 windows: p is never below 2 · 2/2⁸
     assert at["P2.7a"].status == "fails"  # Jaccard is 1/3
     assert at["P3.7e"].status == "open"
-    none = write_study(
-        tmp_path_factory.mktemp("null"), shift={"super": 0.0, "random_k": 0.0, "bottom_k": 0.0}, noise=0.01
-    )
+    none = tmp_path_factory.mktemp("null")
+    write_study(none, shift={"super": 0.0, "random_k": 0.0, "bottom_k": 0.0}, noise=0.01, windows=12)
     at = {v.id: v for v in analysis.verdicts(analysis.load(none))}
     assert at["P3.7a"].status == "fails"
     assert at["P3.7c"].status == "fails"
@@ -123,3 +125,37 @@ def test_a_corrupt_file_is_named(made):
 
 def test_frames_come_from_polars(made):
     assert isinstance(analysis.load(made).cells, pl.DataFrame)
+
+
+def test_scores_and_pools_are_never_mixed(made):
+    # The same damage under a second score, with the effect reversed: its rows must not touch the first's.
+    study = analysis.load(made)
+    record = json.loads((made / "study.json").read_text())
+    record["spec"]["scores"].append({**record["spec"]["scores"][0], "metric": "grad_squared"})
+    (made / "study.json").write_text(json.dumps(record))
+    store = Store(made)
+    for cell in study.cells.to_dicts():
+        swapped = {"super": "random_k", "random_k": "super"}.get(cell["group"], cell["group"])
+        other = cell | {"metric": "grad_squared", "group": swapped, "cell_id": "other" + cell["cell_id"]}
+        store.write("cells", other["cell_id"], [other])
+    rows = {(r["chosen"], r["group"]): r["delta_nll"] for r in analysis.effects(analysis.load(made)).to_dicts()}
+    assert rows["grad_x_weight per_layer k=2", "super"] == pytest.approx(2, abs=0.01)
+    assert rows["grad_squared per_layer k=2", "super"] == pytest.approx(0.01, abs=0.01)
+    at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
+    assert at["P3.7a"].status == "fails"
+    console = Console(width=120, record=True)
+    analysis.print_summary(analysis.load(made), console)
+    assert len([x for x in console.export_text().splitlines() if "sign_flip 1" in x]) == 2
+
+
+def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory):
+    for seed in (1, 2, 3):
+        (made / "cells" / f"bottom_k{seed}.parquet").unlink()
+    analysis.write_report(analysis.load(made))
+    analysis.print_summary(analysis.load(made), Console(quiet=True))
+    at = {v.id: v.status for v in analysis.verdicts(analysis.load(made))}
+    assert at["P3.7"] == "open"
+    alone = write_study(tmp_path_factory.mktemp("alone"), shift={"super": 1.0}, seeds=(1,))
+    html = analysis.write_report(analysis.load(alone)).read_text()
+    assert "Against which control" not in html
+    analysis.print_summary(analysis.load(alone), Console(quiet=True))

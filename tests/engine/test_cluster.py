@@ -17,6 +17,14 @@ def test_memory_limits_actors_and_the_cores_go_into_threads():
     assert (found.actors, found.threads) == (2, 8)
 
 
+def test_an_actor_is_never_larger_than_its_node():
+    need = 8e9 * WORKING_SET + PROCESS
+    found = place({"CPU": 32, "memory": 4 * 1.5 * need / 0.7}, 8_000_000_000, 0, work=90, nodes=4)
+    assert (found.actors, found.threads) == (4, 8)
+    with pytest.raises(EsaError, match="add GPUs"):
+        place({"CPU": 32, "GPU": 4}, 40_000_000_000, 80 * 10**9, work=90, nodes=4)
+
+
 def test_no_more_actors_than_work():
     assert place({"CPU": 16, "memory": 1e12}, model_bytes=1, gpu_bytes=0, work=3).actors == 3
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.evaluate import Outcome, evaluate
+from esa_ray.evaluation import Outcome, evaluate
 from tests.tiny import FAMILIES, random_windows, state_bits, tiny
 
 
