@@ -45,9 +45,9 @@ class Placement:
 def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int, nodes: int = 1) -> Placement:
     """Choose the actors for a model of ``model_bytes`` on a cluster with these resources.
 
-    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts). What memory forbids in
-    actors goes into threads. On GPUs one actor a GPU, two where the model leaves room, or one over
-    several with a device map where it fits no single one.
+    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts);
+    what memory forbids in actors goes into threads. On GPUs one actor a GPU, two where the model leaves
+    room, or one over several with a device map where it fits no single one.
 
     Parameters
     ----------
