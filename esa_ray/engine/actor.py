@@ -25,18 +25,12 @@ class ModelActor:
 
     def __init__(self, **arguments: Any):
         self._arguments = arguments
-        self._seats = -1
 
     @cached_property
     def _worker(self) -> Worker:
         from esa_ray.engine.worker import Worker
 
         return Worker(**self._arguments)
-
-    def next_seat(self) -> int:
-        """Count callers: a trial sits down at one actor for its life."""
-        self._seats += 1
-        return self._seats
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Worker.describe`."""
@@ -62,6 +56,29 @@ class ModelActor:
     def peak_memory(self) -> int:
         """See :meth:`Worker.peak_memory`."""
         return self._worker.peak_memory()
+
+
+class Seats:
+    """Which trial is at which model actor: every chunk goes to the actor with the fewest.
+
+    A light actor of its own, since a model actor answers only between cells. Leases are by trial, so the
+    retry of a trial whose process was killed takes its predecessor's place.
+    """
+
+    def __init__(self, actors: int):
+        self._actors = range(actors)
+        self._taken: dict[str, int] = {}
+
+    def take(self, trial: str) -> int:
+        """The index of the actor with the fewest trials."""
+        self._taken.pop(trial, None)
+        busy = list(self._taken.values())
+        self._taken[trial] = min(self._actors, key=busy.count)
+        return self._taken[trial]
+
+    def leave(self, trial: str) -> None:
+        """This trial's chunk is done."""
+        self._taken.pop(trial, None)
 
 
 def start(placement: Placement, **arguments: Any) -> list[Any]:

@@ -145,12 +145,13 @@ def _sweep(
     # A second trial at each actor hides a trial's 40 ms behind the other's work; long cells don't need it.
     seats = min(concurrency or len(actors) * (1 if seconds > 1 else 2), 10_000)
     packets = [[cell.model_dump_json() for cell in chunk] for chunk in chunks(todo, size)]
+    turns = ray.remote(num_cpus=0)(model_actor.Seats).remote(len(actors))
     scratch = tempfile.mkdtemp(prefix="esa-tune-")
     try:
         # Every cluster has one head marker; its fractions admit exactly `seats` trials at a time. Without
         # a resource to run out of, Tune starts a process for every pending trial and reuses none.
         trainable = tune.with_resources(
-            tune.with_parameters(CellTrial, actors=actors), {"node:__internal_head__": 1 / seats}
+            tune.with_parameters(CellTrial, actors=actors, seats=turns), {"node:__internal_head__": 1 / seats}
         )
         tune.Tuner(
             trainable,
@@ -167,6 +168,7 @@ def _sweep(
             ),
         ).fit()
     finally:
+        ray.kill(turns)  # type: ignore[arg-type]
         shutil.rmtree(scratch, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)

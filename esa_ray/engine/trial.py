@@ -13,17 +13,15 @@ from esa_ray.grid import Cell
 
 
 class CellTrial(tune.Trainable):
-    """Runs the cells of one chunk on one model actor.
+    """Runs the cells of one chunk on one model actor, the one with the fewest trials at the time.
 
-    A trial process is reused for the next chunk and keeps its seat at its actor, so a faster actor is
-    simply asked more often.
+    Its process is mostly reused for the next chunk, but Tune starts and stops such processes as it likes, so
+    nothing is bound to one.
     """
 
-    def setup(self, config: dict[str, Any], actors: list[Any] | None = None) -> None:
-        """Sit down at the next actor in turn; the first one counts."""
-        assert actors
-        seat = ray.get(actors[0].next_seat.remote())
-        self.actor = actors[seat % len(actors)]
+    def setup(self, config: dict[str, Any], actors: list[Any] | None = None, seats: Any = None) -> None:
+        """Keep the handles."""
+        self.actors, self.seats = actors or [], seats
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next chunk in the same process."""
@@ -33,10 +31,13 @@ class CellTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Run all cells of the chunk once."""
         cells = [Cell.model_validate_json(text) for text in self.config["cells"]]
+        self.actor = self.actors[ray.get(self.seats.take.remote(self.trial_id))]
         try:
             return _report(self._run(cells))
         except EsaError as error:
             return {"done": True, "fatal": str(error), "finished": 0}
+        finally:
+            ray.get(self.seats.leave.remote(self.trial_id))
 
     def _run(self, cells: list[Cell]) -> list[dict[str, Any]]:
         try:

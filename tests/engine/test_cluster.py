@@ -2,6 +2,7 @@
 
 import pytest
 
+from esa_ray.engine.actor import Seats
 from esa_ray.engine.cluster import PROCESS, WORKING_SET, place
 from esa_ray.errors import EsaError
 
@@ -40,3 +41,13 @@ def test_a_small_model_shares_a_gpu_and_a_large_one_spans_several():
 def test_a_model_too_large_for_all_gpus_is_refused():
     with pytest.raises(EsaError, match="add GPUs"):
         place({"CPU": 16, "GPU": 1}, model_bytes=94_000_000_000, gpu_bytes=80 * 10**9, work=90)
+
+
+def test_a_chunk_goes_to_the_actor_with_the_fewest_trials_and_a_retry_takes_its_own_place():
+    seats = Seats(2)
+    assert [seats.take("a"), seats.take("b"), seats.take("c")] == [0, 1, 0]
+    assert seats.take("c") == 0  # killed and tried again: it is counted once
+    seats.leave("a")
+    seats.leave("c")
+    assert seats.take("d") == 0
+    assert seats.take("e") in (0, 1)
