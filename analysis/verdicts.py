@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -60,28 +60,34 @@ def sign_flip_ratio(table: pl.DataFrame) -> Verdict:
 
 
 def hierarchy(table: pl.DataFrame) -> Verdict:
-    """P3.7: ≥3× from super to random and ≥3× from random to bottom, for every kind of damage."""
+    """P3.7: ≥3× from super to random and ≥3× from random to bottom, by the unfavourable ends of the intervals.
+
+    Point estimates would let noise of 10⁻⁴ over noise of 10⁻⁵ count as a hierarchy.
+    """
     claim = "ΔPPL falls at least 3-fold from super to random and 3-fold again from random to bottom"
-    tried, failed = 0, []
-    for (name, damage), rows in table.group_by(["chosen", "damage"], maintain_order=True):
-        at = dict(rows.select("group", "delta_ppl").drop_nulls().iter_rows())
-        if not {"super", "random_k", "bottom_k"} <= at.keys():
+    groups = ["super", "random_k", "bottom_k"]
+    tried, left_out, first, second = 0, 0, 0, 0
+    for _, rows in table.group_by(["chosen", "damage"], maintain_order=True):
+        at = {r["group"]: r for r in rows.iter_rows(named=True)}
+        if not set(groups) <= at.keys():
+            continue
+        if any(at[g]["delta_ppl"] is None or at[g]["diverged"] for g in groups):
+            left_out += 1
             continue
         tried += 1
-        first = at["super"] > 0 and at["super"] >= 3 * at["random_k"]
-        second = at["random_k"] > 0 and at["random_k"] >= 3 * at["bottom_k"]
-        if not (first and second):
-            step = "super/random" if not first else "random/bottom"
-            failed.append(f"{damage} {name} ({step}: " + " / ".join(signed(at[g], 2) for g in step_groups(step)) + ")")
+        first += _threefold(at["super"], at["random_k"])
+        second += _threefold(at["random_k"], at["bottom_k"])
     if not tried:
         return Verdict("P3.7b", claim, "open", "needs the groups super, random_k and bottom_k without divergence")
-    evidence = f"{tried - len(failed)} of {tried} kinds of damage" + (f"; not {', '.join(failed)}" if failed else "")
-    return Verdict("P3.7b", claim, _judge(not failed), evidence)
+    evidence = (
+        f"super over random in {first} of {tried} kinds of damage, random over bottom in {second} "
+        "(95% bounds on ΔPPL)" + (f"; {left_out} left out, as cells diverged" if left_out else "")
+    )
+    return Verdict("P3.7b", claim, _judge(first == second == tried), evidence)
 
 
-def step_groups(step: str) -> tuple[str, str]:
-    """The two groups of a step of the hierarchy."""
-    return ("super", "random_k") if step == "super/random" else ("random_k", "bottom_k")
+def _threefold(upper: dict[str, Any], lower: dict[str, Any]) -> bool:
+    return upper["delta_ppl_low"] > 0 and upper["delta_ppl_low"] >= 3 * lower["delta_ppl_high"]
 
 
 def significance(table: pl.DataFrame, windows: int) -> Verdict:
