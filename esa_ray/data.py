@@ -61,7 +61,7 @@ def _read(spec: DataSpec) -> Iterator[str]:
 
 
 def _unquoted(documents: Iterable[str]) -> Iterator[str]:
-    """Documents without the paragraphs that an earlier one has.
+    """Documents without the paragraphs that stood before, in the same document or an earlier one.
 
     Python's topics quote each other at length: as they stand, half of an evaluation window can be found in
     the calibration pool.
