@@ -53,10 +53,6 @@ class ModelActor:
         except NotRestoredError:
             os._exit(1)
 
-    def peak_memory(self) -> int:
-        """See :meth:`Worker.peak_memory`."""
-        return self._worker.peak_memory()
-
 
 class Seats:
     """Which trial is at which model actor: every chunk goes to the actor with the fewest.

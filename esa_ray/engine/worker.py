@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -167,8 +165,3 @@ class Worker:
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
         self.store.write("cells", f"{cell.label}-{row['cell_id']}", [row])
         return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
-
-    def peak_memory(self) -> int:
-        """Peak resident memory of this process in bytes, shared pages included."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
