@@ -81,6 +81,7 @@ RANKINGS = _schema(
     col=(_INT, "input index, whatever the storage order"),
     flat=(_INT, "index into the tensor's memory"),
     score=(_FLOAT, "its score"),
+    std_error=(_FLOAT, "standard error of its score over probes; null where a score is not an estimate"),
     weight=(_FLOAT, "its value before any damage"),
 )
 
@@ -97,6 +98,50 @@ SCORE_STATS = _schema(
     quantiles=(pa.list_(_FLOAT), "score at the probabilities schema.QUANTILES"),
     top1pct_over_median=(_FLOAT, "mean of the top 1% of scores over the median score; null if the median is 0"),
     gini=(_FLOAT, "Gini coefficient of the scores: 0 all equal, 1 all in one weight"),
+    top1pct_mass=(_FLOAT, "share of the sum of scores that the top 1% hold"),
+    half_mass_fraction=(_FLOAT, "smallest fraction of the weights that holds half of the sum of scores"),
+    tail_index=(_FLOAT, "Hill's tail index of the top 1%; the smaller, the heavier the tail"),
+    probes=(_INT, "probes that an estimated score took; null otherwise"),
+    relative_error=(_FLOAT, "Euclidean norm of the standard errors over that of the estimates; null otherwise"),
+)
+
+SAMPLE_SIZES = _schema(
+    model=(_TEXT, "name of the model"),
+    metric=(_TEXT, "score that ranks"),
+    mode=(_TEXT, "pool: per_layer, per_tensor or global"),
+    seed=(_INT, "seed of the calibration windows"),
+    windows=(_INT, "how many of the seed's calibration windows the score is made of"),
+    rank=(_INT, "place in the pool, from 1"),
+    **_WEIGHT,
+    flat=(_INT, "index into the tensor's memory"),
+    score=(_FLOAT, "its score"),
+)
+
+_SAMPLE = {
+    "model": (_TEXT, "name of the model"),
+    "seed": (_INT, "seed of the calibration windows that the scores and predictions are made of"),
+    "metric": (_TEXT, "score by which the sample is stratified"),
+    "stratum": (_TEXT, "range of score quantiles within the component, e.g. 0.90-0.99"),
+    "inclusion": (_FLOAT, "probability with which a weight of this stratum is in the sample"),
+    **_WEIGHT,
+    "row": (_INT, "output index, whatever the storage order"),
+    "col": (_INT, "input index, whatever the storage order"),
+    "flat": (_INT, "index into the tensor's memory"),
+    "weight": (_FLOAT, "its value before any damage"),
+    "metrics": (pa.list_(_TEXT), "the study's scores"),
+    "scores": (pa.list_(_FLOAT), "its score by each of them"),
+    "gradient": (_FLOAT, "derivative of the calibration loss, nats per token and unit of weight; null if unknown"),
+    "curvature": (_FLOAT, "second derivative (estimated), nats per token and unit of weight²; null if unknown"),
+}
+SAMPLES = _schema(**_SAMPLE)
+
+FIDELITY = _schema(
+    **_SAMPLE,
+    edit=(_TEXT, "what was done to this one weight: zero, sign_flip, or null_edit (moved by one ulp: the noise)"),
+    delta_nll=(pa.list_(_FLOAT), "change of the summed NLL of each evaluation window, nats"),
+    tokens=(pa.list_(_INT), "scored tokens of each evaluation window"),
+    first_order=(_FLOAT, "predicted change g·δ, nats per token; null if unknown"),
+    second_order=(_FLOAT, "predicted change g·δ + h·δ²/2, nats per token; null if unknown"),
 )
 
 TABLES: dict[str, pa.Schema] = {
@@ -104,4 +149,7 @@ TABLES: dict[str, pa.Schema] = {
     "baselines": BASELINES,
     "rankings": RANKINGS,
     "score_stats": SCORE_STATS,
+    "sample_sizes": SAMPLE_SIZES,
+    "samples": SAMPLES,
+    "fidelity": FIDELITY,
 }
