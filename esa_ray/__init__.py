@@ -26,7 +26,7 @@ _EXPORTS = {
     "esa_ray.models.sources": ("find",),
     "esa_ray.models.load": ("load_model", "load_tokenizer"),
     "esa_ray.models.addressing": ("catalogue",),
-    "esa_ray.scoring.gradients": ("score_tensors",),
+    "esa_ray.scoring.gather": ("score_tensors",),
     "esa_ray.scoring.ranking": ("chosen", "rank", "score_stats"),
     "esa_ray.perturb.edit": ("perturbed",),
     "esa_ray.evaluation": ("evaluate",),

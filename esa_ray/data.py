@@ -206,8 +206,11 @@ class Windows:
         return self.tokens[self.evaluation_index]
 
     def calibration_index(self, seed: int) -> np.ndarray:
-        """Which windows a seed calibrates on: drawn from the pool without replacement."""
-        return np.sort(_shuffled(self.pool_index, f"seed {seed}")[: self.calibration_windows])
+        """Which windows a seed calibrates on: drawn from the pool without replacement.
+
+        In the order of the draw, so that the first n of them are a draw of n.
+        """
+        return _shuffled(self.pool_index, f"seed {seed}")[: self.calibration_windows]
 
     def calibration(self, seed: int) -> np.ndarray:
         """A seed's calibration windows, (N, T)."""
@@ -246,7 +249,7 @@ def split(tokens: np.ndarray, spec: DataSpec, seeds: tuple[int, ...], *, bos: bo
         calibration_windows=spec.calibration_windows,
         bos=bos,
     )
-    if len({tuple(found.calibration_index(seed)) for seed in seeds}) < len(set(seeds)):
+    if len({tuple(np.sort(found.calibration_index(seed))) for seed in seeds}) < len(set(seeds)):
         raise EsaError(
             f"{have}, so few that seeds calibrate on the same {spec.calibration_windows}; "
             "give a longer text or lower --max-samples"

@@ -39,3 +39,14 @@ def uniform(key: int, counter: np.ndarray) -> np.ndarray:
 def normal(key: int, counter: np.ndarray) -> np.ndarray:
     """Standard normal by inversion, float64."""
     return ndtri(uniform(key, counter))
+
+
+def rademacher(key: int, n: int) -> np.ndarray:
+    """The first n signs of a stream, int8, +1 or −1 with equal odds: one bit of SplitMix64 each.
+
+    >>> rademacher(7, 6).tolist() == rademacher(7, 100)[:6].tolist()
+    True
+    """
+    words = splitmix64(key, np.arange(-(-n // 64), dtype=np.uint64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=n, bitorder="little")
+    return (bits.view(np.int8) << 1) - 1

@@ -102,7 +102,7 @@ SCORE_STATS = _schema(
     half_mass_fraction=(_FLOAT, "smallest fraction of the weights that holds half of the sum of scores"),
     tail_index=(_FLOAT, "Hill's tail index of the top 1%; the smaller, the heavier the tail"),
     probes=(_INT, "probes that an estimated score took; null otherwise"),
-    relative_error=(_FLOAT, "Euclidean norm of the standard errors over that of the estimates; null otherwise"),
+    relative_error=(_FLOAT, "Euclidean norm of the scores' standard errors over that of the scores; null otherwise"),
 )
 
 SAMPLE_SIZES = _schema(

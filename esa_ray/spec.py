@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from esa_ray.errors import EsaError
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-Metric = Literal["grad_x_weight", "grad_x_weight_abs", "grad_squared", "magnitude", "act_mag", "hutchinson_diag"]
+Metric = Literal[
+    "grad_x_weight", "grad_x_weight_abs", "grad_squared", "act_mag", "magnitude", "hutchinson_diag", "hutchinson_abs",
+    "super_activation",
+]  # fmt: skip
 Mode = Literal["per_layer", "per_tensor", "global"]
 Group = Literal["super", "random_k", "matched_k", "bottom_k"]
 Kind = Literal["sign_flip", "zero", "gauss_noise", "bit_flip"]
@@ -29,12 +32,26 @@ COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
 }
 COMPONENTS: tuple[str, ...] = get_args(Component)
 
+METRICS: tuple[str, ...] = get_args(Metric)
+#: Scores that are estimated with random probes.
+PROBED = frozenset({"hutchinson_diag", "hutchinson_abs"})
+#: Scores that don't depend on any text, and so not on the seed.
+DATA_FREE = frozenset({"magnitude"})
+
 #: Controls that are drawn for the super weights of a ranking, down to its largest k.
 DRAWN_CONTROLS = ("random_k", "matched_k")
 
 #: What the plan understands but this version can't compute yet: shown by ``--plan``, refused by a run.
-PLANNED_METRICS = frozenset({"act_mag", "hutchinson_diag"})
-PLANNED_ANALYSES = frozenset({"weights", "architecture"})
+PLANNED_ANALYSES = frozenset({"architecture"})
+
+
+def members(metric: str) -> tuple[str, ...]:
+    """The scores that a rank ensemble combines; a score by itself is its only member.
+
+    >>> members("grad_x_weight+act_mag")
+    ('grad_x_weight', 'act_mag')
+    """
+    return tuple(metric.split("+"))
 
 
 class Spec(BaseModel):
@@ -78,11 +95,31 @@ class DataSpec(Spec):
 
 
 class ScoreSpec(Spec):
-    """One ranking of weights: by which score, among which pool, over which components."""
+    """One ranking of weights: by which score, among which pool, over which components.
 
-    metric: Metric = "grad_x_weight"
+    ``metric`` is a score, or several joined by "+": their rank ensemble (:mod:`esa_ray.scoring.ensemble`).
+    ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
+    so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
+
+    >>> ScoreSpec(metric="act_mag+grad_x_weight").metric
+    'grad_x_weight+act_mag'
+    """
+
+    metric: str = "grad_x_weight"
     mode: Mode = "per_layer"
     components: tuple[str, ...] = ("attention", "ffn")
+    probes: int | None = Field(default=None, ge=2)
+    relative_error: float | None = Field(default=None, gt=0)
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, value: str) -> str:
+        parts = [part.strip() for part in members(value)]
+        if unknown := [part for part in parts if part not in METRICS]:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(METRICS)}, or several of these joined by +")
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"{value!r} names a score twice")
+        return "+".join(m for m in METRICS if m in parts)
 
     @field_validator("components")
     @classmethod
@@ -93,6 +130,30 @@ class ScoreSpec(Spec):
         if not names:
             raise ValueError("at least one component is needed")
         return tuple(c for c in COMPONENTS if c in names)
+
+    @model_validator(mode="after")
+    def _defined(self) -> ScoreSpec:
+        parts = set(members(self.metric))
+        if "super_activation" in parts:
+            if "down" not in self.components:
+                raise ValueError("super_activation is defined for down-projections alone; add down to --components")
+            object.__setattr__(self, "components", ("down",))
+        if "act_mag" in parts and (undefined := {"embed", "norm"} & set(self.components)):
+            raise ValueError(
+                f"act_mag is defined for matrices that multiply activations; leave {' and '.join(sorted(undefined))} "
+                "out of --components"
+            )
+        for name, default in (("probes", 8), ("relative_error", 0.1)):
+            if parts & PROBED:
+                object.__setattr__(self, name, getattr(self, name) or default)
+            elif getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to estimated scores ({', '.join(sorted(PROBED))})")
+        return self
+
+    @property
+    def estimated(self) -> bool:
+        """Whether random probes are part of it."""
+        return self.probes is not None
 
 
 class PerturbSpec(Spec):
@@ -158,6 +219,10 @@ Unique = Annotated[tuple[int, ...], Field(min_length=1)]
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
+    ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
+    seed's calibration windows. ``fidelity`` is how many single weights are damaged one by one to see what each
+    score is worth (0: none).
+
     Example
     -------
     >>> spec = StudySpec(name="demo", model=ModelSpec(source="gpt2"), topk=(50, 100), seeds=(1, 2, 3),
@@ -175,6 +240,7 @@ class StudySpec(Spec):
     perturbations: tuple[PerturbSpec, ...] = ()
     groups: tuple[Group, ...] = ("super",)
     analyses: tuple[Analysis, ...] = ()
+    fidelity: int = Field(default=0, ge=0)
 
     @field_validator("topk")
     @classmethod
@@ -205,6 +271,8 @@ class StudySpec(Spec):
     def _answerable(self) -> StudySpec:
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
+        if len({(s.probes, s.relative_error) for s in self.scores if s.estimated}) > 1:
+            raise ValueError("scores: estimates of one study share their probes; give all the same")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("a stability check compares seeds; give at least two")
         return self
@@ -216,12 +284,9 @@ class StudySpec(Spec):
 
 def unavailable(spec: StudySpec) -> list[str]:
     """One sentence for each thing the spec asks for that this version can plan but not compute."""
-    metrics = [s.metric for s in spec.scores if s.metric in PLANNED_METRICS]
-    flags = {"weights": "--weight-analysis", "architecture": "--architecture-analysis"}
-    analyses = [flags[a] for a in spec.analyses if a in PLANNED_ANALYSES]
-    ready = ", ".join(m for m in get_args(Metric) if m not in PLANNED_METRICS)
-    return [f"the score {m} can be planned but not computed yet; use one of {ready}" for m in metrics] + [
-        f"{a} can be planned but not computed yet; leave it out" for a in analyses
+    flags = {"architecture": "--architecture-analysis"}
+    return [
+        f"{flags[a]} can be planned but not computed yet; leave it out" for a in spec.analyses if a in PLANNED_ANALYSES
     ]
 
 

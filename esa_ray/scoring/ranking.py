@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,30 +14,25 @@ from esa_ray.errors import EsaError
 from esa_ray.schema import RANKINGS, SCORE_STATS
 from esa_ray.scoring.controls import matched_k, random_k
 from esa_ray.scoring.distribution import describe
+from esa_ray.scoring.ensemble import RankEnsemble
+from esa_ray.scoring.histogram import Histogram
+from esa_ray.scoring.pools import eligible, pool_of
 from esa_ray.scoring.selection import Selector
+from esa_ray.spec import members
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.models.addressing import WeightTensor
-    from esa_ray.scoring.gradients import Scores
+    from esa_ray.scoring.scores import Scores
     from esa_ray.spec import ScoreSpec
 
 CONTROLS = {"random_k": random_k, "matched_k": matched_k}
 
 
-def _pool(tensor: WeightTensor, mode: str) -> object:
-    if mode == "global":
-        return "the model"
-    if mode == "per_layer" and tensor.layer is not None:
-        return f"layer {tensor.layer}"
-    return tensor.name
-
-
-def _eligible(tensor: WeightTensor, components: Sequence[str]) -> Tensor | None:
-    """Flat mask of the weights whose component is asked for; None if all are."""
-    wanted = np.array([part.component in components for part in tensor.parts])
-    return None if wanted.all() else torch.as_tensor(tensor.spread(wanted[tensor.row_part]))
+def combined(scores: Scores, spec: ScoreSpec) -> Scores | RankEnsemble:
+    """The scores themselves, or the rank ensemble that the spec asks for."""
+    return scores if len(members(spec.metric)) == 1 else RankEnsemble(scores, spec)
 
 
 def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = "") -> pa.Table:
@@ -52,15 +47,15 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
     EsaError
         If k is larger than the smallest pool.
     """
-    eligible = [_eligible(t, spec.components) for t in scores.tensors]
+    scored = combined(scores, spec)
     top, bottom = Selector(k), Selector(k, largest=False)
     for index, tensor in enumerate(scores.tensors):
-        values, mask = scores.of(spec.metric, index), eligible[index]
+        values, mask = scored.of(spec.metric, index), eligible(tensor, spec.components)
         mask = None if mask is None else mask.to(values.device)
-        pool = _pool(tensor, spec.mode)
+        pool = pool_of(tensor, spec.mode)
         top.add(pool, index, values, mask)
         if "bottom_k" in groups:
-            nonzero = tensor.parameter.detach().flatten() != 0
+            nonzero = (tensor.flat_weights() != 0).to(values.device)
             bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask)
     for name, pool in top.pools.items():
         if pool.n < k:
@@ -68,13 +63,13 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
     for name, pool in bottom.pools.items():
         if pool.n < 2 * k:
             raise EsaError(f"k={k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap")
-    picks = [("super", i, r, f) for i, r, f in _by_tensor(top)]
+    picks = [("super", i, r, f) for i, r, f, _ in by_tensor(top)]
     for group in (g for g in CONTROLS if g in groups):
-        for i, ranks, flat in _by_tensor(top):
+        for i, ranks, flat, _ in by_tensor(top):
             parts = _by_part(scores.tensors[i], ranks, flat)
             picks += [(group, i, r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
-    picks += [("bottom_k", i, r, f) for i, r, f in _by_tensor(bottom)]
-    tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in picks]
+    picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(bottom)]
+    tables = [_rows(scored, spec, group, i, r, f) for group, i, r, f in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
     return _table(tables, common, RANKINGS).sort_by(
         [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
@@ -88,13 +83,13 @@ def chosen(ranking: pa.Table, group: str, k: int) -> dict[str, np.ndarray]:
     return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
 
 
-def _by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(tensor index, ranks from 1, flat indices) for every tensor with a selected weight, by rank."""
+def by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """(tensor index, ranks from 1, flat indices, scores) for every tensor with a selected weight, by rank."""
     found = []
     for pool in selector.pools.values():
         for index in np.unique(pool.tensors):
             at = np.flatnonzero(pool.tensors == index)
-            found.append((int(index), at + 1, pool.flat[at]))
+            found.append((int(index), at + 1, pool.flat[at], pool.scores[at]))
     return sorted(found, key=lambda item: item[0])
 
 
@@ -112,10 +107,11 @@ def _by_part(
 
 
 def _rows(
-    scores: Scores, spec: ScoreSpec, group: str, index: int, ranks: np.ndarray, flat: np.ndarray
+    scores: Scores | RankEnsemble, spec: ScoreSpec, group: str, index: int, ranks: np.ndarray, flat: np.ndarray
 ) -> dict[str, Any]:
     tensor = scores.tensors[index]
     at = torch.as_tensor(flat)
+    errors = scores.error(spec.metric, index, at)
     return {
         "group": [group] * len(flat),
         "rank": ranks,
@@ -124,6 +120,7 @@ def _rows(
         **tensor.locate(flat),
         "flat": flat,
         "score": scores.at(spec.metric, index, at).double().cpu().numpy(),
+        "std_error": [None] * len(flat) if errors is None else errors.double().cpu().numpy(),
         "weight": tensor.flat_weights()[at].double().cpu().numpy(),
     }
 
@@ -137,22 +134,43 @@ def _table(columns: list[dict[str, Any]], common: dict[str, Any], schema: pa.Sch
 def score_stats(scores: Scores, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
     """One row per tensor, component and expert on how its scores are distributed (``schema.SCORE_STATS``)."""
     rows: list[dict[str, Any]] = []
+    scored, common = combined(scores, spec), {"model": model, "metric": spec.metric, "seed": seed}
     for index, tensor in enumerate(scores.tensors):
-        values = scores.of(spec.metric, index).reshape(tensor.shape).cpu().numpy()
-        for expert in range(tensor.shape[0]) if tensor.experts else [tensor.expert]:
-            matrix = values[expert] if tensor.experts else values
-            for number, part in enumerate(tensor.parts):
-                if part.component not in spec.components:
-                    continue
-                rows_of = tensor.row_part == number
-                if rows_of.all():
-                    mine = matrix
-                else:
-                    mine = matrix[:, rows_of] if tensor.transposed else matrix[rows_of]
-                where = {"tensor": tensor.name, "layer": tensor.layer, "component": part.component}
-                rows.append(
-                    {"model": model, "metric": spec.metric, "seed": seed, "expert": expert}
-                    | where
-                    | describe(mine.ravel())
-                )
+        values = scored.of(spec.metric, index)
+        errors = scored.error(spec.metric, index, slice(None))
+        for where, mask in _pieces(tensor, spec.components):
+            histogram = Histogram()
+            histogram.add(_of_piece(tensor, values, mask))
+            error = None if errors is None else _of_piece(tensor, errors, mask)
+            rows.append(common | where | describe(histogram) | _effort(scores, histogram, error))
     return pa.Table.from_pylist(rows, schema=SCORE_STATS)
+
+
+def _pieces(tensor: WeightTensor, components: Sequence[str]) -> Iterator[tuple[dict[str, Any], tuple]]:
+    """What is told apart in a tensor, experts and components, and where: (expert, mask of output rows)."""
+    for expert in range(tensor.shape[0]) if tensor.experts else [None]:
+        for number, part in enumerate(tensor.parts):
+            if part.component in components:
+                where = {"tensor": tensor.name, "layer": tensor.layer, "component": part.component}
+                yield where | {"expert": tensor.expert if expert is None else expert}, (
+                    expert,
+                    tensor.row_part == number,
+                )
+
+
+def _of_piece(tensor: WeightTensor, values: Tensor, piece: tuple[int | None, np.ndarray]) -> Tensor:
+    expert, rows = piece
+    matrix = values.view(tensor.shape) if expert is None else values.view(tensor.shape)[expert]
+    if rows.all():
+        return matrix
+    mask = torch.as_tensor(rows, device=values.device)
+    return matrix[:, mask] if tensor.transposed else matrix[mask]
+
+
+def _effort(scores: Scores, histogram: Histogram, errors: Tensor | None) -> dict[str, Any]:
+    """What an estimate took, and ‖standard error‖ / ‖score‖ over a piece."""
+    if errors is None or scores.effort is None:
+        return {}
+    noise = float(errors.double().square().sum()) ** 0.5
+    norm = histogram.squares**0.5
+    return {"probes": scores.effort.probes, "relative_error": noise / norm if norm > 0 else None}

@@ -1,0 +1,116 @@
+"""Statistics of what goes into a matrix and comes out of it, gathered while the model runs forward.
+
+Matrices are recognised by their memory in the call that multiplies with it, not by the module that makes the
+call: so Linear, GPT-2's Conv1D and the slices of a 3-D expert parameter are all seen the same way, and each expert
+sees the tokens that are routed to it and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+from esa_ray.errors import EsaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
+
+
+@contextmanager
+def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """Mixture-of-experts layers compute expert by expert for the length of a ``with`` block, not in one kernel."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    before = [(c, c._experts_implementation) for c in configs if getattr(c, "_experts_implementation", None)]
+    for config, _ in before:
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._experts_implementation = implementation
+
+
+def _cols(tensor: WeightTensor) -> int:
+    return tensor.size // tensor.rows // (tensor.shape[0] if tensor.experts else 1)
+
+
+class ActivationStatistics(TorchFunctionMode):
+    """For each tensor, what its inputs and outputs were: vectors, so 8 bytes × (rows + cols) a tensor or expert.
+
+    ``input_norm`` is √(N/n)·‖X_j‖₂ over the n positions that the matrix saw out of N: for an expert, so many
+    times larger as it saw fewer tokens, and comparable to a dense matrix, for which it is ‖X_j‖₂ itself.
+    """
+
+    def __init__(self, tensors: Sequence[WeightTensor]):
+        super().__init__()
+        self.tensors = tensors
+        self.positions = 0
+        self._squares = [torch.zeros(self._shape(t, _cols(t)), dtype=torch.float64) for t in tensors]
+        self._input_peaks = [torch.zeros(self._shape(t, _cols(t))) for t in tensors]
+        self._output_peaks = [torch.zeros(self._shape(t, t.rows)) for t in tensors]
+        self._seen = [torch.zeros(self._shape(t, 1), dtype=torch.int64) for t in tensors]
+        self._places: dict[int, int] = {}
+
+    @staticmethod
+    def _shape(tensor: WeightTensor, n: int) -> tuple[int, ...]:
+        return (tensor.shape[0] if tensor.experts else 1, n)
+
+    def __enter__(self) -> ActivationStatistics:
+        self._places = {t.parameter.untyped_storage().data_ptr(): i for i, t in enumerate(self.tensors)}
+        return super().__enter__()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is linear:
+            self._see(args[0], args[1], result)
+        elif func is torch.addmm:  # Conv1D: bias + X·W
+            self._see(args[1], args[2], result)
+        return result
+
+    def _see(self, inputs: Tensor, weight: Tensor, outputs: Tensor) -> None:
+        index = self._places.get(weight.untyped_storage().data_ptr())
+        if index is None:
+            return
+        tensor = self.tensors[index]
+        expert = weight.storage_offset() // (tensor.rows * _cols(tensor)) if tensor.experts else 0
+        x = inputs.detach().reshape(-1, _cols(tensor)).float()
+        if not len(x):
+            return
+        y = outputs.detach().reshape(-1, tensor.rows)
+        self._squares[index][expert] += x.double().square().sum(0).cpu()
+        self._seen[index][expert] += len(x)
+        peak, other = self._input_peaks[index][expert], self._output_peaks[index][expert]
+        torch.maximum(peak, x.abs().amax(0).cpu(), out=peak)
+        torch.maximum(other, y.abs().amax(0).float().cpu(), out=other)
+
+    def statistic(self, name: str, index: int) -> Tensor:
+        """A statistic of one tensor, fp32, of a shape that broadcasts to the tensor's.
+
+        Raises
+        ------
+        EsaError
+            If the tensor was never seen to multiply anything.
+        """
+        tensor, seen = self.tensors[index], self._seen[index]
+        if not seen.any():
+            raise EsaError(
+                f"{tensor.name} was never seen to multiply its inputs, so its activations are unknown; "
+                "choose a score without them, or leave its component out"
+            )
+        if name == "output_peak":
+            values = self._output_peaks[index]
+        elif name == "input_peak":
+            values = self._input_peaks[index]
+        else:
+            values = (self._squares[index] * (self.positions / seen.clamp(min=1))).sqrt().float()
+        by_row = (name == "output_peak") != tensor.transposed
+        values = values[..., :, None] if by_row else values[..., None, :]
+        return values if tensor.experts else values[0]

@@ -1,0 +1,139 @@
+"""The diagonal of the Hessian, estimated with random signs: all tensors from one probe, signed, with its error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from esa_ray.errors import EsaError
+from esa_ray.evaluation import eval_mode
+from esa_ray.randomness import rademacher, stream_key
+from esa_ray.scoring.activations import experts_one_by_one
+from esa_ray.scoring.gradients import window_nll
+from esa_ray.scoring.memory import Layout
+from esa_ray.scoring.scores import Effort
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
+
+
+@contextmanager
+def twice_differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """Attention in plain operations for the length of a ``with`` block: fused kernels have no second derivative."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with experts_one_by_one(model), eval_mode(model):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _signs(tensors: Sequence[WeightTensor], seed: int, probe: int, window: int) -> list[Tensor]:
+    """Rademacher signs, one byte each, the same on every device and whichever tensors are asked for."""
+    return [
+        torch.from_numpy(rademacher(stream_key(seed, "hutchinson", probe, window, t.name), t.size))
+        .view(t.shape)
+        .to(t.parameter.device)
+        for t in tensors
+    ]
+
+
+class HessianDiagonal:
+    r"""Hutchinson's estimator h = E[z ⊙ Hz] of the diagonal of H = ∇²(Σ_n L_n) / tokens, z of random signs.
+
+    One draw of z spans all tensors at once; each window has its own, so a probe is Σ_n z_n ⊙ H_n z_n over all N
+    windows, by one double backward pass each. E[z_i z_j] = 0 for i ≠ j leaves the diagonal; the standard error
+    is that of the mean over probes. Signed, never rectified before averaging, fp32.
+
+    Memory above the weights, in bytes: 4 × the largest range's weights for the current probe, 8 × scored weights
+    for mean and variance (on disk if there are several ranges), 5 × scored weights for the gradient and its
+    signs, and about three times the activations of a gradient pass.
+
+    References
+    ----------
+    Hutchinson 1990, doi:10.1080/03610919008812866; Bekas, Kokiopoulou & Saad 2007,
+    doi:10.1016/j.apnum.2007.01.003.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tensors: Sequence[WeightTensor],
+        *,
+        seed: int,
+        layout: Layout | None = None,
+    ):
+        if any(t.parameter.is_meta for t in tensors):
+            raise EsaError("hutchinson_* differentiates twice and needs the whole model on its devices; use more memory")
+        self.model, self.tensors, self.seed = model, tensors, seed
+        self.layout = layout or Layout.whole(len(tensors))
+        self.probes = 0
+        self.mean = [self.layout.zeros(t) for t in tensors]
+        self._squared_deviations = [self.layout.zeros(t) for t in tensors]
+
+    def run(self, windows_NT: Tensor, probes: int, relative_error: float) -> Effort:
+        """Probe until ‖standard error‖ / ‖h‖ over all weights is small enough, at least twice."""
+        with twice_differentiable(self.model), self._differentiated(), torch.enable_grad():
+            while self.probes < 2 or (self.probes < probes and self.relative_error() > relative_error):
+                for part in self.layout.ranges:
+                    self._add(part, self._probe(windows_NT, part))
+                self.probes += 1
+        return Effort(self.probes, self.relative_error())
+
+    @contextmanager
+    def _differentiated(self) -> Iterator[None]:
+        parameters = list(self.model.parameters())
+        before = [p.requires_grad for p in parameters]
+        self.model.requires_grad_(False)
+        for tensor in self.tensors:
+            tensor.parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter, required in zip(parameters, before, strict=True):
+                parameter.requires_grad_(required)
+
+    def _probe(self, windows_NT: Tensor, part: Sequence[int]) -> list[Tensor]:
+        """Σ_n z_n ⊙ H_n z_n per token, for some of the tensors; z spans all of them all the same."""
+        parameters = [t.parameter for t in self.tensors]
+        current = [torch.zeros_like(parameters[i], dtype=torch.float32) for i in part]
+        for n, window_T in enumerate(windows_NT):
+            signs = _signs(self.tensors, self.seed, self.probes, n)
+            gradients = torch.autograd.grad(window_nll(self.model, window_T[None]), parameters, create_graph=True)
+            # The parts of the product may lie on several devices.
+            along = torch.stack(
+                [(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in zip(gradients, signs, strict=True)]
+            ).sum()
+            del gradients
+            products = torch.autograd.grad(along, [parameters[i] for i in part], materialize_grads=True)
+            for total, i, product in zip(current, part, products, strict=True):
+                total.add_(product.float().mul_(signs[i]))
+        scored = windows_NT[:, 1:].numel()
+        return [total.div_(scored) for total in current]
+
+    def _add(self, part: Sequence[int], estimates: list[Tensor]) -> None:
+        # Welford's update: the variance of close numbers without cancellation.
+        for i, estimate in zip(part, estimates, strict=True):
+            mean, m2 = self.mean[i], self._squared_deviations[i]
+            estimate = estimate.to(mean.device)
+            delta = estimate - mean
+            mean.add_(delta, alpha=1 / (self.probes + 1))
+            m2.addcmul_(delta, estimate - mean)
+
+    def standard_errors(self) -> list[Tensor]:
+        """Of the mean over probes, per weight. The variance is estimated from as few as two probes."""
+        return [(m2 / (self.probes * (self.probes - 1))).sqrt_() for m2 in self._squared_deviations]
+
+    def relative_error(self) -> float:
+        """‖standard error‖ / ‖h‖ over all weights; noise is taken out of ‖h‖, and infinite if nothing is left."""
+        noise = sum(float(m2.sum(dtype=torch.float64)) for m2 in self._squared_deviations)
+        noise /= self.probes * (self.probes - 1)
+        signal = sum(float(m.square().sum(dtype=torch.float64)) for m in self.mean) - noise
+        return (noise / signal) ** 0.5 if signal > 0 else float("inf")

@@ -1,0 +1,154 @@
+"""Where accumulators live, chosen from a memory budget: on the device, in main memory, or a block range at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from esa_ray.errors import EsaError
+from esa_ray.evaluation import eval_mode
+from esa_ray.scoring.gradients import home, window_nll
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
+
+FP32 = 4
+
+
+def _on_disk(shape: Sequence[int]) -> Tensor:
+    """An fp32 tensor of zeros in a file that has no name any more, so that nothing is left of it after a crash."""
+    size = int(np.prod(shape))
+    with tempfile.NamedTemporaryFile(prefix="esa-scores-") as file:
+        file.truncate(FP32 * size)
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(*shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors are accumulated together, and where.
+
+    With several ranges, what a range gave is put away in files under ``$TMPDIR`` that the page cache serves, and
+    memory holds one range. The numbers are the same in every layout.
+
+    ``ranges`` are tensor indices, ``device`` where accumulators live (None: with each weight), ``peak`` the bytes
+    above the weights that :func:`plan` foresaw.
+    """
+
+    ranges: tuple[tuple[int, ...], ...]
+    device: str | None = None
+    peak: int = 0
+
+    @classmethod
+    def whole(cls, tensors: int, device: str | None = None, peak: int = 0) -> Layout:
+        """All tensors in one pass."""
+        return cls((tuple(range(tensors)),), device, peak)
+
+    def zeros(self, tensor: WeightTensor) -> Tensor:
+        """A place to keep a statistic of one tensor until the end."""
+        if len(self.ranges) > 1:
+            return _on_disk(tensor.shape)
+        return torch.zeros(tensor.shape, dtype=torch.float32, device=self.device or home(tensor))
+
+    def keep(self, tensor: WeightTensor, values: Tensor) -> Tensor:
+        """A finished statistic of one tensor, in memory or put away."""
+        return self.zeros(tensor).copy_(values) if len(self.ranges) > 1 else values
+
+
+def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
+    """Bytes that autograd keeps from forward to backward of one window, weights left out: a dry forward counts them."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not p.is_meta}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    before = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(True)
+    try:
+        with eval_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            window_nll(model, window_T[None])
+    finally:
+        for parameter, required in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(required)
+    return sum(seen.values())
+
+
+def activation_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
+    """A, in bytes: what one window's backward pass holds beside gradients of weights.
+
+    A = saved tensors + 2 · 4 · T · V: the gradients of log-probabilities and logits, in fp32, come on top of what
+    was saved, before anything of that is freed.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    return saved_bytes(model, window_T) + 2 * FP32 * window_T.numel() * vocabulary
+
+
+def peak_bytes(tensors: Sequence[WeightTensor], statistics: int, activations: int) -> int:
+    """Peak memory of a gradient pass above the weights: 4·S·W + (b + 4)·M + A, in bytes.
+
+    S statistics are accumulated in fp32 for W weights; M is the largest tensor's number of weights and b the bytes
+    of one in the model's dtype: its gradient, and one fp32 copy of that in work; A as :func:`activation_bytes`.
+    ``benchmarks/memory.py`` measures it.
+    """
+    weights, largest = sum(t.size for t in tensors), max(tensors, key=lambda t: t.size)
+    return FP32 * statistics * weights + (largest.parameter.dtype.itemsize + FP32) * largest.size + activations
+
+
+def plan(
+    tensors: Sequence[WeightTensor], statistics: int, budget: int | None, activations: int, *, on_device: bool = False
+) -> Layout:
+    """The first layout that fits: on the device; in main memory, for a model on a GPU; or in several ranges.
+
+    Parameters
+    ----------
+    statistics
+        How many are accumulated per weight.
+    budget
+        Bytes above the weights that scoring may take; None is no limit.
+    activations
+        See :func:`activation_bytes`.
+    on_device
+        Whether the model sits on a GPU: then the budget is the GPU's, and accumulators may move to main memory.
+
+    Raises
+    ------
+    EsaError
+        If one transformer block by itself needs more.
+    """
+    whole = peak_bytes(tensors, statistics, activations)
+    if budget is None or whole <= budget:
+        return Layout.whole(len(tensors), peak=whole)
+    if on_device:
+        return Layout.whole(len(tensors), "cpu", peak_bytes(tensors, 0, activations))
+    blocks = [list(group) for _, group in groupby(range(len(tensors)), key=lambda i: _unit(tensors[i], i))]
+    ranges: list[list[int]] = []
+    for block in blocks:
+        together = [*ranges[-1], *block] if ranges else block
+        if ranges and peak_bytes([tensors[i] for i in together], statistics, activations) <= budget:
+            ranges[-1] = together
+        else:
+            ranges.append(block)
+    peak = max(peak_bytes([tensors[i] for i in part], statistics, activations) for part in ranges)
+    if peak > budget:
+        raise EsaError(
+            f"scoring needs {peak / 1e9:.2f} GB above the weights for one transformer block, more than the memory "
+            f"budget of {budget / 1e9:.2f} GB; raise --memory-budget, or lower --window"
+        )
+    return Layout(tuple(tuple(part) for part in ranges), None, peak)
+
+
+def _unit(tensor: WeightTensor, index: int) -> tuple[str, int]:
+    # The tensors of a block stay together, one outside of all blocks stands alone.
+    return ("layer", tensor.layer) if tensor.layer is not None else ("tensor", index)

@@ -1,0 +1,86 @@
+"""Super sets from growing parts of a seed's calibration windows: how many windows a stable set takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from esa_ray.schema import SAMPLE_SIZES
+from esa_ray.scoring.pools import eligible, pool_of
+from esa_ray.scoring.ranking import by_tensor
+from esa_ray.scoring.selection import Selector
+from esa_ray.spec import DATA_FREE, ScoreSpec, members
+
+if TYPE_CHECKING:
+    from esa_ray.scoring.scores import Scores
+
+
+def sizes(windows: int, steps: int = 5) -> tuple[int, ...]:
+    """All windows, and so many times half as many, down to two.
+
+    >>> sizes(16)
+    (2, 4, 8, 16)
+    """
+    return tuple(sorted({n for i in range(steps) if (n := windows >> i) >= 2} | {windows}))
+
+
+def growing(spec: ScoreSpec) -> bool:
+    """Whether a score can be read while windows pass: it depends on them, and is neither estimated nor combined."""
+    return len(members(spec.metric)) == 1 and spec.metric not in DATA_FREE and not spec.estimated
+
+
+class SampleSizes:
+    """Hears of the scores so far (``watch`` of :func:`score_tensors`) and keeps the k highest of every pool.
+
+    Memory: O(sizes × pools × k).
+    """
+
+    def __init__(self, specs: Sequence[ScoreSpec], k: int, windows: int):
+        self.specs, self._k = [s for s in specs if growing(s)], k
+        self.at = sizes(windows) if self.specs else ()
+        self._best = {(spec, n): Selector(k) for spec in self.specs for n in self.at}
+        self._scores: Scores | None = None
+
+    def __call__(self, windows: int, scores: Scores, tensors: Sequence[int]) -> None:
+        """Let some tensors' scores after so many windows compete."""
+        self._scores = scores
+        for spec in self.specs:
+            for index in tensors:
+                tensor = scores.tensors[index]
+                mask = eligible(tensor, spec.components)
+                if mask is None or mask.any():
+                    values = scores.of(spec.metric, index)
+                    mask = None if mask is None else mask.to(values.device)
+                    self._best[spec, windows].add(pool_of(tensor, spec.mode), index, values, mask)
+
+    def table(self, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
+        """The super sets by number of windows (``schema.SAMPLE_SIZES``)."""
+        rows = []
+        for windows in self.at:
+            selector = self._best[spec, windows]
+            assert self._scores
+            for index, ranks, flat, values in by_tensor(selector):
+                tensor = self._scores.tensors[index]
+                where = tensor.locate(flat)
+                rows.append(
+                    pa.table(
+                        {
+                            "model": [model] * len(flat),
+                            "metric": [spec.metric] * len(flat),
+                            "mode": [spec.mode] * len(flat),
+                            "seed": [seed] * len(flat),
+                            "windows": [windows] * len(flat),
+                            "rank": ranks,
+                            "tensor": [tensor.name] * len(flat),
+                            "layer": pa.array([tensor.layer] * len(flat), pa.int64()),
+                            "component": where["component"],
+                            "expert": pa.array(where["expert"], pa.int64()),
+                            "flat": flat,
+                            "score": values.astype("float64"),
+                        },
+                        schema=SAMPLE_SIZES,
+                    )
+                )
+        return pa.concat_tables(rows) if rows else SAMPLE_SIZES.empty_table()
