@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
+from esa_ray import options
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
-from esa_ray.identity import digest
-from esa_ray.spec import (
-    StudySpec,
-    explain,
-    unavailable,
-)
+from esa_ray.options import build, items, numbers, perturbations, scores, size, slug
+from esa_ray.spec import StudySpec, unavailable
 
 if TYPE_CHECKING:
     from analysis import Study
@@ -35,72 +30,6 @@ app = typer.Typer(
     help="Which few weights does a language model hang on, how sure are we, and what does damage to them cost?",
 )
 console = Console()
-
-SCALED = ("sign_flip", "gauss_noise")
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(text: str, kind: type, flag: str) -> list[Any]:
-    if not _list(text):
-        raise EsaError(f"{flag} is empty; give a number or leave it out")
-    try:
-        return [kind(part) for part in _list(text)]
-    except ValueError:
-        word = "whole numbers" if kind is int else "numbers"
-        raise EsaError(f"{flag} takes {word} separated by commas, not {text!r}") from None
-
-
-def perturbations(
-    kinds: str, scales: str | None, probabilities: str | None, bits: str | None, noise: str | None
-) -> list[dict[str, Any]]:
-    """The grid of kinds × their own strengths; a flag that no kind uses is refused."""
-    wanted = _list(kinds)
-    for value, flag, users in (
-        (scales, "--perturb-scale", SCALED),
-        (probabilities, "--perturb-prob", ("bit_flip",)),
-        (bits, "--bits", ("bit_flip",)),
-        (noise, "--noise-scale", ("gauss_noise",)),
-    ):
-        if value and not set(users) & set(wanted):
-            raise EsaError(f"{flag} belongs to {' and '.join(users)}; add --perturb {users[0]} or leave it out")
-    strengths: dict[str, list[Any]] = {
-        "bit_flip": _numbers(probabilities, float, "--perturb-prob") if probabilities else [None]
-    }
-    for kind in SCALED:
-        strengths[kind] = _numbers(scales, float, "--perturb-scale") if scales else [None]
-    return [
-        {"kind": kind, "strength": strength}
-        | ({"bits": bits} if kind == "bit_flip" and bits else {})
-        | ({"relative_to": noise} if kind == "gauss_noise" and noise else {})
-        for kind in wanted
-        for strength in strengths.get(kind, [None])
-    ]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-._") or "study"
-
-
-def study_name(spec: dict[str, Any]) -> str:
-    """A readable name for a study that was given none; its last part tells studies apart."""
-    first = spec["scores"][0]
-    words = [Path(spec["model"]["source"]).name, first["metric"], first["mode"]]
-    words += ["k" + "_".join(map(str, spec["topk"])), *dict.fromkeys(p["kind"] for p in spec["perturbations"])]
-    return _slug("-".join(words)) + "-" + digest(spec)[:6]
-
-
-def build(name: str | None = None, **fields: Any) -> StudySpec:
-    """A validated study; pydantic's complaint as one sentence."""
-    try:
-        if name is None:
-            draft = StudySpec.model_validate({"name": "draft", **fields})
-            name = study_name(draft.model_dump(mode="json", exclude={"name"}))
-        return StudySpec.model_validate({"name": name, **fields})
-    except ValidationError as error:
-        raise explain(error) from None
 
 
 def results_directory(name: str) -> Path:
@@ -130,6 +59,8 @@ def show_plan(spec: StudySpec, directory: Path) -> None:
     if spec.perturbations:
         out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
         out(f"groups            {', '.join(spec.groups)}")
+    if spec.fidelity:
+        out(f"fidelity          {spec.fidelity} single weights")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
     for line in plan(spec).lines(spec):
@@ -147,6 +78,7 @@ def execute(
     save_plots: bool = False,
     address: str | None = None,
     concurrency: int | None = None,
+    memory_budget: int | None = None,
     verbose: bool = False,
 ) -> int:
     """Plan or run a study, write its report, print the answer; returns the exit status."""
@@ -156,7 +88,10 @@ def execute(
     from esa_ray.engine.sweep import run_study
     from esa_ray.progress import reporter
 
-    summary = run_study(spec, directory, reporter=reporter(), address=address, concurrency=concurrency, verbose=verbose)
+    summary = run_study(
+        spec, directory, reporter=reporter(), address=address, concurrency=concurrency, memory_budget=memory_budget,
+        verbose=verbose,
+    )  # fmt: skip
     return finish(summary, save_plots=save_plots)
 
 
@@ -204,38 +139,42 @@ def show_results(directory: Path, *, save_plots: bool = False) -> None:
 
 @app.command(epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3")
 def run(
-    model: Annotated[str, typer.Option(help="Hub id, directory, GGUF file or packaged model.")],
-    metric: Annotated[str, typer.Option(help="Score(s): grad_x_weight, grad_x_weight_abs, grad_squared, magnitude.")] = "grad_x_weight",
-    mode: Annotated[str, typer.Option(help="Pool(s): per_layer, per_tensor, global.")] = "per_layer",
-    topk: Annotated[str, typer.Option(help="Weights per pool.")] = "100",
-    seeds: Annotated[str, typer.Option(help="Each draws its own calibration windows.")] = "1337",
-    max_samples: Annotated[int, typer.Option(help="Calibration windows a seed.")] = 128,
-    components: Annotated[str, typer.Option(help="attention, ffn, or q, k, v, o, gate, up, down, router, embed, head, norm.")] = "attention,ffn",
+    model: options.Model,
+    metric: options.Metric = "grad_x_weight",
+    mode: options.Mode = "per_layer",
+    topk: options.TopK = "100",
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 128,
+    components: options.Components = "attention,ffn",
+    probes: options.Probes = None,
+    probe_error: options.ProbeError = None,
     perturb: Annotated[str, typer.Option(help="Kind(s) of damage: sign_flip, zero, gauss_noise, bit_flip.")] = "",
     perturb_scale: Annotated[str | None, typer.Option(help="λ of sign_flip, σ of gauss_noise.")] = None,
     perturb_prob: Annotated[str | None, typer.Option(help="Probability per bit of bit_flip.")] = None,
     bits: Annotated[str | None, typer.Option(help="Bits that flip: all, sign, exponent, mantissa.")] = None,
     noise_scale: Annotated[str | None, typer.Option(help="Noise is relative to each weight or its tensor.")] = None,
     controls: Annotated[str, typer.Option(help="Control(s): random_k, matched_k, bottom_k.")] = "",
-    data: Annotated[str, typer.Option(help="pydoc, a .txt, .jsonl or .parquet file, or hf:NAME.")] = "pydoc",
-    text_column: Annotated[str, typer.Option(help="Column of the text in a table.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
-    window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
-    eval_windows: Annotated[int, typer.Option(help="Evaluation windows, the same for all seeds.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Evaluation windows a forward pass.")] = 8,
-    bos: Annotated[str, typer.Option(help="Begin windows with BOS: auto, always, never.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    out_dir: Annotated[Path | None, typer.Option(help="The study's directory.")] = None,
-    stability_check: Annotated[bool, typer.Option("--stability-check", help="Needs two seeds; writes their agreement to stability.csv.")] = False,
-    weight_analysis: Annotated[bool, typer.Option("--weight-analysis", help="Plan only, so far.")] = False,
+    fidelity: options.Fidelity = 0,
+    data: options.Data = "pydoc",
+    text_column: options.TextColumn = "text",
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = 8,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    out_dir: options.OutDir = None,
+    stability_check: options.StabilityCheck = False,
+    weight_analysis: options.WeightAnalysis = False,
     architecture_analysis: Annotated[bool, typer.Option("--architecture-analysis", help="Plan only, so far.")] = False,
-    save_plots: Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")] = False,
-    only_plan: Annotated[bool, typer.Option("--plan", help="Show the resolved study and stop.")] = False,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS or a local one.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials in flight.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")] = False,
-) -> None:  # fmt: skip
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    max_concurrent: options.MaxConcurrent = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+) -> None:
     """Run a study: score, select, damage, compare, report. Comma lists make a grid.
 
     Running the same command again computes only what is missing.
@@ -244,28 +183,65 @@ def run(
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": stability_check, "weights": weight_analysis, "architecture": architecture_analysis}
     spec = build(
-        name=_slug(out_dir.resolve().name) if out_dir else None,
+        name=slug(out_dir.resolve().name) if out_dir else None,
         model={"source": model, "dtype": dtype, "revision": revision},
         data={
             "source": data, "text_column": text_column, "split": split, "window": window,
             "calibration_windows": max_samples, "evaluation_windows": eval_windows,
             "batch_size": batch_size, "bos": bos,
         },
-        scores=[
-            {"metric": m, "mode": p, "components": _list(components)} for m in _list(metric) for p in _list(mode)
-        ],
-        topk=_numbers(topk, int, "--topk"),
-        seeds=_numbers(seeds, int, "--seeds"),
+        scores=scores(metric, mode, components, probes, probe_error),
+        topk=numbers(topk, int, "--topk"),
+        seeds=numbers(seeds, int, "--seeds"),
         perturbations=perturbations(perturb, perturb_scale, perturb_prob, bits, noise_scale),
-        groups=["super", *_list(controls)],
+        groups=["super", *items(controls)],
         analyses=[name for name, asked in analyses.items() if asked],
+        fidelity=fidelity,
     )  # fmt: skip
     raise typer.Exit(
         execute(
             spec, out_dir or results_directory(spec.name), only_plan=only_plan, save_plots=save_plots,
-            address=address, concurrency=max_concurrent, verbose=verbose,
+            address=address, concurrency=max_concurrent, memory_budget=size(memory_budget, "--memory-budget"),
+            verbose=verbose,
         )
     )  # fmt: skip
+
+
+@app.command(epilog="Example: esa score --model SmolLM2-135M-Instruct --metric act_mag,magnitude --max-samples 8")
+def score(
+    model: options.Model,
+    metric: options.Metric = "grad_x_weight",
+    mode: options.Mode = "per_layer",
+    topk: options.TopK = "100",
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 128,
+    components: options.Components = "attention,ffn",
+    probes: options.Probes = None,
+    probe_error: options.ProbeError = None,
+    fidelity: options.Fidelity = 0,
+    data: options.Data = "pydoc",
+    text_column: options.TextColumn = "text",
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = 8,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    out_dir: options.OutDir = None,
+    stability_check: options.StabilityCheck = False,
+    weight_analysis: options.WeightAnalysis = False,
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Rank weights by any score, without damage to sets: which weights, how stable, how scores agree.
+
+    A study without cells: the same tables and the same report, and safe to repeat.
+    """
+    run(**locals())
 
 
 @app.command(epilog="Example: esa report --out-dir results/quickstart")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from esa_ray.identity import IDENTITY_VERSION, digest
-from esa_ray.spec import DRAWN_CONTROLS, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec
+from esa_ray.spec import DATA_FREE, DRAWN_CONTROLS, PROBED, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec, members
+
+#: What the census does to each weight: zero it, flip it, and move it by one ulp for the noise.
+EDITS_PER_WEIGHT = 3
 
 
 class Cell(Spec):
@@ -104,39 +107,51 @@ def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What running a study would take, from the spec alone."""
+    """What running a study would take, from the spec alone; passes are of one window each."""
 
     cells: int
     rankings: int
     baselines: int
-    backward_passes: int
     forward_passes: int
+    backward_passes: int
+    double_backward_passes: int
+    single_edits: int
 
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line."""
         shared = len(spec.seeds) * len(spec.scores)
         per_ranking = self.cells // shared if shared else 0
-        return [
+        facts = [
             f"cells             {self.cells}",
             f"rankings          {self.rankings} (each shared by {per_ranking} cells, scored at k={max(spec.topk)})",
             f"baseline          {self.baselines} (shared by all cells)",
             f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
             f"backward passes   {self.backward_passes}",
         ]
+        if self.double_backward_passes:
+            facts.append(f"double backward   at most {self.double_backward_passes}")
+        if self.single_edits:
+            facts.append(f"single edits      {self.single_edits} (resumed from the edited layer)")
+        return facts
 
 
 def plan(spec: StudySpec) -> Plan:
-    """Count cells, shared work and window passes; gradient scores of one seed share their backward pass."""
+    """Count cells, shared work and window passes; all scores of one seed share their passes."""
     n = len(cells(spec))
-    needs_gradients = any(s.metric != "magnitude" for s in spec.scores)
-    backward = len(spec.seeds) * spec.data.calibration_windows * needs_gradients
+    metrics = {m for s in spec.scores for m in members(s.metric)}
+    windows = len(spec.seeds) * spec.data.calibration_windows
+    backward = windows * any(m.startswith("grad") for m in metrics)
+    forward = windows * bool(metrics - DATA_FREE - PROBED)
+    probes = max((s.probes or 0 for s in spec.scores), default=0)
     baselines = 1
     return Plan(
         cells=n,
         rankings=len(spec.scores) * len(spec.seeds),
         baselines=baselines,
+        forward_passes=forward + (n + baselines) * spec.data.evaluation_windows,
         backward_passes=backward,
-        forward_passes=backward + (n + baselines) * spec.data.evaluation_windows,
+        double_backward_passes=windows * probes,
+        single_edits=spec.fidelity * EDITS_PER_WEIGHT,
     )
 
 

@@ -36,6 +36,20 @@ def ranking_name(score: ScoreSpec, seed: int) -> str:
     return f"{score.metric}-{score.mode}-s{seed}"
 
 
+#: Weights of the fidelity census that are measured together and stored in one file.
+CENSUS_PACKET = 16
+
+
+def samples_name(seed: int) -> str:
+    """File stem of the weights that the fidelity census damages."""
+    return f"s{seed}"
+
+
+def fidelity_name(seed: int, part: int) -> str:
+    """File stem of one packet of the census."""
+    return f"s{seed}-{part:04d}"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or nothing.
 

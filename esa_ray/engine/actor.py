@@ -44,6 +44,15 @@ class ModelActor:
         """See :meth:`Worker.rank`."""
         return self._worker.rank(seed)
 
+    def measure(self, part: int) -> dict[str, Any]:
+        """See :meth:`Worker.measure`."""
+        from esa_ray.perturb.edit import NotRestoredError
+
+        try:
+            return self._worker.measure(part)
+        except NotRestoredError:
+            os._exit(1)
+
     def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
         """See :meth:`Worker.run`; damaged weights end this process, and the retry loads them afresh."""
         from esa_ray.perturb.edit import NotRestoredError
@@ -77,8 +86,12 @@ class Seats:
         self._taken.pop(trial, None)
 
 
-def start(placement: Placement, **arguments: Any) -> list[Any]:
-    """Start the model actors of a study; finite retries, since a cell can kill its process every time."""
+def start(placement: Placement, *, memory_budget: int | None = None, **arguments: Any) -> list[Any]:
+    """Start the model actors of a study; finite retries, since a cell can kill its process every time.
+
+    ``memory_budget`` are the bytes above the weights that scoring may take in each; None leaves it to the placement.
+    """
     remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=2, **placement.options)
     threads = placement.threads if placement.device == "cpu" else None
-    return [remote.remote(**arguments, device=placement.device, threads=threads) for _ in range(placement.actors)]
+    arguments |= {"device": placement.device, "threads": threads, "memory_budget": memory_budget or placement.budget}
+    return [remote.remote(**arguments) for _ in range(placement.actors)]

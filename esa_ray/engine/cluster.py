@@ -29,12 +29,13 @@ MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Placement:
-    """How many model actors, and what each one gets."""
+    """How many model actors, and what each one gets; ``budget`` is the memory beside weights and process, in bytes."""
 
     actors: int
     threads: int
     gpus: float
     device: str
+    budget: int | None = None
 
     @property
     def options(self) -> dict:
@@ -76,12 +77,15 @@ def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: i
                 )
             return Placement(max(1, min(gpus // each, work)), 1, each, "auto")
         each_gpu = 0.5 if share <= 0.5 else 1.0
-        return Placement(max(1, min(int(gpus / each_gpu), work)), 1, each_gpu, "cuda")
+        budget = int(gpu_bytes * 0.9 * each_gpu) - model_bytes
+        return Placement(max(1, min(int(gpus / each_gpu), work)), 1, each_gpu, "cuda", budget)
     # An actor lives on one node: `resources` speaks of all of them, taken as alike.
     cpus = max(1, int(resources.get("CPU", 1)) // nodes)
     memory = resources.get("memory", 8e9) / nodes * MEMORY_SHARE
     each_node = max(1, min(cpus, int(memory / need), math.ceil(work / nodes)))
-    return Placement(min(each_node * nodes, work), max(1, cpus // each_node), 0, "cpu")
+    # One actor gets what there is, however little: scoring then takes a block range at a time.
+    budget = max(int(memory / each_node) - model_bytes - PROCESS, model_bytes // 4)
+    return Placement(min(each_node * nodes, work), max(1, cpus // each_node), 0, "cpu", budget)
 
 
 @ray.remote(num_gpus=0.01, max_retries=0)

@@ -24,7 +24,7 @@ from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
 from esa_ray.models.sources import Source, find
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec, unavailable
-from esa_ray.store import Store, ranking_name
+from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
 #: A trial costs about 40 ms; cells shorter than this travel several to a trial.
 TRIAL_SECONDS = 0.4
@@ -129,12 +129,24 @@ def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
 
 
 def _missing_seeds(store: Store, spec: StudySpec) -> list[int]:
-    have = set(store.names("rankings")) & set(store.names("score_stats"))
-    names = {seed: [ranking_name(score, seed) for score in spec.scores] for seed in spec.seeds}
-    for name in have:
-        store.read("rankings", name)  # a corrupt one is named now, not in the middle of the sweep
-        store.read("score_stats", name)
-    return [seed for seed in spec.seeds if not have.issuperset(names[seed])]
+    tables = ["rankings", "score_stats", *(["sample_sizes"] if "weights" in spec.analyses else [])]
+    have = set.intersection(*(set(store.names(table)) for table in tables))
+    for table in tables:
+        for name in have:
+            store.read(table, name)  # a corrupt one is named now, not in the middle of the sweep
+    missing = [seed for seed in spec.seeds if not have.issuperset(ranking_name(s, seed) for s in spec.scores)]
+    unsampled = spec.fidelity and samples_name(spec.seeds[0]) not in store.names("samples")
+    return [seed for seed in spec.seeds if seed in missing or (unsampled and seed == spec.seeds[0])]
+
+
+def _missing_packets(store: Store, spec: StudySpec) -> list[int]:
+    """Packets of the census that aren't stored; all of one are counted before its weights are drawn."""
+    if not spec.fidelity:
+        return []
+    seed, have = spec.seeds[0], set(store.names("fidelity"))
+    drawn = samples_name(seed) in store.names("samples")
+    n = len(store.read("samples", samples_name(seed))) if drawn else spec.fidelity
+    return [part for part in range(math.ceil(n / CENSUS_PACKET)) if fidelity_name(seed, part) not in have]
 
 
 def _sweep(
@@ -200,6 +212,7 @@ def run_study(
     reporter: Reporter | None = None,
     address: str | None = None,
     concurrency: int | None = None,
+    memory_budget: int | None = None,
     verbose: bool = False,
 ) -> Summary:
     """Run what a study lacks, and say how it stands.
@@ -217,6 +230,8 @@ def run_study(
         A Ray cluster; None uses ``$RAY_ADDRESS`` or starts one here for the length of the call.
     concurrency
         Trials in flight; None follows from the actors.
+    memory_budget
+        Bytes above the weights that scoring may take in each actor; None follows from the placement.
 
     Raises
     ------
@@ -236,13 +251,10 @@ def run_study(
     store = Store(Path(directory).expanduser().resolve())
     source, text = find(spec.model), data.text_fingerprint(data.read_documents(spec.data))
     resolved = _resolution(store, spec, source, text)
-    todo = seeds = None
-    if resolved:
-        todo, seeds = _missing(store, spec, resolved), _missing_seeds(store, spec)
     computed = 0
-    if resolved is None or todo or seeds or not store.names("baselines"):
+    if resolved is None or _lacks(store, spec, resolved):
         with cluster.connected(address, verbose=verbose):
-            computed = _run(spec, store, source, text, resolved, reporter, concurrency, verbose)
+            computed = _run(spec, store, source, text, resolved, reporter, concurrency, memory_budget, verbose)
     stored = store.load_study()
     assert stored
     resolved = resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
@@ -264,17 +276,29 @@ def run_study(
     return summary
 
 
+def _lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:
+    """Whether anything is left to compute."""
+    return bool(
+        _missing(store, spec, resolved)
+        or _missing_seeds(store, spec)
+        or _missing_packets(store, spec)
+        or not store.names("baselines")
+    )
+
+
 def _run(
     spec: StudySpec, store: Store, source: Source, text: str, resolved: Resolved | None,
-    reporter: Reporter, concurrency: int | None, verbose: bool,
+    reporter: Reporter, concurrency: int | None, memory_budget: int | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Rankings and baseline, then the cells; returns how many pieces were computed."""
     # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
     fresh = resolved is None
     fixed = spec.model.model_copy(update={"dtype": resolved.dtype}) if resolved else spec.model
-    placement = cluster.choose(source, fixed.dtype, work=max(len(spec.seeds), len(cells(spec))))
+    packets = math.ceil(spec.fidelity / CENSUS_PACKET)
+    placement = cluster.choose(source, fixed.dtype, work=max(len(spec.seeds), len(cells(spec)), packets))
     actors = model_actor.start(
         placement,
+        memory_budget=memory_budget,
         spec=spec.model_copy(update={"model": fixed, "data": data.anchored(spec.data)}),
         source=source,
         directory=str(store.directory),
@@ -297,7 +321,10 @@ def _run(
             watch = _Watch(reporter, math.log(baseline["perplexity"]))
             _sweep(actors, todo, baseline["seconds"], watch, verbose, concurrency)
             _bury(store, spec, resolved, watch.killed)
-        return len(seeds) + len(todo)
+        if parts := _missing_packets(store, spec):
+            reporter.phase("census", len(parts))
+            _share_out(actors, [("measure", (part,)) for part in parts], reporter)
+        return len(seeds) + len(todo) + len(parts)
     finally:
         for handle in actors:
             ray.kill(handle)

@@ -14,15 +14,19 @@ import torch
 from esa_ray import data
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome, evaluate
+from esa_ray.fidelity import measure, sample
 from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
 from esa_ray.perturb.edit import NotRestoredError, perturbed
-from esa_ray.scoring.gradients import score_tensors
+from esa_ray.resume import Resumable
+from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import chosen, rank, score_stats
-from esa_ray.spec import StudySpec
-from esa_ray.store import Store, ranking_name
+from esa_ray.scoring.sample_sizes import SampleSizes
+from esa_ray.scoring.scores import Scores
+from esa_ray.spec import StudySpec, members
+from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
 
 def versions() -> dict[str, str]:
@@ -41,6 +45,8 @@ class Worker:
         "cpu", "cuda", or "auto" for accelerate's device map over all visible GPUs.
     threads
         CPU threads for this process; None leaves torch's own choice.
+    memory_budget
+        Bytes above the weights that scoring may take; None is no limit.
     text
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
     """
@@ -54,10 +60,12 @@ class Worker:
         text: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        memory_budget: int | None = None,
     ):
         if threads:
             torch.set_num_threads(threads)
         self.spec, self.source, self.store = spec, source, Store(directory)
+        self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         tokenizer = load_tokenizer(source)
         documents = data.read_documents(spec.data)
@@ -127,17 +135,48 @@ class Worker:
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed; all gradient scores share one backward pass."""
         started = time.perf_counter()
-        specs = self.spec.scores
+        specs, depth, model = self.spec.scores, max(self.spec.topk), self.source.name
         components = tuple(dict.fromkeys(c for s in specs for c in s.components))
-        metrics = tuple(dict.fromkeys(s.metric for s in specs))
-        tensors = self.catalogue.select(components)
-        scores = score_tensors(self.model, tensors, self.windows.calibration(seed), metrics)
+        growth = SampleSizes(
+            specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
+        )
+        estimated = next((s for s in specs if s.estimated), None)
+        probing = {"probes": estimated.probes, "relative_error": estimated.relative_error} if estimated else {}
+        scores = score_tensors(
+            self.model, self.catalogue.select(components), self.windows.calibration(seed),
+            tuple(dict.fromkeys(s.metric for s in specs)), budget=self.memory_budget, seed=seed,
+            watch=growth, watch_at=growth.at, **probing,
+        )  # fmt: skip
+        if self.spec.fidelity and seed == self.spec.seeds[0]:
+            self._sample(scores, seed)
         for spec in specs:
-            name, model = ranking_name(spec, seed), self.source.name
-            ranking = rank(scores, spec, max(self.spec.topk), self.spec.groups, seed=seed, model=model)
+            name = ranking_name(spec, seed)
+            ranking = rank(scores, spec, depth, self.spec.groups, seed=seed, model=model)
             self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+            if "weights" in self.spec.analyses:
+                self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
             self.store.write("rankings", name, ranking)  # last: its file says that the seed is done
         return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    def _sample(self, scores: Scores, seed: int) -> None:
+        """Draw the weights of the fidelity census, by quantiles of the study's first score."""
+        first = self.spec.scores[0]
+        chosen_by, components = members(first.metric)[0], first.components
+        drawn = sample(scores, chosen_by, self.spec.fidelity, seed=seed, components=components)
+        named = drawn.set_column(0, "model", [[self.source.name] * len(drawn)])
+        self.store.write("samples", samples_name(seed), named)
+
+    @cached_property
+    def _resumable(self) -> Resumable:
+        return Resumable(self.model, self.windows.evaluation, self.spec.data.batch_size)
+
+    def measure(self, part: int) -> dict[str, Any]:
+        """Damage one packet of the census' weights, one at a time, and store what each cost."""
+        started, seed = time.perf_counter(), self.spec.seeds[0]
+        samples = self.store.read("samples", samples_name(seed)).sort_by("layer")
+        packet = samples.slice(part * CENSUS_PACKET, CENSUS_PACKET)
+        self.store.write("fidelity", fidelity_name(seed, part), measure(self.catalogue, self._resumable, packet))
+        return {"part": part, "seconds": time.perf_counter() - started}
 
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)

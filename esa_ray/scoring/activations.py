@@ -15,8 +15,6 @@ import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-from esa_ray.errors import EsaError
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -91,20 +89,13 @@ class ActivationStatistics(TorchFunctionMode):
         torch.maximum(peak, x.abs().amax(0).cpu(), out=peak)
         torch.maximum(other, y.abs().amax(0).float().cpu(), out=other)
 
-    def statistic(self, name: str, index: int) -> Tensor:
-        """A statistic of one tensor, fp32, of a shape that broadcasts to the tensor's.
+    def seen(self, index: int) -> bool:
+        """Whether a tensor was seen to multiply anything."""
+        return bool(self._seen[index].any())
 
-        Raises
-        ------
-        EsaError
-            If the tensor was never seen to multiply anything.
-        """
+    def statistic(self, name: str, index: int) -> Tensor:
+        """A statistic of one tensor, fp32, of a shape that broadcasts to the tensor's."""
         tensor, seen = self.tensors[index], self._seen[index]
-        if not seen.any():
-            raise EsaError(
-                f"{tensor.name} was never seen to multiply its inputs, so its activations are unknown; "
-                "choose a score without them, or leave its component out"
-            )
         if name == "output_peak":
             values = self._output_peaks[index]
         elif name == "input_peak":

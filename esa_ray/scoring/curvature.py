@@ -71,7 +71,9 @@ class HessianDiagonal:
         layout: Layout | None = None,
     ):
         if any(t.parameter.is_meta for t in tensors):
-            raise EsaError("hutchinson_* differentiates twice and needs the whole model on its devices; use more memory")
+            raise EsaError(
+                "hutchinson_* differentiates twice and needs the whole model on its devices; use more memory"
+            )
         self.model, self.tensors, self.seed = model, tensors, seed
         self.layout = layout or Layout.whole(len(tensors))
         self.probes = 0

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import eligible, pool_of
+from esa_ray.scoring.pools import eligible, holds, pool_of
 from esa_ray.spec import ScoreSpec, members
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class RankEnsemble:
     def _count(self, metric: str, spec: ScoreSpec) -> dict[str, Histogram]:
         pools: dict[str, Histogram] = defaultdict(Histogram)
         for index, tensor in enumerate(self.tensors):
+            if not holds(tensor, spec.components):
+                continue
             values, mask = self._scores.of(metric, index), eligible(tensor, spec.components)
             pools[pool_of(tensor, spec.mode)].add(values if mask is None else values[mask.to(values.device)])
         return pools

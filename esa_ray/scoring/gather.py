@@ -48,7 +48,12 @@ class _Gathering:
             self._range(part, backward, () if apart else forward, watch, at)
 
     def _range(
-        self, part: Sequence[int], backward: Sequence[str], forward: Sequence[str], watch: Watch | None, at: Sequence[int]
+        self,
+        part: Sequence[int],
+        backward: Sequence[str],
+        forward: Sequence[str],
+        watch: Watch | None,
+        at: Sequence[int],
     ) -> None:
         tensors = [self.tensors[i] for i in part]
         gradients = GradientAccumulators(self.model, tensors, backward, self.layout.device)
@@ -83,7 +88,9 @@ class _Gathering:
         self, part: Sequence[int], gradients: GradientAccumulators, inputs: ActivationStatistics, forward: Sequence[str]
     ) -> dict[str, dict[int, Tensor]]:
         found = {name: dict(zip(part, totals, strict=True)) for name, totals in gradients.totals.items()}
-        return found | {name: {i: inputs.statistic(name, at) for at, i in enumerate(part)} for name in forward}
+        return found | {
+            name: {i: inputs.statistic(name, at) for at, i in enumerate(part) if inputs.seen(at)} for name in forward
+        }
 
 
 def _layout(

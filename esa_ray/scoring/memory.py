@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +25,19 @@ if TYPE_CHECKING:
 FP32 = 4
 
 
-def _on_disk(shape: Sequence[int]) -> Tensor:
-    """An fp32 tensor of zeros in a file that has no name any more, so that nothing is left of it after a crash."""
+def _on_disk(values: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """An fp32 tensor in a file without a name, so that nothing is left of it after a crash; zeros if None is given.
+
+    What is only read again is written past the mapping, and so takes no memory of this process until it is read.
+    """
     size = int(np.prod(shape))
-    with tempfile.NamedTemporaryFile(prefix="esa-scores-") as file:
-        file.truncate(FP32 * size)
-        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(*shape)
+    with tempfile.TemporaryFile(prefix="esa-scores-") as file:
+        if values is None:
+            file.truncate(FP32 * size)
+        else:
+            values.float().cpu().numpy().tofile(file)
+            file.flush()
+        return torch.frombuffer(mmap.mmap(file.fileno(), FP32 * size), dtype=torch.float32).view(*shape)
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,12 @@ class Layout:
     def zeros(self, tensor: WeightTensor) -> Tensor:
         """A place to keep a statistic of one tensor until the end."""
         if len(self.ranges) > 1:
-            return _on_disk(tensor.shape)
+            return _on_disk(None, tensor.shape)
         return torch.zeros(tensor.shape, dtype=torch.float32, device=self.device or home(tensor))
 
     def keep(self, tensor: WeightTensor, values: Tensor) -> Tensor:
         """A finished statistic of one tensor, in memory or put away."""
-        return self.zeros(tensor).copy_(values) if len(self.ranges) > 1 else values
+        return _on_disk(values, tensor.shape) if len(self.ranges) > 1 else values
 
 
 def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
@@ -72,7 +80,7 @@ def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself could be an output, whose graph would then hold itself
 
     before = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(True)

@@ -23,6 +23,11 @@ def pool_of(tensor: WeightTensor, mode: str) -> str:
     return tensor.name
 
 
+def holds(tensor: WeightTensor, components: Sequence[str]) -> bool:
+    """Whether any of its weights has one of these components."""
+    return any(part.component in components for part in tensor.parts)
+
+
 def eligible(tensor: WeightTensor, components: Sequence[str]) -> Tensor | None:
     """Flat mask of the weights whose component is asked for; None if all are."""
     wanted = np.array([part.component in components for part in tensor.parts])

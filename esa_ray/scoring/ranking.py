@@ -16,7 +16,7 @@ from esa_ray.scoring.controls import matched_k, random_k
 from esa_ray.scoring.distribution import describe
 from esa_ray.scoring.ensemble import RankEnsemble
 from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import eligible, pool_of
+from esa_ray.scoring.pools import eligible, holds, pool_of
 from esa_ray.scoring.selection import Selector
 from esa_ray.spec import members
 
@@ -50,6 +50,8 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
     scored = combined(scores, spec)
     top, bottom = Selector(k), Selector(k, largest=False)
     for index, tensor in enumerate(scores.tensors):
+        if not holds(tensor, spec.components):
+            continue
         values, mask = scored.of(spec.metric, index), eligible(tensor, spec.components)
         mask = None if mask is None else mask.to(values.device)
         pool = pool_of(tensor, spec.mode)
@@ -136,6 +138,8 @@ def score_stats(scores: Scores, spec: ScoreSpec, *, seed: int, model: str = "") 
     rows: list[dict[str, Any]] = []
     scored, common = combined(scores, spec), {"model": model, "metric": spec.metric, "seed": seed}
     for index, tensor in enumerate(scores.tensors):
+        if not holds(tensor, spec.components):
+            continue
         values = scored.of(spec.metric, index)
         errors = scored.error(spec.metric, index, slice(None))
         for where, mask in _pieces(tensor, spec.components):
@@ -152,9 +156,12 @@ def _pieces(tensor: WeightTensor, components: Sequence[str]) -> Iterator[tuple[d
         for number, part in enumerate(tensor.parts):
             if part.component in components:
                 where = {"tensor": tensor.name, "layer": tensor.layer, "component": part.component}
-                yield where | {"expert": tensor.expert if expert is None else expert}, (
-                    expert,
-                    tensor.row_part == number,
+                yield (
+                    where | {"expert": tensor.expert if expert is None else expert},
+                    (
+                        expert,
+                        tensor.row_part == number,
+                    ),
                 )
 
 

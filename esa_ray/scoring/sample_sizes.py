@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from esa_ray.schema import SAMPLE_SIZES
-from esa_ray.scoring.pools import eligible, pool_of
+from esa_ray.scoring.pools import eligible, holds, pool_of
 from esa_ray.scoring.ranking import by_tensor
 from esa_ray.scoring.selection import Selector
 from esa_ray.spec import DATA_FREE, ScoreSpec, members
@@ -48,10 +48,8 @@ class SampleSizes:
         self._scores = scores
         for spec in self.specs:
             for index in tensors:
-                tensor = scores.tensors[index]
-                mask = eligible(tensor, spec.components)
-                if mask is None or mask.any():
-                    values = scores.of(spec.metric, index)
+                if holds(tensor := scores.tensors[index], spec.components):
+                    values, mask = scores.of(spec.metric, index), eligible(tensor, spec.components)
                     mask = None if mask is None else mask.to(values.device)
                     self._best[spec, windows].add(pool_of(tensor, spec.mode), index, values, mask)
 

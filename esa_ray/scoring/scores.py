@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ class _Places:
     def tokens(self) -> int:
         return self.scores.tokens
 
-    @property
+    @cached_property
     def weight(self) -> Tensor:
         return self.scores.tensors[self.index].flat_weights()[self.flat].float()
 
@@ -88,7 +89,8 @@ class Scores:
         if not torch.isfinite(scores.sum(dtype=torch.float64)):
             tensor = self.tensors[index]
             raise EsaError(
-                f"{metric} of {tensor.name} is NaN or infinite; the model overflows in {tensor.parameter.dtype}, try --dtype fp32"
+                f"{metric} of {tensor.name} is NaN or infinite; the model overflows in {tensor.parameter.dtype}, "
+                "try --dtype fp32"
             )
         return scores
 
@@ -105,7 +107,18 @@ class Scores:
         return values / self.tokens if what == "gradient" else values
 
     def statistic(self, name: str, index: int, flat: Tensor | slice) -> Tensor:
-        """A gathered statistic at some of one tensor's weights, fp32."""
+        """A gathered statistic at some of one tensor's weights, fp32.
+
+        Raises
+        ------
+        EsaError
+            If it is one of activations and the tensor was never seen to multiply any.
+        """
+        if index not in self._statistics[name]:
+            raise EsaError(
+                f"{self.tensors[index].name} was never seen to multiply its inputs, so its activations are unknown; "
+                "choose a score without them, or leave its component out"
+            )
         values, shape = self._statistics[name][index], self.tensors[index].shape
         if values.shape == shape:
             return values.view(-1)[flat]

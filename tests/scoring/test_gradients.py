@@ -4,7 +4,8 @@ import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
-from esa_ray.scoring.gradients import GradientAccumulators, score_tensors, window_nll
+from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.gradients import GradientAccumulators, window_nll
 from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny, window_gradients
 
 # The definitions on exact gradients g (N, ...) and weights w, all float64.
@@ -126,15 +127,15 @@ def test_a_bf16_model_is_accumulated_in_fp32():
 def test_a_thousand_equal_gradients_add_up_where_bf16_would_stop_at_256():
     model = tiny("llama", dtype=torch.bfloat16)
     tensor = catalogue(model)["model.layers.0.mlp.down_proj.weight"]
-    accumulators = GradientAccumulators(model, [tensor], ["sum", "abs", "square"])
+    accumulators = GradientAccumulators(model, [tensor], ["gradient", "gradient_abs", "gradient_square"])
     with accumulators:
         for i in range(1000):
             sign = 1 if i % 4 else -1  # 750 ups and 250 downs of exactly 1.5
             (tensor.parameter * (1.5 * sign)).sum().backward()
     assert {t.dtype for totals in accumulators.totals.values() for t in totals} == {torch.float32}
-    assert (accumulators.totals["sum"][0] == 500 * 1.5).all()
-    assert (accumulators.totals["abs"][0] == 1000 * 1.5).all()
-    assert (accumulators.totals["square"][0] == 1000 * 2.25).all()
+    assert (accumulators.totals["gradient"][0] == 500 * 1.5).all()
+    assert (accumulators.totals["gradient_abs"][0] == 1000 * 1.5).all()
+    assert (accumulators.totals["gradient_square"][0] == 1000 * 2.25).all()
 
 
 def test_an_expert_that_no_token_meets_scores_zero():

@@ -9,7 +9,7 @@ from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.schema import RANKINGS, SCORE_STATS
 from esa_ray.scoring.controls import random_k
-from esa_ray.scoring.gradients import score_tensors
+from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import rank, score_stats
 from esa_ray.spec import ScoreSpec
 from tests.tiny import (
