@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from esa_ray.models.addressing import WeightTensor
 
-#: Hears after some windows: how many were seen, the scores so far, and the tensors that they are of.
+#: Hears after some windows: how many were seen, the scores so far (``Scores.metrics`` says which), of which tensors.
 Watch = Callable[[int, Scores, Sequence[int]], None]
 
 
@@ -43,7 +43,7 @@ class _Gathering:
         # Experts in one kernel are faster to differentiate, but their inputs can't be seen.
         apart = bool(backward and forward) and any(t.experts for t in self.tensors)
         if apart:
-            self._range(range(len(self.tensors)), (), forward, None, ())
+            self._range(range(len(self.tensors)), (), forward, watch, at)
         for part in self.layout.ranges:
             self._range(part, backward, () if apart else forward, watch, at)
 
@@ -69,7 +69,7 @@ class _Gathering:
                 self._window(window_T, inputs if forward else None, backward=bool(backward))
                 if watch and seen in at:
                     found = self._found(part, gradients, inputs, forward)
-                    watch(seen, Scores(self.tensors, self.statistics | found, seen * (len(window_T) - 1)), part)
+                    watch(seen, Scores(self.tensors, found, seen * (len(window_T) - 1)), part)
         for name, values in self._found(part, gradients, inputs, forward).items():
             kept = {i: self.layout.keep(self.tensors[i], v) if name in backward else v for i, v in values.items()}
             self.statistics.setdefault(name, {}).update(kept)

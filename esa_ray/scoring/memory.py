@@ -86,7 +86,7 @@ def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
     model.requires_grad_(True)
     try:
         with eval_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            window_nll(model, window_T[None])
+            window_nll(model, window_T[None].clone())  # a view would count as all windows
     finally:
         for parameter, required in zip(model.parameters(), before, strict=True):
             parameter.requires_grad_(required)

@@ -46,7 +46,7 @@ class SampleSizes:
     def __call__(self, windows: int, scores: Scores, tensors: Sequence[int]) -> None:
         """Let some tensors' scores after so many windows compete."""
         self._scores = scores
-        for spec in self.specs:
+        for spec in (s for s in self.specs if s.metric in scores.metrics):
             for index in tensors:
                 if holds(tensor := scores.tensors[index], spec.components):
                     values, mask = scores.of(spec.metric, index), eligible(tensor, spec.components)

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esa_ray.scoring.histogram import RELATIVE_ERROR, Histogram
+
+FLOATS = st.lists(st.floats(0, 2.0**127, width=32, allow_subnormal=False), min_size=1, max_size=200)
+
+
+def filled(*pieces) -> Histogram:
+    histogram = Histogram()
+    for piece in pieces:
+        histogram.add(torch.as_tensor(np.asarray(piece, dtype=np.float32)))
+    return histogram
+
+
+@settings(deadline=None)
+@given(FLOATS, st.floats(0, 1))
+def test_every_quantile_is_a_value_of_that_rank_to_within_the_stated_error(values, p):
+    ordered = np.sort(np.array(values, dtype=np.float32)).astype(np.float64)
+    at = round(p * (len(ordered) - 1))
+    assert filled(values).quantile(p) == pytest.approx(ordered[at], rel=RELATIVE_ERROR, abs=1e-37)
+
+
+@settings(deadline=None)
+@given(FLOATS, st.integers(0, 200))
+def test_sums_are_exact_and_the_sum_of_the_largest_nearly(values, n):
+    exact = np.sort(np.array(values, dtype=np.float32)).astype(np.float64)[::-1]
+    histogram, n = filled(values), min(n, len(values))
+    assert histogram.n == len(values)
+    assert histogram.total == pytest.approx(exact.sum(), rel=1e-12, abs=1e-37)
+    assert histogram.squares == pytest.approx((exact**2).sum(), rel=1e-9, abs=1e-70)
+    assert histogram.largest(n) == pytest.approx(exact[:n].sum(), rel=RELATIVE_ERROR, abs=1e-37)
+    assert (histogram.min, histogram.max) == (exact[-1], exact[0])
+
+
+def test_parts_add_up_to_the_whole_in_any_order():
+    x = np.random.default_rng(0).lognormal(0, 9, 10_000).astype(np.float32)
+    whole, parts = filled(x), filled(x[7000:], x[:10], x[10:7000])
+    assert torch.equal(whole.counts, parts.counts)
+    assert whole.total == pytest.approx(parts.total, rel=1e-14)
+
+
+@settings(deadline=None)
+@given(FLOATS)
+def test_a_rank_is_the_middle_of_the_places_that_its_bin_takes(values):
+    x = np.array(values, dtype=np.float32)
+    bins = x.view(np.int32) >> 15
+    found = filled(values).ranks(torch.as_tensor(x)).numpy()
+    for mine, bin_ in zip(found, bins, strict=True):
+        above, same = (bins > bin_).sum(), (bins == bin_).sum()
+        assert mine == above + (same + 1) / 2
+
+
+def test_ranks_of_values_that_differ_by_a_percent_are_exact():
+    x = torch.tensor(1.01 ** np.arange(500), dtype=torch.float32)
+    assert filled(x.numpy()).ranks(x.flip(0)).tolist() == list(range(1, 501))
