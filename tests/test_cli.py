@@ -69,18 +69,34 @@ def test_studies_given_no_place_go_to_places_of_their_own(esa):
 
 
 def test_what_a_later_version_will_do_is_planned_and_refused(esa):
-    for flag, word in (("--metric act_mag", "act_mag"), ("--weight-analysis", "--weight-analysis")):
-        code, out, err = esa(f"esa run --model x {flag} --plan")
-        assert code == 0
-        assert word in _facts(out)["not yet"]
-        code, out, err = esa(f"esa run --model x {flag}")
-        assert code == 2
-        assert word in err
+    code, out, _ = esa("esa run --model x --architecture-analysis --plan")
+    assert code == 0
+    assert "--architecture-analysis" in _facts(out)["not yet"]
+    code, _, err = esa("esa run --model x --architecture-analysis")
+    assert code == 2
+    assert "--architecture-analysis" in err
+
+
+def test_score_plans_rankings_without_cells(esa):
+    line = "esa score --model x --metric grad_squared,act_mag+magnitude --mode per_layer,global --seeds 1,2 --fidelity 9"
+    facts = _facts(esa(line + " --plan")[1])
+    assert facts["cells"] == "0"
+    assert facts["rankings"].startswith("8 ")
+    assert facts["scores"] == (
+        "grad_squared per_layer, grad_squared global, act_mag+magnitude per_layer, act_mag+magnitude global"
+    )
+    assert facts["fidelity"] == "9 single weights"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("--probes 4", ["--probes", "hutchinson_diag"]),
+        ("--metric hutchinson_abs --probes 1", ["probes", "2"]),
+        ("--memory-budget lots", ["--memory-budget", "4GB", "lots"]),
+        ("--memory-budget 0", ["--memory-budget"]),
+        ("--fidelity -3", ["fidelity", "-3"]),
+        ("--metric grad_squared+x", ["metric", "'x'", "act_mag"]),
         ("--metric saliency", ["scores.0.metric", "saliency", "grad_x_weight"]),
         ("--mode per_head", ["mode", "per_head", "per_layer"]),
         ("--perturb melt", ["perturbations.0.kind", "melt", "sign_flip"]),
@@ -168,7 +184,7 @@ def test_reporting_on_no_study_is_one_sentence(esa):
 def test_every_command_has_help_with_an_example(esa):
     code, out, _ = esa("esa --help")
     assert code == 0
-    for command in ("run", "report", "status"):
+    for command in ("run", "score", "report", "status"):
         assert command in out
         code, own, _ = esa(f"esa {command} --help")
         assert code == 0

@@ -61,6 +61,15 @@ def test_the_plan_counts_shared_work_once(scores, gradients):
     assert found.forward_passes == backward + (n + 1) * 5
 
 
+def test_the_plan_knows_which_pass_each_score_needs():
+    scores = tuple(ScoreSpec(metric=m) for m in ("act_mag", "hutchinson_abs", "magnitude"))
+    found = plan(study(scores=scores, perturbations=(), fidelity=20))
+    assert found.backward_passes == 0
+    assert found.forward_passes == 2 * 11 + 5
+    assert found.double_backward_passes == 2 * 11 * scores[1].probes
+    assert found.single_edits == 60
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])
 def test_chunks_keep_every_item_in_order_and_none_is_too_long_or_empty(size):
     pieces = chunks(list(range(8)), size)

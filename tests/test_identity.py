@@ -36,7 +36,8 @@ CELL_JSON = (
     * 64
     + '",'
     '"perturbation":{"bits":null,"kind":"gauss_noise","relative_to":"weight","strength":0.1},'
-    '"score":{"components":["q","k","v","o","down"],"metric":"grad_squared","mode":"global"},"seed":7,"version":1}'
+    '"score":{"components":["q","k","v","o","down"],"metric":"grad_squared","mode":"global","probes":null,"relative_error":null},'
+    '"seed":7,"version":2}'
 )
 
 
@@ -101,14 +102,14 @@ def test_digest_is_the_first_64_bits_of_sha256_over_the_canonical_bytes(value):
 
 
 def test_cell_id_is_pinned():
-    assert IDENTITY_VERSION == 1
-    assert cell_id(CELL, DATA, RESOLVED) == "da44721c2766bb5f"
-    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "da44721c2766bb5f"
+    assert IDENTITY_VERSION == 2
+    assert cell_id(CELL, DATA, RESOLVED) == "17ebf43364966d03"
+    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "17ebf43364966d03"
 
 
 def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     cell = Cell(score=ScoreSpec(), k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"))
-    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "0f2fa74d3fb5e5dc"
+    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "27a2ce033799fc56"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,7 @@ def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
         ({"score": ScoreSpec(metric="grad_x_weight", mode="global", components=("attention", "down"))}, {}, {}),
         ({"score": ScoreSpec(metric="grad_squared", mode="per_layer", components=("attention", "down"))}, {}, {}),
         ({"score": ScoreSpec(metric="grad_squared", mode="global", components=("attention",))}, {}, {}),
+        ({"score": ScoreSpec(metric="hutchinson_abs", components=("down",))}, {}, {}),
         ({"perturbation": PerturbSpec(kind="zero")}, {}, {}),
         ({"perturbation": PerturbSpec(kind="gauss_noise", strength=0.2)}, {}, {}),
         ({"perturbation": PerturbSpec(kind="gauss_noise", strength=0.1, relative_to="tensor")}, {}, {}),
@@ -139,6 +141,15 @@ def test_everything_that_changes_a_number_changes_the_cell_id(cell, data, resolv
         Cell(**(dict(CELL) | cell)), DataSpec(**(dict(DATA) | data)), Resolved(**(vars(RESOLVED) | resolved))
     )
     assert changed != cell_id(CELL, DATA, RESOLVED)
+
+
+@pytest.mark.parametrize("more", [{"probes": 9}, {"relative_error": 0.2}])
+def test_how_long_an_estimate_was_probed_is_part_of_its_identity(more):
+    ids = {
+        cell_id(CELL.model_copy(update={"score": ScoreSpec(metric="hutchinson_abs", **kw)}), DATA, RESOLVED)
+        for kw in ({}, more)
+    }
+    assert len(ids) == 2
 
 
 def test_where_the_text_came_from_is_no_part_of_identity():

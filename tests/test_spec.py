@@ -164,13 +164,43 @@ def test_a_study_reads_back_from_its_json():
 
 
 def test_what_cannot_be_computed_yet_is_named_and_the_rest_is_not():
-    spec = study(scores=(ScoreSpec(), ScoreSpec(metric="act_mag")), seeds=(1, 2), analyses=("stability", "weights"))
-    said = unavailable(spec)
-    assert len(said) == 2
-    assert "act_mag" in said[0]
-    assert "grad_squared" in said[0]
-    assert "--weight-analysis" in said[1]
+    spec = study(scores=(ScoreSpec(metric="act_mag"),), seeds=(1, 2), analyses=("stability", "weights", "architecture"))
+    (said,) = unavailable(spec)
+    assert "--architecture-analysis" in said
     assert unavailable(study()) == []
+
+
+def test_members_of_an_ensemble_are_put_in_one_order_and_each_known_and_distinct():
+    assert ScoreSpec(metric="magnitude+grad_squared").metric == "grad_squared+magnitude"
+    for wrong in ("grad_squared+", "grad_squared+nonsense", "magnitude+magnitude", ""):
+        with pytest.raises(ValidationError):
+            ScoreSpec(metric=wrong)
+
+
+def test_super_activation_is_of_down_projections_alone():
+    assert ScoreSpec(metric="super_activation").components == ("down",)
+    assert ScoreSpec(metric="super_activation+magnitude", components=("ffn",)).components == ("down",)
+    with pytest.raises(ValidationError, match="down"):
+        ScoreSpec(metric="super_activation", components=("attention",))
+
+
+@pytest.mark.parametrize("component", ["embed", "norm"])
+def test_act_mag_is_refused_where_nothing_is_multiplied(component):
+    with pytest.raises(ValidationError, match="act_mag"):
+        ScoreSpec(metric="act_mag", components=("down", component))
+
+
+def test_probing_belongs_to_estimates_and_is_one_per_study():
+    first = ScoreSpec(metric="hutchinson_diag")
+    assert first.estimated
+    assert first.probes >= 2
+    with pytest.raises(ValidationError, match="hutchinson"):
+        ScoreSpec(probes=4)
+    with pytest.raises(ValidationError, match="probes"):
+        study(scores=(first, ScoreSpec(metric="hutchinson_abs", probes=first.probes + 1)))
+    for wrong in ({"probes": 1}, {"relative_error": 0.0}):
+        with pytest.raises(ValidationError):
+            ScoreSpec(metric="hutchinson_diag", **wrong)
 
 
 def test_an_explanation_names_the_field_and_the_value():

@@ -11,6 +11,7 @@ import pytest
 from esa_ray import schema
 from esa_ray.errors import EsaError
 from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
+from esa_ray.schema import TABLES
 from esa_ray.store import Store, write_atomically
 
 FIXED = {
@@ -214,5 +215,5 @@ def test_the_manifest_counts_the_files_of_every_table(tmp_path):
     store.write("cells", "b", rows("y"))
     store.save_manifest({"note": "ü"})
     content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-    assert content["files"] == {"cells": 2, "baselines": 0, "rankings": 0, "score_stats": 0}
+    assert content["files"] == dict.fromkeys(TABLES, 0) | {"cells": 2}
     assert content["note"] == "ü"
