@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from esa_ray.models.places import input_device
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -67,7 +69,7 @@ def evaluate(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) -
     >>> evaluate(model, np.zeros((3, 8), dtype=np.int64)).tokens
     [7, 7, 7]
     """
-    device = model.device
+    device = input_device(model)
     nll, hits = [], []
     for start in range(0, len(windows), batch_size):
         batch_BT = torch.as_tensor(windows[start : start + batch_size], device=device)

@@ -161,10 +161,11 @@ class Worker:
     def _sample(self, scores: Scores, seed: int) -> None:
         """Draw the weights of the fidelity census, by quantiles of the study's first score."""
         first = self.spec.scores[0]
-        chosen_by, components = members(first.metric)[0], first.components
-        drawn = sample(scores, chosen_by, self.spec.fidelity, seed=seed, components=components)
-        named = drawn.set_column(0, "model", [[self.source.name] * len(drawn)])
-        self.store.write("samples", samples_name(seed), named)
+        drawn = sample(
+            scores, members(first.metric)[0], self.spec.fidelity, seed=seed, components=first.components,
+            model=self.source.name,
+        )  # fmt: skip
+        self.store.write("samples", samples_name(seed), drawn)
 
     @cached_property
     def _resumable(self) -> Resumable:
@@ -173,8 +174,7 @@ class Worker:
     def measure(self, part: int) -> dict[str, Any]:
         """Damage one packet of the census' weights, one at a time, and store what each cost."""
         started, seed = time.perf_counter(), self.spec.seeds[0]
-        samples = self.store.read("samples", samples_name(seed)).sort_by("layer")
-        packet = samples.slice(part * CENSUS_PACKET, CENSUS_PACKET)
+        packet = self.store.read("samples", samples_name(seed)).slice(part * CENSUS_PACKET, CENSUS_PACKET)
         self.store.write("fidelity", fidelity_name(seed, part), measure(self.catalogue, self._resumable, packet))
         return {"part": part, "seconds": time.perf_counter() - started}
 

@@ -14,17 +14,21 @@ Tied weights are one parameter and appear once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
+from esa_ray.models.components import Part, parts_by_name, single
+from esa_ray.models.places import Place, values, weight_places, write
+from esa_ray.models.structure import infer
 from esa_ray.spec import COMPONENTS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -33,43 +37,10 @@ UNKNOWN_LAYOUTS = frozenset(
     {"gpt_oss", "llama4", "llama4_text", "falcon", "persimmon", "codegen", "gpt_bigcode", "mpt", "dbrx"}
 )
 
-INTERLEAVED_QKV = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom"})
-
-# Last words of a tensor's name → its component. Where one word means different things the block it
-# stands in decides (GPT-2's c_proj is the output of attention and of the MLP).
-SINGLE = {
-    "q": ("q_proj", "wq", "query", "q_attn"),
-    "k": ("k_proj", "wk", "key"),
-    "v": ("v_proj", "wv", "value"),
-    "o": ("o_proj", "wo", "attn.c_proj", "attn.out_proj", "self_attn.out_proj", "attention.dense",
-          "attention.out_proj", "self_attention.dense", "self_attn.dense"),
-    "gate": ("gate_proj",),
-    "up": ("up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
-    "down": ("down_proj", "fc2", "fc_out", "mlp.c_proj", "dense_4h_to_h"),
-    "router": ("router", "mlp.gate", "block_sparse_moe.gate", "moe.gate"),
-}  # fmt: skip
-FUSED = {
-    ("q", "k", "v"): ("qkv_proj", "query_key_value", "attn.c_attn", "Wqkv"),
-    ("gate", "up"): ("gate_up_proj",),
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A component inside a tensor: the output rows ``start``, ``start + 1``, … of it, in runs.
-
-    Contiguous parts are one run; interleaved ones repeat: ``run`` rows out of every ``period``.
-    """
-
-    component: str
-    start: int
-    run: int
-    period: int
-
 
 @dataclass(frozen=True, eq=False)
 class WeightTensor:
-    """One parameter of the model with the meaning of its axes."""
+    """One parameter of the model with the meaning of its axes, and the places where it stands (more if tied)."""
 
     name: str
     layer: int | None
@@ -78,7 +49,22 @@ class WeightTensor:
     transposed: bool
     experts: bool
     expert: int | None
-    parameter: nn.Parameter
+    places: tuple[Place, ...]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What stands in the first place: of an offloaded tensor another object in every forward, else hollow."""
+        return self.places[0].parameter
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the weights are held in."""
+        return self.parameter.dtype
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the weights wait on the CPU or on disk between forwards."""
+        return self.places[0].offloaded
 
     @property
     def size(self) -> int:
@@ -114,11 +100,23 @@ class WeightTensor:
         return np.flatnonzero(self.spread(self.row_part == part))
 
     def flat_weights(self) -> Tensor:
-        """All weights as a 1-D view into the model's own memory."""
-        data = self.parameter.data
+        """All weights, 1-D: a view into the model's own memory, or of an offloaded tensor a copy on the CPU."""
+        if self.offloaded:
+            return values(self.places[0]).to("cpu", copy=True).flatten()
+        data = values(self.places[0])
         if not data.is_contiguous():
             raise EsaError(f"{self.name} is not contiguous in memory, so its weights can't be edited in place")
         return data.view(-1)
+
+    def write(self, at: Tensor, new: Tensor) -> None:
+        """Set the weights at flat indices, wherever the tensor is kept; files are never written to.
+
+        Writing back what stood there takes an edit back, bit for bit.
+        """
+        if self.offloaded:
+            write(self.places, at, new)
+        else:
+            self.flat_weights()[at] = new
 
     def locate(self, flat: np.ndarray) -> dict[str, np.ndarray | list]:
         """Flat indices → their component, expert, row and col."""
@@ -139,41 +137,6 @@ class WeightTensor:
         return int(np.ravel_multi_index(place, self.shape))
 
 
-def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
-    return any(name == s or name.endswith("." + s) for s in suffixes)
-
-
-def _single(component: str, rows: int) -> tuple[Part, ...]:
-    return (Part(component, 0, rows, rows),)
-
-
-def _stacked(components: tuple[str, ...], sizes: list[int]) -> tuple[Part, ...]:
-    total, starts = sum(sizes), np.cumsum([0, *sizes])
-    return tuple(Part(c, int(s), n, total) for c, s, n in zip(components, starts, sizes, strict=False))
-
-
-def _fused(components: tuple[str, ...], rows: int, config) -> tuple[Part, ...] | None:
-    if components != ("q", "k", "v"):
-        return _stacked(components, [rows // 2, rows // 2]) if rows % 2 == 0 else None
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if config.model_type in INTERLEAVED_QKV:
-        return tuple(Part(c, i * head, head, 3 * head) for i, c in enumerate(components))
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    sizes = [heads * head, kv * head, kv * head]
-    return _stacked(components, sizes) if sum(sizes) == rows else None
-
-
-def _parts(name: str, rows: int, config) -> tuple[Part, ...] | None:
-    for component, suffixes in SINGLE.items():
-        if _ends(name, suffixes):
-            return _single(component, rows)
-    for components, suffixes in FUSED.items():
-        if _ends(name, suffixes):
-            return _fused(components, rows, config)
-    return None
-
-
 def _blocks(model: PreTrainedModel) -> tuple[str, int]:
     depth = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
@@ -182,10 +145,11 @@ def _blocks(model: PreTrainedModel) -> tuple[str, int]:
     raise EsaError(f"{type(model).__name__} has no list of {depth} transformer blocks; it can't be addressed")
 
 
-def _edges(model: PreTrainedModel) -> dict[int, str]:
+def _edge(model: PreTrainedModel, places: tuple[Place, ...]) -> str | None:
     # Tied weights are one parameter: the embedding wins, as it comes first in every model.
-    places = {"head": model.get_output_embeddings(), "embed": model.get_input_embeddings()}
-    return {id(m.weight): c for c, m in places.items() if m is not None}
+    edges = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    owners = [place.owner for place in places if place.leaf == "weight"]
+    return next((component for component, module in edges.items() if module is not None and module in owners), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,14 +175,59 @@ class Catalogue:
         return chosen
 
 
+def _told(model: PreTrainedModel, prefix: str, places: tuple[Place, ...]) -> WeightTensor | None:
+    """A tensor as its name tells it: without parts if the name tells nothing; None if it isn't addressed."""
+    name, owner, shape = places[0].name, places[0].owner, tuple(places[0].parameter.shape)
+    block = re.match(re.escape(prefix) + r"(\d+)\.(.+)", name)
+    expert = re.search(r"\bexperts\.(\d+)\.", name)
+    tensor = WeightTensor(
+        name=name,
+        layer=int(block[1]) if block else None,
+        shape=shape,
+        parts=(),
+        transposed=type(owner).__name__ == "Conv1D",
+        experts=len(shape) == 3,
+        expert=int(expert[1]) if expert else None,
+        places=places,
+    )
+    is_norm = len(shape) == 1 and ("norm" in name.lower() or ".ln_" in name)
+    if name.endswith("bias"):
+        return None
+    if component := _edge(model, places) or ("norm" if is_norm else None):
+        return replace(tensor, parts=single(component, tensor.rows))
+    if block and len(shape) > 1:
+        stem = block[2].removesuffix(".weight")
+        return replace(tensor, parts=parts_by_name(stem, tensor.rows, model.config.get_text_config()) or ())
+    is_embedding = not block and isinstance(owner, nn.Embedding)
+    return replace(tensor, parts=single("embed", tensor.rows)) if is_embedding else None
+
+
+def _told_by_use(model: PreTrainedModel, told: list[WeightTensor]) -> list[WeightTensor]:
+    """The same tensors, with the parts of those that a trial forward tells apart."""
+    blocks: dict[int, dict[str, Place]] = {}
+    for tensor in told:
+        if tensor.layer is not None and len(tensor.shape) == 2:
+            blocks.setdefault(tensor.layer, {})[tensor.name] = tensor.places[0]
+    known = {tensor.name: frozenset(part.component for part in tensor.parts) for tensor in told if tensor.parts}
+    try:
+        roles = infer(model, blocks, known)
+    except Exception as error:  # the model's own code, which may raise anything
+        raise EsaError(f"{type(model).__name__} fails on four tokens: {first_line(error)}") from None
+    by_use = [replace(t, transposed=roles[t.name].transposed) if t.name in roles else t for t in told]
+    return [replace(t, parts=single(roles[t.name].component, t.rows)) if t.name in roles else t for t in by_use]
+
+
 def catalogue(model: PreTrainedModel) -> Catalogue:
     """Find every weight of a model and say what it is.
+
+    Components are told by name; only if a block holds matrices whose names tell nothing, by what one forward
+    over four tokens does with them (:mod:`esa_ray.models.structure`).
 
     Raises
     ------
     EsaError
-        If a matrix inside a transformer block can't be told apart by its name (the sentence lists them), or
-        the model is known to store some in a layout that isn't handled.
+        If a matrix inside a transformer block can't be told apart by its name nor by its use (the sentence
+        lists them), or the model is known to store some in a layout that isn't handled.
 
     Example
     -------
@@ -234,44 +243,12 @@ def catalogue(model: PreTrainedModel) -> Catalogue:
             "would be told wrongly; choose another model"
         )
     prefix, depth = _blocks(model)
-    config, edges, modules = model.config.get_text_config(), _edges(model), dict(model.named_modules())
-    tensors, unknown = [], []
-    for name, parameter in model.named_parameters():  # tied parameters are listed once
-        block = re.match(re.escape(prefix) + r"(\d+)\.(.+)", name)
-        stem = name.removesuffix(".weight")
-        if name.endswith("bias"):
-            continue
-        owner = modules.get(stem)
-        transposed = type(owner).__name__ == "Conv1D"
-        shape = tuple(parameter.shape)
-        rows = shape[-1] if transposed else shape[-2] if len(shape) > 1 else shape[0]
-        if component := edges.get(id(parameter)):
-            parts: tuple[Part, ...] | None = _single(component, rows)
-        elif len(shape) == 1:
-            parts = _single("norm", rows) if "norm" in name.lower() or ".ln_" in name else ()
-        elif block:
-            parts = _parts(block[2].removesuffix(".weight"), rows, config)
-        else:
-            parts = _single("embed", rows) if isinstance(owner, nn.Embedding) else ()
-        if parts is None:
-            unknown.append(name)
-        elif parts:
-            expert = re.search(r"\bexperts\.(\d+)\.", name)
-            tensors.append(
-                WeightTensor(
-                    name=name,
-                    layer=int(block[1]) if block else None,
-                    shape=shape,
-                    parts=parts,
-                    transposed=transposed,
-                    experts=len(shape) == 3,
-                    expert=int(expert[1]) if expert else None,
-                    parameter=parameter,
-                )
-            )
-    if unknown:
+    told = [t for places in weight_places(model) if (t := _told(model, prefix, places))]
+    if not all(tensor.parts for tensor in told):
+        told = _told_by_use(model, told)
+    if unknown := [tensor.name for tensor in told if not tensor.parts]:
         raise EsaError(
-            f"{type(model).__name__}: these matrices can't be told apart by name: {', '.join(unknown[:6])}"
+            f"{type(model).__name__}: these matrices can't be told apart by name or by use: {', '.join(unknown[:6])}"
             f"{' …' if len(unknown) > 6 else ''}; known components are {', '.join(COMPONENTS)}"
         )
-    return Catalogue(tuple(tensors), depth)
+    return Catalogue(tuple(told), depth)

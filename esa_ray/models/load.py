@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.models.places import values, weight_places
 from esa_ray.models.sources import Source, cache_dir
 
 if TYPE_CHECKING:
@@ -93,8 +94,32 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise EsaError(f"--model {source.name} has no tokenizer that can be loaded: {first_line(error)}") from None
 
 
-def load_model(source: Source, dtype: str, device: str = "cpu", *, attention: str = "sdpa") -> PreTrainedModel:
+def _check_finite(source: Source, model: PreTrainedModel) -> None:
+    for place, *_ in weight_places(model):
+        # One weight at a time, so that offloaded ones never stand in memory together. A sum is finite only if
+        # every term is (fp32 sums of weights don't overflow by themselves).
+        if not torch.isfinite(values(place).sum(dtype=torch.float32)):
+            raise EsaError(
+                f"--model {source.name}: {place.name} holds NaN or infinite weights; repair or choose another"
+            )
+
+
+def load_model(
+    source: Source,
+    dtype: str,
+    device: str = "auto",
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | None = None,
+    *,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
     """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda" or "auto" for a device map).
+
+    By "auto" a model that one device can't hold is spread over all GPUs, then the CPU's memory, then the disk.
+    ``max_memory`` says how much of each may be taken, in bytes or as text, by GPU number and "cpu" (default: what
+    is free). What waits on disk is read from the model's own files; only weights that are stored there in
+    another form (the experts of most mixtures) are written anew, to ``offload_folder``, which must then be given
+    and belongs to this one process.
 
     Only safetensors are read and no remote code is run. Where file and compute dtype agree on a CPU the
     weights stay a private memory map: actors on one machine share its pages and an edit copies only the
@@ -111,6 +136,8 @@ def load_model(source: Source, dtype: str, device: str = "cpu", *, attention: st
             ensure_directory(source),
             dtype=DTYPES[dtype],
             device_map=device if device == "auto" else None,
+            max_memory=max_memory,
+            offload_folder=offload_folder,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
@@ -121,8 +148,5 @@ def load_model(source: Source, dtype: str, device: str = "cpu", *, attention: st
     if device not in ("cpu", "auto"):
         model.to(torch.device(device))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        # A sum is finite only if every term is (fp32 sums of weights don't overflow by themselves).
-        if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
-            raise EsaError(f"--model {source.name}: {name} holds NaN or infinite weights; repair or choose another")
+    _check_finite(source, model)
     return model

@@ -39,7 +39,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Write:
-    weights: Tensor
+    weights: WeightTensor
     at: Tensor
     old: Tensor
     new: Tensor
@@ -59,7 +59,7 @@ def _plan(tensor: WeightTensor, flat: np.ndarray, spec: PerturbSpec, seed: int) 
     at = torch.tensor(flat, device=weights.device)
     old = weights[at]
     target = Target(tensor.name, flat, old, weights, seed)
-    return _Write(weights, at, old, KINDS[spec.kind](target, spec))
+    return _Write(tensor, at, old, KINDS[spec.kind](target, spec))
 
 
 def _changed(w: _Write) -> Tensor:
@@ -114,10 +114,10 @@ def perturbed(
         raise NothingChangedError(f"{spec.label} changed none of {applied.n_weights} weights")
     try:
         for w in writes:
-            w.weights[w.at] = w.new
+            w.weights.write(w.at, w.new)
         yield applied
     finally:
         for w in writes:
-            w.weights[w.at] = w.old
-        if not all(torch.equal(_bits(w.weights[w.at]), _bits(w.old)) for w in writes):
+            w.weights.write(w.at, w.old)
+        if not all(torch.equal(_bits(w.weights.flat_weights()[w.at]), _bits(w.old)) for w in writes):
             raise NotRestoredError("a perturbed weight was not restored bit for bit")

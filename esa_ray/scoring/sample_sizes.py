@@ -54,9 +54,9 @@ class SampleSizes:
                     self._best[spec, windows].add(pool_of(tensor, spec.mode), index, values, mask)
 
     def table(self, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
-        """The super sets by number of windows (``schema.SAMPLE_SIZES``)."""
+        """The super sets by number of windows (``schema.SAMPLE_SIZES``); empty for a score that can't be watched."""
         rows = []
-        for windows in self.at:
+        for windows in self.at if growing(spec) else ():
             selector = self._best[spec, windows]
             assert self._scores
             for index, ranks, flat, values in by_tensor(selector):

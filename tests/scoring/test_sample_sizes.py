@@ -48,5 +48,6 @@ def test_sizes_halve_down_to_two_and_end_with_all():
 def test_estimates_ensembles_and_data_free_scores_are_left_out():
     left = [ScoreSpec(metric=m) for m in ("hutchinson_abs", "magnitude", "grad_x_weight+act_mag")]
     assert SampleSizes(left, 5, 16).at == ()
-    assert len(SampleSizes(left, 5, 16).table(left[0], seed=0)) == 0
+    for spec in left:
+        assert len(SampleSizes([*left, *SPECS], 5, 16).table(spec, seed=0)) == 0
     assert np.all(np.diff(SampleSizes(SPECS, 5, 16).at) > 0)

@@ -1,0 +1,266 @@
+"""A model's own forward, resumed at a block: what comes before is taken from an intact pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esa_ray.errors import EsaError, first_line
+from esa_ray.evaluation import eval_mode
+from esa_ray.models.addressing import _blocks
+from esa_ray.models.places import input_device
+from esa_ray.resume.head import LinearHead, token_nll
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
+
+#: A resumed intact model may differ from the intact pass by this much, in nats per token.
+RESUME_TOLERANCE = 1e-5
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Other forwards for some modules, for the length of a ``with`` block; hooks and attributes stay."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, forward_before in before.items():
+            vars(module).pop("forward", None)
+            if forward_before is not None:
+                vars(module)["forward"] = forward_before
+
+
+def _hidden(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _like(hidden: Tensor, length: int | None) -> Tensor | tuple:
+    """As a block returned it: a tensor, or a tuple that begins with it."""
+    return hidden if length is None else (hidden, *[None] * (length - 1))
+
+
+def _hand_through(length: int | None, *args: Any, **kwargs: Any) -> Tensor | tuple:
+    """A block that does nothing."""
+    return _like(_hidden(args, kwargs), length)
+
+
+def _fed(forward: Forward, state: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A block on another hidden state than the one it is called with."""
+    return forward(state, *args[1:], **kwargs) if args else forward(**kwargs | {"hidden_states": state})
+
+
+def _catch(final: list[Tensor], hidden_BTH: Tensor) -> Tensor:
+    """A head that keeps its input and makes next to nothing of it."""
+    final.append(hidden_BTH)
+    return hidden_BTH[..., :1]
+
+
+@dataclass
+class _Pass:
+    """What an intact forward pass of one batch shows on its way."""
+
+    states: list[Tensor] = field(default_factory=list)
+    #: How each block returned its state: None as a tensor, else the length of a tuple.
+    lengths: list[int | None] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
+    #: Modules called before the end of the last block, and after it.
+    early: set[nn.Module] = field(default_factory=set)
+    late: set[nn.Module] = field(default_factory=set)
+    #: Inputs and outputs of the head.
+    head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.states.append(_hidden(args, kwargs))
+
+    def leave(self, _: nn.Module, __: tuple, output: Any) -> None:
+        self.lengths.append(len(output) if isinstance(output, tuple) else None)
+        self.last = [output[0] if isinstance(output, tuple) else output]
+
+    def multiply(self, _: nn.Module, args: tuple, output: Tensor) -> None:
+        self.head.append((args[0], output))
+
+    def call(self, depth: int, module: nn.Module) -> None:
+        (self.late if len(self.lengths) == depth else self.early).add(module)
+
+    def run(self, model: PreTrainedModel, stack: list[nn.Module], outside: list[nn.Module], batch_BT: Tensor) -> Tensor:
+        """The logits, with all else noted; the model's hooks are what they were afterwards."""
+        with ExitStack() as hooks:
+            for block in stack:
+                hooks.callback(block.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+                hooks.callback(block.register_forward_hook(self.leave).remove)
+            for module in outside:
+                hooks.callback(module.register_forward_pre_hook(lambda m, _: self.call(len(stack), m)).remove)
+            if model.get_output_embeddings() is not None:
+                hooks.callback(model.get_output_embeddings().register_forward_hook(self.multiply).remove)
+            return model(batch_BT, use_cache=False).logits
+
+
+class Resumable:
+    r"""A model's losses on fixed windows, measured again from the damaged block on.
+
+    Made on the intact model. Holds the hidden states that enter every block and leave the last, in the model's
+    dtype and where the blocks lie: (blocks + 1)·N·T·H numbers (SmolLM2-135M in fp32, 16 windows of 128 tokens:
+    146 MB), and with the head's shortcut 10·N·T·H more in fp32.
+
+    Parameters
+    ----------
+    windows
+        Token windows, integers of shape (N, T).
+    head_shortcut
+        Skip the head where :class:`LinearHead` allows: needs a float32 ``nn.Linear`` whose outputs are the
+        logits. Models that scale or cap logits, and those in 16 bits (whose logits are rounded to 16 bits, which
+        is part of what they compute), always use the whole head.
+
+    Raises
+    ------
+    EsaError
+        If the model resumed from the middle or last block doesn't reproduce its own loss within
+        ``RESUME_TOLERANCE`` (later blocks read more of earlier ones than the hidden state), or its loss is not
+        finite.
+
+    Example
+    -------
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8))
+    >>> resumable = Resumable(model, np.zeros((3, 8), dtype=np.int64))
+    >>> with torch.no_grad():
+    ...     _ = model.transformer.h[1].mlp.c_fc.weight.zero_()
+    >>> resumable.delta_nll(1).shape
+    (3,)
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8, *, head_shortcut: bool = True):
+        self._model = model
+        self._prefix, self.depth = _blocks(model)
+        self._stack: list[nn.Module] = list(model.get_submodule(self._prefix[:-1]).children())
+        #: Scored tokens of each window.
+        self.tokens = [windows.shape[1] - 1] * len(windows)
+        windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
+        self._batches = windows_NT.split(batch_size)
+        self._nll: list[Tensor] = []
+        passes = [self._record(batch_BT) for batch_BT in self._batches]
+        #: Summed NLL of each window of the intact model, nats, float64, shape (N,).
+        self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
+        if not np.isfinite(self.intact).all():
+            raise EsaError("the intact model's loss is NaN or infinite, so no damage can be measured; try --dtype fp32")
+        self._states = [p.states + p.last for p in passes]
+        self._lengths, self._late = passes[0].lengths, passes[0].late - passes[0].early
+        self._heads = self._shortcuts(passes) if head_shortcut else []
+        self._verify()
+        self.scored = self.through_head = 0
+
+    def _record(self, batch_BT: Tensor) -> _Pass:
+        modules = self._model.named_modules()
+        outside = [m for name, m in modules if m._parameters and not name.startswith(self._prefix)]
+        seen = _Pass()
+        with eval_mode(self._model):
+            logits_BTV = seen.run(self._model, self._stack, outside, batch_BT)
+        if len(seen.states) != self.depth or len(seen.lengths) != self.depth:
+            raise EsaError(f"{type(self._model).__name__} does not run each block once; it can't be resumed")
+        self._nll.append(_nll(logits_BTV, batch_BT))
+        seen.head = [(given, made) for given, made in seen.head if torch.equal(made, logits_BTV)]
+        return seen
+
+    def _shortcuts(self, passes: list[_Pass]) -> list[LinearHead]:
+        """One for each batch; none if the head isn't a plain linear map to the logits."""
+        head = self._model.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
+        if not plain or any(len(p.head) != 1 for p in passes):
+            return []
+        pairs = zip(self._batches, passes, strict=True)
+        return [LinearHead(head, p.head[0][0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
+
+    def _verify(self) -> None:
+        why = (
+            f"{type(self._model).__name__} does not reproduce its own loss when resumed from a later block: its blocks "
+            "read more of earlier ones than the hidden state; measure it with full forward passes"
+        )
+        self.scored = self.through_head = 0
+        try:
+            off = [self._run(layer, whole_head=True) for layer in {self.depth // 2, self.depth - 1, self.depth}]
+            off += [self._run(self.depth - 1, whole_head=not self._heads)]
+        except Exception as error:  # whatever a model raises that misses what its earlier blocks would have left
+            raise EsaError(f"{why} ({first_line(error)})") from error
+        if not (np.abs(off) <= RESUME_TOLERANCE * np.array(self.tokens)).all():
+            raise EsaError(why)
+
+    def starts_at(self, tensor: WeightTensor) -> int | None:
+        """Where to resume after damage of a tensor: what :meth:`delta_nll` takes.
+
+        Its block; or ``depth`` for what is used only after the blocks (final norm, untied head); or None, a full
+        forward, for anything else (embeddings, tied or not).
+        """
+        if tensor.layer is not None:
+            return tensor.layer
+        return self.depth if all(place.owner in self._late for place in tensor.places) else None
+
+    @torch.inference_mode()
+    def delta_nll(self, layer: int | None) -> np.ndarray:
+        """Change of the summed NLL of each window by the damage that the model has now; nats, float64, shape (N,).
+
+        NaN or infinite where the damaged model's loss is.
+
+        Parameters
+        ----------
+        layer
+            From 0 to ``depth`` − 1: only this block and later *blocks* are damaged, all else is intact.
+            ``depth``: only what comes after the blocks is damaged (final norm, untied head). None: anything may
+            be, and the whole model runs. A wrong promise gives a wrong number; :meth:`starts_at` knows.
+        """
+        if layer is not None and not 0 <= layer <= self.depth:
+            raise ValueError(f"layer must be from 0 to {self.depth}, or None; not {layer}")
+        return self._run(layer, whole_head=layer in (None, self.depth) or not self._heads)
+
+    @property
+    def head_share(self) -> float:
+        """Share of the tokens measured so far that passed through the head."""
+        return self.through_head / max(1, self.scored)
+
+    def _run(self, layer: int | None, *, whole_head: bool) -> np.ndarray:
+        found = []
+        for number, batch_BT in enumerate(self._batches):
+            forwards = {} if layer is None else self._resuming(layer, self._states[number])
+            final: list[Tensor] = []
+            if not whole_head:
+                forwards[self._model.get_output_embeddings()] = partial(_catch, final)
+            with _replaced(forwards), eval_mode(self._model):
+                logits_BTV = self._model(batch_BT, use_cache=False).logits
+            if whole_head:
+                delta_M = (_nll(logits_BTV, batch_BT) - self._nll[number]).flatten()
+                headed = len(delta_M)
+            else:
+                delta_M, headed = self._heads[number].delta(final[0][:, :-1].flatten(0, 1))
+            self.scored, self.through_head = self.scored + len(delta_M), self.through_head + headed
+            found.append(delta_M.view(len(batch_BT), -1).sum(-1).cpu())
+        return torch.cat(found).numpy()
+
+    def _resuming(self, layer: int, states: list[Tensor]) -> dict[nn.Module, Forward]:
+        """Blocks before ``layer`` hand through, and the one at ``layer`` is fed what entered it when intact."""
+        pairs = zip(self._stack[:layer], self._lengths, strict=False)
+        forwards: dict[nn.Module, Forward] = {block: partial(_hand_through, length) for block, length in pairs}
+        if layer < self.depth:
+            forwards[self._stack[layer]] = partial(_fed, self._stack[layer].forward, states[layer])
+        else:
+            forwards[self._stack[-1]] = lambda *_, **__: _like(states[-1], self._lengths[-1])
+        return forwards
+
+
+def _nll(logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:
+    """NLL of each scored token, (B, T−1), one window at a time to hold one window's fp32 logits."""
+    pairs = zip(logits_BTV, batch_BT.to(logits_BTV.device), strict=True)
+    return torch.stack([token_nll(logits_TV[:-1], tokens_T[1:]) for logits_TV, tokens_T in pairs])
