@@ -21,8 +21,12 @@ from esa_ray.models.sources import Source, weight_bytes
 
 #: Bytes an actor needs per byte of weights: the weights, one fp32 accumulator, a gradient and activations.
 WORKING_SET = 3.0
+#: The same without accumulators, which can also live in main memory.
+BARE_SET = 1.25
 #: Bytes of an actor before it has a model: Python, torch, transformers.
 PROCESS = 700 * 2**20
+#: Share of a GPU's memory that an actor may fill.
+GPU_SHARE = 0.9
 #: Share of a node's memory that models may fill.
 MEMORY_SHARE = 0.7
 
@@ -43,12 +47,25 @@ class Placement:
         return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus}
 
 
+def _on_gpus(gpus: int, on_node: int, model_bytes: int, room: int, work: int) -> Placement:
+    """Actors on GPUs with ``room`` bytes each, ``on_node`` of them in a node."""
+    bare = model_bytes * BARE_SET + PROCESS
+    if bare <= room:
+        each = 0.5 if model_bytes * WORKING_SET + PROCESS <= room / 2 else 1.0
+        budget = int(room * each) - model_bytes - PROCESS
+        return Placement(max(1, min(int(gpus / each), work)), 1, each, "cuda", budget)
+    # What all GPUs of a node can't hold waits in its main memory, or on its disk.
+    several = min(math.ceil(bare / room), on_node)
+    budget = max(room * several - model_bytes - PROCESS, 1)
+    return Placement(max(1, min(gpus // several, work)), 1, several, "auto", budget)
+
+
 def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int, nodes: int = 1) -> Placement:
     """Choose the actors for a model of ``model_bytes`` on a cluster with these resources.
 
     On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts);
     what memory forbids in actors goes into threads. On GPUs one actor a GPU, two where the model leaves
-    room, or one over several with a device map where it fits no single one.
+    room, or one over several with a device map where it fits no single one; what doesn't fit them is offloaded.
 
     Parameters
     ----------
@@ -67,18 +84,7 @@ def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: i
     need = model_bytes * WORKING_SET + PROCESS
     gpus = int(resources.get("GPU", 0))
     if gpus and gpu_bytes:
-        share = need / (gpu_bytes * 0.9)
-        if share > 1:
-            each = math.ceil(share)
-            if each > gpus // nodes:
-                raise EsaError(
-                    f"the model needs about {need / 1e9:.0f} GB to be scored, the {gpus // nodes} GPUs of a node have "
-                    f"{gpus // nodes * gpu_bytes / 1e9:.0f}; add GPUs or use a smaller dtype"
-                )
-            return Placement(max(1, min(gpus // each, work)), 1, each, "auto")
-        each_gpu = 0.5 if share <= 0.5 else 1.0
-        budget = int(gpu_bytes * 0.9 * each_gpu) - model_bytes
-        return Placement(max(1, min(int(gpus / each_gpu), work)), 1, each_gpu, "cuda", budget)
+        return _on_gpus(gpus, max(1, gpus // nodes), model_bytes, int(gpu_bytes * GPU_SHARE), work)
     # An actor lives on one node: `resources` speaks of all of them, taken as alike.
     cpus = max(1, int(resources.get("CPU", 1)) // nodes)
     memory = resources.get("memory", 8e9) / nodes * MEMORY_SHARE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 import time
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -74,7 +75,9 @@ class Worker:
             raise EsaError(f"{platform.node()} sees another text under --data {spec.data.source}; share the file")
         self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
-        self.model = load_model(source, self.dtype, device)
+        # Only a model that is spread over devices ever needs the folder.
+        folder = tempfile.mkdtemp(prefix="esa-offload-") if device == "auto" else None
+        self.model = load_model(source, self.dtype, device, offload_folder=folder)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
@@ -141,7 +144,7 @@ class Worker:
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
         estimated = next((s for s in specs if s.estimated), None)
-        probing = {"probes": estimated.probes, "relative_error": estimated.relative_error} if estimated else {}
+        probing: dict[str, Any] = {"probes": estimated.probes, "relative_error": estimated.relative_error} if estimated else {}
         scores = score_tensors(
             self.model, self.catalogue.select(components), self.windows.calibration(seed),
             tuple(dict.fromkeys(s.metric for s in specs)), budget=self.memory_budget, seed=seed,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class _Around(ModelHook):
     """A hook around a module's own one, told when weights have been put in place and when they are taken away."""
 
-    def __init__(self, inner: ModelHook, placed: Callable[[], None], taken: Callable[[], None]):
+    def __init__(self, inner: ModelHook, placed: Callable[[], object], taken: Callable[[], object]):
         self.inner, self.placed, self.taken, self.no_grad = inner, placed, taken, inner.no_grad
 
     @property
@@ -50,7 +50,7 @@ class _Around(ModelHook):
 
 
 @contextmanager
-def _around(owner: nn.Module, placed: Callable[[], None], taken: Callable[[], None] = lambda: None) -> Iterator[None]:
+def _around(owner: nn.Module, placed: Callable[[], object], taken: Callable[[], object]) -> Iterator[None]:
     # accelerate's own way to append a hook would detach the first one, and so load every weight of the module.
     mine = _Around(owner._hf_hook, placed, taken)
     owner._hf_hook = mine
@@ -65,13 +65,16 @@ def _around(owner: nn.Module, placed: Callable[[], None], taken: Callable[[], No
 
 
 @contextmanager
-def watch(tensor: WeightTensor, callback: Callable[[nn.Parameter], object]) -> Iterator[None]:
+def watch(
+    tensor: WeightTensor, callback: Callable[[nn.Parameter], object], gone: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Be handed a weight's real ``nn.Parameter`` whenever it is put in place, for the length of a ``with`` block.
 
     Of a resident weight this is at once and once. Of an offloaded one it is before every forward of its module,
     after its values have been loaded; a tied one is handed over before each of its uses. Inside
-    :func:`reloading` it is the same object each time, otherwise a new one. Its values are there until the
-    module's forward is over; what ``requires_grad`` was is put back in the end.
+    :func:`reloading` it is the same object each time, otherwise a new one; ``requires_grad`` is to be set each
+    time, and is put back in the end. The values are there until the module's forward is over, which calls
+    ``gone()``: from then on their memory may hold something else.
 
     Example
     -------
@@ -88,7 +91,7 @@ def watch(tensor: WeightTensor, callback: Callable[[nn.Parameter], object]) -> I
             if not tensor.offloaded:
                 callback(tensor.parameter)
             for place in tensor.places if tensor.offloaded else ():
-                stack.enter_context(_around(place.owner, partial(_hand_over, place, callback)))
+                stack.enter_context(_around(place.owner, partial(_hand_over, place, callback), gone))
             yield
     finally:
         for place in tensor.places:

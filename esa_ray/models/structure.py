@@ -97,12 +97,11 @@ class _Observer(TorchFunctionMode):
             written = args[0] if name == "__setitem__" else result
             for tensor in (t for t in tree_leaves(written) if isinstance(t, Tensor)):
                 self._alive.append(tensor)
-                memory = tensor.untyped_storage().data_ptr()
-                self._flows[memory] = _merged([flow, self._flows.get(memory, _Flow())])
+                self._flows[tensor.untyped_storage().data_ptr()] = flow
         return result
 
     def _flow(self, *values: Any) -> _Flow:
-        tensors = (t for t in tree_leaves(values) if isinstance(t, Tensor) and not t.is_meta)
+        tensors = (t for t in tree_leaves(values) if isinstance(t, Tensor))
         return _merged(self._flows.get(t.untyped_storage().data_ptr(), _Flow()) for t in tensors)
 
     def _through(self, name: str, args: Any, kwargs: Any) -> _Flow:

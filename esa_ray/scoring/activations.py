@@ -8,12 +8,15 @@ sees the tokens that are routed to it and no others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+from esa_ray.models.offload import watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 @contextmanager
 def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
     """Mixture-of-experts layers compute expert by expert for the length of a ``with`` block, not in one kernel."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     before = [(c, c._experts_implementation) for c in configs if getattr(c, "_experts_implementation", None)]
     for config, _ in before:
         config._experts_implementation = "eager"
@@ -62,8 +65,18 @@ class ActivationStatistics(TorchFunctionMode):
         return (tensor.shape[0] if tensor.experts else 1, n)
 
     def __enter__(self) -> ActivationStatistics:
-        self._places = {t.parameter.untyped_storage().data_ptr(): i for i, t in enumerate(self.tensors)}
+        self._watching = ExitStack()
+        for index, tensor in enumerate(self.tensors):
+            self._watching.enter_context(watch(tensor, partial(self._placed, index)))
         return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._watching.close()
+        self._places.clear()
+
+    def _placed(self, index: int, parameter: Tensor) -> None:
+        self._places[parameter.untyped_storage().data_ptr()] = index
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -74,8 +87,10 @@ class ActivationStatistics(TorchFunctionMode):
         return result
 
     def _see(self, inputs: Tensor, weight: Tensor, outputs: Tensor) -> None:
-        index = self._places.get(weight.untyped_storage().data_ptr())
-        if index is None:
+        memory = weight.untyped_storage().data_ptr()
+        index = self._places.get(memory)
+        # The memory of an offloaded weight may have become another one's since.
+        if index is None or self.tensors[index].parameter.untyped_storage().data_ptr() != memory:
             return
         tensor = self.tensors[index]
         expert = weight.storage_offset() // (tensor.rows * _cols(tensor)) if tensor.experts else 0

@@ -70,7 +70,7 @@ class HessianDiagonal:
         seed: int,
         layout: Layout | None = None,
     ):
-        if any(t.parameter.is_meta for t in tensors):
+        if any(p.is_meta for p in model.parameters()):
             raise EsaError(
                 "hutchinson_* differentiates twice and needs the whole model on its devices; use more memory"
             )

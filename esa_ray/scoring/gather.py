@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from esa_ray.evaluation import eval_mode
+from esa_ray.models.offload import reloading
+from esa_ray.models.places import input_device
 from esa_ray.scoring.activations import ActivationStatistics, experts_one_by_one
 from esa_ray.scoring.curvature import HessianDiagonal
 from esa_ray.scoring.gradients import GradientAccumulators, window_nll
@@ -61,6 +63,7 @@ class _Gathering:
         with ExitStack() as around:
             around.enter_context(eval_mode(self.model))
             around.enter_context(torch.set_grad_enabled(bool(backward)))
+            around.enter_context(reloading(self.model))  # before anything that looks at weights in place
             if backward:
                 around.enter_context(gradients)
             if forward:
@@ -99,7 +102,7 @@ def _layout(
     if budget is None or not statistics:
         return Layout.whole(len(tensors))
     return plan(
-        tensors, statistics, budget, activation_bytes(model, windows_NT[0]), on_device=model.device.type != "cpu"
+        tensors, statistics, budget, activation_bytes(model, windows_NT[0]), on_device=input_device(model).type != "cpu"
     )
 
 
@@ -167,7 +170,7 @@ def score_tensors(
     torch.Size([256])
     """
     backward, forward, probed = (needed(metrics, pass_) for pass_ in ("backward", "forward", "probes"))
-    windows_NT = torch.as_tensor(np.asarray(windows), device=model.device)
+    windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
     layout = _layout(model, tensors, windows_NT, len(backward), budget)
     gathering = _Gathering(model, tensors, windows_NT, layout)
     if backward or forward:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import eval_mode
@@ -73,23 +74,22 @@ class Layout:
 
 def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
     """Bytes that autograd keeps from forward to backward of one window, weights left out: a dry forward counts them."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not p.is_meta}
     seen: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
+    def note(tensor: Tensor) -> Tensor | None:
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return None
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself could be an output, whose graph would then hold itself
 
-    before = [p.requires_grad for p in model.parameters()]
+    before = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     model.requires_grad_(True)
     try:
         with eval_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             window_nll(model, window_T[None].clone())  # a view would count as all windows
     finally:
-        for parameter, required in zip(model.parameters(), before, strict=True):
-            parameter.requires_grad_(required)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(before[name])
     return sum(seen.values())
 
 

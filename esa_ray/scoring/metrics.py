@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 class Places(Protocol):
     """Some weights of one tensor with all that is known of them, each a 1-D fp32 tensor."""
 
-    weight: Tensor
-    tokens: int
+    @property
+    def weight(self) -> Tensor:
+        """The weights themselves."""
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens of all windows."""
 
     def __getitem__(self, statistic: str) -> Tensor:
         """A statistic of :data:`STATISTICS` at these weights."""

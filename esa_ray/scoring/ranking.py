@@ -54,11 +54,11 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
             continue
         values, mask = scored.of(spec.metric, index), eligible(tensor, spec.components)
         mask = None if mask is None else mask.to(values.device)
-        pool = pool_of(tensor, spec.mode)
-        top.add(pool, index, values, mask)
+        competes = pool_of(tensor, spec.mode)
+        top.add(competes, index, values, mask)
         if "bottom_k" in groups:
             nonzero = (tensor.flat_weights() != 0).to(values.device)
-            bottom.add(pool, index, values, nonzero if mask is None else nonzero & mask)
+            bottom.add(competes, index, values, nonzero if mask is None else nonzero & mask)
     for name, pool in top.pools.items():
         if pool.n < k:
             raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
