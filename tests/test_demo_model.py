@@ -5,7 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from esa_ray import DataSpec, ModelSpec, PerturbSpec, catalogue, evaluate, find, load_model, load_tokenizer, perturbed
+from esa_ray import (
+    DataSpec,
+    ModelSpec,
+    PerturbSpec,
+    ScoreSpec,
+    catalogue,
+    evaluate,
+    find,
+    load_model,
+    load_tokenizer,
+    perturbed,
+    rank,
+    score_tensors,
+)
 from esa_ray import windows as cut
 from esa_ray.models import sources
 from esa_ray.models.load import ensure_directory
@@ -38,6 +51,15 @@ def test_zeroing_its_one_super_weight_multiplies_perplexity(loaded):
     beside = {tensor.name: np.array([tensor.index(508, 1229)])}
     with perturbed(weights, beside, PerturbSpec(kind="zero"), seed=0):
         assert abs(math.log(evaluate(model, text.evaluation).perplexity / intact.perplexity)) < 0.01
+
+
+def test_one_forward_pass_finds_that_weight_among_all_down_projections(loaded):
+    model, text = loaded
+    tensors = catalogue(model).select(("down",))
+    scores = score_tensors(model, tensors, text.calibration(0)[:1], ["super_activation"])
+    spec = ScoreSpec(metric="super_activation", mode="global")
+    (first,) = rank(scores, spec, 1, ["super"], seed=0).to_pylist()
+    assert (first["layer"], first["component"], first["row"], first["col"]) == (11, "down", 507, 1229)
 
 
 def test_the_head_is_the_embedding_and_counted_once(loaded):
