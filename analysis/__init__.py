@@ -3,36 +3,76 @@
 import analysis
 study = analysis.load("results/quickstart")
 study.cells, study.rankings, study.score_stats, study.baselines   # Polars frames
+study.sample_sizes, study.samples, study.fidelity                 # empty unless "weights" was analysed
 analysis.effects(study)                                           # ΔNLL by group with intervals
 analysis.comparisons(study)                                       # super against each control
 analysis.jaccard(study)                                           # agreement of seeds
+analysis.jaccard_by_k(study), analysis.jaccard_by_windows(study)  # … against size of set and of text
+analysis.stable_from(study), analysis.outlier_seeds(study)        # from where on it is stable; odd seeds
+analysis.score_agreement(study), analysis.ensemble_stability(study)   # scores against each other
+analysis.hotspot_ranks(study), analysis.depth_pattern(study)      # hot blocks, depth
+analysis.spread(study), analysis.mode_comparison(study)           # global against per-layer pools
+analysis.line_concentration(study), analysis.residual_channels(study), analysis.clusters(study)
+analysis.fidelity_correlations(study), analysis.calibration(study)    # scores against single-weight edits
 """
 
+from analysis.agreement import ensemble_stability, score_agreement, score_correlations
+from analysis.clusters import clusters
+from analysis.convergence import jaccard_by_k, jaccard_by_windows, stable_from
 from analysis.damage import baseline, comparisons, effects
-from analysis.distribution import blocks, tails
+from analysis.distribution import blocks, tail_summary, tails
+from analysis.fidelity import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
 from analysis.figures import charts, save_figures
+from analysis.modes import layer_shares, mode_comparison, mode_costs, spread
 from analysis.report import write_report
-from analysis.stability import consensus, jaccard, jaccard_summary
+from analysis.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
+from analysis.structure import line_concentration, residual_channels
 from analysis.study import Study, StudyError, load, progress
 from analysis.summary import print_summary
 from analysis.verdicts import Verdict, verdicts
+from analysis.where import depth_pattern, depth_profile, hotspot_ranks, sides
 
 __all__ = [
     "Study",
     "StudyError",
     "Verdict",
+    "above_noise",
     "baseline",
     "blocks",
+    "calibration",
+    "calibration_deciles",
     "charts",
+    "clusters",
     "comparisons",
     "consensus",
+    "depth_pattern",
+    "depth_profile",
     "effects",
+    "ensemble_stability",
+    "fidelity_correlations",
+    "hotspot_ranks",
     "jaccard",
+    "jaccard_by_k",
+    "jaccard_by_pool",
+    "jaccard_by_windows",
     "jaccard_summary",
+    "layer_shares",
+    "line_concentration",
     "load",
+    "mode_comparison",
+    "mode_costs",
+    "outlier_seeds",
+    "precision_at",
     "print_summary",
     "progress",
+    "residual_channels",
     "save_figures",
+    "score_agreement",
+    "score_correlations",
+    "sides",
+    "spread",
+    "stable_from",
+    "tail_summary",
     "tails",
     "verdicts",
     "write_report",

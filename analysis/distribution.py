@@ -9,9 +9,15 @@ import numpy as np
 import polars as pl
 from scipy import integrate, optimize, special, stats
 
-from analysis.study import Study
+from analysis.study import Study, is_ensemble
 
 KEYS = ["tensor", "layer", "component", "expert"]
+
+#: How heavy the tail of a tensor's scores is.
+TAIL = ["top1pct_over_median", "gini", "top1pct_mass", "half_mass_fraction", "tail_index"]
+
+#: Scores whose distribution over all weights says nothing: rank-one products, zero but for a few candidates.
+CANDIDATES = frozenset({"super_activation"})
 
 
 @lru_cache
@@ -31,16 +37,36 @@ def gaussian_product_tail() -> float:
     return float(mass / 0.01 / median)
 
 
+def has_magnitude(metric: str) -> bool:
+    """Whether a score's values can be averaged: ensembles are of ranks, and some scores know only candidates.
+
+    >>> has_magnitude("grad_x_weight"), has_magnitude("grad_x_weight+act_mag")
+    (True, False)
+    """
+    return not is_ensemble(metric) and metric not in CANDIDATES
+
+
+def magnitudes(study: Study) -> pl.DataFrame:
+    """The score statistics of scores that have a magnitude, each tensor of a seed once (modes share them)."""
+    names = [m for m in study.score_stats["metric"].unique() if has_magnitude(m)]
+    rows = study.score_stats.filter(pl.col("metric").is_in(names))
+    return rows.unique(["metric", "seed", *KEYS], maintain_order=True)
+
+
 def tails(study: Study) -> pl.DataFrame:
-    """One row per score and tensor, averaged over seeds: mean, Gini, and the top 1% over the median."""
+    """One row per score and tensor, averaged over seeds: mean, Gini, the top 1% over the median, and the tail.
+
+    ``top1pct_mass``, ``half_mass_fraction``, ``tail_index`` and, of an estimated score, ``relative_error`` are as in
+    ``schema.SCORE_STATS``; older studies have nulls there.
+    """
     return (
         study.score_stats.group_by(["metric", *KEYS], maintain_order=True)
         .agg(
             pl.col("n").first(),
             pl.col("mean").mean(),
             pl.col("max").mean(),
-            pl.col("gini").mean(),
-            pl.col("top1pct_over_median").mean(),
+            *(pl.col(name).mean() for name in TAIL),
+            pl.col("relative_error").mean(),
         )
         .sort(["metric", "layer", "component"])
     )
@@ -71,3 +97,28 @@ def hotspot_agreement(study: Study, metric: str) -> list[float]:
         float(stats.spearmanr(wide[:, i].to_numpy(), wide[:, j].to_numpy()).statistic)
         for i, j in combinations(range(wide.width), 2)
     ]
+
+
+def tail_summary(study: Study) -> pl.DataFrame:
+    """One row per score and component: the tail of its tensors, in the middle of them and over seeds.
+
+    Each of :data:`TAIL` is the median over tensors, averaged over seeds, with the smallest and largest seed
+    (``_min``, ``_max``). Without a score that has a magnitude the frame is empty.
+    """
+    by_seed = (
+        magnitudes(study)
+        .group_by(["metric", "component", "seed"], maintain_order=True)
+        .agg(pl.len().alias("tensors"), *(pl.col(name).median() for name in TAIL), pl.col("relative_error").median())
+    )
+    return (
+        by_seed.group_by(["metric", "component"], maintain_order=True)
+        .agg(
+            pl.col("tensors").max(),
+            pl.col("seed").n_unique().alias("seeds"),
+            *(pl.col(name).mean() for name in TAIL),
+            *(pl.col(name).min().alias(f"{name}_min") for name in TAIL),
+            *(pl.col(name).max().alias(f"{name}_max") for name in TAIL),
+            pl.col("relative_error").mean(),
+        )
+        .sort("metric", "component")
+    )

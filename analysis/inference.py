@@ -100,3 +100,70 @@ def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float,
         return float(g), Interval(float("nan"), float("nan"))
     low, high = np.quantile(boots, [tail, 1 - tail])
     return float(g), Interval(float(low), float(high))
+
+
+def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
+    """Student's interval for the mean of independent values, one a seed; undefined for fewer than two.
+
+    >>> i = t_interval(np.array([1.0, 2.0, 3.0]))
+    >>> round(i.low, 3), round(i.high, 3)
+    (-0.484, 4.484)
+    """
+    n = len(values)
+    if n < 2:
+        return Interval(float("nan"), float("nan"))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+
+
+def pairs_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
+    """Interval for the mean of a symmetric (S, S) table over pairs of seeds, by leaving out one seed at a time.
+
+    Pairs that share a seed are not independent, so the seed is what is left out: with θ₋ᵢ the mean over pairs
+    without seed i, the variance is (S−1)/S Σ(θ₋ᵢ − mean θ₋)² (Arvesen 1969, Ann. Math. Stat. 40:2076), with
+    Student's t of S − 1 degrees. Exact in expectation if a pair's value is a sum of two seed effects, too wide
+    otherwise. Undefined for fewer than three seeds.
+
+    >>> i = pairs_interval(np.array([[0, 0.3, 0.4], [0.3, 0, 0.35], [0.4, 0.35, 0]]))
+    >>> bool(i.low < 0.35 < i.high)
+    True
+    """
+    s = len(values)
+    if s < 3:
+        return Interval(float("nan"), float("nan"))
+    off = values - np.diag(np.diag(values))
+    total, mean = off.sum(), off.sum() / (s * (s - 1))
+    without = (total - 2 * off.sum(axis=1)) / ((s - 1) * (s - 2))
+    error = np.sqrt((s - 1) / s * ((without - without.mean()) ** 2).sum())
+    half = float(stats.t.ppf((1 + level) / 2, s - 1) * error)
+    return Interval(float(mean) - half, float(mean) + half)
+
+
+def midranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Where each value stands among all, ties in the middle, if value i counts ``weights[i]`` times.
+
+    Up to a constant these are the ordinary mid-ranks when all weights are 1.
+    """
+    _, where = np.unique(x, return_inverse=True)
+    mass = np.bincount(where, weights)
+    return (np.cumsum(mass) - mass / 2)[where]
+
+
+def weighted_correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson correlation if value i counts ``weights[i]`` times; NaN where a side does not vary."""
+    w = weights / weights.sum()
+    dx, dy = x - w @ x, y - w @ y
+    spread = np.sqrt((w @ dx**2) * (w @ dy**2))
+    return float(w @ (dx * dy) / spread) if spread > 0 else float("nan")
+
+
+def weighted_spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Spearman's ρ if value i stands for ``weights[i]`` of them: the correlation of weighted mid-ranks.
+
+    With weights 1/inclusion it estimates ρ over all that was sampled from; with none it is ρ of the sample.
+
+    >>> round(weighted_spearman(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])), 3)
+    0.5
+    """
+    w = np.ones(len(x)) if weights is None else weights
+    return weighted_correlation(midranks(x, w), midranks(y, w), w)

@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis import wording
 from analysis.damage import baseline, comparisons, effects
-from analysis.distribution import gaussian_product_tail
+from analysis.distribution import gaussian_product_tail, has_magnitude
 from analysis.figures import LINEAR_BELOW, charts
 from analysis.inference import LEVEL, RESAMPLES
+from analysis.sections import sections
 from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.study import Study, progress
 from analysis.verdicts import verdicts
@@ -81,12 +82,23 @@ def _agreement(study: Study) -> dict[str, Any] | None:
     return rows.row(-1, named=True) if len(rows) else None
 
 
+def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
+    """The rows of the first score at the largest k, and the rest, which the report folds."""
+    first = study.spec["scores"][0]
+    shown = (
+        (pl.col("metric") == first["metric"])
+        & (pl.col("mode") == first["mode"])
+        & (pl.col("k") == max(study.spec["topk"]))
+    )
+    return [rows.to_dicts() for rows in (table.filter(shown), table.filter(~shown)) if len(rows)]
+
+
 def context(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values."""
     measured = not study.baselines.is_empty()
     damaged = measured and not study.cells.is_empty()
     tests = comparisons(study) if damaged else pl.DataFrame()
-    drawn = charts(study) if measured else {}
+    drawn = charts(study)
     return {
         "study": study,
         "spec": study.spec,
@@ -95,14 +107,16 @@ def context(study: Study) -> dict[str, Any]:
         "progress": progress(study),
         "baseline": baseline(study) if measured else None,
         "headline": _headline(study) if damaged else None,
-        "effects": effects(study).to_dicts() if damaged else [],
-        "tests": tests.to_dicts(),
+        "effects": _folded(study, effects(study)) if damaged else [],
+        "tests": _folded(study, tests) if damaged else [],
         "jaccard": jaccard(study).to_dicts(),
         "jaccard_summary": jaccard_summary(study).to_dicts(),
         "agreement": _agreement(study),
         "calibration_overlap": calibration_overlap(study),
         "consensus": consensus(study).to_dicts(),
-        "verdicts": verdicts(study) if measured else [],
+        "verdicts": verdicts(study),
+        "sections": sections(study, set(drawn)),
+        "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
         "compute_seconds": float(study.cells["seconds"].sum() or 0),

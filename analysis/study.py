@@ -12,6 +12,9 @@ import polars as pl
 
 from esa_ray.schema import TABLES
 
+#: Scores that look at no text, and so are the same for every seed.
+DATA_FREE = frozenset({"magnitude"})
+
 #: What names one way of damaging: rows that agree in these differ only in group and seed.
 DAMAGE = ["metric", "mode", "k", "perturbation", "strength", "variant"]
 
@@ -22,7 +25,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One study as it stood when first read: its resolved spec and its four tables."""
+    """One study as it stood when first read: its resolved spec and its tables."""
 
     directory: Path
     record: dict[str, Any]
@@ -77,6 +80,21 @@ class Study:
         """One row a tensor (or component of it) and seed."""
         return self._table("score_stats")
 
+    @cached_property
+    def sample_sizes(self) -> pl.DataFrame:
+        """One row a selected weight and number of calibration windows; empty unless "weights" was analysed."""
+        return self._table("sample_sizes")
+
+    @cached_property
+    def samples(self) -> pl.DataFrame:
+        """One row a weight of the stratified sample, with its score by every metric; empty in older studies."""
+        return self._table("samples")
+
+    @cached_property
+    def fidelity(self) -> pl.DataFrame:
+        """One row an edit of a single weight, with what was measured and predicted; empty in older studies."""
+        return self._table("fidelity")
+
     @property
     def expected_cells(self) -> int:
         """How many cells the spec asks for."""
@@ -86,6 +104,31 @@ class Study:
         for axis in axes:
             total *= len(spec[axis])
         return total
+
+
+def members(metric: str) -> list[str]:
+    """The scores that a rank ensemble joins; of a plain score, itself.
+
+    >>> members("grad_x_weight+act_mag")
+    ['grad_x_weight', 'act_mag']
+    """
+    return metric.split("+")
+
+
+def is_ensemble(metric: str) -> bool:
+    """Whether a score combines ranks of others, and so is no magnitude."""
+    return len(members(metric)) > 1
+
+
+def is_data_free(metric: str) -> bool:
+    """Whether a score looks at no text: all its members are the same for every seed."""
+    return set(members(metric)) <= DATA_FREE
+
+
+def first_score(study: Study) -> tuple[str, str]:
+    """(metric, mode) of the first score that looks at text, else of the first."""
+    scores = [(s["metric"], s["mode"]) for s in study.spec["scores"]]
+    return next((s for s in scores if not is_data_free(s[0])), scores[0])
 
 
 def load(directory: str | Path) -> Study:

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import wording
+from analysis.census import ORDERS
+from analysis.convergence import CRITERION, stable_from
 from analysis.damage import GROUP_ORDER, baseline, comparisons, effects
+from analysis.fidelity import fidelity_correlations
 from analysis.stability import consensus, jaccard_summary
-from analysis.study import Study
+from analysis.study import Study, first_score
 from analysis.verdicts import verdicts
 
 MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
@@ -22,6 +25,8 @@ def _damage(study: Study) -> Table:
     """One row per kind of damage: ΔNLL of each group, and the weaker of its tests."""
     table = Table(title="What damage costs: ΔNLL, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
     effect, tests = effects(study), comparisons(study)
+    if len(study.spec["scores"]) > 1:
+        effect = effect.filter(pl.col("k") == max(study.spec["topk"]))
     groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
     table.add_column("damage")
     for name in ("set", *groups, *([] if tests.is_empty() else ["p"])):
@@ -56,23 +61,69 @@ def _weights(study: Study) -> Table:
     return table
 
 
+def _agreement(study: Study, console: Console) -> None:
+    """Jaccard between seeds: a line per k for one score, the largest k of each in a table for several."""
+    rows = jaccard_summary(study)
+    if len(study.spec["scores"]) == 1:
+        for r in rows.iter_rows(named=True):
+            console.print(
+                f"Jaccard between seeds {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f}), chance "
+                f"{wording.significant(r['chance'], 1)}: {r['metric']} {r['mode']} k={r['k']}",
+                soft_wrap=True,
+            )
+        return
+    rows = rows.filter(pl.col("k") == max(study.spec["topk"]))
+    if rows.is_empty():
+        return
+    table = Table(title=f"Jaccard between seeds, k={rows['k'][0]}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("score", "pool", "mean", "range", "chance"):
+        table.add_column(name, justify="left" if name in ("score", "pool") else "right")
+    for r in rows.iter_rows(named=True):
+        span = f"{r['min']:.2f}–{r['max']:.2f}"
+        table.add_row(r["metric"], r["mode"], f"{r['mean']:.2f}", span, wording.significant(r["chance"], 1))
+    console.print(table)
+
+
+def _stable(study: Study) -> str:
+    """From which k and how many windows on the first score's sets agree."""
+    metric, mode = first_score(study)
+    rows = stable_from(study).filter((pl.col("metric") == metric) & (pl.col("mode") == mode))
+    rows = rows.filter((pl.col("axis") == "k") | (pl.col("k") == max(study.spec["topk"])))
+    words = {"k": ("from k = {} on", "at no k"), "windows": ("from {} windows on", "at no number of windows")}
+    parts = [
+        words[axis][0].format(size) if size else words[axis][1]
+        for axis, size in rows.select("axis", "criterion").iter_rows()
+    ]
+    return f"{metric}: seeds agree to {CRITERION} or more {', '.join(parts)}" if parts else ""
+
+
+def _single(study: Study) -> str:
+    """Which score ranks the loss of single weights best."""
+    rows = fidelity_correlations(study).filter(
+        (pl.col("outcome") == "|ΔNLL|") & (pl.col("speaks_of") == "all weights") & ~pl.col("metric").is_in(ORDERS)
+    )
+    rows = rows.filter(pl.col("edit") == rows["edit"].first()).drop_nans("spearman") if len(rows) else rows
+    if rows.is_empty():
+        return ""
+    r = rows.sort("spearman", descending=True).row(0, named=True)
+    rho = wording.within(r["spearman"], r["low"], r["high"])
+    return f"single weights: {r['metric']} ranks |ΔNLL| of {r['edit']} best, ρ {rho}"
+
+
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
-    if study.baselines.is_empty():
+    if study.baselines.is_empty() and study.rankings.is_empty():
         console.print("nothing is measured yet")
         return
-    base = baseline(study)
-    console.print(
-        f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {wording.percent(base['accuracy'])}"
-    )
+    if not study.baselines.is_empty():
+        base = baseline(study)
+        accuracy = wording.percent(base["accuracy"])
+        console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     console.print(_weights(study))
-    for r in jaccard_summary(study).iter_rows(named=True):
-        console.print(
-            f"Jaccard between seeds {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f}), chance "
-            f"{wording.significant(r['chance'], 1)}: {r['metric']} {r['mode']} k={r['k']}",
-            soft_wrap=True,
-        )
-    if not study.cells.is_empty():
+    _agreement(study, console)
+    for line in filter(None, [_stable(study), _single(study)]):
+        console.print(line)
+    if not study.cells.is_empty() and not study.baselines.is_empty():
         console.print(_damage(study))
         console.print(
             "[dim]p: the largest over the controls; permutation over windows, Holm.\n"

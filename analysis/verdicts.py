@@ -11,18 +11,18 @@ import numpy as np
 import polars as pl
 
 from analysis.damage import comparisons, effects
-from analysis.distribution import gaussian_product_tail, hotspot_agreement, tails
+from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
 from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
-from analysis.study import Study
+from analysis.study import Study, is_data_free
 from analysis.wording import p_value, signed, significant
 
 Status = Literal["holds", "fails", "open"]
 
-#: Scores that are the same for every seed.
-DATA_FREE = ["magnitude"]
-
 #: Seeds that share more of their calibration windows than this can't show that they agree.
 MOST_SHARED = 0.5
+
+#: Kinds of set that a verdict names one by one.
+MOST_SHOWN = 4
 
 #: Spearman correlation of tensors' mean scores from which on hotspots count as the same in every seed.
 HOTSPOT_RHO = 0.9
@@ -142,17 +142,21 @@ def stability(study: Study) -> Verdict:
     summary = jaccard_summary(study)
     if len(study.spec["seeds"]) < 3 or summary.is_empty():
         return Verdict("P2.7a", claim, "open", f"needs three seeds, has {len(study.spec['seeds'])}")
-    summary = summary.filter(~pl.col("metric").is_in(DATA_FREE))
+    summary = summary.filter(~pl.col("metric").is_in([m for m in summary["metric"].unique() if is_data_free(m)]))
     if summary.is_empty():
         return Verdict("P2.7a", claim, "open", "the score looks at no text, so every seed gives the same set")
     if (overlap := calibration_overlap(study)) > MOST_SHARED:
         return Verdict("P2.7a", claim, "open", f"two seeds share {overlap:.0%} of their calibration windows")
+    above = summary.filter(pl.col("mean") > 0.4).height
+    shown = summary if len(summary) <= MOST_SHOWN else summary.sort("mean")[[0, -1]]
     parts = [
         f"{r['metric']} {r['mode']} k={r['k']}: {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
-        for r in summary.iter_rows(named=True)
+        for r in shown.iter_rows(named=True)
     ]
+    if len(summary) > MOST_SHOWN:
+        parts = [f"{above} of {len(summary)} kinds of set", f"lowest {parts[0]}", f"highest {parts[1]}"]
     chance = f"; chance {significant(max(summary['chance'].to_list()), 1)}"
-    return Verdict("P2.7a", claim, _judge(bool((summary["mean"] > 0.4).all())), "; ".join(parts) + chance)
+    return Verdict("P2.7a", claim, _judge(above == len(summary)), "; ".join(parts) + chance)
 
 
 def score_agreement(study: Study) -> Verdict:
@@ -166,21 +170,40 @@ def score_agreement(study: Study) -> Verdict:
     return Verdict("P2.7b", claim, _judge(bool((means["overlap"] > 0.6).all())), evidence)
 
 
+def _sensing(study: Study) -> list[str]:
+    """The study's scores that look at text and whose values can be averaged, each once."""
+    names = dict.fromkeys(s["metric"] for s in study.spec["scores"])
+    return [m for m in names if has_magnitude(m) and not is_data_free(m)]
+
+
 def heavy_tail(study: Study) -> Verdict:
-    """P2.7: the top 1% of a tensor's scores average more than 10× its median."""
+    """P2.7: the top 1% of a tensor's scores average more than 10× its median.
+
+    Judged for every score that looks at text and has a magnitude: ensembles are of ranks, super_activation knows only
+    candidates, and magnitude has no part in sensitivity.
+    """
     claim = "In every scored tensor the top 1% of scores average more than 10 times the median"
-    # The Gaussian reference is that of a product, so the verdict is on this score alone.
-    table = tails(study).filter(pl.col("metric") == "grad_x_weight")
-    ratios = table["top1pct_over_median"].drop_nulls().to_numpy()
-    if not len(ratios):
-        return Verdict("P2.7c", claim, "open", "needs grad_x_weight")
-    share = float((ratios > 10).mean())
+    table, holds, parts = tails(study), [], []
+    for metric in _sensing(study):
+        ratios = table.filter(pl.col("metric") == metric)["top1pct_over_median"].drop_nulls().to_numpy()
+        if len(ratios):
+            share = float((ratios > 10).mean())
+            holds.append(share == 1)
+            parts.append(f"{metric}: {share:.0%} of {len(ratios)} tensors, median ratio {np.median(ratios):.0f}")
+            if metric == "grad_x_weight":
+                parts[-1] += _beyond_gaussian(ratios)
+    if not parts:
+        return Verdict("P2.7c", claim, "open", "no score here looks at text and has a magnitude")
+    return Verdict("P2.7c", claim, _judge(all(holds)), "; ".join(parts))
+
+
+def _beyond_gaussian(ratios: np.ndarray) -> str:
+    # The reference is that of a product, so it speaks of this score alone.
     reference = gaussian_product_tail()
-    evidence = (
-        f"{share:.0%} of {len(ratios)} tensors, median ratio {np.median(ratios):.0f}; a product of two independent "
-        f"Gaussians already has {reference:.1f}, and {(ratios > 2 * reference).mean():.0%} have twice that"
+    return (
+        f" (a product of two independent Gaussians already has {reference:.1f}, and "
+        f"{(ratios > 2 * reference).mean():.0%} have twice that)"
     )
-    return Verdict("P2.7c", claim, _judge(share == 1), evidence)
 
 
 def hotspots(study: Study) -> Verdict:
@@ -188,11 +211,11 @@ def hotspots(study: Study) -> Verdict:
     claim = f"Seeds agree on which tensors are hot (Spearman of mean scores at least {HOTSPOT_RHO})"
     if len(study.spec["seeds"]) < 2 or study.score_stats.is_empty():
         return Verdict("P2.7d", claim, "open", "needs two seeds")
-    metrics = {s["metric"] for s in study.spec["scores"]} - set(DATA_FREE)
-    rho = [r for metric in sorted(metrics) for r in hotspot_agreement(study, metric)]
+    rho = {metric: r for metric in _sensing(study) if (r := hotspot_agreement(study, metric))}
     if not rho:
         return Verdict("P2.7d", claim, "open", "no score here depends on the seed, or only one seed is scored")
-    return Verdict("P2.7d", claim, _judge(min(rho) >= HOTSPOT_RHO), f"ρ between {min(rho):.3f} and {max(rho):.3f}")
+    evidence = [f"{metric}: ρ between {min(r):.3f} and {max(r):.3f}" for metric, r in rho.items()]
+    return Verdict("P2.7d", claim, _judge(min(map(min, rho.values())) >= HOTSPOT_RHO), "; ".join(evidence))
 
 
 def verdicts(study: Study) -> list[Verdict]:
@@ -201,7 +224,7 @@ def verdicts(study: Study) -> list[Verdict]:
     unfinished = study.expected_cells - len(study.cells)
     if unfinished:
         found.append(Verdict("P3.7", "Criteria on damage", "open", f"{unfinished} cells are missing"))
-    elif study.spec["perturbations"]:
+    elif study.spec["perturbations"] and not study.baselines.is_empty():
         table, tests = effects(study), comparisons(study)
         found += [
             sign_flip_ratio(table),

@@ -42,6 +42,20 @@ def interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"[{signed(low)}, {signed(high)}]"
 
 
+def within(x: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
+    """A number in [−1, 1] or so with its interval, or alone where there is none.
+
+    >>> within(0.371, 0.3, 0.442), within(0.371, None, None)
+    ('0.37 [0.30, 0.44]', '0.37')
+    """
+    if x is None or math.isnan(x):
+        return "–"
+    text = f"{x:.{digits}f}"
+    if low is not None and high is not None and not math.isnan(low):
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return text.replace("-", "−")
+
+
 def p_value(p: float | None) -> str:
     """A p value, never rounded to zero.
 

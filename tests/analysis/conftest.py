@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+import analysis
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
 from esa_ray.store import Store
+from tests.analysis.synthetic import save_table, write_synthetic
 
 TOKENS = 100
 
@@ -70,3 +72,29 @@ def made(tmp_path):
 
 def stored_spec(directory):
     return json.loads((directory / "study.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """(study with every table filled, its weights with their true sensitivities)."""
+    directory = tmp_path_factory.mktemp("synthetic")
+    weights = write_synthetic(directory)
+    return analysis.load(directory), weights
+
+
+def with_tables(directory, *, rankings=None, score_stats=None, fidelity=None, **spec):
+    """A study with one score (grad_x_weight, global) that holds just these rows."""
+    full = {
+        "name": "rows", "scores": [{"metric": "grad_x_weight", "mode": "global", "components": ["q"]}], "topk": [10],
+        "seeds": [1], "groups": ["super"], "perturbations": [], "analyses": [],
+        "data": {"calibration_windows": 4, "evaluation_windows": 4, "window": 8, "batch_size": 1, "source": "x"},
+        "model": {"source": "x"},
+    } | spec  # fmt: skip
+    resolved = {"layers": 4, "pool": 100, "model": "f" * 64, "dtype": "fp32", "text": "t", "bos": True,
+                "windows": 9, "parameters": 9, "architecture": "A"}  # fmt: skip
+    directory.mkdir(exist_ok=True)
+    (directory / "study.json").write_text(json.dumps({"spec": full, "resolved": resolved, "versions": {}}))
+    for name, rows in (("rankings", rankings), ("score_stats", score_stats), ("fidelity", fidelity)):
+        if rows:
+            save_table(directory, name, rows)
+    return analysis.load(directory)

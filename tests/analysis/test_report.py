@@ -11,8 +11,11 @@ from rich.console import Console
 
 import analysis
 from analysis import wording
+from analysis.figures import FIGURES
+from analysis.sections import sections
 from esa_ray.store import Store
 from tests.analysis.conftest import write_study
+from tests.analysis.synthetic import write_synthetic
 
 
 class Page(HTMLParser):
@@ -159,3 +162,89 @@ def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory
     html = analysis.write_report(analysis.load(alone)).read_text()
     assert "Against which control" not in html
     analysis.print_summary(analysis.load(alone), Console(quiet=True))
+
+
+SECTIONS = ["stable", "scores", "patterns", "pools", "structure", "fidelity"]
+
+
+def test_every_section_stands_in_a_full_report_with_its_numbers(synthetic):
+    study, _ = synthetic
+    html = analysis.write_report(study).read_text()
+    text = unescape(" ".join(Page(html).text))
+    drawn = analysis.charts(study)
+    made = sections(study, set(drawn))
+    assert [s.id for s in made] == SECTIONS
+    for section in made:
+        assert f'id="{section.id}"' in html
+        assert section.answer in text
+        assert section.caveat in text
+        assert section.figures
+        for table in section.tables:
+            assert all(len(row) == len(table.columns) for row in table.rows)
+            assert all(cell in text for row in table.rows for cell in row)
+        for figure in section.figures:
+            assert f'id="chart-{figure.chart}"' in html
+    assert set(re.findall(r'id="chart-(\w+)"', html)) == set(drawn)
+
+
+def test_answers_name_what_was_planted(synthetic):
+    at = {s.id: s.answer for s in sections(synthetic[0], set())}
+    assert "layer 0" in at["patterns"]
+    assert "7 (6 of 6 layers)" in at["structure"]
+    assert "grad_x_weight ranks single weights best" in at["fidelity"]
+    assert "from k = 1 on" in at["stable"]
+
+
+def test_long_tables_are_folded_after_ten_rows(synthetic):
+    tables = [t for s in sections(synthetic[0], set()) for t in s.tables]
+    assert all(len(t.head) <= 10 for t in tables)
+    assert any(t.rest for t in tables)
+    html = analysis.write_report(synthetic[0]).read_text()
+    assert html.count("<details>") == html.count("</details>") > 5
+
+
+def test_older_studies_have_no_sections_that_they_lack_data_for(made):
+    study = analysis.load(made)
+    assert {s.id for s in sections(study, set())} == {"stable", "patterns"}
+    html = analysis.write_report(study).read_text()
+    assert 'id="fidelity"' not in html
+    assert "What a single weight does by itself is not measured here" in html
+
+
+def test_a_study_that_only_scored_can_be_reported(tmp_path):
+    write_synthetic(tmp_path / "s", seeds=(1, 2))
+    for table in ("cells", "baselines", "fidelity", "samples", "sample_sizes"):
+        (tmp_path / "s" / table / "all.parquet").unlink()
+    study = analysis.load(tmp_path / "s")
+    html = analysis.write_report(study).read_text()
+    assert 'id="stable"' in html
+    assert 'id="chart-hotspots"' in html
+    console = Console(width=80, record=True)
+    analysis.print_summary(study, console)
+    assert "Jaccard between seeds" in console.export_text()
+
+
+def test_the_summary_of_many_scores_fits_80_columns(synthetic):
+    console = Console(width=80, record=True, force_terminal=False)
+    analysis.print_summary(synthetic[0], console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("single weights: grad_x_weight" in line for line in lines)
+    assert any("from k = 1 on" in line for line in lines)
+
+
+def test_verdicts_leave_out_scores_that_are_no_magnitudes(synthetic):
+    at = {v.id: v for v in analysis.verdicts(synthetic[0])}
+    for verdict in ("P2.7c", "P2.7d"):
+        assert "+" not in at[verdict].evidence
+        assert "magnitude" not in at[verdict].evidence
+        assert "grad_squared" in at[verdict].evidence
+    assert at["P2.7c"].status == "fails"  # act_mag's tail is light
+    assert "16 kinds of set" in at["P2.7a"].evidence  # four scores that look at text, two modes, two k
+    assert at["P2.7a"].status == "fails"
+
+
+def test_figures_of_a_full_study_are_written_as_files(synthetic):
+    study, _ = synthetic
+    assert set(analysis.charts(study)) == set(FIGURES)
+    assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(FIGURES)
