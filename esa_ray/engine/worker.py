@@ -143,12 +143,11 @@ class Worker:
         growth = SampleSizes(
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
-        estimated = next((s for s in specs if s.estimated), None)
-        probing: dict[str, Any] = {"probes": estimated.probes, "relative_error": estimated.relative_error} if estimated else {}
+        probing = next(({"probes": s.probes, "relative_error": s.relative_error} for s in specs if s.estimated), {})
         scores = score_tensors(
             self.model, self.catalogue.select(components), self.windows.calibration(seed),
             tuple(dict.fromkeys(s.metric for s in specs)), budget=self.memory_budget, seed=seed,
-            watch=growth, watch_at=growth.at, **probing,
+            watch=growth, watch_at=growth.at, **probing,  # type: ignore[arg-type]
         )  # fmt: skip
         if self.spec.fidelity and seed == self.spec.seeds[0]:
             self._sample(scores, seed)

@@ -58,7 +58,7 @@ class ActivationStatistics(TorchFunctionMode):
         self._input_peaks = [torch.zeros(self._shape(t, _cols(t))) for t in tensors]
         self._output_peaks = [torch.zeros(self._shape(t, t.rows)) for t in tensors]
         self._seen = [torch.zeros(self._shape(t, 1), dtype=torch.int64) for t in tensors]
-        self._places: dict[int, int] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # memory → (tensor, expert)
 
     @staticmethod
     def _shape(tensor: WeightTensor, n: int) -> tuple[int, ...]:
@@ -67,7 +67,8 @@ class ActivationStatistics(TorchFunctionMode):
     def __enter__(self) -> ActivationStatistics:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
-            self._watching.enter_context(watch(tensor, partial(self._placed, index)))
+            gone = partial(self._gone, index)
+            self._watching.enter_context(watch(tensor, partial(self._placed, index), gone=gone))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -76,7 +77,12 @@ class ActivationStatistics(TorchFunctionMode):
         self._places.clear()
 
     def _placed(self, index: int, parameter: Tensor) -> None:
-        self._places[parameter.untyped_storage().data_ptr()] = index
+        for expert, matrix in enumerate(parameter.detach() if self.tensors[index].experts else [parameter]):
+            self._places[matrix.data_ptr()] = index, expert
+
+    def _gone(self, index: int) -> None:
+        # The memory of an offloaded weight becomes another one's.
+        self._places = {memory: place for memory, place in self._places.items() if place[0] != index}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -87,13 +93,10 @@ class ActivationStatistics(TorchFunctionMode):
         return result
 
     def _see(self, inputs: Tensor, weight: Tensor, outputs: Tensor) -> None:
-        memory = weight.untyped_storage().data_ptr()
-        index = self._places.get(memory)
-        # The memory of an offloaded weight may have become another one's since.
-        if index is None or self.tensors[index].parameter.untyped_storage().data_ptr() != memory:
+        if weight.data_ptr() not in self._places:
             return
+        index, expert = self._places[weight.data_ptr()]
         tensor = self.tensors[index]
-        expert = weight.storage_offset() // (tensor.rows * _cols(tensor)) if tensor.experts else 0
         x = inputs.detach().reshape(-1, _cols(tensor)).float()
         if not len(x):
             return

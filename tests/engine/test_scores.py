@@ -20,8 +20,9 @@ SCORES = (
 @pytest.fixture(scope="module")
 def spec(tiny_study):
     return tiny_study.replace(
-        name="scores", scores=SCORES, perturbations=(), groups=("super",), analyses=("stability", "weights"), fidelity=30
-    )
+        name="scores", scores=SCORES, perturbations=(), groups=("super",),
+        analyses=("stability", "weights"), fidelity=30,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ def brute_force(scores, spec) -> list[np.ndarray]:
     for pool in {pool_of(t, spec.mode) for t in scores.tensors}:
         mine = [i for i, t in enumerate(scores.tensors) if pool_of(t, spec.mode) == pool]
         masks = [eligible(scores.tensors[i], spec.components) for i in mine]
-        masks = [np.ones(scores.tensors[i].size, bool) if m is None else m.numpy() for i, m in zip(mine, masks, strict=True)]
+        masks = [
+            np.ones(scores.tensors[i].size, bool) if m is None else m.numpy() for i, m in zip(mine, masks, strict=True)
+        ]
         combined = 0.0
         for metric in spec.metric.split("+"):
             values = np.concatenate([scores.of(metric, i).numpy()[m] for i, m in zip(mine, masks, strict=True)])

@@ -34,7 +34,9 @@ def test_scores_are_the_same_bits_for_a_block_at_a_time(family):
 def test_ranges_hold_whole_blocks_in_order_and_every_tensor_once():
     model, windows = tiny("llama"), random_windows(1)
     tensors = catalogue(model).tensors
-    layout = plan(tensors, 2, small_budget(model, tensors, windows, 2), activation_bytes(model, torch.as_tensor(windows[0])))
+    layout = plan(
+        tensors, 2, small_budget(model, tensors, windows, 2), activation_bytes(model, torch.as_tensor(windows[0]))
+    )
     assert len(layout.ranges) > 1
     assert [i for part in layout.ranges for i in part] == list(range(len(tensors)))
     for layer in (0, 1):

@@ -9,7 +9,7 @@ from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.memory import activation_bytes, peak_bytes
 from esa_ray.scoring.ranking import rank
 from esa_ray.spec import ScoreSpec
-from tests.models.test_offload import WINDOWS, all_bits, pair
+from tests.models.conftest import WINDOWS, all_bits, pair
 
 __all__ = ["pair"]
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
