@@ -78,8 +78,8 @@ def test_what_a_later_version_will_do_is_planned_and_refused(esa):
 
 
 def test_score_plans_rankings_without_cells(esa):
-    line = "esa score --model x --metric grad_squared,act_mag+magnitude --mode per_layer,global --seeds 1,2 --fidelity 9"
-    facts = _facts(esa(line + " --plan")[1])
+    line = "esa score --model x --metric grad_squared,act_mag+magnitude --mode per_layer,global --seeds 1,2 "
+    facts = _facts(esa(line + "--fidelity 9 --plan")[1])
     assert facts["cells"] == "0"
     assert facts["rankings"].startswith("8 ")
     assert facts["scores"] == (

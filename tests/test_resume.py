@@ -308,6 +308,7 @@ def test_a_head_s_change_is_within_its_tolerance_at_every_scale(scale):
 def test_second_order_is_estimated_without_bias():
     torch.manual_seed(2)
     head, hidden, target = torch.nn.Linear(24, 200, bias=False), torch.randn(2000, 24), torch.randint(200, (2000,))
+    head.weight += 0.3 * torch.randn(24)  # moves all logits alike: no part of the variance
     change = 1e-3 * torch.randn(24).expand(2000, 24)
     mine, weight = LinearHead(head, hidden, target), head.weight.double()
     second, exact = mine.delta(hidden + change)
@@ -332,6 +333,18 @@ def test_two_tokens_that_share_all_of_p_are_not_missed():
     found, exact = mine.delta(hidden + change)
     assert exact == 3000
     assert found == pytest.approx(exact_change(head, hidden, change, torch.zeros(3000, dtype=torch.long)))
+
+
+@torch.inference_mode()
+def test_a_word_that_is_unlikely_now_and_certain_after_is_not_missed():
+    # Its variance is 1e-9 · 25², which looks small enough.
+    head = torch.nn.Linear(2, 20, bias=False)
+    head.weight.zero_()
+    head.weight[0, 0], head.weight[1, 1], head.weight[2:, 0] = 1.0, 1.0, -1.0
+    hidden, target = torch.tensor([[20.7, 0.0]]), torch.zeros(1, dtype=torch.long)
+    found, exact = LinearHead(head, hidden, target).delta(hidden + torch.tensor([[0.0, 25.0]]))
+    assert exact == 1
+    assert float(found) == pytest.approx(math.log1p(math.exp(25 - 20.7)), abs=1e-4)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])

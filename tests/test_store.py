@@ -10,8 +10,8 @@ import pytest
 
 from esa_ray import schema
 from esa_ray.errors import EsaError
-from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
 from esa_ray.schema import TABLES
+from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
 from esa_ray.store import Store, write_atomically
 
 FIXED = {
