@@ -1,10 +1,15 @@
-"""``python -m benchmarks [study] [orchestration] [selection] [--quick]``: all of them by default."""
+"""``python -m benchmarks [study] [orchestration] [selection] [fidelity] [--quick]``: all of them by default."""
 
 import argparse
 
-from benchmarks import orchestration, selection, study
+from benchmarks import fidelity, orchestration, selection, study
 
-BENCHMARKS = {"selection": selection.main, "orchestration": orchestration.main, "study": study.main}
+BENCHMARKS = {
+    "selection": selection.main,
+    "fidelity": fidelity.main,
+    "orchestration": orchestration.main,
+    "study": study.main,
+}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")
 parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}")
