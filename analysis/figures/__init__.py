@@ -1,0 +1,46 @@
+"""Figures, as Altair charts: colour-blind safe, and each one readable without its caption's colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.figures.agreement import scores, stability, stability_by_k, stability_by_windows
+from analysis.figures.damage import damage
+from analysis.figures.distribution import depth, hotspots, survival, tail
+from analysis.figures.fidelity import calibration, fidelity
+from analysis.figures.structure import channels, spread
+from analysis.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
+from analysis.study import Study
+
+__all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_figures"]
+
+FIGURES: dict[str, Callable[[Study], Chart | None]] = {
+    figure.__name__: figure
+    for figure in (
+        damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
+        channels, fidelity, calibration,
+    )
+}  # fmt: skip
+
+
+def charts(study: Study) -> dict[str, Chart]:
+    """Every figure that this study has data for, styled."""
+    made = {name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None}
+    return {
+        name: chart.configure_view(stroke=None)
+        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", orient="bottom")
+        for name, chart in made.items()
+    }
+
+
+def save_figures(study: Study, width: int = 640) -> Path:
+    """Write every figure as SVG and PNG into ``figures/`` of the study; returns that folder."""
+    folder = study.directory / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, chart in charts(study).items():
+        sized = chart.properties(width=width)
+        sized.save(folder / f"{name}.svg")
+        sized.save(folder / f"{name}.png", scale_factor=2)
+    return folder

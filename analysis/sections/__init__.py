@@ -1,0 +1,25 @@
+"""The report's sections on weights: each an answer, a figure, tables and a caveat, or absent without data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from analysis.sections.agreement import scores, stability
+from analysis.sections.fidelity import fidelity
+from analysis.sections.parts import Section
+from analysis.sections.where import modes, structure, where
+from analysis.study import Study
+
+__all__ = ["Section", "sections"]
+
+
+def sections(study: Study, drawn: set[str]) -> list[Section]:
+    """Every section that this study has data for, with the figures that were drawn and the tables that have rows."""
+    made = [make(study) for make in (stability, scores, where, modes, structure, fidelity)]
+    return [
+        replace(
+            s, figures=[f for f in s.figures if f.chart in drawn], tables=[t for t in s.tables if t.rows]
+        )
+        for s in made
+        if s is not None
+    ]  # fmt: skip

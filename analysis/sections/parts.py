@@ -1,0 +1,57 @@
+"""What a section of the report is made of. Its words and numbers are made here, its looks in the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from analysis.study import Study
+
+#: Rows that a table shows before the rest goes behind a fold.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under named columns; a name that begins with ``<`` is set to the left, with ``~`` it wraps too."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    note: str = ""
+    folded: bool = False
+
+    @property
+    def head(self) -> list[list[str]]:
+        """The rows that are seen at once."""
+        return [] if self.folded else self.rows[:SHOWN]
+
+    @property
+    def rest(self) -> list[list[str]]:
+        """The rows behind the fold."""
+        return self.rows if self.folded else self.rows[SHOWN:]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart by name, what it shows in words for those who can't see it, and its caption."""
+
+    chart: str
+    label: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """An answer, its evidence, and what the evidence can't say."""
+
+    id: str
+    title: str
+    answer: str
+    caveat: str
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def score_order(study: Study) -> dict[tuple[str, str], int]:
+    """Where each (metric, mode) stands in the study, to sort tables as it was asked."""
+    return {(s["metric"], s["mode"]): i for i, s in enumerate(study.spec["scores"])}
