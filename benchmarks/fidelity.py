@@ -81,10 +81,8 @@ def main(quick: bool = False) -> None:
     }
     seconds, changes = _compare(weights, edits, ways)
     share, noise = resumable.head_share, _noise(edits[::3], ways)  # type: ignore[attr-defined]
-    print(
-        f"fidelity: {len(edits)} single weights of {MODEL}, one a layer; {WINDOWS} windows of {TOKENS} tokens, fp32, "
-    )
-    print(f"  {torch.get_num_threads()} threads; made ready in {making:.1f} s")
+    print(f"fidelity: {len(edits)} weights of {MODEL} zeroed one by one, {WINDOWS} windows of {TOKENS} tokens, fp32")
+    print(f"  {torch.get_num_threads()} threads; intact pass, head's expansion and checks take {making:.1f} s once")
     full = changes["full forwards"]
     for name in ways:
         total, ratio = sum(seconds[name]), sum(seconds["full forwards"]) / sum(seconds[name])

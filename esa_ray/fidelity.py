@@ -40,8 +40,7 @@ STRATA = (*(f"0.{i}-{(i + 1) / 10:.1f}" for i in range(9)), "0.90-0.99", "0.99-0
 #: What :func:`measure` does to a weight; both have a known step.
 EDITS = ("zero", "sign_flip")
 
-#: Weights whose draws are made at once.
-PIECE = 1 << 22
+PIECE = 1 << 22  # weights whose draws are made at once
 
 
 @dataclass
@@ -141,10 +140,7 @@ def sample(
     smaller one's draws, and nothing depends on how scores are stored. Weights of exactly 0 can't be damaged and
     are no part of the population. Quantiles are read from a histogram (within 2⁻⁸, relatively); the numbers that
     inclusion probabilities are made of are counted exactly, with what is always in left out of its stratum's.
-
-    Weight a row by 1 / ``inclusion`` to speak of all weights.
-
-    Memory: one tensor's scores and draws, two passes over the scores.
+    Weight a row by 1 / ``inclusion`` to speak of all weights. Memory: one tensor's scores; two passes over them.
 
     Parameters
     ----------

@@ -92,8 +92,9 @@ class WeightTensor:
 
     def spread(self, by_row: np.ndarray) -> np.ndarray:
         """A value per output row → a value per weight, flat."""
-        shape = (1, -1) if self.transposed or len(self.shape) == 1 else (-1, 1)
-        return np.broadcast_to(by_row.reshape(shape), self.shape).ravel()
+        if len(self.shape) == 1:
+            return by_row
+        return np.broadcast_to(by_row.reshape((1, -1) if self.transposed else (-1, 1)), self.shape).ravel()
 
     def weights_of(self, part: int) -> np.ndarray:
         """All flat indices of one part, ascending."""

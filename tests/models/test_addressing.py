@@ -255,3 +255,9 @@ def test_a_tensor_that_is_not_contiguous_is_refused_rather_than_edited_in_a_copy
     down.weight.data = torch.zeros(INNER, HIDDEN).T
     with pytest.raises(EsaError, match="contiguous"):
         catalogue(model)["model.layers.0.mlp.down_proj.weight"].flat_weights()
+
+
+def test_a_norms_weights_are_rows_of_their_own():
+    norm = catalogue(tiny("llama"))["model.norm.weight"]
+    assert norm.weights_of(0).tolist() == list(range(16))
+    assert norm.spread(np.arange(16)).tolist() == list(range(16))
