@@ -156,7 +156,7 @@ def load(directory: str | Path) -> Study:
 
 
 def progress(study: Study) -> dict[str, int]:
-    """Cells by status, missing ones, and rankings stored."""
+    """Cells by status, missing ones, rankings stored, and single weights of the census that aren't measured."""
     counts = dict(study.cells.group_by("status").len().iter_rows())
     stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "error")}
     wanted = len(study.spec["scores"]) * len(study.spec["seeds"])
@@ -167,4 +167,13 @@ def progress(study: Study) -> dict[str, int]:
         "missing": study.expected_cells - sum(stored.values()),
         "rankings": ranked,
         "unranked": wanted - ranked,
+        "unmeasured": _unmeasured(study),
     }
+
+
+def _unmeasured(study: Study) -> int:
+    """Weights of the fidelity census without a row; before they are drawn, as many as were asked for."""
+    if not study.spec.get("fidelity"):
+        return 0
+    drawn = study.samples.height or study.spec["fidelity"]
+    return drawn - study.fidelity.select("tensor", "flat", "seed").n_unique()

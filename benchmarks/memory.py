@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 WINDOWS = 3
@@ -21,6 +22,7 @@ def measure(metrics: str, budget_mb: int) -> dict:
 
     from esa_ray import DataSpec, ModelSpec, catalogue, find, load_model, load_tokenizer, score_tensors, windows
     from esa_ray.scoring import memory
+    from esa_ray.scoring.curvature import probe_bytes
     from esa_ray.scoring.metrics import needed
 
     source = find(ModelSpec(source="SmolLM2-135M-Instruct"))
@@ -30,11 +32,15 @@ def measure(metrics: str, budget_mb: int) -> dict:
     score_tensors(model, tensors[-3:], text[:1], ["magnitude"])
     names, budget = metrics.split(","), budget_mb * 10**6 or None
     activations = memory.activation_bytes(model, torch.as_tensor(text[0]))
-    layout = memory.plan(tensors, len(needed(names, "backward")), budget, activations)
+    probing = "hutchinson" in metrics
+    need = partial(memory.peak_bytes, statistics=len(needed(names, "backward")), activations=activations)
+    if probing:
+        need = partial(probe_bytes, tensors, activations=activations)
+    layout = memory.plan(tensors, need, budget)
     Path("/proc/self/clear_refs").write_text("5")
     before, started = _status("RssAnon"), time.perf_counter()
     mapped = _status("RssFile") + _status("RssShmem")
-    scores = score_tensors(model, tensors, text, names, budget=budget)
+    scores = score_tensors(model, tensors, text[: 1 if probing else None], names, budget=budget, probes=2)
     seconds, peak = time.perf_counter() - started, _status("VmHWM") - before - mapped
     digest = sum(float(scores.of(name, i).double().sum()) for name in names for i in range(len(tensors)))
     return {"formula": layout.peak, "peak": peak, "ranges": len(layout.ranges), "seconds": seconds, "digest": digest}
@@ -46,7 +52,8 @@ def main(quick: bool = False) -> None:
     found = {}
     for metrics, budget in (
         ("grad_x_weight", 0), ("grad_x_weight,grad_squared", 0), ("grad_x_weight,grad_squared", 700),
-        *(() if quick else (("grad_x_weight,grad_x_weight_abs,grad_squared", 0), ("grad_x_weight", 500))),
+        *(() if quick else (("grad_x_weight,grad_x_weight_abs,grad_squared", 0), ("grad_x_weight", 500),
+                                  ("hutchinson_abs", 0), ("hutchinson_abs", 2300))),
     ):  # fmt: skip
         command = [sys.executable, "-m", "benchmarks.memory", metrics, str(budget)]
         r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])

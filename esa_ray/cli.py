@@ -262,7 +262,7 @@ def status(out_dir: Annotated[Path, typer.Option(help="The study's directory.")]
         counts = analysis.progress(study)
     for name, value in counts.items():
         console.out(f"{name:<18}{value}")
-    raise typer.Exit(1 if counts["missing"] or counts["error"] or counts["unranked"] else 0)
+    raise typer.Exit(1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured")) else 0)
 
 
 def guarded(command: Any) -> None:

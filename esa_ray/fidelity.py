@@ -85,8 +85,16 @@ def _population(scores: Scores, metric: str, component: str) -> Iterator[tuple[i
             yield index, scores.of(metric, index).cpu(), mine if mask is None else mine & mask.cpu()
 
 
-def _prepare(scores: Scores, metric: str, component: str, quota: int, supers: Mapping[str, np.ndarray]) -> _Part | None:
-    histogram, top = Histogram(), Selector(-(-quota // 2))
+def _quotas(n: int) -> list[int]:
+    """How many weights each stratum of one component gives: at least one, the rest to the highest first."""
+    each, rest = divmod(max(n, len(STRATA)), len(STRATA))
+    return [each + (number >= len(STRATA) - rest) for number in range(len(STRATA))]
+
+
+def _prepare(scores: Scores, metric: str, component: str, n: int, supers: Mapping[str, np.ndarray]) -> _Part | None:
+    *lower, highest = _quotas(n)
+    first = highest // 2  # of the highest stratum, the other half is drawn
+    histogram, top = Histogram(), Selector(max(1, first))
     certain: dict[int, np.ndarray] = {}
     for index, values, mask in _population(scores, metric, component):
         histogram.add(values[mask])
@@ -97,10 +105,10 @@ def _prepare(scores: Scores, metric: str, component: str, quota: int, supers: Ma
         return None
     best = top.pools[component]
     for index in certain:
-        certain[index] = np.union1d(certain[index], best.flat[best.tensors == index]).astype(np.int64)
+        mine = best.flat[:first][best.tensors[:first] == index]
+        certain[index] = np.union1d(certain[index], mine).astype(np.int64)
     borders = np.array([histogram.quantile(p) for p in BORDERS])
-    quotas = [quota] * (len(STRATA) - 1) + [max(1, quota // 2)]
-    return _Part(borders, certain, [_Stratum(q) for q in quotas])
+    return _Part(borders, certain, [_Stratum(q) for q in (*lower, highest - first)])
 
 
 def _draw(part: _Part, scores: Scores, metric: str, component: str, seed: int) -> None:
@@ -132,15 +140,20 @@ def sample(
     supers: Mapping[str, np.ndarray] | None = None,
     model: str = "",
 ) -> pa.Table:
-    """About n weights for the census, stratified by score within each component (``schema.SAMPLES``).
+    """n weights for the census, stratified by score within each component (``schema.SAMPLES``).
 
-    Every component × stratum (``STRATA``) gives the same number, n / (components · strata) rounded up, or all it
-    has: a simple random sample without replacement. In the stratum 0.999-1.0, half of them are the component's
-    very highest scores, which are always in. A draw is a function of (seed, weight), so a larger n holds the
-    smaller one's draws, and nothing depends on how scores are stored. Weights of exactly 0 can't be damaged and
-    are no part of the population. Quantiles are read from a histogram (within 2⁻⁸, relatively); the numbers that
-    inclusion probabilities are made of are counted exactly, with what is always in left out of its stratum's.
-    Weight a row by 1 / ``inclusion`` to speak of all weights. Memory: one tensor's scores; two passes over them.
+    Every component × stratum (``STRATA``) gives its share of n, or all it has, the remainder going to the highest
+    strata, and at least one: so there are n weights, but never fewer than components × strata where these are
+    filled. A stratum's are a simple random sample without replacement. In the stratum 0.999-1.0, half of them
+    (rounded down) are the component's very highest scores, which are always in. A draw is a function of
+    (seed, weight), so a larger n holds the smaller one's draws, and nothing depends on how scores are stored.
+    Weights of exactly 0 can't be damaged and are no part of the population. Quantiles are read from a histogram
+    (within 2⁻⁸, relatively); the numbers that inclusion probabilities are made of are counted exactly, with what
+    is always in left out of its stratum's.
+
+    Weight a row by 1 / ``inclusion`` to speak of all weights.
+
+    Memory: one tensor's scores and draws, two passes over the scores.
 
     Parameters
     ----------
@@ -168,10 +181,10 @@ def sample(
     (23, True)
     """
     held = [c for c in dict.fromkeys(components) if any(holds(t, (c,)) for t in scores.tensors)]
-    quota = max(1, -(-n // max(1, len(held) * len(STRATA))))
+    each, rest = divmod(n, max(1, len(held)))
     columns: list[dict[str, Any]] = []
-    for component in held:
-        part = _prepare(scores, metric, component, quota, supers or {})
+    for number, component in enumerate(held):
+        part = _prepare(scores, metric, component, each + (number < rest), supers or {})
         if part is not None:
             _draw(part, scores, metric, component, seed)
             columns += _drawn(part, scores, metric)

@@ -9,8 +9,8 @@ from typing import Any
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import DATA_FREE, DRAWN_CONTROLS, PROBED, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec, members
 
-#: What the census does to each weight: zero it, flip it, and move it by one ulp for the noise.
-EDITS_PER_WEIGHT = 3
+#: What the census does to each weight: zero it, flip it, and move every fourth by one ulp for the noise.
+EDITS_PER_WEIGHT = 2.25
 
 
 class Cell(Spec):
@@ -131,7 +131,7 @@ class Plan:
         if self.double_backward_passes:
             facts.append(f"double backward   at most {self.double_backward_passes}")
         if self.single_edits:
-            facts.append(f"single edits      {self.single_edits} (resumed from the edited layer)")
+            facts.append(f"single edits      about {self.single_edits} (resumed from the edited layer)")
         return facts
 
 
@@ -151,7 +151,7 @@ def plan(spec: StudySpec) -> Plan:
         forward_passes=forward + (n + baselines) * spec.data.evaluation_windows,
         backward_passes=backward,
         double_backward_passes=windows * probes,
-        single_edits=spec.fidelity * EDITS_PER_WEIGHT,
+        single_edits=math.ceil(spec.fidelity * EDITS_PER_WEIGHT),
     )
 
 

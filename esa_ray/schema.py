@@ -88,6 +88,7 @@ RANKINGS = _schema(
 SCORE_STATS = _schema(
     model=(_TEXT, "name of the model"),
     metric=(_TEXT, "score"),
+    mode=(_TEXT, "pool of the ranking; only an ensemble's scores depend on it"),
     seed=(_INT, "seed of the calibration windows"),
     **_WEIGHT,
     n=(_INT, "weights in the tensor (or in the part of it that is this component or expert)"),
@@ -102,7 +103,12 @@ SCORE_STATS = _schema(
     half_mass_fraction=(_FLOAT, "smallest fraction of the weights that holds half of the sum of scores"),
     tail_index=(_FLOAT, "Hill's tail index of the top 1%; the smaller, the heavier the tail"),
     probes=(_INT, "probes that an estimated score took; null otherwise"),
-    relative_error=(_FLOAT, "Euclidean norm of the scores' standard errors over that of the scores; null otherwise"),
+    relative_error=(
+        _FLOAT,
+        "estimated scores: norm of the standard errors over that of the scores, its noise taken out; null if all is "
+        "noise, and for scores that are no estimates",
+    ),
+    probe_error=(_FLOAT, "relative error over all weights when probing ended; null for scores that are no estimates"),
 )
 
 SAMPLE_SIZES = _schema(
@@ -128,7 +134,7 @@ _SAMPLE = {
     "col": (_INT, "input index, whatever the storage order"),
     "flat": (_INT, "index into the tensor's memory"),
     "weight": (_FLOAT, "its value before any damage"),
-    "metrics": (pa.list_(_TEXT), "the study's scores"),
+    "metrics": (pa.list_(_TEXT), "all scores that could be made of what the study gathered"),
     "scores": (pa.list_(_FLOAT), "its score by each of them"),
     "gradient": (_FLOAT, "derivative of the calibration loss, nats per token and unit of weight; null if unknown"),
     "curvature": (_FLOAT, "second derivative (estimated), nats per token and unit of weight²; null if unknown"),

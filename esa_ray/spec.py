@@ -271,8 +271,8 @@ class StudySpec(Spec):
     def _answerable(self) -> StudySpec:
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
-        if len({(s.probes, s.relative_error) for s in self.scores if s.estimated}) > 1:
-            raise ValueError("scores: estimates of one study share their probes; give all the same")
+        if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
+            raise ValueError("scores: estimates of one study share their probes and components; give all the same")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("a stability check compares seeds; give at least two")
         return self

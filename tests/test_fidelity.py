@@ -97,16 +97,30 @@ def test_strata_and_inclusion_are_those_of_all_scores_laid_side_by_side(heavy, q
         borders = [ordered[round(p * (len(ordered) - 1))] for p in BORDERS]
         stratum = {place: STRATA[sum(score > b for b in borders)] for place, score in everything.items()}
         assert [r["stratum"] for r in mine] == [stratum[r["tensor"], r["flat"]] for r in mine]
-        top = set(sorted(everything, key=everything.__getitem__)[-((quota + 1) // 2) :])
+        top = set(sorted(everything, key=everything.__getitem__)[len(everything) - quota // 2 :])
         certain = top | {(t, int(f)) for t, flat in supers.items() for f in flat if (t, int(f)) in everything}
         assert {(r["tensor"], r["flat"]) for r in mine if r["inclusion"] == 1.0} >= certain
         rest = Counter(s for place, s in stratum.items() if place not in certain)
         drawn = [r for r in mine if (r["tensor"], r["flat"]) not in certain]
-        quotas = {name: max(1, quota // 2) if name == STRATA[-1] else quota for name in STRATA}
+        quotas = {name: quota - quota // 2 if name == STRATA[-1] else quota for name in STRATA}
         assert Counter(r["stratum"] for r in drawn) == {s: min(quotas[s], n) for s, n in rest.items() if n}
         assert all(r["inclusion"] == min(1.0, quotas[r["stratum"]] / rest[r["stratum"]]) for r in drawn)
     assert len(set(places(table))) == table.num_rows
     assert ("t0", 11) not in places(table)
+
+
+@pytest.mark.parametrize("n", [24, 25, 31, 48])
+def test_a_sample_is_as_large_as_asked_for_and_the_remainder_goes_to_the_top(heavy, n):
+    table = sample(heavy, "mine", n, seed=3, components=("q", "down"))
+    assert table.num_rows == n
+    counts = Counter(table["stratum"].to_pylist())
+    assert sorted(counts.values()) == [counts[s] for s in STRATA]
+    assert min(counts.values()) >= n // 24 * 2
+
+
+def test_no_stratum_goes_without(heavy):
+    counts = Counter(sample(heavy, "mine", 1, seed=3, components=("q",))["stratum"].to_pylist())
+    assert counts == dict.fromkeys(STRATA, 1)
 
 
 def test_a_row_says_all_that_is_known_of_its_weight(heavy):
@@ -154,7 +168,7 @@ def test_the_sample_does_not_depend_on_how_scores_are_stored_or_come_in_pieces(h
 
 def test_the_sample_is_pinned(heavy):
     found = places(sample(heavy, "mine", 12, seed=0, components=("q",)))
-    first, second = (221, 889, 1324, 1566, 1632), (148, 183, 983, 1006, 1691, 1756, 1783, 1875)
+    first, second = (221, 889, 1324, 1566), (148, 183, 983, 1006, 1691, 1756, 1783, 1875)
     assert found == [("t0", flat) for flat in first] + [("t2", flat) for flat in second]
 
 

@@ -67,7 +67,7 @@ def test_the_plan_knows_which_pass_each_score_needs():
     assert found.backward_passes == 0
     assert found.forward_passes == 2 * 11 + 5
     assert found.double_backward_passes == 2 * 11 * scores[1].probes
-    assert found.single_edits == 60
+    assert found.single_edits == 45
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])

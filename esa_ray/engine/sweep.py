@@ -144,6 +144,8 @@ def _missing_packets(store: Store, spec: StudySpec) -> list[int]:
     if not spec.fidelity:
         return []
     seed, have = spec.seeds[0], set(store.names("fidelity"))
+    for name in have:
+        store.read("fidelity", name)  # a corrupt one is named now, and not by the report
     drawn = samples_name(seed) in store.names("samples")
     n = len(store.read("samples", samples_name(seed))) if drawn else spec.fidelity
     return [part for part in range(math.ceil(n / CENSUS_PACKET)) if fidelity_name(seed, part) not in have]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
+import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +23,17 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome, evaluate
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import Cell, Resolved, cell_id
-from esa_ray.models.addressing import catalogue
+from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
 from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.resume import Resumable
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.pools import holds
 from esa_ray.scoring.ranking import chosen, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
-from esa_ray.spec import StudySpec, members
+from esa_ray.spec import ScoreSpec, StudySpec, members
 from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
 
@@ -43,6 +48,17 @@ def _give_back_memory() -> None:
     """The allocator keeps what accumulators leave behind: gigabytes that the node's other actors could use."""
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has this
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _offload_folder(source: Source, device: str) -> str | None:
+    """Where weights go that fit no device: named by model and devices, so that a restarted actor clears it first."""
+    if device != "auto":
+        return None
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
+    folder = Path(tempfile.gettempdir()) / f"esa-offload-{source.fingerprint[:16]}-{devices}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return str(folder)
 
 
 class Worker:
@@ -83,9 +99,7 @@ class Worker:
             raise EsaError(f"{platform.node()} sees another text under --data {spec.data.source}; share the file")
         self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
-        # Only a model that is spread over devices ever needs the folder.
-        folder = tempfile.mkdtemp(prefix="esa-offload-") if device == "auto" else None
-        self.model = load_model(source, self.dtype, device, offload_folder=folder)
+        self.model = load_model(source, self.dtype, device, offload_folder=_offload_folder(source, device))
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
@@ -151,24 +165,34 @@ class Worker:
         growth = SampleSizes(
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
-        probing = next(({"probes": s.probes, "relative_error": s.relative_error} for s in specs if s.estimated), {})
+        tensors = self.catalogue.select(components)
+        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
         scores = score_tensors(
-            self.model, self.catalogue.select(components), self.windows.calibration(seed),
+            self.model, tensors, self.windows.calibration(seed),
             tuple(dict.fromkeys(s.metric for s in specs)), budget=self.memory_budget, seed=seed,
-            watch=growth, watch_at=growth.at, **probing,  # type: ignore[arg-type]
+            watch=growth, watch_at=growth.at, **probing,
         )  # fmt: skip
-        if self.spec.fidelity and seed == self.spec.seeds[0]:
+        if self.spec.fidelity and seed == self.spec.seeds[0] and samples_name(seed) not in self.store.names("samples"):
             self._sample(scores, seed)
         for spec in specs:
             name = ranking_name(spec, seed)
-            ranking = rank(scores, spec, depth, self.spec.groups, seed=seed, model=model)
-            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
-            if "weights" in self.spec.analyses:
+            # What is stored stays: cells and census may have been measured by it.
+            if name not in self.store.names("score_stats"):
+                self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+            if "weights" in self.spec.analyses and name not in self.store.names("sample_sizes"):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
-            self.store.write("rankings", name, ranking)  # last: its file says that the seed is done
+            if name not in self.store.names("rankings"):
+                ranking = rank(scores, spec, depth, self.spec.groups, seed=seed, model=model)
+                self.store.write("rankings", name, ranking)
         del scores, growth
         _give_back_memory()
         return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    @staticmethod
+    def _probing(spec: ScoreSpec, tensors: Sequence[WeightTensor]) -> dict[str, Any]:
+        """A probe spans the estimated scores' own components, whatever else the study scores."""
+        probed = [i for i, tensor in enumerate(tensors) if holds(tensor, spec.components)]
+        return {"probes": spec.probes, "relative_error": spec.relative_error, "probed": probed}
 
     def _sample(self, scores: Scores, seed: int) -> None:
         """Draw the weights of the fidelity census, by quantiles of the study's first score."""

@@ -76,6 +76,11 @@ class WeightTensor:
         """How many outputs it has."""
         return self.shape[-1] if self.transposed else self.shape[-2] if len(self.shape) > 1 else self.shape[0]
 
+    @property
+    def cols(self) -> int:
+        """How many inputs it has; 1 for a norm."""
+        return self.size // self.rows // (self.shape[0] if self.experts else 1)
+
     @cached_property
     def row_part(self) -> np.ndarray:
         """For every output row, the index of its part, or −1."""
@@ -186,7 +191,9 @@ def _told(model: PreTrainedModel, prefix: str, places: tuple[Place, ...]) -> Wei
         layer=int(block[1]) if block else None,
         shape=shape,
         parts=(),
-        transposed=type(owner).__name__ == "Conv1D",
+        # Conv1D and some models' experts store (in, out).
+        transposed=type(owner).__name__ == "Conv1D"
+        or (len(shape) == 3 and bool(getattr(owner, "is_transposed", False))),
         experts=len(shape) == 3,
         expert=int(expert[1]) if expert else None,
         places=places,
@@ -201,6 +208,22 @@ def _told(model: PreTrainedModel, prefix: str, places: tuple[Place, ...]) -> Wei
         return replace(tensor, parts=parts_by_name(stem, tensor.rows, model.config.get_text_config()) or ())
     is_embedding = not block and isinstance(owner, nn.Embedding)
     return replace(tensor, parts=single("embed", tensor.rows)) if is_embedding else None
+
+
+def _hiding_another(told: list[WeightTensor]) -> set[str]:
+    """Tensors with twice the outputs that the next matrix of their block takes in: another one is fused in them."""
+    takers = {"up": "down", "q": "o"}
+    taken: dict[tuple[int | None, str], set[int]] = {}
+    for tensor in told:
+        for part in tensor.parts:
+            taken.setdefault((tensor.layer, part.component), set()).add(tensor.cols)
+    found = set()
+    for tensor in told:
+        if len(tensor.parts) == 1 and (taker := takers.get(tensor.parts[0].component)):
+            sizes = taken.get((tensor.layer, taker), set())
+            if tensor.rows not in sizes and tensor.rows % 2 == 0 and tensor.rows // 2 in sizes:
+                found.add(tensor.name)
+    return found
 
 
 def _told_by_use(model: PreTrainedModel, told: list[WeightTensor]) -> list[WeightTensor]:
@@ -247,7 +270,8 @@ def catalogue(model: PreTrainedModel) -> Catalogue:
     told = [t for places in weight_places(model) if (t := _told(model, prefix, places))]
     if not all(tensor.parts for tensor in told):
         told = _told_by_use(model, told)
-    if unknown := [tensor.name for tensor in told if not tensor.parts]:
+    fused = _hiding_another(told)
+    if unknown := [tensor.name for tensor in told if not tensor.parts or tensor.name in fused]:
         raise EsaError(
             f"{type(model).__name__}: these matrices can't be told apart by name or by use: {', '.join(unknown[:6])}"
             f"{' …' if len(unknown) > 6 else ''}; known components are {', '.join(COMPONENTS)}"

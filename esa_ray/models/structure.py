@@ -216,6 +216,7 @@ def _mlp(uses: Mapping[str, _Use], hidden: int) -> Iterable[tuple[str, str]]:
         one_input = len({(u.source, u.rows, u.cols) for u in into}) == 1
         if one_input and len(into) <= 2 and all(u.cols == hidden for u in into):
             yield use.name, "down"
-            for source in into:
+            # One with twice as many outputs hides another matrix among them.
+            for source in (u for u in into if u.rows == use.cols):
                 gate = len(into) == 2 and source.name in activated
                 yield source.name, "gate" if gate else "up"

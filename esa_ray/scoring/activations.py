@@ -39,10 +39,6 @@ def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
             config._experts_implementation = implementation
 
 
-def _cols(tensor: WeightTensor) -> int:
-    return tensor.size // tensor.rows // (tensor.shape[0] if tensor.experts else 1)
-
-
 class ActivationStatistics(TorchFunctionMode):
     """For each tensor, what its inputs and outputs were: vectors, so 8 bytes × (rows + cols) a tensor or expert.
 
@@ -54,8 +50,8 @@ class ActivationStatistics(TorchFunctionMode):
         super().__init__()
         self.tensors = tensors
         self.positions = 0
-        self._squares = [torch.zeros(self._shape(t, _cols(t)), dtype=torch.float64) for t in tensors]
-        self._input_peaks = [torch.zeros(self._shape(t, _cols(t))) for t in tensors]
+        self._squares = [torch.zeros(self._shape(t, t.cols), dtype=torch.float64) for t in tensors]
+        self._input_peaks = [torch.zeros(self._shape(t, t.cols)) for t in tensors]
         self._output_peaks = [torch.zeros(self._shape(t, t.rows)) for t in tensors]
         self._seen = [torch.zeros(self._shape(t, 1), dtype=torch.int64) for t in tensors]
         self._places: dict[int, tuple[int, int]] = {}  # memory → (tensor, expert)
@@ -85,11 +81,14 @@ class ActivationStatistics(TorchFunctionMode):
         self._places = {memory: place for memory, place in self._places.items() if place[0] != index}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if func is linear:
-            self._see(args[0], args[1], result)
+            named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            self._see(named["input"], named["weight"], result)
         elif func is torch.addmm:  # Conv1D: bias + X·W
-            self._see(args[1], args[2], result)
+            named = dict(zip(("input", "mat1", "mat2"), args, strict=False)) | kwargs
+            self._see(named["mat1"], named["mat2"], result)
         return result
 
     def _see(self, inputs: Tensor, weight: Tensor, outputs: Tensor) -> None:
@@ -97,7 +96,7 @@ class ActivationStatistics(TorchFunctionMode):
             return
         index, expert = self._places[weight.data_ptr()]
         tensor = self.tensors[index]
-        x = inputs.detach().reshape(-1, _cols(tensor)).float()
+        x = inputs.detach().reshape(-1, tensor.cols).float()
         if not len(x):
             return
         y = outputs.detach().reshape(-1, tensor.rows)

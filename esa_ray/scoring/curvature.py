@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -35,14 +36,26 @@ def twice_differentiable(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _signs(tensors: Sequence[WeightTensor], seed: int, probe: int, window: int) -> list[Tensor]:
-    """Rademacher signs, one byte each, the same on every device and whichever tensors are asked for."""
+def _signs(tensors: Sequence[WeightTensor], seed: int, probe: int, window_T: Tensor) -> list[Tensor]:
+    """Rademacher signs, one byte each: the same on every device, in every order of windows and for any tensors."""
+    window = hashlib.sha256(window_T.cpu().numpy().astype("<i8").tobytes()).hexdigest()
     return [
         torch.from_numpy(rademacher(stream_key(seed, "hutchinson", probe, window, t.name), t.size))
         .view(t.shape)
         .to(t.parameter.device)
         for t in tensors
     ]
+
+
+def probe_bytes(tensors: Sequence[WeightTensor], part: Sequence[WeightTensor], activations: int) -> int:
+    """Peak memory of probing above the weights: (b + 1)·W + 16·W_r + 3·A, in bytes.
+
+    Gradients (b bytes each in the model's dtype) and signs of all W weights; for the W_r weights of a range the
+    products, the probe so far, and mean and variance, in fp32; a graph that can be differentiated again takes
+    about three times the activations A of a gradient pass.
+    """
+    weights = sum(t.size for t in tensors)
+    return (tensors[0].dtype.itemsize + 1) * weights + 16 * sum(t.size for t in part) + 3 * activations
 
 
 class HessianDiagonal:
@@ -52,9 +65,7 @@ class HessianDiagonal:
     windows, by one double backward pass each. E[z_i z_j] = 0 for i ≠ j leaves the diagonal; the standard error
     is that of the mean over probes. Signed, never rectified before averaging, fp32.
 
-    Memory above the weights, in bytes: 4 × the largest range's weights for the current probe, 8 × scored weights
-    for mean and variance (on disk if there are several ranges), 5 × scored weights for the gradient and its
-    signs, and about three times the activations of a gradient pass.
+    Memory above the weights: :func:`probe_bytes`. With several ranges the mean and variance lie in files.
 
     References
     ----------
@@ -106,8 +117,8 @@ class HessianDiagonal:
         """Σ_n z_n ⊙ H_n z_n per token, for some of the tensors; z spans all of them all the same."""
         parameters = [t.parameter for t in self.tensors]
         current = [torch.zeros_like(parameters[i], dtype=torch.float32) for i in part]
-        for n, window_T in enumerate(windows_NT):
-            signs = _signs(self.tensors, self.seed, self.probes, n)
+        for window_T in windows_NT:
+            signs = _signs(self.tensors, self.seed, self.probes, window_T)
             gradients = torch.autograd.grad(window_nll(self.model, window_T[None]), parameters, create_graph=True)
             # The parts of the product may lie on several devices.
             along = torch.stack(
@@ -131,7 +142,11 @@ class HessianDiagonal:
 
     def standard_errors(self) -> list[Tensor]:
         """Of the mean over probes, per weight. The variance is estimated from as few as two probes."""
-        return [(m2 / (self.probes * (self.probes - 1))).sqrt_() for m2 in self._squared_deviations]
+        scale = self.probes * (self.probes - 1)
+        return [
+            self.layout.keep(t, (m2 / scale).sqrt_())
+            for t, m2 in zip(self.tensors, self._squared_deviations, strict=True)
+        ]
 
     def relative_error(self) -> float:
         """‖standard error‖ / ‖h‖ over all weights; noise is taken out of ‖h‖, and infinite if nothing is left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +15,9 @@ from esa_ray.evaluation import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
 from esa_ray.scoring.activations import ActivationStatistics, experts_one_by_one
-from esa_ray.scoring.curvature import HessianDiagonal
+from esa_ray.scoring.curvature import HessianDiagonal, probe_bytes
 from esa_ray.scoring.gradients import GradientAccumulators, window_nll
-from esa_ray.scoring.memory import Layout, activation_bytes, plan
+from esa_ray.scoring.memory import Layout, activation_bytes, peak_bytes, plan
 from esa_ray.scoring.metrics import needed
 from esa_ray.scoring.scores import Effort, Scores
 
@@ -96,16 +97,6 @@ class _Gathering:
         }
 
 
-def _layout(
-    model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Tensor, statistics: int, budget: int | None
-) -> Layout:
-    if budget is None or not statistics:
-        return Layout.whole(len(tensors))
-    return plan(
-        tensors, statistics, budget, activation_bytes(model, windows_NT[0]), on_device=input_device(model).type != "cpu"
-    )
-
-
 def score_tensors(
     model: PreTrainedModel,
     tensors: Sequence[WeightTensor],
@@ -116,6 +107,7 @@ def score_tensors(
     probes: int = 8,
     relative_error: float = 0.1,
     seed: int = 0,
+    probed: Sequence[int] | None = None,
     watch: Watch | None = None,
     watch_at: Sequence[int] = (),
 ) -> Scores:
@@ -143,8 +135,9 @@ def score_tensors(
     budget
         Bytes above the weights that accumulators, gradients and activations may take
         (:func:`esa_ray.scoring.memory.plan`); None is no limit. It changes no score.
-    probes, relative_error, seed
-        When the Hessian's diagonal is known well enough, and the stream of its random signs.
+    probes, relative_error, seed, probed
+        When the Hessian's diagonal is known well enough, the stream of its random signs, and which tensors (by
+        index; None: all) a probe spans: the estimate depends on it.
     watch, watch_at
         Called with the scores so far after so many windows of ``watch_at``, for a range of tensors at a time
         (estimates by probes left out).
@@ -152,7 +145,8 @@ def score_tensors(
     Raises
     ------
     EsaError
-        If the budget is too small for one block, or a matrix can't be seen at work.
+        If the budget is too small for one block. (A score that can't be made for some tensor says so when it is
+        asked for.)
 
     References
     ----------
@@ -169,17 +163,23 @@ def score_tensors(
     >>> scores.of("grad_squared", 0).shape
     torch.Size([256])
     """
-    backward, forward, probed = (needed(metrics, pass_) for pass_ in ("backward", "forward", "probes"))
-    windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
-    layout = _layout(model, tensors, windows_NT, len(backward), budget)
+    backward, forward, probing = (needed(metrics, pass_) for pass_ in ("backward", "forward", "probes"))
+    device = input_device(model)
+    windows_NT = torch.as_tensor(np.asarray(windows), device=device)
+    activations = activation_bytes(model, windows_NT[0]) if budget is not None and (backward or probing) else 0
+    need = partial(peak_bytes, statistics=len(backward), activations=activations)
+    bare = peak_bytes(tensors, 0, activations) if device.type != "cpu" else None
+    layout = plan(tensors, need, budget, offload=bare) if backward else Layout.whole(len(tensors))
     gathering = _Gathering(model, tensors, windows_NT, layout)
     if backward or forward:
         gathering.passes(backward, forward, watch, watch_at)
     effort: Effort | None = None
-    if probed:
-        # Three statistics are at work at a time: the current probe, and mean and deviations so far.
-        hessian = HessianDiagonal(model, tensors, seed=seed, layout=_layout(model, tensors, windows_NT, 3, budget))
+    if probing:
+        spanned = list(range(len(tensors)) if probed is None else probed)
+        mine = [tensors[i] for i in spanned]
+        of_probes = plan(mine, partial(probe_bytes, mine, activations=activations), budget)
+        hessian = HessianDiagonal(model, mine, seed=seed, layout=of_probes)
         effort = hessian.run(windows_NT, probes, relative_error)
-        gathering.statistics["curvature"] = dict(enumerate(hessian.mean))
-        gathering.statistics["curvature_error"] = dict(enumerate(hessian.standard_errors()))
+        gathering.statistics["curvature"] = dict(zip(spanned, hessian.mean, strict=True))
+        gathering.statistics["curvature_error"] = dict(zip(spanned, hessian.standard_errors(), strict=True))
     return Scores(tensors, gathering.statistics, tokens=windows_NT[:, 1:].numel(), effort=effort)

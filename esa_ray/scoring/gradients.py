@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: Statistic → how a window's gradient is folded into its fp32 accumulator.
 FOLDS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "gradient": lambda total, g: total.add_(g),
-    "gradient_abs": lambda total, g: total.add_(g.abs()),
     "gradient_square": lambda total, g: total.addcmul_(g, g),
+    "gradient_abs": lambda total, g: total.add_(g.abs_()),  # in place, so it comes last
 }
 
 
@@ -69,7 +69,8 @@ class GradientAccumulators:
         self.tensors, self._model = tensors, model
         self.totals = {
             name: [torch.zeros(t.shape, dtype=torch.float32, device=device or home(t)) for t in tensors]
-            for name in statistics
+            for name in FOLDS
+            if name in statistics
         }
 
     def __enter__(self) -> GradientAccumulators:
@@ -91,6 +92,8 @@ class GradientAccumulators:
 
     def _fold(self, index: int, parameter: Tensor) -> None:
         assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad, None
+        first = next(iter(self.totals.values()))[index]
+        gradient = gradient.to(first.device, torch.float32)
         for name, totals in self.totals.items():
-            FOLDS[name](totals[index], parameter.grad.to(totals[index].device, torch.float32))
-        parameter.grad = None
+            FOLDS[name](totals[index], gradient)

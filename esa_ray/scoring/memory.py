@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
 
 FP32 = 4
+#: Share of the free main memory that the accumulators of a model on a GPU may take.
+HOST_SHARE = 0.5
 
 
 def _on_disk(values: Tensor | None, shape: Sequence[int]) -> Tensor:
@@ -115,46 +118,53 @@ def peak_bytes(tensors: Sequence[WeightTensor], statistics: int, activations: in
 
 
 def plan(
-    tensors: Sequence[WeightTensor], statistics: int, budget: int | None, activations: int, *, on_device: bool = False
+    tensors: Sequence[WeightTensor],
+    need: Callable[[Sequence[WeightTensor]], int],
+    budget: int | None,
+    *,
+    offload: int | None = None,
 ) -> Layout:
     """The first layout that fits: on the device; in main memory, for a model on a GPU; or in several ranges.
 
     Parameters
     ----------
-    statistics
-        How many are accumulated per weight.
+    need
+        Bytes above the weights that accumulating for some of the tensors takes (:func:`peak_bytes`).
     budget
-        Bytes above the weights that scoring may take; None is no limit.
-    activations
-        See :func:`activation_bytes`.
-    on_device
-        Whether the model sits on a GPU: then the budget is the GPU's, and accumulators may move to main memory.
+        Bytes above the weights that scoring may take on the model's device; None is no limit.
+    offload
+        For a model on a GPU, what is left to need on it when the accumulators are in main memory; None where
+        they can't be elsewhere.
 
     Raises
     ------
     EsaError
         If one transformer block by itself needs more.
     """
-    whole = peak_bytes(tensors, statistics, activations)
+    whole = need(tensors)
     if budget is None or whole <= budget:
         return Layout.whole(len(tensors), peak=whole)
-    if on_device:
-        return Layout.whole(len(tensors), "cpu", peak_bytes(tensors, 0, activations))
+    if offload is not None and offload <= budget and whole - offload <= HOST_SHARE * psutil.virtual_memory().available:
+        return Layout.whole(len(tensors), "cpu", offload)
     blocks = [list(group) for _, group in groupby(range(len(tensors)), key=lambda i: _unit(tensors[i], i))]
     ranges: list[list[int]] = []
     for block in blocks:
         together = [*ranges[-1], *block] if ranges else block
-        if ranges and peak_bytes([tensors[i] for i in together], statistics, activations) <= budget:
+        if ranges and need([tensors[i] for i in together]) <= budget:
             ranges[-1] = together
         else:
             ranges.append(block)
-    peak = max(peak_bytes([tensors[i] for i in part], statistics, activations) for part in ranges)
+    peak = max(need([tensors[i] for i in part]) for part in ranges)
     if peak > budget:
         raise EsaError(
-            f"scoring needs {peak / 1e9:.2f} GB above the weights for one transformer block, more than the memory "
-            f"budget of {budget / 1e9:.2f} GB; raise --memory-budget, or lower --window"
+            f"scoring needs {_size(peak)} above the weights for one transformer block, more than the memory "
+            f"budget of {_size(budget)}; raise --memory-budget, or lower --window"
         )
     return Layout(tuple(tuple(part) for part in ranges), None, peak)
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 10**8 else f"{n / 1e6:.1f} MB"
 
 
 def _unit(tensor: WeightTensor, index: int) -> tuple[str, int]:

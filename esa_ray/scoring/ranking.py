@@ -136,7 +136,8 @@ def _table(columns: list[dict[str, Any]], common: dict[str, Any], schema: pa.Sch
 def score_stats(scores: Scores, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
     """One row per tensor, component and expert on how its scores are distributed (``schema.SCORE_STATS``)."""
     rows: list[dict[str, Any]] = []
-    scored, common = combined(scores, spec), {"model": model, "metric": spec.metric, "seed": seed}
+    scored = combined(scores, spec)
+    common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
     for index, tensor in enumerate(scores.tensors):
         if not holds(tensor, spec.components):
             continue
@@ -146,7 +147,7 @@ def score_stats(scores: Scores, spec: ScoreSpec, *, seed: int, model: str = "") 
             histogram = Histogram()
             histogram.add(_of_piece(tensor, values, mask))
             error = None if errors is None else _of_piece(tensor, errors, mask)
-            rows.append(common | where | describe(histogram) | _effort(scores, histogram, error))
+            rows.append(common | where | describe(histogram) | _effort(scores, spec, histogram, error))
     return pa.Table.from_pylist(rows, schema=SCORE_STATS)
 
 
@@ -174,10 +175,13 @@ def _of_piece(tensor: WeightTensor, values: Tensor, piece: tuple[int | None, np.
     return matrix[:, mask] if tensor.transposed else matrix[mask]
 
 
-def _effort(scores: Scores, histogram: Histogram, errors: Tensor | None) -> dict[str, Any]:
-    """What an estimate took, and ‖standard error‖ / ‖score‖ over a piece."""
-    if errors is None or scores.effort is None:
+def _effort(scores: Scores, spec: ScoreSpec, histogram: Histogram, errors: Tensor | None) -> dict[str, Any]:
+    """What an estimate took, and how much of a piece's scores is noise."""
+    if not spec.estimated or scores.effort is None:
         return {}
-    noise = float(errors.double().square().sum()) ** 0.5
-    norm = histogram.squares**0.5
-    return {"probes": scores.effort.probes, "relative_error": noise / norm if norm > 0 else None}
+    found: dict[str, Any] = {"probes": scores.effort.probes, "probe_error": scores.effort.relative_error}
+    if errors is not None:
+        noise = float(errors.double().square().sum())
+        signal = histogram.squares - noise
+        found["relative_error"] = (noise / signal) ** 0.5 if signal > 0 else None
+    return found

@@ -14,6 +14,7 @@ from esa_ray.scoring.selection import Selector
 from esa_ray.spec import DATA_FREE, ScoreSpec, members
 
 if TYPE_CHECKING:
+    from esa_ray.models.addressing import WeightTensor
     from esa_ray.scoring.scores import Scores
 
 
@@ -41,11 +42,11 @@ class SampleSizes:
         self.specs, self._k = [s for s in specs if growing(s)], k
         self.at = sizes(windows) if self.specs else ()
         self._best = {(spec, n): Selector(k) for spec in self.specs for n in self.at}
-        self._scores: Scores | None = None
+        self._tensors: tuple[WeightTensor, ...] = ()
 
     def __call__(self, windows: int, scores: Scores, tensors: Sequence[int]) -> None:
         """Let some tensors' scores after so many windows compete."""
-        self._scores = scores
+        self._tensors = scores.tensors  # and not the scores: they hold a whole range's accumulators
         for spec in (s for s in self.specs if s.metric in scores.metrics):
             for index in tensors:
                 if holds(tensor := scores.tensors[index], spec.components):
@@ -58,9 +59,8 @@ class SampleSizes:
         rows = []
         for windows in self.at if growing(spec) else ():
             selector = self._best[spec, windows]
-            assert self._scores
             for index, ranks, flat, values in by_tensor(selector):
-                tensor = self._scores.tensors[index]
+                tensor = self._tensors[index]
                 where = tensor.locate(flat)
                 rows.append(
                     pa.table(

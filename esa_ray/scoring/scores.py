@@ -101,7 +101,7 @@ class Scores:
 
     def signed(self, what: str, index: int, flat: Tensor | slice) -> Tensor | None:
         """First ("gradient") or second ("curvature") derivative of the NLL, nats per token; None if not gathered."""
-        if what not in self._statistics:
+        if index not in self._statistics.get(what, {}):
             return None
         values = self.statistic(what, index, flat)
         return values / self.tokens if what == "gradient" else values
@@ -112,12 +112,12 @@ class Scores:
         Raises
         ------
         EsaError
-            If it is one of activations and the tensor was never seen to multiply any.
+            If the tensor was never seen to multiply any inputs, or wasn't probed.
         """
         if index not in self._statistics[name]:
+            why = "not among what was probed" if "curvature" in name else "never seen to multiply its inputs"
             raise EsaError(
-                f"{self.tensors[index].name} was never seen to multiply its inputs, so its activations are unknown; "
-                "choose a score without them, or leave its component out"
+                f"{self.tensors[index].name} was {why}; choose a score that doesn't need it, or leave its component out"
             )
         values, shape = self._statistics[name][index], self.tensors[index].shape
         if values.shape == shape:

@@ -1,5 +1,6 @@
 """Effects, comparisons and agreement against numbers known beforehand."""
 
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 import analysis
 from analysis.distribution import gaussian_product_tail
 from analysis.stability import chance_jaccard
-from tests.analysis.conftest import TOKENS, write_study
+from tests.analysis.conftest import TOKENS, stored_spec, write_study
 
 
 def test_effects_are_the_planted_ones(tmp_path):
@@ -82,6 +83,23 @@ def test_consensus_ranks_by_seeds_then_score(made):
 
 def test_progress_counts_from_the_store_alone(made):
     counts = analysis.progress(analysis.load(made))
-    assert counts == {"cells": 9, "ok": 9, "diverged": 0, "error": 0, "missing": 0, "rankings": 3, "unranked": 0}
+    assert counts == {
+        "cells": 9,
+        "ok": 9,
+        "diverged": 0,
+        "error": 0,
+        "missing": 0,
+        "rankings": 3,
+        "unranked": 0,
+        "unmeasured": 0,
+    }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1
+
+
+def test_a_census_that_is_not_measured_is_not_done(tmp_path):
+    study = write_study(tmp_path, shift={"super": 1.0})
+    record = stored_spec(study)
+    record["spec"]["fidelity"] = 40
+    (study / "study.json").write_text(json.dumps(record))
+    assert analysis.progress(analysis.load(study))["unmeasured"] == 40

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -261,3 +262,38 @@ def test_a_norms_weights_are_rows_of_their_own():
     norm = catalogue(tiny("llama"))["model.norm.weight"]
     assert norm.weights_of(0).tolist() == list(range(16))
     assert norm.spread(np.arange(16)).tolist() == list(range(16))
+
+
+class OneWay(nn.Module):
+    """A model of one block that is told by the names and sizes of its matrices alone."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.config = LlamaConfig(num_hidden_layers=1, hidden_size=16, vocab_size=8)
+        self.layers = nn.ModuleList([nn.ModuleDict({n: nn.Linear(i, o, bias=False) for n, (i, o) in sizes.items()})])
+
+    def get_output_embeddings(self):
+        return None
+
+    get_input_embeddings = get_output_embeddings
+
+
+def test_a_matrix_with_another_one_fused_in_is_not_taken_for_one():
+    whole = {"q_proj": (16, 16), "o_proj": (16, 16), "up_proj": (16, 24), "down_proj": (24, 16)}
+    found = catalogue(OneWay(**whole)).tensors
+    assert [t.parts[0].component for t in found] == ["q", "o", "up", "down"]
+    for name in ("q_proj", "up_proj"):
+        rows = 2 * whole[name][1]
+        with pytest.raises(EsaError, match=f"layers.0.{name}"):
+            catalogue(OneWay(**whole | {name: (16, rows)}))
+
+
+def test_experts_stored_by_input_say_so():
+    model = tiny("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.experts.is_transposed = True
+    tensor = catalogue(model)["model.layers.0.mlp.experts.down_proj"]
+    assert tensor.transposed
+    found = tensor.locate([5])
+    assert (found["expert"], found["row"].tolist(), found["col"].tolist()) == ([0], [5], [0])
+    assert tensor.index(5, 0, expert=0) == 5

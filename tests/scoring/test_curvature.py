@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
-from esa_ray.randomness import rademacher, stream_key
-from esa_ray.scoring.curvature import HessianDiagonal
+from esa_ray.randomness import rademacher
+from esa_ray.scoring.curvature import HessianDiagonal, _signs, probe_bytes
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.memory import activation_bytes
 from tests.tiny import random_windows, state_bits, summed_nll, tiny
 
 DOWN = {
@@ -46,7 +48,7 @@ def test_a_probe_is_z_times_the_dense_hessians_product_with_z(family):
     hessian = dense_hessian(model, tensor.name, windows) / 6
     probes = []
     for probe in range(2):
-        z = rademacher(stream_key(5, "hutchinson", probe, 0, tensor.name), tensor.size).astype(float)
+        (z,) = (z.flatten().double().numpy() for z in _signs([tensor], 5, probe, torch.as_tensor(windows[0])))
         probes.append(z * (hessian @ z))
     scale = np.abs(probes).max()
     np.testing.assert_allclose(found.mean[0].flatten(), np.mean(probes, axis=0), rtol=1e-3, atol=3e-5 * scale)
@@ -98,10 +100,7 @@ def test_one_probe_spans_all_tensors_and_ranges_split_only_the_bookkeeping():
     tensors = catalogue(model).select(("q", "down"))
     metrics = ["hutchinson_diag", "hutchinson_abs"]
     whole = score_tensors(model, tensors, windows, metrics, probes=3, relative_error=1e-9)
-    from esa_ray.scoring.memory import activation_bytes, peak_bytes
-
-    activations = activation_bytes(model, torch.as_tensor(windows[0]))
-    budget = peak_bytes(tensors, 3, activations) - 1
+    budget = probe_bytes(tensors, tensors, activation_bytes(model, torch.as_tensor(windows[0]))) - 1
     apart = score_tensors(model, tensors, windows, metrics, probes=3, relative_error=1e-9, budget=budget)
     assert whole.effort == apart.effort
     for metric in metrics:
@@ -146,3 +145,26 @@ def test_the_signs_are_fair_independent_and_named_by_their_stream():
     for series in (a, b, a * b, a[:-1] * a[1:]):
         assert abs(series.mean()) < 4 / np.sqrt(len(series))
     assert np.array_equal(rademacher(1, 77), a[:77])
+
+
+def test_the_order_of_windows_changes_nothing_but_rounding():
+    model, windows = tiny("llama"), random_windows(3)
+    tensors = catalogue(model).select(("down",))
+    one, other = (
+        score_tensors(model, tensors, w, ["hutchinson_abs"], probes=2).of("hutchinson_abs", 0)
+        for w in (windows, windows[::-1].copy())
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.max()))
+
+
+def test_a_probe_spans_what_it_is_told_to_whatever_else_is_scored():
+    model, windows = tiny("llama"), random_windows(2)
+    down, every = (catalogue(model).select(c) for c in (("down",), ("q", "down", "embed")))
+    mine = [i for i, t in enumerate(every) if t in down or "down" in t.name]
+    alone = score_tensors(model, down, windows, ["hutchinson_diag"], probes=2)
+    beside = score_tensors(model, every, windows, ["hutchinson_diag", "magnitude"], probes=2, probed=mine)
+    assert alone.effort == beside.effort
+    for at, index in enumerate(mine):
+        assert torch.equal(alone.of("hutchinson_diag", at), beside.of("hutchinson_diag", index))
+    with pytest.raises(EsaError, match="not among what was probed"):
+        beside.of("hutchinson_diag", next(i for i in range(len(every)) if i not in mine))

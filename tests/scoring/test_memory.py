@@ -1,12 +1,22 @@
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
+from esa_ray.scoring import memory
+from esa_ray.scoring.curvature import probe_bytes
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.memory import Layout, activation_bytes, peak_bytes, plan
 from tests.tiny import FAMILIES, random_windows, tiny
+
+
+def need(statistics: int, activations: int = 0):
+    return partial(peak_bytes, statistics=statistics, activations=activations)
+
 
 BACKWARD = ("grad_x_weight", "grad_x_weight_abs", "grad_squared")
 
@@ -34,9 +44,8 @@ def test_scores_are_the_same_bits_for_a_block_at_a_time(family):
 def test_ranges_hold_whole_blocks_in_order_and_every_tensor_once():
     model, windows = tiny("llama"), random_windows(1)
     tensors = catalogue(model).tensors
-    layout = plan(
-        tensors, 2, small_budget(model, tensors, windows, 2), activation_bytes(model, torch.as_tensor(windows[0]))
-    )
+    activations = activation_bytes(model, torch.as_tensor(windows[0]))
+    layout = plan(tensors, need(2, activations), small_budget(model, tensors, windows, 2))
     assert len(layout.ranges) > 1
     assert [i for part in layout.ranges for i in part] == list(range(len(tensors)))
     for layer in (0, 1):
@@ -47,17 +56,34 @@ def test_ranges_hold_whole_blocks_in_order_and_every_tensor_once():
 
 def test_a_generous_budget_is_one_pass_and_a_hopeless_one_is_refused():
     tensors = catalogue(tiny("llama")).tensors
-    assert plan(tensors, 1, None, 0).ranges == plan(tensors, 1, 10**9, 0).ranges == Layout.whole(len(tensors)).ranges
+    free, roomy = (plan(tensors, need(1), budget) for budget in (None, 10**9))
+    assert free.ranges == roomy.ranges == Layout.whole(len(tensors)).ranges
     with pytest.raises(EsaError, match="--memory-budget"):
-        plan(tensors, 1, 1000, 0)
+        plan(tensors, need(1), 1000)
 
 
-def test_on_a_gpu_accumulators_move_to_main_memory_before_anything_is_passed_twice():
+def test_on_a_gpu_accumulators_move_to_main_memory_before_anything_is_passed_twice(monkeypatch):
     tensors = catalogue(tiny("llama")).tensors
-    tight = peak_bytes(tensors, 1, 0) - 1
-    layout = plan(tensors, 1, tight, 0, on_device=True)
-    assert (layout.device, len(layout.ranges)) == ("cpu", 1)
-    assert layout.peak < tight
+    tight, bare = need(1)(tensors) - 1, need(0)(tensors)
+    layout = plan(tensors, need(1), tight, offload=bare)
+    assert (layout.device, len(layout.ranges), layout.peak) == ("cpu", 1, bare)
+    # Main memory is full, too: then it is ranges after all.
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    layout = plan(tensors, need(1), tight, offload=bare)
+    assert layout.device is None
+    assert len(layout.ranges) > 1
+
+
+def test_what_fits_no_gpu_even_without_accumulators_is_refused():
+    tensors = catalogue(tiny("llama")).tensors
+    with pytest.raises(EsaError, match="memory budget"):
+        plan(tensors, need(2, 10**9), 1, offload=need(0, 10**9)(tensors))
+
+
+def test_probing_is_planned_with_what_it_needs_beside_its_accumulators():
+    tensors = catalogue(tiny("llama", dtype=torch.bfloat16)).select(("q", "down"))
+    weights, part = sum(t.size for t in tensors), tensors[:2]
+    assert probe_bytes(tensors, part, 100) == 3 * weights + 16 * sum(t.size for t in part) + 300
 
 
 def test_the_formula_adds_accumulators_one_gradient_and_activations():
