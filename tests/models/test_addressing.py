@@ -269,7 +269,7 @@ class OneWay(nn.Module):
 
     def __init__(self, **sizes):
         super().__init__()
-        self.config = LlamaConfig(num_hidden_layers=1, hidden_size=16, vocab_size=8)
+        self.config = LlamaConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=4, vocab_size=8)
         self.layers = nn.ModuleList([nn.ModuleDict({n: nn.Linear(i, o, bias=False) for n, (i, o) in sizes.items()})])
 
     def get_output_embeddings(self):
