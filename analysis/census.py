@@ -109,7 +109,7 @@ def censuses(study: Study) -> Iterator[Census]:
 def noise_floor_of(study: Study, census: Census) -> tuple[float | None, int]:
     """(95% quantile of |ΔNLL| per token of the null edits of the same seed, how many there are).
 
-    A null edit moves a weight by one unit in the last place: what it measures is arithmetic, not the weight.
+    A null edit changes no weight and draws roundings anew: what it measures is arithmetic.
     """
     null = [c for c in _all(study) if c.edit == NULL_EDIT and c.seed == census.seed]
     values = np.concatenate([np.abs(c.measured()) for c in null]) if null else np.array([])

@@ -269,8 +269,9 @@ def measure(
 ) -> pa.Table:
     """Damage every sampled weight alone, and measure the change of each window's loss (``schema.FIDELITY``).
 
-    Per weight a row for each edit, and for every ``null_every``-th weight (0: none) one more, ``null_edit``: see
-    :func:`nudged`. Beside the change stands what the calibration windows foresee for the realised step δ (−w for
+    Per weight a row for each edit, and for every ``null_every``-th weight (0: none) one more, ``null_edit``, which
+    measures rounding alone: :meth:`Resumable.jittered` at the weight's block (for embeddings, which have none
+    before them, :func:`nudged`). Beside the change stands what the calibration windows foresee for the realised step δ (−w for
     zero, −2w for a sign flip), in nats per token:
 
         first_order = g·δ,    second_order = g·δ + h·δ²/2.
@@ -294,15 +295,17 @@ def measure(
 
 def _measured(catalogue: Catalogue, resumable: Resumable, row: dict[str, Any], edit: str) -> dict[str, Any]:
     tensor, flat = catalogue[row["tensor"]], row["flat"]
+    start = resumable.starts_at(tensor)
     if edit == "null_edit":
-        damaged: Any = nudged(tensor, flat)
+        again = () if start is None else (start, row["seed"], tensor.name, flat)
+        damaged: Any = resumable.jittered(*again) if again else nudged(tensor, flat)
     else:
         spec = PerturbSpec(kind=edit)  # type: ignore[arg-type]
         damaged = perturbed(catalogue, {tensor.name: np.array([flat])}, spec, row["seed"])
     old = float(tensor.flat_weights()[flat])
     with damaged:
         step = float(tensor.flat_weights()[flat]) - old
-        delta = resumable.delta_nll(resumable.starts_at(tensor))
+        delta = resumable.delta_nll(start)
     g, h = row["gradient"], row["curvature"]
     return row | {
         "edit": edit,

@@ -9,7 +9,7 @@ from typing import Any
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import DATA_FREE, DRAWN_CONTROLS, PROBED, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec, members
 
-#: What the census does to each weight: zero it, flip it, and move every fourth by one ulp for the noise.
+#: What the census does to each weight: zero it, flip it, and for every fourth measure the noise.
 EDITS_PER_WEIGHT = 2.25
 
 

@@ -143,7 +143,10 @@ SAMPLES = _schema(**_SAMPLE)
 
 FIDELITY = _schema(
     **_SAMPLE,
-    edit=(_TEXT, "what was done to this one weight: zero, sign_flip, or null_edit (moved by one ulp: the noise)"),
+    edit=(
+        _TEXT,
+        "what was done to this one weight: zero, sign_flip, or null_edit (nothing but its rounding: the noise)",
+    ),
     delta_nll=(pa.list_(_FLOAT), "change of the summed NLL of each evaluation window, nats"),
     tokens=(pa.list_(_INT), "scored tokens of each evaluation window"),
     first_order=(_FLOAT, "predicted change g·δ, nats per token; null if unknown"),

@@ -2,7 +2,8 @@
 
 Yu et al. 2024 (arXiv:2411.07191) find them where the input and the output of a down-projection spike together. If
 that holds, the first weight of super_activation is the one that gradients put first too, and damage to it alone
-costs more than damage to a thousand random ones.
+costs more than damage to a thousand random ones. That seeds agree on it proves little: the spikes stand at BOS,
+where a causal model computes the same whatever the text.
 """
 
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec

@@ -357,3 +357,37 @@ def test_a_token_that_is_not_finite_passes_through_the_head_alone(poison):
     found, exact = mine.delta(damaged)
     assert exact == 1
     assert torch.isfinite(found).tolist() == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jitter_moves_every_number_of_a_state_by_one_unit_and_takes_it_back(dtype):
+    model = tiny("llama", dtype=dtype)
+    resumable = Resumable(model, random_windows(3))
+    before = [state.clone() for states in resumable._states for state in states]
+    seen = []
+    for stream in ("a", "a", "b"):
+        with resumable.jittered(1, stream):
+            moved = resumable._states[0][1]
+            seen.append(resumable.delta_nll(1))
+            infinity = torch.full_like(moved, torch.inf)
+            up, down = (torch.nextafter(before[1], s * infinity) for s in (1, -1))
+            assert ((moved == up) | (moved == down) | (before[1] == 0)).all()
+            assert 0.4 < float((moved == up).float().mean()) < 0.6
+    after = [state for states in resumable._states for state in states]
+    assert all(map(torch.equal, before, after))
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] != seen[2]).any()
+    assert (resumable.delta_nll(1) == 0).all()
+
+
+def test_jitter_is_as_large_as_the_rounding_that_float64_shows():
+    model, windows = tiny("llama"), random_windows(40, 12)
+    resumable = Resumable(model, windows)
+    noise = []
+    for stream in range(30):
+        with resumable.jittered(0, stream):
+            noise.append(resumable.delta_nll(0))
+    twin = tiny("llama").double()
+    with torch.no_grad():
+        rounding = resumable.intact - np.array([float(summed_nll(twin, window)) for window in windows])
+    assert 1 / 4 < np.std(noise) / np.std(rounding) < 4

@@ -42,7 +42,7 @@ def stability(study: Study) -> Section | None:
          f"{r['largest']:,}", f"{r['jaccard']:.2f}", _size(r["criterion"]), _size(r["settled"]), r["why_not"] or ""]
         for r in rows
     ]  # fmt: skip
-    note = f"Settled: from there on within {TOLERANCE} of the value at the largest size."
+    note = f"Settled: from there on within {TOLERANCE} of the value at the largest size. Sizes are those in the figure."
     return Section(
         "stable", "How large a set, and how much text, until seeds agree?", answer,
         "Judged by the mean over pairs of seeds; the intervals leave out one seed at a time, so they speak of further "

@@ -31,7 +31,7 @@ def fidelity(study: Study) -> Section | None:
         "tenths speak of the sample. It is one model and one seed's scores.",
         [Figure("fidelity", "Measured against predicted change of NLL of single weights",
                 f"Each point is one weight ({first.edit}): measured |ΔNLL| against |g·δ|. Dotted: equality; dashed: "
-                "the 95% quantile of edits by one unit in the last place."),
+                "the 95% quantile of rounding alone."),
          Figure("calibration", "Measured over predicted change by size of the prediction",
                 "Median of measured ÷ predicted in each tenth of the sample by |prediction|, with 95% bootstrap "
                 "intervals, where the prediction is above the noise.")],
@@ -134,4 +134,4 @@ def _noise_table(study: Study) -> Table:
         for r in above_noise(study).drop_nulls("floor").iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<edit", "noise", "null edits", "<of all weights above it", "of the sample"]
-    return Table(columns, rows, "Numerical noise: the 95% quantile of |ΔNLL| of edits by one unit in the last place")
+    return Table(columns, rows, "Numerical noise: the 95% quantile of |ΔNLL| when nothing but rounding is drawn anew")

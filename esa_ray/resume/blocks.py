@@ -16,6 +16,8 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.evaluation import eval_mode
 from esa_ray.models.addressing import _blocks
 from esa_ray.models.places import input_device
+from esa_ray.perturb.bits import LAYOUT
+from esa_ray.randomness import rademacher, stream_key
 from esa_ray.resume.head import LinearHead, token_nll
 
 if TYPE_CHECKING:
@@ -42,6 +44,13 @@ def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
             vars(module).pop("forward", None)
             if forward_before is not None:
                 vars(module)["forward"] = forward_before
+
+
+@torch.inference_mode()
+def _jitter(state: Tensor, key: int) -> Tensor:
+    bits = LAYOUT[state.dtype][0]
+    signs = torch.from_numpy(rademacher(key, state.numel())).view(state.shape).to(state.device, bits)
+    return torch.where(state == 0, state, (state.contiguous().view(bits) + signs).view(state.dtype))
 
 
 def _hidden(args: tuple, kwargs: dict) -> Tensor:
@@ -225,6 +234,25 @@ class Resumable:
         if layer is not None and not 0 <= layer <= self.depth:
             raise ValueError(f"layer must be from 0 to {self.depth}, or None; not {layer}")
         return self._run(layer, whole_head=layer in (None, self.depth) or not self._heads)
+
+    @contextmanager
+    def jittered(self, layer: int, *stream: object) -> Iterator[None]:
+        """The state that enters a block, every number of it one unit in the last place up or down at random.
+
+        :meth:`delta_nll` of that layer then measures nothing but rounding: all roundings from there on are drawn
+        anew, as a real edit of the block draws them anew (Monte Carlo arithmetic: Parker 1997, UCLA CSD-970002).
+        A single weight moved by one unit would change few of them, and so show too little noise.
+
+        ``stream`` names the random signs.
+        """
+        before = [states[layer] for states in self._states]
+        try:
+            for number, states in enumerate(self._states):
+                states[layer] = _jitter(states[layer], stream_key("jitter", *stream, number))
+            yield
+        finally:
+            for states, state in zip(self._states, before, strict=True):
+                states[layer] = state
 
     @property
     def head_share(self) -> float:
