@@ -40,7 +40,7 @@ def _environment() -> Environment:
         "percent": wording.percent,
     }
     environment.globals["interval"] = wording.interval
-    environment.tests["search_activation"] = lambda metric: "activation" in metric or "act_mag" in metric
+    environment.tests["of_activations"] = lambda metric: "activation" in metric or "act_mag" in metric
     return environment
 
 

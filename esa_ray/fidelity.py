@@ -270,9 +270,9 @@ def measure(
     """Damage every sampled weight alone, and measure the change of each window's loss (``schema.FIDELITY``).
 
     Per weight a row for each edit, and for every ``null_every``-th weight (0: none) one more, ``null_edit``, which
-    measures rounding alone: :meth:`Resumable.jittered` at the weight's block (for embeddings, which have none
-    before them, :func:`nudged`). Beside the change stands what the calibration windows foresee for the realised step δ (−w for
-    zero, −2w for a sign flip), in nats per token:
+    measures rounding alone: :meth:`Resumable.jittered` at the weight's block (for embeddings, which nothing stands
+    before, :func:`nudged`). Beside the change stands what the calibration windows foresee for the realised step δ
+    (−w for zero, −2w for a sign flip), in nats per token:
 
         first_order = g·δ,    second_order = g·δ + h·δ²/2.
 

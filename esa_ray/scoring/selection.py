@@ -1,7 +1,8 @@
 """Exact selection of extreme weights from scores that come one tensor at a time.
 
-Order is total: by score, then tensor (in the model's own order), then flat index. So a ranking is the same on every machine, and
-the ranking for a smaller k is a prefix of the one for a larger k. Memory is O(pools × k + largest tensor).
+Order is total: by score, then tensor (in the model's own order), then flat index. So a ranking is the same on
+every machine, and the ranking for a smaller k is a prefix of the one for a larger k. Memory is O(pools × k +
+largest tensor).
 """
 
 from __future__ import annotations
