@@ -1,13 +1,14 @@
-"""``python -m benchmarks [study] [orchestration] [selection] [fidelity] [--quick]``: all of them by default."""
+"""``python -m benchmarks [study] [orchestration] [selection] [fidelity] [memory] [--quick]``: all of them by default."""
 
 import argparse
 
-from benchmarks import fidelity, orchestration, selection, study
+from benchmarks import fidelity, memory, orchestration, selection, study
 
 BENCHMARKS = {
     "selection": selection.main,
     "fidelity": fidelity.main,
     "orchestration": orchestration.main,
+    "memory": memory.main,
     "study": study.main,
 }
 
