@@ -1,4 +1,4 @@
-"""``python -m benchmarks [study] [orchestration] [selection] [fidelity] [memory] [--quick]``: all of them by default."""
+"""``python -m benchmarks [selection] [fidelity] [memory] [orchestration] [study] [--quick]``: all by default."""
 
 import argparse
 
