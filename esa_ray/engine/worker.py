@@ -30,7 +30,7 @@ from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.resume import Resumable
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import chosen, rank, score_stats
+from esa_ray.scoring.ranking import chosen, combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import ScoreSpec, StudySpec, members
@@ -175,16 +175,16 @@ class Worker:
         if self.spec.fidelity and seed == self.spec.seeds[0] and samples_name(seed) not in self.store.names("samples"):
             self._sample(scores, seed)
         for spec in specs:
-            name = ranking_name(spec, seed)
+            name, scored = ranking_name(spec, seed), combined(scores, spec)
             # What is stored stays: cells and census may have been measured by it.
             if name not in self.store.names("score_stats"):
-                self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+                self.store.write("score_stats", name, score_stats(scored, spec, seed=seed, model=model))
             if "weights" in self.spec.analyses and name not in self.store.names("sample_sizes"):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
             if name not in self.store.names("rankings"):
-                ranking = rank(scores, spec, depth, self.spec.groups, seed=seed, model=model)
+                ranking = rank(scored, spec, depth, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, ranking)
-        del scores, growth
+        del scores, scored, growth
         _give_back_memory()
         return {"seed": seed, "seconds": time.perf_counter() - started}
 

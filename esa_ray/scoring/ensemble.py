@@ -52,11 +52,12 @@ class RankEnsemble:
     (:meth:`Histogram.ranks`), equal to within the weights that share a bin of relative width 2⁻⁸. One more pass
     over the scores and about 1 MB a pool and member, whatever its size.
 
-    Has the :meth:`at`, :meth:`of` and :meth:`error` of :class:`Scores`, for this one metric and mode.
+    Has what a ranking needs of :class:`Scores` (:meth:`at`, :meth:`of`, :meth:`error`, ``tensors``, ``effort``),
+    for this one metric and mode.
     """
 
     def __init__(self, scores: Scores, spec: ScoreSpec):
-        self.tensors, self._scores, self._mode = scores.tensors, scores, spec.mode
+        self.tensors, self.effort, self._scores, self._mode = scores.tensors, scores.effort, scores, spec.mode
         self._ranks = {metric: self._count(metric, spec) for metric in members(spec.metric)}
 
     def _count(self, metric: str, spec: ScoreSpec) -> dict[str, _Ranks]:

@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 CONTROLS = {"random_k": random_k, "matched_k": matched_k}
 
 
-def combined(scores: Scores, spec: ScoreSpec) -> Scores | RankEnsemble:
-    """The scores themselves, or the rank ensemble that the spec asks for."""
-    return scores if len(members(spec.metric)) == 1 else RankEnsemble(scores, spec)
+def combined(scores: Scores | RankEnsemble, spec: ScoreSpec) -> Scores | RankEnsemble:
+    """The scores themselves, or the rank ensemble that the spec asks for: one more pass over them, made once."""
+    if isinstance(scores, RankEnsemble) or len(members(spec.metric)) == 1:
+        return scores
+    return RankEnsemble(scores, spec)
 
 
-def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = "") -> pa.Table:
+def rank(
+    scores: Scores | RankEnsemble, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = ""
+) -> pa.Table:
     """The k extreme weights of every pool and a control for each, as a table (``schema.RANKINGS``).
 
     ``super`` holds the k largest scores, ``bottom_k`` the k smallest among non-zero weights (a weight of
@@ -73,7 +77,7 @@ def rank(scores: Scores, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed
     picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(bottom)]
     tables = [_rows(scored, spec, group, i, r, f) for group, i, r, f in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
-    return _table(tables, common, RANKINGS).sort_by(
+    return joined(tables, common, RANKINGS).sort_by(
         [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
     )
 
@@ -117,23 +121,27 @@ def _rows(
     return {
         "group": [group] * len(flat),
         "rank": ranks,
-        "tensor": [tensor.name] * len(flat),
-        "layer": [tensor.layer] * len(flat),
-        **tensor.locate(flat),
-        "flat": flat,
+        **placed(tensor, flat),
         "score": scores.at(spec.metric, index, at).double().cpu().numpy(),
         "std_error": [None] * len(flat) if errors is None else errors.double().cpu().numpy(),
         "weight": tensor.flat_weights()[at].double().cpu().numpy(),
     }
 
 
-def _table(columns: list[dict[str, Any]], common: dict[str, Any], schema: pa.Schema) -> pa.Table:
+def placed(tensor: WeightTensor, flat: np.ndarray) -> dict[str, Any]:
+    """Columns that say where some weights of a tensor are."""
+    n = len(flat)
+    return {"tensor": [tensor.name] * n, "layer": [tensor.layer] * n, **tensor.locate(flat), "flat": flat}
+
+
+def joined(columns: list[dict[str, Any]], common: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Columns tensor by tensor, and values that all rows share, as one table."""
     merged = {name: [v for c in columns for v in c[name]] for name in columns[0]}
     n = len(next(iter(merged.values())))
     return pa.table({f.name: merged.get(f.name, [common.get(f.name)] * n) for f in schema}, schema=schema)
 
 
-def score_stats(scores: Scores, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
+def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
     """One row per tensor, component and expert on how its scores are distributed (``schema.SCORE_STATS``)."""
     rows: list[dict[str, Any]] = []
     scored = combined(scores, spec)
@@ -175,7 +183,9 @@ def _of_piece(tensor: WeightTensor, values: Tensor, piece: tuple[int | None, np.
     return matrix[:, mask] if tensor.transposed else matrix[mask]
 
 
-def _effort(scores: Scores, spec: ScoreSpec, histogram: Histogram, errors: Tensor | None) -> dict[str, Any]:
+def _effort(
+    scores: Scores | RankEnsemble, spec: ScoreSpec, histogram: Histogram, errors: Tensor | None
+) -> dict[str, Any]:
     """What an estimate took, and how much of a piece's scores is noise."""
     if not spec.estimated or scores.effort is None:
         return {}

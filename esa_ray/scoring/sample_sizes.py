@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from esa_ray.schema import SAMPLE_SIZES
 from esa_ray.scoring.pools import eligible, holds, pool_of
-from esa_ray.scoring.ranking import by_tensor
+from esa_ray.scoring.ranking import by_tensor, joined, placed
 from esa_ray.scoring.selection import Selector
 from esa_ray.spec import DATA_FREE, ScoreSpec, members
 
@@ -56,29 +56,10 @@ class SampleSizes:
 
     def table(self, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
         """The super sets by number of windows (``schema.SAMPLE_SIZES``); empty for a score that can't be watched."""
-        rows = []
-        for windows in self.at if growing(spec) else ():
-            selector = self._best[spec, windows]
-            for index, ranks, flat, values in by_tensor(selector):
-                tensor = self._tensors[index]
-                where = tensor.locate(flat)
-                rows.append(
-                    pa.table(
-                        {
-                            "model": [model] * len(flat),
-                            "metric": [spec.metric] * len(flat),
-                            "mode": [spec.mode] * len(flat),
-                            "seed": [seed] * len(flat),
-                            "windows": [windows] * len(flat),
-                            "rank": ranks,
-                            "tensor": [tensor.name] * len(flat),
-                            "layer": pa.array([tensor.layer] * len(flat), pa.int64()),
-                            "component": where["component"],
-                            "expert": pa.array(where["expert"], pa.int64()),
-                            "flat": flat,
-                            "score": values.astype("float64"),
-                        },
-                        schema=SAMPLE_SIZES,
-                    )
-                )
-        return pa.concat_tables(rows) if rows else SAMPLE_SIZES.empty_table()
+        common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
+        rows = [
+            {"windows": [windows] * len(flat), "rank": ranks, "score": values, **placed(self._tensors[index], flat)}
+            for windows in (self.at if growing(spec) else ())
+            for index, ranks, flat, values in by_tensor(self._best[spec, windows])
+        ]
+        return joined(rows, common, SAMPLE_SIZES) if rows else SAMPLE_SIZES.empty_table()

@@ -65,6 +65,8 @@ def test_below_the_exact_top_ranks_come_from_bins(monkeypatch):
 
 def test_what_all_members_put_high_comes_first_and_one_members_favourite_does_not():
     class Fixed:
+        effort = None
+
         def __init__(self, tensors, values):
             self.tensors, self._values = tensors, values
 
