@@ -7,7 +7,7 @@ between them stand the score's own error and that of another text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -80,9 +80,9 @@ def _population(scores: Scores, metric: str, component: str) -> Iterator[tuple[i
     """(tensor, its scores, mask of the weights of a component that can be damaged), a tensor at a time."""
     for index, tensor in enumerate(scores.tensors):
         if holds(tensor, (component,)):
-            mine = (tensor.flat_weights() != 0).cpu()
-            mask = eligible(tensor, (component,))
-            yield index, scores.of(metric, index).cpu(), mine if mask is None else mine & mask.cpu()
+            mine, values = (tensor.flat_weights() != 0).cpu(), scores.of(metric, index).cpu()
+            mask = eligible(tensor, (component,), values)
+            yield index, values, mine if mask is None else mine & mask
 
 
 def _quotas(n: int) -> list[int]:
@@ -91,22 +91,19 @@ def _quotas(n: int) -> list[int]:
     return [each + (number >= len(STRATA) - rest) for number in range(len(STRATA))]
 
 
-def _prepare(scores: Scores, metric: str, component: str, n: int, supers: Mapping[str, np.ndarray]) -> _Part | None:
+def _prepare(scores: Scores, metric: str, component: str, n: int) -> _Part | None:
     *lower, highest = _quotas(n)
     first = highest // 2  # of the highest stratum, the other half is drawn
     histogram, top = Histogram(), Selector(max(1, first))
-    certain: dict[int, np.ndarray] = {}
+    held: list[int] = []
     for index, values, mask in _population(scores, metric, component):
         histogram.add(values[mask])
         top.add(component, index, values, mask)
-        wanted = np.asarray(supers.get(scores.tensors[index].name, ()), dtype=np.int64)
-        certain[index] = wanted[mask.numpy()[wanted]]
+        held.append(index)
     if not histogram.n:
         return None
     best = top.pools[component]
-    for index in certain:
-        mine = best.flat[:first][best.tensors[:first] == index]
-        certain[index] = np.union1d(certain[index], mine).astype(np.int64)
+    certain = {index: np.sort(best.flat[:first][best.tensors[:first] == index]) for index in held}
     borders = np.array([histogram.quantile(p) for p in BORDERS])
     return _Part(borders, certain, [_Stratum(q) for q in (*lower, highest - first)])
 
@@ -137,7 +134,6 @@ def sample(
     *,
     seed: int,
     components: Sequence[str],
-    supers: Mapping[str, np.ndarray] | None = None,
     model: str = "",
 ) -> pa.Table:
     """n weights for the census, stratified by score within each component (``schema.SAMPLES``).
@@ -161,8 +157,6 @@ def sample(
         Score to stratify by.
     components
         Components to sample, e.g. ``("q", "down")``; those that the scores don't hold are left out.
-    supers
-        Flat indices by tensor (:func:`esa_ray.scoring.ranking.chosen`) that are in with probability 1.
 
     Raises
     ------
@@ -184,7 +178,7 @@ def sample(
     each, rest = divmod(n, max(1, len(held)))
     columns: list[dict[str, Any]] = []
     for number, component in enumerate(held):
-        part = _prepare(scores, metric, component, each + (number < rest), supers or {})
+        part = _prepare(scores, metric, component, each + (number < rest))
         if part is not None:
             _draw(part, scores, metric, component, seed)
             columns += _drawn(part, scores, metric)

@@ -66,8 +66,8 @@ class RankEnsemble:
         for index, tensor in enumerate(self.tensors):
             if not holds(tensor, spec.components):
                 continue
-            values, mask = self._scores.of(metric, index), eligible(tensor, spec.components)
-            mask = None if mask is None else mask.to(values.device)
+            values = self._scores.of(metric, index)
+            mask = eligible(tensor, spec.components, values)
             pool = pool_of(tensor, spec.mode)
             top.add(pool, index, values, mask)
             histograms[pool].add(values if mask is None else values[mask])

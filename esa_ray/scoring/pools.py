@@ -28,7 +28,7 @@ def holds(tensor: WeightTensor, components: Sequence[str]) -> bool:
     return any(part.component in components for part in tensor.parts)
 
 
-def eligible(tensor: WeightTensor, components: Sequence[str]) -> Tensor | None:
-    """Flat mask of the weights whose component is asked for; None if all are."""
+def eligible(tensor: WeightTensor, components: Sequence[str], values: Tensor) -> Tensor | None:
+    """Flat mask of the weights whose component is asked for, where their values are; None if all are."""
     wanted = np.array([part.component in components for part in tensor.parts])
-    return None if wanted.all() else torch.as_tensor(tensor.spread(wanted[tensor.row_part]))
+    return None if wanted.all() else torch.as_tensor(tensor.spread(wanted[tensor.row_part]), device=values.device)

@@ -56,8 +56,8 @@ def rank(
     for index, tensor in enumerate(scores.tensors):
         if not holds(tensor, spec.components):
             continue
-        values, mask = scored.of(spec.metric, index), eligible(tensor, spec.components)
-        mask = None if mask is None else mask.to(values.device)
+        values = scored.of(spec.metric, index)
+        mask = eligible(tensor, spec.components, values)
         competes = pool_of(tensor, spec.mode)
         top.add(competes, index, values, mask)
         if "bottom_k" in groups:

@@ -50,8 +50,8 @@ class SampleSizes:
         for spec in (s for s in self.specs if s.metric in scores.metrics):
             for index in tensors:
                 if holds(tensor := scores.tensors[index], spec.components):
-                    values, mask = scores.of(spec.metric, index), eligible(tensor, spec.components)
-                    mask = None if mask is None else mask.to(values.device)
+                    values = scores.of(spec.metric, index)
+                    mask = eligible(tensor, spec.components, values)
                     self._best[spec, windows].add(pool_of(tensor, spec.mode), index, values, mask)
 
     def table(self, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:

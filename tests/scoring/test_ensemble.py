@@ -20,7 +20,7 @@ def brute_force(scores, spec) -> list[np.ndarray]:
     totals = [np.full(t.size, np.nan) for t in scores.tensors]
     for pool in {pool_of(t, spec.mode) for t in scores.tensors}:
         mine = [i for i, t in enumerate(scores.tensors) if pool_of(t, spec.mode) == pool]
-        masks = [eligible(scores.tensors[i], spec.components) for i in mine]
+        masks = [eligible(scores.tensors[i], spec.components, scores.of(MEMBERS[0], i)) for i in mine]
         masks = [
             np.ones(scores.tensors[i].size, bool) if m is None else m.numpy() for i, m in zip(mine, masks, strict=True)
         ]
