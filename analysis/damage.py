@@ -14,8 +14,10 @@ from statsmodels.stats.multitest import multipletests
 from analysis.inference import hedges_g, mean_interval, paired_p
 from analysis.study import DAMAGE, Study
 
-GROUP_ORDER = ["super", "random_k", "matched_k", "bottom_k"]
-CONTROLS = GROUP_ORDER[1:]
+#: Groups whose damage is in question: chosen by a score, or given in a list.
+TREATED = ["super", "listed"]
+CONTROLS = ["random_k", "matched_k", "bottom_k"]
+GROUP_ORDER = [*TREATED, *CONTROLS]
 
 
 _WHAT = {
@@ -47,6 +49,8 @@ def label(row: dict[str, Any]) -> str:
 
 def chosen(study: Study, what: dict[str, Any]) -> str:
     """Which sets were damaged: ``k=50``, with score and pool before it where the study has several."""
+    if what["metric"] == "listed":
+        return f"list {what['mode']}"
     several = len(study.spec["scores"]) > 1
     return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
 
@@ -69,7 +73,7 @@ def baseline(study: Study) -> dict[str, Any]:
 
 def _differences(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
     """Each kind of damage with its cells."""
-    for key, rows in study.cells.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
+    for key, rows in study.whole.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
         yield dict(zip(DAMAGE, key, strict=True)), rows
 
 
@@ -137,7 +141,7 @@ def comparisons(study: Study) -> pl.DataFrame:
     """
     base, rows = baseline(study), []
     for what, cells in _differences(study):
-        supers = _matrix(cells.filter(pl.col("group") == "super"), base)
+        supers = _matrix(cells.filter(pl.col("group").is_in(TREATED)), base)
         for control in (g for g in CONTROLS if g in cells["group"].to_list()):
             others = _matrix(cells.filter(pl.col("group") == control), base)
             seeds = sorted(supers.keys() & others.keys())

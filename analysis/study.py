@@ -66,6 +66,11 @@ class Study:
         return self._table("cells").unique("cell_id", maintain_order=True)
 
     @cached_property
+    def whole(self) -> pl.DataFrame:
+        """The cells that damaged a whole set, each once: parts of sets and repetitions left out."""
+        return self.cells.filter(pl.col("part").is_null() & (pl.col("repeat").fill_null(0) == 0))
+
+    @cached_property
     def baselines(self) -> pl.DataFrame:
         """The intact model."""
         return self._table("baselines")
@@ -97,7 +102,9 @@ class Study:
 
     @property
     def expected_cells(self) -> int:
-        """How many cells the spec asks for."""
+        """How many cells the spec asks for, as the run that resolved it counted them."""
+        if (counted := self.record.get("cells")) is not None:
+            return counted
         spec = self.spec
         axes = ("scores", "seeds", "topk", "perturbations", "groups")
         total = 1
@@ -159,7 +166,7 @@ def progress(study: Study) -> dict[str, int]:
     """Cells by status, missing ones, rankings stored, and single weights of the census that aren't measured."""
     counts = dict(study.cells.group_by("status").len().iter_rows())
     stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "error")}
-    wanted = len(study.spec["scores"]) * len(study.spec["seeds"])
+    wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
     ranked = study.rankings.select("metric", "mode", "seed").n_unique()
     return {
         "cells": study.expected_cells,

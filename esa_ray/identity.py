@@ -12,7 +12,7 @@ import json
 import math
 from typing import Any
 
-IDENTITY_VERSION = 2
+IDENTITY_VERSION = 3
 
 
 def _check(value: Any, at: str = "$") -> None:

@@ -36,6 +36,15 @@ _OUTCOME = {
     "nll": (pa.list_(_FLOAT), "summed next-token NLL of each evaluation window, nats"),
     "tokens": (pa.list_(_INT), "scored tokens of each evaluation window"),
     "hits": (pa.list_(_INT), "tokens of each evaluation window whose top-1 prediction is right"),
+    "kl": (
+        pa.list_(_FLOAT),
+        "KL divergence of the damaged from the intact model's next-token distribution, KL(intact ‖ damaged), summed "
+        "over each evaluation window's scored tokens, nats; null for the intact model",
+    ),
+    "loops": (
+        pa.list_(_INT),
+        "for each prompt whether its greedy continuation ends in a loop (1) or not (0); null where none was continued",
+    ),
     "seconds": (_FLOAT, "wall time of edit, evaluation and restoration, seconds"),
     "device": (_TEXT, "where it was computed"),
     "version": (_TEXT, "version of esa-ray, torch and transformers"),
@@ -51,19 +60,32 @@ _WEIGHT = {
 CELLS = _schema(
     cell_id=(_TEXT, "identity of the cell: 16 hex digits"),
     **_WHAT,
-    metric=(_TEXT, "score that chose the weights"),
-    mode=(_TEXT, "pool they were chosen from: per_layer, per_tensor or global"),
-    k=(_INT, "weights chosen per pool"),
+    metric=(_TEXT, "score that chose the weights, or listed: they were given"),
+    mode=(_TEXT, "pool they were chosen from: per_layer, per_tensor or global; the list's name for listed ones"),
+    k=(_INT, "weights chosen per pool; for listed ones, how many the list names"),
     seed=(_INT, "seed of the calibration windows and of the perturbation"),
-    group=(_TEXT, "super, random_k, matched_k or bottom_k"),
+    group=(_TEXT, "super, listed, random_k, matched_k or bottom_k"),
+    part=(
+        _TEXT,
+        "null: the whole set; layer: its weights in one block; only: one member alone; all_but_first, all_but_last: "
+        "all but the highest or lowest ranks of each pool, which are left intact",
+    ),
+    part_value=(_FLOAT, "the block from 0, the member from 1, or the fraction left intact; null for whole sets"),
+    repeat=(_INT, "which repetition of the same cell, from 0"),
     depth=(_INT, "largest k of the ranking that a control was drawn for; null for groups that aren't drawn"),
     perturbation=(_TEXT, "kind of damage"),
     strength=(_FLOAT, "its strength; null where the kind has none"),
-    variant=(_TEXT, "bit class, or what noise is relative to; null where the kind has no variants"),
+    variant=(
+        _TEXT,
+        "what else names the kind: bit class, what noise is relative to, what shares a draw, grid of quantization, end "
+        "of a path; null where the kind has no variants",
+    ),
     n_weights=(_INT, "weights addressed"),
     n_changed=(_INT, "weights whose value changed"),
     delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
     **_OUTCOME,
+    windows=(_INT, "evaluation windows used: all of the study's, unless the cell was stopped early"),
+    resumed_at=(_INT, "block from which the forward pass was resumed; null for full forward passes"),
     restored=(pa.bool_(), "the weights were bit-identical to the originals afterwards"),
 )
 
@@ -74,7 +96,7 @@ RANKINGS = _schema(
     metric=(_TEXT, "score that ranks"),
     mode=(_TEXT, "pool: per_layer, per_tensor or global"),
     seed=(_INT, "seed of the calibration windows"),
-    group=(_TEXT, "super, or the control drawn for it"),
+    group=(_TEXT, "super or listed, or the control drawn for it"),
     rank=(_INT, "place in the pool, from 1, the most sensitive (bottom_k: the least sensitive)"),
     **_WEIGHT,
     row=(_INT, "output index, whatever the storage order"),
@@ -82,6 +104,7 @@ RANKINGS = _schema(
     flat=(_INT, "index into the tensor's memory"),
     score=(_FLOAT, "its score"),
     std_error=(_FLOAT, "standard error of its score over probes; null where a score is not an estimate"),
+    gradient=(_FLOAT, "derivative of the calibration loss, nats per token and unit of weight; null if not gathered"),
     weight=(_FLOAT, "its value before any damage"),
 )
 
