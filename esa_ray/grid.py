@@ -3,44 +3,100 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from esa_ray.identity import IDENTITY_VERSION, digest
-from esa_ray.spec import DATA_FREE, DRAWN_CONTROLS, PROBED, DataSpec, PerturbSpec, ScoreSpec, Spec, StudySpec, members
+from esa_ray.spec import (
+    DATA_FREE,
+    DRAWN_CONTROLS,
+    LISTED,
+    PROBED,
+    DataSpec,
+    Part,
+    PerturbSpec,
+    ScoreSpec,
+    Spec,
+    StudySpec,
+    WeightList,
+    members,
+)
 
 #: What the census does to each weight: zero it, flip it, and for every fourth measure the noise.
 EDITS_PER_WEIGHT = 2.25
 
 
-class Cell(Spec):
-    """One evaluation: this group of k weights, chosen by this score and seed, damaged in this way.
+#: The score whose pass also gives the gradient that some kinds of damage follow.
+GRADIENT_SCORE = "grad_x_weight"
 
-    ``depth`` is the largest k of the ranking that a control was drawn for, since it leaves out all of that
-    ranking's super weights; None for groups that aren't drawn.
+
+class Listed(Spec):
+    """A list of weights by its name and content."""
+
+    name: str
+    digest: str
+
+    @classmethod
+    def of(cls, weights: WeightList) -> Listed:
+        """The reference to a list."""
+        return cls(name=weights.name, digest=weights.digest)
+
+
+class Cell(Spec):
+    """One evaluation: this group of k weights, chosen by this score and seed or listed, damaged in this way.
+
+    Either ``score`` or ``listed`` says where the set comes from, ``part`` which of its weights are damaged (None:
+    all), ``repeat`` which run of the same cell it is. ``depth`` is the largest k of the ranking that a control was
+    drawn for, since it leaves out all of that ranking's super weights; None for groups that aren't drawn.
+    ``early_stop`` is the error rate at which it may end before its last window.
     """
 
-    score: ScoreSpec
+    score: ScoreSpec | None = None
+    listed: Listed | None = None
     k: int
     seed: int
     group: str
     perturbation: PerturbSpec
+    part: Part | None = None
+    repeat: int = 0
     depth: int | None = None
+    early_stop: float | None = None
+
+    @property
+    def chosen_by(self) -> tuple[str, str]:
+        """The columns ``metric`` and ``mode``: score and pool, or "listed" and the list's name."""
+        if self.listed:
+            return LISTED, self.listed.name
+        assert self.score
+        return self.score.metric, self.score.mode
+
+    @property
+    def draw(self) -> tuple[int, ...]:
+        """What names the random stream of kinds that draw: the seed, and from the second run on which run it is."""
+        return (self.seed, self.repeat) if self.repeat else (self.seed,)
 
     @property
     def label(self) -> str:
         """Readable file stem, e.g. ``grad_x_weight-per_layer-s1337-k50-super-zero``."""
-        return f"{self.score.metric}-{self.score.mode}-s{self.seed}-k{self.k}-{self.group}-{self.perturbation.label}"
+        words = [*self.chosen_by, f"s{self.seed}", f"k{self.k}", self.group, self.perturbation.label]
+        return "-".join(
+            [*words, *([self.part.label] if self.part else []), *([f"r{self.repeat}"] if self.repeat else [])]
+        )
 
     @property
     def columns(self) -> dict[str, Any]:
         """What its row says of it (``schema.CELLS``); with ``study.json``, all that it takes to compute it again."""
+        metric, mode = self.chosen_by
         return {
-            "metric": self.score.metric,
-            "mode": self.score.mode,
+            "metric": metric,
+            "mode": mode,
             "k": self.k,
             "seed": self.seed,
             "group": self.group,
+            "part": self.part.kind if self.part else None,
+            "part_value": self.part.value if self.part else None,
+            "repeat": self.repeat,
             "depth": self.depth,
             "perturbation": self.perturbation.kind,
             "strength": self.perturbation.strength,
@@ -69,21 +125,44 @@ def cells(spec: StudySpec) -> list[Cell]:
     >>> len(cells(spec))
     4
     """
-    return [
-        Cell(
-            score=score,
-            k=k,
-            seed=seed,
-            group=group,
-            perturbation=perturbation,
-            depth=max(spec.topk) if group in DRAWN_CONTROLS else None,
-        )
-        for score in spec.scores
-        for seed in spec.seeds
-        for k in spec.topk
-        for perturbation in spec.perturbations
-        for group in spec.groups
-    ]
+    found = []
+    for score in spec.scores:
+        for seed in spec.seeds:
+            for k in spec.topk:
+                base = Cell(score=score, k=k, seed=seed, group="super", perturbation=_ANY, early_stop=spec.early_stop)
+                alone = spec.one_by_one and score.mode == "global" and k == max(spec.topk)
+                found += list(_of_set(spec, base, spec.groups, max(spec.topk), alone=alone))
+    for weights in spec.lists:
+        groups = (LISTED, *(g for g in spec.groups if g in DRAWN_CONTROLS))
+        for seed in spec.seeds:
+            base = Cell(
+                listed=Listed.of(weights), k=weights.k, seed=seed, group=LISTED, perturbation=_ANY,
+                early_stop=spec.early_stop,
+            )  # fmt: skip
+            found += list(_of_set(spec, base, groups, weights.k, alone=spec.one_by_one))
+    return found
+
+
+#: Stands in a cell's place for a kind until the grid fills it.
+_ANY = PerturbSpec(kind="zero")
+
+
+def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *, alone: bool) -> Iterator[Cell]:
+    """The cells of one set and its controls: whole, again, in parts, and one by one."""
+    treated = groups[0]
+    only = [Part(kind="only", value=i + 1) for i in range(base.k)] if alone else []
+    for perturbation in spec.perturbations:
+        for group in groups:
+            drawn = depth if group in DRAWN_CONTROLS else None
+            mine = base.model_copy(update={"group": group, "depth": drawn, "perturbation": perturbation})
+            parts = [p for p in spec.parts if p.kind == "layer" or group == treated]
+            yield from (_with(mine, repeat=r) for r in range(spec.repeats))
+            yield from (_with(mine, part=p) for p in [*parts, *(only if group == treated else [])])
+
+
+def _with(cell: Cell, **changes: Any) -> Cell:
+    # Thousands of cells differ in a field that is checked already.
+    return cell.model_construct(**{**cell.__dict__, **changes})
 
 
 def _data_identity(data: DataSpec, resolved: Resolved) -> dict:
@@ -105,6 +184,11 @@ def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
     )
 
 
+def continuation(data: DataSpec) -> int:
+    """Tokens by which a prompt is continued: prompt and continuation fill a window."""
+    return data.window - data.window // 2
+
+
 @dataclass(frozen=True)
 class Plan:
     """What running a study would take, from the spec alone; passes are of one window each."""
@@ -116,20 +200,22 @@ class Plan:
     backward_passes: int
     double_backward_passes: int
     single_edits: int
+    continued_tokens: int = 0
 
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line."""
-        shared = len(spec.seeds) * len(spec.scores)
-        per_ranking = self.cells // shared if shared else 0
+        per_ranking = self.cells // self.rankings
         facts = [
             f"cells             {self.cells}",
-            f"rankings          {self.rankings} (each shared by {per_ranking} cells, scored at k={max(spec.topk)})",
+            f"rankings          {self.rankings} (shared by about {per_ranking} cells each, k={max(spec.topk)})",
             f"baseline          {self.baselines} (shared by all cells)",
             f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
             f"backward passes   {self.backward_passes}",
         ]
         if self.double_backward_passes:
             facts.append(f"double backward   at most {self.double_backward_passes}")
+        if self.continued_tokens:
+            facts.append(f"generated tokens  {self.continued_tokens}")
         if self.single_edits:
             facts.append(f"single edits      about {self.single_edits} (resumed from the edited layer)")
         return facts
@@ -139,6 +225,8 @@ def plan(spec: StudySpec) -> Plan:
     """Count cells, shared work and window passes; all scores of one seed share their passes."""
     n = len(cells(spec))
     metrics = {m for s in spec.scores for m in members(s.metric)}
+    if any(p.needs_gradient for p in spec.perturbations):
+        metrics |= {GRADIENT_SCORE}
     windows = len(spec.seeds) * spec.data.calibration_windows
     backward = windows * any(m.startswith("grad") for m in metrics)
     forward = windows * bool(metrics - DATA_FREE - PROBED)
@@ -146,12 +234,13 @@ def plan(spec: StudySpec) -> Plan:
     baselines = 1
     return Plan(
         cells=n,
-        rankings=len(spec.scores) * len(spec.seeds),
+        rankings=(len(spec.scores) + len(spec.lists)) * len(spec.seeds),
         baselines=baselines,
         forward_passes=forward + (n + baselines) * spec.data.evaluation_windows,
         backward_passes=backward,
         double_backward_passes=windows * probes,
         single_edits=math.ceil(spec.fidelity * EDITS_PER_WEIGHT),
+        continued_tokens=(n + baselines) * spec.data.prompts * continuation(spec.data),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from esa_ray.models.addressing import Catalogue, WeightTensor
 from esa_ray.perturb.bits import LAYOUT
-from esa_ray.perturb.kinds import KINDS, Target
+from esa_ray.perturb.kinds import KINDS, Known, Target
 from esa_ray.spec import PerturbSpec
 
 
@@ -50,16 +50,18 @@ def _bits(values: Tensor) -> Tensor:
     return values.view(view[0]) if view else values
 
 
-def _plan(tensor: WeightTensor, flat: np.ndarray, spec: PerturbSpec, seed: int) -> _Write:
+def _target(tensor: WeightTensor, flat: np.ndarray, draw: tuple[int, ...], known: Known) -> Target:
     if len(np.unique(flat)) != len(flat):
         raise ValueError(f"{tensor.name}: a weight is addressed twice")
     weights = tensor.flat_weights()
     if len(flat) and not 0 <= flat.min() <= flat.max() < len(weights):
         raise ValueError(f"{tensor.name}: a flat index is outside 0 … {len(weights) - 1}")
-    at = torch.tensor(flat, device=weights.device)
-    old = weights[at]
-    target = Target(tensor.name, flat, old, weights, seed)
-    return _Write(tensor, at, old, KINDS[spec.kind](target, spec))
+    return Target(tensor, flat, weights[torch.tensor(flat, device=weights.device)], weights, draw, known)
+
+
+def _plan(target: Target, spec: PerturbSpec) -> _Write:
+    at = torch.tensor(target.flat, device=target.values.device)
+    return _Write(target.weights, at, target.values, KINDS[spec.kind](target, spec))
 
 
 def _changed(w: _Write) -> Tensor:
@@ -80,7 +82,11 @@ def _summary(writes: list[_Write]) -> Applied:
 
 @contextmanager
 def perturbed(
-    catalogue: Catalogue, chosen: Mapping[str, np.ndarray], spec: PerturbSpec, seed: int
+    catalogue: Catalogue,
+    chosen: Mapping[str, np.ndarray],
+    spec: PerturbSpec,
+    seed: int | tuple[int, ...],
+    known: Mapping[str, Known] | None = None,
 ) -> Iterator[Applied]:
     """Damage chosen weights for the length of a ``with`` block, then put back the originals.
 
@@ -90,9 +96,14 @@ def perturbed(
         Flat indices by tensor name, each weight once.
     seed
         Names the random stream of kinds that draw.
+    known
+        Scores and gradients of the chosen weights by tensor, in their order, for kinds that need them
+        (:func:`esa_ray.scoring.ranking.known`).
 
     Raises
     ------
+    EsaError
+        If the kind needs scores or gradients that aren't given.
     NothingChangedError
         If not one weight changed its value.
     NotRestoredError
@@ -108,7 +119,10 @@ def perturbed(
     ...     edit.n_changed
     2
     """
-    writes = [_plan(catalogue[name], flat, spec, seed) for name, flat in chosen.items()]
+    draw = (seed,) if isinstance(seed, int) else tuple(seed)
+    facts = known or {}
+    targets = [_target(catalogue[name], flat, draw, facts.get(name, Known())) for name, flat in chosen.items()]
+    writes = [_plan(replace(target, whole=targets), spec) for target in targets]
     applied = _summary(writes)
     if applied.n_changed == 0:
         raise NothingChangedError(f"{spec.label} changed none of {applied.n_weights} weights")

@@ -1,0 +1,66 @@
+"""Specs: what a study is, as frozen and validated values.
+
+A spec says what to compute and never where. Variants derive with ``model_copy(update=...)`` or
+:meth:`StudySpec.replace`; every field is checked again on the way.
+"""
+
+from esa_ray.spec.base import Spec, explain
+from esa_ray.spec.damage import (
+    KINDS,
+    LISTED,
+    RANDOM_KINDS,
+    SCALED,
+    Kind,
+    Part,
+    PerturbSpec,
+    WeightList,
+    WeightName,
+)
+from esa_ray.spec.scores import (
+    COMPONENT_GROUPS,
+    COMPONENTS,
+    DATA_FREE,
+    METRICS,
+    PROBED,
+    Component,
+    DataSpec,
+    Dtype,
+    Metric,
+    Mode,
+    ModelSpec,
+    ScoreSpec,
+    members,
+)
+from esa_ray.spec.study import DRAWN_CONTROLS, PLANNED_ANALYSES, Group, StudySpec, unavailable
+
+__all__ = [
+    "COMPONENTS",
+    "COMPONENT_GROUPS",
+    "DATA_FREE",
+    "DRAWN_CONTROLS",
+    "KINDS",
+    "LISTED",
+    "METRICS",
+    "PLANNED_ANALYSES",
+    "PROBED",
+    "RANDOM_KINDS",
+    "SCALED",
+    "Component",
+    "DataSpec",
+    "Dtype",
+    "Group",
+    "Kind",
+    "Metric",
+    "Mode",
+    "ModelSpec",
+    "Part",
+    "PerturbSpec",
+    "ScoreSpec",
+    "Spec",
+    "StudySpec",
+    "WeightList",
+    "WeightName",
+    "explain",
+    "members",
+    "unavailable",
+]

@@ -1,0 +1,141 @@
+"""Model, text and scores."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from esa_ray.spec.base import Spec
+
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Metric = Literal[
+    "grad_x_weight", "grad_x_weight_abs", "grad_squared", "act_mag", "magnitude", "hutchinson_diag", "hutchinson_abs",
+    "super_activation",
+]  # fmt: skip
+Mode = Literal["per_layer", "per_tensor", "global"]
+Component = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "embed", "head", "norm"]
+
+COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("q", "k", "v", "o"),
+    "ffn": ("gate", "up", "down", "router"),
+}
+COMPONENTS: tuple[str, ...] = get_args(Component)
+
+METRICS: tuple[str, ...] = get_args(Metric)
+#: Scores that are estimated with random probes.
+PROBED = frozenset({"hutchinson_diag", "hutchinson_abs"})
+#: Scores that don't depend on any text, and so not on the seed.
+DATA_FREE = frozenset({"magnitude"})
+
+
+def members(metric: str) -> tuple[str, ...]:
+    """The scores that a rank ensemble combines; a score by itself is its only member.
+
+    >>> members("grad_x_weight+act_mag")
+    ('grad_x_weight', 'act_mag')
+    """
+    return tuple(metric.split("+"))
+
+
+class ModelSpec(Spec):
+    """A causal language model and the dtype its weights are held, scored and damaged in.
+
+    ``source`` is a hub id, a local directory, a GGUF file, or the name of a packaged model.
+    ``dtype="auto"`` is the file's dtype on a GPU and fp32 on a CPU, where bf16 is many times slower.
+    """
+
+    source: str = Field(min_length=1)
+    dtype: Dtype = "auto"
+    revision: str | None = None
+
+
+class DataSpec(Spec):
+    """A text, and how it is cut into calibration windows (for scores) and evaluation windows (for damage).
+
+    ``window`` is the number of tokens in a window, BOS included; T-1 of them are scored.
+    ``calibration_windows`` is drawn anew by every seed; the ``evaluation_windows`` are the same for all,
+    and the two never overlap. ``bos="auto"`` begins a window with BOS where the tokenizer does by default.
+    The first half of each of the first ``prompts`` evaluation windows is also continued, to see whether the
+    damaged model's text runs into loops (0: none).
+    """
+
+    source: str = Field(default="pydoc", min_length=1)
+    text_column: str = "text"
+    split: str = "train"
+    window: int = Field(default=128, ge=2)
+    calibration_windows: int = Field(default=128, ge=1)
+    evaluation_windows: int = Field(default=16, ge=2)
+    batch_size: int = Field(default=8, ge=1)
+    bos: Literal["auto", "always", "never"] = "auto"
+    prompts: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _enough_windows(self) -> DataSpec:
+        if self.prompts > self.evaluation_windows:
+            raise ValueError(
+                f"prompts are taken from the {self.evaluation_windows} evaluation windows; lower --prompts"
+            )
+        return self
+
+
+class ScoreSpec(Spec):
+    """One ranking of weights: by which score, among which pool, over which components.
+
+    ``metric`` is a score, or several joined by "+": their rank ensemble (:mod:`esa_ray.scoring.ensemble`).
+    ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
+    so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
+
+    >>> ScoreSpec(metric="act_mag+grad_x_weight").metric
+    'grad_x_weight+act_mag'
+    """
+
+    metric: str = "grad_x_weight"
+    mode: Mode = "per_layer"
+    components: tuple[str, ...] = ("attention", "ffn")
+    probes: int | None = Field(default=None, ge=2)
+    relative_error: float | None = Field(default=None, gt=0)
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, value: str) -> str:
+        parts = [part.strip() for part in members(value)]
+        if unknown := [part for part in parts if part not in METRICS]:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(METRICS)}, or several of these joined by +")
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"{value!r} names a score twice")
+        return "+".join(m for m in METRICS if m in parts)
+
+    @field_validator("components")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = {c for name in value for c in COMPONENT_GROUPS.get(name, (name,))}
+        if unknown := sorted(names - set(COMPONENTS)):
+            raise ValueError(f"{unknown[0]!r} is not one of attention, ffn, {', '.join(COMPONENTS)}")
+        if not names:
+            raise ValueError("at least one component is needed")
+        return tuple(c for c in COMPONENTS if c in names)
+
+    @model_validator(mode="after")
+    def _defined(self) -> ScoreSpec:
+        parts = set(members(self.metric))
+        if "super_activation" in parts:
+            if "down" not in self.components:
+                raise ValueError("super_activation is defined for down-projections alone; add down to --components")
+            object.__setattr__(self, "components", ("down",))
+        if "act_mag" in parts and (undefined := {"embed", "norm"} & set(self.components)):
+            raise ValueError(
+                f"act_mag is defined for matrices that multiply activations; leave {' and '.join(sorted(undefined))} "
+                "out of --components"
+            )
+        for name, default in (("probes", 8), ("relative_error", 0.1)):
+            if parts & PROBED:
+                object.__setattr__(self, name, getattr(self, name) or default)
+            elif getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to estimated scores ({', '.join(sorted(PROBED))})")
+        return self
+
+    @property
+    def estimated(self) -> bool:
+        """Whether random probes are part of it."""
+        return self.probes is not None

@@ -1,0 +1,116 @@
+"""A whole study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from esa_ray.spec.base import Spec
+from esa_ray.spec.damage import Part, PerturbSpec, WeightList
+from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
+
+Group = Literal["super", "random_k", "matched_k", "bottom_k"]
+Analysis = Literal["stability", "weights", "architecture"]
+
+#: Controls that are drawn for the super weights of a ranking, down to its largest k.
+DRAWN_CONTROLS = ("random_k", "matched_k")
+
+#: What the plan understands but this version can't compute yet: shown by ``--plan``, refused by a run.
+PLANNED_ANALYSES = frozenset({"architecture"})
+
+
+Unique = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class StudySpec(Spec):
+    """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
+
+    ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
+    seed's calibration windows. ``fidelity`` is how many single weights are damaged one by one to see what each
+    score is worth (0: none).
+
+    ``lists`` are sets of given weights, damaged beside the scores' own. Besides the whole sets, ``parts`` of them are
+    damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
+    ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``early_stop`` is the
+    error rate at which a cell may stop before its last window (None: never).
+
+    Example
+    -------
+    >>> spec = StudySpec(name="demo", model=ModelSpec(source="gpt2"), topk=(50, 100), seeds=(1, 2, 3),
+    ...                  perturbations=(PerturbSpec(kind="zero"),), groups=("super", "random_k"))
+    >>> spec.replace(topk=(10,)).topk
+    (10,)
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    scores: tuple[ScoreSpec, ...] = Field(default=(ScoreSpec(),), min_length=1)
+    topk: Unique = (100,)
+    seeds: Unique = (1337,)
+    perturbations: tuple[PerturbSpec, ...] = ()
+    groups: tuple[Group, ...] = ("super",)
+    analyses: tuple[Analysis, ...] = ()
+    fidelity: int = Field(default=0, ge=0)
+    lists: tuple[WeightList, ...] = ()
+    parts: tuple[Part, ...] = ()
+    one_by_one: bool = False
+    repeats: int = Field(default=1, ge=1)
+    early_stop: float | None = Field(default=None, gt=0, lt=0.5)
+
+    @field_validator("topk")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1:
+            raise ValueError(f"k must be at least 1, not {min(value)}")
+        return tuple(sorted(set(value)))
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 0 or max(value) >= 2**63:
+            raise ValueError(f"a seed must be from 0 to 2**63 − 1, not {min(value) if min(value) < 0 else max(value)}")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("scores", "perturbations", "analyses", "parts")
+    @classmethod
+    def _distinct(cls, value: tuple) -> tuple:
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("groups")
+    @classmethod
+    def _super_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # A control without the set that it controls for answers nothing.
+        return tuple(dict.fromkeys(("super", *value)))
+
+    @model_validator(mode="after")
+    def _answerable(self) -> StudySpec:
+        if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
+            raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
+        if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
+            raise ValueError("scores: estimates of one study share their probes and components; give all the same")
+        if len({w.name for w in self.lists}) < len(self.lists):
+            raise ValueError("lists: two have the same name; rename one of the files")
+        if self.one_by_one and not (self.lists or any(s.mode == "global" for s in self.scores)):
+            raise ValueError(
+                "one_by_one damages the members of lists and of global sets; add --mode global or --weights"
+            )
+        extras = self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None
+        if extras and not self.perturbations:
+            raise ValueError("lists, parts, one_by_one, repeats and early_stop are about damage; add --perturb")
+        if "stability" in self.analyses and len(self.seeds) < 2:
+            raise ValueError("a stability check compares seeds; give at least two")
+        return self
+
+    def replace(self, **changes: object) -> StudySpec:
+        """The same study with some fields changed, validated anew."""
+        return self.model_copy(update=changes)
+
+
+def unavailable(spec: StudySpec) -> list[str]:
+    """One sentence for each thing the spec asks for that this version can plan but not compute."""
+    flags = {"architecture": "--architecture-analysis"}
+    return [
+        f"{flags[a]} can be planned but not computed yet; leave it out" for a in spec.analyses if a in PLANNED_ANALYSES
+    ]
