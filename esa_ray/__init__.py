@@ -3,7 +3,7 @@
 ``import esa_ray`` loads neither torch nor ray; names are imported when first used. The science needs no
 Ray: score a model in hand, damage it, evaluate it::
 
-    from esa_ray import PerturbSpec, ScoreSpec, catalogue, evaluate, perturbed, rank, score_tensors
+    from esa_ray import PerturbSpec, ScoreSpec, catalogue, chosen, evaluate, perturbed, rank, score_tensors
 
     weights = catalogue(model)
     tensors = weights.select(("q", "k", "v", "o", "gate", "up", "down"))
@@ -20,16 +20,28 @@ from typing import Any
 
 _EXPORTS = {
     "esa_ray.errors": ("EsaError",),
-    "esa_ray.spec": ("DataSpec", "ModelSpec", "PerturbSpec", "ScoreSpec", "StudySpec"),
+    "esa_ray.spec": (
+        "DataSpec",
+        "ModelSpec",
+        "Part",
+        "PerturbSpec",
+        "ScoreSpec",
+        "StudySpec",
+        "WeightList",
+        "WeightName",
+    ),
     "esa_ray.grid": ("Cell", "cell_id", "cells", "plan"),
     "esa_ray.data": ("read_documents", "windows"),
     "esa_ray.models.sources": ("find",),
     "esa_ray.models.load": ("load_model", "load_tokenizer"),
     "esa_ray.models.addressing": ("catalogue",),
     "esa_ray.scoring.gather": ("score_tensors",),
-    "esa_ray.scoring.ranking": ("chosen", "rank", "score_stats"),
+    "esa_ray.scoring.ranking": ("rank", "score_stats"),
+    "esa_ray.scoring.chosen": ("chosen", "chosen_and_known"),
+    "esa_ray.scoring.listing": ("listing",),
     "esa_ray.perturb.edit": ("perturbed",),
-    "esa_ray.evaluation": ("evaluate",),
+    "esa_ray.evaluation": ("Intact", "continued", "evaluate", "loops"),
+    "esa_ray.resume": ("Resumable",),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

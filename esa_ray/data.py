@@ -202,7 +202,7 @@ class Windows:
 
     @property
     def evaluation(self) -> np.ndarray:
-        """The evaluation windows, (N, T), in the order of the text."""
+        """The evaluation windows, (N, T), in the order of their draw."""
         return self.tokens[self.evaluation_index]
 
     def calibration_index(self, seed: int) -> np.ndarray:
@@ -235,7 +235,8 @@ def split(tokens: np.ndarray, spec: DataSpec, seeds: tuple[int, ...], *, bos: bo
             "are asked for; give a longer text, or lower --max-samples, --eval-windows or --window"
         )
     order = _shuffled(distinct, "split")
-    evaluation, pool = np.sort(order[: spec.evaluation_windows]), np.sort(order[spec.evaluation_windows :])
+    # Evaluation windows stay in the order of the draw: a cell that stops early has then seen a draw, not a chapter.
+    evaluation, pool = order[: spec.evaluation_windows], np.sort(order[spec.evaluation_windows :])
     pool = pool[~_repeats(tokens, pool, evaluation)]
     if len(pool) < spec.calibration_windows:
         raise EsaError(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.schema import SCHEMA_VERSION, TABLES
-from esa_ray.spec import ScoreSpec, StudySpec
+from esa_ray.spec import StudySpec
 
 MENDS = {
     errno.ENOSPC: "no space is left; free some and run the same command again",
@@ -31,9 +31,9 @@ MENDS = {
 }
 
 
-def ranking_name(score: ScoreSpec, seed: int) -> str:
-    """File stem of a ranking, and of its score statistics."""
-    return f"{score.metric}-{score.mode}-s{seed}"
+def ranking_name(metric: str, mode: str, seed: int) -> str:
+    """File stem of a ranking (of a list: "listed" and its name), and of its score statistics."""
+    return f"{metric}-{mode}-s{seed}"
 
 
 #: Weights of the fidelity census that are measured together and stored in one file.
@@ -185,9 +185,13 @@ class Store:
         except OSError as error:
             raise EsaError(f"{self.directory} can't be read: {MENDS.get(error.errno or 0, str(error))}") from None
 
-    def save_study(self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str]) -> None:
-        """Write the study as it was resolved."""
+    def save_study(
+        self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str], cells: int | None = None
+    ) -> None:
+        """Write the study as it was resolved, with the number of cells that it asks for."""
         content = {"spec": json.loads(spec.model_dump_json()), "resolved": resolved, "versions": versions}
+        if cells is not None:
+            content["cells"] = cells
         write_atomically(self.directory / "study.json", _json(content))
 
     def save_manifest(self, content: dict[str, Any]) -> None:

@@ -30,14 +30,15 @@ RESOLVED = Resolved(model="m" * 64, dtype="bf16", text="0123456789abcdef")
 
 # Written out by hand: keys sorted at every level, no spaces, the text's content but not its source.
 CELL_JSON = (
-    '{"data":{"batch_size":4,"bos":"auto","calibration_windows":32,"evaluation_windows":8,'
-    '"text":"0123456789abcdef","window":64},"depth":100,"dtype":"bf16","group":"random_k","k":50,"model":"'
+    '{"data":{"batch_size":4,"bos":"auto","calibration_windows":32,"evaluation_windows":8,"prompts":0,'
+    '"text":"0123456789abcdef","window":64},"depth":100,"dtype":"bf16","early_stop":null,"group":"random_k","k":50,"listed":null,"model":"'
     + "m"
     * 64
     + '",'
-    '"perturbation":{"bits":null,"kind":"gauss_noise","relative_to":"weight","strength":0.1},'
+    '"part":null,"perturbation":{"adapt":null,"bits":null,"kind":"gauss_noise","per":null,"relative_to":"weight",'
+    '"shared":null,"strength":0.1,"toward":null},"repeat":0,'
     '"score":{"components":["q","k","v","o","down"],"metric":"grad_squared","mode":"global","probes":null,"relative_error":null},'
-    '"seed":7,"version":2}'
+    '"seed":7,"version":3}'
 )
 
 
@@ -102,14 +103,14 @@ def test_digest_is_the_first_64_bits_of_sha256_over_the_canonical_bytes(value):
 
 
 def test_cell_id_is_pinned():
-    assert IDENTITY_VERSION == 2
-    assert cell_id(CELL, DATA, RESOLVED) == "17ebf43364966d03"
-    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "17ebf43364966d03"
+    assert IDENTITY_VERSION == 3
+    assert cell_id(CELL, DATA, RESOLVED) == "382ea4f3548a9428"
+    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "382ea4f3548a9428"
 
 
 def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     cell = Cell(score=ScoreSpec(), k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"))
-    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "27a2ce033799fc56"
+    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "e4c6a21d24cb65e4"
 
 
 @pytest.mark.parametrize(

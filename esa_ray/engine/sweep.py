@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
 from esa_ray.models.sources import Source, find
 from esa_ray.progress import Reporter, Silent
-from esa_ray.spec import StudySpec, unavailable
+from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
+from esa_ray.spec import LISTED, Part, StudySpec, unavailable
 from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
 #: A trial costs about 40 ms; cells shorter than this travel several to a trial.
@@ -128,13 +130,38 @@ def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
     return [cell for cell in cells(spec) if cell_id(cell, spec.data, resolved) not in done]
 
 
+def _by_first_block(store: Store, todo: list[Cell]) -> list[Cell]:
+    """Cells that touch the same block first stand together: they resume from the same hidden states."""
+    read = lru_cache(maxsize=16)(lambda name: store.read("rankings", name, [*SET_COLUMNS]))
+
+    @cache
+    def block(name: str, group: str, k: int, part: Part | None) -> int:
+        try:
+            return first_block(read(name), group, k, part)
+        except EmptyPartError:
+            return -1  # the cell itself will say so in its row
+
+    def key(cell: Cell) -> int:
+        return block(ranking_name(*cell.chosen_by, cell.seed), cell.group, cell.k, cell.part)
+
+    return sorted(todo, key=key)
+
+
 def _missing_seeds(store: Store, spec: StudySpec) -> list[int]:
     tables = ["rankings", "score_stats", *(["sample_sizes"] if "weights" in spec.analyses else [])]
+    listed = set(store.names("rankings"))
     have = set.intersection(*(set(store.names(table)) for table in tables))
     for table in tables:
         for name in have:
             store.read(table, name)  # a corrupt one is named now, not in the middle of the sweep
-    missing = [seed for seed in spec.seeds if not have.issuperset(ranking_name(s, seed) for s in spec.scores)]
+    for name in listed - have:
+        store.read("rankings", name)
+    missing = [
+        seed
+        for seed in spec.seeds
+        if not have.issuperset(ranking_name(s.metric, s.mode, seed) for s in spec.scores)
+        or not listed.issuperset(ranking_name(LISTED, w.name, seed) for w in spec.lists)
+    ]
     unsampled = spec.fidelity and samples_name(spec.seeds[0]) not in store.names("samples")
     return [seed for seed in spec.seeds if seed in missing or (unsampled and seed == spec.seeds[0])]
 
@@ -312,7 +339,7 @@ def _run(
         found_versions = described.pop("versions")
         resolved = Resolved(*(described[key] for key in ("model", "dtype", "text")))
         if fresh:
-            store.save_study(spec, described, found_versions | {"ray": ray.__version__})
+            store.save_study(spec, described, found_versions | {"ray": ray.__version__}, cells=len(cells(spec)))
         seeds = _missing_seeds(store, spec)
         reporter.phase("scoring", len(seeds) + 1)
         jobs = [*[("rank", (seed,)) for seed in seeds], ("baseline", ())]
@@ -321,7 +348,7 @@ def _run(
         if todo:
             reporter.phase("cells", len(todo))
             watch = _Watch(reporter, math.log(baseline["perplexity"]))
-            _sweep(actors, todo, baseline["seconds"], watch, verbose, concurrency)
+            _sweep(actors, _by_first_block(store, todo), baseline["seconds"], watch, verbose, concurrency)
             _bury(store, spec, resolved, watch.killed)
         if parts := _missing_packets(store, spec):
             reporter.phase("census", len(parts))

@@ -19,21 +19,23 @@ from typing import Any
 import torch
 
 from esa_ray import data
+from esa_ray.engine.damaging import Damaging
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import Outcome, evaluate
+from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
-from esa_ray.grid import Cell, Resolved, cell_id
+from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
-from esa_ray.perturb.edit import NotRestoredError, perturbed
+from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.listing import find_weight, listing
 from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import chosen, combined, rank, score_stats
+from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
-from esa_ray.spec import ScoreSpec, StudySpec, members
+from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
 
@@ -106,7 +108,35 @@ class Worker:
         self.catalogue = catalogue(self.model)
         where = f"{device} × {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
         self.device = f"{where} on {platform.node()}"
-        self._ranking = lru_cache(maxsize=4)(self._read_ranking)
+        self._ranking = lru_cache(maxsize=16)(self._read_ranking)
+        self.damaging = Damaging(
+            self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
+            budget=memory_budget,
+        )  # fmt: skip
+
+    def _listed(self) -> list[WeightTensor]:
+        """The tensors of the study's lists.
+
+        Raises
+        ------
+        EsaError
+            If the model has no weight of a listed name.
+        """
+        weights = [w for given in self.spec.lists for w in given.weights]
+        for weight in weights:
+            find_weight(self.catalogue, weight)
+        names = {w.tensor for w in weights}
+        return [t for t in self.catalogue.tensors if t.name in names]
+
+    def _scored(self) -> tuple[WeightTensor, ...]:
+        """Every tensor that a ranking can name, in the model's order."""
+        components = tuple(dict.fromkeys(c for s in self.spec.scores for c in s.components))
+        wanted = {t.name for t in (*self.catalogue.select(components), *self._listed())}
+        return tuple(t for t in self.catalogue.tensors if t.name in wanted)
+
+    def _may_touch_head(self) -> bool:
+        head = self.model.get_output_embeddings()
+        return any(place.owner is head for tensor in self._scored() for place in tensor.places)
 
     def describe(self) -> dict[str, Any]:
         """What was found: part of ``study.json`` and of the report's method section."""
@@ -119,6 +149,7 @@ class Worker:
             "windows": len(windows.tokens),
             "pool": len(windows.pool_index),
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
             "architecture": type(self.model).__name__,
             "versions": versions(),
@@ -136,10 +167,6 @@ class Worker:
             "version": " ".join(f"{k}={v}" for k, v in versions().items()),
         }
 
-    def evaluate(self) -> Outcome:
-        """Loss of the model as it is now on the evaluation windows."""
-        return evaluate(self.model, self.windows.evaluation, self.spec.data.batch_size)
-
     def baseline(self) -> dict[str, Any]:
         """Measure and store the intact model; returns its perplexity and the seconds it took."""
         if "baseline" in self.store.names("baselines"):
@@ -147,13 +174,14 @@ class Worker:
             known = Outcome(stored["nll"], stored["tokens"], stored["hits"])
             return {"perplexity": known.perplexity, "seconds": stored["seconds"]}
         started = time.perf_counter()
-        outcome = self.evaluate()
+        found = self.damaging.baseline()
         seconds = time.perf_counter() - started
+        outcome = Outcome(found["nll"], found["tokens"], found["hits"])
         if outcome.diverged:
             raise EsaError(
                 f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32"
             )
-        row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **vars(outcome)}
+        row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **found}
         self.store.write("baselines", "baseline", [row])
         return {"perplexity": outcome.perplexity, "seconds": seconds}
 
@@ -161,21 +189,21 @@ class Worker:
         """Score, select and store every ranking of a seed; all gradient scores share one backward pass."""
         started = time.perf_counter()
         specs, depth, model = self.spec.scores, max(self.spec.topk), self.source.name
-        components = tuple(dict.fromkeys(c for s in specs for c in s.components))
         growth = SampleSizes(
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
-        tensors = self.catalogue.select(components)
+        tensors = self._scored()
+        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
         probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
         scores = score_tensors(
             self.model, tensors, self.windows.calibration(seed),
-            tuple(dict.fromkeys(s.metric for s in specs)), budget=self.memory_budget, seed=seed,
+            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), budget=self.memory_budget, seed=seed,
             watch=growth, watch_at=growth.at, **probing,
         )  # fmt: skip
         if self.spec.fidelity and seed == self.spec.seeds[0] and samples_name(seed) not in self.store.names("samples"):
             self._sample(scores, seed)
         for spec in specs:
-            name, scored = ranking_name(spec, seed), combined(scores, spec)
+            name, scored = ranking_name(spec.metric, spec.mode, seed), combined(scores, spec)
             # What is stored stays: cells and census may have been measured by it.
             if name not in self.store.names("score_stats"):
                 self.store.write("score_stats", name, score_stats(scored, spec, seed=seed, model=model))
@@ -184,6 +212,11 @@ class Worker:
             if name not in self.store.names("rankings"):
                 ranking = rank(scored, spec, depth, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, ranking)
+        for weights in self.spec.lists:
+            name = ranking_name(LISTED, weights.name, seed)
+            if name not in self.store.names("rankings"):
+                given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
+                self.store.write("rankings", name, given)
         del scores, scored, growth
         _give_back_memory()
         return {"seed": seed, "seconds": time.perf_counter() - started}
@@ -226,11 +259,7 @@ class Worker:
             **cell.columns,
         }
         try:
-            weights = chosen(self._ranking(ranking_name(cell.score, cell.seed)), cell.group, cell.k)
-            with perturbed(self.catalogue, weights, cell.perturbation, cell.seed) as edit:
-                outcome = self.evaluate()
-            # `perturbed` has checked the restoration bit for bit, or raised.
-            row |= vars(edit) | vars(outcome) | {"restored": True, "status": "diverged" if outcome.diverged else "ok"}
+            row |= self.damaging.run(cell, self._ranking(ranking_name(*cell.chosen_by, cell.seed)))
         except NotRestoredError:
             raise  # the weights can't be trusted any more: this process must end
         except EsaError:

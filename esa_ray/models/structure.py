@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from esa_ray.evaluation import eval_mode
+from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import Place, input_device
 
 if TYPE_CHECKING:

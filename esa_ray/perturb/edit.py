@@ -16,7 +16,8 @@ from torch import Tensor
 
 from esa_ray.models.addressing import Catalogue, WeightTensor
 from esa_ray.perturb.bits import LAYOUT
-from esa_ray.perturb.kinds import KINDS, Known, Target
+from esa_ray.perturb.kinds import KINDS, Target
+from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
 
 
@@ -98,7 +99,7 @@ def perturbed(
         Names the random stream of kinds that draw.
     known
         Scores and gradients of the chosen weights by tensor, in their order, for kinds that need them
-        (:func:`esa_ray.scoring.ranking.known`).
+        (:func:`esa_ray.scoring.chosen.chosen_and_known`).
 
     Raises
     ------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esa_ray.errors import EsaError
 from esa_ray.perturb.bits import flip, random_masks
+from esa_ray.perturb.known import Known
 from esa_ray.randomness import normal, stream_key
 from esa_ray.spec import PerturbSpec
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 #: Weights of a tensor that are looked at together, so that a large one needs no second copy of itself.
 CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of chosen weights beside their values, in their order: score, and gradient of the loss."""
-
-    score: np.ndarray | None = None
-    gradient: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +34,7 @@ class Target:
     values: Tensor
     all_weights: Tensor
     draw: tuple[int, ...]
-    known: Known = Known()
+    known: Known = field(default_factory=Known)
     whole: Sequence[Target] = field(default=(), repr=False)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from esa_ray.errors import EsaError, first_line
-from esa_ray.evaluation import eval_mode
 from esa_ray.models.addressing import _blocks
+from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
 from esa_ray.perturb.bits import LAYOUT
 from esa_ray.randomness import rademacher, stream_key
@@ -82,7 +82,10 @@ def _catch(final: list[Tensor], hidden_BTH: Tensor) -> Tensor:
 class _Pass:
     """What an intact forward pass of one batch shows on its way."""
 
-    states: list[Tensor] = field(default_factory=list)
+    #: What entered each block; None where it isn't held.
+    states: list[Tensor | None] = field(default_factory=list)
+    #: Which blocks' states are held; None: all.
+    held: Container[int] | None = None
     #: How each block returned its state: None as a tensor, else the length of a tuple.
     lengths: list[int | None] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
@@ -93,7 +96,8 @@ class _Pass:
     head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.states.append(_hidden(args, kwargs))
+        wanted = self.held is None or len(self.states) in self.held
+        self.states.append(_hidden(args, kwargs) if wanted else None)
 
     def leave(self, _: nn.Module, __: tuple, output: Any) -> None:
         self.lengths.append(len(output) if isinstance(output, tuple) else None)
@@ -118,6 +122,10 @@ class _Pass:
             return model(batch_BT, use_cache=False).logits
 
 
+class _Caught(Exception):
+    """Ends a forward pass where all that was wanted of it is known."""
+
+
 class Resumable:
     r"""A model's losses on fixed windows, measured again from the damaged block on.
 
@@ -129,6 +137,9 @@ class Resumable:
     ----------
     windows
         Token windows, integers of shape (N, T).
+    hold
+        How many blocks' states to hold at a time, the rest being made again by an intact pass up to the block when
+        :meth:`prepare` asks for it; None holds all.
     head_shortcut
         Skip the head where :class:`LinearHead` allows: needs a float32 ``nn.Linear`` whose outputs are the
         logits. Models that scale or cap logits, and those in 16 bits (whose logits are rounded to 16 bits, which
@@ -153,7 +164,15 @@ class Resumable:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8, *, head_shortcut: bool = True):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: np.ndarray,
+        batch_size: int = 8,
+        *,
+        hold: int | None = None,
+        head_shortcut: bool = True,
+    ):
         self._model = model
         self._prefix, self.depth = _blocks(model)
         self._stack: list[nn.Module] = list(model.get_submodule(self._prefix[:-1]).children())
@@ -162,21 +181,65 @@ class Resumable:
         windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
         self._batches = windows_NT.split(batch_size)
         self._nll: list[Tensor] = []
-        passes = [self._record(batch_BT) for batch_BT in self._batches]
+        #: Resuming at these is checked against the intact loss.
+        checked = {self.depth // 2, self.depth - 1, self.depth}
+        self._hold = hold
+        passes = [self._record(batch_BT, None if hold is None else checked) for batch_BT in self._batches]
         #: Summed NLL of each window of the intact model, nats, float64, shape (N,).
         self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
         if not np.isfinite(self.intact).all():
             raise EsaError("the intact model's loss is NaN or infinite, so no damage can be measured; try --dtype fp32")
-        self._states = [p.states + p.last for p in passes]
+        self._states = [[*p.states, p.last[0]] for p in passes]
         self._lengths, self._late = passes[0].lengths, passes[0].late - passes[0].early
         self._heads = self._shortcuts(passes) if head_shortcut else []
-        self._verify()
+        self._verify(checked)
+        self._recent = sorted(checked - {self.depth}, reverse=True)
+        self._evict()
         self.scored = self.through_head = 0
 
-    def _record(self, batch_BT: Tensor) -> _Pass:
+    def prepare(self, layer: int | None) -> None:
+        """Make sure that what enters a block is held; the model must be intact."""
+        if layer is None or self._hold is None or layer == self.depth:
+            return
+        if layer in self._recent:
+            self._recent.remove(layer)
+        else:
+            for states, batch_BT in zip(self._states, self._batches, strict=True):
+                states[layer] = self._state_at(layer, batch_BT)
+        self._recent.insert(0, layer)
+        self._evict()
+
+    def _evict(self) -> None:
+        if self._hold is None:
+            return
+        for layer in self._recent[max(1, self._hold) :]:
+            for states in self._states:
+                states[layer] = None
+        del self._recent[max(1, self._hold) :]
+
+    @torch.inference_mode()
+    def _state_at(self, layer: int, batch_BT: Tensor) -> Tensor:
+        """What enters a block: a forward pass that ends there."""
+        found: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            found.append(_hidden(args, kwargs))
+            raise _Caught
+
+        hook = self._stack[layer].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            with eval_mode(self._model):
+                self._model(batch_BT, use_cache=False)
+        except _Caught:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def _record(self, batch_BT: Tensor, held: Container[int] | None) -> _Pass:
         modules = self._model.named_modules()
         outside = [m for name, m in modules if m._parameters and not name.startswith(self._prefix)]
-        seen = _Pass()
+        seen = _Pass(held=held)
         with eval_mode(self._model):
             logits_BTV = seen.run(self._model, self._stack, outside, batch_BT)
         if len(seen.states) != self.depth or len(seen.lengths) != self.depth:
@@ -194,14 +257,14 @@ class Resumable:
         pairs = zip(self._batches, passes, strict=True)
         return [LinearHead(head, p.head[0][0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
 
-    def _verify(self) -> None:
+    def _verify(self, layers: set[int]) -> None:
         why = (
             f"{type(self._model).__name__} does not reproduce its own loss when resumed from a later block: its blocks "
             "read more of earlier ones than the hidden state; measure it with full forward passes"
         )
         self.scored = self.through_head = 0
         try:
-            off = [self._run(layer, whole_head=True) for layer in {self.depth // 2, self.depth - 1, self.depth}]
+            off = [self._run(layer, whole_head=True) for layer in layers]
             off += [self._run(self.depth - 1, whole_head=not self._heads)]
         except Exception as error:  # whatever a model raises that misses what its earlier blocks would have left
             raise EsaError(f"{why} ({first_line(error)})") from error
@@ -217,6 +280,13 @@ class Resumable:
         if tensor.layer is not None:
             return tensor.layer
         return self.depth if all(place.owner in self._late for place in tensor.places) else None
+
+    @torch.inference_mode()
+    def logits(self, layer: int | None, number: int) -> Tensor:
+        """Logits (B, T, V) of a batch, by its number, of the model as it is now; ``layer`` as for :meth:`delta_nll`."""
+        forwards = {} if layer is None else self._resuming(layer, self._state(number, layer))
+        with _replaced(forwards), eval_mode(self._model):
+            return self._model(self._batches[number], use_cache=False).logits
 
     @torch.inference_mode()
     def delta_nll(self, layer: int | None) -> np.ndarray:
@@ -248,7 +318,7 @@ class Resumable:
         before = [states[layer] for states in self._states]
         try:
             for number, states in enumerate(self._states):
-                states[layer] = _jitter(states[layer], stream_key("jitter", *stream, number))
+                states[layer] = _jitter(self._state(number, layer), stream_key("jitter", *stream, number))
             yield
         finally:
             for states, state in zip(self._states, before, strict=True):
@@ -262,12 +332,10 @@ class Resumable:
     def _run(self, layer: int | None, *, whole_head: bool) -> np.ndarray:
         found = []
         for number, batch_BT in enumerate(self._batches):
-            forwards = {} if layer is None else self._resuming(layer, self._states[number])
             final: list[Tensor] = []
-            if not whole_head:
-                forwards[self._model.get_output_embeddings()] = partial(_catch, final)
-            with _replaced(forwards), eval_mode(self._model):
-                logits_BTV = self._model(batch_BT, use_cache=False).logits
+            catching = {} if whole_head else {self._model.get_output_embeddings(): partial(_catch, final)}
+            with _replaced(catching):
+                logits_BTV = self.logits(layer, number)
             if whole_head:
                 delta_M = (_nll(logits_BTV, batch_BT) - self._nll[number]).flatten()
                 headed = len(delta_M)
@@ -277,14 +345,20 @@ class Resumable:
             found.append(delta_M.view(len(batch_BT), -1).sum(-1).cpu())
         return torch.cat(found).numpy()
 
-    def _resuming(self, layer: int, states: list[Tensor]) -> dict[nn.Module, Forward]:
+    def _state(self, number: int, layer: int) -> Tensor:
+        state = self._states[number][layer]
+        if state is None:
+            raise ValueError(f"what enters block {layer} is not held; call prepare first")
+        return state
+
+    def _resuming(self, layer: int, state: Tensor) -> dict[nn.Module, Forward]:
         """Blocks before ``layer`` hand through, and the one at ``layer`` is fed what entered it when intact."""
         pairs = zip(self._stack[:layer], self._lengths, strict=False)
         forwards: dict[nn.Module, Forward] = {block: partial(_hand_through, length) for block, length in pairs}
         if layer < self.depth:
-            forwards[self._stack[layer]] = partial(_fed, self._stack[layer].forward, states[layer])
+            forwards[self._stack[layer]] = partial(_fed, self._stack[layer].forward, state)
         else:
-            forwards[self._stack[-1]] = lambda *_, **__: _like(states[-1], self._lengths[-1])
+            forwards[self._stack[-1]] = lambda *_, **__: _like(state, self._lengths[-1])
         return forwards
 
 

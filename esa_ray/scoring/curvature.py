@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import eval_mode
+from esa_ray.models.modes import eval_mode
 from esa_ray.randomness import rademacher, stream_key
 from esa_ray.scoring.activations import experts_one_by_one
 from esa_ray.scoring.gradients import window_nll

@@ -88,3 +88,7 @@ class RankEnsemble:
 
     def error(self, metric: str, index: int, flat: Tensor | slice) -> None:
         """Ranks have no standard error."""
+
+    def signed(self, what: str, index: int, flat: Tensor | slice) -> Tensor | None:
+        """See :meth:`Scores.signed`."""
+        return self._scores.signed(what, index, flat)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from esa_ray.evaluation import eval_mode
+from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
 from esa_ray.scoring.activations import ActivationStatistics, experts_one_by_one

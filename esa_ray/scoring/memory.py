@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
 
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import eval_mode
+from esa_ray.models.modes import eval_mode
 from esa_ray.scoring.gradients import home, window_nll
+from esa_ray.scratch import in_file, zeros_in_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,21 +25,6 @@ if TYPE_CHECKING:
 FP32 = 4
 #: Share of the free main memory that the accumulators of a model on a GPU may take.
 HOST_SHARE = 0.5
-
-
-def _on_disk(values: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """An fp32 tensor in a file without a name, so that nothing is left of it after a crash; zeros if None is given.
-
-    What is only read again is written past the mapping, and so takes no memory of this process until it is read.
-    """
-    size = int(np.prod(shape))
-    with tempfile.TemporaryFile(prefix="esa-scores-") as file:
-        if values is None:
-            file.truncate(FP32 * size)
-        else:
-            values.float().cpu().numpy().tofile(file)
-            file.flush()
-        return torch.frombuffer(mmap.mmap(file.fileno(), FP32 * size), dtype=torch.float32).view(*shape)
 
 
 @dataclass(frozen=True)
@@ -67,12 +50,12 @@ class Layout:
     def zeros(self, tensor: WeightTensor) -> Tensor:
         """A place to keep a statistic of one tensor until the end."""
         if len(self.ranges) > 1:
-            return _on_disk(None, tensor.shape)
+            return zeros_in_file(tensor.shape)
         return torch.zeros(tensor.shape, dtype=torch.float32, device=self.device or home(tensor))
 
     def keep(self, tensor: WeightTensor, values: Tensor) -> Tensor:
         """A finished statistic of one tensor, in memory or put away."""
-        return _on_disk(values, tensor.shape) if len(self.ranges) > 1 else values
+        return in_file(values.float()).view(tensor.shape) if len(self.ranges) > 1 else values
 
 
 def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from esa_ray.errors import EsaError
@@ -72,7 +71,7 @@ def rank(
     picks = [("super", i, r, f) for i, r, f, _ in by_tensor(top)]
     for group in (g for g in CONTROLS if g in groups):
         for i, ranks, flat, _ in by_tensor(top):
-            parts = _by_part(scores.tensors[i], ranks, flat)
+            parts = by_part(scores.tensors[i], ranks, flat)
             picks += [(group, i, r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
     picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(bottom)]
     tables = [_rows(scored, spec, group, i, r, f) for group, i, r, f in picks]
@@ -80,13 +79,6 @@ def rank(
     return joined(tables, common, RANKINGS).sort_by(
         [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
     )
-
-
-def chosen(ranking: pa.Table, group: str, k: int) -> dict[str, np.ndarray]:
-    """The first k weights of every pool of a group, as flat indices by tensor."""
-    mine = ranking.filter((pc.field("group") == group) & (pc.field("rank") <= k))
-    tensors, flat = np.array(mine["tensor"].to_pylist()), mine["flat"].to_numpy()
-    return {str(name): flat[tensors == name] for name in dict.fromkeys(tensors.tolist())}
 
 
 def by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -99,7 +91,7 @@ def by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray, np.
     return sorted(found, key=lambda item: item[0])
 
 
-def _by_part(
+def by_part(
     tensor: WeightTensor, ranks: np.ndarray, flat: np.ndarray
 ) -> list[tuple[np.ndarray, tuple[WeightTensor, np.ndarray, np.ndarray | None]]]:
     """For every component in a tensor: its super weights' ranks, and (tensor, super weights, all its weights)."""
@@ -115,16 +107,25 @@ def _by_part(
 def _rows(
     scores: Scores | RankEnsemble, spec: ScoreSpec, group: str, index: int, ranks: np.ndarray, flat: np.ndarray
 ) -> dict[str, Any]:
-    tensor = scores.tensors[index]
     at = torch.as_tensor(flat)
     errors = scores.error(spec.metric, index, at)
     return {
         "group": [group] * len(flat),
         "rank": ranks,
-        **placed(tensor, flat),
+        **facts(scores, index, flat),
         "score": scores.at(spec.metric, index, at).double().cpu().numpy(),
         "std_error": [None] * len(flat) if errors is None else errors.double().cpu().numpy(),
+    }
+
+
+def facts(scores: Scores | RankEnsemble, index: int, flat: np.ndarray) -> dict[str, Any]:
+    """Columns of what is known of some weights of a tensor whatever chose them: place, value, gradient."""
+    tensor, at = scores.tensors[index], torch.as_tensor(flat)
+    gradient = scores.signed("gradient", index, at)
+    return {
+        **placed(tensor, flat),
         "weight": tensor.flat_weights()[at].double().cpu().numpy(),
+        "gradient": [None] * len(flat) if gradient is None else gradient.double().cpu().numpy(),
     }
 
 

@@ -33,20 +33,20 @@ def done(spec, ray_cluster, tmp_path_factory):
 
 
 def test_every_score_is_ranked_and_described_for_every_seed(done, spec):
-    wanted = {ranking_name(s, seed) for s in SCORES for seed in spec.seeds}
+    wanted = {ranking_name(s.metric, s.mode, seed) for s in SCORES for seed in spec.seeds}
     assert set(done.names("rankings")) == set(done.names("score_stats")) == wanted
     for score in SCORES:
-        rows = done.read("rankings", ranking_name(score, 7)).to_pylist()
+        rows = done.read("rankings", ranking_name(score.metric, score.mode, 7)).to_pylist()
         assert {r["metric"] for r in rows} == {score.metric}
         assert {r["std_error"] is None for r in rows} == {not score.estimated}
         assert {r["component"] for r in rows} <= set(score.components)
-        stats = done.read("score_stats", ranking_name(score, 7)).to_pylist()
+        stats = done.read("score_stats", ranking_name(score.metric, score.mode, 7)).to_pylist()
         assert {r["probes"] for r in stats} == ({2} if score.estimated else {None})
 
 
 def test_sets_by_sample_size_end_with_the_ranking_itself(done, spec):
     for score in SCORES[:3]:
-        name = ranking_name(score, 8)
+        name = ranking_name(score.metric, score.mode, 8)
         last = [r for r in done.read("sample_sizes", name).to_pylist() if r["windows"] == 4]
         ranking = [r for r in done.read("rankings", name).to_pylist() if r["group"] == "super"]
         places = [{(r["tensor"], r["flat"], r["rank"]) for r in rows} for rows in (last, ranking)]
@@ -101,5 +101,5 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
     free.rank(7)
     assert sizes == [2]
     for score in few.scores:
-        tables = [w.store.read("rankings", ranking_name(score, 7)) for w in (free, tight)]
+        tables = [w.store.read("rankings", ranking_name(score.metric, score.mode, 7)) for w in (free, tight)]
         assert tables[0].equals(tables[1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from esa_ray.engine import worker as worker_module
+from esa_ray.engine import damaging as damaging_module
 from esa_ray.engine.worker import Worker
 from esa_ray.grid import Cell, cell_id, cells
 from esa_ray.models.sources import find
@@ -72,10 +72,10 @@ def test_weights_are_bit_identical_after_all_cells_and_after_an_exception(new_wo
             worker.run(cell)
     assert state_bits(worker.model) == before
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("out of memory, say")
 
-    monkeypatch.setattr(worker_module, "evaluate", fail)
+    monkeypatch.setattr(damaging_module, "evaluate", fail)
     cell = cells(worker.spec)[0]
     worker.run(cell)
     row = _stored(worker, cell)

@@ -11,7 +11,7 @@ from scipy import stats
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb import edit as edit_module
 from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
-from esa_ray.perturb.kinds import Known
+from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
 from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny
 

@@ -9,7 +9,7 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
-from esa_ray.perturb.kinds import Known
+from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
 from tests.tiny import random_windows, summed_nll, tiny
 

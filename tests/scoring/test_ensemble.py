@@ -79,6 +79,9 @@ def test_what_all_members_put_high_comes_first_and_one_members_favourite_does_no
         def error(self, *_):
             return None
 
+        def signed(self, *_):
+            return None
+
     tensors = catalogue(tiny("llama")).select(("down",))[:1]
     n = tensors[0].size
     a, b = torch.linspace(1, 2, n), torch.linspace(2, 1, n)

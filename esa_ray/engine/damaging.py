@@ -1,0 +1,114 @@
+"""One model under damage: a cell's edit applied, measured and taken back, from the earliest block that it touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from esa_ray.errors import EsaError
+from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
+from esa_ray.grid import Cell, continuation
+from esa_ray.perturb.edit import perturbed
+from esa_ray.resume import Resumable
+from esa_ray.scoring.chosen import chosen_and_known
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from esa_ray.data import Windows
+    from esa_ray.models.addressing import Catalogue, WeightTensor
+    from esa_ray.spec import DataSpec
+
+#: Share of the memory budget that hidden states of intact passes may take.
+STATES_SHARE = 0.5
+
+
+@dataclass
+class Damaging:
+    """Runs cells on a model, which is intact before and after each.
+
+    ``head_stays`` promises that no cell touches the head; ``budget`` are the bytes that it may take above the weights
+    (None: no limit).
+    """
+
+    model: PreTrainedModel
+    catalogue: Catalogue
+    windows: Windows
+    data: DataSpec
+    head_stays: bool = True
+    budget: int | None = None
+
+    @cached_property
+    def intact(self) -> Intact:
+        """What the intact model predicts on the evaluation windows; first asked for while it is intact."""
+        return Intact(self.model, self.windows.evaluation, self.data.batch_size, head_stays=self.head_stays)
+
+    @cached_property
+    def _resumable(self) -> Resumable | None:
+        try:
+            return Resumable(
+                self.model, self.windows.evaluation, self.data.batch_size, hold=self._hold(), head_shortcut=False
+            )
+        except EsaError:
+            return None  # a model whose blocks read more of earlier ones than the hidden state
+
+    def _hold(self) -> int | None:
+        """How many blocks' hidden states fit the budget; None if all do."""
+        if self.budget is None:
+            return None
+        width = self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
+        fit = int(STATES_SHARE * self.budget / (self.windows.evaluation.size * width))
+        return None if fit > self.catalogue.layers else max(1, fit)
+
+    def prepared(self, tensors: Sequence[WeightTensor]) -> int | None:
+        """From which block on to run the model once these are damaged; None for all of it.
+
+        Called while the model is intact: what enters that block is made sure to be known.
+        """
+        if not tensors or any(tensor.layer == 0 for tensor in tensors) or self._resumable is None:
+            return None  # from the first block on nothing is saved
+        starts = [self._resumable.starts_at(tensor) for tensor in tensors]
+        known = [start for start in starts if start is not None]
+        if len(known) < len(starts):
+            return None
+        self._resumable.prepare(min(known))
+        return min(known)
+
+    def measure(self, start: int | None = None, error_rate: float | None = None) -> dict[str, Any]:
+        """Outcome columns of the model as it is now, run from block ``start`` on."""
+        resumable = self._resumable if start is not None else None
+        outcome = evaluate(
+            self.model, self.windows.evaluation, self.data.batch_size, intact=self.intact, error_rate=error_rate,
+            forward=(lambda number, _: resumable.logits(start, number)) if resumable else None,
+        )  # fmt: skip
+        return vars(outcome) | {"loops": self._loops(outcome)}
+
+    def baseline(self) -> dict[str, Any]:
+        """Outcome columns of the intact model."""
+        outcome = self.intact.outcome
+        return vars(outcome) | {"loops": self._loops(outcome)}
+
+    def _loops(self, outcome: Outcome) -> list[int] | None:
+        if not self.data.prompts or outcome.diverged:
+            return None
+        prompts = self.windows.evaluation[: self.data.prompts, : self.data.window // 2]
+        return [int(loops(text)) for text in continued(self.model, prompts, continuation(self.data))]
+
+    def run(self, cell: Cell, ranking: pa.Table) -> dict[str, Any]:
+        """Damage, measure, restore: the columns of what was done and what came of it."""
+        weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part)
+        start = self.prepared([self.catalogue[name] for name in weights])
+        assert self.intact  # measured before anything is damaged
+        with perturbed(self.catalogue, weights, cell.perturbation, cell.draw, known) as edit:
+            found = self.measure(start, cell.early_stop)
+        # `perturbed` has checked the restoration bit for bit, or raised.
+        diverged = Outcome(found["nll"], found["tokens"], found["hits"]).diverged
+        return vars(edit) | found | {
+            "windows": len(found["nll"]), "resumed_at": start, "restored": True,
+            "status": "diverged" if diverged else "ok",
+        }  # fmt: skip

@@ -1,0 +1,59 @@
+"""Whether generated text runs into a loop: collapse that a loss on given text doesn't show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from esa_ray.models.modes import eval_mode
+from esa_ray.models.places import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: How often a block of tokens must stand one after the other to be a loop.
+REPEATS = 3
+
+
+def loops(text: np.ndarray) -> bool:
+    """Whether a continuation ends in a loop: one block of tokens three times or more, over half of its length or more.
+
+    Values below 0 stand after the end of a text that ended by itself, and never repeat.
+
+    >>> loops(np.array([5, 6, 1, 2, 1, 2, 1, 2])), loops(np.array([1, 1, 1, 5, 6, 7, 8, 9]))
+    (True, False)
+    """
+    n = len(text)
+    for period in range(1, n // REPEATS + 1):
+        stretch = max(REPEATS * period, -(-n // 2))
+        tail = text[n - stretch :]
+        if (tail >= 0).all() and (tail[period:] == tail[:-period]).all():
+            return True
+    return False
+
+
+@torch.inference_mode()
+def continued(model: PreTrainedModel, prompts: np.ndarray, tokens: int) -> np.ndarray:
+    """Greedy continuations of prompts (P, T) of equal length: (P, tokens), −1 after the end-of-text token.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8))
+    >>> continued(model, np.zeros((2, 4), dtype=np.int64), 4).shape
+    (2, 4)
+    """
+    prompts_PT = torch.as_tensor(np.asarray(prompts), device=input_device(model))
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    with eval_mode(model):
+        made_PT = model.generate(  # type: ignore[operator]
+            prompts_PT, attention_mask=torch.ones_like(prompts_PT), do_sample=False, num_beams=1,
+            max_new_tokens=tokens, pad_token_id=ends[0] if ends else 0,
+        )  # fmt: skip
+    found = np.full((len(prompts_PT), tokens), -1)
+    for row, text in zip(found, made_PT[:, prompts_PT.shape[1] :].cpu().numpy(), strict=True):
+        stop = np.flatnonzero(np.isin(text, ends))
+        end = int(stop[0]) if len(stop) else len(text)
+        row[:end] = text[:end]
+    return found

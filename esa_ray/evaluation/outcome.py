@@ -1,0 +1,110 @@
+"""Windows → summed NLL, token counts and hits, per window. Ratios come later, in the analysis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esa_ray.evaluation.sequential import SignTest
+from esa_ray.models.modes import eval_mode
+from esa_ray.models.places import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from esa_ray.evaluation.intact import Intact
+
+#: The logits (B, T, V) of a batch, given its number and its tokens (B, T).
+Forward = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One evaluation, a value per window: ``nll`` in summed nats, scored ``tokens``, top-1 ``hits``.
+
+    ``kl`` is KL(intact ‖ damaged) of the next-token distributions, summed nats a window; None if not measured.
+    """
+
+    nll: list[float]
+    tokens: list[int]
+    hits: list[int]
+    kl: list[float] | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether any window's loss is NaN or infinite: a result, not a failure."""
+        return not all(map(math.isfinite, self.nll))
+
+    @property
+    def nll_per_token(self) -> float:
+        """Mean NLL in nats per token: summed nats over summed tokens."""
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(NLL per token); infinite where that overflows."""
+        try:
+            return math.exp(self.nll_per_token)
+        except OverflowError:
+            return math.inf
+
+
+@torch.inference_mode()
+def evaluate(
+    model: PreTrainedModel,
+    windows: np.ndarray,
+    batch_size: int = 8,
+    *,
+    intact: Intact | None = None,
+    forward: Forward | None = None,
+    error_rate: float | None = None,
+) -> Outcome:
+    """Next-token loss of a model on token windows of shape (N, T).
+
+    Each window has T−1 scored tokens; the first is context only. Log-probabilities are taken from fp32
+    logits, one window at a time, and summed in float64.
+
+    Parameters
+    ----------
+    intact
+        The undamaged model's predictions on the same windows, to measure KL divergence from.
+    forward
+        Other means than the model's own forward pass to get a batch's logits, e.g.
+        :meth:`esa_ray.resume.Resumable.logits`.
+    error_rate
+        Stop after the batch at which a paired sequential test (:class:`SignTest`) against ``intact`` decides, or
+        a loss is not finite. None: never.
+
+    Example
+    -------
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)).eval()
+    >>> evaluate(model, np.zeros((3, 8), dtype=np.int64)).tokens
+    [7, 7, 7]
+    """
+    windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
+    test = SignTest(error_rate) if error_rate is not None and intact else None
+    nll: list[float] = []
+    hits: list[int] = []
+    kl: list[float] = []
+    for number, batch_BT in enumerate(windows_NT.split(batch_size)):
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with eval_mode(model), intact.watching(model) if intact else nothing as seen:
+            logits_BTV = forward(number, batch_BT) if forward else model(batch_BT, use_cache=False).logits
+        for row, (logits_TV, tokens_T) in enumerate(zip(logits_BTV, batch_BT.to(logits_BTV.device), strict=True)):
+            scores_TV, target_T = logits_TV[:-1].float(), tokens_T[1:]
+            partition_T = scores_TV.logsumexp(-1).double()
+            nll.append(float((partition_T - scores_TV.gather(-1, target_T[:, None])[:, 0].double()).sum()))
+            hits.append(int((scores_TV.argmax(-1) == target_T).sum()))
+            if intact:
+                kl.append(intact.kl(len(kl), scores_TV, partition_T, seen[0][row, :-1] if seen else None))
+        if test and intact and test.decides(np.subtract(nll, intact.outcome.nll[: len(nll)])):
+            break
+    return Outcome(nll=nll, tokens=[windows_NT.shape[1] - 1] * len(nll), hits=hits, kl=kl if intact else None)

@@ -1,0 +1,81 @@
+"""From a stored ranking to the weights that a cell damages, and what is known of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from esa_ray.errors import EsaError
+from esa_ray.perturb.known import Known
+from esa_ray.spec import Part
+
+#: Columns of a ranking that tell which weights are in a set, and in which blocks.
+SET_COLUMNS = ("group", "rank", "layer")
+
+
+class EmptyPartError(RuntimeError):
+    """A part of a set that holds no weights, so its damage can't be measured."""
+
+
+def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> pa.Table:
+    """The rows of a ranking that a set consists of: the first k of every pool of a group, or a part of these.
+
+    Raises
+    ------
+    EmptyPartError
+        If the part holds no weights.
+    EsaError
+        If a restored fraction of k is no whole weight.
+    """
+    wanted = (pc.field("group") == group) & (pc.field("rank") <= k)
+    if part is not None:
+        wanted = wanted & _within(part, k)
+    mine = ranking.filter(wanted)
+    if part is not None and not len(mine):
+        raise EmptyPartError(f"no weights of the set are its part {part.label}")
+    return mine
+
+
+def _within(part: Part, k: int) -> pc.Expression:
+    if part.kind == "layer":
+        return pc.field("layer") == int(part.value)
+    if part.kind == "only":
+        return pc.field("rank") == int(part.value)
+    spared = round(part.value * k)
+    if not 0 < spared < k:
+        raise EsaError(f"{part.value:g} of k={k} is no whole weight; restore another fraction, or raise --topk")
+    return pc.field("rank") > spared if part.kind == "all_but_first" else pc.field("rank") <= k - spared
+
+
+def chosen(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> dict[str, np.ndarray]:
+    """The first k weights of every pool of a group, or a part of them, as flat indices by tensor."""
+    return {name: flat for name, (flat, _) in _by_tensor(picked(ranking, group, k, part)).items()}
+
+
+def chosen_and_known(
+    ranking: pa.Table, group: str, k: int, part: Part | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Known]]:
+    """The same, with the scores and gradients of the weights in the same order."""
+    found = _by_tensor(picked(ranking, group, k, part))
+    return {n: flat for n, (flat, _) in found.items()}, {n: facts for n, (_, facts) in found.items()}
+
+
+def _by_tensor(rows: pa.Table) -> dict[str, tuple[np.ndarray, Known]]:
+    tensors, flat = np.array(rows["tensor"].to_pylist()), rows["flat"].to_numpy()
+    facts = {name: _floats(rows[name]) for name in ("score", "gradient") if name in rows.column_names}
+    found = {}
+    for name in dict.fromkeys(tensors.tolist()):
+        mine = tensors == name
+        found[str(name)] = (flat[mine], Known(**{n: None if v is None else v[mine] for n, v in facts.items()}))
+    return found
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
+    return None if column.null_count == len(column) else column.to_numpy()
+
+
+def first_block(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> int:
+    """The earliest block that a set touches; −1 if it touches weights outside the blocks."""
+    layers = picked(ranking, group, k, part)["layer"]
+    return -1 if layers.null_count or not len(layers) else int(pc.min(layers).as_py())

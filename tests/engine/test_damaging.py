@@ -1,0 +1,170 @@
+"""Cells of every kind of set without Ray: lists, parts, repetitions, resumption, and all kinds of damage."""
+
+import numpy as np
+import pytest
+import torch
+
+from esa_ray.engine.worker import Worker
+from esa_ray.errors import EsaError
+from esa_ray.evaluation import evaluate
+from esa_ray.grid import cell_id, cells
+from esa_ray.models.sources import find
+from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
+from tests.tiny import state_bits
+
+DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
+GIVEN = WeightList(
+    name="given",
+    weights=tuple(WeightName(tensor=t, row=r, col=c) for t, r, c in ((DOWN, 3, 5), (UP, 7, 2), (DOWN, 0, 1))),
+)
+
+
+@pytest.fixture
+def run_all(tiny_study, tmp_path):
+    """Runs a study's cells in one worker and returns (worker, rows by label)."""
+
+    def run(**changes):
+        spec = tiny_study.replace(seeds=(7,), topk=(4,), groups=("super", "random_k"), **changes)
+        worker = Worker(spec, find(spec.model), str(tmp_path))
+        before = state_bits(worker.model)
+        worker.rank(7)
+        rows = {}
+        for cell in cells(spec):
+            worker.run(cell)
+            name = f"{cell.label}-{cell_id(cell, spec.data, worker.resolved)}"
+            rows[cell.label] = worker.store.read("cells", name).to_pylist()[0]
+        assert state_bits(worker.model) == before
+        return worker, rows
+
+    return run
+
+
+def by_hand(worker, weights, value=0.0) -> list[float]:
+    """Losses of a copy of the model in which named weights are set to a value, by full forward passes."""
+    parameters, old = dict(worker.model.named_parameters()), []
+    with torch.no_grad():
+        for w in weights:
+            old.append(float(parameters[w.tensor][w.row, w.col]))
+            parameters[w.tensor][w.row, w.col] = value
+        found = evaluate(worker.model, worker.windows.evaluation, worker.spec.data.batch_size).nll
+        for w, was in zip(weights, old, strict=True):
+            parameters[w.tensor][w.row, w.col] = was
+    return found
+
+
+def test_a_list_is_damaged_together_and_one_by_one_and_from_its_block_on(run_all):
+    worker, rows = run_all(perturbations=(PerturbSpec(kind="zero"),), lists=(GIVEN,), one_by_one=True)
+    mine = {label: r for label, r in rows.items() if r["metric"] == "listed"}
+    assert len(mine) == 2 + 3
+    joint = mine["listed-given-s7-k3-listed-zero"]
+    assert joint["nll"] == pytest.approx(by_hand(worker, GIVEN.weights), rel=2e-6)
+    assert (joint["n_weights"], joint["n_changed"], joint["mode"], joint["resumed_at"]) == (3, 3, "given", 1)
+    for number, weight in enumerate(GIVEN.weights, 1):
+        single = mine[f"listed-given-s7-k3-listed-zero-only-{number}"]
+        assert single["nll"] == pytest.approx(by_hand(worker, [weight]), rel=2e-6)
+        assert (single["n_weights"], single["part"], single["part_value"]) == (1, "only", number)
+    control = worker.store.read("rankings", "listed-given-s7").to_pylist()
+    drawn = [r for r in control if r["group"] == "random_k"]
+    assert sorted(r["tensor"] for r in drawn) == sorted(w.tensor for w in GIVEN.weights)
+    assert not {(r["tensor"], r["row"], r["col"]) for r in drawn} & {(w.tensor, w.row, w.col) for w in GIVEN.weights}
+
+
+def test_parts_of_a_set_are_its_layers_and_what_is_left_when_some_is_restored(run_all):
+    parts = (Part(kind="layer", value=1), Part(kind="all_but_first", value=0.25), Part(kind="all_but_last", value=0.5))
+    worker, rows = run_all(perturbations=(PerturbSpec(kind="zero"),), parts=parts)
+    ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
+    wanted = {
+        "layer-1": [r for r in ranking if r["group"] == "super" and r["layer"] == 1],
+        "all_but_first-0.25": [r for r in ranking if r["group"] == "super" and r["rank"] > 1],
+        "all_but_last-0.5": [r for r in ranking if r["group"] == "super" and r["rank"] <= 2],
+    }
+    for name, weights in wanted.items():
+        row = rows[f"grad_x_weight-per_layer-s7-k4-super-zero-{name}"]
+        named = [WeightName(tensor=r["tensor"], row=r["row"], col=r["col"]) for r in weights]
+        assert row["nll"] == pytest.approx(by_hand(worker, named), rel=2e-6)
+        assert row["n_weights"] == len(weights)
+        assert row["resumed_at"] == (1 if name == "layer-1" else None)
+    # Of controls, whole sets and layers alone.
+    assert {r["part"] for r in rows.values() if r["group"] == "random_k"} == {None, "layer"}
+
+
+def test_repetitions_of_a_kind_that_draws_differ_and_of_others_are_equal_to_the_bit(run_all):
+    kinds = (PerturbSpec(kind="zero"), PerturbSpec(kind="gauss_noise", strength=0.5))
+    _, rows = run_all(perturbations=kinds, repeats=3)
+    stem = "grad_x_weight-per_layer-s7-k4-super-"
+    zeros = [rows[f"{stem}zero{end}"]["nll"] for end in ("", "-r1", "-r2")]
+    assert zeros[0] == zeros[1] == zeros[2]
+    noises = [tuple(rows[f"{stem}gauss_noise-0.5{end}"]["nll"]) for end in ("", "-r1", "-r2")]
+    assert len(set(noises)) == 3
+    assert [rows[f"{stem}zero{end}"]["repeat"] for end in ("", "-r1", "-r2")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("metric", ["grad_x_weight", "act_mag", "grad_x_weight+act_mag"])
+def test_every_kind_of_damage_runs_whatever_the_score(run_all, metric):
+    kinds = tuple(PerturbSpec(kind=kind, bits="mantissa" if kind == "bit_flip" else None) for kind in KINDS)
+    worker, rows = run_all(perturbations=kinds, scores=(ScoreSpec(metric=metric),))
+    assert {r["status"] for r in rows.values()} == {"ok"}, [r["error"] for r in rows.values()]
+    assert all(r["delta_norm"] > 0 and r["n_changed"] > 0 for r in rows.values())
+    ranking = worker.store.read("rankings", f"{metric}-per_layer-s7").to_pylist()
+    # The stored gradient is that of the calibration loss: grad_x_weight is |g·w|.
+    if metric == "grad_x_weight":
+        for r in ranking:
+            assert abs(r["gradient"] * r["weight"]) == pytest.approx(r["score"], rel=1e-5)
+    assert all(r["gradient"] is not None for r in ranking)
+
+
+def test_without_a_kind_that_needs_it_a_score_without_gradients_gathers_none(run_all):
+    worker, _ = run_all(perturbations=(PerturbSpec(kind="zero"),), scores=(ScoreSpec(metric="magnitude"),))
+    assert {r["gradient"] for r in worker.store.read("rankings", "magnitude-per_layer-s7").to_pylist()} == {None}
+
+
+def test_kl_and_loops_stand_in_every_row_that_can_have_them(run_all, tiny_study):
+    data = tiny_study.data.model_copy(update={"prompts": 2})
+    kinds = (PerturbSpec(kind="zero"), PerturbSpec(kind="gauss_noise", strength=1e40))
+    worker, rows = run_all(perturbations=kinds, data=data)
+    worker.baseline()
+    base = worker.store.read("baselines", "baseline").to_pylist()[0]
+    assert len(base["loops"]) == 2
+    assert base["kl"] is None
+    for row in rows.values():
+        assert len(row["kl"]) == row["windows"] == 5
+        if row["status"] == "ok":
+            assert len(row["loops"]) == 2
+            assert sum(row["kl"]) > -1e-4
+        else:
+            assert row["loops"] is None
+
+
+def test_early_stopping_uses_fewer_windows_and_says_how_many(run_all, tiny_study):
+    data = tiny_study.data.model_copy(update={"evaluation_windows": 16, "batch_size": 1})
+    kinds = (PerturbSpec(kind="scale", strength=-40.0),)
+    _, stopped = run_all(perturbations=kinds, data=data, early_stop=0.2, scores=(ScoreSpec(mode="global"),))
+    used = {label: r["windows"] for label, r in stopped.items()}
+    assert all(len(r["nll"]) == len(r["hits"]) == len(r["kl"]) == r["windows"] for r in stopped.values())
+    assert min(used.values()) < 16
+
+
+@pytest.mark.parametrize(
+    ("weight", "sentence"),
+    [
+        (WeightName(tensor="no.such", row=0), "no weights named no.such"),
+        (WeightName(tensor=DOWN, row=99999, col=0), "has no row 99999"),
+        (WeightName(tensor=DOWN, row=0, col=99999), "has no col 99999"),
+    ],
+)
+def test_a_list_that_names_what_the_model_has_not_is_refused_before_anything_is_scored(
+    tiny_study, tmp_path, weight, sentence
+):
+    spec = tiny_study.replace(lists=(WeightList(name="wrong", weights=(weight,)),))
+    with pytest.raises(EsaError, match=sentence):
+        Worker(spec, find(spec.model), str(tmp_path))
+
+
+def test_with_a_small_budget_states_of_few_blocks_are_held_and_nothing_changes(run_all, tiny_study, tmp_path):
+    worker, rows = run_all(perturbations=(PerturbSpec(kind="zero"),), lists=(GIVEN,), one_by_one=True)
+    tight = Worker(worker.spec, worker.source, str(tmp_path / "tight"), memory_budget=1)
+    tight.damaging.budget = 1
+    ranking = worker.store.read("rankings", "listed-given-s7")
+    for cell in (c for c in cells(worker.spec) if c.listed):
+        found = tight.damaging.run(cell, ranking)
+        np.testing.assert_array_equal(found["nll"], rows[cell.label]["nll"])

@@ -1,0 +1,191 @@
+"""KL to the intact model, loops in generated text, the sequential test, and outcomes from the damaged block on."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from esa_ray.evaluation import Intact, SignTest, continued, evaluate, log_sign_e_value, loops
+from esa_ray.evaluation import intact as intact_module
+from esa_ray.models.addressing import catalogue
+from esa_ray.perturb.edit import perturbed
+from esa_ray.resume import Resumable
+from esa_ray.spec import PerturbSpec
+from tests.test_resume import CAPPED, MODELS, build
+from tests.tiny import random_windows, tiny
+
+WINDOWS = random_windows(5, 10)
+NOISE = PerturbSpec(kind="gauss_noise", strength=0.5)
+
+
+def log_p(model, window) -> np.ndarray:
+    """Next-token log-probabilities of the scored positions, float64 from the model's own logits."""
+    with torch.no_grad():
+        logits = model(torch.as_tensor(window)[None]).logits[0, :-1].double()
+    return (logits - logits.logsumexp(-1, keepdim=True)).numpy()
+
+
+def true_kl(intact, damaged) -> list[float]:
+    pairs = [(log_p(intact, w), log_p(damaged, w)) for w in WINDOWS]
+    return [float((np.exp(p) * (p - q)).sum()) for p, q in pairs]
+
+
+def where(model, component="down"):
+    tensor = catalogue(model).select((component,))[-1]
+    return {tensor.name: np.arange(0, tensor.size, 3)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_kl_is_that_of_the_full_distributions(name, batch_size):
+    model = build(name)
+    twin, intact = copy.deepcopy(model), Intact(model, WINDOWS, batch_size)
+    assert intact.compact == (name not in CAPPED)
+    with perturbed(catalogue(model), where(model), NOISE, 0):
+        found = evaluate(model, WINDOWS, batch_size, intact=intact).kl
+        wanted = true_kl(twin, model)
+    assert min(wanted) > 1e-4
+    assert found == pytest.approx(wanted, rel=1e-4, abs=3e-5)
+    assert evaluate(model, WINDOWS, batch_size, intact=intact).kl == pytest.approx([0] * 5, abs=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kl_of_a_16_bit_model_is_taken_from_its_own_logits(dtype):
+    model = tiny("llama", dtype=dtype)
+    twin, intact = copy.deepcopy(model), Intact(model, WINDOWS)
+    assert not intact.compact
+    with perturbed(catalogue(model), where(model), NOISE, 0):
+        found, wanted = evaluate(model, WINDOWS, intact=intact).kl, true_kl(twin, model)
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_kl_of_a_damaged_head_needs_and_uses_the_intact_logits(large, monkeypatch):
+    monkeypatch.setattr(intact_module, "KEPT_BYTES", 0 if large else 1 << 30)
+    model = tiny("llama")
+    twin, intact = copy.deepcopy(model), Intact(model, WINDOWS, head_stays=False)
+    with perturbed(catalogue(model), where(model, "head"), NOISE, 0):
+        found, wanted = evaluate(model, WINDOWS, intact=intact).kl, true_kl(twin, model)
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_a_head_with_a_bias_counts_it():
+    model = tiny("llama")
+    model.lm_head = torch.nn.Linear(16, 48, bias=True)
+    twin, intact = copy.deepcopy(model), Intact(model, WINDOWS)
+    assert intact.compact
+    with perturbed(catalogue(model), where(model), NOISE, 0):
+        found, wanted = evaluate(model, WINDOWS, intact=intact).kl, true_kl(twin, model)
+    assert found == pytest.approx(wanted, rel=1e-4, abs=3e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("hold", [None, 1])
+def test_outcomes_from_the_damaged_block_on_are_those_of_full_forward_passes(name, hold):
+    model = build(name)
+    resumable, intact, found = Resumable(model, WINDOWS, 2, hold=hold), Intact(model, WINDOWS, 2), catalogue(model)
+    for tensor in found.tensors:
+        layer = resumable.starts_at(tensor)
+        if not layer or not tensor.flat_weights().any():  # relative noise leaves zeros as they are
+            continue
+        resumable.prepare(layer)
+        with perturbed(found, {tensor.name: np.arange(0, tensor.size, 2)}, NOISE, 0):
+            whole = evaluate(model, WINDOWS, 2, intact=intact)
+            resumed = evaluate(
+                model, WINDOWS, 2, intact=intact, forward=lambda number, _, layer=layer: resumable.logits(layer, number)
+            )
+        assert resumed.nll == pytest.approx(whole.nll, rel=2e-6)
+        assert resumed.hits == whole.hits
+        assert resumed.kl == pytest.approx(whole.kl, rel=1e-4, abs=3e-5)
+
+
+def test_with_few_states_held_an_unprepared_block_is_refused_and_a_prepared_one_replaces_the_oldest():
+    model = build("llama")
+    resumable = Resumable(model, WINDOWS, 2, hold=1)
+    resumable.prepare(1)
+    intact = resumable.logits(1, 0)
+    with pytest.raises(ValueError, match="prepare"):
+        resumable.logits(0, 0)
+    resumable.prepare(0)
+    assert torch.equal(resumable.logits(0, 0), intact)
+    with pytest.raises(ValueError, match="prepare"):
+        resumable.logits(1, 0)
+    resumable.logits(resumable.depth, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ([7] * 12, True),
+        ([1, 2, 3, 4, 5, 6, 9, 9, 9, 9, 9, 9], True),
+        ([1, 2, 3, 4, 5, 6, 7, 9, 9, 9, 9, 9], False),  # not yet half of it
+        ([1, 2, 3, 4] * 3, True),
+        ([5, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], True),  # a block broken off at the end
+        ([1, 2, 3, 4, 5, 6] * 2, False),  # twice is no loop
+        (list(range(12)), False),
+        ([7] * 8 + [-1] * 4, False),  # ended by itself
+    ],
+)
+def test_a_loop_is_a_block_three_times_in_a_row_over_half_the_text(text, looping):
+    assert loops(np.array(text)) is looping
+
+
+def test_continuations_are_greedy():
+    model, prompts = tiny("llama"), random_windows(3, 5)
+    found = continued(model, prompts, 4)
+    for prompt, text in zip(prompts, found, strict=True):
+        tokens = list(prompt)
+        for _ in range(4):
+            with torch.no_grad():
+                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert text.tolist() == tokens[5:]
+
+
+def test_a_model_that_says_one_thing_for_ever_loops_and_one_that_ends_does_not():
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every logit is 0: token 0 for ever
+    model.generation_config.eos_token_id = None
+    assert loops(continued(model, random_windows(1, 4), 9)[0])
+    model.generation_config.eos_token_id = 0
+    assert continued(model, random_windows(1, 4), 9)[0].tolist() == [-1] * 9
+
+
+def test_the_e_value_is_the_likelihood_of_the_signs_under_jeffreys_mixture_over_that_of_a_coin():
+    for positive, negative in ((8, 0), (3, 5), (0, 1), (20, 6)):
+        grid = (np.arange(200_000) + 0.5) / 200_000
+        mixture = (stats.beta(0.5, 0.5).pdf(grid) * grid**positive * (1 - grid) ** negative).mean()
+        wanted = math.log(mixture * 2 ** (positive + negative))
+        assert log_sign_e_value(positive, negative) == pytest.approx(wanted, abs=5e-3)
+
+
+@pytest.mark.parametrize("error_rate", [0.05, 0.2])
+def test_with_a_look_after_every_window_the_test_errs_no_more_often_than_it_says(error_rate):
+    rng, studies, wrong = np.random.default_rng(0), 600, 0
+    for _ in range(studies):
+        differences, test = rng.standard_t(2, size=60), SignTest(error_rate)
+        wrong += any(test.decides(differences[:n]) for n in range(1, 61))
+    assert wrong <= stats.binom.ppf(0.999, studies, error_rate)
+    assert wrong > 0
+
+
+def test_a_clear_difference_stops_early_and_a_loss_that_is_not_finite_at_once():
+    model = tiny("llama")
+    model.generation_config.eos_token_id = None
+    starts = random_windows(24, 3)
+    windows = np.concatenate([starts, continued(model, starts, 7)], axis=1)  # what it says itself, damage makes worse
+    intact = Intact(model, windows, 2)
+    with perturbed(catalogue(model), where(model), PerturbSpec(kind="scale", strength=30), 0):
+        stopped = evaluate(model, windows, 2, intact=intact, error_rate=0.05)
+        full = evaluate(model, windows, 2, intact=intact)
+    n = len(stopped.nll)
+    assert 6 <= n < 24
+    assert (stopped.nll, stopped.hits, stopped.kl, stopped.tokens) == (
+        full.nll[:n], full.hits[:n], full.kl[:n], full.tokens[:n],
+    )  # fmt: skip
+    with perturbed(catalogue(model), where(model), PerturbSpec(kind="scale", strength=1e42), 0):
+        assert len(evaluate(model, windows, 2, intact=intact, error_rate=0.05).nll) == 2
+    assert len(evaluate(model, windows, 2, intact=intact, error_rate=0.05).nll) == 24
