@@ -100,9 +100,20 @@ class Study:
         """One row an edit of a single weight, with what was measured and predicted; empty in older studies."""
         return self._table("fidelity")
 
+    @cached_property
+    def search(self) -> dict[str, Any] | None:
+        """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
+        path = self.directory / "search.json"
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except (ValueError, OSError) as error:
+            raise StudyError(f"{path} can't be read ({error}); delete it and run again") from None
+
     @property
     def expected_cells(self) -> int:
-        """How many cells the spec asks for, as the run that resolved it counted them."""
+        """How many cells the spec asks for, as the run that resolved it counted them; of a search, what it ran."""
+        if self.search is not None:
+            return self.cells.height
         if (counted := self.record.get("cells")) is not None:
             return counted
         spec = self.spec

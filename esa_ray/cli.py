@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +17,9 @@ from rich.console import Console
 from esa_ray import options
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
-from esa_ray.options import build, items, numbers, perturbations, scores, size, slug
+from esa_ray.options import items, size, steps, study
 from esa_ray.spec import StudySpec, unavailable
+from esa_ray.weights import read_weights
 
 if TYPE_CHECKING:
     from analysis import Study
@@ -59,6 +62,17 @@ def show_plan(spec: StudySpec, directory: Path) -> None:
     if spec.perturbations:
         out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
         out(f"groups            {', '.join(spec.groups)}")
+    for given in spec.lists:
+        out(f"list              {given.name}: {given.k} weights")
+    if spec.parts or spec.one_by_one:
+        words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
+        out(f"parts             {', '.join(words)}")
+    if spec.repeats > 1:
+        out(f"repeats           {spec.repeats}")
+    if spec.early_stop is not None:
+        out(f"early stop        at error rate {spec.early_stop:g}")
+    if spec.search:
+        out(f"search            smallest {spec.search.smallest} among these cells with ΔNLL ≥ {spec.search.damage:g}")
     if spec.fidelity:
         out(f"fidelity          {spec.fidelity} single weights")
     if spec.analyses:
@@ -148,12 +162,19 @@ def run(
     components: options.Components = "attention,ffn",
     probes: options.Probes = None,
     probe_error: options.ProbeError = None,
-    perturb: Annotated[str, typer.Option(help="Kind(s) of damage: sign_flip, zero, gauss_noise, bit_flip.")] = "",
-    perturb_scale: Annotated[str | None, typer.Option(help="λ of sign_flip, σ of gauss_noise.")] = None,
-    perturb_prob: Annotated[str | None, typer.Option(help="Probability per bit of bit_flip.")] = None,
-    bits: Annotated[str | None, typer.Option(help="Bits that flip: all, sign, exponent, mantissa.")] = None,
-    noise_scale: Annotated[str | None, typer.Option(help="Noise is relative to each weight or its tensor.")] = None,
-    controls: Annotated[str, typer.Option(help="Control(s): random_k, matched_k, bottom_k.")] = "",
+    perturb: options.Perturb = "",
+    perturb_scale: options.PerturbScale = None,
+    perturb_prob: options.PerturbProb = None,
+    bits: options.FlippedBits = None,
+    noise_scale: options.NoiseScale = None,
+    controls: options.Controls = "",
+    weights: options.Weights = "",
+    layers: options.Layers = "",
+    restore: options.Restore = "",
+    one_by_one: options.OneByOne = False,
+    repeats: options.Repeats = 1,
+    prompts: options.Prompts = 0,
+    early_stop: options.EarlyStop = None,
     fidelity: options.Fidelity = 0,
     data: options.Data = "pydoc",
     text_column: options.TextColumn = "text",
@@ -179,30 +200,19 @@ def run(
 
     Running the same command again computes only what is missing.
     """
-    if controls and not perturb:
-        raise EsaError("--controls compares damage; add --perturb, or leave it out")
-    analyses = {"stability": stability_check, "weights": weight_analysis, "architecture": architecture_analysis}
-    spec = build(
-        name=slug(out_dir.resolve().name) if out_dir else None,
-        model={"source": model, "dtype": dtype, "revision": revision},
-        data={
-            "source": data, "text_column": text_column, "split": split, "window": window,
-            "calibration_windows": max_samples, "evaluation_windows": eval_windows,
-            "batch_size": batch_size, "bos": bos,
-        },
-        scores=scores(metric, mode, components, probes, probe_error),
-        topk=numbers(topk, int, "--topk"),
-        seeds=numbers(seeds, int, "--seeds"),
-        perturbations=perturbations(perturb, perturb_scale, perturb_prob, bits, noise_scale),
-        groups=["super", *items(controls)],
-        analyses=[name for name, asked in analyses.items() if asked],
-        fidelity=fidelity,
-    )  # fmt: skip
+    launch(locals())
+
+
+def launch(given: dict[str, Any], **more: Any) -> None:
+    """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
+    defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    o = SimpleNamespace(**defaults | given)
+    spec = study(o, **more)
     raise typer.Exit(
         execute(
-            spec, out_dir or results_directory(spec.name), only_plan=only_plan, save_plots=save_plots,
-            address=address, concurrency=max_concurrent, memory_budget=size(memory_budget, "--memory-budget"),
-            verbose=verbose,
+            spec, o.out_dir or results_directory(spec.name), only_plan=o.only_plan, save_plots=o.save_plots,
+            address=o.address, concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
+            verbose=o.verbose,
         )
     )  # fmt: skip
 
@@ -241,7 +251,104 @@ def score(
 
     A study without cells: the same tables and the same report, and safe to repeat.
     """
-    run(**locals())
+    launch(locals())
+
+
+@app.command(
+    epilog="Example: esa perturb --model SmolLM2-135M-Instruct --weights six.csv --perturb zero,sign_flip --one-by-one"
+)
+def perturb(
+    model: options.Model,
+    weights: options.Weights = "",
+    perturb: options.Perturb = "zero",
+    perturb_scale: options.PerturbScale = None,
+    perturb_prob: options.PerturbProb = None,
+    bits: options.FlippedBits = None,
+    noise_scale: options.NoiseScale = None,
+    controls: options.Controls = "random_k",
+    layers: options.Layers = "",
+    restore: options.Restore = "",
+    one_by_one: options.OneByOne = False,
+    repeats: options.Repeats = 1,
+    prompts: options.Prompts = 0,
+    early_stop: options.EarlyStop = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Score(s) for the model's own sets.  [default: grad_x_weight; magnitude with --weights]"),
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="Pool(s).  [default: per_layer; global with --weights]")] = None,
+    topk: Annotated[str | None, typer.Option(help="Weights per pool.  [default: 100; as many as --weights]")] = None,
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 128,
+    components: options.Components = "attention,ffn",
+    data: options.Data = "pydoc",
+    text_column: options.TextColumn = "text",
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = 8,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    out_dir: options.OutDir = None,
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    max_concurrent: options.MaxConcurrent = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Damage sets of weights, given in a file or chosen by a score, and measure what each way of it costs.
+
+    Given weights need no scoring: beside them stand as many of the largest of the model, and random ones.
+    """
+    given, sizes = locals(), [read_weights(path).k for path in items(weights)]
+    defaults = ("magnitude", "global", ",".join(map(str, sizes))) if sizes else ("grad_x_weight", "per_layer", "100")
+    names = ("metric", "mode", "topk")
+    launch(given | {name: given[name] or default for name, default in zip(names, defaults, strict=True)})
+
+
+@app.command(
+    epilog="Example: esa search --model SmolLM2-135M-Instruct --damage 1 --perturb zero --mode global --topk 1:512"
+)
+def search(
+    model: options.Model,
+    damage: Annotated[float, typer.Option(help="ΔNLL to reach, nats per token, mean over seeds.")],
+    smallest: Annotated[str, typer.Option(help="What to make small: k, strength.")] = "k",
+    trials: Annotated[int, typer.Option(min=1, help="Candidates that Optuna proposes first.")] = 12,
+    topk: Annotated[str, typer.Option(help="Weights per pool: a comma list, or FROM:TO.")] = "1:512",
+    perturb: options.Perturb = "zero",
+    perturb_scale: options.PerturbScale = None,
+    perturb_prob: options.PerturbProb = None,
+    bits: options.FlippedBits = None,
+    noise_scale: options.NoiseScale = None,
+    metric: options.Metric = "grad_x_weight",
+    mode: options.Mode = "per_layer",
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 128,
+    components: options.Components = "attention,ffn",
+    data: options.Data = "pydoc",
+    text_column: options.TextColumn = "text",
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = 8,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    out_dir: options.OutDir = None,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    max_concurrent: options.MaxConcurrent = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Find the smallest set, or the smallest strength, whose damage reaches a given loss (needs optuna).
+
+    The candidates are a ladder; the answer's next smaller one was measured too, and does too little.
+    """
+    wanted = {"damage": damage, "smallest": smallest, "trials": trials}
+    launch(locals() | {"topk": steps(topk)}, search=wanted)
 
 
 @app.command(epilog="Example: esa report --out-dir results/quickstart")

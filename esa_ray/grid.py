@@ -204,10 +204,10 @@ class Plan:
 
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line."""
-        per_ranking = self.cells // self.rankings
+        shared = f"{'about ' * bool(self.cells % self.rankings)}{self.cells // self.rankings} cells"
         facts = [
             f"cells             {self.cells}",
-            f"rankings          {self.rankings} (shared by about {per_ranking} cells each, k={max(spec.topk)})",
+            f"rankings          {self.rankings} (each shared by {shared}, scored at k={max(spec.topk)})",
             f"baseline          {self.baselines} (shared by all cells)",
             f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
             f"backward passes   {self.backward_passes}",

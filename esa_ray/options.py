@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.spec import METRICS, StudySpec, explain
+from esa_ray.spec import KINDS, METRICS, SCALED, PerturbSpec, StudySpec, explain
+from esa_ray.weights import read_weights
 
 Model = Annotated[str, typer.Option(help="Hub id, directory, GGUF file or packaged model.")]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
@@ -50,7 +52,38 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster; defaul
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials in flight.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")]
 
-SCALED = ("sign_flip", "gauss_noise")
+#: Where a path stops if no strengths are given.
+PATH = (0.25, 0.5, 0.75, 1.0)
+
+Perturb = Annotated[
+    str,
+    typer.Option(
+        help=f"Kind(s) of damage: {', '.join(KINDS)}; or one with its variant and strength, quantize-tensor-3."
+    ),
+]
+PerturbScale = Annotated[str | None, typer.Option(help="Strength(s) of kinds that state none: λ, α, σ, ε, t.")]
+PerturbProb = Annotated[str | None, typer.Option(help="Probability per bit of bit_flip.")]
+FlippedBits = Annotated[str | None, typer.Option("--bits", help="Bits that flip: all, sign, exponent, mantissa.")]
+NoiseScale = Annotated[
+    str | None, typer.Option("--noise-scale", help="Noise is relative to each weight or its tensor: weight, tensor.")
+]
+Controls = Annotated[str, typer.Option(help="Control(s): random_k, matched_k, bottom_k.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="Also damage given weights: .csv, .jsonl or .parquet of tensor,row,col, or a study's directory."),
+]
+Layers = Annotated[str, typer.Option(help="Also damage the sets in these blocks alone, e.g. 0,5,11.")]
+Restore = Annotated[
+    str, typer.Option(help="Also damage all but these fractions of the sets, highest ranks and lowest, e.g. 0.1,0.5.")
+]
+OneByOne = Annotated[
+    bool, typer.Option("--one-by-one", help="Also damage each member of lists and global sets by itself.")
+]
+Repeats = Annotated[int, typer.Option(help="Run every cell so many times; kinds that draw draw anew.")]
+Prompts = Annotated[int, typer.Option(help="Continue so many windows, to see whether the text runs into loops.")]
+EarlyStop = Annotated[
+    float | None, typer.Option(help="Stop a cell once a sequential test at this error rate finds it differs.")
+]
 
 
 def items(text: str) -> list[str]:
@@ -71,29 +104,57 @@ def numbers(text: str, kind: type, flag: str) -> list[Any]:
 
 def perturbations(
     kinds: str, scales: str | None, probabilities: str | None, bits: str | None, noise: str | None
-) -> list[dict[str, Any]]:
-    """The grid of kinds × their own strengths; a flag that no kind uses is refused."""
-    wanted = items(kinds)
-    for value, flag, users in (
-        (scales, "--perturb-scale", SCALED),
-        (probabilities, "--perturb-prob", ("bit_flip",)),
-        (bits, "--bits", ("bit_flip",)),
-        (noise, "--noise-scale", ("gauss_noise",)),
-    ):
-        if value and not set(users) & set(wanted):
-            raise EsaError(f"{flag} belongs to {' and '.join(users)}; add --perturb {users[0]} or leave it out")
-    strengths: dict[str, list[Any]] = {
-        "bit_flip": numbers(probabilities, float, "--perturb-prob") if probabilities else [None]
-    }
-    for kind in SCALED:
-        strengths[kind] = numbers(scales, float, "--perturb-scale") if scales else [None]
-    return [
-        {"kind": kind, "strength": strength}
-        | ({"bits": bits} if kind == "bit_flip" and bits else {})
-        | ({"relative_to": noise} if kind == "gauss_noise" and noise else {})
-        for kind in wanted
-        for strength in strengths.get(kind, [None])
+) -> list[PerturbSpec]:
+    """The grid of kinds × their own variants and strengths; a flag that no kind uses is refused."""
+    try:
+        wanted = [PerturbSpec.fields_of(label) for label in items(kinds)]
+        for value, flag, users in (
+            (scales, "--perturb-scale", SCALED),
+            (probabilities, "--perturb-prob", ("bit_flip",)),
+            (bits, "--bits", ("bit_flip",)),
+            (noise, "--noise-scale", ("gauss_noise", "correlated")),
+        ):
+            if value and not set(users) & {fields["kind"] for fields in wanted}:
+                shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
+                raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
+        return [
+            PerturbSpec.model_validate(fields | variant | {"strength": strength})
+            for fields in wanted
+            for variant in _variants(fields, bits, noise)
+            for strength in _strengths(fields, scales, probabilities)
+        ]
+    except ValidationError as error:
+        raise explain(error) from None
+    except ValueError as error:
+        raise EsaError(f"--perturb: {error}") from None
+
+
+def _variants(fields: dict[str, Any], bits: str | None, noise: str | None) -> list[dict[str, str]]:
+    for name, values, kinds in (("bits", bits, ("bit_flip",)), ("relative_to", noise, ("gauss_noise", "correlated"))):
+        if values and fields["kind"] in kinds and name not in fields:
+            return [{name: value} for value in items(values)]
+    return [{}]
+
+
+def _strengths(fields: dict[str, Any], scales: str | None, probabilities: str | None) -> list[float | None]:
+    kind, stated = fields["kind"], fields["strength"]
+    if stated is not None:
+        return [stated]
+    if kind == "bit_flip" and probabilities:
+        return numbers(probabilities, float, "--perturb-prob")
+    if kind in SCALED and scales:
+        return numbers(scales, float, "--perturb-scale")
+    return list(PATH) if kind == "progressive" else [None]
+
+
+def parts(layers: str, restore: str) -> list[dict[str, Any]]:
+    """Parts of sets: single blocks, and all but a fraction from either end of the ranks."""
+    found: list[dict[str, Any]] = [
+        {"kind": "layer", "value": n} for n in (numbers(layers, int, "--layers") if layers else [])
     ]
+    for fraction in numbers(restore, float, "--restore") if restore else []:
+        found += [{"kind": kind, "value": fraction} for kind in ("all_but_first", "all_but_last")]
+    return found
 
 
 def slug(text: str) -> str:
@@ -106,6 +167,7 @@ def study_name(spec: dict[str, Any]) -> str:
     first = spec["scores"][0]
     words = [Path(spec["model"]["source"]).name, first["metric"], first["mode"]]
     words += ["k" + "_".join(map(str, spec["topk"])), *dict.fromkeys(p["kind"] for p in spec["perturbations"])]
+    words += [given["name"] for given in spec["lists"]]
     return slug("-".join(words)) + "-" + digest(spec)[:6]
 
 
@@ -150,3 +212,54 @@ def scores(metric: str, mode: str, components: str, probes: int | None, error: f
         for m in wanted
         for p in items(mode)
     ]
+
+
+def steps(text: str) -> str:
+    """A comma list as it is, or FROM:TO as the whole numbers nearest to a ladder of steps of √2.
+
+    >>> steps("1:16")
+    '1,2,3,4,6,8,11,16'
+    """
+    if ":" not in text:
+        return text
+    low, _, high = text.partition(":")
+    first, last = (numbers(end, int, "--topk")[0] for end in (low, high))
+    if not 1 <= first < last:
+        raise EsaError(f"--topk FROM:TO goes up from 1 or more, not {text!r}")
+    found = [round(first * 2 ** (i / 2)) for i in range(2 * math.ceil(math.log2(last / first)))]
+    return ",".join(map(str, sorted({k for k in found if k < last} | {last})))
+
+
+def study(o: Any, search: dict[str, Any] | None = None) -> StudySpec:
+    """The study that a command's options describe.
+
+    Raises
+    ------
+    EsaError
+        For the first thing wrong with them, in one sentence.
+    """
+    if o.controls and not o.perturb:
+        raise EsaError("--controls compares damage; add --perturb, or leave it out")
+    analyses = {"stability": o.stability_check, "weights": o.weight_analysis, "architecture": o.architecture_analysis}
+    return build(
+        name=slug(o.out_dir.resolve().name) if o.out_dir else None,
+        model={"source": o.model, "dtype": o.dtype, "revision": o.revision},
+        data={
+            "source": o.data, "text_column": o.text_column, "split": o.split, "window": o.window,
+            "calibration_windows": o.max_samples, "evaluation_windows": o.eval_windows,
+            "batch_size": o.batch_size, "bos": o.bos, "prompts": o.prompts,
+        },
+        scores=scores(o.metric, o.mode, o.components, o.probes, o.probe_error),
+        topk=numbers(o.topk, int, "--topk"),
+        seeds=numbers(o.seeds, int, "--seeds"),
+        perturbations=perturbations(o.perturb, o.perturb_scale, o.perturb_prob, o.bits, o.noise_scale),
+        groups=["super", *items(o.controls)],
+        analyses=[name for name, asked in analyses.items() if asked],
+        fidelity=o.fidelity,
+        lists=[read_weights(path) for path in items(o.weights)],
+        parts=parts(o.layers, o.restore),
+        one_by_one=o.one_by_one,
+        repeats=o.repeats,
+        early_stop=o.early_stop,
+        search=search,
+    )  # fmt: skip

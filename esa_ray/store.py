@@ -194,6 +194,18 @@ class Store:
             content["cells"] = cells
         write_atomically(self.directory / "study.json", _json(content))
 
+    def save_search(self, content: dict[str, Any]) -> None:
+        """Write ``search.json``: what a search was for and what it found."""
+        write_atomically(self.directory / "search.json", _json(content))
+
+    def searched(self) -> bool:
+        """Whether a search has come to its end here."""
+        return (self.directory / "search.json").is_file()
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether a file of a table is there."""
+        return self.path(table, name).is_file()
+
     def save_manifest(self, content: dict[str, Any]) -> None:
         """Write ``manifest.json``: the last file of a run, listing what the store holds."""
         files = {table: len(self.names(table)) for table in TABLES}

@@ -99,7 +99,7 @@ def test_score_plans_rankings_without_cells(esa):
         ("--metric grad_squared+x", ["metric", "'x'", "act_mag"]),
         ("--metric saliency", ["scores.0.metric", "saliency", "grad_x_weight"]),
         ("--mode per_head", ["mode", "per_head", "per_layer"]),
-        ("--perturb melt", ["perturbations.0.kind", "melt", "sign_flip"]),
+        ("--perturb melt", ["--perturb: 'melt'", "melt", "sign_flip"]),
         ("--topk 0", ["topk", "at least 1"]),
         ("--topk ten", ["--topk", "whole numbers", "ten"]),
         ("--seeds 1,x", ["--seeds", "1,x"]),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,8 +16,9 @@ from ray import tune
 
 from esa_ray import data
 from esa_ray.engine import actor as model_actor
-from esa_ray.engine import cluster
+from esa_ray.engine import cluster, search
 from esa_ray.engine.trial import CellTrial
+from esa_ray.engine.tuning import Watch, fit
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells, chunks
 from esa_ray.models.sources import Source, find
@@ -53,33 +52,6 @@ class Summary:
         return self.missing == 0 and not self.statuses.get("error")
 
 
-class _Watch(tune.Callback):
-    """Hears every finished trial: progress, cells that killed their process, and causes to stop."""
-
-    def __init__(self, reporter: Reporter, baseline: float):
-        self.reporter, self.baseline = reporter, baseline
-        self.fatal: str | None = None
-        self.killed: list[str] = []
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = trial.last_result
-        self.fatal = self.fatal or result.get("fatal")
-        self.killed += result.get("killed", [])
-        delta = result.get("nll_per_token", float("nan")) - self.baseline
-        self.reporter.advance(result.get("finished", 0), f"ΔNLL {delta:+.3g}")
-
-
-class _StopOnFatal(tune.Stopper):
-    def __init__(self, watch: _Watch):
-        self.watch = watch
-
-    def __call__(self, trial_id: str, result: dict) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.watch.fatal is not None
-
-
 def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
@@ -92,7 +64,7 @@ def _get(reference: Any) -> Any:
         ) from None
 
 
-def _share_out(actors: list[Any], jobs: list[tuple[str, tuple]], reporter: Reporter) -> list[Any]:
+def share_out(actors: list[Any], jobs: list[tuple[str, tuple]], reporter: Reporter) -> list[Any]:
     """Run method calls on whichever actor is free; results in the order of the jobs."""
     results: list[Any] = [None] * len(jobs)
     running: dict[Any, tuple[int, Any]] = {}
@@ -126,6 +98,9 @@ def _resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Res
 
 
 def _missing(store: Store, spec: StudySpec, resolved: Resolved) -> list[Cell]:
+    """Cells without a result; of a search, which needs only some of its candidates, none once it is done."""
+    if spec.search and store.searched():
+        return []
     done = {i for i, status in store.cell_statuses().items() if status != "error"}
     return [cell for cell in cells(spec) if cell_id(cell, spec.data, resolved) not in done]
 
@@ -179,40 +154,41 @@ def _missing_packets(store: Store, spec: StudySpec) -> list[int]:
 
 
 def _sweep(
-    actors: list[Any], todo: list[Cell], seconds: float, watch: _Watch, verbose: bool, concurrency: int | None
+    actors: list[Any], todo: list[Cell], seconds: float, watch: Watch, verbose: bool, concurrency: int | None
 ) -> None:
     """Fan the cells out as Tune trials."""
     size = max(1, min(int(TRIAL_SECONDS / max(seconds, 1e-6)), len(todo) // (4 * len(actors))))
-    # A second trial at each actor hides a trial's 40 ms behind the other's work; long cells don't need it.
-    seats = min(concurrency or len(actors) * (1 if seconds > 1 else 2), 10_000)
     packets = [[cell.model_dump_json() for cell in chunk] for chunk in chunks(todo, size)]
-    turns = ray.remote(num_cpus=0)(model_actor.Seats).remote(len(actors))
-    scratch = tempfile.mkdtemp(prefix="esa-tune-")
-    try:
-        # Every cluster has one head marker; its fractions admit exactly `seats` trials at a time. Without
-        # a resource to run out of, Tune starts a process for every pending trial and reuses none.
-        trainable = tune.with_resources(
-            tune.with_parameters(CellTrial, actors=actors, seats=turns), {"node:__internal_head__": 1 / seats}
-        )
-        tune.Tuner(
-            trainable,
-            param_space={"cells": tune.grid_search(packets)},
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                name="sweep",
-                verbose=1 if verbose else 0,
-                callbacks=[watch],
-                stop=_StopOnFatal(watch),
-                failure_config=tune.FailureConfig(max_failures=3),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        ).fit()
-    finally:
-        ray.kill(turns)  # type: ignore[arg-type]
-        shutil.rmtree(scratch, ignore_errors=True)
-    if watch.fatal:
-        raise EsaError(watch.fatal)
+    # A second trial at each actor hides a trial's 40 ms behind the other's work; long cells don't need it.
+    at_once = concurrency or len(actors) * (1 if seconds > 1 else 2)
+    fit(CellTrial, {"cells": tune.grid_search(packets)}, actors=actors, at_once=at_once, watch=watch, verbose=verbose)
+
+
+def _search(
+    actors: list[Any], spec: StudySpec, store: Store, baseline: float, watch: Watch, verbose: bool,
+    concurrency: int | None,
+) -> None:  # fmt: skip
+    """Let Tune propose candidates, settle what it found, and store the answer."""
+    assert spec.search
+    ladders, target = search.ladder(spec), spec.search.damage
+    at_once = concurrency or len(actors)
+    config = tune.TuneConfig(
+        reuse_actors=True, search_alg=search.proposer(at_once, spec.seeds[0]), num_samples=spec.search.trials
+    )
+    results = fit(
+        search.SearchTrial, search.space(ladders), actors=actors, at_once=at_once, watch=watch, verbose=verbose,
+        config=config, ladders=ladders, baseline=baseline, target=target,
+    )  # fmt: skip
+    metrics = [results[i].metrics for i in range(len(results))]
+    found = [m for m in metrics if m and "place" in m]
+    known = {(m["branch"], m["place"]): m["damage"] for m in found}
+
+    def measure(candidates: list[search.Candidate]) -> list[float]:
+        rows = share_out(actors, [("run", (list(c.cells),)) for c in candidates], watch.reporter)
+        return [search.mean_damage(mine, baseline) for mine in rows]
+
+    search.settle(ladders, target, known, measure)
+    store.save_search(search.answer(ladders, target, known) | {"smallest": spec.search.smallest})
 
 
 def _bury(store: Store, spec: StudySpec, resolved: Resolved, killed: list[str]) -> None:
@@ -287,9 +263,10 @@ def run_study(
     stored = store.load_study()
     assert stored
     resolved = resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
-    wanted = {cell_id(cell, spec.data, resolved) for cell in cells(spec)}
-    counts = Counter(s for i, s in store.cell_statuses().items() if i in wanted)
-    summary = Summary(store.directory, len(wanted), dict(counts), computed, time.monotonic() - started)
+    wanted, stored_cells = {cell_id(cell, spec.data, resolved) for cell in cells(spec)}, store.cell_statuses()
+    counts = Counter(s for i, s in stored_cells.items() if i in wanted)
+    total = counts.total() if spec.search and store.searched() else len(wanted)
+    summary = Summary(store.directory, total, dict(counts), computed, time.monotonic() - started)
     if computed or not (store.directory / "manifest.json").is_file():
         store.save_manifest(
             {
@@ -335,7 +312,7 @@ def _run(
     )
     try:
         reporter.phase("loading", len(actors))
-        described = _share_out(actors, [("describe", ())] * len(actors), reporter)[0]
+        described = share_out(actors, [("describe", ())] * len(actors), reporter)[0]
         found_versions = described.pop("versions")
         resolved = Resolved(*(described[key] for key in ("model", "dtype", "text")))
         if fresh:
@@ -343,16 +320,19 @@ def _run(
         seeds = _missing_seeds(store, spec)
         reporter.phase("scoring", len(seeds) + 1)
         jobs = [*[("rank", (seed,)) for seed in seeds], ("baseline", ())]
-        *_, baseline = _share_out(actors, jobs, reporter)
-        todo = _missing(store, spec, resolved)
-        if todo:
+        *_, baseline = share_out(actors, jobs, reporter)
+        intact, todo = math.log(baseline["perplexity"]), _missing(store, spec, resolved)
+        if spec.search and not store.searched():
+            reporter.phase("search", spec.search.trials)
+            _search(actors, spec, store, intact, Watch(reporter, intact), verbose, concurrency)
+        elif todo:
             reporter.phase("cells", len(todo))
-            watch = _Watch(reporter, math.log(baseline["perplexity"]))
+            watch = Watch(reporter, intact)
             _sweep(actors, _by_first_block(store, todo), baseline["seconds"], watch, verbose, concurrency)
             _bury(store, spec, resolved, watch.killed)
         if parts := _missing_packets(store, spec):
             reporter.phase("census", len(parts))
-            _share_out(actors, [("measure", (part,)) for part in parts], reporter)
+            share_out(actors, [("measure", (part,)) for part in parts], reporter)
         return len(seeds) + len(todo) + len(parts)
     finally:
         for handle in actors:

@@ -30,12 +30,16 @@ class CellTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run all cells of the chunk once."""
-        cells = [Cell.model_validate_json(text) for text in self.config["cells"]]
-        self.actor = self.actors[ray.get(self.seats.take.remote(self.trial_id))]
         try:
-            return _report(self._run(cells))
+            return _report(self.in_turn([Cell.model_validate_json(text) for text in self.config["cells"]]))
         except EsaError as error:
             return {"done": True, "fatal": str(error), "finished": 0}
+
+    def in_turn(self, cells: list[Cell]) -> list[dict[str, Any]]:
+        """Run cells at the model actor that has the fewest trials now."""
+        self.actor = self.actors[ray.get(self.seats.take.remote(self.trial_id))]
+        try:
+            return self._run(cells)
         finally:
             ray.get(self.seats.leave.remote(self.trial_id))
 

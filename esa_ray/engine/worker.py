@@ -253,8 +253,14 @@ class Worker:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Damage, evaluate, restore, and store the row; an exception becomes a row with status ``error``."""
         started = time.perf_counter()
+        identity = cell_id(cell, self.spec.data, self.resolved)
+        name = f"{cell.label}-{identity}"
+        if self.store.has("cells", name):  # another trial, or an earlier run of this one, was here
+            known = self.store.read("cells", name).to_pylist()[0]
+            if known["status"] != "error":
+                return _told(known)
         row: dict[str, Any] = {
-            "cell_id": cell_id(cell, self.spec.data, self.resolved),
+            "cell_id": identity,
             **self._common,
             **cell.columns,
         }
@@ -267,5 +273,10 @@ class Worker:
         except Exception as error:  # whatever it is, it is this cell's alone
             row |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
-        self.store.write("cells", f"{cell.label}-{row['cell_id']}", [row])
-        return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+        self.store.write("cells", name, [row])
+        return _told(row)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """What the driver hears of a cell."""
+    return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}

@@ -31,7 +31,7 @@ from esa_ray.spec.scores import (
     ScoreSpec,
     members,
 )
-from esa_ray.spec.study import DRAWN_CONTROLS, PLANNED_ANALYSES, Group, StudySpec, unavailable
+from esa_ray.spec.study import DRAWN_CONTROLS, PLANNED_ANALYSES, Group, Search, StudySpec, unavailable
 
 __all__ = [
     "COMPONENTS",
@@ -56,6 +56,7 @@ __all__ = [
     "Part",
     "PerturbSpec",
     "ScoreSpec",
+    "Search",
     "Spec",
     "StudySpec",
     "WeightList",

@@ -43,8 +43,11 @@ _DEFAULT_STRENGTH: dict[str, float | None] = {
     "gradient_aligned": 0.1, "gradient_opposed": 0.1, "correlated": 0.1, "adaptive": 0.1, "quantize": 4.0,
     "progressive": 0.5,
 }  # fmt: skip
-#: Kinds whose strength is a plain magnitude, from 0 up.
-SCALED = ("sign_flip", "scale", "gauss_noise", "gradient_aligned", "gradient_opposed", "correlated", "adaptive")
+#: Kinds whose strengths ``--perturb-scale`` gives.
+SCALED = (
+    "sign_flip", "scale", "gauss_noise", "gradient_aligned", "gradient_opposed", "correlated", "adaptive",
+    "progressive",
+)  # fmt: skip
 
 
 def _strength_trouble(kind: str, strength: float | None) -> str | None:
@@ -133,20 +136,25 @@ class PerturbSpec(Spec):
         ValueError
             If a part of the text is no kind, variant or strength.
         """
+        return cls.model_validate(cls.fields_of(text))
+
+    @classmethod
+    def fields_of(cls, text: str) -> dict[str, Any]:
+        """The fields that a label states; ``strength`` is None where it states none."""
         found = re.fullmatch(r"([a-z_]+?)((?:-[a-z_]+)*(?:-[a-z_].*?)?)?(?:-(-?[0-9][0-9.]*(?:e[+-]?[0-9]+)?))?", text)
         if found is None or found[1] not in KINDS:
             raise ValueError(f"{text!r} is not one of {', '.join(KINDS)}, or one with its variant and strength")
         kind, rest, number = found[1], (found[2] or "")[1:], found[3]
         fields: dict[str, Any] = {"kind": kind, "strength": float(number) if number else None}
         if kind == "progressive" and rest:
-            return cls.model_validate(fields | {"toward": cls.parse(rest)})
+            return fields | {"toward": cls.parse(rest)}
         domains = {"bits": Bits, "relative_to": NoiseScale, "shared": Shared, "adapt": Adapt, "per": Grid}
         for word in filter(None, rest.split("-")):
             names = [name for name, _ in _VARIANTS.get(kind, ()) if word in get_args(domains[name])]
             if not names:
                 raise ValueError(f"{text!r}: {word!r} is no variant of {kind}")
             fields[names[0]] = word
-        return cls.model_validate(fields)
+        return fields
 
     @property
     def variant(self) -> str | None:

@@ -23,6 +23,18 @@ PLANNED_ANALYSES = frozenset({"architecture"})
 Unique = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
+class Search(Spec):
+    """Instead of running the whole grid: find the smallest k, or strength, whose damage is at least ``damage``.
+
+    ``damage`` is ΔNLL in nats per token, the mean over seeds; ``trials`` how many candidates are proposed before the
+    answer is settled.
+    """
+
+    damage: float = Field(gt=0)
+    smallest: Literal["k", "strength"] = "k"
+    trials: int = Field(default=12, ge=1)
+
+
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
@@ -33,7 +45,8 @@ class StudySpec(Spec):
     ``lists`` are sets of given weights, damaged beside the scores' own. Besides the whole sets, ``parts`` of them are
     damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
     ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``early_stop`` is the
-    error rate at which a cell may stop before its last window (None: never).
+    error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a ladder of
+    candidates, of which only some are run.
 
     Example
     -------
@@ -58,6 +71,7 @@ class StudySpec(Spec):
     one_by_one: bool = False
     repeats: int = Field(default=1, ge=1)
     early_stop: float | None = Field(default=None, gt=0, lt=0.5)
+    search: Search | None = None
 
     @field_validator("topk")
     @classmethod
@@ -96,6 +110,8 @@ class StudySpec(Spec):
             raise ValueError(
                 "one_by_one damages the members of lists and of global sets; add --mode global or --weights"
             )
+        if self.search and not self.perturbations:
+            raise ValueError("a search needs damage to search for; add --perturb")
         extras = self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None
         if extras and not self.perturbations:
             raise ValueError("lists, parts, one_by_one, repeats and early_stop are about damage; add --perturb")

@@ -1,0 +1,87 @@
+"""Lists of weights from files and from other studies."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from esa_ray.errors import EsaError, first_line
+from esa_ray.scoring.chosen import picked
+from esa_ray.spec import WeightList, explain
+from esa_ray.store import Store, ranking_name
+
+_READERS = {
+    ".csv": pyarrow.csv.read_csv,
+    ".jsonl": pyarrow.json.read_json,
+    ".ndjson": pyarrow.json.read_json,
+    ".parquet": pq.read_table,
+}
+COLUMNS = ("tensor", "row", "col", "expert")
+
+
+def read_weights(path: str | Path) -> WeightList:
+    """A list of weights from a CSV, JSONL or Parquet file, or the super weights that another study found.
+
+    A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name), ``row``
+    (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left alone, so a file
+    of a study's ``rankings/`` will do. Of a study's directory it is the set of its first score and seed at its
+    largest k: the way to damage one model at the weights of another of the same shape.
+
+    Raises
+    ------
+    EsaError
+        If it can't be read, or lacks a column.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "two.csv"
+    >>> _ = file.write_text("tensor,row,col\\nmodel.layers.0.mlp.down_proj.weight,5,7\\nlm_head.weight,0,1\\n")
+    >>> read_weights(file).k
+    2
+    """
+    path = Path(path).expanduser()
+    table = _of_study(path) if path.is_dir() else _of_file(path)
+    if missing := [c for c in COLUMNS[:2] if c not in table.column_names]:
+        raise EsaError(f"--weights {path} has no column {missing[0]!r}; it needs tensor, row and col (and expert)")
+    rows = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()
+    weights = [{c: v for c, v in row.items() if v is not None} for row in rows]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "weights"
+    try:
+        return WeightList.model_validate({"name": name[:80], "weights": weights})
+    except ValidationError as error:
+        raise EsaError(f"--weights {path}: {explain(error)}") from None
+
+
+def _of_file(path: Path) -> pa.Table:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise EsaError(f"--weights {path} is no .csv, .jsonl or .parquet file, nor a study's directory")
+    try:
+        return reader(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise EsaError(f"--weights {path} can't be read: {first_line(error)}") from None
+
+
+def _of_study(path: Path) -> pa.Table:
+    store = Store(path)
+    study: dict[str, Any] | None = store.load_study()
+    if study is None:
+        raise EsaError(f"--weights {path} holds no study (no study.json)")
+    try:
+        score, seed, k = study["spec"]["scores"][0], study["spec"]["seeds"][0], max(study["spec"]["topk"])
+    except (KeyError, IndexError, ValueError):
+        raise EsaError(f"--weights {path} holds a study without scores: {json.dumps(study['spec'])[:60]}") from None
+    name = ranking_name(score["metric"], score["mode"], seed)
+    if name not in store.names("rankings"):
+        raise EsaError(f"--weights {path}: that study has no ranking yet; run it first")
+    rows = picked(store.read("rankings", name), "super", k)
+    return rows.sort_by([("rank", "ascending"), ("layer", "ascending"), ("tensor", "ascending"), ("flat", "ascending")])
