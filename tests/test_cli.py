@@ -189,3 +189,69 @@ def test_every_command_has_help_with_an_example(esa):
         code, own, _ = esa(f"esa {command} --help")
         assert code == 0
         assert f"esa {command} --" in own
+
+
+def test_perturb_with_given_weights_compares_with_as_many_of_the_largest(esa, tmp_path):
+    (tmp_path / "two.csv").write_text("tensor,row,col\nx,1,0\nx,2,0\n")
+    code, out, err = esa("esa perturb --model m --weights two.csv --perturb zero,sign_flip --one-by-one --plan")
+    assert (code, err) == (0, "")
+    facts = _facts(out)
+    assert (facts["list"], facts["scores"], facts["k"]) == ("two: 2 weights", "magnitude global", "2")
+    # Two kinds × (super, its random, listed, its random, two members of each set).
+    assert facts["cells"] == str(2 * (2 + 2 + 2 + 2))
+    assert facts["backward passes"] == "0"
+
+
+def test_perturb_without_a_list_damages_what_a_score_chooses(esa):
+    facts = _facts(esa("esa perturb --model m --perturb quantize-3 --layers 0,5 --restore 0.1 --repeats 2 --plan")[1])
+    assert facts["scores"] == "grad_x_weight per_layer"
+    assert facts["perturbations"] == "quantize-3"
+    # super: 2 runs, 2 layers, 2 restorations; random_k: 2 runs, 2 layers.
+    assert facts["cells"] == "10"
+
+
+def test_a_search_plans_a_ladder(esa):
+    facts = _facts(esa("esa search --model m --damage 1.5 --topk 1:16 --perturb zero --plan")[1])
+    assert facts["k"] == "1, 2, 3, 4, 6, 8, 11, 16"
+    assert facts["search"] == "smallest k among these cells with ΔNLL ≥ 1.5"
+
+
+@pytest.mark.parametrize(
+    ("perturb", "shown"),
+    [
+        ("gauss_noise --perturb-scale 0.1,0.2 --noise-scale weight,tensor",
+         "gauss_noise-0.1, gauss_noise-0.2, gauss_noise-tensor-0.1, gauss_noise-tensor-0.2"),
+        ("bit_flip --bits sign,mantissa --perturb-prob 0.5", "bit_flip-sign-0.5, bit_flip-mantissa-0.5"),
+        ("progressive", "progressive-zero-0.25, progressive-zero-0.5, progressive-zero-0.75, progressive-zero-1"),
+        ("quantize-4,quantize-tensor-4,scale-0.5,correlated-layer",
+         "quantize-4, quantize-tensor-4, scale-0.5, correlated-layer-0.1"),
+    ],
+)  # fmt: skip
+def test_kinds_variants_and_strengths_make_a_grid(esa, perturb, shown):
+    assert _facts(esa(f"esa run --model m --perturb {perturb} --plan")[1])["perturbations"] == shown
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run --model m --restore 0.5", ["--perturb"]),
+        ("run --model m --perturb zero --restore 1.5", ["fraction", "1.5"]),
+        ("run --model m --perturb zero --early-stop 0.7", ["early_stop"]),
+        ("run --model m --perturb zero --one-by-one", ["--mode global or --weights"]),
+        ("run --model m --perturb zero --prompts 99", ["--prompts"]),
+        ("run --model m --perturb quantize-1", ["2 to 16"]),
+        ("run --model m --perturb zero-3", ["no strength"]),
+        ("run --model m --perturb correlated-column", ["'column' is no variant"]),
+        ("run --model m --perturb scale-1", ["changes nothing"]),
+        ("run --model m --perturb zero --perturb-scale 3", ["--perturb-scale belongs to"]),
+        ("perturb --model m --weights none.csv", ["none.csv"]),
+        ("search --model m --damage 0 --perturb zero", ["damage", "greater than 0"]),
+        ("search --model m --damage 1 --topk 9:2", ["9:2"]),
+    ],
+)
+def test_wrong_options_on_damage_are_one_sentence(esa, line, words):
+    code, out, err = esa(f"esa {line} --plan")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err

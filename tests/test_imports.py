@@ -45,7 +45,19 @@ def test_the_analysis_imports_nothing_of_esa_ray_but_the_schema(path):
 LAYERS = [
     {"errors", "randomness", "scratch"},
     {"spec", "identity", "schema"},
-    {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "fidelity", "store", "progress", "weights"},
+    {
+        "grid",
+        "data",
+        "models",
+        "scoring",
+        "perturb",
+        "evaluation",
+        "resume",
+        "fidelity",
+        "store",
+        "progress",
+        "weights",
+    },
     {"engine"},
     {"cli", "options", "__init__"},
 ]

@@ -1,7 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from esa_ray.spec import (
+    KINDS,
     DataSpec,
     ModelSpec,
     PerturbSpec,
@@ -212,3 +215,58 @@ def test_an_explanation_names_the_field_and_the_value():
     with pytest.raises(ValidationError) as caught:
         study(perturbations=({"kind": "bit_flip", "strength": 2.0},))
     assert "probability" in str(explain(caught.value))
+
+
+_strengths = st.floats(1e-3, 1, allow_subnormal=False).map(lambda x: float(f"{x:.3g}"))
+
+
+@st.composite
+def perturbations(draw, nested=True):
+    kind = draw(st.sampled_from([k for k in KINDS if nested or k != "progressive"]))
+    fields = {"kind": kind}
+    if kind not in ("zero", "set_mean"):
+        fields["strength"] = float(draw(st.integers(2, 16))) if kind == "quantize" else draw(_strengths)
+    if kind == "scale" and fields["strength"] == 1:
+        fields["strength"] = -0.5
+    choices = {"bit_flip": ("bits", ["all", "sign", "exponent", "mantissa"]), "quantize": ("per", ["row", "tensor"]),
+               "gauss_noise": ("relative_to", ["weight", "tensor"]), "adaptive": ("adapt", ["score", "row"]),
+               "correlated": ("shared", ["row", "layer", "component"])}  # fmt: skip
+    if kind in choices:
+        name, values = choices[kind]
+        fields[name] = draw(st.sampled_from(values))
+    if kind == "correlated":
+        fields["relative_to"] = draw(st.sampled_from(["weight", "tensor"]))
+    if kind == "progressive":
+        fields["toward"] = draw(perturbations(nested=False))
+    return PerturbSpec(**fields)
+
+
+@given(perturbations())
+def test_a_label_reads_back_as_what_it_names(spec):
+    assert PerturbSpec.parse(spec.label) == spec
+
+
+@given(perturbations(), perturbations())
+def test_different_perturbations_have_different_labels_and_columns(a, b):
+    same = a == b
+    assert (a.label == b.label) == same
+    assert ((a.kind, a.strength, a.variant) == (b.kind, b.strength, b.variant)) == same
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "scale", "strength": 1.0},
+        {"kind": "quantize", "strength": 2.5},
+        {"kind": "quantize", "strength": 17},
+        {"kind": "progressive", "strength": 1.5},
+        {"kind": "set_mean", "strength": 0.1},
+        {"kind": "gradient_aligned", "strength": -0.1},
+        {"kind": "zero", "shared": "row"},
+        {"kind": "gauss_noise", "per": "row"},
+        {"kind": "progressive", "toward": PerturbSpec(kind="progressive")},
+    ],
+)
+def test_damage_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(ValidationError):
+        PerturbSpec(**fields)

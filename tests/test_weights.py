@@ -1,0 +1,90 @@
+"""Lists of weights: every format reads as the same list, and each mistake is one sentence."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from esa_ray.errors import EsaError
+from esa_ray.schema import RANKINGS
+from esa_ray.spec import ModelSpec, StudySpec, WeightName
+from esa_ray.store import Store
+from esa_ray.weights import read_weights
+
+ROWS = [
+    {"tensor": "a.weight", "row": 5, "col": 7, "note": "first"},
+    {"tensor": "experts", "row": 0, "col": 1, "expert": 3, "note": "second"},
+]
+WANTED = (WeightName(tensor="a.weight", row=5, col=7), WeightName(tensor="experts", row=0, col=1, expert=3))
+
+
+def write(path, kind):
+    file = path / f"my list.{kind}"
+    if kind == "csv":
+        file.write_text("tensor,row,col,expert,note\na.weight,5,7,,first\nexperts,0,1,3,second\n")
+    elif kind == "jsonl":
+        file.write_text("\n".join(map(json.dumps, ROWS)))
+    else:
+        pq.write_table(pa.Table.from_pylist([ROWS[0] | {"expert": None}, ROWS[1]]), file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_every_format_is_the_same_list_in_the_order_of_the_file(tmp_path, kind):
+    found = read_weights(write(tmp_path, kind))
+    assert (found.name, found.weights) == ("my-list", WANTED)
+
+
+def _study(directory, ranks=((1, 4), (1, 9), (2, 8), (3, 1))):
+    store = Store(directory)
+    spec = StudySpec(name="other", model=ModelSpec(source="m"), topk=(2,), seeds=(9, 1))
+    store.save_study(spec, {}, {})
+    rows = [
+        {"metric": "grad_x_weight", "mode": "per_layer", "seed": 9, "group": group, "rank": rank, "tensor": f"t{i}",
+         "layer": i, "row": 0, "col": col, "flat": col, "score": 1.0}
+        for group in ("super", "random_k") for i, (rank, col) in enumerate(ranks)
+    ]  # fmt: skip
+    store.write("rankings", "grad_x_weight-per_layer-s9", pa.Table.from_pylist(rows, schema=RANKINGS))
+    return directory
+
+
+def test_a_study_gives_the_super_weights_of_its_first_seed_down_to_its_largest_k(tmp_path):
+    found = read_weights(_study(tmp_path / "base"))
+    assert found.name == "base"
+    assert [(w.tensor, w.col) for w in found.weights] == [("t0", 4), ("t1", 9), ("t2", 8)]
+
+
+def test_a_table_of_rankings_is_a_file_like_any_other(tmp_path):
+    file = _study(tmp_path / "base") / "rankings" / "grad_x_weight-per_layer-s9.parquet"
+    with pytest.raises(EsaError, match="stands twice"):  # the controls of this one are the same weights
+        read_weights(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "tensor,col\nx,1\n", "no column 'row'"),
+        ("a.csv", "tensor,row,col\nx,-1,0\n", "greater than or equal to 0"),
+        ("a.csv", "tensor,row,col\nx,1,0\nx,1,0\n", "stands twice"),
+        ("a.csv", "tensor,row,col\n", "at least 1 item"),
+        ("a.csv", "tensor,row,col\nx,one,0\n", "valid integer"),
+        ("a.jsonl", "{", "can't be read"),
+        ("a.parquet", "no parquet", "can't be read"),
+        ("a.txt", "x", "no .csv, .jsonl or .parquet"),
+    ],
+)
+def test_each_mistake_is_one_sentence_that_names_the_file(tmp_path, name, text, words):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(EsaError, match=words) as error:
+        read_weights(file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_directory_without_a_study_are_named(tmp_path):
+    with pytest.raises(EsaError, match="can't be read"):
+        read_weights(tmp_path / "none.csv")
+    with pytest.raises(EsaError, match="holds no study"):
+        read_weights(tmp_path)
