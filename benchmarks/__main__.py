@@ -1,11 +1,12 @@
-"""``python -m benchmarks [selection] [fidelity] [memory] [orchestration] [study] [--quick]``: all by default."""
+"""``python -m benchmarks [NAME …] [--quick]``: by default all of those below."""
 
 import argparse
 
-from benchmarks import fidelity, memory, orchestration, selection, study
+from benchmarks import cells, fidelity, memory, orchestration, selection, study
 
 BENCHMARKS = {
     "selection": selection.main,
+    "cells": cells.main,
     "fidelity": fidelity.main,
     "orchestration": orchestration.main,
     "memory": memory.main,

@@ -1,0 +1,85 @@
+"""Which block breaks the model when only its part of the set is damaged?"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.damage import baseline, differences
+from analysis.inference import bootstrap_means, crossed_interval
+from analysis.interaction import WHAT, aligned, bounds, by_group, named
+from analysis.recovery import NO_DAMAGE, ratio
+from analysis.study import DAMAGE, Study
+
+LAYERS: dict[str, Any] = WHAT | {
+    "group": pl.String, "layer": pl.Int64, "seeds": pl.Int64, "left_out": pl.Int64, "diverged": pl.Int64,
+    "windows": pl.Int64, "n_weights": pl.Float64, "delta_nll": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+    "share": pl.Float64, "share_low": pl.Float64, "share_high": pl.Float64, "worst": pl.Boolean,
+    "worst_in": pl.Float64, "why_not": pl.String,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def layer_damage(study: Study) -> pl.DataFrame:
+    """One row per kind of damage, group and block: what damaging only the set's weights in that block costs.
+
+    ``delta_nll`` in nats per token with its 95% interval for further windows and seeds; ``share`` is what part of the
+    whole set's damage that is, paired by seed and window, with Fieller's interval (:func:`analysis.recovery.ratio`).
+    Shares needn't add up to 1: blocks can break the model together, or each alone. ``worst`` marks the block that
+    costs most, ``worst_in`` is the share of bootstrap resamples (of seeds and windows) in which it is this one; null
+    where the blocks' cells have no seed in common. ``n_weights`` is the mean over seeds. Cells that diverged are
+    counted and left out; where a block of a group diverged in some seed, there is no telling which is worst, and
+    ``worst`` is null.
+    """
+    parts = study.cells.filter((pl.col("part") == "layer") & (pl.col("repeat").fill_null(0) == 0))
+    if study.baselines.is_empty() or parts.is_empty():
+        return pl.DataFrame(schema=LAYERS)
+    base, rows = baseline(study), []
+    for what, group, cells in by_group(parts, DAMAGE):
+        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in what.items()]
+        whole = differences(study.whole.filter(*same, pl.col("group") == group), base)
+        by_layer = {int(x): mine for (x,), mine in cells.sort("part_value").group_by("part_value", maintain_order=True)}
+        judged = _worst([differences(mine, base) for mine in by_layer.values()])
+        if cells.filter(pl.col("status") == "diverged").height:
+            judged = [{}] * len(by_layer)
+        for (layer, mine), verdict in zip(by_layer.items(), judged, strict=True):
+            key = named(study, what) | {"group": group, "layer": layer}
+            rows.append(key | _alone(mine, whole, base) | verdict)
+    return pl.DataFrame(rows, schema=LAYERS)
+
+
+def _alone(mine: pl.DataFrame, whole: dict[int, np.ndarray], base: dict[str, Any]) -> dict[str, Any]:
+    """One block's damage, and its share of the whole set's."""
+    alone = differences(mine, base)
+    row: dict[str, Any] = {
+        "seeds": len(alone),
+        "left_out": mine["seed"].n_unique() - len(alone),
+        "diverged": mine.filter(pl.col("status") == "diverged").height,
+        "n_weights": mine["n_weights"].mean(),
+    }
+    _, d = aligned([alone])
+    if not alone:
+        return row | {"why_not": "no cell has a finite loss"}
+    row |= {"windows": d.shape[2], "delta_nll": float(d.mean())}
+    row["low"], row["high"] = bounds(crossed_interval(d[0]))
+    found = ratio(*aligned([alone, whole])[1])
+    if found is None:
+        return row | {"why_not": NO_DAMAGE}
+    row["share"] = found[0]
+    row["share_low"], row["share_high"] = bounds(found[1])
+    return row
+
+
+def _worst(tables: list[dict[int, np.ndarray]]) -> list[dict[str, Any]]:
+    """Of each block, whether it costs most and in which share of resamples of seeds and windows it does."""
+    seeds, d = aligned(tables)
+    if not seeds or d.shape[2] < 2:
+        return [{}] * len(tables)
+    # The same seed draws the same seeds and windows for every block, so a resample compares them on the same text.
+    resampled = np.array([bootstrap_means(x, np.random.default_rng(0)) for x in d])
+    first = np.bincount(resampled.argmax(axis=0), minlength=len(d)) / resampled.shape[1]
+    top = int(d.mean(axis=(1, 2)).argmax())
+    return [{"worst": i == top, "worst_in": float(share)} for i, share in enumerate(first)]

@@ -1,0 +1,101 @@
+"""Damage by block, with planted shares."""
+
+import numpy as np
+import pytest
+
+from analysis.figures import sets as figures
+from analysis.layers import LAYERS, layer_damage
+from analysis.sections import sets
+from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
+
+
+def planted(shares, *, whole=2.0, size=0.002, seeds=SEEDS, **columns):
+    """Cells of a set and of its parts in each block, which cost ``shares[block]`` of the whole's damage."""
+    rng, rows = np.random.default_rng(0), []
+    for seed in seeds:
+        damage = whole * (1 + 0.1 * seed) * np.linspace(0.8, 1.2, WINDOWS)
+        rows.append(cell(damage + noise(rng, size), seed=seed, **columns))
+        for layer, share in shares.items():
+            where = {"part": "layer", "part_value": float(layer), "n_weights": 10 + seed}
+            rows.append(cell(share * damage + noise(rng, size), seed=seed, **columns, **where))
+    return rows
+
+
+def test_each_block_has_its_damage_and_its_share(tmp_path):
+    shares = {0: 0.05, 1: 0.6, 7: 0.1}
+    table = layer_damage(study_of(tmp_path / "s", planted(shares)))
+    assert table["layer"].to_list() == [0, 1, 7]
+    for layer, share in shares.items():
+        row = the(table, layer=layer)
+        assert row["share"] == pytest.approx(share, abs=0.01)
+        assert row["share_low"] < share < row["share_high"]
+        assert row["delta_nll"] == pytest.approx(share * 2 * 1.2, abs=0.01)
+        assert row["low"] < row["delta_nll"] < row["high"]
+        assert row["n_weights"] == 12
+    assert table["worst"].to_list() == [False, True, False]
+    assert table["worst_in"].to_list() == [0, 1, 0]
+
+
+def test_blocks_that_cost_the_same_are_worst_half_of_the_time(tmp_path):
+    rng, rows = np.random.default_rng(3), []
+    for seed in SEEDS:
+        rows.append(cell(np.full(WINDOWS, 2.0), seed=seed))
+        for layer in (0, 1):
+            rows.append(cell(1 + noise(rng, 0.1), seed=seed, part="layer", part_value=float(layer)))
+    found = layer_damage(study_of(tmp_path / "s", rows))["worst_in"].to_list()
+    assert sum(found) == pytest.approx(1)
+    assert 0.02 < found[0] < 0.98
+
+
+def test_groups_stay_apart(tmp_path):
+    rows = planted({0: 0.5, 1: 0.1}) + planted({0: 0.1, 1: 0.5}, group="random_k", whole=0.5)
+    table = layer_damage(study_of(tmp_path / "s", rows))
+    assert the(table, group="super", worst=True)["layer"] == 0
+    assert the(table, group="random_k", worst=True)["layer"] == 1
+
+
+def test_a_block_that_diverged_is_counted_and_no_other_is_called_worst(tmp_path):
+    rows = planted({0: 0.5, 1: 0.1})
+    rows[2] = cell(None, seed=1, part="layer", part_value=1.0)
+    table = layer_damage(study_of(tmp_path / "s", rows))
+    row = the(table, layer=1)
+    assert (row["seeds"], row["left_out"], row["diverged"]) == (2, 1, 1)
+    assert row["share"] == pytest.approx(0.1, abs=0.01)
+    assert table["worst"].to_list() == [None, None]
+
+
+def test_a_share_of_no_damage_is_undefined(tmp_path):
+    table = layer_damage(study_of(tmp_path / "s", planted({0: 0.5, 1: 0.1}, whole=0.0)))
+    assert table["share"].to_list() == [None, None]
+    assert table["delta_nll"].null_count() == 0
+    alone = [r for r in planted({0: 0.5}) if r["part"]]
+    row = the(layer_damage(study_of(tmp_path / "alone", alone)))
+    assert (row["share"], row["worst"]) == (None, True)
+
+
+def test_a_block_that_only_some_seeds_have_weights_in(tmp_path):
+    rows = [r for r in planted({0: 0.5, 3: 0.2}) if not (r["part_value"] == 3 and r["seed"] != 2)]
+    table = layer_damage(study_of(tmp_path / "s", rows))
+    assert the(table, layer=3)["seeds"] == 1
+    assert the(table, layer=3)["share"] == pytest.approx(0.2, abs=0.01)
+    assert the(table, worst=True)["layer"] == 0
+
+
+def test_the_section_says_what_was_planted(tmp_path):
+    rows = planted({0: 0.5, 1: 0.1}, size=0.0) + planted({0: 0.1, 1: 0.2}, size=0.0, perturbation="scale", strength=0.5)
+    study = study_of(tmp_path / "s", rows)
+    section = sets.layers(study)
+    assert "Of k=3, block 0 alone costs most under zero: +1.20 nats per token, 50.0% [50.0%, 50.0%]" in section.answer
+    assert section.answer.endswith("It is the worst in 1 of 2 kinds of damage.")
+    assert figures.layers(study).to_dict()["width"] == "container"
+    rows[1] = cell(None, seed=1, part="layer", part_value=0.0)
+    lost = study_of(tmp_path / "lost", rows[:9])
+    assert "can't be told" in sets.layers(lost).answer
+
+
+def test_without_blocks_there_are_no_rows_but_all_columns(tmp_path):
+    study = study_of(tmp_path / "s", [cell(np.ones(WINDOWS))])
+    table = layer_damage(study)
+    assert table.is_empty()
+    assert sets.layers(study) is figures.layers(study) is None
+    assert dict(table.schema) == LAYERS
