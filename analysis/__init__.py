@@ -13,22 +13,38 @@ analysis.score_agreement(study), analysis.ensemble_stability(study)   # scores a
 analysis.hotspot_ranks(study), analysis.depth_pattern(study)      # hot blocks, depth
 analysis.spread(study), analysis.mode_comparison(study)           # global against per-layer pools
 analysis.line_concentration(study), analysis.residual_channels(study), analysis.clusters(study)
+analysis.dose_response(study), analysis.dose_landmarks(study)     # cost against dose; where it starts and collapses
+analysis.discrimination(study), analysis.hierarchy_ratios(study)  # which damage tells super from control
+analysis.power(study)                                             # what could be found, and what it would take
 analysis.fidelity_correlations(study), analysis.calibration(study)    # scores against single-weight edits
+analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
+analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
+analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
+analysis.across_studies([study, other])                           # … and several models
 """
 
 from analysis.agreement import ensemble_stability, score_agreement, score_correlations
 from analysis.clusters import clusters
 from analysis.convergence import jaccard_by_k, jaccard_by_windows, stable_from
 from analysis.damage import baseline, comparisons, effects
+from analysis.discrimination import discrimination, hierarchy_ratios
 from analysis.distribution import blocks, tail_summary, tails
+from analysis.dose import dose_landmarks, dose_response
 from analysis.fidelity import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
 from analysis.figures import charts, save_figures
+from analysis.interaction import interaction
+from analysis.layers import layer_damage
+from analysis.meta import across_studies, meta_analysis, mixed_effects
 from analysis.modes import layer_shares, mode_comparison, mode_costs, spread
+from analysis.power import power
+from analysis.recovery import recovery
+from analysis.repeatability import repeatability
 from analysis.report import write_report
 from analysis.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
 from analysis.structure import line_concentration, residual_channels
 from analysis.study import Study, StudyError, load, progress
 from analysis.summary import print_summary
+from analysis.transfer import transfer
 from analysis.verdicts import Verdict, verdicts
 from analysis.where import depth_pattern, depth_profile, hotspot_ranks, sides
 
@@ -37,6 +53,7 @@ __all__ = [
     "StudyError",
     "Verdict",
     "above_noise",
+    "across_studies",
     "baseline",
     "blocks",
     "calibration",
@@ -47,24 +64,35 @@ __all__ = [
     "consensus",
     "depth_pattern",
     "depth_profile",
+    "discrimination",
+    "dose_landmarks",
+    "dose_response",
     "effects",
     "ensemble_stability",
     "fidelity_correlations",
+    "hierarchy_ratios",
     "hotspot_ranks",
+    "interaction",
     "jaccard",
     "jaccard_by_k",
     "jaccard_by_pool",
     "jaccard_by_windows",
     "jaccard_summary",
+    "layer_damage",
     "layer_shares",
     "line_concentration",
     "load",
+    "meta_analysis",
+    "mixed_effects",
     "mode_comparison",
     "mode_costs",
     "outlier_seeds",
+    "power",
     "precision_at",
     "print_summary",
     "progress",
+    "recovery",
+    "repeatability",
     "residual_channels",
     "save_figures",
     "score_agreement",
@@ -74,6 +102,7 @@ __all__ = [
     "stable_from",
     "tail_summary",
     "tails",
+    "transfer",
     "verdicts",
     "write_report",
 ]

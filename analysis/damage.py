@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
-from analysis.inference import hedges_g, mean_interval, paired_p
+from analysis.crossed import crossed_interval, crossed_p, signed_log
+from analysis.inference import hedges_g, paired_p, sign_e_value
 from analysis.study import DAMAGE, Study
 
 #: Groups whose damage is in question: chosen by a score, or given in a list.
@@ -28,12 +29,13 @@ EFFECTS: dict[str, Any] = _WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
     "low": pl.Float64, "high": pl.Float64, "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
     "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
-    "delta_norm": pl.Float64, "n_weights": pl.Int64,
+    "delta_norm": pl.Float64, "n_weights": pl.Int64, "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
 }  # fmt: skip
 COMPARISONS: dict[str, Any] = _WHAT | {
     "control": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "difference": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "q_bh": pl.Float64, "g": pl.Float64,
-    "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64,
+    "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64, "p_windows": pl.Float64,
+    "windows": pl.Int64, "sequential": pl.Boolean,
 }  # fmt: skip
 
 
@@ -55,6 +57,15 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
     return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
 
 
+def in_question(study: Study) -> pl.Expr:
+    """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
+    if lists := study.spec.get("lists"):
+        return (pl.col("metric") == "listed") & (pl.col("mode") == lists[0]["name"])
+    first = study.spec["scores"][0]
+    chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
+    return chosen_by & (pl.col("k") == max(study.spec["topk"]))
+
+
 def baseline(study: Study) -> dict[str, Any]:
     """The intact model: nats per token, perplexity, accuracy, and its windows' sums."""
     if study.baselines.is_empty():
@@ -71,16 +82,47 @@ def baseline(study: Study) -> dict[str, Any]:
     }
 
 
-def _differences(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
-    """Each kind of damage with its cells."""
+def kinds_of_damage(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
+    """Each kind of damage to each kind of set (the columns DAMAGE by name), with its cells of whole sets."""
     for key, rows in study.whole.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
         yield dict(zip(DAMAGE, key, strict=True)), rows
 
 
-def _matrix(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """seed → ΔNLL per token of each window, for cells that have a finite loss."""
+def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss.
+
+    A cell that was stopped early has only the first windows.
+    """
     ok = rows.filter(pl.col("status") == "ok").sort("seed")
-    return {seed: (np.array(nll) - base["nll"]) / base["tokens"] for seed, nll in ok.select("seed", "nll").iter_rows()}
+    return {
+        seed: (np.array(nll) - base["nll"][: len(nll)]) / base["tokens"][: len(nll)]
+        for seed, nll in ok.select("seed", "nll").iter_rows()
+    }
+
+
+def common_windows(rows: Iterable[np.ndarray]) -> np.ndarray:
+    """D, (S, W): rows of windows, all cut to the first W that the shortest of them has."""
+    rows = list(rows)
+    shortest = min(map(len, rows))
+    return np.array([x[:shortest] for x in rows])
+
+
+def paired(
+    cells: pl.DataFrame,
+    control: str,
+    base: dict[str, Any],
+    scale: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> tuple[dict[int, np.ndarray], int]:
+    """(seed → treated − control per window, where neither diverged; on how many of the first windows), nats per token.
+
+    ``scale`` is applied to the damage of both before the difference. All seeds are cut to the windows that every one of
+    their cells has; 0 windows where no seed has both.
+    """
+    treated = differences(cells.filter(pl.col("group").is_in(TREATED)), base)
+    others = differences(cells.filter(pl.col("group") == control), base)
+    seeds = sorted(treated.keys() & others.keys())
+    windows = min((len(x[s]) for x in (treated, others) for s in seeds), default=0)
+    return {s: scale(treated[s][:windows]) - scale(others[s][:windows]) for s in seeds}, windows
 
 
 def _perplexity(nll_per_token: float) -> float:
@@ -92,12 +134,16 @@ def effects(study: Study) -> pl.DataFrame:
     """One row per kind of damage and group.
 
     ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of
-    tokens, averaged over seeds; ``low`` and ``high`` its 95% interval. ``perplexity`` is exp of the mean
-    NLL (a geometric mean over seeds), ``delta_ppl`` its difference to the intact model's. Diverged cells
-    are counted and never averaged in.
+    tokens, averaged over seeds; ``low`` and ``high`` its 95% interval for further seeds and windows
+    (:func:`analysis.crossed.crossed_interval`; with one seed, for further windows only). Where cells were
+    stopped early it is that of the first ``windows``, which all of them have. ``perplexity`` is exp of the
+    mean NLL (a geometric mean over seeds), ``delta_ppl`` its difference to the intact model's. ``kl`` is
+    KL(intact ‖ damaged) in nats per token, over all windows and seeds; ``loop_rate`` the share of prompts
+    whose greedy continuation ends in a loop; both null where they weren't measured. Diverged cells are
+    counted and never averaged in.
     """
     base, rows = baseline(study), []
-    for what, cells in _differences(study):
+    for what, cells in kinds_of_damage(study):
         for group in (g for g in GROUP_ORDER if g in cells["group"].to_list()):
             mine = cells.filter(pl.col("group") == group)
             counts = dict(mine.group_by("status").len().iter_rows())
@@ -110,65 +156,94 @@ def effects(study: Study) -> pl.DataFrame:
                 "diverged": counts.get("diverged", 0),
                 "errors": counts.get("error", 0),
             }
-            if by_seed := _matrix(mine, base):
-                d = np.array(list(by_seed.values()))
-                interval, delta = mean_interval(d), float(d.mean())
-                ok = mine.filter(pl.col("status") == "ok")
-                row |= {
-                    "delta_nll": delta,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "by_seed": [float(x.mean()) for x in by_seed.values()],
-                    "perplexity": _perplexity(base["nll_per_token"] + delta),
-                    "delta_ppl": _perplexity(base["nll_per_token"] + delta) - base["perplexity"],
-                    "delta_ppl_low": _perplexity(base["nll_per_token"] + interval.low) - base["perplexity"],
-                    "delta_ppl_high": _perplexity(base["nll_per_token"] + interval.high) - base["perplexity"],
-                    "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
-                    "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
-                    "n_weights": int(ok["n_weights"][0]),
-                }
-            rows.append(row)
+            rows.append(row | _effect(mine, base))
     return pl.DataFrame(rows, schema=EFFECTS)
+
+
+def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
+    """What damaging one group costs; nothing where every cell diverged or failed."""
+    by_seed = differences(cells, base)
+    if not by_seed:
+        return {}
+    d, ok = common_windows(by_seed.values()), cells.filter(pl.col("status") == "ok")
+    interval, delta, rate = crossed_interval(d), float(d.mean()), base["nll_per_token"]
+    return {
+        "delta_nll": delta,
+        "low": interval.low,
+        "high": interval.high,
+        "by_seed": [float(x.mean()) for x in d],
+        "perplexity": _perplexity(rate + delta),
+        "delta_ppl": _perplexity(rate + delta) - base["perplexity"],
+        "delta_ppl_low": _perplexity(rate + interval.low) - base["perplexity"],
+        "delta_ppl_high": _perplexity(rate + interval.high) - base["perplexity"],
+        "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
+        "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
+        "n_weights": int(ok["n_weights"][0]),
+        "windows": d.shape[1],
+        **_further_outcomes(ok),
+    }
+
+
+def _further_outcomes(ok: pl.DataFrame) -> dict[str, float | None]:
+    told = ok.filter(pl.col("kl").is_not_null())
+    loops = ok["loops"].drop_nulls().explode().drop_nulls()
+    return {
+        "kl": float(told["kl"].list.sum().sum()) / int(told["tokens"].list.sum().sum()) if len(told) else None,
+        "loop_rate": float(loops.mean()) if len(loops) else None,  # type: ignore[arg-type]
+    }
 
 
 @lru_cache(maxsize=8)
 def comparisons(study: Study) -> pl.DataFrame:
-    """One row per kind of damage and control: super − control, paired by seed and window.
+    """One row per kind of damage and control: treated − control, paired by seed and window, nats per token.
 
-    ``p`` is the paired permutation p over windows (exact up to 16 of them), ``p_holm`` and ``q_bh`` are
-    corrected over the whole table, ``g`` the paired effect size with its interval. Pairs in which a cell
-    diverged are left out and counted; where none is left there is no test.
+    ``p``, ``low`` and ``high`` treat seeds and windows as random and crossed
+    (:func:`analysis.crossed.crossed_p`): they speak of further seeds and windows, with one seed of further
+    windows for its set. The interval is of the difference; ``p`` tests damage on the scale of
+    :func:`analysis.crossed.signed_log`, as damage of 10 nats varies more between seeds than damage of 0.001.
+    ``p_windows`` is the paired permutation p over windows (exact up to 16 of them), for the sets at hand.
+    ``p_holm`` and ``q_bh`` correct ``p`` over the whole table, ``g`` is the paired effect size with its interval.
+    Pairs in which a cell diverged are left out and counted; where none is left there is no test.
+
+    ``sequential``: a cell was stopped before its last window. Then all is computed of the first ``windows``,
+    which every cell has, and ``p`` is that of the signs of the windows' differences, which holds however one
+    chose to stop (:func:`analysis.inference.sign_e_value`) and, like ``p_windows``, speaks of the sets at hand;
+    the interval makes no allowance for stopping.
     """
     base, rows = baseline(study), []
-    for what, cells in _differences(study):
-        supers = _matrix(cells.filter(pl.col("group").is_in(TREATED)), base)
+    for what, cells in kinds_of_damage(study):
         for control in (g for g in CONTROLS if g in cells["group"].to_list()):
-            others = _matrix(cells.filter(pl.col("group") == control), base)
-            seeds = sorted(supers.keys() & others.keys())
-            total = cells["seed"].n_unique()
+            by_seed, windows = paired(cells, control, base)
             row = {
                 **what,
                 "damage": label(what),
                 "chosen": chosen(study, what),
                 "control": control,
-                "seeds": len(seeds),
-                "left_out": total - len(seeds),
+                "seeds": len(by_seed),
+                "left_out": cells["seed"].n_unique() - len(by_seed),
             }
-            if seeds:
-                d = np.array([supers[s] - others[s] for s in seeds])
-                interval, (g, g_interval) = mean_interval(d), hedges_g(d)
-                row |= {
-                    "difference": float(d.mean()),
-                    "low": interval.low,
-                    "high": interval.high,
-                    "p": paired_p(d),
-                    "g": g,
-                    "g_low": g_interval.low,
-                    "g_high": g_interval.high,
-                    "seeds_agree": int(sum(x.mean() > 0 for x in d)),
-                }
+            if by_seed:
+                d, scaled = (np.array(list(x.values())) for x in (by_seed, paired(cells, control, base, signed_log)[0]))
+                row |= _test(d, scaled, sequential=windows < len(base["nll"]))
             rows.append(row)
     return _corrected(pl.DataFrame(rows, schema=COMPARISONS))
+
+
+def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, Any]:
+    interval, (g, g_interval) = crossed_interval(d), hedges_g(d)
+    return {
+        "difference": float(d.mean()),
+        "low": interval.low,
+        "high": interval.high,
+        "p": sign_e_value(d.mean(axis=0))[1] if sequential else crossed_p(scaled),
+        "g": g,
+        "g_low": g_interval.low,
+        "g_high": g_interval.high,
+        "seeds_agree": int(sum(x.mean() > 0 for x in d)),
+        "p_windows": paired_p(d),
+        "windows": d.shape[1],
+        "sequential": sequential,
+    }
 
 
 def _corrected(frame: pl.DataFrame) -> pl.DataFrame:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.crossed import crossed_interval
 from analysis.damage import baseline, differences
-from analysis.inference import bootstrap_means, crossed_interval
-from analysis.interaction import WHAT, aligned, bounds, by_group, named
+from analysis.inference import bootstrap_means
+from analysis.paired import WHAT, aligned, bounds, by_group, named
 from analysis.recovery import NO_DAMAGE, ratio
 from analysis.study import DAMAGE, Study
 

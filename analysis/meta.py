@@ -20,7 +20,7 @@ from statsmodels.stats.meta_analysis import combine_effects
 
 from analysis.damage import CONTROLS, GROUP_ORDER, TREATED, baseline, differences, label
 from analysis.inference import LEVEL
-from analysis.interaction import aligned, by_group, window_level
+from analysis.paired import aligned, by_group, window_level
 from analysis.study import DAMAGE, Study
 
 RESAMPLES = 1_999
@@ -249,7 +249,7 @@ def mixed_effects(study: Study) -> pl.DataFrame:
 
     signed log ΔNLL[kind, group, window] = group + kind + kind·group + window + residual: the group is fixed, the rest
     are random intercepts, fitted by REML (statsmodels' MixedLM); ΔNLL is first averaged over seeds. ``coefficient``
-    is the treated set minus the ``reference`` control on :func:`analysis.interaction.signed_log`'s scale: 1 is a
+    is the treated set minus the ``reference`` control on :func:`analysis.crossed.signed_log`'s scale: 1 is a
     factor e where damage is large, 10⁻³ nats where it is small. Raw ΔNLL spans five orders of magnitude, so that one
     kind would decide everything; ranks would lose how much. Without intercepts of kind by group all windows of a kind
     would count as replications of the group's effect, which differs by kind. The interval is t with (kinds − 1)

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 from scipy import optimize
 
+from analysis.crossed import crossed_interval
 from analysis.damage import baseline, differences
-from analysis.inference import Interval, crossed_interval
-from analysis.interaction import WHAT, aligned, bounds, by_group, named
+from analysis.inference import Interval
+from analysis.paired import WHAT, aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
 FIRST, LAST = "all_but_first", "all_but_last"

@@ -12,7 +12,7 @@ from scipy import stats
 
 from analysis.damage import baseline
 from analysis.inference import LEVEL, Interval
-from analysis.interaction import WHAT, bounds, by_group, named
+from analysis.paired import WHAT, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
 #: Kinds that draw random numbers, and so anew in every repetition.

@@ -14,11 +14,11 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from analysis import wording
-from analysis.damage import baseline, comparisons, effects
+from analysis.damage import TREATED, baseline, comparisons, effects, in_question
 from analysis.distribution import gaussian_product_tail, has_magnitude
 from analysis.figures import LINEAR_BELOW, charts
 from analysis.inference import LEVEL, RESAMPLES
-from analysis.sections import sections
+from analysis.sections import ON_DAMAGE, ON_WEIGHTS, sections
 from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.study import Study, progress
 from analysis.verdicts import verdicts
@@ -57,23 +57,25 @@ def _library() -> str:
 
 def _headline(study: Study) -> dict[str, Any] | None:
     """The kind of damage that costs most, its super set, and the controls, the one that suffers most first."""
-    table = effects(study)
-    first = study.spec["scores"][0]
-    table = table.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
-    table = table.filter(pl.col("k") == max(study.spec["topk"]))
-    top = table.filter(pl.col("group") == "super").drop_nulls("delta_nll").sort("delta_nll", descending=True)
+    table = effects(study).filter(in_question(study))
+    top = table.filter(pl.col("group").is_in(TREATED)).drop_nulls("delta_nll").sort("delta_nll", descending=True)
     if top.is_empty():
         return None
     row = top.row(0, named=True)
     same = [pl.col(c).eq_missing(pl.lit(row[c])) for c in ("metric", "mode", "k", "damage")]
-    controls = table.filter(*same, pl.col("group") != "super").drop_nulls("delta_nll")
+    controls = table.filter(*same, ~pl.col("group").is_in(TREATED)).drop_nulls("delta_nll")
     controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
     scored = study.score_stats.filter(
-        (pl.col("metric") == row["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
+        (pl.col("metric") == study.spec["scores"][0]["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
     ).unique(["tensor", "component", "expert"])["n"].sum()  # fmt: skip
-    return {"super": row, "controls": controls.to_dicts(), "tests": tested, "share": row["n_weights"] / scored}
+    return {
+        "super": row,
+        "controls": controls.to_dicts(),
+        "tests": tested,
+        "share": row["n_weights"] / scored if scored else None,
+    }
 
 
 def _agreement(study: Study) -> dict[str, Any] | None:
@@ -84,13 +86,8 @@ def _agreement(study: Study) -> dict[str, Any] | None:
 
 
 def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
-    """The rows of the first score at the largest k, and the rest, which the report folds."""
-    first = study.spec["scores"][0]
-    shown = (
-        (pl.col("metric") == first["metric"])
-        & (pl.col("mode") == first["mode"])
-        & (pl.col("k") == max(study.spec["topk"]))
-    )
+    """The rows on the sets in question, and the rest, which the report folds."""
+    shown = in_question(study)
     return [rows.to_dicts() for rows in (table.filter(shown), table.filter(~shown)) if len(rows)]
 
 
@@ -109,6 +106,8 @@ def context(study: Study) -> dict[str, Any]:
         "baseline": baseline(study) if measured else None,
         "headline": _headline(study) if damaged else None,
         "effects": _folded(study, effects(study)) if damaged else [],
+        "has_kl": damaged and effects(study)["kl"].is_not_null().any(),
+        "has_loops": damaged and effects(study)["loop_rate"].is_not_null().any(),
         "tests": _folded(study, tests) if damaged else [],
         "jaccard": jaccard(study).to_dicts(),
         "jaccard_summary": jaccard_summary(study).to_dicts(),
@@ -116,7 +115,8 @@ def context(study: Study) -> dict[str, Any]:
         "calibration_overlap": calibration_overlap(study),
         "consensus": consensus(study).to_dicts(),
         "verdicts": verdicts(study),
-        "sections": sections(study, set(drawn)),
+        "on_damage": sections(study, set(drawn), ON_DAMAGE),
+        "on_weights": sections(study, set(drawn), ON_WEIGHTS),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),

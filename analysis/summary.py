@@ -26,7 +26,7 @@ def _damage(study: Study) -> Table:
     table = Table(title="What damage costs: ΔNLL, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
     effect, tests = effects(study), comparisons(study)
     if len(study.spec["scores"]) > 1:
-        effect = effect.filter(pl.col("k") == max(study.spec["topk"]))
+        effect = effect.filter((pl.col("k") == max(study.spec["topk"])) | (pl.col("metric") == "listed"))
     groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
     table.add_column("damage")
     for name in ("set", *groups, *([] if tests.is_empty() else ["p"])):
@@ -125,8 +125,9 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():
         console.print(_damage(study))
+        further = "seeds and windows" if len(study.spec["seeds"]) > 1 else "windows"
         console.print(
-            "[dim]p: the largest over the controls; permutation over windows, Holm.\n"
+            f"[dim]p: the largest over the controls; for further {further}, Holm.\n"
             "Intervals, effect sizes and single seeds are in the report.[/]\n"
         )
     judged = Table.grid(padding=(0, 2))

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from analysis.crossed import crossed_interval, crossed_p, signed_log
 from analysis.damage import baseline, differences, label
-from analysis.inference import crossed_interval, crossed_p
-from analysis.interaction import aligned, bounds, with_holm
 from analysis.overlap import PLACE
 from analysis.overlap import pool as pool_of
+from analysis.paired import aligned, bounds, with_holm
 from analysis.recovery import NO_DAMAGE, ratio
 from analysis.study import Study, first_score
 
@@ -44,7 +44,8 @@ def transfer(study: Study) -> pl.DataFrame:
     that were damaged in this way; of equally near ones, the score that looks at text and comes first in the study.
     ``ratio`` = listed/own, paired by seed and window, with Fieller's interval (:func:`analysis.recovery.ratio`); the
     sets' sizes may differ, and nothing is divided by size, as damage isn't proportional to it. ``minus_random`` is
-    listed − random weights of the same tensors, ``p`` its test and ``p_holm`` corrects over the table;
+    listed − random weights of the same tensors, ``p`` its
+    test (as in :func:`analysis.damage.comparisons`) and ``p_holm`` corrects over the table;
     ``minus_matched`` likewise against others of similar magnitude.
 
     ``jaccard`` is the Jaccard index of the list with the own sets, averaged over seeds (``low`` and ``high`` the
@@ -92,7 +93,7 @@ def _against_controls(listed: pl.DataFrame, cells: pl.DataFrame, base: dict[str,
         row |= {name: float(d[1].mean()), f"minus_{name}": float((d[0] - d[1]).mean())}
         row[f"minus_{name}_low"], row[f"minus_{name}_high"] = bounds(crossed_interval(d[0] - d[1]))
         if d.shape[2] > 1:
-            row["p" if name == "random" else f"p_{name}"] = crossed_p(d[0] - d[1])
+            row["p" if name == "random" else f"p_{name}"] = crossed_p(signed_log(d[0]) - signed_log(d[1]))
     return row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,6 +13,8 @@ import polars as pl
 
 from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
+from analysis.inference import sign_e_value
+from analysis.series import direction, dose_axis
 from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.study import Study, is_data_free
 from analysis.wording import p_value, signed, significant
@@ -21,7 +24,7 @@ Status = Literal["holds", "fails", "open"]
 #: Seeds that share more of their calibration windows than this can't show that they agree.
 MOST_SHARED = 0.5
 
-#: Kinds of set that a verdict names one by one.
+#: Kinds of set, or comparisons, that a verdict names one by one.
 MOST_SHOWN = 4
 
 #: Spearman correlation of tensors' mean scores from which on hotspots count as the same in every seed.
@@ -90,35 +93,53 @@ def _threefold(upper: dict[str, Any], lower: dict[str, Any]) -> bool:
     return upper["delta_ppl_low"] > 0 and upper["delta_ppl_low"] >= 3 * lower["delta_ppl_high"]
 
 
-def significance(table: pl.DataFrame, windows: int) -> Verdict:
-    """P3.7: p < 0.01 for every kind, corrected by Holm."""
+def significance(table: pl.DataFrame) -> Verdict:
+    """P3.7: p < 0.01 for every kind, corrected by Holm.
+
+    Cells that were stopped early are tested by signs, and so few windows may be left that no result could reach 0.01.
+    """
     claim = "Super differs from every control at p < 0.01 for every kind of damage (Holm-corrected)"
     if table.is_empty():
         return Verdict("P3.7c", claim, "open", "needs at least one control")
     tested = table.drop_nulls("p_holm")
-    smallest = 2.0 ** (1 - windows) * max(len(tested), 1)
-    if smallest >= 0.01:
-        return Verdict("P3.7c", claim, "open", f"{windows} windows and {len(tested)} tests can't reach p < 0.01")
     weak = tested.filter((pl.col("p_holm") >= 0.01) | (pl.col("difference") <= 0))
+    if not weak.is_empty() and (short := _too_few_windows(tested, weak)):
+        return Verdict("P3.7c", claim, "open", short)
     skipped = len(table) - len(tested)
     largest = max(tested["p_holm"].to_list(), default=math.nan)
     worst = f"largest corrected p {p_value(largest)} over {len(tested)} comparisons"
+    if alone := tested["p_windows"].max():
+        worst += f" (for these sets alone, by windows: uncorrected at most {p_value(alone)})"  # type: ignore[arg-type]
     names = [f"{r['damage']} {r['chosen']} vs {r['control']}" for r in weak.iter_rows(named=True)]
-    evidence = worst + (f"; not for {', '.join(names)}" if names else "") + (
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    evidence = worst + (f"; not for {', '.join(names[:MOST_SHOWN])}{more}" if names else "") + (
         f"; {skipped} could not be tested (diverged or failed)" if skipped else ""
     )  # fmt: skip
     return Verdict("P3.7c", claim, _judge(not names and not skipped), evidence)
 
 
+def _too_few_windows(tested: pl.DataFrame, weak: pl.DataFrame) -> str:
+    """Why those that miss 0.01 could not have reached it; empty if one could."""
+    stopped = tested.filter("sequential")
+    least = {w: sign_e_value(np.ones(w))[1] * len(stopped) for w in weak["windows"].unique()}
+    if weak["sequential"].all() and all(p >= 0.01 for p in least.values()):
+        return f"{len(stopped)} tests by signs over as few as {min(least)} windows (stopped early) can't reach p < 0.01"
+    return ""
+
+
 def dose(table: pl.DataFrame) -> Verdict:
-    """P3.7: monotone dose response, judged from three strengths on."""
+    """P3.7: monotone dose response, judged from three strengths on.
+
+    Strengths are put in the order in which they damage more: fewer bits, and further from 1 for either way of scaling.
+    """
     claim = "Damage to super weights grows with its strength"
     series = (
         table.filter(
             (pl.col("group") == "super") & pl.col("strength").is_not_null() & pl.col("delta_nll").is_not_null()
         )
-        .sort("strength")
-        .group_by(["perturbation", "variant", "chosen"], maintain_order=True)
+        .with_columns(_in_order("dose", dose_axis, pl.Float64), _in_order("direction", direction, pl.String))
+        .sort("dose")
+        .group_by(["perturbation", "variant", "direction", "chosen"], maintain_order=True)
         .agg("strength", "delta_nll")
     )
     long = series.filter(pl.col("strength").list.len() >= 3)
@@ -134,6 +155,11 @@ def dose(table: pl.DataFrame) -> Verdict:
     ]
     few = "fewer than three strengths of a kind" + (f" ({'; '.join(seen)} nats per token)" if seen else "")
     return Verdict("P3.7d", claim, "open", few)
+
+
+def _in_order(name: str, of: Callable[[str, float | None], Any], kind: Any) -> pl.Expr:
+    columns = pl.struct("perturbation", "strength")
+    return columns.map_elements(lambda r: of(r["perturbation"], r["strength"]), return_dtype=kind).alias(name)
 
 
 def stability(study: Study) -> Verdict:
@@ -229,7 +255,7 @@ def verdicts(study: Study) -> list[Verdict]:
         found += [
             sign_flip_ratio(table),
             hierarchy(table),
-            significance(tests, study.spec["data"]["evaluation_windows"]),
+            significance(tests),
             dose(table),
         ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))

@@ -16,12 +16,12 @@ SERIES = {
 
 
 def study() -> StudySpec:
-    """29 strengths × two seeds × two groups: 116 cells."""
+    """29 strengths × three seeds × two groups: 174 cells."""
     return StudySpec(
         name="dose",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always"),
-        seeds=(1337, 123),
-        perturbations=tuple(PerturbSpec(kind=kind, strength=s) for kind, dose in SERIES.items() for s in dose),
+        seeds=(1337, 123, 999),
+        perturbations=tuple(PerturbSpec.parse(f"{kind}-{s:g}") for kind, dose in SERIES.items() for s in dose),
         groups=("super", "random_k"),
     )

@@ -8,13 +8,13 @@ from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
 
 
 def study() -> StudySpec:
-    """Eight sizes × two seeds × two groups: 32 cells."""
+    """Eight sizes × three seeds × two groups: 48 cells."""
     return StudySpec(
         name="dose_by_size",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
-        data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always"),
+        data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always", prompts=4),
         topk=(1, 2, 5, 10, 20, 50, 100, 200),
-        seeds=(1337, 123),
+        seeds=(1337, 123, 999),
         perturbations=(PerturbSpec(kind="zero"),),
         groups=("super", "random_k"),
     )

@@ -19,7 +19,7 @@ def study() -> StudySpec:
     return StudySpec(
         name="kinds",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
-        data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always", prompts=2),
+        data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always"),
         seeds=(1337, 123, 999),
         perturbations=tuple(PerturbSpec.parse(kind) for kind in KINDS),
         groups=("super", "random_k", "matched_k", "bottom_k"),

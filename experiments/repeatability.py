@@ -9,12 +9,12 @@ from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
 
 
 def study() -> StudySpec:
-    """Four kinds × two seeds × two groups × five runs: 80 cells."""
+    """Four kinds × three seeds × two groups × five runs: 120 cells."""
     return StudySpec(
         name="repeatability",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(calibration_windows=16, evaluation_windows=8, bos="always"),
-        seeds=(1337, 123),
+        seeds=(1337, 123, 999),
         perturbations=tuple(
             PerturbSpec.parse(k) for k in ("sign_flip", "gauss_noise-0.1", "correlated-0.1", "bit_flip-mantissa-0.05")
         ),

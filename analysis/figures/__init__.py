@@ -8,7 +8,9 @@ from pathlib import Path
 from analysis.figures.agreement import scores, stability, stability_by_k, stability_by_windows
 from analysis.figures.damage import damage
 from analysis.figures.distribution import depth, hotspots, survival, tail
+from analysis.figures.dose import dose, kinds
 from analysis.figures.fidelity import calibration, fidelity
+from analysis.figures.sets import layers, recovery, together
 from analysis.figures.structure import channels, spread
 from analysis.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
 from analysis.study import Study
@@ -19,7 +21,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     figure.__name__: figure
     for figure in (
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
-        channels, fidelity, calibration,
+        channels, fidelity, calibration, dose, kinds, together, layers, recovery,
     )
 }  # fmt: skip
 

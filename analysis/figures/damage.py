@@ -5,24 +5,19 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.damage import GROUP_ORDER, effects
+from analysis.damage import GROUP_ORDER, TREATED, effects, in_question
 from analysis.figures.style import LINEAR_BELOW, Chart, group_scales
 from analysis.study import Study
 
 
 def damage(study: Study) -> Chart | None:
-    """ΔNLL of every kind of damage at the largest k: means with 95% intervals, and each seed's value."""
+    """ΔNLL of every kind of damage to the sets in question: means with 95% intervals, and each seed's value."""
     if study.baselines.is_empty():
         return None
-    table = effects(study)
-    k = max(study.spec["topk"])
-    first = study.spec["scores"][0]
-    table = table.filter(
-        (pl.col("k") == k) & (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
-    ).drop_nulls("delta_nll")
+    table = effects(study).filter(in_question(study)).drop_nulls("delta_nll")
     if table.is_empty():
         return None
-    order = table.filter(pl.col("group") == "super").sort("delta_nll", descending=True)["damage"].to_list()
+    order = table.filter(pl.col("group").is_in(TREATED)).sort("delta_nll", descending=True)["damage"].to_list()
     groups = [g for g in GROUP_ORDER if g in table["group"].to_list()]
     seeds = table.select("damage", "group", pl.col("by_seed").alias("seed_value")).explode("seed_value")
     values = pl.concat([table["low"], table["high"], seeds["seed_value"]]).drop_nans().drop_nulls()

@@ -7,8 +7,9 @@ import polars as pl
 
 from analysis.damage import GROUP_ORDER, TREATED
 from analysis.figures.style import LINEAR_BELOW, Chart, group_scales, named_scales, rule
-from analysis.interaction import interaction, lead
+from analysis.interaction import interaction
 from analysis.layers import layer_damage
+from analysis.paired import lead
 from analysis.recovery import ORDER
 from analysis.recovery import recovery as recovered
 from analysis.study import DAMAGE, Study

@@ -1,21 +1,28 @@
-"""The report's sections on weights: each an answer, a figure, tables and a caveat, or absent without data."""
+"""The report's sections: each an answer, a figure, tables and a caveat, or absent without data."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from analysis.sections.agreement import scores, stability
+from analysis.sections.dose import dose, kinds
 from analysis.sections.fidelity import fidelity
 from analysis.sections.parts import Section
+from analysis.sections.search import search
+from analysis.sections.sets import kinds_together, layers, recovery, repeatability, together, transfer
 from analysis.sections.where import modes, structure, where
 from analysis.study import Study
 
-__all__ = ["Section", "sections"]
+__all__ = ["ON_DAMAGE", "ON_WEIGHTS", "Section", "sections"]
 
 
-def sections(study: Study, drawn: set[str]) -> list[Section]:
+ON_DAMAGE = (search, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
+ON_WEIGHTS = (stability, scores, where, modes, structure, fidelity)
+
+
+def sections(study: Study, drawn: set[str], makers: tuple = (*ON_DAMAGE, *ON_WEIGHTS)) -> list[Section]:
     """Every section that this study has data for, with the figures that were drawn and the tables that have rows."""
-    made = [make(study) for make in (stability, scores, where, modes, structure, fidelity)]
+    made = [make(study) for make in makers]
     return [
         replace(
             s, figures=[f for f in s.figures if f.chart in drawn], tables=[t for t in s.tables if t.rows]

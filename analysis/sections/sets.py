@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 
 from analysis import wording
-from analysis.interaction import interaction, lead
+from analysis.interaction import interaction
 from analysis.layers import layer_damage
 from analysis.meta import meta_analysis, mixed_effects
+from analysis.paired import lead
 from analysis.recovery import FIRST, ORDER
 from analysis.recovery import recovery as recovered
 from analysis.repeatability import repeatability as repeated

@@ -11,6 +11,7 @@ from scipy import stats
 import analysis
 from analysis.distribution import gaussian_product_tail
 from analysis.stability import chance_jaccard
+from esa_ray.store import Store
 from tests.analysis.conftest import TOKENS, stored_spec, write_study
 
 
@@ -26,11 +27,60 @@ def test_effects_are_the_planted_ones(tmp_path):
 
 
 def test_comparisons_pair_seeds_and_windows(made):
-    row = analysis.comparisons(analysis.load(made)).filter(pl.col("control") == "random_k").row(0, named=True)
+    table = analysis.comparisons(analysis.load(made))
+    row = table.filter(pl.col("control") == "random_k").row(0, named=True)
     assert row["difference"] == pytest.approx(1.99, abs=0.002)
-    assert row["p"] == pytest.approx(2 / 2**8)  # all eight windows agree: only all-plus and all-minus are as extreme
-    assert row["p_holm"] == pytest.approx(2 * 2 / 2**8)  # a family of two
+    assert row["p_windows"] == pytest.approx(2 / 2**8)  # all eight agree: only all-plus and all-minus are as extreme
+    assert row["p"] < 1e-4  # three seeds, two degrees of freedom
+    smaller, larger = sorted(table["p"])
+    assert sorted(table["p_holm"]) == pytest.approx(sorted([min(2 * smaller, larger), larger]), rel=1e-9, abs=0)
+    assert not row["sequential"]
+    assert row["windows"] == 8
     assert row["seeds_agree"] == 3
+
+
+def rewrite(directory, seed, group, **columns):
+    """Store a cell again with other columns; returns the study."""
+    row = analysis.load(directory).cells.filter((pl.col("seed") == seed) & (pl.col("group") == group)).to_dicts()[0]
+    Store(directory).write("cells", row["cell_id"], [row | columns])
+    return analysis.load(directory)
+
+
+def test_cells_that_stopped_early_are_cut_to_the_windows_that_all_have(made):
+    cell = analysis.load(made).cells.filter((pl.col("seed") == 2) & (pl.col("group") == "super")).to_dicts()[0]
+    short = {name: cell[name][:6] for name in ("nll", "tokens", "hits")}
+    study = rewrite(made, 2, "super", **short)
+    base = np.array(study.baselines["nll"][0])
+    cells = {(s, g): np.array(nll) for s, g, nll in study.cells.select("seed", "group", "nll").iter_rows()}
+    row = analysis.comparisons(study).filter(pl.col("control") == "random_k").row(0, named=True)
+    d = np.array([(cells[s, "super"][:6] - cells[s, "random_k"][:6]) / TOKENS for s in (1, 2, 3)])
+    assert row["difference"] == pytest.approx(d.mean())
+    assert (row["windows"], row["sequential"]) == (6, True)
+    # Six signs agree: 2^6 B(6.5, 0.5)/π = 2^6 · (11·9·7·5·3·1)/(12·10·8·6·4·2)
+    assert row["p"] == pytest.approx(1 / (64 * 10395 / 46080))
+    assert row["p_windows"] == pytest.approx(2 / 2**6)
+    effects = {r["group"]: r for r in analysis.effects(study).iter_rows(named=True)}
+    assert (effects["super"]["windows"], effects["random_k"]["windows"]) == (6, 8)
+    expected = np.mean([(cells[s, "super"][:6] - base[:6]).mean() for s in (1, 2, 3)]) / TOKENS
+    assert effects["super"]["delta_nll"] == pytest.approx(expected)
+    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7c"]
+    assert verdict.status == "open"
+    assert "can't reach" in verdict.evidence
+    assert "stopped early" in analysis.write_report(study).read_text()
+
+
+def test_divergence_and_loops_are_sums_over_sums_where_they_were_measured(made):
+    effects = analysis.effects(analysis.load(made))
+    assert effects["kl"].null_count() == effects["loop_rate"].null_count() == len(effects)
+    assert "KL(intact" not in analysis.write_report(analysis.load(made)).read_text()
+    for seed in (1, 2, 3):
+        study = rewrite(made, seed, "super", kl=[10.0 * seed] * 8, loops=[1, 0, 0, int(seed == 3)])
+    row = analysis.effects(study).filter(pl.col("group") == "super").row(0, named=True)
+    assert row["kl"] == pytest.approx(20.0 / TOKENS)
+    assert row["loop_rate"] == pytest.approx(4 / 12)
+    html = analysis.write_report(study).read_text()
+    assert "KL(intact" in html
+    assert "33.3%" in html
 
 
 def test_a_diverged_cell_is_counted_and_never_averaged_in(tmp_path):

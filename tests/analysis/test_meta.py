@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from analysis import meta
-from analysis.interaction import signed_log, window_level
+from analysis.crossed import signed_log
 from analysis.meta import Evidence, across_studies, combined, evidence, meta_analysis, mixed_effects
+from analysis.paired import window_level
 from analysis.sections.sets import kinds_together
 from tests.analysis.test_interaction import SEEDS, TOKENS, cell, study_of, the
 

