@@ -28,8 +28,11 @@ def _damage(study: Study) -> Table:
     if len(study.spec["scores"]) > 1:
         effect = effect.filter((pl.col("k") == max(study.spec["topk"])) | (pl.col("metric") == "listed"))
     groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
-    table.add_column("damage")
-    for name in ("set", *groups, *([] if tests.is_empty() else ["p"])):
+    table.add_column("damage", min_width=16, overflow="fold")
+    several = effect["chosen"].n_unique() > 1
+    if not several:
+        table.title = f"What damage to {effect['chosen'][0]} costs: ΔNLL, nats per token"
+    for name in (*(["set"] if several else []), *groups, *([] if tests.is_empty() else ["p"])):
         table.add_column(name, justify="left" if name == "set" else "right")
     for (damage, chosen), rows in effect.group_by("damage", "chosen", maintain_order=True):
         by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
@@ -37,7 +40,7 @@ def _damage(study: Study) -> Table:
         if not tests.is_empty():
             p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
-        table.add_row(str(damage), str(chosen), *cells)
+        table.add_row(str(damage), *([str(chosen)] if several else []), *cells)
     return table
 
 
