@@ -24,6 +24,10 @@ from analysis.study import Study, progress
 from analysis.verdicts import verdicts
 
 
+#: Rows of damage that are seen at once.
+SHOWN = 24
+
+
 @lru_cache
 def _environment() -> Environment:
     environment = Environment(
@@ -86,8 +90,9 @@ def _agreement(study: Study) -> dict[str, Any] | None:
 
 
 def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
-    """The rows on the sets in question, and the rest, which the report folds."""
-    shown = in_question(study)
+    """The first rows on the sets in question, and the rest, which the report folds."""
+    table = table.with_columns(in_question(study).alias("first")).sort("first", descending=True, maintain_order=True)
+    shown = pl.col("first") & (pl.int_range(pl.len()) < SHOWN)
     return [rows.to_dicts() for rows in (table.filter(shown), table.filter(~shown)) if len(rows)]
 
 
@@ -109,6 +114,7 @@ def context(study: Study) -> dict[str, Any]:
         "has_kl": damaged and effects(study)["kl"].is_not_null().any(),
         "has_loops": damaged and effects(study)["loop_rate"].is_not_null().any(),
         "tests": _folded(study, tests) if damaged else [],
+        "sets": damaged and effects(study)["chosen"].n_unique() > 1,
         "jaccard": jaccard(study).to_dicts(),
         "jaccard_summary": jaccard_summary(study).to_dicts(),
         "agreement": _agreement(study),

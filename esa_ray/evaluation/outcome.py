@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from esa_ray.models.places import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from esa_ray.evaluation.intact import Intact
 
 #: The logits (B, T, V) of a batch, given its number and its tokens (B, T).
 Forward = Callable[[int, Tensor], Tensor]
@@ -56,13 +54,27 @@ class Outcome:
             return math.inf
 
 
+class Reference(Protocol):
+    """The undamaged model's predictions on the same windows (:class:`esa_ray.evaluation.Intact`)."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Its loss."""
+
+    def watching(self, model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
+        """Collects what :meth:`kl` needs of a forward pass, for the length of a ``with`` block."""
+
+    def kl(self, window: int, logits_TV: Tensor, partition_T: Tensor, hidden_TH: Tensor | None) -> float:
+        """KL(undamaged ‖ damaged) summed over a window's scored tokens, nats."""
+
+
 @torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
     windows: np.ndarray,
     batch_size: int = 8,
     *,
-    intact: Intact | None = None,
+    intact: Reference | None = None,
     forward: Forward | None = None,
     error_rate: float | None = None,
 ) -> Outcome:

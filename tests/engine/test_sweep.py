@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from analysis import load
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import Resolved, cell_id, cells
-from esa_ray.spec import ModelSpec, PerturbSpec
+from esa_ray.spec import ModelSpec, Part, PerturbSpec, WeightList, WeightName
 from esa_ray.store import Store
 from tests.engine.conftest import save_model
 
@@ -122,6 +123,7 @@ def test_a_place_that_cannot_be_written_is_refused(ray_cluster, tiny_study, tmp_
 
 DRIVER = """
 import sys
+from analysis import load
 from esa_ray.engine.sweep import run_study
 from esa_ray.spec import StudySpec
 print(run_study(StudySpec.model_validate_json(sys.argv[1]), sys.argv[2]).computed)
@@ -155,3 +157,44 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tiny_study, tmp_path)
     assert {r["cell_id"] for r in rows.values()} == _wanted(long, tmp_path / "s")
     assert len(rows) == total
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_lists_parts_and_repetitions_run_to_the_end_and_only_what_is_missing_runs_again(
+    ray_cluster, tiny_study, tmp_path
+):
+    given = WeightList(
+        name="given",
+        weights=tuple(WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=r, col=2) for r in (3, 9)),
+    )
+    spec = tiny_study.replace(
+        topk=(4,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="gradient_aligned")),
+        groups=("super", "random_k"), lists=(given,), parts=(Part(kind="layer", value=1),), one_by_one=True, repeats=2,
+    )  # fmt: skip
+    done = run_study(spec, tmp_path)
+    # Two kinds × (super and random_k, twice, and in block 1; the same of the list, and its two members).
+    assert done.complete
+    assert done.cells == 2 * ((4 + 2) + (4 + 2) + 2)
+    before = _rows(tmp_path)
+    assert {r["cell_id"] for r in before.values()} == _wanted(spec, tmp_path)
+    store = Store(tmp_path)
+    for name in [n for n in store.names("cells") if "listed" in n][:3]:
+        store.path("cells", name).unlink()
+    store.path("rankings", "listed-given-s7").unlink()
+    again = run_study(spec, tmp_path)
+    assert again.computed == 3 + 1  # the cells, and the ranking that they are read from
+    after = _rows(tmp_path)
+    assert after.keys() == before.keys()
+    for name, row in after.items():
+        assert (row["nll"], row["kl"]) == (before[name]["nll"], before[name]["kl"])
+    assert load(tmp_path).expected_cells == done.cells
+
+
+def test_a_block_without_any_of_the_set_is_an_error_row_that_says_so(ray_cluster, tiny_study, tmp_path):
+    spec = tiny_study.replace(
+        topk=(3,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"),), groups=("super",),
+        parts=(Part(kind="layer", value=5),),
+    )  # fmt: skip
+    done = run_study(spec, tmp_path)
+    assert done.statuses == {"ok": 1, "error": 1}
+    errors = [r["error"] for r in _rows(tmp_path).values() if r["error"]]
+    assert "no weights of the set" in errors[0]
