@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
-from analysis.crossed import crossed_interval, crossed_p, signed_log
+from analysis.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.inference import hedges_g, paired_p, sign_e_value
 from analysis.study import DAMAGE, Study
 
@@ -27,7 +27,8 @@ _WHAT = {
 }  # fmt: skip
 EFFECTS: dict[str, Any] = _WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
-    "low": pl.Float64, "high": pl.Float64, "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
+    "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
     "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
     "delta_norm": pl.Float64, "n_weights": pl.Int64, "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
 }  # fmt: skip
@@ -134,9 +135,10 @@ def effects(study: Study) -> pl.DataFrame:
     """One row per kind of damage and group.
 
     ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of
-    tokens, averaged over seeds; ``low`` and ``high`` its 95% interval for further seeds and windows
-    (:func:`analysis.crossed.crossed_interval`; with one seed, for further windows only). Where cells were
-    stopped early it is that of the first ``windows``, which all of them have. ``perplexity`` is exp of the
+    tokens, averaged over seeds. ``low`` and ``high`` are the 95% interval of the typical damage for further seeds and
+    windows (:func:`analysis.crossed.damage_interval`; with one seed, for further windows only), ``mean_low`` and
+    ``mean_high`` that of the mean itself. Where cells were stopped early it is all of the first ``windows``, which
+    every cell has. ``perplexity`` is exp of the
     mean NLL (a geometric mean over seeds), ``delta_ppl`` its difference to the intact model's. ``kl`` is
     KL(intact ‖ damaged) in nats per token, over all windows and seeds; ``loop_rate`` the share of prompts
     whose greedy continuation ends in a loop; both null where they weren't measured. Diverged cells are
@@ -166,11 +168,14 @@ def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
     if not by_seed:
         return {}
     d, ok = common_windows(by_seed.values()), cells.filter(pl.col("status") == "ok")
-    interval, delta, rate = crossed_interval(d), float(d.mean()), base["nll_per_token"]
+    interval, of_mean = damage_interval(d), crossed_interval(d)
+    delta, rate = float(d.mean()), base["nll_per_token"]
     return {
         "delta_nll": delta,
         "low": interval.low,
         "high": interval.high,
+        "mean_low": of_mean.low,
+        "mean_high": of_mean.high,
         "by_seed": [float(x.mean()) for x in d],
         "perplexity": _perplexity(rate + delta),
         "delta_ppl": _perplexity(rate + delta) - base["perplexity"],

@@ -200,7 +200,7 @@ def _ratio(pair: list[dict[str, Any]], by_seed: list[dict[int, np.ndarray]]) -> 
         return {"why_not": "all cells of a group diverged or failed"}
     if not pair[1]["low"] > 0:
         return {"why_not": f"ΔNLL of {pair[1]['group']} can't be told from 0"}
-    means, lows, highs = (np.array([r[c] for r in pair]) for c in ("delta_nll", "low", "high"))
+    means, lows, highs = (np.array([r[c] for r in pair]) for c in ("delta_nll", "mean_low", "mean_high"))
     draws = Response([0, 1], np.arange(2), by_seed, means, lows, highs).draws()
     low, high = np.quantile(draws[:, 0] / draws[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"ratio": float(means[0] / means[1]), "low": float(low), "high": float(high)}

@@ -104,8 +104,8 @@ def dose_response(study: Study) -> pl.DataFrame:
     for s, group, mine, fits, left_out in curves_of(study):
         cells = pl.concat(s.cells).filter(pl.col("group") == group)
         row = s.what | {
-            "group": group, "doses": mine.doses, "means": mine.means, "lows": _known(mine.lows),
-            "strengths": [s.keys[i]["strength"] for i in mine.at], "highs": _known(mine.highs),
+            "group": group, "doses": mine.doses, "means": mine.means, "lows": _known(mine.typical[0]),
+            "strengths": [s.keys[i]["strength"] for i in mine.at], "highs": _known(mine.typical[1]),
             "seeds": [len(x) for x in mine.by_seed], "diverged": cells.filter(pl.col("status") == "diverged").height,
             "left_out": left_out, **_steps(mine),
         }  # fmt: skip

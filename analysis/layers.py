@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.crossed import crossed_interval
+from analysis.crossed import damage_interval
 from analysis.damage import baseline, differences
 from analysis.inference import bootstrap_means
 from analysis.paired import WHAT, aligned, bounds, by_group, named
@@ -65,7 +65,7 @@ def _alone(mine: pl.DataFrame, whole: dict[int, np.ndarray], base: dict[str, Any
     if not alone:
         return row | {"why_not": "no cell has a finite loss"}
     row |= {"windows": d.shape[2], "delta_nll": float(d.mean())}
-    row["low"], row["high"] = bounds(crossed_interval(d[0]))
+    row["low"], row["high"] = bounds(damage_interval(d[0]))
     found = ratio(*aligned([alone, whole])[1])
     if found is None:
         return row | {"why_not": NO_DAMAGE}

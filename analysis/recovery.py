@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from scipy import optimize
 
-from analysis.crossed import crossed_interval
+from analysis.crossed import crossed_interval, damage_interval
 from analysis.damage import baseline, differences
 from analysis.inference import Interval
 from analysis.paired import WHAT, aligned, bounds, by_group, named
@@ -110,7 +110,7 @@ def _recovered(rest: pl.DataFrame, whole: pl.DataFrame, base: dict[str, Any]) ->
     if not seeds:
         return row | {"why_not": "no seed has both the rest and the whole set with a finite loss"}
     row |= {"windows": d.shape[2], "rest": float(d[0].mean()), "whole": float(d[1].mean())}
-    row["rest_low"], row["rest_high"] = bounds(crossed_interval(d[0]))
+    row["rest_low"], row["rest_high"] = bounds(damage_interval(d[0]))
     found = ratio(d[0], d[1])
     if found is None:
         return row | {"why_not": NO_DAMAGE}

@@ -23,7 +23,6 @@ from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_
 from analysis.study import Study, progress
 from analysis.verdicts import verdicts
 
-
 #: Rows of damage that are seen at once.
 SHOWN = 24
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.crossed import crossed_interval
+from analysis.crossed import crossed_interval, damage_interval
 from analysis.damage import chosen, common_windows, differences, kinds_of_damage, label
 from analysis.inference import LEVEL
 from analysis.study import Study
@@ -89,8 +89,15 @@ class Response:
     doses: np.ndarray
     by_seed: list[dict[int, np.ndarray]]
     means: np.ndarray
+    #: 95% intervals of the means.
     lows: np.ndarray
     highs: np.ndarray
+
+    @property
+    def typical(self) -> np.ndarray:
+        """Lower and upper ends of typical damage at each dose, (2, n): :func:`analysis.crossed.damage_interval`."""
+        found = [damage_interval(np.array(list(rows.values()))) for rows in self.by_seed]
+        return np.array([[i.low for i in found], [i.high for i in found]])
 
     @property
     def errors(self) -> np.ndarray:

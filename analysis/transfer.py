@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.crossed import crossed_interval, crossed_p, signed_log
+from analysis.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.damage import baseline, differences, label
 from analysis.overlap import PLACE
 from analysis.overlap import pool as pool_of
@@ -80,7 +80,7 @@ def _cost(rows: pl.DataFrame, base: dict[str, Any], name: str) -> dict[str, Any]
         row |= {"seeds": len(seeds), "windows": d.shape[2] if seeds else None}
     if seeds:
         row[name] = float(d.mean())
-        row[f"{name}_low"], row[f"{name}_high"] = bounds(crossed_interval(d[0]))
+        row[f"{name}_low"], row[f"{name}_high"] = bounds(damage_interval(d[0]))
     return row
 
 
