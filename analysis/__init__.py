@@ -23,18 +23,21 @@ analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of
 analysis.across_studies([study, other])                           # … and several models
 """
 
+from analysis.across import across_studies
 from analysis.agreement import ensemble_stability, score_agreement, score_correlations
 from analysis.clusters import clusters
 from analysis.convergence import jaccard_by_k, jaccard_by_windows, stable_from
 from analysis.damage import baseline, comparisons, effects
 from analysis.discrimination import discrimination, hierarchy_ratios
 from analysis.distribution import blocks, tail_summary, tails
-from analysis.dose import dose_landmarks, dose_response
+from analysis.dose import dose_response
 from analysis.fidelity import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
 from analysis.figures import charts, save_figures
 from analysis.interaction import interaction
+from analysis.landmarks import dose_landmarks
 from analysis.layers import layer_damage
-from analysis.meta import across_studies, meta_analysis, mixed_effects
+from analysis.meta import meta_analysis
+from analysis.mixed import mixed_effects
 from analysis.modes import layer_shares, mode_comparison, mode_costs, spread
 from analysis.power import power
 from analysis.recovery import recovery

@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 from scipy import special, stats
 
-from analysis.damage import CONTROLS, TREATED, baseline, chosen, differences, effects, kinds_of_damage, label, paired
+from analysis.crossed import crossed_interval, damage_interval
+from analysis.damage import CONTROLS, TREATED, baseline, chosen, differences, kinds_of_damage, label, paired
 from analysis.inference import LEVEL, Interval
+from analysis.paired import aligned
 from analysis.series import Response, direction, dose_axis
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
 
 #: Windows in a half from which on an effect size is told.
 FEWEST_WINDOWS = 3
@@ -31,7 +33,8 @@ DISCRIMINATION: dict[str, Any] = _KIND | {
 RATIOS: dict[str, Any] = {
     "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
     "variant": pl.String, "damage": pl.String, "chosen": pl.String, "upper": pl.String, "lower": pl.String,
-    "ratio": pl.Float64, "low": pl.Float64, "high": pl.Float64, "why_not": pl.String,
+    "ratio": pl.Float64, "low": pl.Float64, "high": pl.Float64, "seeds": pl.Int64, "left_out": pl.Int64,
+    "why_not": pl.String,
 }  # fmt: skip
 
 
@@ -176,31 +179,32 @@ def _auc_of(cells: pl.DataFrame, control: str, base: dict[str, Any], part: slice
 def hierarchy_ratios(study: Study) -> pl.DataFrame:
     """One row per kind of damage and pair of groups: how many times as much the upper one's ΔNLL is.
 
-    Pairs are super (or listed) over random_k, and random_k over bottom_k. The 95% interval resamples seeds and
-    windows jointly for both groups (:meth:`analysis.series.Response.draws`). Null with ``why_not`` where the lower
+    Pairs are super (or listed) over random_k, and random_k over bottom_k. Both are means over the ``seeds`` that have a
+    finite loss of both, and the windows that both have: strong seeds diverge first, and a ratio of different seeds
+    would compare seeds. ``left_out`` counts the others. The 95% interval resamples seeds and windows jointly for both
+    groups (:meth:`analysis.series.Response.draws`). Null with ``why_not`` where no seed has both, or where the lower
     one's ΔNLL can't be told from 0: a ratio to noise is noise.
     """
     if study.baselines.is_empty():
         return pl.DataFrame(schema=RATIOS)
     base, rows = baseline(study), []
-    table = {tuple(r[c] for c in (*DAMAGE, "group")): r for r in effects(study).iter_rows(named=True)}
     for what, cells in kinds_of_damage(study):
         present = [g for g in (*TREATED, "random_k", "bottom_k") if g in cells["group"].to_list()]
-        for upper, lower in pairwise(present):
-            pair = [table[(*what.values(), g)] for g in (upper, lower)]
-            row = what | {"damage": label(what), "chosen": chosen(study, what), "upper": upper, "lower": lower}
-            rows.append(
-                row | _ratio(pair, [differences(cells.filter(pl.col("group") == g), base) for g in (upper, lower)])
-            )
+        for pair in pairwise(present):
+            row = what | {"damage": label(what), "chosen": chosen(study, what), "upper": pair[0], "lower": pair[1]}
+            rows.append(row | _ratio([cells.filter(pl.col("group") == g) for g in pair], pair[1], base))
     return pl.DataFrame(rows, schema=RATIOS)
 
 
-def _ratio(pair: list[dict[str, Any]], by_seed: list[dict[int, np.ndarray]]) -> dict[str, Any]:
-    if any(r["delta_nll"] is None for r in pair):
-        return {"why_not": "all cells of a group diverged or failed"}
-    if not pair[1]["low"] > 0:
-        return {"why_not": f"ΔNLL of {pair[1]['group']} can't be told from 0"}
-    means, lows, highs = (np.array([r[c] for r in pair]) for c in ("delta_nll", "mean_low", "mean_high"))
+def _ratio(pair: list[pl.DataFrame], lower: str, base: dict[str, Any]) -> dict[str, Any]:
+    seeds, d = aligned([differences(cells, base) for cells in pair])
+    row = {"seeds": len(seeds), "left_out": pl.concat(pair)["seed"].n_unique() - len(seeds)}
+    if not seeds:
+        return row | {"why_not": "no seed has a finite loss of both groups"}
+    if not damage_interval(d[1]).low > 0:
+        return row | {"why_not": f"ΔNLL of {lower} can't be told from 0"}
+    by_seed, means = [dict(zip(seeds, x, strict=True)) for x in d], d.mean(axis=(1, 2))
+    lows, highs = np.array([[i.low, i.high] for i in map(crossed_interval, d)]).T
     draws = Response([0, 1], np.arange(2), by_seed, means, lows, highs).draws()
     low, high = np.quantile(draws[:, 0] / draws[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"ratio": float(means[0] / means[1]), "low": float(low), "high": float(high)}
+    return row | {"ratio": float(means[0] / means[1]), "low": float(low), "high": float(high)}

@@ -1,12 +1,13 @@
-"""Damage over all kinds at once: meta-analysis of super − control over kinds and models, and one mixed model.
+"""Damage over all kinds at once: meta-analysis of super − control over kinds of damage.
 
-Legend: a series is one kind of damage's difference super − control in each window, averaged over seeds, nats per
-token. There are K of them. All kinds of a study are measured on the same windows, so the series are dependent.
+Legend: a series is a difference super − control in each window, averaged over seeds, nats per token. A kind is a
+perturbation with its variant (and, for scale, its direction): its series is the mean over its strengths, which are one
+treatment at several doses and no replications. There are K kinds. All kinds of a study are measured on the same
+windows, so the series are dependent.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,36 +16,24 @@ from typing import Any
 import numpy as np
 import polars as pl
 from scipy import stats
-from statsmodels.formula.api import mixedlm
 from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.damage import CONTROLS, GROUP_ORDER, TREATED, baseline, differences, label
+from analysis.damage import CONTROLS, TREATED, baseline, differences
 from analysis.inference import LEVEL
-from analysis.paired import aligned, by_group, window_level
+from analysis.paired import aligned, by_group, kind_of
 from analysis.study import DAMAGE, Study
 
 RESAMPLES = 1_999
 
-#: Fewest kinds of damage of which a mixed model is fitted.
-FEWEST_KINDS = 3
-
-_WHO = {"metric": pl.String, "mode": pl.String, "k": pl.Int64}
-_POOLED = dict.fromkeys(
+WHO = {"metric": pl.String, "mode": pl.String, "k": pl.Int64}
+POOLED = dict.fromkeys(
     ["pooled", "low", "high", "tau2", "i2", "mean", "mean_low", "mean_high", "correlation", "joint_tau2", "joint_i2",
      "predicted_low", "predicted_high"], pl.Float64,
 )  # fmt: skip
-META: dict[str, Any] = _WHO | {
-    "control": pl.String, "kinds": pl.Int64, "left_out": pl.Int64, "diverged": pl.Int64, "windows": pl.Int64,
-} | _POOLED | {"why_not": pl.String}  # fmt: skip
-ACROSS: dict[str, Any] = _WHO | {
-    "perturbation": pl.String, "strength": pl.Float64, "variant": pl.String, "damage": pl.String,
-    "control": pl.String, "studies": pl.List(pl.String), "same_windows": pl.Boolean, "kinds": pl.Int64,
-    "effects": pl.List(pl.Float64),
-} | _POOLED | dict.fromkeys(["difference", "difference_low", "difference_high"], pl.Float64)  # fmt: skip
-_ESTIMATES = ["coefficient", "se", "low", "high", "p", "var_kind", "var_kind_by_group", "var_window", "var_residual"]
-MIXED: dict[str, Any] = _WHO | {"group": pl.String, "reference": pl.String} | dict.fromkeys(_ESTIMATES, pl.Float64) | {
-    "kinds": pl.Int64, "left_out": pl.Int64, "windows": pl.Int64, "converged": pl.Boolean, "why_not": pl.String,
-}  # fmt: skip
+META: dict[str, Any] = WHO | {
+    "control": pl.String, "kinds": pl.Int64, "strengths": pl.Int64, "left_out": pl.Int64,
+    "strengths_left_out": pl.Int64, "diverged": pl.Int64, "windows": pl.Int64,
+} | POOLED | {"why_not": pl.String}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +126,18 @@ def combined(found: Evidence) -> dict[str, float | None]:
     return row
 
 
-def _series(study: Study) -> Iterator[tuple[dict[str, Any], str, np.ndarray | None, int]]:
-    """(damage, control, series or None, cells that diverged) of all that can be compared."""
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """One damage against one control: which, its series (None: nothing finite, or no spread), cells that diverged."""
+
+    what: dict[str, Any]
+    control: str
+    series: np.ndarray | None
+    diverged: int
+
+
+def strengths(study: Study) -> Iterator[Effect]:
+    """All damages that can be compared, each strength of a kind by itself."""
     if study.baselines.is_empty():
         return
     base = baseline(study)
@@ -151,149 +150,47 @@ def _series(study: Study) -> Iterator[tuple[dict[str, Any], str, np.ndarray | No
             continue
         seeds, d = aligned([differences(treated, base), differences(others, base)])
         diverged = pl.concat([treated, others]).filter(pl.col("status") == "diverged").height
-        series = (d[0] - d[1]).mean(axis=0) if seeds else np.zeros(0)
-        # Without spread there is no standardised effect.
-        spread = len(series) > 2 and series.std() > 1e-12 * np.abs(series).max()
-        yield what, group, series if spread else None, diverged
+        yield Effect(what, group, (d[0] - d[1]).mean(axis=0) if seeds else None, diverged)
+
+
+def averaged(members: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The mean of series over the windows that all have; None without spread, where no effect is standardised."""
+    found = [x for x in members if x is not None]
+    if not found:
+        return None
+    n = min(map(len, found))
+    series = np.mean([x[:n] for x in found], axis=0)
+    return series if n > 2 and series.std() > 1e-12 * np.abs(series).max() else None
 
 
 @lru_cache(maxsize=8)
 def meta_analysis(study: Study) -> pl.DataFrame:
-    """One row per score, pool and control, for each k and, where there are several, for all of them (k null).
+    """One row per score, pool, k and control.
 
     Pools the standardised paired effects super − control of all kinds of damage (:func:`evidence`), for the seeds at
-    hand; the columns are those of :func:`combined`. Standardised, because ΔNLL spans five orders of magnitude between
-    kinds: g says how surely windows agree, not how much is lost. A kind is ``left_out`` where no seed has both sets
-    with a finite loss, or windows do not differ; as the worst damage diverges, the rest understates it.
+    hand; the columns are those of :func:`combined`. Strengths of a kind are averaged window by window into one effect;
+    ``strengths`` counts them all. Sets of several k hold each other's weights, so each k has its own row. Standardised,
+    because ΔNLL spans five orders of magnitude between kinds: g says how surely windows agree, not how much is lost. A
+    kind is ``left_out`` where no seed has both sets with a finite loss at any strength, or windows do not differ;
+    ``strengths_left_out`` counts strengths without a finite loss. As the worst damage diverges, the rest
+    understates it.
     """
-    groups: dict[tuple, list[tuple[np.ndarray | None, int]]] = {}
-    for what, control, series, diverged in _series(study):
-        for k in (what["k"], None):
-            groups.setdefault((what["metric"], what["mode"], k, control), []).append((series, diverged))
+    groups: dict[tuple, dict[tuple, list[Effect]]] = {}
+    for found in strengths(study):
+        where = (*(found.what[name] for name in WHO), found.control)
+        groups.setdefault(where, {}).setdefault(kind_of(found.what), []).append(found)
     rows = []
-    for (metric, mode, k, control), members in groups.items():
-        ks = {key[2] for key in groups if key[:2] == (metric, mode) and key[3] == control}
-        if k is None and len(ks) == 2:
-            continue  # it would repeat the only k
-        fine = [series for series, _ in members if series is not None]
-        row = {"metric": metric, "mode": mode, "k": k, "control": control, "kinds": len(fine)}
-        row |= {"left_out": len(members) - len(fine), "diverged": sum(d for _, d in members)}
+    for where, kinds in groups.items():
+        every = [found for members in kinds.values() for found in members]
+        pooled = [averaged([found.series for found in members]) for members in kinds.values()]
+        fine = [series for series in pooled if series is not None]
+        row: dict[str, Any] = dict(zip([*WHO, "control"], where, strict=True)) | {"kinds": len(fine)}
+        lost = sum(found.series is None for found in every)
+        row |= {"strengths": len(every) - lost, "strengths_left_out": lost, "left_out": len(kinds) - len(fine)}
+        row["diverged"] = sum(found.diverged for found in every)
         if len(fine) < 2:
             rows.append(row | {"why_not": "fewer than two kinds of damage with a finite effect"})
         else:
-            found = evidence(fine, ["here"] * len(fine))
-            rows.append(row | {"windows": found.windows} | combined(found))
+            together = evidence(fine, ["here"] * len(fine))
+            rows.append(row | {"windows": together.windows} | combined(together))
     return pl.DataFrame(rows, schema=META)
-
-
-def across_studies(studies: Sequence[Study]) -> pl.DataFrame:
-    """One row per kind of damage and control that at least two studies (models) have, and one over all such kinds.
-
-    The effects of the studies (``effects``, in the order of ``studies``) are pooled as in :func:`combined`, with a
-    study in place of a kind. Where studies were evaluated on the same windows (``same_windows``: same text, same
-    tokens), windows are resampled jointly for them, which is what makes a base and an instruct model a pair.
-    ``difference`` is the second's effect minus the first's, with its bootstrap interval, where there are two studies.
-    The row over all kinds (damage "all kinds") takes each study's mean over the kinds that all studies have. A few
-    models are no sample of models: heterogeneity and prediction from so few say little.
-    """
-    return _across(tuple(studies))
-
-
-@lru_cache(maxsize=8)
-def _across(studies: tuple[Study, ...]) -> pl.DataFrame:
-    found: dict[tuple, dict[int, np.ndarray]] = {}
-    for at, study in enumerate(studies):
-        for what, control, series, _ in _series(study):
-            if series is not None:
-                found.setdefault((*what.values(), control), {})[at] = series
-    # Two studies with the same of these were evaluated on the same windows.
-    texts = {
-        at: f"{study.resolved['text']} {study.spec['data']['window']} {baseline(study)['tokens'].tolist()}"
-        for at, study in enumerate(studies)
-        if any(at in by_study for by_study in found.values())
-    }
-    rows = [
-        dict(zip([*DAMAGE, "control"], key, strict=True)) | {"kinds": 1} | _studies(studies, [by_study], texts)
-        for key, by_study in found.items()
-        if len(by_study) > 1
-    ]
-    for row in rows:
-        row["damage"] = label(row)
-    for metric, mode, control in dict.fromkeys((key[0], key[1], key[-1]) for key in found):
-        mine = [v for key, v in found.items() if (key[0], key[1], key[-1]) == (metric, mode, control)]
-        shared = [by_study for by_study in mine if len(by_study) == len(studies) > 1]
-        if len(shared) > 1:
-            row = {"metric": metric, "mode": mode, "damage": "all kinds", "control": control, "kinds": len(shared)}
-            rows.append(row | _studies(studies, shared, texts))
-    return pl.DataFrame(rows, schema=ACROSS)
-
-
-def _studies(studies: tuple[Study, ...], kinds: list[dict[int, np.ndarray]], texts: dict[int, str]) -> dict[str, Any]:
-    """The effects of each study, a mean over kinds that all of them have, pooled."""
-    who = sorted(kinds[0])
-    order = [(at, by_study[at]) for at in who for by_study in kinds]
-    every = evidence([series for _, series in order], [texts[at] for at, _ in order])
-    shares = np.array([[(at == mine) / len(kinds) for at, _ in order] for mine in who])
-    found = every.averaged(shares)
-    same, names = len({texts[at] for at in who}) == 1, [studies[at].spec["name"] for at in who]
-    row: dict[str, Any] = combined(found) | {"studies": names, "same_windows": same, "effects": found.g.tolist()}
-    if len(who) == 2:
-        change = found.mean_interval(np.array([-1.0, 1.0]))
-        row |= dict(zip(["difference", "difference_low", "difference_high"], change, strict=True))
-    return row
-
-
-@lru_cache(maxsize=8)
-def mixed_effects(study: Study) -> pl.DataFrame:
-    """One row per score, pool and control at the largest k: a mixed model of ΔNLL over kinds, groups and windows.
-
-    signed log ΔNLL[kind, group, window] = group + kind + kind·group + window + residual: the group is fixed, the rest
-    are random intercepts, fitted by REML (statsmodels' MixedLM); ΔNLL is first averaged over seeds. ``coefficient``
-    is the treated set minus the ``reference`` control on :func:`analysis.crossed.signed_log`'s scale: 1 is a
-    factor e where damage is large, 10⁻³ nats where it is small. Raw ΔNLL spans five orders of magnitude, so that one
-    kind would decide everything; ranks would lose how much. Without intercepts of kind by group all windows of a kind
-    would count as replications of the group's effect, which differs by kind. The interval is t with (kinds − 1)
-    degrees of freedom: it speaks of further kinds, if these are a sample of them.
-
-    A kind of which a group has no finite ΔNLL is ``left_out``; ``why_not`` says why there is no fit.
-    """
-    if study.baselines.is_empty():
-        return pl.DataFrame(schema=MIXED)
-    base, rows = baseline(study), []
-    for (metric, mode), cells in study.whole.group_by(["metric", "mode"], maintain_order=True):
-        cells = cells.filter(pl.col("k") == cells["k"].max())
-        treated, *controls = [g for g in GROUP_ORDER if g in cells["group"]]
-        for control in controls if treated in TREATED else []:
-            table, kinds = window_level(cells.filter(pl.col("group").is_in([treated, control])), base)
-            row = {"metric": metric, "mode": mode, "k": cells["k"][0], "group": treated, "reference": control}
-            row |= {"kinds": table["kind"].n_unique(), "windows": table["window"].n_unique()}
-            rows.append(row | {"left_out": kinds - table["kind"].n_unique()} | _fit(table, treated))
-    return pl.DataFrame(rows, schema=MIXED)
-
-
-def _fit(table: pl.DataFrame, treated: str) -> dict[str, Any]:
-    """The model's estimates, or why there are none."""
-    if (kinds := table["kind"].n_unique()) < FEWEST_KINDS:
-        return {"why_not": f"{kinds} kinds of damage with both groups; a mixed model needs {FEWEST_KINDS}"}
-    data = table.with_columns(
-        both=pl.col("kind") + pl.col("group"), one=pl.lit(1), is_treated=(pl.col("group") == treated).cast(pl.Float64)
-    ).to_pandas()
-    parts = {"both": "0 + C(both)", "kind": "0 + C(kind)", "window": "0 + C(window)"}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a variance of 0 is a result here; convergence is asked below
-            model = mixedlm("y ~ is_treated", data, groups="one", vc_formula=parts)
-            fit = model.fit(reml=True)
-    except (np.linalg.LinAlgError, ValueError) as error:
-        return {"converged": False, "why_not": f"the fit failed: {error}"}
-    coefficient, se = float(fit.params["is_treated"]), float(fit.bse["is_treated"])
-    if not fit.converged or not np.isfinite(se):
-        return {"converged": False, "why_not": "the fit did not converge"}
-    half = float(stats.t.ppf((1 + LEVEL) / 2, kinds - 1)) * se
-    variances = dict(zip(model.exog_vc.names, map(float, fit.vcomp), strict=True))
-    return {
-        "coefficient": coefficient, "se": se, "low": coefficient - half, "high": coefficient + half,
-        "p": float(2 * stats.t.sf(abs(coefficient) / se, kinds - 1)), "var_kind": variances["kind"],
-        "var_kind_by_group": variances["both"], "var_window": variances["window"], "var_residual": float(fit.scale),
-        "converged": True,
-    }  # fmt: skip

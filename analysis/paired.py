@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.crossed import signed_log
 from analysis.damage import GROUP_ORDER, TREATED, chosen, differences, label
 from analysis.inference import Interval
+from analysis.series import direction
 from analysis.study import DAMAGE, Study, first_score
 
 #: What names one way of damaging one choice of weights, as the tables about parts and repetitions begin.
@@ -34,20 +35,33 @@ def aligned(tables: Sequence[Mapping[int, np.ndarray]]) -> tuple[list[int], np.n
     return seeds, np.array([[t[s][:windows] for s in seeds] for t in tables])
 
 
-def window_level(cells: pl.DataFrame, base: dict[str, Any]) -> tuple[pl.DataFrame, int]:
-    """(signed-log ΔNLL by kind, group and window, averaged over seeds; how many kinds there are).
+def kind_of(what: Mapping[str, Any]) -> tuple:
+    """What kind of damage this is, whatever its strength: perturbation, variant and, for scale, its direction."""
+    return what["perturbation"], what["variant"], direction(what["perturbation"], what["strength"])
 
-    A kind stands in the table if each of the groups has a finite ΔNLL of it.
+
+def window_level(cells: pl.DataFrame, base: dict[str, Any]) -> tuple[pl.DataFrame, int]:
+    """(signed-log ΔNLL by kind, group and window, averaged over seeds and strengths; how many kinds there are).
+
+    Of each strength the seeds count that have a finite ΔNLL in each of the groups, of each kind the strengths that have
+    such seeds, so that groups differ in nothing else. A kind stands in the table if it has such a strength.
     """
+    groups = [g for g in GROUP_ORDER if g in cells["group"].to_list()]
+    kinds: dict[tuple, list[np.ndarray]] = {}
+    for key, mine in cells.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
+        members = kinds.setdefault(kind_of(dict(zip(DAMAGE, key, strict=True))), [])
+        seeds, d = aligned([differences(mine.filter(pl.col("group") == g), base) for g in groups])
+        if seeds:
+            members.append(d.mean(axis=1))
     rows: list[tuple[str, str, str, float]] = []
-    for what, group, mine in by_group(cells, DAMAGE):
-        seeds, d = aligned([differences(mine, base)])
-        values = signed_log(d[0].mean(axis=0)).tolist() if seeds else []
-        rows += [(label(what), group, str(i), y) for i, y in enumerate(values)]
+    for kind, members in kinds.items():
+        windows = min((d.shape[1] for d in members), default=0)
+        means = np.mean([d[:, :windows] for d in members], axis=0) if members else []
+        for group, values in zip(groups, means, strict=bool(members)):
+            name = " ".join(filter(None, kind))
+            rows += [(name, group, str(i), y) for i, y in enumerate(signed_log(values).tolist())]
     schema = {"kind": pl.String, "group": pl.String, "window": pl.String, "y": pl.Float64}
-    table = pl.DataFrame(rows, schema=schema, orient="row")
-    complete = pl.col("group").n_unique().over("kind") == cells["group"].n_unique()
-    return table.filter(complete), cells.select(DAMAGE).n_unique()
+    return pl.DataFrame(rows, schema=schema, orient="row"), len(kinds)
 
 
 def bounds(interval: Interval) -> tuple[float | None, float | None]:

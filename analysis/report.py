@@ -110,6 +110,7 @@ def context(study: Study) -> dict[str, Any]:
         "baseline": baseline(study) if measured else None,
         "headline": _headline(study) if damaged else None,
         "effects": _folded(study, effects(study)) if damaged else [],
+        "charted": effects(study).filter(in_question(study))["chosen"].unique().to_list() if damaged else [],
         "has_kl": damaged and effects(study)["kl"].is_not_null().any(),
         "has_loops": damaged and effects(study)["loop_rate"].is_not_null().any(),
         "tests": _folded(study, tests) if damaged else [],

@@ -82,16 +82,19 @@ def _sets(study: Study, what: dict[str, Any], keys: tuple[dict[str, Any], ...]) 
 class Response:
     """One group's ΔNLL over the doses at which a cell has a finite loss: seed → windows at each, nats per token.
 
-    ``at`` are their places in the series; ``means``, ``lows`` and ``highs`` those of the effects table.
+    The seeds are the same at every dose: strong seeds diverge first, so means over those that are left would fall.
+    ``at`` are the doses' places in the series. ``lows`` and ``highs`` are 95% intervals of the ``means``, the effects
+    table's ``mean_low`` and ``mean_high`` where no seed is left out; its ``low`` and ``high`` are :attr:`typical`.
     """
 
     at: list[int]
     doses: np.ndarray
     by_seed: list[dict[int, np.ndarray]]
     means: np.ndarray
-    #: 95% intervals of the means.
     lows: np.ndarray
     highs: np.ndarray
+    #: How many seeds of these cells have no finite loss at one of these doses.
+    left_out: int = 0
 
     @property
     def typical(self) -> np.ndarray:
@@ -140,18 +143,54 @@ class Response:
 
 
 def response(s: Series, group: str, base: dict[str, Any]) -> Response | None:
-    """What one group of a series costs at its doses; None where no dose has a finite loss."""
-    found = [(i, differences(c.filter(pl.col("group") == group), base)) for i, c in enumerate(s.cells)]
-    found = [(i, by_seed) for i, by_seed in found if by_seed]
-    if not found:
+    """What one group of a series costs at its doses; None where no seed has a finite loss at each that has any."""
+    cells = [c.filter(pl.col("group") == group) for c in s.cells]
+    found = [(i, by_seed) for i, c in enumerate(cells) if (by_seed := differences(c, base))]
+    seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in found))) if found else []
+    if not seeds:
         return None
-    blocks = [common_windows(by_seed.values()) for _, by_seed in found]
+    blocks = [common_windows([by_seed[seed] for seed in seeds]) for _, by_seed in found]
     intervals = [crossed_interval(d) for d in blocks]
     return Response(
         [i for i, _ in found],
         np.array([s.doses[i] for i, _ in found]),
-        [dict(zip(by_seed, d, strict=True)) for (_, by_seed), d in zip(found, blocks, strict=True)],
+        [dict(zip(seeds, d, strict=True)) for d in blocks],
         np.array([d.mean() for d in blocks]),
         np.array([i.low for i in intervals]),
         np.array([i.high for i in intervals]),
+        left_out=pl.concat(cells)["seed"].n_unique() - len(seeds),
     )
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """At which doses of a series cells of one group have no finite loss, which is an outcome and the worst one."""
+
+    #: Doses at which a cell has an outcome, finite or not.
+    tested: int
+    #: The smallest dose from which on every cell with an outcome diverged.
+    start: float | None
+    #: Cells that diverged.
+    cells: int
+    #: Doses below ``start`` at which a cell diverged.
+    partly: int
+    #: Whether a seed diverged at one dose and has a finite loss at a larger one.
+    falls: bool
+
+
+def divergence(s: Series, group: str) -> Divergence:
+    """Where one group of a series diverged."""
+    outcomes = pl.concat(
+        [c.filter(pl.col("group") == group).select("seed", "status", dose=pl.lit(x)) for x, c in _by_dose(s)]
+    ).filter(pl.col("status").is_in(["ok", "diverged"]))
+    finite, lost = (outcomes.filter(pl.col("status") == status) for status in ("ok", "diverged"))
+    last = finite["dose"].max()
+    tail = lost if last is None else lost.filter(pl.col("dose") > last)
+    below = lost.join(tail, on="dose", how="anti")
+    again = lost.join(finite, on="seed", suffix="_finite").filter(pl.col("dose_finite") > pl.col("dose"))
+    start: float | None = tail["dose"].min()  # type: ignore[assignment]
+    return Divergence(outcomes["dose"].n_unique(), start, len(lost), below["dose"].n_unique(), len(again) > 0)
+
+
+def _by_dose(s: Series) -> Iterator[tuple[float, pl.DataFrame]]:
+    return zip(s.doses, s.cells, strict=True)

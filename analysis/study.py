@@ -176,7 +176,7 @@ def load(directory: str | Path) -> Study:
 def progress(study: Study) -> dict[str, int]:
     """Cells by status, missing ones, rankings stored, and single weights of the census that aren't measured."""
     counts = dict(study.cells.group_by("status").len().iter_rows())
-    stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "error")}
+    stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "empty", "error")}
     wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
     ranked = study.rankings.select("metric", "mode", "seed").n_unique()
     return {

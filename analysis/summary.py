@@ -36,7 +36,7 @@ def _damage(study: Study) -> Table:
         table.add_column(name, justify="left" if name == "set" else "right")
     for (damage, chosen), rows in effect.group_by("damage", "chosen", maintain_order=True):
         by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
-        cells = [_outcome(by_group[g]) if g in by_group else "missing" for g in groups]
+        cells = [_outcome(by_group[g]) if g in by_group else "–" for g in groups]
         if not tests.is_empty():
             p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
@@ -113,6 +113,17 @@ def _single(study: Study) -> str:
     return f"single weights: {r['metric']} ranks |ΔNLL| of {r['edit']} best, ρ {rho}"
 
 
+def _searched(study: Study) -> list[str]:
+    """What a search found, a line a branch."""
+    found = study.search or {"branches": []}
+    return [
+        f"search: {b['branch']}: "
+        + (f"{b['perturbation']} at k={b['k']} costs {wording.signed(b['damage'])}" if b["reached"] else "not reached")
+        + f" (asked for {wording.significant(found['target'])} nats per token)"
+        for b in found["branches"]
+    ]
+
+
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
     if study.baselines.is_empty() and study.rankings.is_empty():
@@ -124,7 +135,7 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     console.print(_weights(study))
     _agreement(study, console)
-    for line in filter(None, [_stable(study), _single(study)]):
+    for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():
         console.print(_damage(study))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +11,8 @@ import polars as pl
 
 from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
+from analysis.dose import dose_response
 from analysis.inference import sign_e_value
-from analysis.series import direction, dose_axis
 from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.study import Study, is_data_free
 from analysis.wording import p_value, signed, significant
@@ -127,39 +125,39 @@ def _too_few_windows(tested: pl.DataFrame, weak: pl.DataFrame) -> str:
     return ""
 
 
-def dose(table: pl.DataFrame) -> Verdict:
-    """P3.7: monotone dose response, judged from three strengths on.
+def dose(study: Study) -> Verdict:
+    """P3.7: monotone dose response, judged from three strengths on by :func:`analysis.dose.dose_response`.
 
-    Strengths are put in the order in which they damage more: fewer bits, and further from 1 for either way of scaling.
+    A series in which a cell diverged is open: the seeds that withstood are the weak ones, and say nothing of the rest.
     """
     claim = "Damage to super weights grows with its strength"
-    series = (
-        table.filter(
-            (pl.col("group") == "super") & pl.col("strength").is_not_null() & pl.col("delta_nll").is_not_null()
-        )
-        .with_columns(_in_order("dose", dose_axis, pl.Float64), _in_order("direction", direction, pl.String))
-        .sort("dose")
-        .group_by(["perturbation", "variant", "direction", "chosen"], maintain_order=True)
-        .agg("strength", "delta_nll")
-    )
-    long = series.filter(pl.col("strength").list.len() >= 3)
-    ordered = [all(a < b for a, b in pairwise(d)) for d in long["delta_nll"].to_list()]
-    if ordered:
-        return Verdict(
-            "P3.7d", claim, _judge(all(ordered)), f"{sum(ordered)} of {len(ordered)} series rise at every step"
-        )
-    pairs = series.filter(pl.col("strength").list.len() == 2).iter_rows(named=True)
-    seen = [
-        f"{r['perturbation']} {r['chosen']}: {signed(r['delta_nll'][0], 2)} → {signed(r['delta_nll'][1], 2)}"
-        for r in pairs
-    ]
-    few = "fewer than three strengths of a kind" + (f" ({'; '.join(seen)} nats per token)" if seen else "")
-    return Verdict("P3.7d", claim, "open", few)
+    found = dose_response(study).filter((pl.col("axis") == "strength") & (pl.col("group") == "super"))
+    long = found.filter(pl.col("tested") >= 3)
+    if long.is_empty():
+        seen = [
+            f"{r['perturbation']} {r['chosen']}: {' → '.join(signed(x, 2) for x in r['means'])}"
+            for r in found.filter(pl.col("means").list.len() == 2).iter_rows(named=True)
+        ]
+        few = "fewer than three strengths of a kind" + (f" ({'; '.join(seen)} nats per token)" if seen else "")
+        return Verdict("P3.7d", claim, "open", few)
+    judged = long.filter((pl.col("diverged") == 0) & pl.col("monotone").is_not_null())
+    rising, parts = judged.filter("monotone").height, []
+    if len(judged):
+        parts.append(f"{rising} of {len(judged)} series rise, and fall at no step beyond noise")
+    unsure = long.join(judged, on=["series", "chosen"], how="anti")
+    if names := [f"{r['series']} {r['chosen']} ({_undone(r)})" for r in unsure.iter_rows(named=True)]:
+        more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+        parts.append(f"open for {', '.join(names[:MOST_SHOWN])}{more}")
+    status: Status = "fails" if rising < len(judged) else "open" if names else "holds"
+    return Verdict("P3.7d", claim, status, "; ".join(parts))
 
 
-def _in_order(name: str, of: Callable[[str, float | None], Any], kind: Any) -> pl.Expr:
-    columns = pl.struct("perturbation", "strength")
-    return columns.map_elements(lambda r: of(r["perturbation"], r["strength"]), return_dtype=kind).alias(name)
+def _undone(r: dict[str, Any]) -> str:
+    """Why a series of doses can't be judged."""
+    if r["diverged_from"] is not None:
+        return f"every cell diverged from {r['diverged_from']:.3g} on"
+    doses = r["partly_diverged"]
+    return f"some seeds diverged at {doses} dose{'s' * (doses > 1)}" if doses else r["why_not"] or "too few doses"
 
 
 def stability(study: Study) -> Verdict:
@@ -256,7 +254,7 @@ def verdicts(study: Study) -> list[Verdict]:
             sign_flip_ratio(table),
             hierarchy(table),
             significance(tests),
-            dose(table),
+            dose(study),
         ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
     return sorted(found, key=lambda v: v.id)

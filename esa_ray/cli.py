@@ -18,7 +18,7 @@ from esa_ray import options
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
 from esa_ray.options import items, size, steps, study
-from esa_ray.spec import StudySpec, unavailable
+from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
 from esa_ray.weights import read_weights
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def show_plan(spec: StudySpec, directory: Path) -> None:
         out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
-        out(f"list              {given.name}: {given.k} weights")
+        drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
+        out(f"list              {given.name}: {given.k} weights, against {' and '.join(drawn) or 'no control'}")
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")
@@ -345,7 +346,8 @@ def search(
 ) -> None:
     """Find the smallest set, or the smallest strength, whose damage reaches a given loss (needs optuna).
 
-    The candidates are a ladder; the answer's next smaller one was measured too, and does too little.
+    The candidates are a ladder; unless the smallest will do, the one below the answer is measured too, and does too
+    little.
     """
     wanted = {"damage": damage, "smallest": smallest, "trials": trials}
     launch(locals() | {"topk": steps(topk)}, search=wanted)

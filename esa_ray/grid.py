@@ -155,9 +155,14 @@ def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *,
         for group in groups:
             drawn = depth if group in DRAWN_CONTROLS else None
             mine = base.model_copy(update={"group": group, "depth": drawn, "perturbation": perturbation})
-            parts = [p for p in spec.parts if p.kind == "layer" or group == treated]
+            parts = [_realised(p, base.k) for p in spec.parts if p.kind == "layer" or group == treated]
             yield from (_with(mine, repeat=r) for r in range(spec.repeats))
-            yield from (_with(mine, part=p) for p in [*parts, *(only if group == treated else [])])
+            yield from (_with(mine, part=p) for p in [*dict.fromkeys(parts), *(only if group == treated else [])])
+
+
+def _realised(part: Part, k: int) -> Part:
+    """A fraction of k as the whole number of weights that it comes to, so that the row states what was done."""
+    return part.model_copy(update={"value": round(part.value * k) / k}) if part.kind.startswith("all_but") else part
 
 
 def _with(cell: Cell, **changes: Any) -> Cell:
@@ -179,7 +184,8 @@ def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
             "model": resolved.model,
             "dtype": resolved.dtype,
             "data": _data_identity(data, resolved),
-            **cell.model_dump(),
+            # A list is what it names, whatever it is called.
+            **cell.model_dump(exclude={"listed": {"name"}}),
         }
     )
 

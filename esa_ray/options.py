@@ -108,15 +108,24 @@ def perturbations(
     """The grid of kinds × their own variants and strengths; a flag that no kind uses is refused."""
     try:
         wanted = [PerturbSpec.fields_of(label) for label in items(kinds)]
-        for value, flag, users in (
-            (scales, "--perturb-scale", SCALED),
-            (probabilities, "--perturb-prob", ("bit_flip",)),
-            (bits, "--bits", ("bit_flip",)),
-            (noise, "--noise-scale", ("gauss_noise", "correlated")),
+        if kinds and not wanted:
+            raise EsaError("--perturb is empty; name a kind of damage or leave it out")
+        for value, flag, users, field in (
+            (scales, "--perturb-scale", SCALED, "strength"),
+            (probabilities, "--perturb-prob", ("bit_flip",), "strength"),
+            (bits, "--bits", ("bit_flip",), "bits"),
+            (noise, "--noise-scale", ("gauss_noise", "correlated"), "relative_to"),
         ):
-            if value and not set(users) & {fields["kind"] for fields in wanted}:
+            if value is not None and not items(value):
+                raise EsaError(f"{flag} is empty; give a value or leave it out")
+            mine = [fields for fields in wanted if fields["kind"] in users]
+            if value and not mine:
                 shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
                 raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
+            if value and all(fields.get(field) is not None for fields in mine):
+                raise EsaError(
+                    f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two"
+                )
         return [
             PerturbSpec.model_validate(fields | variant | {"strength": strength})
             for fields in wanted

@@ -13,8 +13,9 @@ SCHEMA_VERSION = "1"
 #: The probabilities of ``score_stats.quantiles``.
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
 
-#: A cell's outcome. ``diverged``: the loss was NaN or infinite, which is a result; ``error``: no result.
-STATUSES = ("ok", "diverged", "error")
+#: A cell's outcome. ``diverged``: the loss was NaN or infinite, which is a result; ``empty``: the part of the set holds
+#: no weights, so there was nothing to do; ``error``: no result.
+STATUSES = ("ok", "diverged", "empty", "error")
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
@@ -31,7 +32,7 @@ _WHAT = {
     "data": (_TEXT, "the text source"),
 }
 _OUTCOME = {
-    "status": (_TEXT, "ok, diverged (NaN or infinite loss) or error (no result)"),
+    "status": (_TEXT, "ok, diverged (NaN or infinite loss), empty (no weights to damage) or error (no result)"),
     "error": (_TEXT, "why there is no result; null otherwise"),
     "nll": (pa.list_(_FLOAT), "summed next-token NLL of each evaluation window, nats"),
     "tokens": (pa.list_(_INT), "scored tokens of each evaluation window"),

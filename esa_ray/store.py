@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.identity import IDENTITY_VERSION
 from esa_ray.schema import SCHEMA_VERSION, TABLES
 from esa_ray.spec import StudySpec
 
@@ -167,12 +168,18 @@ class Store:
             if self._foreign():
                 raise EsaError(f"{self.directory} holds other files and no study; choose another --out-dir")
             return None
+        results = any(self.names(table) for table in TABLES)
+        if results and stored.get("identity", 2) != IDENTITY_VERSION:
+            raise EsaError(
+                f"{self.directory} was made by a version that computed cells otherwise; `esa report` still reads it, "
+                "but to compute choose another --out-dir"
+            )
         wanted = spec.model_dump(mode="json")
         # Its name is where it stands, not what it asks.
         different = [d for d in _differences(stored.get("spec"), wanted) if d != "name"]
         if not different:
             return stored.get("resolved")
-        if not any(self.names(table) for table in TABLES):
+        if not results:
             return None  # it was refused before it computed anything: the mended command may have the place
         raise EsaError(
             f"{self.directory} holds another study (it differs in {', '.join(different[:5])}); "
@@ -189,7 +196,10 @@ class Store:
         self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str], cells: int | None = None
     ) -> None:
         """Write the study as it was resolved, with the number of cells that it asks for."""
-        content = {"spec": json.loads(spec.model_dump_json()), "resolved": resolved, "versions": versions}
+        content = {
+            "spec": json.loads(spec.model_dump_json()), "resolved": resolved, "versions": versions,
+            "identity": IDENTITY_VERSION,
+        }  # fmt: skip
         if cells is not None:
             content["cells"] = cells
         write_atomically(self.directory / "study.json", _json(content))

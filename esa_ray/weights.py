@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.scoring.chosen import picked
-from esa_ray.spec import WeightList, explain
+from esa_ray.spec import LISTED, WeightList, explain
 from esa_ray.store import Store, ranking_name
 
 _READERS = {
@@ -30,10 +31,11 @@ COLUMNS = ("tensor", "row", "col", "expert")
 def read_weights(path: str | Path) -> WeightList:
     """A list of weights from a CSV, JSONL or Parquet file, or the super weights that another study found.
 
-    A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name), ``row``
-    (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left alone, so a file
-    of a study's ``rankings/`` will do. Of a study's directory it is the set of its first score and seed at its
-    largest k: the way to damage one model at the weights of another of the same shape.
+    A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name),
+    ``row`` (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left alone.
+    Of a file of a study's ``rankings/`` it takes the super (or listed) weights by rank, and not the controls. Of a
+    study's directory it is the set of its first score and seed at its largest k: the way to damage one model at the
+    weights of another of the same shape.
 
     Raises
     ------
@@ -50,8 +52,10 @@ def read_weights(path: str | Path) -> WeightList:
     """
     path = Path(path).expanduser()
     table = _of_study(path) if path.is_dir() else _of_file(path)
-    if missing := [c for c in COLUMNS[:2] if c not in table.column_names]:
+    if missing := [c for c in COLUMNS[:3] if c not in table.column_names]:
         raise EsaError(f"--weights {path} has no column {missing[0]!r}; it needs tensor, row and col (and expert)")
+    if empty := [c for c in COLUMNS[:3] if table[c].null_count]:
+        raise EsaError(f"--weights {path} leaves {empty[0]!r} empty in {table[empty[0]].null_count} rows")
     rows = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()
     weights = [{c: v for c, v in row.items() if v is not None} for row in rows]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "weights"
@@ -61,12 +65,26 @@ def read_weights(path: str | Path) -> WeightList:
         raise EsaError(f"--weights {path}: {explain(error)}") from None
 
 
+def _treated(table: pa.Table, path: Path) -> pa.Table:
+    """Of a table of rankings, the weights in question; any other table as it is."""
+    if not {"group", "rank"} <= set(table.column_names):
+        return table
+    mine = table.filter(pc.field("group").isin(["super", LISTED]))
+    if not len(mine):
+        raise EsaError(f"--weights {path} holds rankings without super weights")
+    return _in_order(mine)
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    return rows.sort_by([("rank", "ascending"), ("layer", "ascending"), ("tensor", "ascending"), ("flat", "ascending")])
+
+
 def _of_file(path: Path) -> pa.Table:
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise EsaError(f"--weights {path} is no .csv, .jsonl or .parquet file, nor a study's directory")
     try:
-        return reader(path)
+        return _treated(reader(path), path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise EsaError(f"--weights {path} can't be read: {first_line(error)}") from None
 
@@ -83,5 +101,4 @@ def _of_study(path: Path) -> pa.Table:
     name = ranking_name(score["metric"], score["mode"], seed)
     if name not in store.names("rankings"):
         raise EsaError(f"--weights {path}: that study has no ranking yet; run it first")
-    rows = picked(store.read("rankings", name), "super", k)
-    return rows.sort_by([("rank", "ascending"), ("layer", "ascending"), ("tensor", "ascending"), ("flat", "ascending")])
+    return _in_order(picked(store.read("rankings", name), "super", k))

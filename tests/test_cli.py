@@ -196,7 +196,7 @@ def test_perturb_with_given_weights_compares_with_as_many_of_the_largest(esa, tm
     code, out, err = esa("esa perturb --model m --weights two.csv --perturb zero,sign_flip --one-by-one --plan")
     assert (code, err) == (0, "")
     facts = _facts(out)
-    assert (facts["list"], facts["scores"], facts["k"]) == ("two: 2 weights", "magnitude global", "2")
+    assert (facts["list"], facts["scores"], facts["k"]) == ("two: 2 weights, against random_k", "magnitude global", "2")
     # Two kinds × (super, its random, listed, its random, two members of each set).
     assert facts["cells"] == str(2 * (2 + 2 + 2 + 2))
     assert facts["backward passes"] == "0"
@@ -245,6 +245,14 @@ def test_kinds_variants_and_strengths_make_a_grid(esa, perturb, shown):
         ("run --model m --perturb scale-1", ["changes nothing"]),
         ("run --model m --perturb zero --perturb-scale 3", ["--perturb-scale belongs to"]),
         ("perturb --model m --weights none.csv", ["none.csv"]),
+        ("run --model m --perturb gauss_noise-0.1 --perturb-scale 0.5", ["states its own"]),
+        ("run --model m --perturb gauss_noise-tensor-0.1 --noise-scale weight", ["states its own"]),
+        ("run --model m --perturb bit_flip-sign --bits mantissa", ["states its own"]),
+        ("run --model m --perturb bit_flip-sign-exponent-0.1", ["both sign and exponent"]),
+        ("run --model m --perturb bit_flip --bits ,", ["--bits is empty"]),
+        ("run --model m --perturb ,", ["--perturb is empty"]),
+        ("run --model m --perturb zero --topk 1,100 --restore 0.1", ["restoring 0.1 of 1"]),
+        ("search --model m --damage 1 --topk 10", ["ladder"]),
         ("search --model m --damage 0 --perturb zero", ["damage", "greater than 0"]),
         ("search --model m --damage 1 --topk 9:2", ["9:2"]),
     ],

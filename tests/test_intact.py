@@ -133,8 +133,11 @@ def test_a_loop_is_a_block_three_times_in_a_row_over_half_the_text(text, looping
     assert loops(np.array(text)) is looping
 
 
-def test_continuations_are_greedy():
+@pytest.mark.parametrize("setting", [{}, {"repetition_penalty": 1.5}, {"suppress_tokens": [0, 1, 2, 3, 4, 5]}])
+def test_continuations_are_greedy_whatever_the_model_ships_for_sampling(setting):
     model, prompts = tiny("llama"), random_windows(3, 5)
+    for name, value in setting.items():
+        setattr(model.generation_config, name, value)
     found = continued(model, prompts, 4)
     for prompt, text in zip(prompts, found, strict=True):
         tokens = list(prompt)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.crossed import crossed_interval, crossed_p
+from analysis.crossed import crossed_interval, crossed_p, signed_log
 from analysis.inference import paired_p
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
@@ -44,35 +44,36 @@ def _trained() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def studies():
-    """ΔNLL of one random set minus that of another, (studies, seeds, windows), nats per token."""
+    """ΔNLL of two random sets, (studies, 2, seeds, windows), nats per token."""
     model, rng = _trained(), np.random.default_rng(1)
     found = catalogue(model)
     tensors = found.select(("q", "v", "gate", "down"))
     left_out = np.arange(K)  # stands for the super weights, which no control may hold
-    differences = np.empty((STUDIES, SEEDS, WINDOWS))
+    damage = np.empty((STUDIES, 2, SEEDS, WINDOWS))
     for study in range(STUDIES):
         windows = _windows(rng, WINDOWS, LENGTH)
+        intact = np.array(evaluate(model, windows, WINDOWS).nll)
         for seed in range(SEEDS):
-            nll = []
             for side in range(2):
                 drawn = 2 * (study * SEEDS + seed) + side
                 chosen = {t.name: random_k(t, left_out, None, drawn) for t in tensors}
                 with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), drawn):
-                    nll.append(np.array(evaluate(model, windows, WINDOWS).nll))
-            differences[study, seed] = (nll[0] - nll[1]) / (LENGTH - 1)
-    return differences
+                    nll = np.array(evaluate(model, windows, WINDOWS).nll)
+                damage[study, side, seed] = (nll - intact) / (LENGTH - 1)
+    return damage
 
 
 def test_random_against_random_is_significant_five_percent_of_the_time(studies):
-    share = np.mean([crossed_p(d) < 0.05 for d in studies])
+    # As `comparisons` tests: on the scale on which damage spreads alike.
+    share = np.mean([crossed_p(signed_log(a) - signed_log(b)) < 0.05 for a, b in studies])
     assert 0.03 <= share <= 0.07
 
 
 def test_intervals_of_a_difference_that_is_none_hold_zero(studies):
-    held = np.mean([(i := crossed_interval(d)).low <= 0 <= i.high for d in studies])
+    held = np.mean([(i := crossed_interval(a - b)).low <= 0 <= i.high for a, b in studies])
     assert 0.93 <= held <= 0.97
 
 
 def test_a_p_that_takes_the_sets_as_given_is_far_above_its_level(studies):
     # Two given random sets do differ: this is why the reported p counts the sets as drawn, too.
-    assert np.mean([paired_p(d) < 0.05 for d in studies[:60]]) > 0.2
+    assert np.mean([paired_p(a - b) < 0.05 for a, b in studies[:60]]) > 0.2

@@ -10,6 +10,7 @@ import pytest
 
 from esa_ray import schema
 from esa_ray.errors import EsaError
+from esa_ray.identity import IDENTITY_VERSION
 from esa_ray.schema import TABLES
 from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
 from esa_ray.store import Store, write_atomically
@@ -217,3 +218,16 @@ def test_the_manifest_counts_the_files_of_every_table(tmp_path):
     content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert content["files"] == dict.fromkeys(TABLES, 0) | {"cells": 2}
     assert content["note"] == "ü"
+
+
+def test_results_of_another_identity_version_are_refused_in_a_sentence_that_says_so(tmp_path):
+    spec, store = StudySpec(name="s", model=ModelSpec(source="m")), Store(tmp_path)
+    store.save_study(spec, {}, {})
+    assert store.claim(spec) == {}
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "one.parquet").write_bytes(b"")
+    assert store.claim(spec) == {}
+    record = json.loads((tmp_path / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(record | {"identity": IDENTITY_VERSION - 1}))
+    with pytest.raises(EsaError, match="computed cells otherwise"):
+        store.claim(spec)

@@ -55,16 +55,17 @@ def test_a_study_gives_the_super_weights_of_its_first_seed_down_to_its_largest_k
     assert [(w.tensor, w.col) for w in found.weights] == [("t0", 4), ("t1", 9), ("t2", 8)]
 
 
-def test_a_table_of_rankings_is_a_file_like_any_other(tmp_path):
+def test_of_a_table_of_rankings_the_super_weights_are_taken_by_rank_and_no_controls(tmp_path):
     file = _study(tmp_path / "base") / "rankings" / "grad_x_weight-per_layer-s9.parquet"
-    with pytest.raises(EsaError, match="stands twice"):  # the controls of this one are the same weights
-        read_weights(file)
+    assert [(w.tensor, w.col) for w in read_weights(file).weights] == [("t0", 4), ("t1", 9), ("t2", 8), ("t3", 1)]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("a.csv", "tensor,col\nx,1\n", "no column 'row'"),
+        ("a.csv", "tensor,row,column\nx,5,7\n", "no column 'col'"),
+        ("a.csv", "tensor,row,col\nx,5,\ny,1,2\n", "leaves 'col' empty in 1 rows"),
         ("a.csv", "tensor,row,col\nx,-1,0\n", "greater than or equal to 0"),
         ("a.csv", "tensor,row,col\nx,1,0\nx,1,0\n", "stands twice"),
         ("a.csv", "tensor,row,col\n", "at least 1 item"),

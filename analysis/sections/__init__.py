@@ -8,8 +8,9 @@ from analysis.sections.agreement import scores, stability
 from analysis.sections.dose import dose, kinds
 from analysis.sections.fidelity import fidelity
 from analysis.sections.parts import Section
+from analysis.sections.pooled import kinds_together
 from analysis.sections.search import search
-from analysis.sections.sets import kinds_together, layers, recovery, repeatability, together, transfer
+from analysis.sections.sets import layers, recovery, repeatability, together, transfer
 from analysis.sections.where import modes, structure, where
 from analysis.study import Study
 

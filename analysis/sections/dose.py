@@ -9,7 +9,8 @@ import polars as pl
 from analysis import wording
 from analysis.damage import TREATED
 from analysis.discrimination import discrimination, hierarchy_ratios
-from analysis.dose import FEWEST_DOSES, dose_landmarks, dose_response
+from analysis.dose import FEWEST_DOSES, dose_response
+from analysis.landmarks import dose_landmarks
 from analysis.power import power
 from analysis.sections.parts import Figure, Section, Table
 from analysis.study import Study
@@ -22,22 +23,28 @@ FORMULAS = {
 
 def dose(study: Study) -> Section | None:
     """ΔNLL against dose, the curves that describe it, and where it starts, levels off and collapses."""
-    found = dose_response(study).filter(pl.col("doses").list.len() >= FEWEST_DOSES)
+    found = dose_response(study).filter(pl.col("tested") >= FEWEST_DOSES)
     treated = found.filter(pl.col("group").is_in(TREATED))
     if treated.is_empty():
         return None
     marks = dose_landmarks(study).join(treated, on=_KEY, how="semi", nulls_equal=True)
     strengths = treated.filter(pl.col("axis") == "strength")
     worst = pl.col("means").list.max()
-    first = (treated if strengths.is_empty() else strengths).sort(worst, descending=True).row(0, named=True)
+    first = (
+        (treated if strengths.is_empty() else strengths)
+        .sort(worst, descending=True, nulls_last=True)
+        .row(0, named=True)
+    )
     at = marks.filter([pl.col(name).eq_missing(pl.lit(first[name])) for name in _KEY]).row(0, named=True)
-    words = [_rise_words(treated), _curve_words(first), _threshold_words(at), _collapse_words(at)]
+    words = [_rise_words(treated), _diverged_words(treated), _curve_words(first), _threshold_words(at)]
+    words.append(_collapse_words(at))
     return Section(
         "dose", "How does the cost grow with the dose?", " ".join(filter(None, words)),
         "Doses share their windows, their sets and, for noise, one draw that is scaled: they compare cleanly and are "
         "no independent samples. An Akaike weight says how credible a curve is among those fitted; few doses can't "
         "tell similar curves apart, and no curve speaks beyond the tested doses. Beyond a uniform guess over the "
-        "vocabulary a loss is no measure of dose.",
+        "vocabulary a loss is no measure of dose. A diverged cell has no finite loss: the worst outcome, and "
+        "no number. Means and curves are of the seeds that have a finite loss at all doses where any has one.",
         [Figure("dose", "Change of NLL against dose by kind of damage, super against random weights",
                 "Means with 95% bands at the largest k: solid super (or listed), dashed a control. Both axes are "
                 "logarithmic, the vertical one linear near zero. Dose: the strength; |1 − α| for scale; "
@@ -64,8 +71,22 @@ def _rise_words(treated: pl.DataFrame) -> str:
     return text + (f"; it falls somewhere in {'; '.join(names)}{more}." if names else ".")
 
 
+def _diverged_words(treated: pl.DataFrame) -> str:
+    lost = treated.filter(pl.col("diverged") > 0)
+    if lost.is_empty():
+        return ""
+    whole, part = lost.drop_nulls("diverged_from"), lost.filter(pl.col("partly_diverged") > 0)
+    names = [f"{_name(r)} from {r['diverged_from']:.3g} on" for r in whole.head(3).iter_rows(named=True)]
+    more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+    text = f"No cell has a finite loss any more in {'; '.join(names)}{more}. " if names else ""
+    some = f"In {len(part)} of {len(treated)} series some seeds diverged at some dose. " if len(part) else ""
+    return (text + some).strip()
+
+
 def _curve_words(r: dict[str, Any]) -> str:
-    text = f"The costliest is {_name(r)}"
+    if not r["means"]:
+        return "No series has a seed with a finite loss at all doses."
+    text = f"The costliest {'finite loss is that of' if r['diverged'] else 'is'} {_name(r)}"
     if r["model"] is None:
         return f"{text}."
     formula = f"{FORMULAS[r['model']]} with {_parameters(r)}"
@@ -82,6 +103,10 @@ def _threshold_words(at: dict[str, Any]) -> str:
 
 
 def _collapse_words(at: dict[str, Any]) -> str:
+    if at["collapse"] is None and at["collapse_high"] is not None:
+        low, high = at["collapse_low"], wording.significant(at["collapse_high"])
+        where = f"by {high} at the latest" if low is None else f"between {wording.significant(low)} and {high}"
+        return f"It leaves the model no better than a uniform guess, or without a finite loss, {where}."
     if at["collapse"] is None:
         return ""
     ends = _ends(at["collapse_low"], at["collapse_high"])
@@ -102,21 +127,33 @@ def _ends(low: float | None, high: float | None) -> str:
 
 def _curve_table(found: pl.DataFrame) -> Table:
     rows = [
-        [r["series"], r["chosen"], r["group"], r["axis"], f"{r['doses'][0]:.3g} … {r['doses'][-1]:.3g}",
-         str(len(r["doses"])), f"{wording.signed(r['means'][0])} … {wording.signed(r['means'][-1])}",
-         "yes" if r["monotone"] else "no", f"{r['steps_up']} up, {r['steps_down']} down",
+        [r["series"], r["chosen"], r["group"], r["axis"], *_span(r),
+         {True: "yes", False: "no", None: "–"}[r["monotone"]], f"{r['steps_up']} up, {r['steps_down']} down",
          f"{r['model']}: {_parameters(r)}" if r["model"] else r["why_not"],
-         wording.within(r["aicc_weight"], None, None), str(r["diverged"])]
+         wording.within(r["aicc_weight"], None, None), str(r["diverged"]),
+         "–" if r["diverged_from"] is None else f"{r['diverged_from']:.3g}", str(r["seeds_left_out"] or "")]
         for r in found.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<series", "<set", "<group", "<dose", "<from … to", "doses", "<ΔNLL, nats/token", "<rises",
-               "<steps beyond noise", "<curve", "Akaike weight", "diverged"]  # fmt: skip
+               "<steps beyond noise", "<curve", "Akaike weight", "diverged", "all from",
+               "seeds left out"]  # fmt: skip
     note = (
         "Curves of the dose x: " + "; ".join(f"{name} {formula}" for name, formula in FORMULAS.items())
         + ". Fitted by least squares with each dose's error, chosen by AICc. Rises: the last dose costs more than the "
-        "first and no step falls beyond noise (p < 0.05, Holm)."
+        "first and no step falls beyond noise (p < 0.05, Holm). All from: the dose from which on every cell diverged. "
+        "Seeds left out: those without a finite loss at one of these doses."
     )  # fmt: skip
     return Table(columns, rows, "Curves", note)
+
+
+def _span(r: dict[str, Any]) -> list[str]:
+    """The doses with a finite loss from … to, how many of the tested ones, and the means from … to."""
+    n = len(r["doses"])
+    count = str(n) if n == r["tested"] else f"{n} of {r['tested']}"
+    if not n:
+        return ["–", count, "–"]
+    first, last = (f"{r['doses'][i]:.3g}" for i in (0, -1))
+    return [f"{first} … {last}", count, f"{wording.signed(r['means'][0])} … {wording.signed(r['means'][-1])}"]
 
 
 def _mark_table(marks: pl.DataFrame) -> Table:
@@ -130,7 +167,7 @@ def _mark_table(marks: pl.DataFrame) -> Table:
     note = (
         "Doses with 95% intervals. Above random: the first tested dose from which on super − random_k is above 0 (Holm "
         "over doses), in brackets the last tested one where it isn't. Collapse: as bad as a uniform guess over the "
-        "vocabulary."
+        "vocabulary, or no finite loss: between two doses where the losses in between aren't known."
     )
     return Table(columns, rows, "Doses at which something changes", note)
 
@@ -143,6 +180,10 @@ def _bracket(r: dict[str, Any]) -> str:
 
 
 def _mark(r: dict[str, Any], name: str) -> str:
+    if r[name] is None and r[f"{name}_high"] is not None:
+        high = wording.significant(r[f"{name}_high"], 3)
+        low = r[f"{name}_low"]
+        return f"by {high}" if low is None else f"between {wording.significant(low, 3)} and {high}"
     if r[name] is None:
         return "–"
     return wording.significant(r[name], 3) + _ends(r[f"{name}_low"], r[f"{name}_high"])
@@ -229,10 +270,12 @@ def _kind_table(found: pl.DataFrame) -> Table:
 def _hierarchy_table(study: Study) -> Table:
     rows = [
         [r["damage"], r["chosen"], f"{r['upper']} / {r['lower']}",
-         f"×{wording.significant(r['ratio'])}{_ends(r['low'], r['high'])}" if r["ratio"] is not None else r["why_not"]]
+         f"×{wording.significant(r['ratio'])}{_ends(r['low'], r['high'])}" if r["ratio"] is not None else r["why_not"],
+         str(r["left_out"] or "")]
         for r in hierarchy_ratios(study).iter_rows(named=True)
     ]  # fmt: skip
-    return Table(["<damage", "<set", "<groups", "<ratio of ΔNLL"], rows, "How many times as much (95% intervals)")
+    columns = ["<damage", "<set", "<groups", "<ratio of ΔNLL", "seeds left out"]
+    return Table(columns, rows, "How many times as much (95% intervals)")
 
 
 def _power_table(table: pl.DataFrame) -> Table:

@@ -29,13 +29,19 @@ def search(study: Study) -> Section | None:
     measured = [[m["branch"], str(m["k"]), m["perturbation"], wording.signed(m["damage"])] for m in found["measured"]]
     return Section(
         "search", "How little is enough?", answer,
-        "The answer is a step of a ladder: the next smaller step was measured too and does less than asked. Where "
-        "damage doesn't grow with every step, a smaller one further down could also do. These are point estimates over "
-        "the study's windows and seeds; run the candidates beside controls for intervals.",
+        f"The answer is a step of a ladder. {_below_words(reached)}Where damage doesn't grow with every step, a "
+        "smaller one further down could also do. These are point estimates over the study's windows and seeds; run the "
+        "candidates beside controls for intervals.",
         [],
         [Table(["<branch", "steps", "<smallest", "ΔNLL", "ΔNLL one step below"], rows),
          Table(["<branch", "k", "<damage", "ΔNLL"], measured, "All that was measured", folded=True)],
     )  # fmt: skip
+
+
+def _below_words(reached: list[dict[str, Any]]) -> str:
+    bare = [b["branch"] for b in reached if b["damage_below"] is None]
+    words = "The next smaller step was measured too and does less than asked. " if len(bare) < len(reached) else ""
+    return words + (f"Of {', '.join(bare)} the smallest step already does it: look below. " if bare else "")
 
 
 def _what(branch: dict[str, Any], smallest: str) -> str:

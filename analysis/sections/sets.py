@@ -1,4 +1,4 @@
-"""Sections on sets: parts of them restored or damaged alone, repetitions, given weights, and all kinds together."""
+"""Sections on sets: parts of them restored or damaged alone, repetitions, and given weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import polars as pl
 from analysis import wording
 from analysis.interaction import interaction
 from analysis.layers import layer_damage
-from analysis.meta import meta_analysis, mixed_effects
 from analysis.paired import lead
 from analysis.recovery import FIRST, ORDER
 from analysis.recovery import recovery as recovered
 from analysis.repeatability import repeatability as repeated
 from analysis.sections.parts import Figure, Section, Table
-from analysis.study import Study, first_score
+from analysis.study import Study
 from analysis.transfer import transfer as transferred
 
 
-def _ranged(x: float | None, low: float | None, high: float | None) -> str:
+def ranged(x: float | None, low: float | None, high: float | None) -> str:
+    """A signed number with its interval, or a dash."""
     return "–" if x is None else f"{wording.signed(x)} {wording.interval(low, high)}"
 
 
@@ -35,7 +35,7 @@ def recovery(study: Study) -> Section | None:
         return None
     rows = [
         [r["chosen"], r["damage"], r["group"], wording.percent(r["fraction"]), ORDER[r["part"]],
-         _ranged(r["rest"], r["rest_low"], r["rest_high"]), _share(r["recovered"], r["low"], r["high"]),
+         ranged(r["rest"], r["rest_low"], r["rest_high"]), _share(r["recovered"], r["low"], r["high"]),
          r["why_not"] or (f"{r['diverged']} diverged" if r["diverged"] else "")]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
@@ -74,9 +74,9 @@ def together(study: Study) -> Section | None:
     if table.is_empty():
         return None
     rows = [
-        [r["chosen"], r["damage"], r["group"], str(r["members"]), _ranged(r["joint"], r["joint_low"], r["joint_high"]),
-         _ranged(r["singles"], r["singles_low"], r["singles_high"]), wording.signed(r["largest_single"]),
-         _ranged(r["interaction"], r["low"], r["high"]), wording.p_value(r["p_holm"]), str(r["diverged"] or "")]
+        [r["chosen"], r["damage"], r["group"], str(r["members"]), ranged(r["joint"], r["joint_low"], r["joint_high"]),
+         ranged(r["singles"], r["singles_low"], r["singles_high"]), wording.signed(r["largest_single"]),
+         ranged(r["interaction"], r["low"], r["high"]), wording.p_value(r["p_holm"]), str(r["diverged"] or "")]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<set", "<damage", "<group", "members", "<together", "<sum of each alone", "largest alone",
@@ -102,7 +102,7 @@ def _together_words(study: Study, table: pl.DataFrame) -> str:
     return (
         f"{r['damage']} of {r['chosen']} costs {wording.signed(r['joint'])} nats per token at once, {found} the "
         f"{wording.signed(r['singles'])} that its {r['members']} weights cost one at a time, summed: "
-        f"{_ranged(r['interaction'], r['low'], r['high'])}. Of {len(treated)} sets and kinds of damage, {more} cost "
+        f"{ranged(r['interaction'], r['low'], r['high'])}. Of {len(treated)} sets and kinds of damage, {more} cost "
         f"more together, {less} less, and {len(treated) - more - less} can't be told."
     )
 
@@ -114,8 +114,8 @@ def layers(study: Study) -> Section | None:
         return None
     rows = [
         [r["chosen"], r["damage"], r["group"], str(r["layer"]), wording.significant(r["n_weights"]),
-         _ranged(r["delta_nll"], r["low"], r["high"]), _share(r["share"], r["share_low"], r["share_high"]),
-         wording.percent(r["worst_in"]), f"{r['diverged']} diverged" if r["diverged"] else r["why_not"] or ""]
+         ranged(r["delta_nll"], r["low"], r["high"]), _share(r["share"], r["share_low"], r["share_high"]),
+         wording.percent(r["worst_in"]), _lost(r)]
         for r in table.sort("delta_nll", descending=True, nulls_last=True).iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<set", "<damage", "<group", "layer", "weights", "<ΔNLL", "<of the whole set's", "worst in", "~"]
@@ -123,27 +123,59 @@ def layers(study: Study) -> Section | None:
         "layers", "Which block breaks the model when only its weights are damaged?", _layer_words(study, table),
         "Only the set's weights in one block are damaged; nats per token, 95% intervals for further windows and seeds. "
         "Shares needn't add up to 100%. Worst in: share of bootstrap resamples of seeds and windows in which it is the "
-        "block that costs most. Blocks are parts of one model, no replications.",
+        "block that costs most, among those with a finite loss. Blocks are parts of one model, no replications.",
         [Figure("layers", "Damage by block and group",
                 "ΔNLL when only one block's weights are damaged, for the damage that costs most (95% intervals).")],
         [Table(columns, rows)],
     )  # fmt: skip
 
 
+def _lost(r: dict[str, Any]) -> str:
+    """Which of a block's cells have no finite loss, and why."""
+    counts = [(r["diverged"], "diverged"), (r["errors"], "failed")]
+    if r["seeds"]:
+        counts.append((r["empty"], "without weights"))
+    return ", ".join(f"{n} {word}" for n, word in counts if n) or r["why_not"] or ""
+
+
+def _blocks(rows: pl.DataFrame) -> str:
+    names = rows["layer"].unique().sort().cast(pl.String).to_list()
+    return f"block{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
 def _layer_words(study: Study, table: pl.DataFrame) -> str:
+    treated = table.filter(pl.col("group").is_in(["super", "listed"]))
     worst = table.filter("worst")
     top = lead(study, worst, "delta_nll").filter(pl.col("group").is_in(["super", "listed"]))
     if top.is_empty():
-        return "Which block costs most can't be told: cells diverged, or no seed has all blocks."
+        lost, finite = treated.filter(pl.col("diverged") > 0), treated.filter(pl.col("seeds") > 0)
+        why = (
+            f"cells diverged in {_blocks(lost)}" if len(lost)
+            else "no seed has all blocks" if len(finite) else "no block has a cell with a finite loss"
+        )  # fmt: skip
+        return f"Which block costs most can't be told: {why}.{_unranked(treated)}"
     r = top.row(0, named=True)
     share = "" if r["share"] is None else f", {_share(r['share'], r['share_low'], r['share_high'])} of the whole set's"
     text = (
         f"Of {r['chosen']}, block {r['layer']} alone costs most under {r['damage']}: {wording.signed(r['delta_nll'])} "
         f"nats per token{share} (the worst in {wording.percent(r['worst_in'])} of resamples)."
     )
+    mine = table.filter(pl.col("group") == r["group"], pl.col("chosen") == r["chosen"], pl.col("damage") == r["damage"])
+    text += _unranked(mine)
     treated = worst.filter(pl.col("group") == r["group"])
     same = treated.filter(pl.col("layer") == r["layer"]).height
     return text + (f" It is the worst in {same} of {len(treated)} kinds of damage." if len(treated) > 1 else "")
+
+
+def _unranked(rows: pl.DataFrame) -> str:
+    """The blocks that had nothing to damage, and those whose cells failed: neither has a place among the others."""
+    none = rows.filter(pl.col("seeds") == 0)
+    empty = none.filter((pl.col("empty") > 0) & (pl.col("errors") == 0) & (pl.col("diverged") == 0))
+    failed, text = none.filter(pl.col("errors") > 0), ""
+    if len(empty):
+        text += f" The set has no weights in {empty['layer'].n_unique()} of {rows['layer'].n_unique()} blocks: "
+        text += f"{_blocks(empty).partition(' ')[2]}."
+    return text + (f" Not measured, as cells failed: {_blocks(failed)}." if len(failed) else "")
 
 
 def repeatability(study: Study) -> Section | None:
@@ -206,10 +238,10 @@ def transfer(study: Study) -> Section | None:
     if table.is_empty():
         return None
     rows = [
-        [r["list"], r["damage"], _ranged(r["listed"], r["listed_low"], r["listed_high"]), _own(r),
-         _ranged(r["own"], r["own_low"], r["own_high"]), _share(r["ratio"], r["ratio_low"], r["ratio_high"]),
-         _ranged(r["minus_random"], r["minus_random_low"], r["minus_random_high"]), wording.p_value(r["p_holm"]),
-         _ranged(r["minus_matched"], r["minus_matched_low"], r["minus_matched_high"]),
+        [r["list"], r["damage"], ranged(r["listed"], r["listed_low"], r["listed_high"]), _own(r),
+         ranged(r["own"], r["own_low"], r["own_high"]), _share(r["ratio"], r["ratio_low"], r["ratio_high"]),
+         ranged(r["minus_random"], r["minus_random_low"], r["minus_random_high"]), wording.p_value(r["p_holm"]),
+         ranged(r["minus_matched"], r["minus_matched_low"], r["minus_matched_high"]),
          "–" if r["jaccard"] is None else f"{r['jaccard']:.2f} (chance {wording.significant(r['chance'], 1)})",
          str((r["diverged"] + (r["own_diverged"] or 0)) or "")]
         for r in table.iter_rows(named=True)
@@ -241,60 +273,3 @@ def _transfer_words(r: dict[str, Any]) -> str:
     if r["jaccard"] is not None:
         text += f". Jaccard index with the own set: {r['jaccard']:.2f} (chance {wording.significant(r['chance'], 1)})"
     return text + "."
-
-
-def kinds_together(study: Study) -> Section | None:
-    """Super against controls over all kinds of damage at once."""
-    # Of fewer than three kinds there is no saying how much they vary.
-    table = meta_analysis(study).filter(pl.col("kinds") > 2)
-    if table.is_empty():
-        return None
-    return Section(
-        "kinds", "Over all kinds of damage, how surely do the sets cost more than controls?",
-        _kinds_words(study, table),
-        "Effects are standardised: the mean over windows of treated − control in standard deviations of a window, so "
-        "they say how surely windows agree and not how much is lost. All kinds are measured on the same windows; the "
-        "mean's interval resamples them jointly, the random-effects interval (DerSimonian and Laird) takes kinds as "
-        "independent and is shown for comparison. Kinds that diverge are left out, though they do the worst. The mixed "
-        "model's scale is a signed logarithm: 1 is a factor e where damage is large.",
-        [], [_meta_table(table), _mixed_table(study)],
-    )  # fmt: skip
-
-
-def _kinds_words(study: Study, table: pl.DataFrame) -> str:
-    metric, mode = first_score(study)
-    rows, words = table.filter((pl.col("metric") == metric) & (pl.col("mode") == mode)), []
-    rows = (rows if len(rows) else table).sort("kinds", descending=True, maintain_order=True)
-    for r in rows.unique("control", keep="first", maintain_order=True).iter_rows(named=True):
-        costs = "more than" if r["mean_low"] > 0 else "less than" if r["mean_high"] < 0 else "not surely other than"
-        effect, i2 = wording.within(r["mean"], r["mean_low"], r["mean_high"]), wording.percent(r["joint_i2"])
-        words.append(f"Over {r['kinds']} kinds of damage the set costs {costs} {r['control']}: mean standardised "
-                     f"effect {effect}, I² {i2}.")  # fmt: skip
-    return " ".join(words)
-
-
-def _meta_table(table: pl.DataFrame) -> Table:
-    rows = [
-        [r["metric"], r["mode"], "all" if r["k"] is None else str(r["k"]), r["control"], str(r["kinds"]),
-         wording.within(r["mean"], r["mean_low"], r["mean_high"]),
-         wording.within(r["pooled"], r["low"], r["high"]), wording.significant(r["joint_tau2"]),
-         wording.percent(r["joint_i2"]), wording.interval(r["predicted_low"], r["predicted_high"]),
-         f"{r['correlation']:.2f}".replace("-", "−"), str(r["left_out"] or "")]
-        for r in table.iter_rows(named=True)
-    ]  # fmt: skip
-    columns = ["<score", "<pool", "k", "<control", "kinds", "<mean, windows resampled jointly",
-               "<random effects, as if independent", "τ²", "I²", "<a further kind", "related", "left out"]  # fmt: skip
-    return Table(columns, rows, "Standardised effects over kinds of damage")
-
-
-def _mixed_table(study: Study) -> Table:
-    rows = [
-        [r["metric"], r["mode"], str(r["k"]), r["reference"], str(r["kinds"]),
-         _ranged(r["coefficient"], r["low"], r["high"]) if r["why_not"] is None else r["why_not"],
-         wording.p_value(r["p"]), wording.significant(r["var_kind"]), wording.significant(r["var_kind_by_group"]),
-         wording.significant(r["var_window"]), wording.significant(r["var_residual"])]
-        for r in mixed_effects(study).iter_rows(named=True)
-    ]  # fmt: skip
-    columns = ["<score", "<pool", "k", "<against", "kinds", "<effect of the set", "p"]
-    columns += ["variance of kinds", "of kinds by group", "of windows", "residual"]
-    return Table(columns, rows, "One mixed model of all kinds, groups and windows")

@@ -35,10 +35,7 @@ class Candidate:
 def ladder(spec: StudySpec) -> dict[str, list[Candidate]]:
     """Branch → its candidates from the smallest to the largest.
 
-    Raises
-    ------
-    EsaError
-        If there is nothing to search over.
+    Strengths are ordered by the damage they mean (:attr:`PerturbSpec.dose`), fewer bits above more.
     """
     assert spec.search
     by_k = spec.search.smallest == "k"
@@ -48,11 +45,8 @@ def ladder(spec: StudySpec) -> dict[str, list[Candidate]]:
             found.setdefault((*cell.chosen_by, cell.k, cell.perturbation), []).append(cell)
     branches: dict[str, list[tuple[float, list[Cell]]]] = {}
     for (metric, mode, k, kind), mine in found.items():
-        words = [kind.label] if by_k else [kind.kind, *([kind.variant] if kind.variant else []), f"k={k}"]
-        size = float(k) if by_k else kind.strength
-        if size is None:
-            raise EsaError(f"{kind.kind} has no strength to search over; search for the smallest k, or leave it out")
-        branches.setdefault(" ".join([metric, mode, *words]), []).append((size, mine))
+        words = [kind.label] if by_k else [*kind.series, f"k={k}"]
+        branches.setdefault(" ".join([metric, mode, *words]), []).append((float(k) if by_k else kind.dose, mine))
     result = {}
     for branch, steps in branches.items():
         ordered = sorted(steps, key=lambda step: step[0])
@@ -60,8 +54,6 @@ def ladder(spec: StudySpec) -> dict[str, list[Candidate]]:
             Candidate(branch, place, mine[0].k, mine[0].perturbation.label, tuple(mine))
             for place, (_, mine) in enumerate(ordered)
         ]
-    if max(map(len, result.values())) < 2:
-        raise EsaError("a search needs a ladder: give several --topk, or several strengths")
     return result
 
 
@@ -103,18 +95,22 @@ class SearchTrial(CellTrial):
 
 
 def mean_damage(rows: list[dict[str, Any]], baseline: float) -> float:
-    """Mean ΔNLL over seeds, nats per token; NaN if a cell diverged.
+    """Mean ΔNLL over seeds, nats per token; NaN if a cell diverged. What is too little to change a weight costs 0.
 
     Raises
     ------
     EsaError
         If a cell failed: the search can't go on without its damage.
     """
+    total = len(rows)
+    rows = [row for row in rows if not (row.get("error") or "").startswith("NothingChangedError")]
+    if not rows:
+        return 0.0
     if failed := next((row for row in rows if row["status"] == "error"), None):
         raise EsaError(f"a cell of the search failed: {failed['error']}")
     if any(row["status"] != "ok" for row in rows):
         return math.nan
-    return sum(sum(row["nll"]) / sum(row["tokens"]) for row in rows) / len(rows) - baseline
+    return sum(sum(row["nll"]) / sum(row["tokens"]) - baseline for row in rows) / total
 
 
 def proposer(trials_at_once: int, seed: int) -> Any:

@@ -323,8 +323,10 @@ def _run(
         *_, baseline = share_out(actors, jobs, reporter)
         intact, todo = math.log(baseline["perplexity"]), _missing(store, spec, resolved)
         if spec.search and not store.searched():
+            before = set(store.names("cells"))
             reporter.phase("search", spec.search.trials)
             _search(actors, spec, store, intact, Watch(reporter, intact), verbose, concurrency)
+            todo = [name for name in store.names("cells") if name not in before]  # type: ignore[misc]
         elif todo:
             reporter.phase("cells", len(todo))
             watch = Watch(reporter, intact)

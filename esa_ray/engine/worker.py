@@ -29,6 +29,7 @@ from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
+from esa_ray.scoring.chosen import EmptyPartError
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import find_weight, listing
 from esa_ray.scoring.pools import holds
@@ -106,6 +107,7 @@ class Worker:
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
         self.catalogue = catalogue(self.model)
+        self._check_layers()
         where = f"{device} × {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
         self.device = f"{where} on {platform.node()}"
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
@@ -113,6 +115,11 @@ class Worker:
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
             budget=memory_budget,
         )  # fmt: skip
+
+    def _check_layers(self) -> None:
+        deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]
+        if deep:
+            raise EsaError(f"--layers {deep[0]:g}: the model has the blocks 0 to {self.catalogue.layers - 1}")
 
     def _listed(self) -> list[WeightTensor]:
         """The tensors of the study's lists.
@@ -266,6 +273,8 @@ class Worker:
         }
         try:
             row |= self.damaging.run(cell, self._ranking(ranking_name(*cell.chosen_by, cell.seed)))
+        except EmptyPartError:
+            row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
         except NotRestoredError:
             raise  # the weights can't be trusted any more: this process must end
         except EsaError:

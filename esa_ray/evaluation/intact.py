@@ -109,7 +109,9 @@ class Intact:
         """
         if self.compact:
             assert hidden_TH is not None
-            expected_TH, intact_TH, intact_T = self._expected[window]
+            here = logits_TV.device  # inputs of a head on another device are seen before they are moved to it
+            expected_TH, intact_TH, intact_T = (x.to(here) for x in self._expected[window])
+            hidden_TH = hidden_TH.to(here)
             shift_T = (expected_TH.double() * (intact_TH.double() - hidden_TH.double())).sum(-1)
             return float((shift_T + partition_T - intact_T).sum())
         before_TV = self._logits[window].to(logits_TV.device).float()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
@@ -46,11 +47,20 @@ def continued(model: PreTrainedModel, prompts: np.ndarray, tokens: int) -> np.nd
     prompts_PT = torch.as_tensor(np.asarray(prompts), device=input_device(model))
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    with eval_mode(model):
-        made_PT = model.generate(  # type: ignore[operator]
-            prompts_PT, attention_mask=torch.ones_like(prompts_PT), do_sample=False, num_beams=1,
-            max_new_tokens=tokens, pad_token_id=ends[0] if ends else 0,
-        )  # fmt: skip
+    # A model's own settings (repetition penalties, suppressed tokens) would hide the very loops that are looked for.
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=tokens,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    try:
+        with eval_mode(model):
+            made_PT = model.generate(prompts_PT, attention_mask=torch.ones_like(prompts_PT))  # type: ignore[operator]
+    finally:
+        model.generation_config = own
     found = np.full((len(prompts_PT), tokens), -1)
     for row, text in zip(found, made_PT[:, prompts_PT.shape[1] :].cpu().numpy(), strict=True):
         stop = np.flatnonzero(np.isin(text, ends))

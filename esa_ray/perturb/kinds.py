@@ -159,10 +159,17 @@ def adaptive(target: Target, spec: PerturbSpec) -> Tensor:
     if spec.adapt == "row":
         a = _of_lines(target, lambda lines_LI: lines_LI.square().mean(-1).sqrt())
     else:
-        squares = [(float(t.old @ t.old), float(t.facts("score") @ t.facts("score"))) for t in target.whole or [target]]
-        weight, score = (math.fsum(s) for s in zip(*squares, strict=True))
-        a = target.facts("score") * (math.sqrt(weight / score) if score > 0 else 0.0)
+        a = target.facts("score") * _weight_per_score(target)
     return target.made(target.old + _strength(spec) * a * _own_noise(target))
+
+
+def _weight_per_score(target: Target) -> float:
+    """‖w‖/‖s‖ over the set: the one that the weights are part of, so that a part is damaged as it is in the whole."""
+    if target.known.weight_per_score is not None:
+        return target.known.weight_per_score
+    squares = [(float(t.old @ t.old), float(t.facts("score") @ t.facts("score"))) for t in target.whole or [target]]
+    weight, score = (math.fsum(s) for s in zip(*squares, strict=True))
+    return math.sqrt(weight / score) if score > 0 else 0.0
 
 
 def gradient_aligned(target: Target, spec: PerturbSpec) -> Tensor:

@@ -9,7 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of chosen weights beside their values, in their order: score, and gradient of the loss."""
+    """What is known of chosen weights beside their values, in their order: score, and gradient of the loss.
+
+    ``weight_per_score`` is ‖w‖/‖s‖ over the set that they were chosen as part of; None if that is all that is damaged.
+    """
 
     score: np.ndarray | None = None
     gradient: np.ndarray | None = None
+    weight_per_score: float | None = None

@@ -57,17 +57,23 @@ def chosen_and_known(
     ranking: pa.Table, group: str, k: int, part: Part | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Known]]:
     """The same, with the scores and gradients of the weights in the same order."""
-    found = _by_tensor(picked(ranking, group, k, part))
+    whole = picked(ranking, group, k)
+    score, weight = _floats(whole["score"]), _floats(whole["weight"])
+    per_score = None
+    if score is not None and weight is not None and (norm := float(np.linalg.norm(score))) > 0:
+        per_score = float(np.linalg.norm(weight)) / norm
+    found = _by_tensor(picked(ranking, group, k, part), per_score)
     return {n: flat for n, (flat, _) in found.items()}, {n: facts for n, (_, facts) in found.items()}
 
 
-def _by_tensor(rows: pa.Table) -> dict[str, tuple[np.ndarray, Known]]:
+def _by_tensor(rows: pa.Table, weight_per_score: float | None = None) -> dict[str, tuple[np.ndarray, Known]]:
     tensors, flat = np.array(rows["tensor"].to_pylist()), rows["flat"].to_numpy()
     facts = {name: _floats(rows[name]) for name in ("score", "gradient") if name in rows.column_names}
     found = {}
     for name in dict.fromkeys(tensors.tolist()):
         mine = tensors == name
-        found[str(name)] = (flat[mine], Known(**{n: None if v is None else v[mine] for n, v in facts.items()}))
+        known = {n: None if v is None else v[mine] for n, v in facts.items()}
+        found[str(name)] = (flat[mine], Known(**known, weight_per_score=weight_per_score))
     return found
 
 

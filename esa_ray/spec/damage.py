@@ -153,6 +153,8 @@ class PerturbSpec(Spec):
             names = [name for name, _ in _VARIANTS.get(kind, ()) if word in get_args(domains[name])]
             if not names:
                 raise ValueError(f"{text!r}: {word!r} is no variant of {kind}")
+            if names[0] in fields:
+                raise ValueError(f"{text!r} says both {fields[names[0]]} and {word}")
             fields[names[0]] = word
         return fields
 
@@ -179,6 +181,24 @@ class PerturbSpec(Spec):
         if self.strength is not None:
             parts.append(f"{self.strength:.12g}")
         return "-".join(parts)
+
+    @property
+    def dose(self) -> float:
+        """The strength so that more is more damage: |1 − α|, 1/(2^(n−1) − 1) for n bits, else the strength itself.
+
+        0 for kinds without a strength.
+        """
+        if self.strength is None:
+            return 0.0
+        if self.kind == "scale":
+            return abs(1 - self.strength)
+        return 1 / (2 ** (self.strength - 1) - 1) if self.kind == "quantize" else self.strength
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """What perturbations share that differ by dose alone: kind, variant, and whether scaling is up or down."""
+        direction = ("up" if (self.strength or 0) > 1 else "down",) if self.kind == "scale" else ()
+        return (self.kind, *([self.variant] if self.variant else []), *direction)
 
     @property
     def random(self) -> bool:

@@ -110,14 +110,44 @@ class StudySpec(Spec):
             raise ValueError(
                 "one_by_one damages the members of lists and of global sets; add --mode global or --weights"
             )
-        if self.search and not self.perturbations:
-            raise ValueError("a search needs damage to search for; add --perturb")
+        self._check_search()
+        self._check_parts()
         extras = self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None
         if extras and not self.perturbations:
             raise ValueError("lists, parts, one_by_one, repeats and early_stop are about damage; add --perturb")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("a stability check compares seeds; give at least two")
         return self
+
+    def _check_parts(self) -> None:
+        if self.lists and any(p.needs_score for p in self.perturbations):
+            raise ValueError("lists have no scores, which adaptive-score spreads its noise by; use adaptive-row")
+        for part in self.parts:
+            for k in (*self.topk, *(given.k for given in self.lists)):
+                if part.kind.startswith("all_but") and not 0 < round(part.value * k) < k:
+                    raise ValueError(
+                        f"restoring {part.value:g} of {k} weights is none or all of them; give another fraction"
+                    )
+
+    def _check_search(self) -> None:
+        if self.search is None:
+            return
+        if not self.perturbations:
+            raise ValueError("a search needs damage to search for; add --perturb")
+        if self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None:
+            raise ValueError("a search damages whole sets over all windows; leave out lists, parts and early_stop")
+        if len(self.groups) > 1:
+            raise ValueError("a search looks at super weights alone; leave out the controls")
+        if self.search.smallest == "k" and len(self.topk) < 2:
+            raise ValueError("a search for the smallest k needs a ladder; give several --topk")
+        if self.search.smallest == "strength":
+            doses: dict[tuple[str, ...], set[float]] = {}
+            for p in self.perturbations:
+                if p.strength is None:
+                    raise ValueError(f"{p.kind} has no strength to search over; search for the smallest k")
+                doses.setdefault(p.series, set()).add(p.dose)
+            if max(map(len, doses.values())) < 2:
+                raise ValueError("a search for the smallest strength needs a ladder; give several strengths of a kind")
 
     def replace(self, **changes: object) -> StudySpec:
         """The same study with some fields changed, validated anew."""

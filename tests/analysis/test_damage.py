@@ -137,6 +137,7 @@ def test_progress_counts_from_the_store_alone(made):
         "cells": 9,
         "ok": 9,
         "diverged": 0,
+        "empty": 0,
         "error": 0,
         "missing": 0,
         "rankings": 3,

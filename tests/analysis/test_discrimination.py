@@ -115,6 +115,26 @@ def test_ratios_are_the_planted_ones_or_a_reason(tmp_path):
     assert one(table, upper="random_k", lower="bottom_k")["why_not"] == "ΔNLL of bottom_k can't be told from 0"
 
 
+def test_ratios_are_of_seeds_that_both_groups_have(tmp_path):
+    scale = {1: 1.0, 2: 1.0, 3: 0.1}  # of the strong seeds the super sets diverge
+
+    def delta(group, damage, seed):
+        if group == "super" and seed < 3:
+            return None
+        return (4.0 if group == "super" else 1.0) * scale[seed] * np.linspace(0.9, 1.1, 8)
+
+    row = one(hierarchy_ratios(damaged(tmp_path, [("zero", None)], delta)), upper="super")
+    assert (row["seeds"], row["left_out"]) == (1, 2)
+    assert row["ratio"] == pytest.approx(4)
+    assert row["low"] <= 4 <= row["high"]
+    apart = damaged(
+        tmp_path / "apart", [("zero", None)], lambda g, d, s: None if (g == "super") == (s < 3) else np.ones(8)
+    )
+    row = one(hierarchy_ratios(apart), upper="super")
+    assert (row["ratio"], row["seeds"], row["left_out"]) == (None, 0, 3)
+    assert row["why_not"] == "no seed has a finite loss of both groups"
+
+
 def test_intervals_of_ratios_cover_what_was_planted(tmp_path):
     rng = np.random.default_rng(6)
     damages = [("gauss_noise", float(i)) for i in range(1, 81)]

@@ -10,7 +10,8 @@ from scipy.optimize import isotonic_regression
 import analysis
 from analysis.crossed import crossed_interval
 from analysis.curves import FAMILIES, dose_of_top, refits
-from analysis.dose import crossing, dose_axis, dose_landmarks, dose_response, isotonic
+from analysis.dose import dose_axis, dose_response
+from analysis.landmarks import crossing, dose_landmarks, isotonic
 from analysis.sections import sections
 from analysis.series import Response
 from tests.analysis.planted import RATE, damaged, wobble
@@ -126,7 +127,7 @@ def test_fewer_bits_and_either_way_of_scaling_are_rising_doses(tmp_path):
     assert one(table, direction="α > 1")["model"] is None  # three doses
     assert "AICc needs four" in one(table, direction="α > 1")["why_not"]
     verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7d"]
-    assert (verdict.status, verdict.evidence) == ("holds", "3 of 3 series rise at every step")
+    assert (verdict.status, verdict.evidence) == ("holds", "3 of 3 series rise, and fall at no step beyond noise")
 
 
 def test_noise_between_doses_is_no_fall_and_a_real_fall_is(tmp_path):
@@ -161,9 +162,12 @@ def test_diverged_cells_are_counted_and_left_out(tmp_path):
     )
     row = one(dose_response(study), axis="strength", group="super")
     assert (row["doses"], row["diverged"]) == (SIGMAS[:-1], 4)
-    assert row["seeds"] == [3, 3, 3, 3, 3, 2]
+    assert (row["seeds"], row["seeds_left_out"]) == ([2] * 6, 1)
+    assert (row["diverged_from"], row["partly_diverged"], row["tested"]) == (1.0, 1, 7)
     assert row["means"][-1] == pytest.approx(6 / (1 + 5**-2), rel=0.2)
-    assert np.isfinite(dose_landmarks(study)["half"][0])
+    marks = one(dose_landmarks(study), group="super")
+    assert np.isfinite(marks["half"])
+    assert marks["why_not"].startswith("every cell diverged from 1 on; 1 seeds are left out, as cells diverged")
 
 
 def test_cells_stopped_early_are_read_as_far_as_they_go(tmp_path):

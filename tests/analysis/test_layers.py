@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import analysis
 from analysis.figures import sets as figures
 from analysis.layers import LAYERS, layer_damage
 from analysis.sections import sets
@@ -62,6 +63,56 @@ def test_a_block_that_diverged_is_counted_and_no_other_is_called_worst(tmp_path)
     assert (row["seeds"], row["left_out"], row["diverged"]) == (2, 1, 1)
     assert row["share"] == pytest.approx(0.1, abs=0.01)
     assert table["worst"].to_list() == [None, None]
+
+
+def empty(seed, layer, **columns):
+    """The cell of a block in which the set has no weights, as the engine writes it."""
+    where = {"part": "layer", "part_value": float(layer), "seed": seed, "n_weights": 0, "status": "empty"}
+    return cell(None, **columns) | where | {"nll": None, "tokens": None, "hits": None}
+
+
+def test_blocks_without_weights_are_named_and_do_not_hide_the_worst(tmp_path):
+    rows = planted({0: 0.5, 1: 0.1}) + [empty(s, layer) for s in SEEDS for layer in (2, 3)]
+    study = study_of(tmp_path / "s", rows)
+    table = layer_damage(study)
+    assert table["worst"].to_list() == [True, False, None, None]
+    assert table["worst_in"].to_list() == [1, 0, None, None]
+    row = the(table, layer=2)
+    assert (row["empty"], row["diverged"], row["left_out"], row["n_weights"]) == (3, 0, 0, 0)
+    assert row["why_not"] == "the set has no weights in this block"
+    section = sets.layers(study)
+    assert "block 0 alone costs most" in section.answer
+    assert "The set has no weights in 2 of 4 blocks: 2, 3." in section.answer
+    assert {r[3]: r[8] for r in section.tables[0].rows}["2"] == "the set has no weights in this block"
+    counts = analysis.progress(study)
+    assert (counts["empty"], counts["ok"], counts["error"], counts["diverged"]) == (6, 9, 0, 0)
+    assert counts["missing"] == counts["cells"] - 15
+
+
+def test_each_seed_can_have_weights_in_other_blocks(tmp_path):
+    rows = planted({0: 0.5})
+    for seed, layer in zip(SEEDS, (1, 2, 3), strict=True):  # blocks that cost as much, each in one seed alone
+        rows += [cell(np.full(WINDOWS, 1.0), seed=seed, part="layer", part_value=float(layer))]
+        rows += [empty(s, layer) for s in SEEDS if s != seed]
+    table = layer_damage(study_of(tmp_path / "s", rows))
+    assert the(table, worst=True)["layer"] == 0
+    row = the(table, layer=1)
+    assert (row["seeds"], row["empty"], row["left_out"]) == (1, 2, 0)
+    assert row["delta_nll"] == pytest.approx(1)
+    assert the(table, layer=0)["worst_in"] > 0.99
+
+
+def test_words_tell_diverged_from_empty_and_from_failed(tmp_path):
+    rows = planted({0: 0.5, 1: 0.1}) + [empty(s, 2) for s in SEEDS]
+    rows[2] = cell(None, seed=1, part="layer", part_value=1.0)
+    answer = sets.layers(study_of(tmp_path / "lost", rows)).answer
+    assert "can't be told: cells diverged in block 1. The set has no weights in 1 of 3 blocks: 2." in answer
+    failed = [cell(None, seed=s, part="layer", part_value=4.0) | {"status": "error"} for s in SEEDS]
+    section = sets.layers(study_of(tmp_path / "failed", planted({0: 0.5, 1: 0.1}) + failed))
+    assert "block 0 alone costs most" in section.answer
+    assert "Not measured, as cells failed: block 4." in section.answer
+    nothing = sets.layers(study_of(tmp_path / "nothing", [empty(1, 2), cell(np.ones(WINDOWS))]))
+    assert "no block has a cell with a finite loss. The set has no weights in 1 of 1 blocks: 2." in nothing.answer
 
 
 def test_a_share_of_no_damage_is_undefined(tmp_path):

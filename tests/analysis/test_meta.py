@@ -1,17 +1,19 @@
 """Meta-analysis against hand computation, coverage by simulation, and a mixed model of planted effects."""
 
+import itertools
 import json
 
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from analysis import meta
+from analysis.across import ACROSS, across_studies
 from analysis.crossed import signed_log
-from analysis.meta import Evidence, across_studies, combined, evidence, meta_analysis, mixed_effects
+from analysis.meta import Evidence, combined, evidence, meta_analysis
+from analysis.mixed import MIXED, mixed_effects
 from analysis.paired import window_level
-from analysis.sections.sets import kinds_together
+from analysis.sections.pooled import kinds_together
 from tests.analysis.test_interaction import SEEDS, TOKENS, cell, study_of, the
 
 W = 16
@@ -19,13 +21,13 @@ BASE = np.linspace(280.0, 320.0, W)
 
 
 def kinds(effects, *, spread=0.2, shared=0.8, seed=0, control="random_k", base=BASE, **columns):
-    """Cells of scale by 1 + i/10 whose set costs ``effects[i]`` more than the control, with windows shared by kinds."""
+    """Cells of variants of bit_flip whose set costs ``effects[i]`` more than the control, windows shared by all."""
     rng, rows = np.random.default_rng(seed), []
     window = rng.standard_normal(len(base))
     for i, effect in enumerate(effects):
         own = np.sqrt(shared) * window + np.sqrt(1 - shared) * rng.standard_normal(len(base))
         for number in SEEDS:
-            what = {"perturbation": "scale", "strength": 1.1 + i / 10, "seed": number} | columns
+            what = {"perturbation": "bit_flip", "strength": 0.1, "variant": f"class {i}", "seed": number} | columns
             rows.append(cell(effect + spread * own, base=base, **what))
             rows.append(cell(np.zeros(len(base)), base=base, group=control, **what))
     return rows
@@ -130,12 +132,71 @@ def test_kinds_are_pooled_per_control(tmp_path):
     assert row["joint_tau2"] >= row["tau2"]
 
 
-def test_each_k_and_all_of_them(tmp_path):
-    rows = kinds([0.2, 0.4]) + kinds([0.6, 0.8], k=10, seed=1)
-    table = meta_analysis(study_of(tmp_path / "s", rows, base=BASE))
-    assert sorted(table["k"].to_list(), key=str) == [10, 3, None]
-    assert the(table, k=None)["kinds"] == 4
-    assert the(table, k=3)["mean"] < the(table, k=None)["mean"] < the(table, k=10)["mean"]
+def test_each_k_by_itself_as_sets_of_another_k_are_no_further_kinds(tmp_path):
+    rows = kinds([0.2, 0.4, 0.3]) + kinds([0.6, 0.8, 0.7], k=10, seed=1)
+    study = study_of(tmp_path / "s", rows, base=BASE)
+    table = meta_analysis(study)
+    assert table["k"].to_list() == [3, 10]
+    assert table["kinds"].to_list() == [3, 3]
+    assert the(table, k=3)["mean"] < the(table, k=10)["mean"]
+    assert kinds_together(study).answer.startswith("Over 3 kinds of damage the set of k=10 costs more")
+
+
+def strengths_of(doses, *, rng, control="random_k", lost=(), **columns):
+    """Cells of one kind at several strengths, which costs ``doses[strength]`` more than the control, half as uneven."""
+    rows, own = [], {s: rng.standard_normal(W) for s in doses}
+    for (strength, effect), number in itertools.product(doses.items(), SEEDS):
+        what = {"base": BASE, "strength": strength, "seed": number} | columns
+        rows.append(cell(None if strength in lost else effect * (1 + 0.5 * own[strength]), **what))
+        rows.append(cell(np.zeros(W), group=control, **what))
+    return rows, own
+
+
+def test_strengths_of_one_kind_are_one_effect(tmp_path):
+    rng = np.random.default_rng(0)
+    doses = {0.1 * i: 0.1 * i for i in range(1, 7)}
+    rows, own = strengths_of(doses, rng=rng, perturbation="gauss_noise")
+    alone = study_of(tmp_path / "alone", rows, base=BASE)
+    row = the(meta_analysis(alone))
+    assert (row["kinds"], row["strengths"], row["pooled"]) == (1, 6, None)
+    assert kinds_together(alone) is None
+    assert the(mixed_effects(alone))["kinds"] == 1
+    further, _ = strengths_of({0.5: 0.2, 2.0: 0.3}, rng=rng, perturbation="scale")
+    lost, _ = strengths_of({0.5: 0.2, 0.9: 9.0}, rng=rng, lost=(0.9,), perturbation="bit_flip", variant="sign")
+    study = study_of(tmp_path / "s", rows + further + lost, base=BASE)
+    row = the(meta_analysis(study))
+    # scale by less and by more than 1 are two kinds
+    assert (row["kinds"], row["strengths"], row["strengths_left_out"], row["left_out"]) == (4, 9, 1, 0)
+    assert row["diverged"] == len(SEEDS)
+    mean = np.mean([cost * (1 + 0.5 * own[s]) for s, cost in doses.items()], axis=0)
+    # The kind's effect is that of its mean over strengths, window by window.
+    only = [x for x in meta.strengths(study) if x.what["perturbation"] == "gauss_noise"]
+    assert meta.averaged([x.series for x in only]) == pytest.approx(mean)
+    mixed = the(mixed_effects(study))
+    assert (mixed["kinds"], mixed["left_out"]) == (4, 0)
+    table, _ = window_level(study.cells, {"nll": BASE, "tokens": np.full(W, TOKENS)})
+    values = table.filter((pl.col("kind") == "gauss_noise") & (pl.col("group") == "super"))["y"].to_numpy()
+    assert values == pytest.approx(signed_log(mean))
+
+
+def test_studies_share_strengths_of_a_kind_and_kinds(tmp_path):
+    rng, two = np.random.default_rng(0), []
+    for name, doses in (("base", (0.1, 0.2, 0.3)), ("instruct", (0.1, 0.2))):
+        rows, _ = strengths_of(dict.fromkeys(doses, 0.3), rng=rng, perturbation="gauss_noise")
+        other, _ = strengths_of({0.5: 0.2}, rng=rng, perturbation="quantize")
+        two.append(renamed(study_of(tmp_path / name, rows + other, base=BASE), name, "t"))
+    table = across_studies(two)
+    assert table["damage"].to_list() == [
+        "gauss_noise 0.1",
+        "gauss_noise 0.2",
+        "gauss_noise",
+        "quantize 0.5",
+        "all kinds",
+    ]
+    assert table["strengths"].to_list() == [1, 1, 2, 1, 3]
+    assert table["kinds"].to_list() == [1, 1, 1, 1, 2]
+    every, kind, other = (the(table, damage=d)["effects"] for d in ("all kinds", "gauss_noise", "quantize 0.5"))
+    assert every == pytest.approx(np.mean([kind, other], axis=0).tolist())
 
 
 def test_kinds_without_a_finite_effect_are_counted(tmp_path):
@@ -165,9 +226,9 @@ def test_two_models_on_the_same_windows_are_a_pair(tmp_path):
     pair = {}
     for name, effects in (("base", [0.2, 0.4]), ("instruct", [0.3, 0.5])):
         rows = []
-        for i, effect in enumerate(effects):
+        for effect, strength in zip(effects, (1.1, 0.9), strict=True):
             series = effect + 0.2 * (window + 0.1 * rng.standard_normal(W))
-            what = {"perturbation": "scale", "strength": 1.1 + i / 10, "base": BASE}
+            what = {"perturbation": "scale", "strength": strength, "base": BASE}
             rows += [cell(series, **what), cell(np.zeros(W), group="random_k", **what)]
         pair[name] = study_of(tmp_path / name, rows, base=BASE)
     same = across_studies([renamed(s, n, "t") for n, s in pair.items()])
@@ -177,7 +238,7 @@ def test_two_models_on_the_same_windows_are_a_pair(tmp_path):
     assert row["difference_low"] > 0  # 0.5 sd of a window, measured on the same ones
     assert row["correlation"] > 0.8
     every = the(same, damage="all kinds")
-    assert (every["kinds"], every["k"], every["perturbation"]) == (2, None, None)
+    assert (every["kinds"], every["k"], every["perturbation"]) == (2, 3, None)
     singles = same.filter(pl.col("kinds") == 1)["effects"].to_list()
     assert every["effects"] == pytest.approx(np.mean(singles, axis=0).tolist())
     apart = the(across_studies([renamed(s, n, n) for n, s in pair.items()]), strength=1.1)
@@ -191,70 +252,14 @@ def test_one_study_is_no_pair(tmp_path):
     for studies in ([], [study]):
         table = across_studies(studies)
         assert table.is_empty()
-        assert dict(table.schema) == meta.ACROSS
-
-
-def written(directory, y):
-    """Cells whose signed-log ΔNLL are ``y[kind, group, window]``, the groups super and random_k."""
-    rows = []
-    for i, kind in enumerate(y):
-        for group, values in zip(("super", "random_k"), kind, strict=True):
-            raw = np.sign(values) * 1e-3 * np.expm1(np.abs(values))
-            rows.append(cell(raw, base=BASE, group=group, perturbation="scale", strength=1.1 + i / 10))
-    return study_of(directory, rows, base=BASE)
-
-
-def mixed_data(rng, effect, n=8, by_group=0.6):
-    y = rng.normal(3, 1, (n, 1, 1)) + by_group * rng.standard_normal((n, 2, 1)) + 0.3 * rng.standard_normal((1, 1, W))
-    return y + 0.2 * rng.standard_normal((n, 2, W)) + effect * np.array([1.0, 0.0])[:, None]
-
-
-def test_the_mixed_model_is_a_paired_t_test_over_kinds_where_all_is_balanced(tmp_path):
-    # With every kind, group and window present, REML's group effect is the mean over kinds of super − control, and
-    # its error that of these means over kinds.
-    y = mixed_data(np.random.default_rng(0), 2.0)
-    row = the(mixed_effects(written(tmp_path / "s", y)))
-    change = (y[:, 0] - y[:, 1]).mean(axis=1)
-    test = stats.ttest_1samp(change, 0)
-    assert (row["group"], row["reference"], row["kinds"], row["windows"]) == ("super", "random_k", 8, W)
-    assert row["converged"]
-    assert row["coefficient"] == pytest.approx(change.mean(), rel=1e-6)
-    assert row["se"] == pytest.approx(change.std(ddof=1) / np.sqrt(8), rel=0.01)
-    assert row["p"] == pytest.approx(test.pvalue, rel=0.1)
-    interval = test.confidence_interval()
-    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high), abs=0.02)
-    assert row["var_kind_by_group"] == pytest.approx(0.36, abs=0.25)
-    assert row["var_residual"] == pytest.approx(0.04, abs=0.01)
-
-
-def test_too_few_kinds_give_no_mixed_model(tmp_path):
-    row = the(mixed_effects(written(tmp_path / "s", mixed_data(np.random.default_rng(0), 1.0, n=2))))
-    assert (row["coefficient"], row["converged"]) == (None, None)
-    assert row["why_not"] == "2 kinds of damage with both groups; a mixed model needs 3"
-
-
-def test_the_mixed_model_leaves_out_kinds_that_one_group_lacks(tmp_path):
-    study = written(tmp_path / "s", mixed_data(np.random.default_rng(0), 1.0, n=5))
-    rows = study.cells.to_dicts()
-    rows[0] |= {"status": "diverged"}
-    row = the(mixed_effects(study_of(tmp_path / "lost", rows, base=BASE)))
-    assert (row["kinds"], row["left_out"]) == (4, 1)
-    table, n = window_level(study.cells, {"nll": BASE, "tokens": np.full(W, TOKENS)})
-    assert (len(table), n) == (5 * 2 * W, 5)
-
-
-def test_the_signed_log_keeps_signs_and_zero():
-    x = np.array([-10.0, -1e-6, 0.0, 1e-6, 10.0])
-    assert np.sign(signed_log(x)).tolist() == [-1, -1, 0, 1, 1]
-    assert signed_log(x) == pytest.approx(-signed_log(-x))
-    assert signed_log(np.array([1e-6]))[0] == pytest.approx(1e-3, rel=1e-3)
+        assert dict(table.schema) == ACROSS
 
 
 def test_the_section_says_what_was_planted(tmp_path):
     study = study_of(tmp_path / "s", kinds([0.2, 0.4, 0.6, 0.8]), base=BASE)
     section = kinds_together(study)
     row = the(meta_analysis(study))
-    assert "Over 4 kinds of damage the set costs more than random_k" in section.answer
+    assert "Over 4 kinds of damage the set of k=3 costs more than random_k" in section.answer
     assert f"{row['mean']:.2f} [{row['mean_low']:.2f}, {row['mean_high']:.2f}]" in section.answer
     assert [len(t.rows) for t in section.tables] == [1, 1]
     same = kinds_together(study_of(tmp_path / "same", kinds([0.0] * 4, seed=5), base=BASE))
@@ -265,6 +270,6 @@ def test_the_section_says_what_was_planted(tmp_path):
 def test_without_controls_there_are_no_rows_but_all_columns(tmp_path):
     for name, cells in (("none", []), ("alone", [cell(np.ones(W), base=BASE)])):
         study = study_of(tmp_path / name, cells, base=BASE)
-        for table, schema in ((meta_analysis(study), meta.META), (mixed_effects(study), meta.MIXED)):
+        for table, schema in ((meta_analysis(study), meta.META), (mixed_effects(study), MIXED)):
             assert table.is_empty()
             assert dict(table.schema) == schema

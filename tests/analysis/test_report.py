@@ -5,6 +5,7 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -16,6 +17,8 @@ from analysis.sections import sections
 from esa_ray.store import Store
 from tests.analysis.conftest import write_study
 from tests.analysis.synthetic import write_synthetic
+from tests.analysis.test_interaction import cell as stored
+from tests.analysis.test_interaction import study_of
 
 
 class Page(HTMLParser):
@@ -254,3 +257,12 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
     # What needs several kinds of damage, several doses or parts of sets, this study lacks.
     assert set(FIGURES) - drawn == {"dose", "kinds", "together", "layers", "recovery"}
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
+
+
+def test_the_figure_of_damage_says_whose_it_is(tmp_path):
+    even, norm = np.linspace(0.1, 0.2, 8), {"delta_norm": 1.0}
+    cells = [stored(even, metric="listed", mode="mine", group="listed", k=2, **norm)]
+    cells += [stored(even, seed=seed, **norm) for seed in (1, 2)]
+    study = study_of(tmp_path, cells, lists=[{"name": "mine", "weights": []}])
+    html = analysis.write_report(study).read_text()
+    assert "<figcaption>Damage to list mine. Points are" in html

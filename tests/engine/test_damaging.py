@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.engine import damaging as damaging_module
 from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
@@ -158,6 +159,31 @@ def test_a_list_that_names_what_the_model_has_not_is_refused_before_anything_is_
     spec = tiny_study.replace(lists=(WeightList(name="wrong", weights=(weight,)),))
     with pytest.raises(EsaError, match=sentence):
         Worker(spec, find(spec.model), str(tmp_path))
+
+
+def test_a_part_of_adaptive_noise_is_what_it_is_in_the_whole_set(run_all, monkeypatch):
+    change, current = [], {}
+    apply, measure = damaging_module.perturbed, damaging_module.Damaging.measure
+
+    def listen(catalogue, chosen, *arguments):
+        current["where"] = (catalogue, chosen)
+        return apply(catalogue, chosen, *arguments)
+
+    def look(self, *arguments):
+        catalogue, chosen = current["where"]
+        change.append({(n, int(i)): float(catalogue[n].flat_weights()[i]) for n, flat in chosen.items() for i in flat})
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(damaging_module, "perturbed", listen)
+    monkeypatch.setattr(damaging_module.Damaging, "measure", look)
+    run_all(
+        perturbations=(PerturbSpec(kind="adaptive"),), scores=(ScoreSpec(mode="global"),), one_by_one=True,
+        parts=(Part(kind="all_but_first", value=0.5),),
+    )  # fmt: skip
+    supers = [c for c in change if set(c) <= set(change[0])]
+    assert sorted(map(len, supers)) == [1, 1, 1, 1, 2, 4]
+    for part in supers:
+        assert part == {place: change[0][place] for place in part}
 
 
 def test_with_a_small_budget_states_of_few_blocks_are_held_and_nothing_changes(run_all, tiny_study, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from pydantic import ValidationError
 
 import analysis
 from esa_ray.engine import search
@@ -51,7 +52,7 @@ def test_a_model_that_overflows_is_damaged_enough_and_a_failed_cell_is_no_damage
 def test_a_ladder_holds_all_seeds_of_each_candidate_from_small_to_large():
     spec = StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(8, 2, 4), seeds=(1, 2), search=Search(damage=1.0),
-        perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="scale", strength=0.5)), groups=("random_k",),
+        perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="scale", strength=0.5)),
     )  # fmt: skip
     ladders = search.ladder(spec)
     assert len(ladders) == 2
@@ -64,10 +65,44 @@ def test_a_ladder_holds_all_seeds_of_each_candidate_from_small_to_large():
     )  # fmt: skip
     (steps,) = search.ladder(by_strength).values()
     assert [c.perturbation for c in steps] == ["gauss_noise-0.1", "gauss_noise-0.5"]
-    with pytest.raises(EsaError, match="ladder"):
-        search.ladder(spec.replace(topk=(3,)))
-    with pytest.raises(EsaError, match="zero has no strength"):
-        search.ladder(spec.replace(search=Search(damage=1.0, smallest="strength")))
+    fewer_bits = by_strength.replace(
+        perturbations=tuple(PerturbSpec.parse(p) for p in ("quantize-2", "quantize-8", "quantize-4"))
+    )
+    assert [c.perturbation for c in next(iter(search.ladder(fewer_bits).values()))] == [
+        "quantize-8", "quantize-4", "quantize-2",
+    ]  # fmt: skip
+    scaled = by_strength.replace(
+        perturbations=tuple(PerturbSpec(kind="scale", strength=a) for a in (0.5, 0.9, 1.5, 1.1, -1.0))
+    )
+    assert [[c.perturbation for c in steps] for steps in search.ladder(scaled).values()] == [
+        ["scale-0.9", "scale-0.5", "scale--1"], ["scale-1.1", "scale-1.5"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"topk": (3,)}, "needs a ladder"),
+        ({"search": Search(damage=1.0, smallest="strength")}, "zero has no strength"),
+        ({"groups": ("random_k",)}, "leave out the controls"),
+        ({"early_stop": 0.05}, "over all windows"),
+        ({"repeats": 2}, "over all windows"),
+    ],
+)
+def test_a_search_refuses_what_it_would_ignore(changes, words):
+    base = {
+        "name": "s", "model": ModelSpec(source="m"), "topk": (2, 4), "search": Search(damage=1.0),
+        "perturbations": (PerturbSpec(kind="zero"),),
+    }  # fmt: skip
+    with pytest.raises(ValidationError, match=words):
+        StudySpec(**base | changes)
+
+
+def test_what_is_too_little_to_change_a_weight_is_no_damage():
+    nothing = {"status": "error", "error": "NothingChangedError: quantize-16 changed none of 1 weights"}
+    ok = {"status": "ok", "nll": [30.0], "tokens": [10], "error": None}
+    assert search.mean_damage([nothing], 1.0) == 0.0
+    assert search.mean_damage([nothing, ok], 1.0) == pytest.approx((0 + 2.0) / 2)
 
 
 @pytest.mark.ray

@@ -189,12 +189,19 @@ def test_lists_parts_and_repetitions_run_to_the_end_and_only_what_is_missing_run
     assert load(tmp_path).expected_cells == done.cells
 
 
-def test_a_block_without_any_of_the_set_is_an_error_row_that_says_so(ray_cluster, tiny_study, tmp_path):
+def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_refused(
+    ray_cluster, tiny_study, tmp_path
+):
+    given = WeightList(name="one", weights=(WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=3, col=2),))
     spec = tiny_study.replace(
-        topk=(3,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"),), groups=("super",),
-        parts=(Part(kind="layer", value=5),),
+        topk=(3,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"),), groups=("super",), lists=(given,),
+        parts=(Part(kind="layer", value=0),),
     )  # fmt: skip
-    done = run_study(spec, tmp_path)
-    assert done.statuses == {"ok": 1, "error": 1}
-    errors = [r["error"] for r in _rows(tmp_path).values() if r["error"]]
-    assert "no weights of the set" in errors[0]
+    done = run_study(spec, tmp_path / "a")
+    assert done.statuses == {"ok": 3, "empty": 1}
+    assert done.complete
+    (empty,) = [r for r in _rows(tmp_path / "a").values() if r["status"] == "empty"]
+    assert (empty["metric"], empty["n_weights"], empty["nll"]) == ("listed", 0, None)
+    assert run_study(spec, tmp_path / "a").computed == 0
+    with pytest.raises(EsaError, match="blocks 0 to 1"):
+        run_study(spec.replace(parts=(Part(kind="layer", value=2),)), tmp_path / "b")
