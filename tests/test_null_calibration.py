@@ -38,7 +38,7 @@ def _trained() -> LlamaForCausalLM:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 1.0
+    assert loss.item() < 1.0
     return model.eval().requires_grad_(False)
 
 
