@@ -86,8 +86,10 @@ class Intact:
         if len(seen) != 1 or not torch.equal(head(seen[0]), logits_BTV):
             return
         for logits_TV, hidden_TH in zip(logits_BTV[:, :-1], seen[0][:, :-1], strict=True):
-            expected_TH = logits_TV.softmax(-1) @ head.weight
-            self._expected.append((expected_TH, hidden_TH.clone(), logits_TV.logsumexp(-1).double()))
+            p_TV = logits_TV.softmax(-1)
+            # In float32 the softmax of a large vocabulary sums to 1 + 10⁻⁵ or so.
+            expected_TH = (p_TV @ head.weight).double() / p_TV.sum(-1, keepdim=True, dtype=torch.float64)
+            self._expected.append((expected_TH.float(), hidden_TH.clone(), logits_TV.logsumexp(-1).double()))
 
     @contextmanager
     def watching(self, model: PreTrainedModel) -> Iterator[list[Tensor]]:
@@ -115,5 +117,6 @@ class Intact:
             shift_T = (expected_TH.double() * (intact_TH.double() - hidden_TH.double())).sum(-1)
             return float((shift_T + partition_T - intact_T).sum())
         before_TV = self._logits[window].to(logits_TV.device).float()
-        shift_T = (before_TV.softmax(-1) * (before_TV - logits_TV)).sum(-1, dtype=torch.float64)
+        p_TV = before_TV.softmax(-1)
+        shift_T = (p_TV * (before_TV - logits_TV)).sum(-1, dtype=torch.float64) / p_TV.sum(-1, dtype=torch.float64)
         return float((shift_T + partition_T - before_TV.logsumexp(-1).double()).sum())
