@@ -7,13 +7,16 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import analysis
 from analysis import load
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import Resolved, cell_id, cells
 from esa_ray.spec import ModelSpec, Part, PerturbSpec, WeightList, WeightName
 from esa_ray.store import Store
+from esa_ray.weights import read_weights
 from tests.engine.conftest import save_model
 
 pytestmark = pytest.mark.ray
@@ -205,3 +208,28 @@ def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_re
     assert run_study(spec, tmp_path / "a").computed == 0
     with pytest.raises(EsaError, match="blocks 0 to 1"):
         run_study(spec.replace(parts=(Part(kind="layer", value=2),)), tmp_path / "b")
+
+
+def test_one_models_super_weights_are_damaged_in_another_of_its_shape(ray_cluster, tiny_study, tmp_path):
+    one = tiny_study.replace(
+        topk=(4,), seeds=(7, 8), perturbations=(PerturbSpec(kind="zero"),), groups=("super", "random_k")
+    )
+    run_study(one, tmp_path / "one")
+    other_model = save_model(tmp_path / "tuned")
+    weights = load_file(f"{other_model}/model.safetensors")
+    tuned = {name: w * (1.01 if "down_proj" in name else 1.0) for name, w in weights.items()}
+    save_file(tuned, f"{other_model}/model.safetensors", metadata={"format": "pt"})
+    given = read_weights(tmp_path / "one")
+    run_study(one.replace(model=ModelSpec(source=other_model), lists=(given,)), tmp_path / "two")
+    (row,) = analysis.transfer(load(tmp_path / "two")).iter_rows(named=True)
+    assert (row["list"], row["k"], row["own_n_weights"]) == ("one", 8, 8)
+    # The models are all but the same, and so are their sets; the list is the first seed's.
+    assert row["jaccard_high"] > 0.5
+    assert row["listed"] != 0
+    supers = {
+        (r["tensor"], r["flat"])
+        for r in Store(tmp_path / "one").read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
+        if r["group"] == "super" and r["rank"] <= 4
+    }
+    listed = Store(tmp_path / "two").read("rankings", "listed-one-s8").to_pylist()
+    assert {(r["tensor"], r["flat"]) for r in listed if r["group"] == "listed"} == supers
