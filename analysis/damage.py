@@ -21,18 +21,19 @@ CONTROLS = ["random_k", "matched_k", "bottom_k"]
 GROUP_ORDER = [*TREATED, *CONTROLS]
 
 
-_WHAT = {
+#: What names one way of damaging one choice of weights, as the tables on damage begin.
+WHAT: dict[str, Any] = {
     "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
     "variant": pl.String, "damage": pl.String, "chosen": pl.String,
 }  # fmt: skip
-EFFECTS: dict[str, Any] = _WHAT | {
+EFFECTS: dict[str, Any] = WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
     "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
     "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
     "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
     "delta_norm": pl.Float64, "n_weights": pl.Int64, "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
 }  # fmt: skip
-COMPARISONS: dict[str, Any] = _WHAT | {
+COMPARISONS: dict[str, Any] = WHAT | {
     "control": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "difference": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "q_bh": pl.Float64, "g": pl.Float64,
     "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64, "p_windows": pl.Float64,
@@ -134,15 +135,14 @@ def _perplexity(nll_per_token: float) -> float:
 def effects(study: Study) -> pl.DataFrame:
     """One row per kind of damage and group.
 
-    ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of
-    tokens, averaged over seeds. ``low`` and ``high`` are the 95% interval of the typical damage for further seeds and
+    ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of tokens,
+    averaged over seeds. ``low`` and ``high`` are the 95% interval of the typical damage for further seeds and
     windows (:func:`analysis.crossed.damage_interval`; with one seed, for further windows only), ``mean_low`` and
     ``mean_high`` that of the mean itself. Where cells were stopped early it is all of the first ``windows``, which
-    every cell has. ``perplexity`` is exp of the
-    mean NLL (a geometric mean over seeds), ``delta_ppl`` its difference to the intact model's. ``kl`` is
-    KL(intact ‖ damaged) in nats per token, over all windows and seeds; ``loop_rate`` the share of prompts
-    whose greedy continuation ends in a loop; both null where they weren't measured. Diverged cells are
-    counted and never averaged in.
+    every cell has. ``perplexity`` is exp of the mean NLL (a geometric mean over seeds), ``delta_ppl`` its
+    difference to the intact model's. ``kl`` is KL(intact ‖ damaged) in nats per token, over all windows and seeds;
+    ``loop_rate`` the share of prompts whose greedy continuation ends in a loop; both null where they weren't
+    measured. Diverged cells are counted and never averaged in.
     """
     base, rows = baseline(study), []
     for what, cells in kinds_of_damage(study):
@@ -231,7 +231,7 @@ def comparisons(study: Study) -> pl.DataFrame:
                 d, scaled = (np.array(list(x.values())) for x in (by_seed, paired(cells, control, base, signed_log)[0]))
                 row |= _test(d, scaled, sequential=windows < len(base["nll"]))
             rows.append(row)
-    return _corrected(pl.DataFrame(rows, schema=COMPARISONS))
+    return corrected(pl.DataFrame(rows, schema=COMPARISONS), p_holm="holm", q_bh="fdr_bh")
 
 
 def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, Any]:
@@ -251,15 +251,15 @@ def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, A
     }
 
 
-def _corrected(frame: pl.DataFrame) -> pl.DataFrame:
-    tested = frame["p"].is_not_null().to_numpy()
-    p = frame["p"].drop_nulls().to_numpy()
-    if not len(p):
-        return frame
-    columns: dict[str, list[float | None]] = {}
-    for name, method in (("p_holm", "holm"), ("q_bh", "fdr_bh")):
-        values: list[float | None] = [None] * len(frame)
-        for at, value in zip(np.flatnonzero(tested), multipletests(p, method=method)[1], strict=True):
-            values[at] = float(value)
-        columns[name] = values
-    return frame.with_columns(**{name: pl.Series(values, dtype=pl.Float64) for name, values in columns.items()})
+def corrected(table: pl.DataFrame, **methods: str) -> pl.DataFrame:
+    """The table with its ``p`` corrected over all rows that have one: column name → statsmodels' name of the method."""
+    tested = np.flatnonzero(table["p"].is_not_null().to_numpy())
+    if not len(tested):
+        return table
+    columns = {}
+    for name, method in methods.items():
+        values: list[float | None] = [None] * len(table)
+        for at, p in zip(tested, multipletests(table["p"].drop_nulls().to_numpy(), method=method)[1], strict=True):
+            values[at] = float(p)
+        columns[name] = pl.Series(values, dtype=pl.Float64)
+    return table.with_columns(**columns)

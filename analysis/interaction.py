@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p
-from analysis.damage import baseline, differences
-from analysis.paired import WHAT, aligned, bounds, by_group, named, with_holm
+from analysis.damage import WHAT, baseline, corrected, differences
+from analysis.paired import aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
 INTERACTION: dict[str, Any] = WHAT | {
@@ -56,7 +56,7 @@ def interaction(study: Study) -> pl.DataFrame:
             cells = [members.get(i, alone.clear()) for i in range(1, size + 1)]
             key = named(study, {name: k if name == "k" else what[name] for name in DAMAGE})
             rows.append(key | {"group": group} | _compared(together, cells, base))
-    return with_holm(pl.DataFrame(rows, schema=INTERACTION))
+    return corrected(pl.DataFrame(rows, schema=INTERACTION), p_holm="holm")
 
 
 def _compared(together: pl.DataFrame, members: list[pl.DataFrame], base: dict[str, Any]) -> dict[str, Any]:

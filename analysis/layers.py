@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from analysis.crossed import damage_interval
-from analysis.damage import baseline, differences
+from analysis.damage import WHAT, baseline, differences
 from analysis.inference import bootstrap_means
-from analysis.paired import WHAT, aligned, bounds, by_group, named
+from analysis.paired import aligned, bounds, by_group, named
 from analysis.recovery import NO_DAMAGE, ratio
 from analysis.study import DAMAGE, Study
 

@@ -11,19 +11,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
 from analysis.crossed import signed_log
 from analysis.damage import GROUP_ORDER, TREATED, chosen, differences, label
 from analysis.inference import Interval
 from analysis.series import direction
 from analysis.study import DAMAGE, Study, first_score
-
-#: What names one way of damaging one choice of weights, as the tables about parts and repetitions begin.
-WHAT: dict[str, Any] = {
-    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
-    "variant": pl.String, "damage": pl.String, "chosen": pl.String,
-}  # fmt: skip
 
 
 def aligned(tables: Sequence[Mapping[int, np.ndarray]]) -> tuple[list[int], np.ndarray]:
@@ -68,17 +61,6 @@ def bounds(interval: Interval) -> tuple[float | None, float | None]:
     """The interval's ends, null where it is undefined."""
     low, high = (float(x) if np.isfinite(x) else None for x in (interval.low, interval.high))
     return low, high
-
-
-def with_holm(table: pl.DataFrame) -> pl.DataFrame:
-    """The table with ``p_holm``: its p corrected by Holm (1979) over all its rows that have one."""
-    tested = np.flatnonzero(table["p"].is_not_null().to_numpy())
-    if not len(tested):
-        return table
-    values: list[float | None] = [None] * len(table)
-    for at, p in zip(tested, multipletests(table["p"].drop_nulls().to_numpy(), method="holm")[1], strict=True):
-        values[at] = float(p)
-    return table.with_columns(p_holm=pl.Series(values, dtype=pl.Float64))
 
 
 def by_group(cells: pl.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], str, pl.DataFrame]]:

@@ -10,9 +10,9 @@ import polars as pl
 from scipy import optimize
 
 from analysis.crossed import crossed_interval, damage_interval
-from analysis.damage import baseline, differences
+from analysis.damage import WHAT, baseline, differences
 from analysis.inference import Interval
-from analysis.paired import WHAT, aligned, bounds, by_group, named
+from analysis.paired import aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
 FIRST, LAST = "all_but_first", "all_but_last"

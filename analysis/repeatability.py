@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage import baseline
+from analysis.damage import WHAT, baseline
 from analysis.inference import LEVEL, Interval
-from analysis.paired import WHAT, bounds, by_group, named
+from analysis.paired import bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
 #: Kinds that draw random numbers, and so anew in every repetition.

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p, damage_interval, signed_log
-from analysis.damage import baseline, differences, label
+from analysis.damage import baseline, corrected, differences, label
 from analysis.overlap import PLACE
 from analysis.overlap import pool as pool_of
-from analysis.paired import aligned, bounds, with_holm
+from analysis.paired import aligned, bounds
 from analysis.recovery import NO_DAMAGE, ratio
 from analysis.study import Study, first_score
 
@@ -68,7 +68,7 @@ def transfer(study: Study) -> pl.DataFrame:
         if (own := _nearest(study, what, listed)) is not None:
             row |= _against_own(listed, own, base) | _agreement(study, name, own)
         rows.append(row)
-    return with_holm(pl.DataFrame(rows, schema=TRANSFER))
+    return corrected(pl.DataFrame(rows, schema=TRANSFER), p_holm="holm")
 
 
 def _cost(rows: pl.DataFrame, base: dict[str, Any], name: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from esa_ray.errors import EsaError
 from esa_ray.grid import plan
 from esa_ray.options import items, size, steps, study
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
-from esa_ray.weights import read_weights
 
 if TYPE_CHECKING:
     from analysis import Study
@@ -303,7 +302,10 @@ def perturb(
 
     Given weights need no scoring: beside them stand as many of the largest of the model, and random ones.
     """
-    given, sizes = locals(), [read_weights(path).k for path in items(weights)]
+    given = locals()
+    from esa_ray.weights import read_weights
+
+    sizes = [read_weights(path).k for path in items(weights)]
     defaults = ("magnitude", "global", ",".join(map(str, sizes))) if sizes else ("grad_x_weight", "per_layer", "100")
     names = ("metric", "mode", "topk")
     launch(given | {name: given[name] or default for name, default in zip(names, defaults, strict=True)})

@@ -13,7 +13,6 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
 from esa_ray.spec import KINDS, METRICS, SCALED, PerturbSpec, StudySpec, explain
-from esa_ray.weights import read_weights
 
 Model = Annotated[str, typer.Option(help="Hub id, directory, GGUF file or packaged model.")]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
@@ -247,6 +246,8 @@ def study(o: Any, search: dict[str, Any] | None = None) -> StudySpec:
     EsaError
         For the first thing wrong with them, in one sentence.
     """
+    from esa_ray.weights import read_weights  # pyarrow: `--help` doesn't need it
+
     if o.controls and not o.perturb:
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": o.stability_check, "weights": o.weight_analysis, "architecture": o.architecture_analysis}

@@ -82,7 +82,7 @@ def test_every_room_has_a_level():
     ("code", "unwanted"),
     [
         ("import esa_ray", {"torch", "ray", "transformers", "polars"}),
-        ("import esa_ray.cli", {"torch", "ray", "transformers", "polars"}),
+        ("import esa_ray.cli", {"torch", "ray", "transformers", "polars", "pyarrow"}),
         ("import experiments.quickstart", {"torch", "ray", "transformers"}),
         ("import analysis", {"torch", "ray", "transformers"}),
         # Drivers and trials hold no model: torch in them would cost seconds and hundreds of megabytes each.

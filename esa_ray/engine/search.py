@@ -41,8 +41,7 @@ def ladder(spec: StudySpec) -> dict[str, list[Candidate]]:
     by_k = spec.search.smallest == "k"
     found: dict[tuple, list[Cell]] = {}
     for cell in cells(spec):
-        if cell.group == "super" and cell.part is None and cell.repeat == 0:
-            found.setdefault((*cell.chosen_by, cell.k, cell.perturbation), []).append(cell)
+        found.setdefault((*cell.chosen_by, cell.k, cell.perturbation), []).append(cell)
     branches: dict[str, list[tuple[float, list[Cell]]]] = {}
     for (metric, mode, k, kind), mine in found.items():
         words = [kind.label] if by_k else [*kind.series, f"k={k}"]
