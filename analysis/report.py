@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from analysis.damage import TREATED, baseline, comparisons, effects, in_question
 from analysis.distribution import gaussian_product_tail, has_magnitude
 from analysis.figures import LINEAR_BELOW, charts
 from analysis.inference import LEVEL, RESAMPLES
-from analysis.sections import ON_DAMAGE, ON_WEIGHTS, sections
+from analysis.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
 from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.study import Study, progress
 from analysis.verdicts import verdicts
@@ -123,6 +122,7 @@ def context(study: Study) -> dict[str, Any]:
         "verdicts": verdicts(study),
         "on_damage": sections(study, set(drawn), ON_DAMAGE),
         "on_weights": sections(study, set(drawn), ON_WEIGHTS),
+        "on_run": sections(study, set(drawn), ON_RUN),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
@@ -136,11 +136,8 @@ def context(study: Study) -> dict[str, Any]:
     }
 
 
-def write_report(study: Study) -> Path:
-    """Write ``report.html`` into the study's directory and return its path."""
+def write_report(study: Study) -> Path | str:
+    """Write ``report.html`` into the study's place and return where it is."""
     html = _environment().get_template("report.html.j2").render(context(study))
-    path = study.directory / "report.html"
-    scratch = path.with_suffix(".html.tmp")
-    scratch.write_text(html, encoding="utf-8")
-    os.replace(scratch, path)
-    return path
+    study.place.write("report.html", html.encode())
+    return study.place.at("report.html")

@@ -10,7 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from esa_ray.schema import TABLES
+from esa_ray import tables
+from esa_ray.errors import EsaError
+from esa_ray.place import Place
 
 #: Scores that look at no text, and so are the same for every seed.
 DATA_FREE = frozenset({"magnitude"})
@@ -27,8 +29,13 @@ class StudyError(ValueError):
 class Study:
     """One study as it stood when first read: its resolved spec and its tables."""
 
-    directory: Path
+    place: Place
     record: dict[str, Any]
+
+    @property
+    def directory(self) -> Path | str:
+        """Where it lies: a path, or the location of an object store."""
+        return self.place.path or self.place.location
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -41,29 +48,17 @@ class Study:
         return self.record["resolved"]
 
     def _table(self, name: str) -> pl.DataFrame:
-        files = sorted((self.directory / name).glob("*.parquet"))
-        empty = pl.from_arrow(TABLES[name].empty_table())
-        assert isinstance(empty, pl.DataFrame)
-        if not files:
-            return empty
         try:
-            return pl.concat([pl.read_parquet(files), empty], how="diagonal_relaxed")
-        except (pl.exceptions.PolarsError, OSError):
-            raise StudyError(f"{self._unreadable(files)} is not readable Parquet; delete it and run again") from None
-
-    @staticmethod
-    def _unreadable(files: list[Path]) -> Path:
-        for file in files:
-            try:
-                pl.read_parquet_schema(file)
-            except (pl.exceptions.PolarsError, OSError):
-                return file
-        return files[0].parent
+            found = pl.from_arrow(tables.read(self.place, name))
+        except EsaError as error:
+            raise StudyError(str(error)) from None
+        assert isinstance(found, pl.DataFrame)
+        return found
 
     @cached_property
     def cells(self) -> pl.DataFrame:
         """One row a cell, each once."""
-        return self._table("cells").unique("cell_id", maintain_order=True)
+        return self._table("cells")
 
     @cached_property
     def whole(self) -> pl.DataFrame:
@@ -103,11 +98,12 @@ class Study:
     @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
-        path = self.directory / "search.json"
         try:
-            return json.loads(path.read_text()) if path.is_file() else None
-        except (ValueError, OSError) as error:
-            raise StudyError(f"{path} can't be read ({error}); delete it and run again") from None
+            return json.loads(self.place.read("search.json"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, EsaError) as error:
+            raise StudyError(f"{self.place}/search.json can't be read ({error}); delete it and run again") from None
 
     @property
     def expected_cells(self) -> int:
@@ -150,7 +146,7 @@ def first_score(study: Study) -> tuple[str, str]:
 
 
 def load(directory: str | Path) -> Study:
-    """Open a study's directory.
+    """Open a study: a directory, or the location of an object store (``s3://bucket/study``).
 
     Raises
     ------
@@ -161,16 +157,18 @@ def load(directory: str | Path) -> Study:
     -------
     >>> load("results/quickstart").cells.group_by("group").len()  # doctest: +SKIP
     """
-    path = Path(directory) / "study.json"
     try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
+        place = Place(directory)
+        record = json.loads(place.read("study.json"))
+    except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{directory} holds no study (no study.json); give the --out-dir of a run") from None
-    except (ValueError, OSError) as error:
-        raise StudyError(f"{path} can't be read: {error}") from None
+    except EsaError as error:
+        raise StudyError(str(error)) from None
+    except ValueError as error:
+        raise StudyError(f"{directory}/study.json can't be read: {error}") from None
     if not isinstance(record, dict) or not {"spec", "resolved", "versions"} <= record.keys():
-        raise StudyError(f"{path} is not what a run wrote; restore it, or choose another directory")
-    return Study(Path(directory), record)
+        raise StudyError(f"{directory}/study.json is not what a run wrote; restore it, or choose another directory")
+    return Study(place, record)
 
 
 def progress(study: Study) -> dict[str, int]:

@@ -48,6 +48,7 @@ _OUTCOME = {
     ),
     "seconds": (_FLOAT, "wall time of edit, evaluation and restoration, seconds"),
     "device": (_TEXT, "where it was computed"),
+    "worker": (_TEXT, "the process that computed it, as host/pid; null in studies of older versions"),
     "version": (_TEXT, "version of esa-ray, torch and transformers"),
     "created": (pa.timestamp("us", tz="UTC"), "when the row was written"),
 }

@@ -1,35 +1,37 @@
-"""The store: rows in Parquet under one study's directory, each file written whole or not at all.
+"""The store: rows in Parquet under one study's place, each file written whole or not at all.
 
-A row is done when its file is there. Files are written to a temporary name in the same directory, synced
-and renamed; a file name is a pure function of what it holds, so writing it twice leaves one.
+A row is done when a file holds it. A file's name is a pure function of what it holds, so writing it twice leaves
+one. Once many cells have gathered their files are packed into one (:meth:`Store.pack`), also while others read.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from esa_ray.errors import EsaError, first_line
+from esa_ray import tables
+from esa_ray.errors import EsaError
 from esa_ray.identity import IDENTITY_VERSION
-from esa_ray.schema import SCHEMA_VERSION, TABLES
+from esa_ray.place import Place
+from esa_ray.schema import TABLES
 from esa_ray.spec import StudySpec
 
-MENDS = {
-    errno.ENOSPC: "no space is left; free some and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-    errno.EACCES: "no permission to write there; choose another --out-dir",
-    errno.EPERM: "no permission to write there; choose another --out-dir",
-    errno.EROFS: "the file system is read-only; choose another --out-dir",
-    errno.ENOTDIR: "a part of the path is a file; choose another --out-dir",
-    errno.EEXIST: "a file is in the way; choose another --out-dir",
-}
+#: Small files of cells that are packed into one. Four thousand of them take seconds to read, one takes milliseconds.
+PACK_AT = 512
+
+#: Rows from which on a packed file is left as it is: until then it is packed again with its successors.
+PACK_ROWS = 10_000
+
+#: Who computes here now (:mod:`esa_ray.lease`).
+RUNNING = "running.json"
+
+#: What a damaged file is renamed to, so that it is neither read nor lost.
+SET_ASIDE = ".unreadable"
 
 
 def ranking_name(metric: str, mode: str, seed: int) -> str:
@@ -51,27 +53,6 @@ def fidelity_name(seed: int, part: int) -> str:
     return f"s{seed}-{part:04d}"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing.
-
-    Raises
-    ------
-    EsaError
-        If the disk is full or the place can't be written to; what stood there stands unharmed.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True) if scratch.parent.is_dir() else None
-        raise EsaError(f"{path} can't be written: {MENDS.get(error.errno or 0, str(error))}") from None
-
-
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -86,30 +67,48 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [] if old == new else [at]
 
 
+def _plain(spec: Any) -> Any:
+    """A stored spec with the defaults of fields that came later; what is no spec of ours stays as it is."""
+    try:
+        return StudySpec.model_validate(spec).model_dump(mode="json")
+    except ValidationError:
+        return spec
+
+
 class Store:
-    """One study's directory: ``study.json``, ``cells/``, ``baselines/``, ``rankings/``, ``score_stats/``."""
+    """One study's place: ``study.json``, ``cells/``, ``baselines/``, ``rankings/``, ``score_stats/``.
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory)
+    Example
+    -------
+    >>> import tempfile
+    >>> store = Store(tempfile.mkdtemp())
+    >>> store.write("cells", "a", [{"cell_id": "0123", "status": "ok"}])
+    >>> store.cell_statuses()
+    {'0123': 'ok'}
+    """
 
-    def path(self, table: str, name: str) -> Path:
-        """Where a file of a table lies."""
-        return self.directory / table / f"{name}.parquet"
+    def __init__(self, location: str | os.PathLike[str]):
+        self.place = Place(location)
 
-    def write(self, table: str, name: str, rows: pa.Table | list[dict[str, Any]]) -> Path:
+    @property
+    def directory(self) -> Path | str:
+        """The directory as a path, or the location of an object store."""
+        return self.place.path or self.place.location
+
+    def write(self, table: str, name: str, rows: pa.Table | list[dict[str, Any]]) -> None:
         """Write one file of a table, checked against its schema."""
         schema = TABLES[table]
         if isinstance(rows, list):
             rows = pa.Table.from_pylist(rows, schema=schema)
-        buffer = io.BytesIO()
-        pq.write_table(rows.cast(schema), buffer, compression="zstd", write_page_checksum=True)
-        path = self.path(table, name)
-        write_atomically(path, buffer.getvalue())
-        return path
+        self.place.write(tables.file(table, name), tables.encoded(rows.cast(schema)))
 
     def names(self, table: str) -> list[str]:
         """The names of a table's files, sorted."""
-        return sorted(p.stem for p in (self.directory / table).glob("*.parquet"))
+        return tables.names(self.place, table)
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether a file of a table is there."""
+        return self.place.exists(tables.file(table, name))
 
     def read(self, table: str, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one file.
@@ -119,40 +118,88 @@ class Store:
         EsaError
             If it isn't readable Parquet of this schema version.
         """
-        path = self.path(table, name)
-        try:
-            found = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise EsaError(
-                f"{path} is not readable Parquet ({first_line(error)[:80]}); delete that file and run the "
-                "same command again: only what it held is computed anew"
-            ) from None
-        version = (found.schema.metadata or {}).get(b"esa_ray.schema", b"none").decode()
-        if version != SCHEMA_VERSION:
-            raise EsaError(
-                f"{path} has schema version {version}, this esa-ray reads {SCHEMA_VERSION}; use its own version"
-            )
-        return found
+        return tables.read_one(self.place, table, name, columns)
+
+    def cells(self, columns: list[str] | None = None) -> pa.Table:
+        """All cells, each once, whatever file holds them."""
+        return tables.read(self.place, "cells", columns)
 
     def cell_statuses(self) -> dict[str, str]:
         """cell_id → status of every stored cell."""
-        found: dict[str, str] = {}
-        for name in self.names("cells"):
-            row = self.read("cells", name, ["cell_id", "status"]).to_pylist()
-            found |= {r["cell_id"]: r["status"] for r in row}
+        found = self.cells(["cell_id", "status"])
+        return dict(zip(found["cell_id"].to_pylist(), found["status"].to_pylist(), strict=True))
+
+    def pack(self, at_least: int = PACK_AT) -> int:
+        """Put the rows of many small files of cells into one, and delete those; returns how many it replaced.
+
+        Errors stay as they are, since they will be computed again. What is deleted stands in the new file, which is
+        complete and checked before; who reads meanwhile sees every cell, and each once.
+        """
+        names = self.names("cells")
+        packs = tables.packed(names)
+        single = [n for n in names if n not in set(packs)]
+        if len(single) < at_least:
+            return 0
+        small = [n for n in packs if tables.packed_rows(n) < PACK_ROWS]
+        readable = self._readable(small + single)
+        found = [(name, rows) for name, rows in readable if "error" not in rows["status"].to_pylist()]
+        if {name for name, _ in found} <= set(small):
+            return 0
+        joined = pa.concat_tables([rows for _, rows in found], promote_options="permissive")
+        ids = joined["cell_id"].to_pylist()
+        first = {cell: i for i, cell in reversed(list(enumerate(ids)))}
+        target = tables.packed_name(first)
+        self.write("cells", target, joined.take(sorted(first.values())))
+        if set(self.read("cells", target, ["cell_id"])["cell_id"].to_pylist()) != set(first):
+            raise EsaError(f"{self.place} gave back something else than was written to it; nothing was deleted")
+        replaced = [name for name, _ in found if name != target]
+        self.place.delete(tables.file("cells", name) for name in replaced)
+        return len(replaced)
+
+    def _readable(self, names: list[str]) -> list[tuple[str, pa.Table]]:
+        """The rows of those files of cells that can be read; others are left to :meth:`mend`."""
+
+        def parse(path: str, content: bytes) -> pa.Table | None:
+            try:
+                return tables.decoded(self.place, path, content)
+            except tables.UnreadableError:
+                return None
+
+        found = self.place.read_all([tables.file("cells", name) for name in names], parse)
+        return [(name, rows) for name, rows in zip(names, found, strict=True) if rows is not None]
+
+    def unreadable(self) -> list[str]:
+        """Every file that is no whole Parquet, as a crash of the machine can leave it."""
+        found: list[str] = []
+        for table in TABLES:
+            tables.damaged(self.place, table, found.append)
+        return found
+
+    def mend(self) -> list[str]:
+        """Rename files that can't be read, and delete what killed processes left half-written; returns the former.
+
+        For whoever has the study to itself.
+        """
+        found = self.unreadable()
+        for name in found:
+            self.place.move(name, name + SET_ASIDE)
+        if self.place.path is not None:
+            for scratch in [*self.place.path.glob(".*.tmp"), *self.place.path.glob("*/.*.tmp")]:
+                scratch.unlink(missing_ok=True)
         return found
 
     def load_study(self) -> dict[str, Any] | None:
         """The content of ``study.json``, or None in a fresh directory."""
-        path = self.directory / "study.json"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(self.place.read("study.json"))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
-            raise EsaError(f"{path} can't be read ({error}); restore it, or choose another --out-dir") from None
+        except (ValueError, EsaError) as error:
+            raise EsaError(
+                f"{self.place}/study.json can't be read ({error}); restore it, or choose another --out-dir"
+            ) from None
         if not isinstance(content, dict) or not {"spec", "resolved"} <= content.keys():
-            raise EsaError(f"{path} is not what a run wrote; restore it, or choose another --out-dir")
+            raise EsaError(f"{self.place}/study.json is not what a run wrote; restore it, or choose another --out-dir")
         return content
 
     def claim(self, spec: StudySpec) -> dict[str, Any] | None:
@@ -166,31 +213,28 @@ class Store:
         stored = self.load_study()
         if stored is None:
             if self._foreign():
-                raise EsaError(f"{self.directory} holds other files and no study; choose another --out-dir")
+                raise EsaError(f"{self.place} holds other files and no study; choose another --out-dir")
             return None
         results = any(self.names(table) for table in TABLES)
         if results and stored.get("identity", 2) != IDENTITY_VERSION:
             raise EsaError(
-                f"{self.directory} was made by a version that computed cells otherwise; `esa report` still reads it, "
+                f"{self.place} was made by a version that computed cells otherwise; `esa report` still reads it, "
                 "but to compute choose another --out-dir"
             )
         wanted = spec.model_dump(mode="json")
         # Its name is where it stands, not what it asks.
-        different = [d for d in _differences(stored.get("spec"), wanted) if d != "name"]
+        different = [d for d in _differences(_plain(stored.get("spec")), wanted) if d != "name"]
         if not different:
             return stored.get("resolved")
         if not results:
             return None  # it was refused before it computed anything: the mended command may have the place
         raise EsaError(
-            f"{self.directory} holds another study (it differs in {', '.join(different[:5])}); "
+            f"{self.place} holds another study (it differs in {', '.join(different[:5])}); "
             "choose another --out-dir, or repeat the command it was made with"
         )
 
     def _foreign(self) -> bool:
-        try:
-            return self.directory.is_dir() and any(not p.name.startswith(".") for p in self.directory.iterdir())
-        except OSError as error:
-            raise EsaError(f"{self.directory} can't be read: {MENDS.get(error.errno or 0, str(error))}") from None
+        return any(not name.startswith(".") and name != RUNNING for name in self.place.names())
 
     def save_study(
         self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str], cells: int | None = None
@@ -202,21 +246,17 @@ class Store:
         }  # fmt: skip
         if cells is not None:
             content["cells"] = cells
-        write_atomically(self.directory / "study.json", _json(content))
+        self.place.write("study.json", _json(content))
 
     def save_search(self, content: dict[str, Any]) -> None:
         """Write ``search.json``: what a search was for and what it found."""
-        write_atomically(self.directory / "search.json", _json(content))
+        self.place.write("search.json", _json(content))
 
     def searched(self) -> bool:
         """Whether a search has come to its end here."""
-        return (self.directory / "search.json").is_file()
-
-    def has(self, table: str, name: str) -> bool:
-        """Whether a file of a table is there."""
-        return self.path(table, name).is_file()
+        return self.place.exists("search.json")
 
     def save_manifest(self, content: dict[str, Any]) -> None:
         """Write ``manifest.json``: the last file of a run, listing what the store holds."""
         files = {table: len(self.names(table)) for table in TABLES}
-        write_atomically(self.directory / "manifest.json", _json({"files": files, **content}))
+        self.place.write("manifest.json", _json({"files": files, **content}))

@@ -1,3 +1,43 @@
+import os
+from itertools import count
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# The S3 server below asks for some key; set before any cluster starts, so that its processes have it, too.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 API server on loopback, for the whole session."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import S3FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"{host}:{port}"
+    S3FileSystem(
+        endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True
+    ).create_dir("studies")  # fmt: skip
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _numbers():
+    return count()
+
+
+@pytest.fixture
+def bucket(s3_server, _numbers):
+    """A location of its own in a bucket."""
+    return f"s3://studies/{next(_numbers)}?endpoint_override={s3_server}&scheme=http&region=us-east-1"

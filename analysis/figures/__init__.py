@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from analysis.figures.fidelity import calibration, fidelity
 from analysis.figures.sets import layers, recovery, together
 from analysis.figures.structure import channels, spread
 from analysis.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
+from analysis.figures.timeline import timeline
 from analysis.study import Study
 
 __all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_figures"]
@@ -21,7 +23,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     figure.__name__: figure
     for figure in (
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
-        channels, fidelity, calibration, dose, kinds, together, layers, recovery,
+        channels, fidelity, calibration, dose, kinds, together, layers, recovery, timeline,
     )
 }  # fmt: skip
 
@@ -37,12 +39,13 @@ def charts(study: Study) -> dict[str, Chart]:
     }
 
 
-def save_figures(study: Study, width: int = 640) -> Path:
-    """Write every figure as SVG and PNG into ``figures/`` of the study; returns that folder."""
-    folder = study.directory / "figures"
-    folder.mkdir(exist_ok=True)
+def save_figures(study: Study, width: int = 640) -> Path | str:
+    """Write every figure as SVG and PNG into ``figures/`` of the study's place; returns where that is."""
     for name, chart in charts(study).items():
         sized = chart.properties(width=width)
-        sized.save(folder / f"{name}.svg")
-        sized.save(folder / f"{name}.png", scale_factor=2)
-    return folder
+        vector, pixels = io.StringIO(), io.BytesIO()
+        sized.save(vector, format="svg")
+        sized.save(pixels, format="png", scale_factor=2)
+        study.place.write(f"figures/{name}.svg", vector.getvalue().encode())
+        study.place.write(f"figures/{name}.png", pixels.getvalue())
+    return study.place.at("figures")

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from esa_ray.schema import QUANTILES, TABLES
+from esa_ray.store import Store
 
 LAYERS, HOT_CHANNEL = 6, 7
 SHAPES = {"q": (32, 32), "o": (32, 32), "gate": (64, 32), "down": (32, 64)}
@@ -120,7 +121,7 @@ def save_table(directory, table, rows):
     frame = frame.with_columns(pl.lit(None).alias(n) for n in schema.names if n not in frame.columns)
     (directory / table).mkdir(exist_ok=True)
     arrow = frame.select(schema.names).to_arrow().cast(schema)
-    pl.from_arrow(arrow).write_parquet(directory / table / "all.parquet")
+    Store(directory).write(table, "all", arrow)
 
 
 def _outcomes(directory, seeds, modes, topk):
