@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import cells, fidelity, memory, orchestration, selection, study
+from benchmarks import cells, corpus, fidelity, memory, orchestration, selection, study
 
 BENCHMARKS = {
     "selection": selection.main,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "fidelity": fidelity.main,
     "orchestration": orchestration.main,
     "memory": memory.main,
+    "corpus": corpus.main,
     "study": study.main,
 }
 

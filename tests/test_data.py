@@ -1,5 +1,7 @@
+import hashlib
 import json
 import math
+import pickle
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from esa_ray.data import pack, read_documents, split, text_fingerprint, uses_bos, windows
+from esa_ray.data import documents as documents_module
+from esa_ray.data import is_large, pack, packing, read_documents, split, splitting, text_fingerprint, uses_bos, windows
+from esa_ray.data.documents import pieces, read_piece
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 from tests.tiny import BOS_ID, FIRST_BYTE, byte_tokenizer
@@ -221,3 +225,156 @@ def test_a_hub_data_set_is_read_by_its_library(tmp_path):
         read_documents(spec(source=f"hf:{tmp_path}", text_column="text"))
     with pytest.raises(EsaError, match="can't be loaded"):
         read_documents(spec(source=f"hf:{tmp_path}/nothing"))
+
+
+def slow_split(tokens: list[tuple[int, ...]], mine: DataSpec, seeds: tuple[int, ...]) -> tuple | None:
+    """Evaluation, pool and draws by the definition, window by window; None where the text isn't enough."""
+
+    def shuffled(indices, salt):
+        return sorted(indices, key=lambda i: hashlib.sha256(f"{salt}:{i}".encode()).digest())
+
+    n = min(16, mine.window - 1)
+
+    def runs(i):
+        return [tokens[i][j : j + n] for j in range(1, mine.window - n + 1)]
+
+    order = shuffled([i for i, window in enumerate(tokens) if tokens.index(window) == i], "split")
+    evaluation, rest = order[: mine.evaluation_windows], sorted(order[mine.evaluation_windows :])
+    known = {run for i in evaluation for run in runs(i)}
+    pool = [i for i in rest if sum(run in known for run in runs(i)) * 2 < len(runs(i))]
+    draws = {seed: shuffled(pool, f"seed {seed}")[: mine.calibration_windows] for seed in seeds}
+    if len(pool) < mine.calibration_windows or len({tuple(sorted(d)) for d in draws.values()}) < len(seeds):
+        return None
+    return evaluation, pool, draws
+
+
+@pytest.mark.parametrize("width", [2, 3, 5, 24])
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_the_split_is_the_one_that_its_definition_gives(width, chunk, monkeypatch):
+    monkeypatch.setattr(splitting, "CHUNK", chunk)
+    kept_some = dropped_some = 0
+    for case in range(25):
+        rng = np.random.default_rng(case)
+        # Few different sentences, so that windows are equal, or overlap at other offsets, or neither.
+        sentences = rng.integers(0, 9 if width < 6 else 50, (30, width))
+        stream = np.concatenate([np.roll(sentences[i], j) for i, j in rng.integers(0, [30, 3], (40, 2))])
+        tokens = stream.reshape(-1, width)
+        mine = spec(window=width)
+        wanted = slow_split([tuple(row) for row in tokens.tolist()], mine, (1, 2))
+        if wanted is None:
+            with pytest.raises(EsaError, match="the text"):
+                split(tokens, mine, (1, 2), bos=False)
+            continue
+        found = split(tokens, mine, (1, 2), bos=False)
+        evaluation, pool, draws = wanted
+        assert found.evaluation_index.tolist() == evaluation
+        assert found.pool_index.tolist() == pool
+        assert {seed: found.calibration_index(seed).tolist() for seed in (1, 2)} == draws
+        assert (found.total, found.pool) == (len(tokens), len(pool))
+        kept_some += 1
+        dropped_some += len(set(map(tuple, tokens.tolist()))) > len(pool) + len(evaluation)
+    assert kept_some
+    assert dropped_some or width < 24  # the filter had something to do
+
+
+def test_draws_and_fingerprints_are_those_of_earlier_versions():
+    # Golden: studies of earlier versions go on, and their cells are found again.
+    found = windows(spec(), PLAIN, (0,), [distinct_text(4000)])
+    assert found.evaluation_index.tolist() == [2, 222, 244]
+    assert found.calibration_index(0).tolist() == [61, 111, 231, 220]
+    assert found.calibration_index(7).tolist() == [239, 140, 200, 212]
+    assert text_fingerprint(["ab", "zweites ü"]) == "70b732432190296a"
+
+
+@pytest.mark.parametrize("n", [7, 200])
+def test_what_a_study_needs_of_the_windows_is_small_and_the_same(n):
+    tokens = np.arange(n * 16, dtype=np.uint32).reshape(n, 16)
+    whole = split(tokens, spec(), (3,), bos=False)
+    part = pickle.loads(pickle.dumps(whole.for_seeds((3, 99) if n > 7 else (3,))))
+    assert part.evaluation.tolist() == whole.evaluation.tolist()
+    for seed in (3, 99) if n > 7 else (3,):
+        assert part.calibration(seed).tolist() == whole.calibration(seed).tolist()
+    assert part.tokens.dtype == np.int64
+    assert len(part.tokens) <= 3 + 4 * 2
+    assert (part.total, part.pool) == (n, n - 3)
+    with pytest.raises(EsaError, match="seeds"):  # never another draw in silence
+        part.calibration(4)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=9), max_size=8), st.integers(2, 5), st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_encoded_documents_are_joined_and_cut_as_by_hand(encoded, width, gathered):
+    stream = []
+    for document in encoded:
+        stream += ([7, 7] if stream else []) + document
+    wanted = [[0, *stream[i : i + width - 1]] for i in range(0, len(stream), width - 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "GATHERED", gathered)
+        parts = [np.array(document, np.uint32) for document in encoded]
+        joined = packing._joined(parts, np.array([7, 7], np.uint32))
+        found = np.concatenate([*packing._cut(joined, np.array([0], np.uint32), width)])
+    assert found.tolist() == [w for w in wanted if len(w) == width]
+
+
+@pytest.mark.parametrize("near", [0, 3, 1000])
+def test_windows_in_a_file_are_those_that_were_written(tmp_path, near, monkeypatch):
+    monkeypatch.setattr(packing, "NEAR", near)
+    tokens = np.random.default_rng(0).integers(0, 2**32, (50, 6), dtype=np.uint32)
+    tokens.tofile(tmp_path / "tokens")
+    packed = packing.Packed(tmp_path / "tokens", (50, 6))
+    assert len(packed) == 50
+    for index in (slice(0, 50), slice(40, 60), np.array([49, 0, 7, 7]), np.arange(10, 20)):
+        assert packed[index].tolist() == tokens[index].tolist()
+
+
+def write_rows(path, rows, group=3, end="\n"):
+    if path.suffix == ".parquet":
+        pq.write_table(
+            pa.table({"id": range(len(rows)), "text": pa.array(rows, pa.string())}), path, row_group_size=group
+        )
+    else:
+        lines = [json.dumps({"text": row}, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)]
+        path.write_bytes(end.join(lines).encode())
+
+
+ROWS = ["one", "", "zweites ü, 漢字 🙂", None, "a\nb\r\nc", "  ", "long " * 40, "x", "two\u2028lines", "one"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.parquet"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n \n", "\r"])
+def test_pieces_of_any_size_hold_the_rows_of_the_file(tmp_path, name, end):
+    write_rows(tmp_path / name, ROWS, end=end)
+    mine, counts = DataSpec(source=str(tmp_path / name)), set()
+    for piece_bytes in (1, 2, 10, 37, 100, 10**6):
+        parts = list(pieces(mine, piece_bytes))
+        assert [row for part in parts for row in read_piece(part, "text")] == ROWS
+        counts.add(len(parts))
+    assert max(counts) >= 4 or end == "\r"  # which is no line end to cut at
+    assert min(counts) == 1
+
+
+def test_a_directory_is_read_by_name_and_other_files_in_it_are_left_out(tmp_path):
+    write_rows(tmp_path / "b.jsonl", ["third", "fourth"])
+    write_rows(tmp_path / "a.parquet", ["first", "second"])
+    write_rows(tmp_path / "c.ndjson", ["fifth"])
+    (tmp_path / "README.md").write_text("no document")
+    (tmp_path / ".a.jsonl").write_text("no document")
+    (tmp_path / "d.jsonl").mkdir()
+    assert read_documents(DataSpec(source=str(tmp_path))) == ["first", "second", "third", "fourth", "fifth"]
+    with pytest.raises(EsaError, match="directory without"):
+        read_documents(DataSpec(source=str(tmp_path / "d.jsonl")))
+
+
+def test_a_corpus_is_large_by_the_bytes_of_all_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "LARGE", 100)
+    write_rows(tmp_path / "a.jsonl", ["x" * 50])
+    assert not is_large(DataSpec(source=str(tmp_path)))
+    write_rows(tmp_path / "b.jsonl", ["x" * 50])
+    assert is_large(DataSpec(source=str(tmp_path)))
+    assert not is_large(DataSpec(source="pydoc"))
+    assert not is_large(DataSpec(source="hf:some/thing"))
+    (tmp_path / "a.txt").write_text("x" * 101)
+    with pytest.raises(EsaError, match=r"a\.txt.*one document a row"):
+        is_large(DataSpec(source=str(tmp_path / "a.txt")))
+    with pytest.raises(EsaError, match="missing"):
+        is_large(DataSpec(source=str(tmp_path / "missing.jsonl")))

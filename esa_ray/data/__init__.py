@@ -1,0 +1,45 @@
+"""Text → token windows, and which windows calibrate and which evaluate.
+
+Packing: documents are tokenised one by one without special tokens, joined by the tokens of a blank
+line, and the stream is cut into windows of T tokens (BOS included where it is used); a remainder
+shorter than a window is dropped. Everything is plain and deterministic, and the draw of windows
+depends on hashes alone, so no library's random generator can change it.
+
+``documents`` reads sources, ``packing`` makes windows of them and ``splitting`` divides these. All of it works
+in parts, so that :mod:`esa_ray.engine.corpus` can do the same with a corpus larger than memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from esa_ray.data.documents import anchored, is_large, read_documents, text_fingerprint
+from esa_ray.data.packing import pack, uses_bos
+from esa_ray.data.splitting import Windows, split
+from esa_ray.spec import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Windows",
+    "anchored",
+    "is_large",
+    "pack",
+    "read_documents",
+    "split",
+    "text_fingerprint",
+    "uses_bos",
+    "windows",
+]
+
+
+def windows(
+    spec: DataSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    seeds: tuple[int, ...] = (0,),
+    documents: list[str] | None = None,
+) -> Windows:
+    """Read (unless ``documents`` are given), pack and split a text in one step."""
+    tokens = pack(documents if documents is not None else read_documents(spec), tokenizer, spec)
+    return split(tokens, spec, seeds, bos=uses_bos(spec, tokenizer))
