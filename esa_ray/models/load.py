@@ -34,14 +34,23 @@ def resolve_dtype(source: Source, dtype: str, device: str) -> str:
         return dtype
     if device == "cpu" or source.kind == "gguf":
         return "fp32"
-    own = AutoConfig.from_pretrained(source.path, revision=source.revision).dtype
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.runs_code)
+    own = config.dtype
     return dtype_name(own) if own in DTYPES.values() else "fp32"
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file as an fp32 safetensors directory, all or nothing."""
-    options = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    with tempfile.TemporaryDirectory() as alone:
+        # In its own directory transformers would also read the tokenizer's config, and obey any code in it, that
+        # happens to lie beside the file; and by a bare name it would prefer a file of that name in the working
+        # directory. Neither is what was fingerprinted.
+        link = Path(alone) / "model.gguf"
+        link.symlink_to(gguf)
+        model = AutoModelForCausalLM.from_pretrained(
+            alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=str(link), trust_remote_code=False)
     # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -50,7 +59,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -60,7 +69,9 @@ def ensure_directory(source: Source) -> str:
     """Where transformers can load the model from; a GGUF file is converted there once per machine."""
     if source.kind != "gguf":
         return source.path
-    target = cache_dir() / "converted" / f"{source.name}-{source.fingerprint[:16]}-fp32"
+    # A file name has room for 255 bytes, and a model's may fill it.
+    name = source.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
+    target = cache_dir() / "converted" / f"{name}-{source.fingerprint[:16]}-fp32"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +100,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """
     directory = ensure_directory(source)
     try:
-        return AutoTokenizer.from_pretrained(directory, revision=source.revision)
+        return AutoTokenizer.from_pretrained(directory, revision=source.revision, trust_remote_code=source.runs_code)
     except Exception as error:  # transformers raises a dozen kinds here
         raise EsaError(f"--model {source.name} has no tokenizer that can be loaded: {first_line(error)}") from None
 
@@ -121,9 +132,10 @@ def load_model(
     another form (the experts of most mixtures) are written anew, to ``offload_folder``, which must then be given
     and belongs to this one process.
 
-    Only safetensors are read and no remote code is run. Where file and compute dtype agree on a CPU the
-    weights stay a private memory map: actors on one machine share its pages and an edit copies only the
-    pages that it touches.
+    Only safetensors are read and no code of the model's own is run, unless ``source.trust`` names "pickle" or
+    "remote_code"; pickles then go through torch's weights-only unpickler, which takes tensors and plain containers
+    and refuses every other object. Where file and compute dtype agree on a CPU the weights stay a private memory
+    map: actors on one machine share its pages and an edit copies only the pages that it touches.
 
     Raises
     ------
@@ -131,6 +143,8 @@ def load_model(
         If the directory holds no model that transformers can load, or a weight is NaN or infinite.
     """
     _quiet()
+    if source.pickled:  # or transformers asks a service on the hub to convert the repository
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             ensure_directory(source),
@@ -139,8 +153,9 @@ def load_model(
             max_memory=max_memory,
             offload_folder=offload_folder,
             attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=not source.pickled,
+            weights_only=True,
+            trust_remote_code=source.runs_code,
             revision=source.revision,
         )
     except Exception as error:  # a broken file raises whatever its reader raises

@@ -14,6 +14,7 @@ Metric = Literal[
     "super_activation",
 ]  # fmt: skip
 Mode = Literal["per_layer", "per_tensor", "global"]
+Trust = Literal["remote_code", "pickle"]
 Component = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "embed", "head", "norm"]
 
 COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
@@ -43,11 +44,23 @@ class ModelSpec(Spec):
 
     ``source`` is a hub id, a local directory, a GGUF file, or the name of a packaged model.
     ``dtype="auto"`` is the file's dtype on a GPU and fp32 on a CPU, where bf16 is many times slower.
+    ``trust`` names what of a stranger's model may run or be unpickled here: "remote_code", the Python code that it
+    brings along, and "pickle", weights that aren't safetensors. It is part of no cell's identity: the fingerprint
+    covers the content, code included.
+
+    >>> ModelSpec(source="m", trust=("remote_code", "pickle", "pickle")).trust
+    ('pickle', 'remote_code')
     """
 
     source: str = Field(min_length=1)
     dtype: Dtype = "auto"
     revision: str | None = None
+    trust: tuple[Trust, ...] = ()
+
+    @field_validator("trust")
+    @classmethod
+    def _by_name(cls, value: tuple[Trust, ...]) -> tuple[Trust, ...]:
+        return tuple(sorted(set(value)))
 
 
 class DataSpec(Spec):

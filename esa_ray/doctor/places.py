@@ -1,0 +1,45 @@
+"""Where results, temporary files and converted models go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from esa_ray.doctor.finding import GB, Finding, size
+
+#: Free space below which a place is worth a word: results are small; converted models and files of scores aren't.
+ROOM = {"results": GB // 10, "temporary": 5 * GB, "cache": 2 * GB}
+SETTINGS = {"results": "--out-dir", "temporary": "TMPDIR", "cache": "ESA_CACHE"}
+#: Ray stores no more objects once the disk of its temporary directory is this full.
+FULL = 0.95
+
+
+def temporary_directory() -> Path:
+    """``$TMPDIR`` as Ray takes it, whether or not it is there, or Python's choice."""
+    return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+
+
+def place(name: str, path: Path) -> Finding:
+    """Free space where a directory is or will be, and whether it can be written to: found by writing."""
+    path = path.expanduser()
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    elsewhere = f"name another place ({SETTINGS[name]})"
+    if not there.is_dir():
+        return Finding(name, "problem", f"{path}: {there} is a file; {elsewhere}")
+    if name == "temporary" and not path.is_dir():  # nobody makes this one
+        return Finding(name, "problem", f"{path} is not there; make it, or {elsewhere}")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        return Finding(name, "problem", f"{path} can't be written to ({error.strerror}); {elsewhere}")
+    usage = shutil.disk_usage(there)
+    words = f"{path}: {size(usage.free)} free"
+    if usage.free < ROOM[name]:
+        return Finding(name, "note", f"{words}, which is little; free some or {elsewhere}")
+    if name == "temporary" and usage.free < (1 - FULL) * usage.total:
+        return Finding(name, "note", f"{words}, on a disk over {FULL:.0%} full, where Ray stores no objects; free some")
+    return Finding(name, "ok", words)
