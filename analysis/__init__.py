@@ -20,6 +20,8 @@ analysis.fidelity_correlations(study), analysis.calibration(study)    # scores a
 analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
 analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
 analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
+analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
+analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
 """
 
@@ -47,6 +49,7 @@ from analysis.stability import consensus, jaccard, jaccard_by_pool, jaccard_summ
 from analysis.structure import line_concentration, residual_channels
 from analysis.study import Study, StudyError, load, progress
 from analysis.summary import print_summary
+from analysis.timeline import Utilisation, pace, timeline, utilisation
 from analysis.transfer import transfer
 from analysis.verdicts import Verdict, verdicts
 from analysis.where import depth_pattern, depth_profile, hotspot_ranks, sides
@@ -54,6 +57,7 @@ from analysis.where import depth_pattern, depth_profile, hotspot_ranks, sides
 __all__ = [
     "Study",
     "StudyError",
+    "Utilisation",
     "Verdict",
     "above_noise",
     "across_studies",
@@ -90,6 +94,7 @@ __all__ = [
     "mode_comparison",
     "mode_costs",
     "outlier_seeds",
+    "pace",
     "power",
     "precision_at",
     "print_summary",
@@ -105,7 +110,9 @@ __all__ = [
     "stable_from",
     "tail_summary",
     "tails",
+    "timeline",
     "transfer",
+    "utilisation",
     "verdicts",
     "write_report",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis import wording
@@ -40,7 +41,7 @@ def _damage(study: Study) -> Table:
         if not tests.is_empty():
             p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
-        table.add_row(str(damage), *([str(chosen)] if several else []), *cells)
+        table.add_row(escape(str(damage)), *([escape(str(chosen))] if several else []), *cells)
     return table
 
 
@@ -150,4 +151,4 @@ def print_summary(study: Study, console: Console) -> None:
     console.print(judged)
     failed = study.cells.filter(pl.col("status") == "error")
     for cell, error in failed.select("cell_id", "error").head(3).iter_rows():
-        console.print(f"[red]cell {cell} failed: {error}[/]")
+        console.print(f"[red]cell {cell} failed: {escape(error or '')}[/]")

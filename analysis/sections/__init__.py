@@ -9,19 +9,21 @@ from analysis.sections.dose import dose, kinds
 from analysis.sections.fidelity import fidelity
 from analysis.sections.parts import Section
 from analysis.sections.pooled import kinds_together
+from analysis.sections.ran import ran
 from analysis.sections.search import search
 from analysis.sections.sets import layers, recovery, repeatability, together, transfer
 from analysis.sections.where import modes, structure, where
 from analysis.study import Study
 
-__all__ = ["ON_DAMAGE", "ON_WEIGHTS", "Section", "sections"]
+__all__ = ["ON_DAMAGE", "ON_RUN", "ON_WEIGHTS", "Section", "sections"]
 
 
 ON_DAMAGE = (search, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
 ON_WEIGHTS = (stability, scores, where, modes, structure, fidelity)
+ON_RUN = (ran,)
 
 
-def sections(study: Study, drawn: set[str], makers: tuple = (*ON_DAMAGE, *ON_WEIGHTS)) -> list[Section]:
+def sections(study: Study, drawn: set[str], makers: tuple = (*ON_DAMAGE, *ON_WEIGHTS, *ON_RUN)) -> list[Section]:
     """Every section that this study has data for, with the figures that were drawn and the tables that have rows."""
     made = [make(study) for make in makers]
     return [

@@ -255,7 +255,7 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
     }  # fmt: skip
     assert set(analysis.charts(study)) == drawn
     # What needs several kinds of damage, several doses or parts of sets, this study lacks.
-    assert set(FIGURES) - drawn == {"dose", "kinds", "together", "layers", "recovery"}
+    assert set(FIGURES) - drawn == {"dose", "kinds", "together", "layers", "recovery", "timeline"}
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
 
 
