@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -18,6 +18,7 @@ from esa_ray import options
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
 from esa_ray.options import items, size, steps, study
+from esa_ray.place import Place, below
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
 
 if TYPE_CHECKING:
@@ -34,19 +35,18 @@ app = typer.Typer(
 console = Console()
 
 
-def results_directory(name: str) -> Path:
+def results_directory(name: str) -> str:
     """Where a study goes that was given no place: ``results/NAME`` here.
 
     A Ray job runs in a temporary copy of the working directory, which Ray deletes; there it is
-    ``$ESA_RESULTS``, or ``~/esa-results``.
+    ``$ESA_RESULTS`` (a directory, or the location of an object store), or ``~/esa-results``.
     """
-    if root := os.environ.get("ESA_RESULTS"):
-        return Path(root) / name
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return (Path.home() / "esa-results" if in_job else Path("results")) / name
+    root = os.environ.get("ESA_RESULTS") or (Path.home() / "esa-results" if in_job else Path("results"))
+    return below(root, name)
 
 
-def show_plan(spec: StudySpec, directory: Path) -> None:
+def show_plan(spec: StudySpec, directory: str) -> None:
     """Print the resolved study without loading anything."""
     data, out = spec.data, console.out
     out(f"study             {spec.name}")
@@ -85,28 +85,21 @@ def show_plan(spec: StudySpec, directory: Path) -> None:
 
 
 def execute(
-    spec: StudySpec,
-    directory: Path,
-    *,
-    only_plan: bool = False,
-    save_plots: bool = False,
-    address: str | None = None,
-    concurrency: int | None = None,
-    memory_budget: int | None = None,
-    verbose: bool = False,
+    studies: Sequence[tuple[StudySpec, str]], *, only_plan: bool = False, save_plots: bool = False, **options: Any
 ) -> int:
-    """Plan or run a study, write its report, print the answer; returns the exit status."""
+    """Plan or run studies, write their reports, print the answers; returns the exit status.
+
+    ``options`` are those of :class:`esa_ray.engine.sweep.Options`.
+    """
     if only_plan:
-        show_plan(spec, directory)
+        for spec, directory in studies:
+            show_plan(spec, directory)
         return 0
-    from esa_ray.engine.sweep import run_study
+    from esa_ray.engine.sweep import run_studies
     from esa_ray.progress import reporter
 
-    summary = run_study(
-        spec, directory, reporter=reporter(), address=address, concurrency=concurrency, memory_budget=memory_budget,
-        verbose=verbose,
-    )  # fmt: skip
-    return finish(summary, save_plots=save_plots)
+    summaries = run_studies(studies, reporter=reporter(), **options)
+    return max(finish(summary, save_plots=save_plots) for summary in summaries)
 
 
 def finish(summary: Summary, *, save_plots: bool) -> int:
@@ -123,7 +116,7 @@ def finish(summary: Summary, *, save_plots: bool) -> int:
 
 
 @contextmanager
-def opened(directory: Path) -> Iterator[Study]:
+def opened(directory: str | Path) -> Iterator[Study]:
     """A study for analysis; what it says of an unreadable one becomes our sentence (it may import nothing of ours)."""
     import analysis
 
@@ -135,7 +128,7 @@ def opened(directory: Path) -> Iterator[Study]:
         raise EsaError(f"{error.filename or directory} can't be written: {error.strerror}") from None
 
 
-def show_results(directory: Path, *, save_plots: bool = False) -> None:
+def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
     """Write the report (and the figures as files), and print the answer."""
     import analysis
 
@@ -143,12 +136,11 @@ def show_results(directory: Path, *, save_plots: bool = False) -> None:
         report = analysis.write_report(study)
         analysis.print_summary(study, console)
         if "stability" in study.spec["analyses"]:
-            table = directory / "stability.csv"
-            analysis.jaccard(study).write_csv(table)
-            console.print(f"seeds    {table}", soft_wrap=True)
+            study.place.write("stability.csv", analysis.jaccard(study).write_csv().encode())
+            console.out(f"seeds    {study.place}/stability.csv")
         if save_plots:
-            console.print(f"figures  {analysis.save_figures(study)}", soft_wrap=True)
-        console.print(f"report   {report}", soft_wrap=True)
+            console.out(f"figures  {analysis.save_figures(study)}")
+        console.out(f"report   {report}")
 
 
 @app.command(epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3")
@@ -185,6 +177,7 @@ def run(
     bos: options.Bos = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
+    trust: options.Trust = "",
     out_dir: options.OutDir = None,
     stability_check: options.StabilityCheck = False,
     weight_analysis: options.WeightAnalysis = False,
@@ -192,6 +185,8 @@ def run(
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
     max_concurrent: options.MaxConcurrent = None,
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
@@ -207,12 +202,16 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     o = SimpleNamespace(**defaults | given)
-    spec = study(o, **more)
+    sources = options.models(o.model)
+    studies = []
+    for source, place in zip(sources, options.places(sources, o.out_dir), strict=True):
+        spec = study(SimpleNamespace(**vars(o) | {"model": source, "out_dir": place}), **more)
+        studies.append((spec, place or results_directory(spec.name)))
     raise typer.Exit(
         execute(
-            spec, o.out_dir or results_directory(spec.name), only_plan=o.only_plan, save_plots=o.save_plots,
-            address=o.address, concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
-            verbose=o.verbose,
+            studies, only_plan=o.only_plan, save_plots=o.save_plots, address=o.address, gpus=o.gpus,
+            concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
+            track=tuple(items(o.track)), verbose=o.verbose,
         )
     )  # fmt: skip
 
@@ -238,12 +237,15 @@ def score(
     bos: options.Bos = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
+    trust: options.Trust = "",
     out_dir: options.OutDir = None,
     stability_check: options.StabilityCheck = False,
     weight_analysis: options.WeightAnalysis = False,
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -290,10 +292,13 @@ def perturb(
     bos: options.Bos = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
+    trust: options.Trust = "",
     out_dir: options.OutDir = None,
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
     max_concurrent: options.MaxConcurrent = None,
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
@@ -339,9 +344,12 @@ def search(
     bos: options.Bos = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
+    trust: options.Trust = "",
     out_dir: options.OutDir = None,
     only_plan: options.OnlyPlan = False,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
     max_concurrent: options.MaxConcurrent = None,
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
@@ -355,25 +363,60 @@ def search(
     launch(locals() | {"topk": steps(topk)}, search=wanted)
 
 
-@app.command(epilog="Example: esa report --out-dir results/quickstart")
+@app.command(epilog="Example: esa report results/quickstart")
 def report(
-    out_dir: Annotated[Path, typer.Option(help="The study's directory.")],
-    save_plots: Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")] = False,
+    study: options.Study = None,
+    out_dir: options.OutDir = None,
+    save_plots: options.SavePlots = False,
 ) -> None:
     """Write the report of a study anew from what is stored."""
-    show_results(out_dir, save_plots=save_plots)
+    for place in studies_at(study or out_dir):
+        show_results(place, save_plots=save_plots)
 
 
-@app.command(epilog="Example: esa status --out-dir results/quickstart")
-def status(out_dir: Annotated[Path, typer.Option(help="The study's directory.")]) -> None:
-    """Say how far a study is, from its store alone."""
+@app.command(epilog="Example: esa status results/quickstart")
+def status(study: options.Study = None, out_dir: options.OutDir = None) -> None:
+    """Say how far a study is, and who computes it, from its store alone."""
+    raise typer.Exit(max(show_status(place) for place in studies_at(study or out_dir)))
+
+
+def studies_at(location: str | None) -> list[str]:
+    """The study that lies at a location, or those of several models that lie below it."""
+    if location is None:
+        raise EsaError("which study? Give its directory, as in: esa status results/quickstart")
+    place = Place(location)
+    if place.exists("study.json"):
+        return [location]
+    return [below(location, name) for name in place.names() if place.exists(f"{name}/study.json")] or [location]
+
+
+def show_status(location: str) -> int:
+    """Print how far a study is; returns the exit status."""
     import analysis
+    from esa_ray.lease import holder
 
-    with opened(out_dir) as study:
-        counts = analysis.progress(study)
+    with opened(location) as study:
+        counts, pace = analysis.progress(study), analysis.pace(study)
+    console.out(f"{'study':<18}{study.place}")
     for name, value in counts.items():
         console.out(f"{name:<18}{value}")
-    raise typer.Exit(1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured")) else 0)
+    if working := holder(study.place):
+        gone = ", which is gone: run the same command again" if working.gone else ""
+        console.out(f"{'computed by':<18}{working}{gone}")
+    for name, fact in pace.items():
+        if fact is not None:
+            console.out(f"{name:<18}{fact}")
+    return 1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured")) else 0
+
+
+@app.command(epilog="Example: esa doctor --out-dir results")
+def doctor(
+    out_dir: Annotated[Path, typer.Option(help="Where results would go.")] = Path("results"),
+) -> None:
+    """Say what this machine can run; exit status 1 if something has to be mended first."""
+    from esa_ray.doctor import doctor as examine
+
+    raise typer.Exit(examine(out_dir, console))
 
 
 def guarded(command: Any) -> None:

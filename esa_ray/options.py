@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,12 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
+from esa_ray.place import below, last_part
 from esa_ray.spec import KINDS, METRICS, SCALED, PerturbSpec, StudySpec, explain
 
-Model = Annotated[str, typer.Option(help="Hub id, directory, GGUF file or packaged model.")]
+Model = Annotated[
+    str, typer.Option(help="Hub id(s), directories, GGUF files or packaged models; several are a study each.")
+]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s): per_layer, per_tensor, global.")]
 TopK = Annotated[str, typer.Option(help="Weights per pool.")]
@@ -38,7 +42,13 @@ BatchSize = Annotated[int, typer.Option(help="Evaluation windows a forward pass.
 Bos = Annotated[str, typer.Option(help="Begin windows with BOS: auto, always, never.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-OutDir = Annotated[Path | None, typer.Option(help="The study's directory.")]
+Trust = Annotated[
+    str, typer.Option(help="What of the model may run or be unpacked here, by name: remote_code, pickle.")
+]
+OutDir = Annotated[
+    str | None, typer.Option(help="Where results go: a directory, s3://BUCKET/NAME or gs://BUCKET/NAME.")
+]
+Study = Annotated[str | None, typer.Argument(help="Where the study lies, as --out-dir.")]
 StabilityCheck = Annotated[
     bool, typer.Option("--stability-check", help="Needs two seeds; writes their agreement to stability.csv.")
 ]
@@ -47,6 +57,10 @@ WeightAnalysis = Annotated[
 ]
 SavePlots = Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")]
 OnlyPlan = Annotated[bool, typer.Option("--plan", help="Show the resolved study and stop.")]
+Gpus = Annotated[
+    int | None, typer.Option(min=0, help="GPUs to wait for while a cluster scales; 0 computes on CPUs.  [default: all]")
+]
+Track = Annotated[str, typer.Option(help="Also tell: mlflow, wandb.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS or a local one.")]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials in flight.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")]
@@ -165,6 +179,27 @@ def parts(layers: str, restore: str) -> list[dict[str, Any]]:
     return found
 
 
+def models(text: str) -> list[str]:
+    """The models of a comma list; what is there under the whole text is one."""
+    return [text] if os.path.exists(os.path.expanduser(text)) else items(text)
+
+
+def places(sources: list[str], out_dir: str | None) -> list[str | None]:
+    """Where each model's study goes: of one model to ``out_dir`` itself, of several to a directory each below it.
+
+    >>> places(["gpt2", "meta-llama/Llama-3.1-8B"], "s3://bucket/two")
+    ['s3://bucket/two/gpt2', 's3://bucket/two/Llama-3.1-8B']
+    """
+    if out_dir is None or len(sources) == 1:
+        return [out_dir] * len(sources)
+    names = [slug(Path(source).name) for source in sources]
+    if len(set(names)) < len(names):  # the same model of several owners
+        names = [slug(source) for source in sources]
+    if len(set(names)) < len(names):
+        raise EsaError("--model names a model twice; leave one out")
+    return [below(out_dir, name) for name in names]
+
+
 def slug(text: str) -> str:
     """A text as a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-._") or "study"
@@ -184,7 +219,10 @@ def build(name: str | None = None, **fields: Any) -> StudySpec:
     try:
         if name is None:
             draft = StudySpec.model_validate({"name": "draft", **fields})
-            name = study_name(draft.model_dump(mode="json", exclude={"name"}))
+            named = draft.model_dump(mode="json", exclude={"name"})
+            # A field that came later must not rename every study that leaves it alone.
+            named["model"] = {k: v for k, v in named["model"].items() if k != "trust" or v}
+            name = study_name(named)
         return StudySpec.model_validate({"name": name, **fields})
     except ValidationError as error:
         raise explain(error) from None
@@ -252,8 +290,8 @@ def study(o: Any, search: dict[str, Any] | None = None) -> StudySpec:
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": o.stability_check, "weights": o.weight_analysis, "architecture": o.architecture_analysis}
     return build(
-        name=slug(o.out_dir.resolve().name) if o.out_dir else None,
-        model={"source": o.model, "dtype": o.dtype, "revision": o.revision},
+        name=slug(last_part(o.out_dir)) if o.out_dir else None,
+        model={"source": o.model, "dtype": o.dtype, "revision": o.revision, "trust": items(o.trust)},
         data={
             "source": o.data, "text_column": o.text_column, "split": o.split, "window": o.window,
             "calibration_windows": o.max_samples, "evaluation_windows": o.eval_windows,

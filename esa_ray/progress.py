@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Reporter(Protocol):
     """What a study tells while it runs."""
 
-    def phase(self, name: str, total: int) -> None:
-        """A new phase begins, with so many steps."""
+    def phase(self, name: str, total: int, workers: int = 0) -> None:
+        """A new phase begins, with so many steps, on so many workers."""
 
-    def advance(self, steps: int, note: str = "") -> None:
-        """Some steps of the phase are done; ``note`` is the latest news."""
+    def advance(self, steps: int, note: str = "", *, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Some steps of the phase are done; ``note`` is the latest news.
+
+        ``tokens`` were evaluated for them, and they kept one worker busy for ``seconds``.
+        """
+
+    def say(self, sentence: str) -> None:
+        """Something that is worth a line."""
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -26,22 +34,63 @@ class Reporter(Protocol):
 class Silent:
     """Says nothing."""
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, workers: int = 0) -> None:
         """See :class:`Reporter`."""
 
-    def advance(self, steps: int, note: str = "") -> None:
+    def advance(self, steps: int, note: str = "", *, tokens: int = 0, seconds: float = 0.0) -> None:
+        """See :class:`Reporter`."""
+
+    def say(self, sentence: str) -> None:
         """See :class:`Reporter`."""
 
     def close(self) -> None:
         """See :class:`Reporter`."""
 
 
+class Tally:
+    """How fast a phase goes, and how busy its workers are.
+
+    >>> clock = iter([0.0, 10.0])
+    >>> tally = Tally(workers=2, clock=lambda: next(clock))
+    >>> tally.add(20, tokens=4000, seconds=15.0)
+    >>> tally.words()
+    '2.0/s, 400 tokens/s, 75% busy'
+    """
+
+    def __init__(self, workers: int = 0, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._workers = clock, workers
+        self._started = clock()
+        self.steps, self._tokens, self._seconds = 0, 0, 0.0
+
+    def add(self, steps: int, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Count what was done."""
+        self.steps += steps
+        self._tokens += tokens
+        self._seconds += seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the phase began."""
+        return max(self._clock() - self._started, 1e-9)
+
+    def words(self) -> str:
+        """Steps a second (or seconds a step), tokens a second over all workers, and their busy fraction."""
+        elapsed = self.elapsed
+        rate = self.steps / elapsed
+        words = [f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"] if self.steps else []
+        if self._tokens:
+            words.append(f"{self._tokens / elapsed:,.0f} tokens/s")
+        if self._workers and self._seconds:
+            words.append(f"{min(1.0, self._seconds / elapsed / self._workers):.0%} busy")
+        return ", ".join(words)
+
+
 class Bars:
-    """Rich bars: steps done, rate, time left, and the latest news."""
+    """Rich bars: steps done, speed, time left, and the latest news."""
 
     def __init__(self, console: Console):
         self._progress = Progress(
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<7}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -51,19 +100,24 @@ class Bars:
             expand=True,
         )
         self._task: TaskID | None = None
+        self._tally = Tally()
         self._progress.start()
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, workers: int = 0) -> None:
         """See :class:`Reporter`."""
+        self._tally = Tally(workers)
         self._task = self._progress.add_task(name, total=total, note="", rate="")
 
-    def advance(self, steps: int, note: str = "") -> None:
+    def advance(self, steps: int, note: str = "", *, tokens: int = 0, seconds: float = 0.0) -> None:
         """See :class:`Reporter`."""
         if self._task is None:
             return
-        speed = self._progress.tasks[self._task].speed
-        rate = f"{speed:.1f}/s" if speed and speed >= 1 else f"{1 / speed:.1f} s each" if speed else ""
-        self._progress.update(self._task, advance=steps, note=note, rate=rate)
+        self._tally.add(steps, tokens, seconds)
+        self._progress.update(self._task, advance=steps, note=note, rate=self._tally.words())
+
+    def say(self, sentence: str) -> None:
+        """See :class:`Reporter`."""
+        self._progress.console.print(f"[yellow]{escape(sentence)}[/yellow]", soft_wrap=True)
 
     def close(self) -> None:
         """See :class:`Reporter`."""
@@ -74,28 +128,28 @@ class Lines:
     """One plain line at most every few seconds, and one when a phase ends."""
 
     def __init__(self, every: float = 10.0):
-        self._every, self._name, self._total, self._done = every, "", 0, 0
-        self._started = self._said = time.monotonic()
+        self._every, self._name, self._total = every, "", 0
+        self._tally, self._said = Tally(), time.monotonic()
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, workers: int = 0) -> None:
         """See :class:`Reporter`."""
-        self._name, self._total, self._done = name, total, 0
-        self._started = self._said = time.monotonic()
+        self._name, self._total = name, total
+        self._tally, self._said = Tally(workers), time.monotonic()
 
-    def advance(self, steps: int, note: str = "") -> None:
+    def advance(self, steps: int, note: str = "", *, tokens: int = 0, seconds: float = 0.0) -> None:
         """See :class:`Reporter`."""
-        self._done += steps
-        now = time.monotonic()
-        if self._done < self._total and now - self._said < self._every:
+        self._tally.add(steps, tokens, seconds)
+        done, now = self._tally.steps, time.monotonic()
+        if done < self._total and now - self._said < self._every:
             return
-        self._said, spent = now, now - self._started
-        left = spent / max(self._done, 1) * (self._total - self._done)
-        print(
-            f"{self._name}: {self._done}/{self._total}, {self._done / max(spent, 1e-9):.2f}/s, "
-            f"{left:.0f} s left{', ' + note if note else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._said = now
+        left = self._tally.elapsed / max(done, 1) * (self._total - done)
+        words = [f"{self._name}: {done}/{self._total}", self._tally.words(), f"{left:.0f} s left", note]
+        self.say(", ".join(word for word in words if word))
+
+    def say(self, sentence: str) -> None:
+        """See :class:`Reporter`."""
+        print(sentence, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """See :class:`Reporter`."""

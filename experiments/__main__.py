@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import experiments
+from esa_ray import options
 from esa_ray.cli import execute, guarded, results_directory
 from esa_ray.errors import EsaError
 
@@ -21,11 +21,13 @@ def names() -> list[str]:
 
 def run(
     name: Annotated[str | None, typer.Argument(help="The experiment; none lists them.")] = None,
-    out_dir: Annotated[Path | None, typer.Option(help="The study's directory.")] = None,
-    only_plan: Annotated[bool, typer.Option("--plan", help="Show the resolved study and stop.")] = False,
-    save_plots: Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")] = False,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")] = False,
+    out_dir: options.OutDir = None,
+    only_plan: options.OnlyPlan = False,
+    save_plots: options.SavePlots = False,
+    address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
+    verbose: options.Verbose = False,
 ) -> None:
     """Run an experiment of this folder.
 
@@ -41,8 +43,8 @@ def run(
     spec = importlib.import_module(f"experiments.{name}").study()
     raise typer.Exit(
         execute(
-            spec, out_dir or results_directory(spec.name), only_plan=only_plan, save_plots=save_plots,
-            address=address, verbose=verbose,
+            [(spec, out_dir or results_directory(spec.name))], only_plan=only_plan, save_plots=save_plots,
+            address=address, gpus=gpus, track=tuple(options.items(track)), verbose=verbose,
         )
     )  # fmt: skip
 

@@ -188,7 +188,7 @@ def test_every_command_has_help_with_an_example(esa):
         assert command in out
         code, own, _ = esa(f"esa {command} --help")
         assert code == 0
-        assert f"esa {command} --" in own
+        assert f"Example: esa {command} " in own
 
 
 def test_perturb_with_given_weights_compares_with_as_many_of_the_largest(esa, tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import time
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util import metrics
 
 from esa_ray.engine.cluster import Placement
+from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
 
 if TYPE_CHECKING:
@@ -32,66 +38,102 @@ class ModelActor:
 
         return Worker(**self._arguments)
 
+    @cached_property
+    def _meters(self) -> Meters:
+        return Meters(self._arguments["spec"].name, self._arguments["source"].name)
+
+    def awake(self) -> bool:
+        """That this process is there; it may have no model yet."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """See :meth:`Worker.describe`."""
-        return self._worker.describe()
+        with _ending(), self._meters.busy():
+            return self._worker.describe()
 
     def baseline(self) -> dict[str, Any]:
         """See :meth:`Worker.baseline`."""
-        return self._worker.baseline()
+        with _ending(), self._meters.busy():
+            return self._worker.baseline()
 
     def rank(self, seed: int) -> dict[str, Any]:
         """See :meth:`Worker.rank`."""
-        return self._worker.rank(seed)
+        with _ending(), self._meters.busy():
+            return self._worker.rank(seed)
 
     def measure(self, part: int) -> dict[str, Any]:
         """See :meth:`Worker.measure`."""
-        from esa_ray.perturb.edit import NotRestoredError
-
-        try:
+        with _ending(), self._meters.busy():
             return self._worker.measure(part)
-        except NotRestoredError:
-            os._exit(1)
 
     def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
-        """See :meth:`Worker.run`; damaged weights end this process, and the retry loads them afresh."""
-        from esa_ray.perturb.edit import NotRestoredError
+        """See :meth:`Worker.run`; each is counted once it is done."""
+        with _ending():
+            rows = []
+            for cell in cells:
+                with self._meters.busy():
+                    rows.append(self._worker.run(cell))
+                self._meters.count(rows[-1])
+            return rows
 
-        try:
-            return [self._worker.run(cell) for cell in cells]
-        except NotRestoredError:
-            os._exit(1)
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Damaged weights end this process, and its successor loads them afresh; too little memory is told as such."""
+    from esa_ray.models.exhaustion import out_of_memory
+    from esa_ray.perturb.edit import NotRestoredError
+
+    try:
+        yield
+    except NotRestoredError:
+        os._exit(1)
+    except Exception as error:
+        if out_of_memory(error):
+            raise EsaError(
+                f"{platform.node()} ran out of memory ({first_line(error)[:120]}); lower --memory-budget, --batch-size "
+                "or --window, or choose a narrower --dtype"
+            ) from None
+        raise
 
 
-class Seats:
-    """Which trial is at which model actor: every chunk goes to the actor with the fewest.
+class Meters:
+    """What a model actor counts for Ray's metrics, which Prometheus can read from every node.
 
-    A light actor of its own, since a model actor answers only between cells. Leases are by trial, so the
-    retry of a trial whose process was killed takes its predecessor's place.
+    ``esa_cells`` by status, ``esa_tokens`` that were evaluated, and ``esa_busy_seconds``, whose rate is the busy
+    fraction; all by study and model.
     """
 
-    def __init__(self, actors: int):
-        self._actors = range(actors)
-        self._taken: dict[str, int] = {}
+    def __init__(self, study: str, model: str):
+        tags = ("study", "model")
+        self._tags = {"study": study, "model": model}
+        self._cells = metrics.Counter("esa_cells", "cells computed, by status", tag_keys=(*tags, "status"))
+        self._tokens = metrics.Counter("esa_tokens", "tokens evaluated in cells", tag_keys=tags)
+        self._busy = metrics.Counter("esa_busy_seconds", "seconds in which the actor computed", tag_keys=tags)
 
-    def take(self, trial: str) -> int:
-        """The index of the actor with the fewest trials."""
-        self._taken.pop(trial, None)
-        busy = list(self._taken.values())
-        self._taken[trial] = min(self._actors, key=busy.count)
-        return self._taken[trial]
+    def count(self, row: dict[str, Any]) -> None:
+        """A cell is done."""
+        self._cells.inc(1, self._tags | {"status": row["status"]})
+        if tokens := sum(row.get("tokens") or ()):
+            self._tokens.inc(tokens, self._tags)
 
-    def leave(self, trial: str) -> None:
-        """This trial's chunk is done."""
-        self._taken.pop(trial, None)
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Time spent in the block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy.inc(max(time.monotonic() - started, 1e-9), self._tags)
 
 
 def start(placement: Placement, *, memory_budget: int | None = None, **arguments: Any) -> list[Any]:
-    """Start the model actors of a study; finite retries, since a cell can kill its process every time.
+    """Start the model actors of a study.
 
-    ``memory_budget`` are the bytes above the weights that scoring may take in each; None leaves it to the placement.
+    They come back by themselves, and their calls aren't repeated by Ray: who called gives the work to another one
+    (:mod:`esa_ray.engine.crew`). ``memory_budget`` are the bytes above the weights that scoring may take in each; None
+    leaves it to the placement.
     """
-    remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=2, **placement.options)
+    remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=0, **placement.options)
     threads = placement.threads if placement.device == "cpu" else None
     arguments |= {"device": placement.device, "threads": threads, "memory_budget": memory_budget or placement.budget}
     return [remote.remote(**arguments) for _ in range(placement.actors)]

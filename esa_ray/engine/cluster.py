@@ -6,92 +6,189 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # Tune's new console output can't be silenced; its loggers would write three files a trial.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# Tune answers Ctrl-C by returning as if all were done.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# A cluster of one's own would serve its metrics to the whole network; a standing one has its own settings.
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.sources import Source, weight_bytes
+from esa_ray.sizes import BARE_SET, GPU_SHARE, MEMORY_SHARE, OBJECT_STORE, PROCESS, WORKING_SET
 
-#: Bytes an actor needs per byte of weights: the weights, one fp32 accumulator, a gradient and activations.
-WORKING_SET = 3.0
-#: The same without accumulators, which can also live in main memory.
-BARE_SET = 1.25
-#: Bytes of an actor before it has a model: Python, torch, transformers.
-PROCESS = 700 * 2**20
-#: Share of a GPU's memory that an actor may fill.
-GPU_SHARE = 0.9
-#: Share of a node's memory that models may fill.
-MEMORY_SHARE = 0.7
+#: Parts of a GPU that an actor may take: a small model shares one with others.
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+#: Actors of one model on one GPU: a second hides the first's pauses, a third brings nothing.
+ACTORS_A_GPU = 2
+#: Seconds to wait for GPUs that a cluster was asked to start.
+GPU_PATIENCE = 1200
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster has: cores, bytes that Ray may give away, GPUs."""
+
+    cpus: int
+    memory: float
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the placement has to know of a study: its model, its dtype, and into how many pieces its work falls."""
+
+    source: Source
+    dtype: str
+    pieces: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a model's weights, and independent pieces of work; more actors than that would idle."""
+
+    weights: int
+    pieces: int
+
+    @property
+    def need(self) -> float:
+        """Bytes of an actor that scores with everything at once."""
+        return self.weights * WORKING_SET + PROCESS
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many model actors, and what each one gets; ``budget`` is the memory beside weights and process, in bytes."""
+    """How many model actors of a study, and what each one gets.
+
+    ``budget`` is the memory beside weights and process, ``memory`` what is reserved on its node, in bytes.
+    """
 
     actors: int
     threads: int
     gpus: float
     device: str
     budget: int | None = None
+    memory: int = 0
 
     @property
     def options(self) -> dict:
         """Ray actor options. CPU actors reserve slightly less than their threads, so that nothing else starves."""
-        return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus}
+        reserved = {"memory": self.memory} if self.memory else {}
+        return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus, **reserved}
 
 
-def _on_gpus(gpus: int, on_node: int, model_bytes: int, room: int, work: int) -> Placement:
-    """Actors on GPUs with ``room`` bytes each, ``on_node`` of them in a node."""
-    bare = model_bytes * BARE_SET + PROCESS
-    if bare <= room:
-        each = 0.5 if model_bytes * WORKING_SET + PROCESS <= room / 2 else 1.0
-        budget = int(room * each) - model_bytes - PROCESS
-        return Placement(max(1, min(int(gpus / each), work)), 1, each, "cuda", budget)
-    # What all GPUs of a node can't hold waits in its main memory, or on its disk.
-    several = min(math.ceil(bare / room), on_node)
-    budget = max(room * several - model_bytes - PROCESS, 1)
-    return Placement(max(1, min(gpus // several, work)), 1, several, "auto", budget)
+def place(nodes: Sequence[Node], sizes: Sequence[Size], gpu_bytes: int = 0) -> dict[int, Placement]:
+    """Choose the actors of as many studies as fit the cluster together: number → placement, the first one always.
 
-
-def place(resources: dict[str, float], model_bytes: int, gpu_bytes: int, work: int, nodes: int = 1) -> Placement:
-    """Choose the actors for a model of ``model_bytes`` on a cluster with these resources.
-
-    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts);
-    what memory forbids in actors goes into threads. On GPUs one actor a GPU, two where the model leaves
-    room, or one over several with a device map where it fits no single one; what doesn't fit them is offloaded.
+    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts); what
+    memory forbids in actors goes into threads. On GPUs a part of one for a small model, one each for larger ones,
+    several with a device map where a model fits no single one; what doesn't fit them is offloaded.
 
     Parameters
     ----------
-    resources
-        ``ray.cluster_resources()``.
+    sizes
+        The studies' models, in the order of their turn.
     gpu_bytes
         Memory of one GPU; 0 without any.
-    work
-        Independent pieces of work; more actors than that would idle.
-    nodes
-        How many nodes share the resources.
 
-    >>> place({"CPU": 2, "memory": 20e9}, model_bytes=540_000_000, gpu_bytes=0, work=90).actors
+    >>> place([Node(cpus=2, memory=20e9)], [Size(540_000_000, pieces=90)])[0].actors
     2
     """
-    need = model_bytes * WORKING_SET + PROCESS
-    gpus = int(resources.get("GPU", 0))
-    if gpus and gpu_bytes:
-        return _on_gpus(gpus, max(1, gpus // nodes), model_bytes, int(gpu_bytes * GPU_SHARE), work)
-    # An actor lives on one node: `resources` speaks of all of them, taken as alike.
-    cpus = max(1, int(resources.get("CPU", 1)) // nodes)
-    memory = resources.get("memory", 8e9) / nodes * MEMORY_SHARE
-    each_node = max(1, min(cpus, int(memory / need), math.ceil(work / nodes)))
-    # One actor gets what there is, however little: scoring then takes a block range at a time.
-    budget = max(int(memory / each_node) - model_bytes - PROCESS, model_bytes // 4)
-    return Placement(min(each_node * nodes, work), max(1, cpus // each_node), 0, "cpu", budget)
+    if gpu_bytes and any(node.gpus for node in nodes):
+        return _on_gpus(nodes, sizes, int(gpu_bytes * GPU_SHARE))
+    return _on_cpus(nodes, sizes)
+
+
+def _on_cpus(nodes: Sequence[Node], sizes: Sequence[Size]) -> dict[int, Placement]:
+    nodes = [node for node in nodes if node.cpus] or [Node(1, nodes[0].memory if nodes else 8e9)]
+    seats: list[list[int]] = [[] for _ in nodes]
+
+    def carries(n: int, study: int) -> bool:
+        used = sum(sizes[i].need for i in seats[n])
+        return len(seats[n]) < nodes[n].cpus and used + sizes[study].need <= nodes[n].memory * MEMORY_SHARE
+
+    def seat(study: int) -> bool:
+        able = [n for n in range(len(nodes)) if carries(n, study)]
+        if able:  # the emptiest node
+            seats[min(able, key=lambda n: len(seats[n]) / nodes[n].cpus)].append(study)
+        return bool(able)
+
+    if not seat(0):  # it gets a node to itself, however little that has: scoring then takes a block range at a time
+        roomy = max(node.memory for node in nodes)
+        for n, node in enumerate(nodes):
+            if node.memory >= roomy * 0.9 and sum(map(len, seats)) < sizes[0].pieces:
+                seats[n].append(0)
+        return _seated(nodes, sizes, seats)
+    wave = [0, *(i for i in range(1, len(sizes)) if seat(i))]
+    growing = list(wave)
+    while growing:  # what is left goes to whoever has the fewest actors for its work
+        counts = {i: sum(mine.count(i) for mine in seats) for i in growing}
+        poorest = min(growing, key=lambda i: counts[i] / sizes[i].pieces)
+        if counts[poorest] >= sizes[poorest].pieces or not seat(poorest):
+            growing.remove(poorest)
+    return _seated(nodes, sizes, seats)
+
+
+def _seated(nodes: Sequence[Node], sizes: Sequence[Size], seats: list[list[int]]) -> dict[int, Placement]:
+    found = {}
+    for i in sorted({i for mine in seats for i in mine}):
+        homes = [n for n, mine in enumerate(seats) if i in mine]
+        # All actors of a study are alike, so the tightest of its nodes decides.
+        threads = min(max(1, nodes[n].cpus // len(seats[n])) for n in homes)
+        room = min(
+            (nodes[n].memory * MEMORY_SHARE - sum(sizes[j].weights + PROCESS for j in seats[n])) / len(seats[n])
+            for n in homes
+        )
+        budget = max(int(room), sizes[i].weights // 4)
+        memory = min(sizes[i].need, *(nodes[n].memory * MEMORY_SHARE for n in homes))
+        actors = sum(mine.count(i) for mine in seats)
+        found[i] = Placement(actors, threads, 0, "cpu", budget, int(memory))
+    return found
+
+
+def _on_gpus(nodes: Sequence[Node], sizes: Sequence[Size], room: int) -> dict[int, Placement]:
+    """Actors on GPUs with ``room`` bytes each."""
+    largest = max(node.gpus for node in nodes)
+    free = float(sum(node.gpus for node in nodes))
+
+    def share(size: Size, smallest: float) -> float:
+        bare = size.weights * BARE_SET + PROCESS
+        if bare > room:  # what all GPUs of a node can't hold waits in its main memory, or on its disk
+            return float(min(math.ceil(bare / room), largest))
+        return next((f for f in FRACTIONS if f >= smallest and size.need <= room * f), 1.0)
+
+    wave: dict[int, float] = {}
+    for i, size in enumerate(sizes):
+        part = share(size, 1 / ACTORS_A_GPU if len(sizes) == 1 else FRACTIONS[0])
+        if not wave or sum(wave.values()) + part <= free:
+            wave[i] = part
+    actors, growing = dict.fromkeys(wave, 1), list(wave)
+    while growing:
+        poorest = min(growing, key=lambda i: actors[i] / sizes[i].pieces)
+        left = free - sum(wave[i] * n for i, n in actors.items())
+        most = min(sizes[poorest].pieces, max(1, int(free * ACTORS_A_GPU)))
+        if actors[poorest] < most and wave[poorest] <= left:
+            actors[poorest] += 1
+        else:
+            growing.remove(poorest)
+    return {
+        i: Placement(
+            actors[i], 1, part if part < 1 else int(part), "auto" if sizes[i].weights * BARE_SET + PROCESS > room
+            else "cuda", max(int(room * part) - sizes[i].weights - PROCESS, 1),
+        )
+        for i, part in wave.items()
+    }  # fmt: skip
 
 
 @ray.remote(num_gpus=0.01, max_retries=0)
@@ -101,14 +198,70 @@ def _gpu_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def choose(source: Source, dtype: str, work: int) -> Placement:
-    """Placement for a model on the connected cluster."""
-    resources = ray.cluster_resources()
-    gpu_bytes = ray.get(_gpu_bytes.remote()) if resources.get("GPU", 0) >= 1 else 0
-    on_gpu = bool(gpu_bytes)
-    kind = "GPU" if on_gpu else "CPU"
-    nodes = sum(node["Alive"] and node["Resources"].get(kind, 0) >= 1 for node in ray.nodes()) or 1
-    return place(resources, weight_bytes(source, dtype, on_gpu=on_gpu), gpu_bytes, work, nodes)
+def nodes_alive() -> list[Node]:
+    """The nodes of the connected cluster."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(r.get("CPU", 0)), r.get("memory", 8e9), int(r.get("GPU", 0))) for r in found]
+
+
+def at_head() -> NodeAffinitySchedulingStrategy | None:
+    """Where what must outlive every other node runs: without the head nothing does."""
+    heads = [n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0], soft=False) if heads else None
+
+
+def await_gpus(wanted: int, say: Callable[[str], None]) -> None:
+    """Ask a cluster that scales for so many GPUs, and wait until they are there.
+
+    Raises
+    ------
+    EsaError
+        If they don't come.
+    """
+    have = sum(node.gpus for node in nodes_alive())
+    if have >= wanted:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    say(f"waiting for {wanted} GPUs, of which the cluster has {have}; it is asked to start more")
+    until = time.monotonic() + GPU_PATIENCE
+    try:
+        request_resources(bundles=[{"GPU": 1}] * wanted)
+        while (have := sum(node.gpus for node in nodes_alive())) < wanted:
+            if time.monotonic() > until:
+                raise EsaError(f"the cluster has {have} GPUs and {wanted} are asked for; lower --gpus, or let it grow")
+            time.sleep(5)
+    finally:
+        request_resources(bundles=[])  # what is asked for and not taken back is kept, and paid for
+
+
+def waves(
+    models: Sequence[Model], alone: Sequence[bool], *, gpus: int | None = None, say: Callable[[str], None] = print
+) -> Iterator[dict[int, Placement]]:
+    """Which studies run side by side, one group after the other; each group as the cluster stands when its turn comes.
+
+    Parameters
+    ----------
+    alone
+        Which of them share the cluster with no other (a search).
+    gpus
+        GPUs to wait for; 0 uses none that are there, None what there is.
+    """
+    left = list(range(len(models)))
+    while left:
+        if gpus:
+            await_gpus(gpus, say)
+        nodes = nodes_alive()
+        on_gpus = gpus != 0 and any(node.gpus for node in nodes)
+        gpu_bytes = ray.get(_gpu_bytes.remote()) if on_gpus else 0
+        first = left[:1] if alone[left[0]] else [i for i in left if not alone[i]]
+        sizes = [
+            Size(weight_bytes(models[i].source, models[i].dtype, on_gpu=bool(gpu_bytes)), models[i].pieces)
+            for i in first
+        ]
+        wave = {first[i]: placement for i, placement in place(nodes, sizes, gpu_bytes).items()}
+        yield wave
+        left = [i for i in left if i not in wave]
 
 
 def _tighten_token() -> None:
@@ -117,6 +270,27 @@ def _tighten_token() -> None:
     with contextlib.suppress(OSError):
         if token.is_file():
             token.chmod(0o600)
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Make SIGTERM (`ray job stop`, a scheduler) end the block as Ctrl-C does, so that what it holds is let go.
+
+    Ray installs a handler of its own when it connects.
+    """
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: letting go takes a second
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -130,7 +304,7 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
     if address := address or os.environ.get("RAY_ADDRESS"):
         options["address"] = address
     else:
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -140,6 +314,7 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        yield
+        with _told_to_end():
+            yield
     finally:
         ray.shutdown()

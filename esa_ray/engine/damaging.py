@@ -65,6 +65,11 @@ class Damaging:
         fit = int(STATES_SHARE * self.budget / (self.windows.evaluation.size * width))
         return None if fit > self.catalogue.layers else max(1, fit)
 
+    def spare_memory(self) -> None:
+        """Forget all hidden states of intact passes; from now on those of one block at a time are kept."""
+        self.__dict__.pop("_resumable", None)
+        self.budget = 1
+
     def prepared(self, tensors: Sequence[WeightTensor]) -> int | None:
         """From which block on to run the model once these are damaged; None for all of it.
 

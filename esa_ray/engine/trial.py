@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import ray
 from ray import tune
 
+from esa_ray.engine.crew import TRIES, result
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
 
+#: Seconds between two questions for a free model actor while none is up.
+PAUSE = 0.5
+
 
 class CellTrial(tune.Trainable):
-    """Runs the cells of one chunk on one model actor, the one with the fewest trials at the time.
+    """Runs the cells of one chunk on one model actor of its study, the one with the fewest trials at the time.
 
     Its process is mostly reused for the next chunk, but Tune starts and stops such processes as it likes, so
-    nothing is bound to one.
+    nothing is bound to one. ``crews`` are the model actors of each study, ``seats`` tells which to go to.
     """
 
-    def setup(self, config: dict[str, Any], actors: list[Any] | None = None, seats: Any = None) -> None:
+    def setup(self, config: dict[str, Any], crews: list[list[Any]] | None = None, seats: Any = None) -> None:
         """Keep the handles."""
-        self.actors, self.seats = actors or [], seats
+        self.crews, self.seats = crews or [], seats
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next chunk in the same process."""
@@ -30,39 +35,47 @@ class CellTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run all cells of the chunk once."""
+        work = self.config["work"]
         try:
-            return _report(self.in_turn([Cell.model_validate_json(text) for text in self.config["cells"]]))
+            rows = self.in_turn([Cell.model_validate_json(text) for text in work["cells"]], work["crew"])
         except EsaError as error:
             return {"done": True, "fatal": str(error), "finished": 0}
+        return report(rows) | {"crew": work["crew"]}
 
-    def in_turn(self, cells: list[Cell]) -> list[dict[str, Any]]:
-        """Run cells at the model actor that has the fewest trials now."""
-        self.actor = self.actors[ray.get(self.seats.take.remote(self.trial_id))]
-        try:
-            return self._run(cells)
-        finally:
-            ray.get(self.seats.leave.remote(self.trial_id))
+    def in_turn(self, cells: list[Cell], crew: int = 0) -> list[dict[str, Any]]:
+        """Run cells at the model actor that has the fewest trials now, and elsewhere if that one dies.
 
-    def _run(self, cells: list[Cell]) -> list[dict[str, Any]]:
-        try:
-            return ray.get(self.actor.run.remote(cells))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, EsaError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError as error:
-            if len(cells) > 1:  # find the one that kills its process; the others have a right to a result
-                return [row for cell in cells for row in self._run([cell])]
-            return [{"killed": cells[0].model_dump_json(), "status": "error", "error": first_line(error)}]
+        Cells of a chunk that killed their process are tried one by one, since the others have a right to a result.
+        """
+        for _ in range(TRIES if len(cells) == 1 else 1):
+            actor, lost = self._actor(crew), False
+            try:
+                return result(actor.run.remote(cells))
+            except ray.exceptions.RayActorError as error:
+                lost, death = True, first_line(error)
+            finally:
+                ray.get(self.seats.leave.remote(self.trial_id, lost=lost))
+        if len(cells) > 1:
+            return [row for cell in cells for row in self.in_turn([cell], crew)]
+        return [{"killed": cells[0].model_dump_json(), "status": "error", "error": death}]
+
+    def _actor(self, crew: int) -> Any:
+        while (index := ray.get(self.seats.take.remote(self.trial_id, crew))) is None:
+            time.sleep(PAUSE)
+        return self.crews[crew][index]
 
 
-def _report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What Tune, and whatever listens to it, hears of a chunk: scalars, and cells that killed their process."""
     last = rows[-1]
     nll = sum(last["nll"]) / sum(last["tokens"]) if last.get("nll") else math.nan
     return {
         "done": True,
         "finished": len(rows),
         "errors": sum(row["status"] == "error" for row in rows),
+        "diverged": sum(row["status"] == "diverged" for row in rows),
+        "seconds": sum(row.get("seconds") or 0.0 for row in rows),
+        "tokens": sum(sum(row.get("tokens") or ()) for row in rows),
         "nll_per_token": nll,
         "killed": [row["killed"] for row in rows if "killed" in row],
     }

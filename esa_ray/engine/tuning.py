@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
 
-from esa_ray.engine.actor import Seats
+from esa_ray.engine.cluster import at_head
+from esa_ray.engine.crew import Crew, Seats, dismiss
 from esa_ray.errors import EsaError
-from esa_ray.progress import Reporter
+from esa_ray.progress import Reporter, Silent
 
 
 class Watch(tune.Callback):
-    """Hears every finished trial: progress, cells that killed their process, and causes to stop."""
+    """Hears every finished trial: progress, cells that killed their process, and causes to stop.
 
-    def __init__(self, reporter: Reporter, baseline: float):
-        self.reporter, self.baseline = reporter, baseline
+    Parameters
+    ----------
+    baselines
+        Each study's intact loss, nats per token.
+    landed
+        Called with the study's number and how many of its cells came in.
+    alarm
+        Says why everything must stop; None while nothing speaks against going on.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        baselines: Sequence[float],
+        landed: Callable[[int, int], None] = lambda crew, cells: None,
+        alarm: Callable[[], str | None] = lambda: None,
+    ):
+        self.reporter, self.baselines, self.landed, self.alarm = reporter, baselines, landed, alarm
         self.fatal: str | None = None
-        self.killed: list[str] = []
+        self.killed: list[tuple[int, str]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune writes its callbacks beside its own state, which nothing ever reads here: the store is the truth.
+        return Watch, (Silent(), [])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Called by Tune in the driver."""
         result = trial.last_result
+        crew, finished = result.get("crew", 0), result.get("finished", 0)
         self.fatal = self.fatal or result.get("fatal")
-        self.killed += result.get("killed", [])
-        delta = result.get("nll_per_token", float("nan")) - self.baseline
-        self.reporter.advance(result.get("finished", 0), f"ΔNLL {delta:+.3g}")
+        self.killed += [(crew, cell) for cell in result.get("killed", [])]
+        delta = result.get("nll_per_token", float("nan")) - self.baselines[crew]
+        self.reporter.advance(
+            finished, f"ΔNLL {delta:+.3g}", tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
+        )
+        self.landed(crew, finished)
+
+    def stop(self) -> bool:
+        """Whether the sweep must end."""
+        self.fatal = self.fatal or self.alarm()
+        return self.fatal is not None
 
 
 class _StopOnFatal(tune.Stopper):
@@ -39,35 +75,50 @@ class _StopOnFatal(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self.watch.fatal is not None
+        return self.watch.stop()
+
+
+SCRATCH = "esa-tune-"
+
+
+def _scratch() -> str:
+    """A directory for what Tune writes beside; those of drivers that were killed are deleted."""
+    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        named = re.match(rf"{SCRATCH}(\d+)-", old.name)
+        with contextlib.suppress(OSError):
+            if named and not psutil.pid_exists(int(named[1])) and old.stat().st_uid == os.getuid():
+                shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
 
 
 def fit(
     trainable: type[tune.Trainable],
     space: dict[str, Any],
     *,
-    actors: list[Any],
+    crews: Sequence[Crew],
     at_once: int,
     watch: Watch,
     verbose: bool = False,
     config: tune.TuneConfig | None = None,
+    callbacks: Sequence[tune.Callback] = (),
     **parameters: Any,
 ) -> tune.ResultGrid:
-    """Run all trials of a space, at most so many at once, each at the model actor with the fewest.
+    """Run all trials of a space, at most so many at once, each at the model actor of its study with the fewest.
 
     Raises
     ------
     EsaError
-        If a trial met a cause that the user can mend.
+        If a trial met a cause that the user can mend, or the watch was alarmed.
     """
     at_once = min(at_once, 10_000)
-    seats = ray.remote(num_cpus=0)(Seats).remote(len(actors))
-    scratch = tempfile.mkdtemp(prefix="esa-tune-")
+    handles = [crew.actors for crew in crews]
+    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles)
+    scratch = _scratch()
     try:
         # Every cluster has one head marker; its fractions admit exactly `at_once` trials at a time. Without
         # a resource to run out of, Tune starts a process for every pending trial and reuses none.
         admitted = tune.with_resources(
-            tune.with_parameters(trainable, actors=actors, seats=seats, **parameters),
+            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters),
             {"node:__internal_head__": 1 / at_once},
         )
         results = tune.Tuner(
@@ -78,14 +129,14 @@ def fit(
                 storage_path=scratch,
                 name="sweep",
                 verbose=1 if verbose else 0,
-                callbacks=[watch],
+                callbacks=[watch, *callbacks],
                 stop=_StopOnFatal(watch),
                 failure_config=tune.FailureConfig(max_failures=3),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         ).fit()
     finally:
-        ray.kill(seats)  # type: ignore[arg-type]
+        dismiss([seats])
         shutil.rmtree(scratch, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)

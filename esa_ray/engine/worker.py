@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -25,6 +23,7 @@ from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.models.addressing import WeightTensor, catalogue
+from esa_ray.models.exhaustion import give_back_memory, out_of_memory
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source
 from esa_ray.perturb.edit import NotRestoredError
@@ -39,18 +38,15 @@ from esa_ray.scoring.scores import Scores
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
 
+#: Bytes below which a smaller budget for scoring saves nothing.
+SMALLEST_BUDGET = 64 * 2**20
+
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
         "python": platform.python_version()
     }
-
-
-def _give_back_memory() -> None:
-    """The allocator keeps what accumulators leave behind: gigabytes that the node's other actors could use."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has this
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _offload_folder(source: Source, device: str) -> str | None:
@@ -77,6 +73,8 @@ class Worker:
         Bytes above the weights that scoring may take; None is no limit.
     text
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
+    windows
+        The windows of a text that is too large for every worker to read; ``text`` is then taken at its word.
     """
 
     def __init__(
@@ -86,6 +84,7 @@ class Worker:
         directory: str,
         *,
         text: str | None = None,
+        windows: data.Windows | None = None,
         device: str = "cpu",
         threads: int | None = None,
         memory_budget: int | None = None,
@@ -95,12 +94,7 @@ class Worker:
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
-        tokenizer = load_tokenizer(source)
-        documents = data.read_documents(spec.data)
-        found = data.text_fingerprint(documents)
-        if text not in (None, found):
-            raise EsaError(f"{platform.node()} sees another text under --data {spec.data.source}; share the file")
-        self.windows = data.windows(spec.data, tokenizer, spec.seeds, documents)
+        self.windows, found = (windows, text) if windows and text else self._read_text(text)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         self.model = load_model(source, self.dtype, device, offload_folder=_offload_folder(source, device))
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -115,6 +109,13 @@ class Worker:
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
             budget=memory_budget,
         )  # fmt: skip
+
+    def _read_text(self, expected: str | None) -> tuple[data.Windows, str]:
+        tokenizer, documents = load_tokenizer(self.source), data.read_documents(self.spec.data)
+        found = data.text_fingerprint(documents)
+        if expected not in (None, found):
+            raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
+        return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
 
     def _check_layers(self) -> None:
         deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]
@@ -153,8 +154,8 @@ class Worker:
             "dtype": self.resolved.dtype,
             "text": self.resolved.text,
             "bos": windows.bos,
-            "windows": len(windows.tokens),
-            "pool": len(windows.pool_index),
+            "windows": windows.total,
+            "pool": windows.pool,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
@@ -171,12 +172,13 @@ class Worker:
             "dtype": self.dtype,
             "data": spec.data.source,
             "device": self.device,
+            "worker": f"{platform.node()}/{os.getpid()}",
             "version": " ".join(f"{k}={v}" for k, v in versions().items()),
         }
 
     def baseline(self) -> dict[str, Any]:
         """Measure and store the intact model; returns its perplexity and the seconds it took."""
-        if "baseline" in self.store.names("baselines"):
+        if self.store.has("baselines", "baseline"):
             stored = self.store.read("baselines", "baseline").to_pylist()[0]
             known = Outcome(stored["nll"], stored["tokens"], stored["hits"])
             return {"perplexity": known.perplexity, "seconds": stored["seconds"]}
@@ -202,31 +204,49 @@ class Worker:
         tensors = self._scored()
         gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
         probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
-        scores = score_tensors(
-            self.model, tensors, self.windows.calibration(seed),
-            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), budget=self.memory_budget, seed=seed,
-            watch=growth, watch_at=growth.at, **probing,
-        )  # fmt: skip
-        if self.spec.fidelity and seed == self.spec.seeds[0] and samples_name(seed) not in self.store.names("samples"):
+        scores = self._score(
+            tensors, seed, tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), growth, **probing
+        )
+        if self.spec.fidelity and seed == self.spec.seeds[0] and not self.store.has("samples", samples_name(seed)):
             self._sample(scores, seed)
         for spec in specs:
             name, scored = ranking_name(spec.metric, spec.mode, seed), combined(scores, spec)
             # What is stored stays: cells and census may have been measured by it.
-            if name not in self.store.names("score_stats"):
+            if not self.store.has("score_stats", name):
                 self.store.write("score_stats", name, score_stats(scored, spec, seed=seed, model=model))
-            if "weights" in self.spec.analyses and name not in self.store.names("sample_sizes"):
+            if "weights" in self.spec.analyses and not self.store.has("sample_sizes", name):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
-            if name not in self.store.names("rankings"):
+            if not self.store.has("rankings", name):
                 ranking = rank(scored, spec, depth, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, ranking)
         for weights in self.spec.lists:
             name = ranking_name(LISTED, weights.name, seed)
-            if name not in self.store.names("rankings"):
+            if not self.store.has("rankings", name):
                 given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, given)
         del scores, scored, growth
-        _give_back_memory()
+        give_back_memory()
         return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    def _score(
+        self, tensors: Sequence[WeightTensor], seed: int, metrics: tuple[str, ...], growth: SampleSizes, **more: Any
+    ) -> Scores:
+        """Scores of these tensors; where memory runs out, the same scores a smaller range of blocks at a time."""
+        calibration = self.windows.calibration(seed)
+        while True:
+            try:
+                return score_tensors(
+                    self.model, tensors, calibration, metrics, budget=self.memory_budget, seed=seed, watch=growth,
+                    watch_at=growth.at, **more,
+                )  # fmt: skip
+            except Exception as error:
+                weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+                smaller = (self.memory_budget or 4 * weights) // 2
+                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
+                    raise
+                self.memory_budget = smaller
+            growth.forget()
+            give_back_memory()
 
     @staticmethod
     def _probing(spec: ScoreSpec, tensors: Sequence[WeightTensor]) -> dict[str, Any]:
@@ -257,6 +277,18 @@ class Worker:
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)
 
+    def _damaged(self, cell: Cell) -> dict[str, Any]:
+        """A cell's outcome; where memory runs out, once more without what is kept to save time."""
+        ranking = self._ranking(ranking_name(*cell.chosen_by, cell.seed))
+        try:
+            return self.damaging.run(cell, ranking)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        self.damaging.spare_memory()
+        give_back_memory()
+        return self.damaging.run(cell, ranking)
+
     def run(self, cell: Cell) -> dict[str, Any]:
         """Damage, evaluate, restore, and store the row; an exception becomes a row with status ``error``."""
         started = time.perf_counter()
@@ -272,7 +304,7 @@ class Worker:
             **cell.columns,
         }
         try:
-            row |= self.damaging.run(cell, self._ranking(ranking_name(*cell.chosen_by, cell.seed)))
+            row |= self._damaged(cell)
         except EmptyPartError:
             row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
         except NotRestoredError:
@@ -280,7 +312,8 @@ class Worker:
         except EsaError:
             raise  # a cause the user can mend, the same for every cell
         except Exception as error:  # whatever it is, it is this cell's alone
-            row |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
+            mend = "; lower --batch-size or --window" if out_of_memory(error) else ""
+            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{mend}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
         self.store.write("cells", name, [row])
         return _told(row)

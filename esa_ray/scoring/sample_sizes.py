@@ -41,8 +41,12 @@ class SampleSizes:
     def __init__(self, specs: Sequence[ScoreSpec], k: int, windows: int):
         self.specs, self._k = [s for s in specs if growing(s)], k
         self.at = sizes(windows) if self.specs else ()
-        self._best = {(spec, n): Selector(k) for spec in self.specs for n in self.at}
         self._tensors: tuple[WeightTensor, ...] = ()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the windows will pass once more."""
+        self._best = {(spec, n): Selector(self._k) for spec in self.specs for n in self.at}
 
     def __call__(self, windows: int, scores: Scores, tensors: Sequence[int]) -> None:
         """Let some tensors' scores after so many windows compete."""

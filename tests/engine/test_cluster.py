@@ -1,62 +1,155 @@
 """How many actors of what size: by hand-counted memory and cores."""
 
-from esa_ray.engine.actor import Seats
-from esa_ray.engine.cluster import PROCESS, WORKING_SET, place
+from esa_ray.engine.cluster import Node, Size, place
+from esa_ray.engine.crew import Seats
+from esa_ray.sizes import PROCESS, WORKING_SET
+
+GPU = 80 * 10**9
+
+
+def alone(nodes, weights, gpu_bytes=0, pieces=90):
+    (placement,) = place(nodes, [Size(weights, pieces)], gpu_bytes).values()
+    return placement
 
 
 def test_two_cores_and_a_small_model_take_two_actors_of_one_thread():
-    found = place({"CPU": 2, "memory": 20e9}, model_bytes=540_000_000, gpu_bytes=0, work=90)
+    found = alone([Node(2, 20e9)], 540_000_000)
     assert (found.actors, found.threads, found.gpus, found.device) == (2, 1, 0, "cpu")
 
 
 def test_memory_limits_actors_and_the_cores_go_into_threads():
     need = 8e9 * WORKING_SET + PROCESS
-    found = place({"CPU": 16, "memory": 2.5 * need / 0.7}, model_bytes=8_000_000_000, gpu_bytes=0, work=90)
+    found = alone([Node(16, 2.5 * need / 0.7)], 8_000_000_000)
     assert (found.actors, found.threads) == (2, 8)
+    assert found.memory == int(need)
 
 
 def test_an_actor_is_never_larger_than_its_node():
     need = 8e9 * WORKING_SET + PROCESS
-    found = place({"CPU": 32, "memory": 4 * 1.5 * need / 0.7}, 8_000_000_000, 0, work=90, nodes=4)
+    found = alone([Node(8, 1.5 * need / 0.7)] * 4, 8_000_000_000)
     assert (found.actors, found.threads) == (4, 8)
-    alone = place({"CPU": 32, "GPU": 4}, 100 * 10**9, 80 * 10**9, work=90, nodes=4)
-    assert (alone.actors, alone.gpus, alone.device) == (4, 1, "auto")
+    large = alone([Node(4, 64e9, 1)] * 4, 100 * 10**9, GPU)
+    assert (large.actors, large.gpus, large.device) == (4, 1, "auto")
 
 
 def test_no_more_actors_than_work():
-    assert place({"CPU": 16, "memory": 1e12}, model_bytes=1, gpu_bytes=0, work=3).actors == 3
+    assert alone([Node(16, 1e12)], 1, pieces=3).actors == 3
+
+
+def test_a_model_too_large_for_a_node_gets_one_to_itself_and_reserves_no_more_than_there_is():
+    found = alone([Node(8, 16e9), Node(8, 4e9)], 8 * 10**9)
+    assert (found.actors, found.threads, found.memory) == (1, 8, int(16e9 * 0.7))
+    assert found.budget == int(16e9 * 0.7) - 8 * 10**9 - PROCESS
 
 
 def test_a_small_model_shares_a_gpu_and_a_large_one_spans_several():
-    gpu = 80 * 10**9
-    small = place({"CPU": 16, "GPU": 2}, model_bytes=300_000_000, gpu_bytes=gpu, work=90)
+    small = alone([Node(16, 64e9, 2)], 300_000_000, GPU)
     assert (small.actors, small.gpus, small.device) == (4, 0.5, "cuda")
-    large = place({"CPU": 16, "GPU": 4}, model_bytes=100 * 10**9, gpu_bytes=gpu, work=90)
+    large = alone([Node(16, 64e9, 4)], 100 * 10**9, GPU)
     assert (large.actors, large.gpus, large.device) == (2, 2, "auto")
 
 
 def test_a_model_that_fits_a_gpu_without_its_accumulators_stays_on_one_and_says_what_is_left():
-    found = place({"CPU": 16, "GPU": 1}, model_bytes=40 * 10**9, gpu_bytes=80 * 10**9, work=90)
+    found = alone([Node(16, 64e9, 1)], 40 * 10**9, GPU)
     assert (found.actors, found.gpus, found.device) == (1, 1, "cuda")
     assert found.budget == 72 * 10**9 - 40 * 10**9 - PROCESS
 
 
 def test_a_model_too_large_for_all_gpus_takes_them_all_and_offloads_the_rest():
-    found = place({"CPU": 16, "GPU": 1}, model_bytes=94 * 10**9, gpu_bytes=80 * 10**9, work=90)
+    found = alone([Node(16, 64e9, 1)], 94 * 10**9, GPU)
     assert (found.actors, found.gpus, found.device) == (1, 1, "auto")
     assert found.budget == 1
 
 
 def test_the_budget_on_cpus_is_what_models_and_processes_leave():
-    found = place({"CPU": 2, "memory": 20e9}, model_bytes=540_000_000, gpu_bytes=0, work=90)
-    assert found.budget == int(20e9 * 0.7 / 2) - 540_000_000 - PROCESS
+    found = alone([Node(2, 20e9)], 540_000_000)
+    assert found.budget == int((20e9 * 0.7 - 2 * (540_000_000 + PROCESS)) / 2)
+
+
+def test_models_that_fit_together_run_side_by_side_and_the_others_wait():
+    need = 1e9 * WORKING_SET + PROCESS
+    node = Node(8, 2.2 * need / 0.7)
+    together = place([node], [Size(10**9, 90)] * 3)
+    assert sorted(together) == [0, 1]
+    assert [p.actors for p in together.values()] == [1, 1]
+    assert all(p.threads == 4 for p in together.values())
+    assert sorted(place([node] * 2, [Size(10**9, 90)] * 3)) == [0, 1, 2]
+
+
+def test_a_node_is_never_overrun_whatever_the_models():
+    import random
+
+    rng = random.Random(5)
+    for _ in range(300):
+        nodes = [Node(rng.randint(1, 16), rng.uniform(4e9, 64e9)) for _ in range(rng.randint(1, 4))]
+        sizes = [Size(rng.randint(10**7, 10**10), rng.randint(1, 60)) for _ in range(rng.randint(1, 5))]
+        found = place(nodes, sizes)
+        assert 0 in found
+        assert all(1 <= p.actors <= sizes[i].pieces for i, p in found.items())
+        if len(found) > 1 or found[0].memory == int(sizes[0].need):
+            reserved = sum(p.actors * p.memory for p in found.values())
+            assert reserved <= sum(n.memory for n in nodes) * 0.7
+        assert sum(p.actors * p.threads for p in found.values()) <= sum(n.cpus for n in nodes)
+
+
+def test_work_left_over_goes_to_the_study_with_the_most_of_it():
+    found = place([Node(8, 1e12)], [Size(10**6, 60), Size(10**6, 20)])
+    assert (found[0].actors, found[1].actors) == (6, 2)
+
+
+def test_several_small_models_share_one_gpu():
+    found = place([Node(16, 64e9, 1)], [Size(2 * 10**9, 90), Size(10**9, 90), Size(10**9, 90)], GPU)
+    assert sorted(found) == [0, 1, 2]
+    assert sum(p.gpus * p.actors for p in found.values()) <= 1
+    assert all(p.device == "cuda" for p in found.values())
+    too_many = place([Node(16, 64e9, 1)], [Size(20 * 10**9, 90), Size(20 * 10**9, 90), Size(20 * 10**9, 90)], GPU)
+    assert sorted(too_many) == [0]
+
+
+def test_gpus_are_never_overbooked():
+    import random
+
+    rng = random.Random(7)
+    for _ in range(300):
+        nodes = [Node(16, 64e9, rng.randint(0, 4)) for _ in range(rng.randint(1, 3))] + [Node(16, 64e9, 1)]
+        sizes = [Size(rng.randint(10**8, 2 * 10**11), rng.randint(1, 60)) for _ in range(rng.randint(1, 5))]
+        found = place(nodes, sizes, GPU)
+        assert 0 in found
+        assert sum(p.gpus * p.actors for p in found.values()) <= sum(n.gpus for n in nodes)
+        assert all(p.gpus <= max(n.gpus for n in nodes) for p in found.values())
+
+
+class Fake:
+    """An actor whose process answers when told to."""
+
+    def __init__(self):
+        self.awake = self
+
+    def remote(self):
+        return self
 
 
 def test_a_chunk_goes_to_the_actor_with_the_fewest_trials_and_a_retry_takes_its_own_place():
-    seats = Seats(2)
+    seats = Seats([[Fake(), Fake()], [Fake()]])
     assert [seats.take("a"), seats.take("b"), seats.take("c")] == [0, 1, 0]
+    assert seats.take("other", 1) == 0  # another study's crew
     assert seats.take("c") == 0  # killed and tried again: it is counted once
     seats.leave("a")
     seats.leave("c")
     assert seats.take("d") == 0
     assert seats.take("e") in (0, 1)
+
+
+def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypatch):
+    answered = set()
+    monkeypatch.setattr("ray.wait", lambda refs, timeout: ([r for r in refs if r in answered], []))
+    monkeypatch.setattr("ray.get", lambda ref: True)
+    actors = [Fake(), Fake()]
+    seats = Seats([actors])
+    assert [seats.take("a"), seats.take("b")] == [0, 1]
+    seats.leave("a", lost=True)
+    assert [seats.take("a"), seats.take("c")] == [1, 1]
+    seats.leave("b", lost=True)
+    assert seats.take("d") is None
+    answered.add(actors[0])
+    assert seats.take("d") == 0

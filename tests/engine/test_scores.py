@@ -66,7 +66,7 @@ def test_the_census_measures_every_sampled_weight_by_every_edit(done, spec):
 
 
 def test_a_lost_packet_is_measured_again_and_nothing_else(done, spec, ray_cluster):
-    lost = done.path("fidelity", done.names("fidelity")[0])
+    lost = done.directory / "fidelity" / f"{done.names('fidelity')[0]}.parquet"
     before = {p: p.stat().st_mtime_ns for p in done.directory.glob("*/*.parquet") if p != lost}
     rows = done.read("fidelity", lost.stem).to_pylist()
     lost.unlink()

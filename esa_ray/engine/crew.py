@@ -1,0 +1,167 @@
+"""The model actors of a study, and which of them can be given work now.
+
+An actor whose process died comes back by itself, on any node that has room, once there is one. Until it answers again
+it is given nothing: a call to it would wait, however idle the others are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from esa_ray.errors import EsaError, first_line
+from esa_ray.progress import Reporter
+
+#: How often a job or cell is tried whose process dies over it.
+TRIES = 3
+
+#: Seconds of waiting for an actor after which the reporter says so.
+PATIENCE = 30
+
+
+class Crew:
+    """Some model actors, by index.
+
+    A process that died is noticed by whoever called it (:meth:`lost`); it is up again once it answers. ``new`` actors
+    have yet to answer for the first time.
+    """
+
+    def __init__(self, actors: Sequence[Any], *, new: bool = False):
+        self.actors = list(actors)
+        self._waking: dict[int, Any] = {}
+        for index in range(len(self.actors)) if new else ():
+            self.lost(index)
+
+    def lost(self, index: int) -> None:
+        """This actor's process died."""
+        if index not in self._waking:
+            self._waking[index] = self.actors[index].awake.remote()
+
+    def up(self) -> set[int]:
+        """The actors that can be given work."""
+        for index, answer in list(self._waking.items()):
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            del self._waking[index]
+            try:
+                ray.get(answer)
+            except ray.exceptions.RayError:
+                self.lost(index)
+        return set(range(len(self.actors))) - self._waking.keys()
+
+    def waking(self) -> list[Any]:
+        """What to wait for until another actor is up."""
+        return list(self._waking.values())
+
+
+class Seats:
+    """Which trial is at which model actor: every chunk goes to the actor with the fewest.
+
+    A light actor of its own, since a model actor answers only between cells. ``crews`` are the actors of each study
+    that runs side by side. Leases are by trial, so the retry of a trial whose process was killed takes its
+    predecessor's place.
+    """
+
+    def __init__(self, crews: list[list[Any]]):
+        self._crews = [Crew(actors) for actors in crews]
+        self._taken: dict[str, tuple[int, int]] = {}
+
+    def take(self, trial: str, crew: int = 0) -> int | None:
+        """The index of the crew's actor with the fewest trials; None while none is up."""
+        self._taken.pop(trial, None)
+        busy = [index for c, index in self._taken.values() if c == crew]
+        up = self._crews[crew].up()
+        if not up:
+            return None
+        best = min(sorted(up), key=busy.count)
+        self._taken[trial] = (crew, best)
+        return best
+
+    def leave(self, trial: str, *, lost: bool = False) -> None:
+        """This trial's chunk is done, or its actor's process died over it."""
+        seat = self._taken.pop(trial, None)
+        if seat is not None and lost:
+            crew, index = seat
+            self._crews[crew].lost(index)
+
+
+def result(reference: Any) -> Any:
+    """What a call gave; a cause that the user can mend is raised as what it is."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, EsaError) else error) from None
+
+
+#: A method of a model actor, and its arguments.
+Job = tuple[str, tuple]
+
+
+def share_out(
+    crews: Sequence[Crew],
+    jobs: Sequence[Sequence[Job]],
+    reporter: Reporter,
+    check: Callable[[], None] = lambda: None,
+) -> list[list[Any]]:
+    """Run each crew's method calls on whichever of its actors is free; results in the order of the jobs.
+
+    ``check`` is called every second and may raise to end it all.
+
+    Raises
+    ------
+    EsaError
+        If a job met a cause that the user can mend, or its process died again and again.
+    """
+    results: list[list[Any]] = [[None] * len(mine) for mine in jobs]
+    waiting = [(c, number) for c, mine in enumerate(jobs) for number in range(len(mine))]
+    tries: Counter[tuple[int, int]] = Counter()
+    running: dict[Any, tuple[int, int, int]] = {}
+    silent = 0
+    while waiting or running:
+        check()
+        free = [crew.up() - {i for k, _, i in running.values() if k == c} for c, crew in enumerate(crews)]
+        for c, number in list(waiting):
+            if free[c]:
+                index = min(free[c])
+                free[c].remove(index)
+                waiting.remove((c, number))
+                method, arguments = jobs[c][number]
+                running[getattr(crews[c].actors[index], method).remote(*arguments)] = (c, number, index)
+        ready, _ = ray.wait([*running, *(w for crew in crews for w in crew.waking())], num_returns=1, timeout=1.0)
+        silent = 0 if ready else silent + 1
+        if silent == PATIENCE:
+            _say_who_is_missing(crews, reporter)
+        for reference in ready:
+            if reference not in running:
+                continue  # an actor woke up: it is given work above
+            c, number, index = running.pop(reference)
+            try:
+                results[c][number] = result(reference)
+                reporter.advance(1)
+            except ray.exceptions.RayActorError as error:
+                crews[c].lost(index)
+                tries[c, number] += 1
+                if tries[c, number] == TRIES:
+                    raise EsaError(
+                        f"a model actor died {TRIES} times over the same work ({first_line(error)}); if memory ran "
+                        "out, use a smaller model or dtype, or shorter windows, and run the same command again"
+                    ) from None
+                waiting.insert(0, (c, number))
+    return results
+
+
+def _say_who_is_missing(crews: Sequence[Crew], reporter: Reporter) -> None:
+    missing, of = sum(len(crew.waking()) for crew in crews), sum(len(crew.actors) for crew in crews)
+    if missing:
+        reporter.say(f"{missing} of {of} model actors wait for a node with room")
+
+
+def dismiss(actors: Sequence[Any]) -> None:
+    """End actors; those that are gone already are no error."""
+    for handle in actors:
+        with contextlib.suppress(Exception):
+            ray.kill(handle)

@@ -1,0 +1,183 @@
+"""One study on its way: what is known of it, its actors, and how it stands in its store."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from esa_ray import data
+from esa_ray.engine import actor as model_actor
+from esa_ray.engine import cluster
+from esa_ray.engine.crew import Crew, result
+from esa_ray.engine.lacking import lacks, missing_cells, resolution, statuses
+from esa_ray.errors import EsaError
+from esa_ray.grid import Cell, Resolved, cell_id, cells
+from esa_ray.models.sources import Source, find
+from esa_ray.spec import StudySpec, unavailable
+from esa_ray.store import CENSUS_PACKET, PACK_AT, Store
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    directory: Path | str
+    cells: int
+    statuses: dict[str, int]
+    computed: int
+    seconds: float
+
+    @property
+    def missing(self) -> int:
+        """Cells without a row."""
+        return self.cells - sum(self.statuses.values())
+
+    @property
+    def complete(self) -> bool:
+        """Every cell has a result (divergence is one)."""
+        return self.missing == 0 and not self.statuses.get("error")
+
+
+@dataclass
+class Work:
+    """One study on its way: what is known of it, and the actors that compute it."""
+
+    spec: StudySpec
+    store: Store
+    source: Source
+    text: str | None = None
+    windows: data.Windows | None = None
+    resolved: Resolved | None = None
+    crew: Crew = field(default_factory=lambda: Crew([]))
+    intact: float = math.nan
+    cell_seconds: float = 0.0
+    computed: int = 0
+    unpacked: int = 0
+
+    @classmethod
+    def of(cls, spec: StudySpec, location: str | Path) -> Work:
+        """A study that was asked for.
+
+        Raises
+        ------
+        EsaError
+            If it can't be computed, or its model isn't there.
+        """
+        if refused := unavailable(spec):
+            raise EsaError("; ".join(refused))
+        return cls(spec, Store(location), find(spec.model))
+
+    def read_text(self) -> None:
+        """Learn what the text says, and what an earlier run resolved."""
+        if data.is_large(self.spec.data):
+            self.windows, self.text = result(_packed.remote(self.spec, self.source))
+        else:
+            self.text = data.text_fingerprint(data.read_documents(self.spec.data))
+        self.resolved = resolution(self.store, self.spec, self.source, self.text)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether anything is left to compute."""
+        return self.resolved is None or lacks(self.store, self.spec, self.resolved)
+
+    def missing(self, *, failed: bool = True) -> list[Cell]:
+        """Cells without a result; without ``failed`` those that don't even have an error."""
+        assert self.resolved
+        return missing_cells(self.store, self.spec, self.resolved, failed=failed)
+
+    @property
+    def pieces(self) -> int:
+        """Independent pieces of work; more actors than that would idle."""
+        packets = math.ceil(self.spec.fidelity / CENSUS_PACKET)
+        return max(len(self.spec.seeds), len(cells(self.spec)), packets)
+
+    @property
+    def model(self) -> cluster.Model:
+        """What the placement has to know."""
+        return cluster.Model(self.source, self.dtype, self.pieces)
+
+    @property
+    def dtype(self) -> str:
+        """A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU."""
+        return self.resolved.dtype if self.resolved else self.spec.model.dtype
+
+    def start(self, placement: cluster.Placement, memory_budget: int | None) -> None:
+        """Start its model actors."""
+        spec = self.spec.model_copy(
+            update={
+                "model": self.spec.model.model_copy(update={"dtype": self.dtype}),
+                "data": data.anchored(self.spec.data),
+            }
+        )
+        actors = model_actor.start(
+            placement, memory_budget=memory_budget, spec=spec, source=self.source, text=self.text,
+            windows=self.windows, directory=self.store.place.location,
+        )  # fmt: skip
+        self.crew = Crew(actors, new=True)
+
+    def described(self, found: dict[str, Any]) -> None:
+        """Keep what an actor found, and write it down for a study that is new."""
+        versions = found.pop("versions") | {"ray": ray.__version__}
+        fresh = self.resolved is None
+        self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
+        if fresh:
+            self.store.save_study(self.spec, found, versions, cells=len(cells(self.spec)))
+
+    def landed(self, finished: int) -> None:
+        """Some cells came in; once many have, their files are packed."""
+        self.unpacked += finished
+        if self.unpacked >= PACK_AT:
+            self.unpacked = 0
+            self.store.pack()
+
+    def bury(self, text: str) -> None:
+        """Write the row of a cell that kills its process, and so can't write its own."""
+        assert self.resolved
+        cell = Cell.model_validate_json(text)
+        identity = cell_id(cell, self.spec.data, self.resolved)
+        row = {
+            "cell_id": identity,
+            "study": self.spec.name,
+            "model": self.source.name,
+            "dtype": self.resolved.dtype,
+            "data": self.spec.data.source,
+            **cell.columns,
+            "status": "error",
+            "error": "its process died again and again over it (out of memory?)",
+            "created": datetime.now(UTC),
+        }
+        self.store.write("cells", f"{cell.label}-{identity}", [row])
+
+    def summary(self, seconds: float) -> Summary:
+        """How it stands; a run that computed something leaves a manifest."""
+        stored = self.store.load_study()
+        assert stored
+        resolved = self.resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
+        counts = statuses(self.store, self.spec, resolved)
+        total = counts.total() if self.spec.search and self.store.searched() else len(cells(self.spec))
+        found = Summary(self.store.directory, total, dict(counts), self.computed, seconds)
+        if self.computed or not self.store.place.exists("manifest.json"):
+            self.store.save_manifest(
+                {
+                    "study": self.spec.name,
+                    "cells": found.cells,
+                    "statuses": found.statuses,
+                    "missing": found.missing,
+                    "computed_by_this_run": self.computed,
+                    "seconds": round(seconds, 1),
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+            )
+        return found
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _packed(spec: StudySpec, source: Source) -> tuple[data.Windows, str]:
+    from esa_ray.engine import corpus
+
+    return corpus.prepare(data.anchored(spec.data), source, spec.seeds)

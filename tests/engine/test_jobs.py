@@ -1,0 +1,162 @@
+"""``ray job submit`` against a real local head: exit codes that tell the truth, progress in the logs, a clean stop."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import analysis
+from esa_ray.store import RUNNING
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head of its own with a job server on loopback, behind a token; ended by its processes' handles."""
+    port, dashboard, client, metrics, agent_grpc, agent = free_ports(6)
+    with tempfile.TemporaryDirectory(prefix="esa-head-", ignore_cleanup_errors=True) as scratch:
+        token = Path(scratch) / "token"
+        token.write_text("0123456789abcdef" * 4)
+        token.chmod(0o600)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+            "PYTHONPATH": str(ROOT), "ESA_RESULTS": f"{scratch}/results",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [
+                BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+                f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}",
+                f"--dashboard-agent-grpc-port={agent_grpc}", f"--temp-dir={scratch}/ray",
+                "--object-store-memory=100000000", "--disable-usage-stats",
+            ],
+            env=environment, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            deadline = time.monotonic() + 90
+            listing = [BIN / "ray", "job", "list", "--address", address]
+            while subprocess.run(listing, env=environment, capture_output=True).returncode:
+                assert time.monotonic() < deadline
+                time.sleep(1)
+            yield address, environment, Path(scratch)
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            for member in [process, *family]:
+                member.kill()
+            process.wait()
+
+
+def submit(head, *command, wait=True):
+    address, environment, scratch = head
+    (scratch / "empty").mkdir(exist_ok=True)
+    line = [
+        BIN / "ray", "job", "submit", "--address", address, "--working-dir", scratch / "empty",
+        *([] if wait else ["--no-wait"]), "--", "python", "-m", "esa_ray", *command,
+    ]  # fmt: skip
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def truth(head, submission):
+    """What Ray's client says of a job; asked in a process of its own: this one is connected to another cluster."""
+    address, environment, _ = head
+    script = (
+        "import sys; from ray.job_submission import JobSubmissionClient; "
+        "j = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2]); print(j.status.value, j.driver_exit_code)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, address, submission], env=environment, capture_output=True, text=True, check=True
+    )
+    return found.stdout.split()
+
+
+def name_of(submitted):
+    return next(word.strip("'") for word in submitted.stdout.split() if word.strip("'").startswith("raysubmit_"))
+
+
+@pytest.fixture(scope="module")
+def options(model_dir, text_file):
+    return (
+        "run", "--model", model_dir, "--data", text_file, "--window", "24", "--max-samples", "4", "--eval-windows", "5",
+        "--topk", "3", "--seeds", "7",
+    )  # fmt: skip
+
+
+def test_a_finished_study_is_a_job_that_succeeded_and_its_log_shows_progress(head, options, tmp_path):
+    done = submit(head, *options, "--perturb", "zero", "--controls", "random_k", "--out-dir", str(tmp_path / "s"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert truth(head, name_of(done)) == ["SUCCEEDED", "0"]
+    for words in ("loading: ", "scoring: 2/2", "cells: 2/2", "% busy", "report   "):
+        assert words in done.stdout
+    assert analysis.progress(analysis.load(tmp_path / "s"))["ok"] == 2
+
+
+def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(head, options, tmp_path):
+    bad = submit(head, *options, "--perturb", "zero", "--layers", "77", "--out-dir", str(tmp_path / "bad"))
+    assert bad.returncode == 1  # Ray's own command knows no other failure
+    assert truth(head, name_of(bad)) == ["FAILED", "2"]
+    assert "esa: --layers 77" in bad.stdout
+    nothing = "gauss_noise-0.000000000001"
+    failing = submit(head, *options, "--perturb", nothing, "--out-dir", str(tmp_path / "failing"))
+    assert truth(head, name_of(failing)) == ["FAILED", "1"]
+    assert "1 failed" in failing.stdout
+
+
+def test_a_stopped_job_leaves_a_clean_store_and_the_same_command_goes_on(head, options, tmp_path):
+    address, environment, _ = head
+    more = ("--perturb", "zero,sign_flip", "--controls", "random_k,matched_k,bottom_k", "--eval-windows", "400",
+            "--batch-size", "1", "--out-dir", str(tmp_path / "s"))  # fmt: skip
+    started = submit(head, *options, *more, wait=False)
+    folder = tmp_path / "s" / "cells"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.parquet"))) < 1:
+        assert time.monotonic() < deadline, started.stdout
+        time.sleep(0.02)
+    subprocess.run([BIN / "ray", "job", "stop", "--address", address, name_of(started)], env=environment, check=True)
+    assert truth(head, name_of(started))[0] == "STOPPED"
+    kept = len(list(folder.glob("*.parquet")))
+    assert 1 <= kept < 8
+    assert not (tmp_path / "s" / RUNNING).exists()
+    again = submit(head, *options, *more)
+    assert again.returncode == 0, again.stdout
+    assert analysis.progress(analysis.load(tmp_path / "s"))["ok"] == 8
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+
+
+def test_without_a_place_a_job_writes_where_it_was_told_to(head, options):
+    done = submit(head, *options, "--perturb", "zero")
+    assert done.returncode == 0, done.stdout
+    (study,) = (head[2] / "results").iterdir()
+    assert analysis.progress(analysis.load(study))["ok"] == 1
+
+
+def test_nobody_without_the_token_may_submit(head):
+    address, environment, scratch = head
+    stranger = environment | {"RAY_AUTH_TOKEN_PATH": str(scratch / "none"), "HOME": str(scratch / "nobody")}
+    (scratch / "none").write_text("f" * 64)
+    tried = subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", address, "--", "true"], env=stranger, capture_output=True, text=True
+    )
+    assert tried.returncode != 0
+    assert "succeeded" not in tried.stdout
