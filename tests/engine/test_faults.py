@@ -69,6 +69,11 @@ def stored(directory):
     return len(list((directory / "cells").glob("*.parquet")))
 
 
+def workers(directory):
+    """The processes that wrote a study's cells, as "host/pid"."""
+    return set(Store(directory).cells(["worker"])["worker"].to_pylist()) if stored(directory) else set()
+
+
 def wait_until(condition, seconds=120, every=0.02):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -89,12 +94,11 @@ def processes(title):
 
 @contextlib.contextmanager
 def once(condition, action):
-    """Do something in the middle of the block, as soon as a condition holds; it must have been done at the end."""
+    """Do something with what a condition finds, in the middle of the block; it must have been done at the end."""
     happened = []
 
     def watch():
-        wait_until(condition)
-        action()
+        action(wait_until(condition))
         happened.append(True)
 
     thread = threading.Thread(target=watch)
@@ -157,12 +161,12 @@ def test_a_killed_process_of_the_sweep(study, undisturbed, unharmed, tmp_path, t
     def at_work():
         if stored(tmp_path / "s") < 3:
             return []
-        busy = {int(w.partition("/")[2]) for w in analysis.load(tmp_path / "s").cells["worker"]}
+        busy = {int(w.partition("/")[2]) for w in workers(tmp_path / "s")}
         return [p for p in processes(title) if "Trial" in title or p.pid in busy]
 
-    def kill():
-        victims.extend(at_work())
-        victims[0].kill()
+    def kill(found):
+        found[0].kill()
+        victims.append(found[0])
 
     with once(at_work, kill):
         assert run_study(study, tmp_path / "s").complete
@@ -302,12 +306,12 @@ def own_cluster(workers):
 
 def test_a_node_that_dies(study, undisturbed, unharmed, tmp_path):
     directory = tmp_path / "s"
-    with own_cluster(1) as (address, tell), driver(study, directory, address=address) as process:
-        both = wait_until(lambda: stored(directory) and len(set(Store(directory).cells(["worker"])["worker"])) > 1)
-        assert both
-        assert stored(directory) < len(cells(study)) - 1
-        tell("kill the node")
-        sentences = said(process, 240)
+    with own_cluster(1) as (address, tell):
+        with driver(study, directory, address=address, fault="begun_together") as process:
+            wait_until(lambda: len(workers(directory)) > 1 or process.poll() is not None)
+            assert stored(directory) < len(cells(study)) - 1
+            tell("kill the node")
+            sentences = said(process, 240)
     assert process.returncode == 0, sentences
     unharmed(directory)
 
