@@ -48,8 +48,8 @@ def study(spec, actors: int, threads: int) -> float:
     from esa_ray.engine import cluster
     from esa_ray.engine.sweep import run_study
 
-    chosen = cluster.choose
-    cluster.choose = lambda *a, **k: replace(chosen(*a, **k), actors=actors, threads=threads)
+    place = cluster.place
+    cluster.place = lambda *a: {i: replace(p, actors=actors, threads=threads) for i, p in place(*a).items()}
     with cluster.connected(), tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()
         assert run_study(spec, directory).complete

@@ -33,7 +33,7 @@ MemoryBudget = Annotated[
     str | None, typer.Option(help="What scoring may take beside the weights in each actor, e.g. 4GB.")
 ]
 Fidelity = Annotated[int, typer.Option(help="Damage so many single weights to see what each score is worth.")]
-Data = Annotated[str, typer.Option(help="pydoc, a .txt, .jsonl or .parquet file, or hf:NAME.")]
+Data = Annotated[str, typer.Option(help="pydoc, a .txt, .jsonl or .parquet file or a directory of them, or hf:NAME.")]
 TextColumn = Annotated[str, typer.Option(help="Column of the text in a table.")]
 Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
 Window = Annotated[int, typer.Option(help="Tokens a window.")]

@@ -56,7 +56,7 @@ def last_part(location: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(location)
     parts = urlsplit(text)
-    path = f"{parts.netloc}{parts.path}" if is_uri(text) else str(Path(text).expanduser().resolve())
+    path = f"{parts.netloc}{parts.path}" if is_uri(text) else str(Path(os.path.expanduser(text)).resolve())
     return path.rstrip("/").rpartition("/")[2]
 
 
@@ -86,7 +86,7 @@ class Place:
         text = os.fspath(location)
         self.path: Path | None = None
         if not is_uri(text):
-            self.path = Path(text).expanduser().resolve()
+            self.path = Path(os.path.expanduser(text)).resolve()
         elif text.startswith("file://"):
             self.path = Path(urlsplit(text).path)
         elif ":" in urlsplit(text).netloc.rpartition("@")[0]:

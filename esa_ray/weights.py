@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_weights(path: str | Path) -> WeightList:
     >>> read_weights(file).k
     2
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     table = _of_study(path) if path.is_dir() else _of_file(path)
     if missing := [c for c in COLUMNS[:3] if c not in table.column_names]:
         raise EsaError(f"--weights {path} has no column {missing[0]!r}; it needs tensor, row and col (and expert)")

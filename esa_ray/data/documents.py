@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def files(spec: DataSpec) -> list[Path]:
     """
     if spec.source == "pydoc" or spec.source.startswith("hf:"):
         return []
-    path = Path(spec.source).expanduser()
+    path = Path(os.path.expanduser(spec.source))
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
     except OSError:  # a name too long to be a path
@@ -262,7 +263,7 @@ def anchored(spec: DataSpec) -> DataSpec:
     """The same data with a file's absolute path, for processes that run in another directory."""
     if spec.source == "pydoc" or spec.source.startswith("hf:"):
         return spec
-    return spec.model_copy(update={"source": str(Path(spec.source).expanduser().resolve())})
+    return spec.model_copy(update={"source": str(Path(os.path.expanduser(spec.source)).resolve())})
 
 
 class Fingerprint:

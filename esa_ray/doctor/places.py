@@ -23,7 +23,7 @@ def temporary_directory() -> Path:
 
 def place(name: str, path: Path) -> Finding:
     """Free space where a directory is or will be, and whether it can be written to: found by writing."""
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     elsewhere = f"name another place ({SETTINGS[name]})"
     if not there.is_dir():

@@ -12,12 +12,16 @@ from esa_ray.errors import EsaError
 #: Tracker → the Python package it needs.
 TRACKERS = {"mlflow": "mlflow", "wandb": "wandb"}
 
+#: What of wandb's environment its runs are told → the argument of ``wandb.init``.
+_WANDB = {"WANDB_PROJECT": "project", "WANDB_ENTITY": "entity", "WANDB_MODE": "mode", "WANDB_DIR": "dir"}
+
 
 def callbacks(trackers: Sequence[str], study: str = "esa-ray") -> list[tune.Callback]:
     """Tune's callbacks for trackers by name, each cell's settings as parameters and its outcome as metrics.
 
     "mlflow" goes to ``$MLFLOW_TRACKING_URI`` (by default where mlflow itself goes), "wandb" to the project
-    ``$WANDB_PROJECT`` (default esa-ray), offline with ``WANDB_MODE=offline``.
+    ``$WANDB_PROJECT`` (default esa-ray), offline with ``WANDB_MODE=offline`` to ``wandb/`` in ``$WANDB_DIR``
+    (default: here). A project that exists keeps what it has; a cell that is computed again is another run.
 
     Raises
     ------
@@ -51,4 +55,7 @@ def _wandb(study: str) -> tune.Callback:
     import wandb  # noqa: F401
     from ray.air.integrations.wandb import WandbLoggerCallback
 
-    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", study))
+    # Runs are written by a process of the cluster, which doesn't have this one's variables, in a directory that goes
+    # with the sweep.
+    said = {field: os.environ[name] for name, field in _WANDB.items() if name in os.environ}
+    return WandbLoggerCallback(**{"project": study, "dir": os.getcwd()} | said)

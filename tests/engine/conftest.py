@@ -15,12 +15,12 @@ TEXT = "".join(
 )
 
 
-def save_model(directory, *, poison: bool = False) -> str:
+def save_model(directory, *, poison: bool = False, seed: int = 0) -> str:
     config = LlamaConfig(
         vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     if poison:
         model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")

@@ -306,12 +306,14 @@ def own_cluster(workers):
 
 def test_a_node_that_dies(study, undisturbed, unharmed, tmp_path):
     directory = tmp_path / "s"
-    with own_cluster(1) as (address, tell):
-        with driver(study, directory, address=address, fault="begun_together") as process:
-            wait_until(lambda: len(workers(directory)) > 1 or process.poll() is not None)
-            assert stored(directory) < len(cells(study)) - 1
-            tell("kill the node")
-            sentences = said(process, 240)
+    with (
+        own_cluster(1) as (address, tell),
+        driver(study, directory, address=address, fault="begun_together") as process,
+    ):
+        wait_until(lambda: len(workers(directory)) > 1 or process.poll() is not None)
+        assert stored(directory) < len(cells(study)) - 1
+        tell("kill the node")
+        sentences = said(process, 240)
     assert process.returncode == 0, sentences
     unharmed(directory)
 

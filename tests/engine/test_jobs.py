@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -29,6 +31,15 @@ def free_ports(n):
     finally:
         for each in sockets:
             each.close()
+
+
+class Head(NamedTuple):
+    """How to reach a head: its job server, the environment with its token, its files, the port of its metrics."""
+
+    address: str
+    environment: dict
+    scratch: Path
+    metrics: int
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def head():
             while subprocess.run(listing, env=environment, capture_output=True).returncode:
                 assert time.monotonic() < deadline
                 time.sleep(1)
-            yield address, environment, Path(scratch)
+            yield Head(address, environment, Path(scratch), metrics)
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             for member in [process, *family]:
@@ -69,7 +80,7 @@ def head():
 
 
 def submit(head, *command, wait=True):
-    address, environment, scratch = head
+    address, environment, scratch, _ = head
     (scratch / "empty").mkdir(exist_ok=True)
     line = [
         BIN / "ray", "job", "submit", "--address", address, "--working-dir", scratch / "empty",
@@ -80,7 +91,7 @@ def submit(head, *command, wait=True):
 
 def truth(head, submission):
     """What Ray's client says of a job; asked in a process of its own: this one is connected to another cluster."""
-    address, environment, _ = head
+    address, environment, _, _ = head
     script = (
         "import sys; from ray.job_submission import JobSubmissionClient; "
         "j = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2]); print(j.status.value, j.driver_exit_code)"
@@ -112,6 +123,31 @@ def test_a_finished_study_is_a_job_that_succeeded_and_its_log_shows_progress(hea
     assert analysis.progress(analysis.load(tmp_path / "s"))["ok"] == 2
 
 
+def test_prometheus_can_read_what_the_actors_count(head, options, tmp_path):
+    more = ("--perturb", "zero,sign_flip", "--out-dir", str(tmp_path / "s"))
+    assert submit(head, *options, *more).returncode == 0
+    cells = analysis.load(tmp_path / "s").cells
+    deadline = time.monotonic() + 60
+    while not (found := meters(head.metrics, "s")).get("cells_total"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert found["cells_total"] == 2
+    assert found["tokens_total"] == sum(map(sum, cells["tokens"]))
+    assert found["busy_seconds_total"] >= cells["seconds"].sum()
+
+
+def meters(port, study):
+    """This project's metrics of a study, as a node of the cluster gives them to Prometheus."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith("ray_esa_") and f'study="{study}"' in line:
+            name = line.partition("{")[0].removeprefix("ray_esa_")
+            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+    return found
+
+
 def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(head, options, tmp_path):
     bad = submit(head, *options, "--perturb", "zero", "--layers", "77", "--out-dir", str(tmp_path / "bad"))
     assert bad.returncode == 1  # Ray's own command knows no other failure
@@ -124,7 +160,7 @@ def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(hea
 
 
 def test_a_stopped_job_leaves_a_clean_store_and_the_same_command_goes_on(head, options, tmp_path):
-    address, environment, _ = head
+    address, environment, _, _ = head
     more = ("--perturb", "zero,sign_flip", "--controls", "random_k,matched_k,bottom_k", "--eval-windows", "400",
             "--batch-size", "1", "--out-dir", str(tmp_path / "s"))  # fmt: skip
     started = submit(head, *options, *more, wait=False)
@@ -147,12 +183,12 @@ def test_a_stopped_job_leaves_a_clean_store_and_the_same_command_goes_on(head, o
 def test_without_a_place_a_job_writes_where_it_was_told_to(head, options):
     done = submit(head, *options, "--perturb", "zero")
     assert done.returncode == 0, done.stdout
-    (study,) = (head[2] / "results").iterdir()
+    (study,) = (head.scratch / "results").iterdir()
     assert analysis.progress(analysis.load(study))["ok"] == 1
 
 
 def test_nobody_without_the_token_may_submit(head):
-    address, environment, scratch = head
+    address, environment, scratch, _ = head
     stranger = environment | {"RAY_AUTH_TOKEN_PATH": str(scratch / "none"), "HOME": str(scratch / "nobody")}
     (scratch / "none").write_text("f" * 64)
     tried = subprocess.run(

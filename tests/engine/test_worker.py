@@ -8,7 +8,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from esa_ray.engine import damaging as damaging_module
+from esa_ray.engine import worker as worker_module
+from esa_ray.engine.actor import Meters, ModelActor
 from esa_ray.engine.worker import Worker
+from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, cell_id, cells
 from esa_ray.models.sources import find
 from esa_ray.spec import PerturbSpec
@@ -105,3 +108,71 @@ def test_noise_too_weak_to_change_anything_is_an_error(new_worker):
     row = _stored(worker, cell)
     assert row["status"] == "error"
     assert "changed none" in row["error"]
+
+
+def _once_out_of_memory(monkeypatch, module, name, error, *, work_first=False):
+    """Replace a function by one that finds no memory the first time, before or after it did its work."""
+    real, calls = getattr(module, name), []
+
+    def scarce(*arguments, **options):
+        calls.append(options)
+        if work_first or len(calls) > 1:
+            found = real(*arguments, **options)
+        if len(calls) == 1:
+            raise error
+        return found
+
+    monkeypatch.setattr(module, name, scarce)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_a_cell_that_runs_out_of_memory_is_tried_once_more_and_comes_out_the_same(
+    new_worker, monkeypatch, tmp_path, error
+):
+    plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
+    cell = Cell(score=plenty.spec.scores[0], k=3, seed=7, group="super", perturbation=PerturbSpec(kind="zero"))
+    for worker in (plenty, short):
+        worker.rank(7)
+    plenty.run(cell)
+    before = state_bits(short.model)
+    calls = _once_out_of_memory(monkeypatch, damaging_module, "evaluate", error, work_first=True)
+    short.run(cell)
+    assert len(calls) == 2
+    a, b = _stored(plenty, cell), _stored(short, cell)
+    assert b["status"] == "ok"
+    for column in ("nll", "hits", "kl", "n_changed", "delta_norm"):
+        assert a[column] == b[column]
+    assert state_bits(short.model) == before
+
+
+def test_scoring_that_runs_out_of_memory_goes_on_with_half_and_gives_the_same_tables(new_worker, monkeypatch, tmp_path):
+    plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
+    for worker in (plenty, short):
+        worker.spec = worker.spec.replace(analyses=("weights",))
+    plenty.rank(7)
+    short.memory_budget = 2**30
+    calls = _once_out_of_memory(monkeypatch, worker_module, "score_tensors", MemoryError(), work_first=True)
+    short.rank(7)
+    assert [c["budget"] for c in calls] == [2**30, 2**29]
+    for name in ("rankings", "score_stats", "sample_sizes"):
+        (key,) = plenty.store.names(name)
+        assert plenty.store.read(name, key).equals(short.store.read(name, key)), name
+
+
+def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker, monkeypatch):
+    def never(*_, budget, **__):
+        budgets.append(budget)
+        raise MemoryError
+
+    budgets = []
+    monkeypatch.setattr(worker_module, "score_tensors", never)
+    actor = ModelActor()
+    actor._worker = new_worker()
+    actor._meters = Meters("tiny", "tiny")
+    actor._worker.memory_budget = 2**29
+    with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
+        actor.rank(7)
+    assert budgets == [2**29, 2**28, 2**27, 2**26]

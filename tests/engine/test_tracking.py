@@ -1,0 +1,57 @@
+"""Trackers get every cell, through their own packages and Tune's own callbacks, without a network."""
+
+import sys
+
+import pytest
+
+import analysis
+from esa_ray.engine.sweep import run_study
+from esa_ray.engine.tracking import callbacks
+from esa_ray.errors import EsaError
+from esa_ray.spec import PerturbSpec
+
+
+@pytest.fixture(scope="module")
+def small(tiny_study):
+    """Four cells."""
+    return tiny_study.replace(topk=(3,), perturbations=(PerturbSpec(kind="zero"),), groups=("super", "random_k"))
+
+
+@pytest.mark.ray
+def test_mlflow_has_a_run_of_every_cell_with_its_settings_and_its_loss(ray_cluster, small, tmp_path, monkeypatch):
+    import mlflow
+
+    uri = f"{tmp_path.as_uri()}/mlruns"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
+    assert run_study(small, tmp_path / "s", track=("mlflow",)).complete
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    told = {
+        (r.data.params["work/group"], int(r.data.params["work/seed"])): r.data.metrics["nll_per_token"] for r in runs
+    }
+    rows = analysis.load(tmp_path / "s").cells.to_dicts()
+    assert told == {(r["group"], r["seed"]): pytest.approx(sum(r["nll"]) / sum(r["tokens"])) for r in rows}
+
+
+@pytest.mark.ray
+def test_wandb_writes_a_run_of_every_cell_offline(ray_cluster, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    assert run_study(small, tmp_path / "s", track=("wandb",)).complete
+    runs = list(tmp_path.rglob("offline-run-*/*.wandb"))
+    assert len(runs) == 4
+    assert all(b"nll_per_token" in run.read_bytes() for run in runs)
+
+
+def test_an_unknown_tracker_is_refused_by_those_that_there_are():
+    with pytest.raises(EsaError, match="--track knows mlflow and wandb, not 'mlfow'"):
+        callbacks(["mlfow"])
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_says_what_to_install(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EsaError, match=f"pip install {name}"):
+        callbacks([name])
