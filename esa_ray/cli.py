@@ -202,6 +202,8 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     o = SimpleNamespace(**defaults | given)
+    if o.track and not (o.perturb or more):
+        raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     sources = options.models(o.model)
     studies = []
     for source, place in zip(sources, options.places(sources, o.out_dir), strict=True):
@@ -245,7 +247,6 @@ def score(
     only_plan: options.OnlyPlan = False,
     address: options.Address = None,
     gpus: options.Gpus = None,
-    track: options.Track = "",
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -411,7 +412,7 @@ def show_status(location: str) -> int:
 
 @app.command(epilog="Example: esa doctor --out-dir results")
 def doctor(
-    out_dir: Annotated[Path, typer.Option(help="Where results would go.")] = Path("results"),
+    out_dir: Annotated[str, typer.Option(help="Where results would go.")] = "results",
 ) -> None:
     """Say what this machine can run; exit status 1 if something has to be mended first."""
     from esa_ray.doctor import doctor as examine

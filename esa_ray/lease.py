@@ -21,11 +21,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-import psutil
+from pydantic import TypeAdapter
 
 from esa_ray.errors import EsaError
+from esa_ray.machine import born, this_machine
 from esa_ray.place import Place
 from esa_ray.store import RUNNING
 
@@ -38,12 +38,16 @@ STALE = 30.0
 
 @dataclass(frozen=True)
 class Holder:
-    """The driver that computes a study: where it runs, since when, and how often it has given a sign of life."""
+    """The driver that computes a study: where it runs, since when, and how often it has given a sign of life.
+
+    ``machine`` tells hosts and containers of one name apart, ``born`` processes of one number; neither is a clock's.
+    """
 
     owner: str
     host: str
+    machine: str
     pid: int
-    born: float
+    born: str
     started: str
     beat: int = 0
 
@@ -51,7 +55,7 @@ class Holder:
     def myself(cls) -> Holder:
         """This process."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(uuid.uuid4().hex, platform.node(), os.getpid(), psutil.Process().create_time(), now)
+        return cls(uuid.uuid4().hex, platform.node(), this_machine(), os.getpid(), born(os.getpid()) or "", now)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.started})"
@@ -59,20 +63,14 @@ class Holder:
     @property
     def gone(self) -> bool:
         """Whether its process ran here and has ended; one of another machine can't be asked."""
-        if self.host != platform.node():
-            return False
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) > 1
-        except psutil.NoSuchProcess:
-            return True
+        return self.machine == this_machine() and born(self.pid) != self.born
 
 
 def holder(place: Place) -> Holder | None:
     """Who computes here, as far as the file says; None if nobody does."""
     try:
-        content: Any = json.loads(place.read(RUNNING))
-        return Holder(**content)
-    except (FileNotFoundError, ValueError, TypeError):
+        return TypeAdapter(Holder).validate_json(place.read(RUNNING), strict=True)
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -90,7 +88,7 @@ def _wait_for(place: Place, other: Holder, say: Callable[[str], None]) -> None:
     """
     if other.gone:
         return
-    if other.host != platform.node():
+    if other.machine != this_machine():
         say(f"waiting up to {STALE:.0f} s to see whether {other} still works on this study")
         until = time.monotonic() + STALE
         while time.monotonic() < until:
@@ -119,12 +117,12 @@ class Lease:
     def _keep(self) -> None:
         beat = 0
         while not self._ended.wait(BEAT):
-            now = holder(self.place)
-            if now is not None and now.owner != self.mine.owner:
-                self.lost = f"{self.place} was taken over by {now}, since this process gave no sign of life"
-                return
-            beat += 1
-            with contextlib.suppress(EsaError):  # a full disk is told by whoever writes results
+            with contextlib.suppress(EsaError):  # a full disk, a network that fails: told by whoever stores results
+                now = holder(self.place)
+                if now is not None and now.owner != self.mine.owner:
+                    self.lost = f"{self.place} was taken over by {now}, since this process gave no sign of life"
+                    return
+                beat += 1
                 _write(self.place, Holder(**vars(self.mine) | {"beat": beat}))
 
     def __enter__(self) -> Lease:
@@ -134,9 +132,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        now = holder(self.place)
-        if now is not None and now.owner == self.mine.owner:
-            with contextlib.suppress(EsaError):
+        with contextlib.suppress(EsaError):
+            now = holder(self.place)
+            if now is not None and now.owner == self.mine.owner:
                 self.place.delete([RUNNING])
 
 

@@ -13,7 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.place import below, last_part
+from esa_ray.place import Place, below, last_part
 from esa_ray.spec import KINDS, METRICS, SCALED, PerturbSpec, StudySpec, explain
 
 Model = Annotated[
@@ -190,6 +190,12 @@ def places(sources: list[str], out_dir: str | None) -> list[str | None]:
     >>> places(["gpt2", "meta-llama/Llama-3.1-8B"], "s3://bucket/two")
     ['s3://bucket/two/gpt2', 's3://bucket/two/Llama-3.1-8B']
     """
+    if not sources:
+        raise EsaError("--model is empty; name one")
+    if len(set(sources)) < len(sources):
+        raise EsaError("--model names a model twice; leave one out")
+    if out_dir is not None:
+        Place(out_dir)  # one that can't be, or holds a key, is refused before anything shows it
     if out_dir is None or len(sources) == 1:
         return [out_dir] * len(sources)
     names = [slug(Path(source).name) for source in sources]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from esa_ray.errors import EsaError, first_line
 
@@ -88,8 +89,8 @@ class Place:
         if not is_uri(text):
             self.path = Path(os.path.expanduser(text)).resolve()
         elif text.startswith("file://"):
-            self.path = Path(urlsplit(text).path)
-        elif ":" in urlsplit(text).netloc.rpartition("@")[0]:
+            self.path = Path(unquote(urlsplit(text).path))
+        elif not re.fullmatch(r"[^@:]*(:\d+)?", urlsplit(text).netloc):
             raise EsaError(
                 "a location with a key in it would be shown in logs and reports; give the key by the environment or "
                 "a profile, and leave it out of --out-dir"
@@ -98,7 +99,7 @@ class Place:
         self.location = str(self.path) if self.path else text.rstrip("/")
 
     def __str__(self) -> str:
-        return self.location.partition("?")[0]
+        return str(self.path or self.location.partition("?")[0])
 
     @cached_property
     def _remote(self) -> tuple[FileSystem, str]:
@@ -139,12 +140,12 @@ class Place:
         except OSError as error:
             raise EsaError(f"{self}/{name} can't be read: {error.strerror or first_line(error)[:160]}") from None
 
-    def read_all(self, names: Iterable[str], parse: Callable[[str, bytes], T]) -> list[T]:
-        """Several files, each parsed as it comes; an object store is asked for many at once."""
+    def each(self, names: Iterable[str], action: Callable[[str], T]) -> list[T]:
+        """Do something with each of several files, in an object store with many at once."""
         if self.path is not None:
-            return [parse(name, self.read(name)) for name in names]
+            return [action(name) for name in names]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda name: parse(name, self.read(name)), names))
+            return list(pool.map(action, names))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file or nothing.
@@ -166,9 +167,12 @@ class Place:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        if self.path is not None:
-            return Path(self._at(name)).is_file()
-        return self._remote[0].get_file_info(self._at(name)).is_file
+        try:
+            if self.path is not None:
+                return Path(self._at(name)).is_file()
+            return self._remote[0].get_file_info(self._at(name)).is_file
+        except OSError as error:
+            raise EsaError(f"{self} can't be read: {error.strerror or first_line(error)[:160]}") from None
 
     def names(self, folder: str = "") -> list[str]:
         """The names of what lies directly in a folder, sorted; none if there is no such folder."""
@@ -198,22 +202,27 @@ class Place:
             except OSError as error:
                 raise EsaError(f"{self}/{name} can't be deleted: {first_line(error)[:160]}") from None
 
-        with ThreadPoolExecutor(1 if self.path is not None else AT_ONCE) as pool:
-            list(pool.map(one, names))
+        self.each(names, one)
 
     def move(self, name: str, target: str) -> None:
-        """Rename a file (an object store copies and deletes)."""
-        if self.path is not None:
-            os.replace(self._at(name), self._at(target))
-        else:
-            self._remote[0].move(self._at(name), self._at(target))
+        """Rename a file (an object store copies and deletes); one that is gone already is no error."""
+        try:
+            if self.path is not None:
+                os.replace(self._at(name), self._at(target))
+            else:
+                self._remote[0].move(self._at(name), self._at(target))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise EsaError(f"{self}/{name} can't be renamed: {error.strerror or first_line(error)[:160]}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Place, (self.location,)
 
 
 def _write_locally(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers that share a file system have the same process numbers.
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as stream:

@@ -150,22 +150,26 @@ class Store:
         first = {cell: i for i, cell in reversed(list(enumerate(ids)))}
         target = tables.packed_name(first)
         self.write("cells", target, joined.take(sorted(first.values())))
-        if set(self.read("cells", target, ["cell_id"])["cell_id"].to_pylist()) != set(first):
+        try:
+            written = set(self.read("cells", target, ["cell_id"])["cell_id"].to_pylist())
+        except FileNotFoundError:  # another driver packed it meanwhile, and more
+            return 0
+        if written != set(first):
             raise EsaError(f"{self.place} gave back something else than was written to it; nothing was deleted")
         replaced = [name for name, _ in found if name != target]
         self.place.delete(tables.file("cells", name) for name in replaced)
         return len(replaced)
 
     def _readable(self, names: list[str]) -> list[tuple[str, pa.Table]]:
-        """The rows of those files of cells that can be read; others are left to :meth:`mend`."""
+        """The rows of those files of cells that are there and can be read; others are left to :meth:`mend`."""
 
-        def parse(path: str, content: bytes) -> pa.Table | None:
+        def read(name: str) -> pa.Table | None:
             try:
-                return tables.decoded(self.place, path, content)
-            except tables.UnreadableError:
+                return self.read("cells", name)
+            except (tables.UnreadableError, FileNotFoundError):
                 return None
 
-        found = self.place.read_all([tables.file("cells", name) for name in names], parse)
+        found = self.place.each(names, read)
         return [(name, rows) for name, rows in zip(names, found, strict=True) if rows is not None]
 
     def unreadable(self) -> list[str]:
@@ -176,17 +180,21 @@ class Store:
         return found
 
     def mend(self) -> list[str]:
-        """Rename files that can't be read, and delete what killed processes left half-written; returns the former.
+        """Rename files that can't be read, and sweep; returns the former.
 
         For whoever has the study to itself.
         """
         found = self.unreadable()
         for name in found:
             self.place.move(name, name + SET_ASIDE)
+        self.sweep()
+        return found
+
+    def sweep(self) -> None:
+        """Delete what killed processes left half-written; for whoever has the study to itself."""
         if self.place.path is not None:
             for scratch in [*self.place.path.glob(".*.tmp"), *self.place.path.glob("*/.*.tmp")]:
                 scratch.unlink(missing_ok=True)
-        return found
 
     def load_study(self) -> dict[str, Any] | None:
         """The content of ``study.json``, or None in a fresh directory."""

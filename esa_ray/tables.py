@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +40,9 @@ class UnreadableError(EsaError):
     def __init__(self, file: str, sentence: str, *, damaged: bool):
         super().__init__(sentence)
         self.file, self.damaged = file, damaged
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may be raised in a process of the cluster
+        return partial(UnreadableError, damaged=self.damaged), (self.file, str(self))
 
 
 def file(table: str, name: str) -> str:
@@ -122,9 +127,7 @@ def _settled(place: Place, table: str, columns: list[str] | None) -> list[pa.Tab
     for _ in range(ATTEMPTS):
         before = names(place, table)
         try:
-            parts = place.read_all(
-                [file(table, name) for name in before], lambda path, content: decoded(place, path, content, columns)
-            )
+            parts = place.each(before, lambda name: read_one(place, table, name, columns))
         except FileNotFoundError:
             continue
         if set(packed(names(place, table))) <= set(before):

@@ -114,6 +114,11 @@ def test_score_plans_rankings_without_cells(esa):
         ("--window 1", ["window", "2"]),
         ("--model no/such/directory", ["no/such/directory", "no such directory"]),
         ("--model missing.gguf", ["missing.gguf", "no such file"]),
+        ("--model ,", ["--model is empty"]),
+        ("--model gpt2,gpt2", ["--model", "twice"]),
+        ("--track mlflow", ["--track", "--perturb"]),
+        ("--plan --out-dir s3://AKIA:hidden/key@bucket/x", ["a location with a key"]),
+        ("--perturb zero --weights ~nobodyhere/x.csv", ["~nobodyhere"]),
         ("--model . --data nowhere.txt", ["config.json"]),
     ],
 )
@@ -124,6 +129,7 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("esa: ")
+    assert "hidden" not in err
     for word in words:
         assert word in err
 

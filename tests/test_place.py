@@ -27,9 +27,7 @@ def test_what_was_written_is_read_listed_moved_and_deleted(place):
     assert not place.exists("cells")
     assert not place.exists("cells/c.parquet")
     place.write("cells/a.parquet", b"three")
-    assert place.read_all(["cells/a.parquet", "cells/b.parquet"], lambda n, c: (n[-9:], c)) == [
-        ("a.parquet", b"three"), ("b.parquet", b"two"),
-    ]  # fmt: skip
+    assert place.each(["cells/a.parquet", "cells/b.parquet"], place.read) == [b"three", b"two"]
     place.move("cells/b.parquet", "cells/b.parquet.unreadable")
     assert place.names("cells") == ["a.parquet", "b.parquet.unreadable"]
     place.delete(["cells/a.parquet", "cells/never.parquet"])
@@ -44,7 +42,7 @@ def test_a_file_of_many_megabytes_arrives_whole_and_so_do_many_at_once(place):
     assert place.read("large") == large
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: place.write(f"many/{i:03d}", bytes([i])), range(40)))
-    assert place.read_all([f"many/{i:03d}" for i in range(40)], lambda _, c: c) == [bytes([i]) for i in range(40)]
+    assert place.each([f"many/{i:03d}" for i in range(40)], place.read) == [bytes([i]) for i in range(40)]
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "a\\x", "a\0b"])
@@ -67,12 +65,30 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("location", ["s3://key:secret@bucket/x", "nosuch://bucket/x", "s3://b/x?nosuchoption=1"])
+@pytest.mark.parametrize("location", [
+        "s3://key:secret@bucket/x", "s3://key:sec/ret@bucket/secret", "s3://secret@bucket/x", "nosuch://bucket/x",
+        "s3://b/x?nosuchoption=1",
+    ],
+)  # fmt: skip
 def test_a_location_with_a_key_or_that_nobody_knows_is_refused_without_showing_it(location):
     with pytest.raises(EsaError) as caught:
         Place(location).names()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_does_not_answer_and_a_name_too_long_are_one_sentence(tmp_path):
+    dead = Place("s3://b/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1&connect_timeout=1")
+    for place, name in ((dead, "x"), (Place(tmp_path), "x" * 300)):
+        for action in (lambda place, name: place.move(name, "y"), lambda place, name: place.exists(name)):
+            with pytest.raises(EsaError) as caught:
+                action(place, name)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_file_uri_is_a_path_and_so_is_one_with_a_question_mark(tmp_path):
+    assert Place(f"file://{tmp_path}/a%20b").path == tmp_path / "a b"
+    assert str(Place(tmp_path / "what?x")) == str(tmp_path / "what?x")
 
 
 def test_a_full_disk_is_told_as_such_and_leaves_what_was_there(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Tables that are packed while they are read: every reader sees every cell, and each once."""
 
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -98,14 +100,17 @@ def test_a_listing_that_missed_a_pack_is_made_anew(tmp_path, monkeypatch):
     assert tables.read(store.place, "cells", ["k"])["k"].to_pylist() == [0, 1, 2, 3, 4, 99]
 
 
+def test_a_damaged_file_says_so_across_processes(tmp_path):
+    error = tables.UnreadableError("cells/a.parquet", "cells/a.parquet is damaged", damaged=True)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.file, again.damaged) == (str(error), error.file, True)
+
+
 def test_two_packers_at_once_lose_nothing(tmp_path):
     store = Store(tmp_path)
     fill(store, range(200))
-    packers = [threading.Thread(target=lambda: [Store(tmp_path).pack(at_least=1) for _ in range(5)]) for _ in range(3)]
-    for packer in packers:
-        packer.start()
-    for packer in packers:
-        packer.join()
+    with ThreadPoolExecutor(3) as packers:  # an exception in one of them is raised here
+        list(packers.map(lambda _: [Store(tmp_path).pack(at_least=1) for _ in range(20)], range(3)))
     assert store.cells(["k"])["k"].to_pylist() == list(range(200))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 from esa_ray.doctor.finding import GB, Finding, size
+from esa_ray.errors import EsaError
+from esa_ray.place import Place, is_uri
 
 #: Free space below which a place is worth a word: results are small; converted models and files of scores aren't.
 ROOM = {"results": GB // 10, "temporary": 5 * GB, "cache": 2 * GB}
@@ -19,6 +22,20 @@ FULL = 0.95
 def temporary_directory() -> Path:
     """``$TMPDIR`` as Ray takes it, whether or not it is there, or Python's choice."""
     return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+
+
+def results(location: str) -> Finding:
+    """Whether results can be written to a directory, or to an object store."""
+    if not is_uri(location):
+        return place("results", Path(location))
+    name = f".esa-doctor-{uuid.uuid4().hex}"
+    try:
+        where = Place(location)
+        where.write(name, b"x")
+        where.delete([name])
+    except EsaError as error:
+        return Finding("results", "problem", str(error))
+    return Finding("results", "ok", f"{where}: can be written to")
 
 
 def place(name: str, path: Path) -> Finding:

@@ -16,6 +16,7 @@ from ray.util import metrics
 from esa_ray.engine.cluster import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
+from esa_ray.machine import this_machine
 
 if TYPE_CHECKING:
     from esa_ray.engine.worker import Worker
@@ -133,7 +134,13 @@ def start(placement: Placement, *, memory_budget: int | None = None, **arguments
     (:mod:`esa_ray.engine.crew`). ``memory_budget`` are the bytes above the weights that scoring may take in each; None
     leaves it to the placement.
     """
-    remote = ray.remote(ModelActor).options(max_restarts=-1, max_task_retries=0, **placement.options)
+    remote = ray.remote(ModelActor)
     threads = placement.threads if placement.device == "cpu" else None
-    arguments |= {"device": placement.device, "threads": threads, "memory_budget": memory_budget or placement.budget}
-    return [remote.remote(**arguments) for _ in range(placement.actors)]
+    arguments |= {
+        "device": placement.device, "threads": threads, "memory_budget": memory_budget or placement.budget,
+        "origin": this_machine(),
+    }  # fmt: skip
+    return [
+        remote.options(max_restarts=-1, max_task_retries=0, **placement.options(n)).remote(**arguments)
+        for n in range(placement.actors)
+    ]

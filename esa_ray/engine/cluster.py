@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import signal
 import threading
 import time
@@ -34,15 +35,18 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 ACTORS_A_GPU = 2
 #: Seconds to wait for GPUs that a cluster was asked to start.
 GPU_PATIENCE = 1200
+#: Seconds of waiting after which it is said what for.
+PATIENCE = 30
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster has: cores, bytes that Ray may give away, GPUs."""
+    """What a node of the cluster has: cores, bytes that Ray may give away, GPUs; ``name`` is its id in Ray."""
 
     cpus: int
     memory: float
     gpus: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Size:
 class Placement:
     """How many model actors of a study, and what each one gets.
 
-    ``budget`` is the memory beside weights and process, ``memory`` what is reserved on its node, in bytes.
+    ``budget`` is the memory beside weights and process, ``memory`` what is reserved on its node, in bytes; ``homes``
+    are the nodes of its actors.
     """
 
     actors: int
@@ -80,11 +85,17 @@ class Placement:
     device: str
     budget: int | None = None
     memory: int = 0
+    homes: tuple[str, ...] = ()
 
-    @property
-    def options(self) -> dict:
-        """Ray actor options. CPU actors reserve slightly less than their threads, so that nothing else starves."""
-        reserved = {"memory": self.memory} if self.memory else {}
+    def options(self, actor: int) -> dict:
+        """Ray's options for an actor. On CPUs it reserves slightly less than its threads, so that nothing else starves.
+
+        It is sent to the node that was counted on, since elsewhere it may take the room of another; once that node is
+        gone, to any.
+        """
+        reserved: dict = {"memory": self.memory} if self.memory else {}
+        if actor < len(self.homes) and self.homes[actor]:
+            reserved["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.homes[actor], soft=True)
         return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus, **reserved}
 
 
@@ -152,15 +163,33 @@ def _seated(nodes: Sequence[Node], sizes: Sequence[Size], seats: list[list[int]]
         )
         budget = max(int(room), sizes[i].weights // 4)
         memory = min(sizes[i].need, *(nodes[n].memory * MEMORY_SHARE for n in homes))
-        actors = sum(mine.count(i) for mine in seats)
-        found[i] = Placement(actors, threads, 0, "cpu", budget, int(memory))
+        names = tuple(node.name for node, mine in zip(nodes, seats, strict=True) for j in mine if j == i)
+        found[i] = Placement(len(names), threads, 0, "cpu", budget, int(memory), names)
     return found
+
+
+def _taken(free: list[list[float]], part: float) -> int | None:
+    """Take some GPUs of one node, or a part of one, as Ray does: where the least is left over; the node's number."""
+    if part < 1:
+        fitting = [(left, n, g) for n, gpus in enumerate(free) for g, left in enumerate(gpus) if left >= part]
+        if not fitting:
+            return None
+        _, n, g = min(fitting)
+        free[n][g] -= part
+        return n
+    whole = [(gpus.count(1.0), n) for n, gpus in enumerate(free) if gpus.count(1.0) >= part]
+    if not whole:
+        return None
+    _, n = min(whole)
+    for _ in range(int(part)):
+        free[n][free[n].index(1.0)] = 0.0
+    return n
 
 
 def _on_gpus(nodes: Sequence[Node], sizes: Sequence[Size], room: int) -> dict[int, Placement]:
     """Actors on GPUs with ``room`` bytes each."""
     largest = max(node.gpus for node in nodes)
-    free = float(sum(node.gpus for node in nodes))
+    free = [[1.0] * node.gpus for node in nodes]
 
     def share(size: Size, smallest: float) -> float:
         bare = size.weights * BARE_SET + PROCESS
@@ -168,27 +197,28 @@ def _on_gpus(nodes: Sequence[Node], sizes: Sequence[Size], room: int) -> dict[in
             return float(min(math.ceil(bare / room), largest))
         return next((f for f in FRACTIONS if f >= smallest and size.need <= room * f), 1.0)
 
-    wave: dict[int, float] = {}
-    for i, size in enumerate(sizes):
-        part = share(size, 1 / ACTORS_A_GPU if len(sizes) == 1 else FRACTIONS[0])
-        if not wave or sum(wave.values()) + part <= free:
-            wave[i] = part
-    actors, growing = dict.fromkeys(wave, 1), list(wave)
+    parts = [share(size, 1 / ACTORS_A_GPU if len(sizes) == 1 else FRACTIONS[0]) for size in sizes]
+    homes: dict[int, list[int]] = {}
+    for i, part in enumerate(parts):
+        if (home := _taken(free, part)) is not None:
+            homes[i] = [home]
+    growing = list(homes)
     while growing:
-        poorest = min(growing, key=lambda i: actors[i] / sizes[i].pieces)
-        left = free - sum(wave[i] * n for i, n in actors.items())
-        most = min(sizes[poorest].pieces, max(1, int(free * ACTORS_A_GPU)))
-        if actors[poorest] < most and wave[poorest] <= left:
-            actors[poorest] += 1
-        else:
+        poorest = min(growing, key=lambda i: len(homes[i]) / sizes[i].pieces)
+        most = min(sizes[poorest].pieces, max(1, sum(node.gpus for node in nodes) * ACTORS_A_GPU))
+        home = _taken(free, parts[poorest]) if len(homes[poorest]) < most else None
+        if home is None:
             growing.remove(poorest)
-    return {
-        i: Placement(
-            actors[i], 1, part if part < 1 else int(part), "auto" if sizes[i].weights * BARE_SET + PROCESS > room
-            else "cuda", max(int(room * part) - sizes[i].weights - PROCESS, 1),
-        )
-        for i, part in wave.items()
-    }  # fmt: skip
+        else:
+            homes[poorest].append(home)
+    return {i: _seated_on_gpus(nodes, sizes[i], parts[i], mine, room) for i, mine in homes.items()}
+
+
+def _seated_on_gpus(nodes: Sequence[Node], size: Size, part: float, homes: list[int], room: int) -> Placement:
+    device = "auto" if size.weights * BARE_SET + PROCESS > room else "cuda"
+    budget = max(int(room * part) - size.weights - PROCESS, 1)
+    gpus = part if part < 1 else int(part)
+    return Placement(len(homes), 1, gpus, device, budget, homes=tuple(nodes[n].name for n in homes))
 
 
 @ray.remote(num_gpus=0.01, max_retries=0)
@@ -198,10 +228,30 @@ def _gpu_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
+def _memory_of_a_gpu(say: Callable[[str], None]) -> int:
+    """Bytes of one GPU, asked where there is one.
+
+    Raises
+    ------
+    EsaError
+        If torch finds no GPU on a node that has one.
+    """
+    answer = _gpu_bytes.remote()
+    if not ray.wait([answer], timeout=PATIENCE)[0]:
+        say("all GPUs are taken; waiting for one (or compute on CPUs: --gpus 0)")
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError as error:
+        raise EsaError(
+            f"torch finds no GPU on a node that has one ({first_line(error)[:160]}); install its CUDA build there, or "
+            "compute on CPUs: --gpus 0"
+        ) from None
+
+
 def nodes_alive() -> list[Node]:
     """The nodes of the connected cluster."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(r.get("CPU", 0)), r.get("memory", 8e9), int(r.get("GPU", 0))) for r in found]
+    found = [(node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+    return [Node(int(r.get("CPU", 0)), r.get("memory", 8e9), int(r.get("GPU", 0)), name) for r, name in found]
 
 
 def at_head() -> NodeAffinitySchedulingStrategy | None:
@@ -253,7 +303,7 @@ def waves(
             await_gpus(gpus, say)
         nodes = nodes_alive()
         on_gpus = gpus != 0 and any(node.gpus for node in nodes)
-        gpu_bytes = ray.get(_gpu_bytes.remote()) if on_gpus else 0
+        gpu_bytes = _memory_of_a_gpu(say) if on_gpus else 0
         first = left[:1] if alone[left[0]] else [i for i in left if not alone[i]]
         sizes = [
             Size(weight_bytes(models[i].source, models[i].dtype, on_gpu=bool(gpu_bytes)), models[i].pieces)
@@ -264,12 +314,16 @@ def waves(
         left = [i for i in left if i not in wave]
 
 
-def _tighten_token() -> None:
-    # Ray writes its authentication token readable for everyone on the machine.
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+def _private_token(address: str | None) -> None:
+    """Make the token of a cluster of one's own before Ray does, which would let everyone on the machine read it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     with contextlib.suppress(OSError):
-        if token.is_file():
-            token.chmod(0o600)
+        if path.is_file():
+            path.chmod(0o600)
+        elif not address and "RAY_AUTH_TOKEN" not in os.environ and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
 
 
 @contextlib.contextmanager
@@ -305,11 +359,11 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
         options["address"] = address
     else:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    _private_token(address)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise EsaError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from None
-    _tighten_token()
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

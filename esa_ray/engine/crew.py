@@ -19,6 +19,9 @@ from esa_ray.progress import Reporter
 #: How often a job or cell is tried whose process dies over it.
 TRIES = 3
 
+#: How often in a row an actor fails to come up before it is given up.
+GIVE_UP = 5
+
 #: Seconds of waiting for an actor after which the reporter says so.
 PATIENCE = 30
 
@@ -33,6 +36,7 @@ class Crew:
     def __init__(self, actors: Sequence[Any], *, new: bool = False):
         self.actors = list(actors)
         self._waking: dict[int, Any] = {}
+        self._failures: Counter[int] = Counter()
         for index in range(len(self.actors)) if new else ():
             self.lost(index)
 
@@ -42,14 +46,28 @@ class Crew:
             self._waking[index] = self.actors[index].awake.remote()
 
     def up(self) -> set[int]:
-        """The actors that can be given work."""
+        """The actors that can be given work.
+
+        Raises
+        ------
+        EsaError
+            If one can't be started at all.
+        """
         for index, answer in list(self._waking.items()):
             if not ray.wait([answer], timeout=0)[0]:
                 continue
             del self._waking[index]
             try:
                 ray.get(answer)
-            except ray.exceptions.RayError:
+                self._failures[index] = 0
+            except ray.exceptions.RayError as error:
+                # Ray answers for an actor that it restarts only once that is up, and for one that it gave up at once.
+                self._failures[index] += 1
+                if self._failures[index] == GIVE_UP:
+                    raise EsaError(
+                        f"a model actor can't be started ({first_line(error)[:200]}); is esa-ray installed on every "
+                        "node, in this version?"
+                    ) from None
                 self.lost(index)
         return set(range(len(self.actors))) - self._waking.keys()
 

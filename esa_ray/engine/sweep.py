@@ -17,7 +17,7 @@ from ray import tune
 
 from esa_ray import data, lease
 from esa_ray.engine import cluster, search
-from esa_ray.engine.crew import TRIES, Job, dismiss, share_out
+from esa_ray.engine.crew import PATIENCE, TRIES, Job, dismiss, share_out
 from esa_ray.engine.lacking import by_first_block, missing_packets, missing_seeds
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
@@ -103,7 +103,7 @@ def run_studies(
     """
     started, how = time.monotonic(), Options(**options)
     reporter = reporter or Silent()
-    listeners = callbacks(how.track)
+    listeners = callbacks(how.track, reporter.say)
     works = [Work.of(spec, location) for spec, location in studies]
     with ExitStack() as stack:
 
@@ -145,6 +145,13 @@ def _run(
     with ExitStack() as stack:
         leases = [stack.enter_context(lease.held(work.store.place, reporter.say)) for work in works]
 
+        for work in works:  # what another driver stored until now
+            work.look()
+        pairs = [(w, p) for w, p in zip(works, placements, strict=True) if w.lacks]
+        works, placements = [w for w, _ in pairs], [p for _, p in pairs]
+        if not works:
+            return
+
         def alarm() -> str | None:
             return next((held.lost for held in leases if held.lost), None)
 
@@ -162,7 +169,7 @@ def _run(
             _prepare(works, reporter, check)
             watch = Watch(reporter, [w.intact for w in works], lambda i, n: works[i].landed(n), alarm)
             if works[0].spec.search:
-                _search(works[0], watch, how, listeners)
+                _search(works[0], watch, how, listeners, check)
             else:
                 _sweep(works, watch, how, listeners)
             _census(works, reporter, check)
@@ -171,6 +178,7 @@ def _run(
                 dismiss(work.crew.actors)
         for work in works:
             work.store.pack()
+            work.store.sweep()
 
 
 def _share(works: list[Work], phase: str, jobs: list[list[Job]], reporter: Reporter, check: Callable) -> list[list]:
@@ -188,6 +196,24 @@ def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -
     for work, mine, found in zip(works, seeds, _share(works, "scoring", scoring, reporter, check), strict=True):
         work.intact, work.cell_seconds = math.log(found[-1]["perplexity"]), found[-1]["seconds"]
         work.computed += len(mine)
+        _see_what_was_stored(work)
+
+
+def _see_what_was_stored(work: Work) -> None:
+    """Wait until this process sees what the actors wrote, which a network's file system may show later.
+
+    Raises
+    ------
+    EsaError
+        If it never does: other nodes have another directory of that name.
+    """
+    until = time.monotonic() + PATIENCE
+    while missing_seeds(work.store, work.spec) or not work.store.has("baselines", "baseline"):
+        if time.monotonic() > until:
+            raise EsaError(
+                f"other nodes write to a {work.store.place} of their own; give an --out-dir that every node reaches"
+            )
+        time.sleep(0.5)
 
 
 def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> None:
@@ -203,8 +229,9 @@ def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> No
         if not any(lost):
             return
         _fan_out(works, lost, watch, how, listeners)
-        for number, text in watch.killed:
-            works[number].bury(text)
+        for number, work in enumerate(works):
+            work.bury([text for n, text in watch.killed if n == number])
+        watch.killed.clear()
         lost = [work.missing(failed=False) for work in works]
 
 
@@ -233,7 +260,7 @@ def _packet(number: int, chunk: list[Cell], work: Work) -> dict[str, Any]:
     return {"crew": number, "cells": [c.model_dump_json() for c in chunk], "model": work.source.name, **told}
 
 
-def _search(work: Work, watch: Watch, how: Options, listeners: list) -> None:
+def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Callable[[], None]) -> None:
     """Let Tune propose candidates, settle what it found, and store the answer."""
     spec, store = work.spec, work.store
     if not spec.search or store.searched():
@@ -253,7 +280,7 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list) -> None:
     known = {(m["branch"], m["place"]): m["damage"] for m in metrics if m and "place" in m}
 
     def measure(candidates: list[search.Candidate]) -> list[float]:
-        rows = share_out([work.crew], [[("run", (list(c.cells),)) for c in candidates]], watch.reporter)[0]
+        rows = share_out([work.crew], [[("run", (list(c.cells),)) for c in candidates]], watch.reporter, check)[0]
         return [search.mean_damage(mine, work.intact) for mine in rows]
 
     search.settle(ladders, target, known, measure)

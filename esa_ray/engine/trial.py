@@ -60,7 +60,7 @@ class CellTrial(tune.Trainable):
         return [{"killed": cells[0].model_dump_json(), "status": "error", "error": death}]
 
     def _actor(self, crew: int) -> Any:
-        while (index := ray.get(self.seats.take.remote(self.trial_id, crew))) is None:
+        while (index := result(self.seats.take.remote(self.trial_id, crew))) is None:
             time.sleep(PAUSE)
         return self.crews[crew][index]
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray import tune
 
 from esa_ray.engine.cluster import at_head
 from esa_ray.engine.crew import Crew, Seats, dismiss
 from esa_ray.errors import EsaError
+from esa_ray.machine import scratch
 from esa_ray.progress import Reporter, Silent
 
 
@@ -59,7 +54,10 @@ class Watch(tune.Callback):
         self.reporter.advance(
             finished, f"ΔNLL {delta:+.3g}", tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
         )
-        self.landed(crew, finished)
+        try:
+            self.landed(crew, finished)
+        except EsaError as error:  # Tune would take it for the trial's and run that again
+            self.fatal = self.fatal or str(error)
 
     def stop(self) -> bool:
         """Whether the sweep must end."""
@@ -78,17 +76,8 @@ class _StopOnFatal(tune.Stopper):
         return self.watch.stop()
 
 
+#: How directories are called for what Tune writes beside, which nothing reads.
 SCRATCH = "esa-tune-"
-
-
-def _scratch() -> str:
-    """A directory for what Tune writes beside; those of drivers that were killed are deleted."""
-    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        named = re.match(rf"{SCRATCH}(\d+)-", old.name)
-        with contextlib.suppress(OSError):
-            if named and not psutil.pid_exists(int(named[1])) and old.stat().st_uid == os.getuid():
-                shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
 
 
 def fit(
@@ -112,8 +101,10 @@ def fit(
     """
     at_once = min(at_once, 10_000)
     handles = [crew.actors for crew in crews]
-    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles)
-    scratch = _scratch()
+    # One that comes back has forgotten who sits where, and learns it anew with every trial.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head(), **lasting).remote(handles)
+    folder = scratch(SCRATCH)
     try:
         # Every cluster has one head marker; its fractions admit exactly `at_once` trials at a time. Without
         # a resource to run out of, Tune starts a process for every pending trial and reuses none.
@@ -126,7 +117,7 @@ def fit(
             param_space=space,
             tune_config=config or tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
-                storage_path=scratch,
+                storage_path=folder,
                 name="sweep",
                 verbose=1 if verbose else 0,
                 callbacks=[watch, *callbacks],
@@ -137,7 +128,7 @@ def fit(
         ).fit()
     finally:
         dismiss([seats])
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)
     return results

@@ -15,7 +15,7 @@ from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
 from esa_ray.engine.lacking import lacks, missing_cells, resolution, statuses
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec, unavailable
@@ -75,9 +75,25 @@ class Work:
     def read_text(self) -> None:
         """Learn what the text says, and what an earlier run resolved."""
         if data.is_large(self.spec.data):
-            self.windows, self.text = result(_packed.remote(self.spec, self.source))
+            try:
+                self.windows, self.text = result(_packed.remote(self.spec, self.source))
+            except ray.exceptions.RayError as error:
+                raise EsaError(
+                    f"packing {self.spec.data.source} failed ({first_line(error)[:160]}); run the same command again"
+                ) from None
         else:
             self.text = data.text_fingerprint(data.read_documents(self.spec.data))
+        self.look()
+
+    def look(self) -> None:
+        """Learn what stands in the store now.
+
+        Raises
+        ------
+        EsaError
+            If it holds another study, or one of another model or text.
+        """
+        assert self.text
         self.resolved = resolution(self.store, self.spec, self.source, self.text)
 
     @property
@@ -135,10 +151,15 @@ class Work:
             self.unpacked = 0
             self.store.pack()
 
-    def bury(self, text: str) -> None:
-        """Write the row of a cell that kills its process, and so can't write its own."""
+    def bury(self, texts: list[str]) -> None:
+        """Write the rows of cells that kill their process, and so couldn't write their own."""
+        rowless = set(self.missing(failed=False))
+        for cell in map(Cell.model_validate_json, texts):
+            if cell in rowless:
+                self._bury(cell)
+
+    def _bury(self, cell: Cell) -> None:
         assert self.resolved
-        cell = Cell.model_validate_json(text)
         identity = cell_id(cell, self.spec.data, self.resolved)
         row = {
             "cell_id": identity,
@@ -176,7 +197,7 @@ class Work:
         return found
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=3)
 def _packed(spec: StudySpec, source: Source) -> tuple[data.Windows, str]:
     from esa_ray.engine import corpus
 

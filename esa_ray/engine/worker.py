@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +19,11 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
+from esa_ray.machine import scratch, this_machine
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
-from esa_ray.models.sources import Source
+from esa_ray.models.sources import Source, find
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
@@ -41,23 +39,15 @@ from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, sam
 #: Bytes below which a smaller budget for scoring saves nothing.
 SMALLEST_BUDGET = 64 * 2**20
 
+#: Kinds of models that each machine has files of its own of.
+LOCAL = ("directory", "gguf")
+
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
         "python": platform.python_version()
     }
-
-
-def _offload_folder(source: Source, device: str) -> str | None:
-    """Where weights go that fit no device: named by model and devices, so that a restarted actor clears it first."""
-    if device != "auto":
-        return None
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
-    folder = Path(tempfile.gettempdir()) / f"esa-offload-{source.fingerprint[:16]}-{devices}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return str(folder)
 
 
 class Worker:
@@ -73,6 +63,8 @@ class Worker:
         Bytes above the weights that scoring may take; None is no limit.
     text
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
+    origin
+        The machine that found the model; on any other its files are compared first.
     windows
         The windows of a text that is too large for every worker to read; ``text`` is then taken at its word.
     """
@@ -88,15 +80,20 @@ class Worker:
         device: str = "cpu",
         threads: int | None = None,
         memory_budget: int | None = None,
+        origin: str | None = None,
     ):
         if threads:
             torch.set_num_threads(threads)
+        if origin not in (None, this_machine()) and source.kind in LOCAL and find(spec.model) != source:
+            raise EsaError(f"{platform.node()} has other files under --model {spec.model.source}; share them")
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
-        self.model = load_model(source, self.dtype, device, offload_folder=_offload_folder(source, device))
+        # What fits no device goes to this machine's disk, in a directory that goes with the process.
+        folder = scratch("esa-offload-") if device == "auto" else None
+        self.model = load_model(source, self.dtype, device, offload_folder=folder)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")

@@ -265,11 +265,16 @@ def _hub(name: str, revision: str | None, trust: tuple[str, ...]) -> Source:
 def _hub_file(name: str, file: str, commit: str) -> Path | None:
     """A small file of a hub repository; None if it has none of that name."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(name, file, revision=commit))
-    except Exception:  # not there; or not to be had now, and then transformers won't have it either
+    except EntryNotFoundError:  # or no network and no copy here, and then transformers has none either
         return None
+    except Exception as error:
+        raise EsaError(
+            f"--model {name}: the hub gave its config and not {file} ({type(error).__name__}); try again"
+        ) from None
 
 
 def _hub_is_pickled(name: str, config: Path) -> bool:

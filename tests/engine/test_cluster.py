@@ -1,7 +1,11 @@
 """How many actors of what size: by hand-counted memory and cores."""
 
+import pytest
+import ray
+
 from esa_ray.engine.cluster import Node, Size, place
-from esa_ray.engine.crew import Seats
+from esa_ray.engine.crew import GIVE_UP, Crew, Seats
+from esa_ray.errors import EsaError
 from esa_ray.sizes import PROCESS, WORKING_SET
 
 GPU = 80 * 10**9
@@ -106,6 +110,47 @@ def test_several_small_models_share_one_gpu():
     assert sorted(too_many) == [0]
 
 
+def on_its_home(nodes, found):
+    """Start the actors one study after the other, each on its node, and a part of a GPU where Ray puts it."""
+    cpus, memory = {n.name: n.cpus for n in nodes}, {n.name: n.memory for n in nodes}
+    gpus = {n.name: [1.0] * n.gpus for n in nodes}
+    for placement in found.values():
+        assert len(placement.homes) == placement.actors
+        for actor, home in enumerate(placement.homes):
+            options = placement.options(actor)
+            cpus[home] -= options["num_cpus"] if not placement.gpus else 0
+            memory[home] -= options.get("memory", 0)
+            if 0 < placement.gpus < 1:
+                left = min(g for g in gpus[home] if g >= placement.gpus)
+                gpus[home][gpus[home].index(left)] -= placement.gpus
+            for _ in range(int(placement.gpus)):
+                gpus[home][gpus[home].index(1.0)] = 0.0
+    assert all(left >= 0 for left in [*cpus.values(), *memory.values()])
+
+
+def test_every_actor_has_room_on_the_node_that_it_was_counted_on():
+    two_on_one = place(
+        [Node(8, 64e9, 2, "a"), Node(8, 64e9, 1, "b"), Node(8, 64e9, 1, "c")], [Size(10**11, 9)] * 2, GPU
+    )
+    assert {i: (p.gpus, p.homes) for i, p in two_on_one.items()} == {0: (2, ("a",))}
+    spread = place([Node(8, 64e9, 1, f"g{i}") for i in range(4)] + [Node(8, 64e9, 4, "big")], [Size(10**11, 90)], GPU)
+    assert spread[0].homes == ("big", "big")
+
+
+def test_nodes_are_never_overbooked():
+    import random
+
+    rng = random.Random(7)
+    for _ in range(300):
+        gpus = rng.random() < 0.5
+        nodes = [
+            Node(rng.randint(1, 16), rng.uniform(4e9, 64e9), rng.randint(0, 4) * gpus, f"{i + 1:056x}")
+            for i in range(rng.randint(1, 4))
+        ]
+        sizes = [Size(rng.randint(10**7, 10**11), rng.randint(1, 60)) for _ in range(rng.randint(1, 5))]
+        on_its_home(nodes, place(nodes, sizes, GPU if gpus else 0))
+
+
 def test_gpus_are_never_overbooked():
     import random
 
@@ -153,3 +198,16 @@ def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypat
     assert seats.take("d") is None
     answered.add(actors[0])
     assert seats.take("d") == 0
+
+
+def test_actors_that_cannot_be_started_end_the_study_in_a_sentence(monkeypatch):
+    def gone(reference):
+        raise ray.exceptions.RayActorError(error_msg="no module named esa_ray")
+
+    monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr("ray.get", gone)
+    crew = Crew([Fake()], new=True)
+    for _ in range(GIVE_UP - 1):
+        assert crew.up() == set()
+    with pytest.raises(EsaError, match="can't be started"):
+        crew.up()

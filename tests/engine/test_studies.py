@@ -1,5 +1,6 @@
 """Several models in one command, studies in a bucket, files packed on the way: always the same tables."""
 
+import contextlib
 import sys
 
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 
 import analysis
 from esa_ray import cli, lease
-from esa_ray.engine import cluster, work
+from esa_ray.engine import cluster, sweep, work
 from esa_ray.engine.sweep import run_studies, run_study
 from esa_ray.errors import EsaError
 from esa_ray.place import Place, below
@@ -141,10 +142,41 @@ def test_files_are_packed_while_the_sweep_goes_on(two, each_alone, tmp_path, mon
     assert any(name.startswith("packed-") for name in (p.name for p in (tmp_path / "s" / "cells").iterdir()))
 
 
+def test_what_another_driver_stored_meanwhile_is_seen_once_it_has_let_go(two, each_alone, tmp_path, monkeypatch):
+    """A driver that found a place empty, and waited for its turn, must not take the place for empty then."""
+    real = lease.held
+
+    def after(first):
+        @contextlib.contextmanager
+        def held(place, say):
+            monkeypatch.setattr(lease, "held", real)
+            assert run_study(first, place.path).complete
+            with real(place, say) as mine:
+                yield mine
+
+        return held
+
+    monkeypatch.setattr(lease, "held", after(two[0]))
+    assert run_study(two[0], tmp_path / "same").computed == 0
+    assert table(tmp_path / "same").equals(each_alone[0])
+    monkeypatch.setattr(lease, "held", after(two[0]))
+    with pytest.raises(EsaError, match="holds another study"):
+        run_study(two[0].replace(topk=(5,)), tmp_path / "other")
+    assert table(tmp_path / "other").equals(each_alone[0])
+
+
+def test_a_place_that_nodes_do_not_share_is_told_as_such(two, tmp_path, monkeypatch):
+    """Rankings that the actors wrote are not seen by the driver, as where each node has a disk of its own."""
+    monkeypatch.setattr(sweep, "PATIENCE", 1)
+    monkeypatch.setattr(sweep, "missing_seeds", lambda store, spec: list(spec.seeds))
+    with pytest.raises(EsaError, match="reaches"):
+        run_study(two[0], tmp_path / "s")
+
+
 def test_a_driver_that_was_taken_over_stops_and_leaves_the_other_alone(two, each_alone, tmp_path, monkeypatch):
     directory = tmp_path / "s"
     monkeypatch.setattr(lease, "BEAT", 0.1)
-    other = lease.Holder("other", "elsewhere", 1, 0.0, "2026-01-01T00:00:00+00:00")
+    other = lease.Holder("other", "elsewhere", "another", 1, "0", "2026-01-01T00:00:00+00:00")
     real = lease.Lease._keep
 
     def keep(self):

@@ -82,8 +82,9 @@ def _refusal(*arguments, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 not really", "torn"])
-@pytest.mark.parametrize("table", ["cells", "rankings", "baselines"])
+@pytest.mark.parametrize(
+    ("table", "content"), [("cells", "torn"), ("rankings", b""), ("baselines", b"PAR1 not really")]
+)
 def test_a_damaged_file_is_set_aside_and_only_what_it_held_is_computed_anew(
     ray_cluster, tiny_study, tmp_path, table, content
 ):

@@ -8,6 +8,7 @@ import analysis
 from esa_ray.engine.sweep import run_study
 from esa_ray.engine.tracking import callbacks
 from esa_ray.errors import EsaError
+from esa_ray.progress import Silent
 from esa_ray.spec import PerturbSpec
 
 
@@ -55,3 +56,39 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(name, monkeypatch)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EsaError, match=f"pip install {name}"):
         callbacks([name])
+
+
+@pytest.mark.ray
+def test_a_tracker_that_fails_is_named_once_and_the_study_goes_on(ray_cluster, small, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{tmp_path.as_uri()}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+    def lost(*_, **__):
+        raise ConnectionError("no route to the tracker")
+
+    monkeypatch.setattr(mlflow.tracking.MlflowClient, "log_metric", lost)
+    monkeypatch.setattr(mlflow.tracking.MlflowClient, "log_batch", lost)
+    monkeypatch.setattr(mlflow.tracking.MlflowClient, "create_run", lost)
+    told = Told()
+    found = run_study(small, tmp_path / "s", track=("mlflow",), reporter=told)
+    assert found.complete
+    assert [s for s in told.sentences if "--track mlflow failed" in s] == told.sentences
+
+
+def test_a_tracker_that_lacks_its_key_says_so_before_anything_is_loaded(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(EsaError, match="--track wandb can't begin: "):
+        callbacks(["wandb"])
+
+
+class Told(Silent):
+    def __init__(self):
+        self.sentences = []
+
+    def say(self, sentence):
+        self.sentences.append(sentence)
