@@ -117,7 +117,7 @@ def finish(summary: Summary, *, save_plots: bool) -> int:
 
 @contextmanager
 def opened(directory: str | Path) -> Iterator[Study]:
-    """A study for analysis; what it says of an unreadable one becomes our sentence (it may import nothing of ours)."""
+    """A study for analysis; what it says of an unreadable one becomes a sentence of the command."""
     import analysis
 
     try:

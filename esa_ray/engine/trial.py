@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import time
 from typing import Any
 
@@ -54,14 +56,18 @@ class CellTrial(tune.Trainable):
             except ray.exceptions.RayActorError as error:
                 lost, death = True, first_line(error)
             finally:
-                ray.get(self.seats.leave.remote(self.trial_id, lost=lost))
+                with contextlib.suppress(ray.exceptions.RayActorError):
+                    ray.get(self.seats.leave.remote(self.trial_id, lost=lost))
         if len(cells) > 1:
             return [row for cell in cells for row in self.in_turn([cell], crew)]
         return [{"killed": cells[0].model_dump_json(), "status": "error", "error": death}]
 
     def _actor(self, crew: int) -> Any:
-        while (index := result(self.seats.take.remote(self.trial_id, crew))) is None:
-            time.sleep(PAUSE)
+        try:
+            while (index := result(self.seats.take.remote(self.trial_id, crew))) is None:
+                time.sleep(PAUSE)
+        except ray.exceptions.RayActorError:  # its process was killed: any actor will do
+            index = random.randrange(len(self.crews[crew]))
         return self.crews[crew][index]
 
 

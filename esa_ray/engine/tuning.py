@@ -8,9 +8,10 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from esa_ray.engine.cluster import at_head
-from esa_ray.engine.crew import Crew, Seats, dismiss
+from esa_ray.engine.crew import PATIENCE, Crew, Seats, dismiss
 from esa_ray.errors import EsaError
 from esa_ray.machine import scratch
 from esa_ray.progress import Reporter, Silent
@@ -76,8 +77,32 @@ class _StopOnFatal(tune.Stopper):
         return self.watch.stop()
 
 
+#: Of a cluster's one head marker, what a sweep takes.
+HEAD_SHARE = 0.01
+#: Of its own resource, what Ray gives every bundle of a placement group.
+BUNDLE = 1000
+
 #: How directories are called for what Tune writes beside, which nothing reads.
 SCRATCH = "esa-tune-"
+
+
+def _places(at_once: int) -> tuple[PlacementGroup, dict[str, float]]:
+    """A sweep's own resource, and what of it each trial takes, so that exactly so many run at a time.
+
+    Without a resource to run out of, Tune starts a process for every pending trial and reuses none; one that the
+    cluster has already would be taken from other sweeps. So it is a placement group at the head, and the number that
+    Ray gives every group beside what is in it.
+
+    Raises
+    ------
+    EsaError
+        If so many sweeps run on this cluster that there is no room for another.
+    """
+    group = placement_group([{"node:__internal_head__": HEAD_SHARE}])
+    if not group.wait(PATIENCE):
+        remove_placement_group(group)
+        raise EsaError(f"{1 / HEAD_SHARE:.0f} studies sweep on this cluster already; wait for one of them")
+    return group, {f"bundle_group_{group.id.hex()}": BUNDLE / at_once}
 
 
 def fit(
@@ -101,17 +126,13 @@ def fit(
     """
     at_once = min(at_once, 10_000)
     handles = [crew.actors for crew in crews]
-    # One that comes back has forgotten who sits where, and learns it anew with every trial.
-    lasting = {"max_restarts": -1, "max_task_retries": -1}
-    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head(), **lasting).remote(handles)
+    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles)
     folder = scratch(SCRATCH)
+    places, each = _places(at_once)
     try:
-        # Every cluster has one head marker; its fractions admit exactly `at_once` trials at a time. Without
-        # a resource to run out of, Tune starts a process for every pending trial and reuses none.
         admitted = tune.with_resources(
-            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters),
-            {"node:__internal_head__": 1 / at_once},
-        )
+            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), each
+        )  # fmt: skip
         results = tune.Tuner(
             admitted,
             param_space=space,
@@ -128,6 +149,7 @@ def fit(
         ).fit()
     finally:
         dismiss([seats])
+        remove_placement_group(places)
         shutil.rmtree(folder, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)
