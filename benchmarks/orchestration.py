@@ -115,9 +115,9 @@ cluster.shutdown()
 def on_nodes(cores: list[int], run: Callable[[str], Sweep]) -> Sweep:
     """Something run by a driver on a cluster of simulated nodes."""
     command = [sys.executable, "-W", "ignore", "-c", NODES, json.dumps(cores)]
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    os.environ["RAY_AUTH_MODE"] = "token"
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as nodes:
         assert nodes.stdout
         try:

@@ -7,6 +7,8 @@ it is given nothing: a call to it would wait, however idle the others are.
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +26,9 @@ GIVE_UP = 5
 
 #: Seconds of waiting for an actor after which the reporter says so.
 PATIENCE = 30
+
+#: Seconds after which trials begin though some of their processes haven't started.
+DOOR = 30
 
 
 class Crew:
@@ -82,14 +87,29 @@ class Seats:
     A light actor of its own, since a model actor answers only between cells. ``crews`` are the actors of each study
     that runs side by side. Leases are by trial, so the retry of a trial whose process was killed takes its
     predecessor's place.
+
+    Nobody sits down until ``expected`` processes have entered, or :data:`DOOR` seconds have passed since the first.
+    Tune gives the process of a finished trial to one that waits for its own process to start, and kills that one at
+    its start; where trials are shorter than such a start, one process would do all the work, and others start for ever.
     """
 
-    def __init__(self, crews: list[list[Any]]):
+    def __init__(self, crews: list[list[Any]], expected: int = 0):
         self._crews = [Crew(actors) for actors in crews]
         self._taken: dict[str, tuple[int, int]] = {}
+        self._expected, self._entered = expected, 0
+        self._opens = math.inf if expected else 0.0
+
+    def enter(self) -> None:
+        """A trial's process has started."""
+        self._entered += 1
+        self._opens = min(self._opens, time.monotonic() + DOOR)
+        if self._entered >= self._expected:
+            self._opens = 0.0
 
     def take(self, trial: str, crew: int = 0) -> int | None:
-        """The index of the crew's actor with the fewest trials; None while none is up."""
+        """The index of the crew's actor with the fewest trials; None while none is up, or the door is closed."""
+        if time.monotonic() < self._opens:
+            return None
         self._taken.pop(trial, None)
         busy = [index for c, index in self._taken.values() if c == crew]
         up = self._crews[crew].up()

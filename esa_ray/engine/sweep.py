@@ -250,7 +250,7 @@ def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Optio
     ordered = [packet for _, packet in sorted(packets, key=lambda entry: entry[0])]
     fit(
         CellTrial, {"work": tune.grid_search(ordered)}, crews=[work.crew for work in works],
-        at_once=how.concurrency or at_once, watch=watch, verbose=how.verbose, callbacks=listeners,
+        trials=len(ordered), at_once=how.concurrency or at_once, watch=watch, verbose=how.verbose, callbacks=listeners,
     )  # fmt: skip
 
 
@@ -273,7 +273,8 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
         reuse_actors=True, search_alg=search.proposer(at_once, spec.seeds[0]), num_samples=spec.search.trials
     )
     results = fit(
-        search.SearchTrial, search.space(ladders), crews=[work.crew], at_once=at_once, watch=watch,
+        search.SearchTrial, search.space(ladders), crews=[work.crew],
+        trials=spec.search.trials, at_once=at_once, watch=watch,
         verbose=how.verbose, config=config, callbacks=listeners, ladders=ladders, baseline=work.intact, target=target,
     )  # fmt: skip
     metrics = [results[i].metrics for i in range(len(results))]

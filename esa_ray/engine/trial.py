@@ -16,7 +16,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
 
 #: Seconds between two questions for a free model actor while none is up.
-PAUSE = 0.5
+PAUSE = 0.1
 
 
 class CellTrial(tune.Trainable):
@@ -27,8 +27,9 @@ class CellTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], crews: list[list[Any]] | None = None, seats: Any = None) -> None:
-        """Keep the handles."""
+        """Keep the handles, and say that this process is there."""
         self.crews, self.seats = crews or [], seats
+        self.seats.enter.remote()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next chunk in the same process."""

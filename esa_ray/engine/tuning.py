@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import ray
 from ray import tune
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group
 
 from esa_ray.engine.cluster import at_head
 from esa_ray.engine.crew import PATIENCE, Crew, Seats, dismiss
@@ -77,7 +78,7 @@ class _StopOnFatal(tune.Stopper):
         return self.watch.stop()
 
 
-#: Of a cluster's one head marker, what a sweep takes.
+#: Of a cluster's one head marker, what a driver takes.
 HEAD_SHARE = 0.01
 #: Of its own resource, what Ray gives every bundle of a placement group.
 BUNDLE = 1000
@@ -86,23 +87,24 @@ BUNDLE = 1000
 SCRATCH = "esa-tune-"
 
 
-def _places(at_once: int) -> tuple[PlacementGroup, dict[str, float]]:
-    """A sweep's own resource, and what of it each trial takes, so that exactly so many run at a time.
+@cache
+def _places(cluster: str, job: str) -> str:
+    """The name of a driver's own resource, of which its trials take parts.
 
     Without a resource to run out of, Tune starts a process for every pending trial and reuses none; one that the
-    cluster has already would be taken from other sweeps. So it is a placement group at the head, and the number that
-    Ray gives every group beside what is in it.
+    cluster has already would be taken from other drivers. So it is a placement group at the head, and the amount that
+    Ray gives every group beside what is in it. It goes with the driver: removed sooner, while Tune's own groups still
+    ask for parts of it, Ray's call to remove it may never come back.
 
     Raises
     ------
     EsaError
-        If so many sweeps run on this cluster that there is no room for another.
+        If so many drivers sweep on this cluster that there is no room for another.
     """
     group = placement_group([{"node:__internal_head__": HEAD_SHARE}])
     if not group.wait(PATIENCE):
-        remove_placement_group(group)
         raise EsaError(f"{1 / HEAD_SHARE:.0f} studies sweep on this cluster already; wait for one of them")
-    return group, {f"bundle_group_{group.id.hex()}": BUNDLE / at_once}
+    return f"bundle_group_{group.id.hex()}"
 
 
 def fit(
@@ -110,6 +112,7 @@ def fit(
     space: dict[str, Any],
     *,
     crews: Sequence[Crew],
+    trials: int,
     at_once: int,
     watch: Watch,
     verbose: bool = False,
@@ -117,22 +120,23 @@ def fit(
     callbacks: Sequence[tune.Callback] = (),
     **parameters: Any,
 ) -> tune.ResultGrid:
-    """Run all trials of a space, at most so many at once, each at the model actor of its study with the fewest.
+    """Run so many trials of a space, at most ``at_once`` at a time, each at the model actor that has the fewest.
 
     Raises
     ------
     EsaError
         If a trial met a cause that the user can mend, or the watch was alarmed.
     """
-    at_once = min(at_once, 10_000)
+    at_once = min(at_once, trials, 10_000)
     handles = [crew.actors for crew in crews]
-    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles)
+    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles, at_once)
     folder = scratch(SCRATCH)
-    places, each = _places(at_once)
+    here = ray.get_runtime_context()
+    place = _places(here.gcs_address, here.get_job_id())
     try:
         admitted = tune.with_resources(
-            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), each
-        )  # fmt: skip
+            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), {place: BUNDLE / at_once}
+        )
         results = tune.Tuner(
             admitted,
             param_space=space,
@@ -149,7 +153,6 @@ def fit(
         ).fit()
     finally:
         dismiss([seats])
-        remove_placement_group(places)
         shutil.rmtree(folder, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)

@@ -5,7 +5,7 @@ import ray
 
 from esa_ray.engine.cluster import Node, Size, place
 from esa_ray.engine.crew import GIVE_UP, Crew, Seats
-from esa_ray.engine.tuning import _places
+from esa_ray.engine.tuning import BUNDLE, _places
 from esa_ray.errors import EsaError
 from esa_ray.sizes import PROCESS, WORKING_SET
 
@@ -186,6 +186,20 @@ def test_a_chunk_goes_to_the_actor_with_the_fewest_trials_and_a_retry_takes_its_
     assert seats.take("e") in (0, 1)
 
 
+def test_trials_begin_once_their_processes_are_there_or_have_been_waited_for(monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    seats = Seats([[Fake(), Fake()]], expected=2)
+    seats.enter()
+    assert seats.take("a") is None
+    seats.enter()
+    assert [seats.take("a"), seats.take("b")] == [0, 1]
+    slow = Seats([[Fake()]], expected=9)
+    assert slow.take("a") is None
+    slow.enter()
+    assert [slow.take("a") for _ in range(4)] == [None, None, 0, 0]
+
+
 def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypatch):
     answered = set()
     monkeypatch.setattr("ray.wait", lambda refs, timeout: ([r for r in refs if r in answered], []))
@@ -202,19 +216,15 @@ def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypat
 
 
 @pytest.mark.ray
-def test_two_sweeps_on_one_cluster_each_have_their_own_places(ray_cluster):
-    groups, resources = zip(*(_places(4) for _ in range(2)), strict=True)
-    try:
-        assert resources[0].keys() != resources[1].keys()
-        for needed in resources:
-            started = [ray.remote(Fake).options(num_cpus=0, resources=needed).remote() for _ in range(5)]
-            done, _ = ray.wait([s.__ray_ready__.remote() for s in started], num_returns=5, timeout=5)
-            assert len(done) == 4  # and the fifth waits
-            for each in started:
-                ray.kill(each)
-    finally:
-        for group in groups:
-            ray.util.remove_placement_group(group)
+def test_two_drivers_on_one_cluster_each_have_their_own_places(ray_cluster):
+    first, second = (_places.__wrapped__("this", "any") for _ in range(2))
+    assert first != second
+    for name in (first, second):
+        started = [ray.remote(Fake).options(num_cpus=0, resources={name: BUNDLE / 4}).remote() for _ in range(5)]
+        done, _ = ray.wait([s.__ray_ready__.remote() for s in started], num_returns=5, timeout=8)
+        assert len(done) == 4  # and the fifth waits
+        for each in started:
+            ray.kill(each)
 
 
 def test_actors_that_cannot_be_started_end_the_study_in_a_sentence(monkeypatch):
