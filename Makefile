@@ -33,7 +33,8 @@ demo: $(VENV)/.model
 	$(BIN)/python -m experiments quickstart
 
 test: $(VENV)/.model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" -n auto
+	$(BIN)/python -m pytest -m ray
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import ray
 from ray import tune
-from ray.util.placement_group import placement_group
 
 from esa_ray.engine.cluster import at_head
-from esa_ray.engine.crew import PATIENCE, Crew, Seats, dismiss
+from esa_ray.engine.crew import Crew, Seats, dismiss
 from esa_ray.errors import EsaError
 from esa_ray.machine import scratch
 from esa_ray.progress import Reporter, Silent
@@ -78,33 +77,19 @@ class _StopOnFatal(tune.Stopper):
         return self.watch.stop()
 
 
-#: Of a cluster's one head marker, what a driver takes.
-HEAD_SHARE = 0.01
-#: Of its own resource, what Ray gives every bundle of a placement group.
-BUNDLE = 1000
+#: A resource that every cluster has one of.
+MARKER = "node:__internal_head__"
 
 #: How directories are called for what Tune writes beside, which nothing reads.
 SCRATCH = "esa-tune-"
 
 
-@cache
-def _places(cluster: str, job: str) -> str:
-    """The name of a driver's own resource, of which its trials take parts.
-
-    Without a resource to run out of, Tune starts a process for every pending trial and reuses none; one that the
-    cluster has already would be taken from other drivers. So it is a placement group at the head, and the amount that
-    Ray gives every group beside what is in it. It goes with the driver: removed sooner, while Tune's own groups still
-    ask for parts of it, Ray's call to remove it may never come back.
-
-    Raises
-    ------
-    EsaError
-        If so many drivers sweep on this cluster that there is no room for another.
-    """
-    group = placement_group([{"node:__internal_head__": HEAD_SHARE}])
-    if not group.wait(PATIENCE):
-        raise EsaError(f"{1 / HEAD_SHARE:.0f} studies sweep on this cluster already; wait for one of them")
-    return f"bundle_group_{group.id.hex()}"
+def _taken() -> bool:
+    """Whether another driver's trials run; those that this one has just stopped let go within moments."""
+    until = time.monotonic() + 3
+    while (taken := ray.available_resources().get(MARKER, 0.0) < 1) and time.monotonic() < until:
+        time.sleep(0.2)
+    return taken
 
 
 def fit(
@@ -131,11 +116,15 @@ def fit(
     handles = [crew.actors for crew in crews]
     seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles, at_once)
     folder = scratch(SCRATCH)
-    here = ray.get_runtime_context()
-    place = _places(here.gcs_address, here.get_job_id())
+    if _taken():
+        watch.reporter.say("another study sweeps on this cluster; the cells of this one wait until it is done")
     try:
+        # Every cluster has one head marker; its fractions admit exactly `at_once` trials at a time. Without
+        # a resource to run out of, Tune starts a process for every pending trial and reuses none. (A placement group
+        # of our own, and parts of what Ray gives its bundle, would let several drivers sweep at once; but when a
+        # driver was killed, the raylet ended over it.)
         admitted = tune.with_resources(
-            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), {place: BUNDLE / at_once}
+            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), {MARKER: 1 / at_once}
         )
         results = tune.Tuner(
             admitted,

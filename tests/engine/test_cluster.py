@@ -5,7 +5,6 @@ import ray
 
 from esa_ray.engine.cluster import Node, Size, place
 from esa_ray.engine.crew import GIVE_UP, Crew, Seats
-from esa_ray.engine.tuning import BUNDLE, _places
 from esa_ray.errors import EsaError
 from esa_ray.sizes import PROCESS, WORKING_SET
 
@@ -213,18 +212,6 @@ def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypat
     assert seats.take("d") is None
     answered.add(actors[0])
     assert seats.take("d") == 0
-
-
-@pytest.mark.ray
-def test_two_drivers_on_one_cluster_each_have_their_own_places(ray_cluster):
-    first, second = (_places.__wrapped__("this", "any") for _ in range(2))
-    assert first != second
-    for name in (first, second):
-        started = [ray.remote(Fake).options(num_cpus=0, resources={name: BUNDLE / 4}).remote() for _ in range(5)]
-        done, _ = ray.wait([s.__ray_ready__.remote() for s in started], num_returns=5, timeout=8)
-        assert len(done) == 4  # and the fifth waits
-        for each in started:
-            ray.kill(each)
 
 
 def test_actors_that_cannot_be_started_end_the_study_in_a_sentence(monkeypatch):
