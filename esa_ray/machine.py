@@ -42,7 +42,7 @@ def born(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def scratch(prefix: str) -> str:
+def own_directory(prefix: str) -> str:
     """A temporary directory of this process; what dead processes of this user left under the prefix is deleted."""
     for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         named = re.match(rf"{re.escape(prefix)}(\d+)-", old.name)

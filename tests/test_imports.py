@@ -44,7 +44,7 @@ def test_the_analysis_imports_nothing_of_esa_ray_but_how_tables_lie(path):
 
 
 LAYERS = [
-    {"errors", "randomness", "scratch", "place", "sizes"},
+    {"errors", "randomness", "scratch", "place", "sizes", "machine"},
     {"spec", "identity", "schema", "tables"},
     {
         "grid",

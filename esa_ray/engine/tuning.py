@@ -13,7 +13,7 @@ from ray import tune
 from esa_ray.engine.cluster import at_head
 from esa_ray.engine.crew import Crew, Seats, dismiss
 from esa_ray.errors import EsaError
-from esa_ray.machine import scratch
+from esa_ray.machine import own_directory
 from esa_ray.progress import Reporter, Silent
 
 
@@ -115,7 +115,7 @@ def fit(
     at_once = min(at_once, trials, 10_000)
     handles = [crew.actors for crew in crews]
     seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles, at_once)
-    folder = scratch(SCRATCH)
+    folder = own_directory(SCRATCH)
     if _taken():
         watch.reporter.say("another study sweeps on this cluster; the cells of this one wait until it is done")
     try:

@@ -19,7 +19,7 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
-from esa_ray.machine import scratch, this_machine
+from esa_ray.machine import own_directory, this_machine
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
@@ -92,7 +92,7 @@ class Worker:
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
-        folder = scratch("esa-offload-") if device == "auto" else None
+        folder = own_directory("esa-offload-") if device == "auto" else None
         self.model = load_model(source, self.dtype, device, offload_folder=folder)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:

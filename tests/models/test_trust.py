@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 
@@ -407,12 +408,28 @@ def hub(tmp_path, monkeypatch):
     def download(name, file, revision=None):
         assert revision in (None, "c" * 40)
         if not (snapshot / file).is_file():
-            raise FileNotFoundError(file)
+            raise LocalEntryNotFoundError(file)
         return str(snapshot / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: os.listdir(snapshot))
     return snapshot
+
+
+def test_a_file_that_the_hub_fails_to_give_is_not_taken_for_one_that_is_not_there(hub, marker, monkeypatch):
+    with_code(hub, marker, "tokenizer_config.json")
+    import huggingface_hub
+
+    real = huggingface_hub.hf_hub_download
+
+    def failing(name, file, revision=None):
+        if file == "tokenizer_config.json":
+            raise ConnectionError("reset")
+        return real(name, file, revision=revision)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", failing)
+    with pytest.raises(EsaError, match=r"tokenizer_config\.json.*try again"):
+        find(ModelSpec(source="some/one"))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
