@@ -65,6 +65,13 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster; defaul
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials in flight.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")]
 
+ModelsFile = Annotated[
+    str | None, typer.Option(help="Also know the models of this JSON file, in the format of esa_ray/models/known.json.")
+]
+
+#: dtype → bytes a weight.
+WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
+
 #: Where a path stops if no strengths are given.
 PATH = (0.25, 0.5, 0.75, 1.0)
 

@@ -1,5 +1,6 @@
 """The command line: every published line parses and plans, and bad input is one sentence and exit 2."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -269,3 +270,27 @@ def test_wrong_options_on_damage_are_one_sentence(esa, line, words):
     assert err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+def test_models_are_listed_with_what_each_task_needs(esa, tmp_path):
+    tiny = {"vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    mine = [{"family": "mine", "kind": "dense", "model_type": "llama", "config": tiny | {"num_attention_heads": 2},
+             "models": {"me/tiny": {}}}]  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    code, out, err = esa("esa models --family smollm,mine --models-file mine.json --dtype fp32")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    row = next(line.split() for line in out.splitlines() if "SmolLM2-135M " in line)
+    # 134,515,008 weights of 4 bytes, 0.7 GiB for the process; a scored model is thrice its weights.
+    assert row[1:8] == ["135", "M", "106", "M", "1.3", "1.4", "2.3"]
+    assert "me/tiny" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("--family nosuch", "SmolLM2"), ("--dtype fp8", "fp32"), ("--models-file no.json", "no.json")]
+)
+def test_models_that_cant_be_listed_are_one_sentence(esa, line, words):
+    code, _, err = esa(f"esa models {line}")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1

@@ -155,14 +155,18 @@ def capacity(room: float, devices: int = 1) -> dict[str, tuple[int, int]]:
     }
 
 
+def rooms(found: list[Gpu]) -> dict[str, float]:
+    """Bytes that models may fill: of main memory ("CPU"), and of each GPU ("GPU"), taken as alike by the placement."""
+    room = {"CPU": (available_memory()[0] - OBJECT_STORE) * MEMORY_SHARE}
+    return room | ({"GPU": min(gpu.total for gpu in found) * GPU_SHARE} if found else {})
+
+
 def capacities(found: list[Gpu]) -> Iterator[Finding]:
     """What the CPU's memory carries, and what the GPUs do."""
-    room = (available_memory()[0] - OBJECT_STORE) * MEMORY_SHARE
-    yield _carried("models (CPU)", capacity(room), "larger ones need more memory, or a GPU")
+    room = rooms(found)
+    yield _carried("models (CPU)", capacity(room["CPU"]), "larger ones need more memory, or a GPU")
     if found:
-        # Like the placement, which takes a node's GPUs as alike.
-        room = min(gpu.total for gpu in found) * GPU_SHARE
-        yield _carried("models (GPU)", capacity(room, len(found)), "larger ones wait in main memory or on disk")
+        yield _carried("models (GPU)", capacity(room["GPU"], len(found)), "larger ones wait in main memory or on disk")
 
 
 def _carried(name: str, found: dict[str, tuple[int, int]], beyond: str) -> Finding:

@@ -22,6 +22,7 @@ from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory
+from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
 from esa_ray.perturb.edit import NotRestoredError
@@ -153,7 +154,7 @@ class Worker:
             "bos": windows.bos,
             "windows": windows.total,
             "pool": windows.pool,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            **facts(self.source.name, self.model),
             "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
             "architecture": type(self.model).__name__,

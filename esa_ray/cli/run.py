@@ -1,38 +1,27 @@
-"""The ``esa`` command. Exit status: 0 done, 1 incomplete or failing cells, 2 bad input."""
+"""Commands that compute: ``run``, ``score``, ``perturb``, ``search``."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from esa_ray import options
+from esa_ray.cli.app import app, console
+from esa_ray.cli.plan import show_plan
+from esa_ray.cli.read import show_results
 from esa_ray.errors import EsaError
-from esa_ray.grid import plan
 from esa_ray.options import items, size, steps, study
-from esa_ray.place import Place, below
-from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
+from esa_ray.place import below
+from esa_ray.spec import StudySpec
 
 if TYPE_CHECKING:
-    from analysis import Study
     from esa_ray.engine.sweep import Summary
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Which few weights does a language model hang on, how sure are we, and what does damage to them cost?",
-)
-console = Console()
 
 
 def results_directory(name: str) -> str:
@@ -44,44 +33,6 @@ def results_directory(name: str) -> str:
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     root = os.environ.get("ESA_RESULTS") or (Path.home() / "esa-results" if in_job else Path("results"))
     return below(root, name)
-
-
-def show_plan(spec: StudySpec, directory: str) -> None:
-    """Print the resolved study without loading anything."""
-    data, out = spec.data, console.out
-    out(f"study             {spec.name}")
-    out(f"model             {spec.model.source} ({spec.model.dtype})")
-    out(
-        f"data              {data.source}: {data.calibration_windows} calibration windows a seed, "
-        f"{data.evaluation_windows} evaluation windows"
-    )
-    out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
-    out(f"k                 {', '.join(map(str, spec.topk))}")
-    out(f"seeds             {', '.join(map(str, spec.seeds))}")
-    if spec.perturbations:
-        out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
-        out(f"groups            {', '.join(spec.groups)}")
-    for given in spec.lists:
-        drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
-        out(f"list              {given.name}: {given.k} weights, against {' and '.join(drawn) or 'no control'}")
-    if spec.parts or spec.one_by_one:
-        words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
-        out(f"parts             {', '.join(words)}")
-    if spec.repeats > 1:
-        out(f"repeats           {spec.repeats}")
-    if spec.early_stop is not None:
-        out(f"early stop        at error rate {spec.early_stop:g}")
-    if spec.search:
-        out(f"search            smallest {spec.search.smallest} among these cells with ΔNLL ≥ {spec.search.damage:g}")
-    if spec.fidelity:
-        out(f"fidelity          {spec.fidelity} single weights")
-    if spec.analyses:
-        out(f"analyses          {', '.join(spec.analyses)}")
-    for line in plan(spec).lines(spec):
-        out(line)
-    out(f"results           {directory}")
-    for sentence in unavailable(spec):
-        out(f"not yet           {sentence}")
 
 
 def execute(
@@ -113,34 +64,6 @@ def finish(summary: Summary, *, save_plots: bool) -> int:
         "run the same command again to compute just these[/yellow]"
     )
     return 1
-
-
-@contextmanager
-def opened(directory: str | Path) -> Iterator[Study]:
-    """A study for analysis; what it says of an unreadable one becomes a sentence of the command."""
-    import analysis
-
-    try:
-        yield analysis.load(directory)
-    except analysis.StudyError as error:
-        raise EsaError(str(error)) from None
-    except OSError as error:
-        raise EsaError(f"{error.filename or directory} can't be written: {error.strerror}") from None
-
-
-def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
-    """Write the report (and the figures as files), and print the answer."""
-    import analysis
-
-    with opened(directory) as study:
-        report = analysis.write_report(study)
-        analysis.print_summary(study, console)
-        if "stability" in study.spec["analyses"]:
-            study.place.write("stability.csv", analysis.jaccard(study).write_csv().encode())
-            console.out(f"seeds    {study.place}/stability.csv")
-        if save_plots:
-            console.out(f"figures  {analysis.save_figures(study)}")
-        console.out(f"report   {report}")
 
 
 @app.command(epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3")
@@ -362,76 +285,3 @@ def search(
     """
     wanted = {"damage": damage, "smallest": smallest, "trials": trials}
     launch(locals() | {"topk": steps(topk)}, search=wanted)
-
-
-@app.command(epilog="Example: esa report results/quickstart")
-def report(
-    study: options.Study = None,
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-) -> None:
-    """Write the report of a study anew from what is stored."""
-    for place in studies_at(study or out_dir):
-        show_results(place, save_plots=save_plots)
-
-
-@app.command(epilog="Example: esa status results/quickstart")
-def status(study: options.Study = None, out_dir: options.OutDir = None) -> None:
-    """Say how far a study is, and who computes it, from its store alone."""
-    raise typer.Exit(max(show_status(place) for place in studies_at(study or out_dir)))
-
-
-def studies_at(location: str | None) -> list[str]:
-    """The study that lies at a location, or those of several models that lie below it."""
-    if location is None:
-        raise EsaError("which study? Give its directory, as in: esa status results/quickstart")
-    place = Place(location)
-    if place.exists("study.json"):
-        return [location]
-    return [below(location, name) for name in place.names() if place.exists(f"{name}/study.json")] or [location]
-
-
-def show_status(location: str) -> int:
-    """Print how far a study is; returns the exit status."""
-    import analysis
-    from esa_ray.lease import holder
-
-    with opened(location) as study:
-        counts, pace = analysis.progress(study), analysis.pace(study)
-    console.out(f"{'study':<18}{study.place}")
-    for name, value in counts.items():
-        console.out(f"{name:<18}{value}")
-    if working := holder(study.place):
-        gone = ", which is gone: run the same command again" if working.gone else ""
-        console.out(f"{'computed by':<18}{working}{gone}")
-    for name, fact in pace.items():
-        if fact is not None:
-            console.out(f"{name:<18}{fact}")
-    return 1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured")) else 0
-
-
-@app.command(epilog="Example: esa doctor --out-dir results")
-def doctor(
-    out_dir: Annotated[str, typer.Option(help="Where results would go.")] = "results",
-) -> None:
-    """Say what this machine can run; exit status 1 if something has to be mended first."""
-    from esa_ray.doctor import doctor as examine
-
-    raise typer.Exit(examine(out_dir, console))
-
-
-def guarded(command: Any) -> None:
-    """Run a command; a cause that the user can mend is one sentence and exit status 2."""
-    try:
-        command()
-    except EsaError as error:
-        print(f"esa: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("esa: stopped; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def main() -> None:
-    """Entry point of ``esa``."""
-    guarded(lambda: app(prog_name="esa"))

@@ -1,0 +1,37 @@
+"""The command line's root: what every command shares, and how a command ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from esa_ray.errors import EsaError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which few weights does a language model hang on, how sure are we, and what does damage to them cost?",
+)
+console = Console()
+
+
+def guarded(command: Any) -> None:
+    """Run a command; a cause that the user can mend is one sentence and exit status 2."""
+    try:
+        command()
+    except EsaError as error:
+        print(f"esa: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("esa: stopped; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point of ``esa``."""
+    guarded(lambda: app(prog_name="esa"))

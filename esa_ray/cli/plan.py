@@ -1,0 +1,45 @@
+"""What a study would do, in words."""
+
+from __future__ import annotations
+
+from esa_ray.cli.app import console
+from esa_ray.grid import plan
+from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
+
+
+def show_plan(spec: StudySpec, directory: str) -> None:
+    """Print the resolved study without loading anything."""
+    data, out = spec.data, console.out
+    out(f"study             {spec.name}")
+    out(f"model             {spec.model.source} ({spec.model.dtype})")
+    out(
+        f"data              {data.source}: {data.calibration_windows} calibration windows a seed, "
+        f"{data.evaluation_windows} evaluation windows"
+    )
+    out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
+    out(f"k                 {', '.join(map(str, spec.topk))}")
+    out(f"seeds             {', '.join(map(str, spec.seeds))}")
+    if spec.perturbations:
+        out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
+        out(f"groups            {', '.join(spec.groups)}")
+    for given in spec.lists:
+        drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
+        out(f"list              {given.name}: {given.k} weights, against {' and '.join(drawn) or 'no control'}")
+    if spec.parts or spec.one_by_one:
+        words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
+        out(f"parts             {', '.join(words)}")
+    if spec.repeats > 1:
+        out(f"repeats           {spec.repeats}")
+    if spec.early_stop is not None:
+        out(f"early stop        at error rate {spec.early_stop:g}")
+    if spec.search:
+        out(f"search            smallest {spec.search.smallest} among these cells with ΔNLL ≥ {spec.search.damage:g}")
+    if spec.fidelity:
+        out(f"fidelity          {spec.fidelity} single weights")
+    if spec.analyses:
+        out(f"analyses          {', '.join(spec.analyses)}")
+    for line in plan(spec).lines(spec):
+        out(line)
+    out(f"results           {directory}")
+    for sentence in unavailable(spec):
+        out(f"not yet           {sentence}")
