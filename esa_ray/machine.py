@@ -12,6 +12,12 @@ import uuid
 from pathlib import Path
 
 import psutil
+from platformdirs import user_cache_dir
+
+
+def cache_dir() -> Path:
+    """Where models are kept that were converted or trained here: ``$ESA_CACHE``, or the user's cache directory."""
+    return Path(os.environ.get("ESA_CACHE") or user_cache_dir("esa-ray"))
 
 
 def this_machine() -> str:

@@ -1,8 +1,8 @@
 """The ``esa`` command. Exit status: 0 done, 1 incomplete or failing cells, 2 bad input."""
 
 # In the order of the help; each registers its commands.
-from esa_ray.cli import run, read, here  # noqa: I001
+from esa_ray.cli import run, read, here, zoo  # noqa: I001
 from esa_ray.cli.app import app, guarded, main
 from esa_ray.cli.run import execute, results_directory
 
-__all__ = ["app", "execute", "guarded", "here", "main", "read", "results_directory", "run"]
+__all__ = ["app", "execute", "guarded", "here", "main", "read", "results_directory", "run", "zoo"]

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import typer
 
 from esa_ray import options
 from esa_ray.cli.app import app, console
+from esa_ray.cli.show import opened, show_results
 from esa_ray.errors import EsaError
 from esa_ray.place import Place, below
-
-if TYPE_CHECKING:
-    from analysis import Study
-
-
-@contextmanager
-def opened(directory: str | Path) -> Iterator[Study]:
-    """A study for analysis; what it says of an unreadable one becomes a sentence of the command."""
-    import analysis
-
-    try:
-        yield analysis.load(directory)
-    except analysis.StudyError as error:
-        raise EsaError(str(error)) from None
-    except OSError as error:
-        raise EsaError(f"{error.filename or directory} can't be written: {error.strerror}") from None
-
-
-def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
-    """Write the report (and the figures as files), and print the answer."""
-    import analysis
-
-    with opened(directory) as study:
-        report = analysis.write_report(study)
-        analysis.print_summary(study, console)
-        if "stability" in study.spec["analyses"]:
-            study.place.write("stability.csv", analysis.jaccard(study).write_csv().encode())
-            console.out(f"seeds    {study.place}/stability.csv")
-        if save_plots:
-            console.out(f"figures  {analysis.save_figures(study)}")
-        console.out(f"report   {report}")
 
 
 @app.command(epilog="Example: esa report results/quickstart")

@@ -13,8 +13,7 @@ import typer
 
 from esa_ray import options
 from esa_ray.cli.app import app, console
-from esa_ray.cli.plan import show_plan
-from esa_ray.cli.read import show_results
+from esa_ray.cli.show import show_plan, show_results
 from esa_ray.errors import EsaError
 from esa_ray.options import items, size, steps, study
 from esa_ray.place import below

@@ -28,7 +28,8 @@ from esa_ray.data import Windows, anchored, split, uses_bos
 from esa_ray.data.documents import PIECE_BYTES, Fingerprint, Piece, files, framed, kept, no_text, pieces, read_piece
 from esa_ray.data.packing import Packed, encoder, windows_of
 from esa_ray.errors import EsaError
-from esa_ray.models.sources import Source, cache_dir
+from esa_ray.machine import cache_dir
+from esa_ray.models.sources import Source
 from esa_ray.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def prepare(
 
     The same, bit for bit, as ``data.windows(spec, tokenizer, seeds).for_seeds(seeds)`` and
     ``data.text_fingerprint``. To be called where Ray is connected. The packed corpus stays in ``packed`` of
-    :func:`esa_ray.models.sources.cache_dir`, where the next call on this machine finds it.
+    :func:`esa_ray.machine.cache_dir`, where the next call on this machine finds it.
 
     Parameters
     ----------

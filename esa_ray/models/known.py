@@ -103,7 +103,7 @@ class Known:
 
 def counted(model: PreTrainedModel) -> Parameters:
     """The parameters of a model, wherever its weights are."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     outside = {id(end.weight): end.weight.numel() for end in ends if end is not None}
     total = sum(p.numel() for p in model.parameters())
     inside = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)

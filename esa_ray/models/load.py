@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.machine import cache_dir
 from esa_ray.models.places import values, weight_places
-from esa_ray.models.sources import Source, cache_dir
+from esa_ray.models.sources import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

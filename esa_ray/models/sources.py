@@ -8,14 +8,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
-
 from esa_ray.errors import EsaError
+from esa_ray.models.zoo.recipes import PREFIX, directory
 from esa_ray.spec import ModelSpec
 
 #: Files that can name Python code for transformers to run; those of them that a model has.
@@ -70,11 +69,6 @@ class Source:
         return "remote_code" in self.trust
 
 
-def cache_dir() -> Path:
-    """Where converted models are kept: ``$ESA_CACHE``, or the user's cache directory."""
-    return Path(os.environ.get("ESA_CACHE") or user_cache_dir("esa-ray"))
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content."""
     try:
@@ -107,6 +101,8 @@ def _find(spec: ModelSpec) -> Source:
     name = spec.source
     if name in PACKAGED:
         return _packaged(name, PACKAGED[name])
+    if name.startswith(PREFIX):
+        return _zoo(name.removeprefix(PREFIX), spec.trust)
     path = Path(os.path.expanduser(name))  # pathlib's own raises for a user that isn't there
     try:
         path.is_dir()
@@ -132,6 +128,13 @@ def _packaged(name: str, packaged: Packaged) -> Source:
     if not path.is_file() or (checksum := file_sha256(path)) != packaged.sha256:
         raise EsaError(f"{path} is missing or not the file it should be; run: {mend} --force-reinstall")
     return Source(name, "gguf", str(path), checksum)
+
+
+def _zoo(name: str, trust: tuple[str, ...]) -> Source:
+    path = directory(name)
+    if not path.is_dir():
+        raise EsaError(f"--model {PREFIX}{name} isn't trained here yet; run: esa zoo train {name}")
+    return replace(_directory(path, trust), name=f"zoo-{name}")
 
 
 def _json(path: Path) -> dict[str, Any]:

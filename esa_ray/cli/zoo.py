@@ -1,0 +1,81 @@
+"""Commands about the zoo of small models: ``zoo list``, ``zoo train``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from esa_ray import options
+from esa_ray.cli.app import app, console
+
+zoo = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Small models that are trained here in minutes.")
+app.add_typer(zoo, name="zoo")
+
+Families = Annotated[str, typer.Option(help="Families: llama, neox, mixtral, llama-instruct.  [default: all]")]
+Sizes = Annotated[str, typer.Option(help="Sizes: 0.1m, 0.3m, 1m, 3m, 10m.  [default: all]")]
+
+
+def _chosen(names: list[str] | None, families: str, sizes: str) -> list[str]:
+    from esa_ray.models.zoo import recipes
+
+    given = [part for name in names or () for part in options.items(name)]
+    for name in given:
+        recipes.recipe(name)
+    if given and not (families or sizes):
+        return list(dict.fromkeys(given))
+    grid = recipes.names(options.items(families) or recipes.FAMILIES, options.items(sizes) or tuple(recipes.SIZES))
+    return list(dict.fromkeys([*given, *grid]))
+
+
+@zoo.command("train", epilog="Example: esa zoo train --families llama,neox --sizes 0.1m,0.3m")
+def train(
+    names: Annotated[list[str] | None, typer.Argument(help="Models by name, as llama-1m.  [default: all]")] = None,
+    families: Families = "",
+    sizes: Sizes = "",
+    address: options.Address = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train models of the zoo that aren't trained yet, one a core; the same recipe is never trained twice.
+
+    All learn from the docstrings of Python's standard library. Afterwards `--model zoo:llama-1m` names one.
+    """
+    from esa_ray.engine import zoo as training
+    from esa_ray.engine.cluster import connected
+    from esa_ray.progress import reporter
+
+    wanted = _chosen(names, families, sizes)
+    if training.missing(wanted):
+        news = reporter()
+        try:
+            with connected(address, verbose=verbose):
+                training.train(wanted, news)
+        finally:
+            news.close()
+    show(wanted)
+
+
+@zoo.command("list", epilog="Example: esa zoo list --families mixtral")
+def catalogue(families: Families = "", sizes: Sizes = "") -> None:
+    """List the zoo's models: their sizes, and what became of those that are trained here."""
+    show(_chosen(None, families, sizes))
+
+
+def show(names: list[str]) -> None:
+    """Print a line a model."""
+    from esa_ray.models.zoo import recipes
+
+    console.out(f"{'':<24}{'blocks':>7}{'width':>7}{'weights':>9}{'nats/byte':>11}{'answers':>9}{'seconds':>9}")
+    for name in names:
+        recipe, file = recipes.recipe(name), recipes.directory(name) / "zoo.json"
+        line = f"{recipes.PREFIX + name:<24}{recipe.layers:>7}{recipe.width:>7}"
+        if file.is_file():
+            told = json.loads(file.read_text(encoding="utf-8"))
+            answers = f"{told['answer_nll']:.3f}" if "answer_nll" in told else "–"
+            line += (
+                f"{told['parameters'] / 1e6:>8.2f}M{told['validation_nll']:>11.3f}{answers:>9}{told['seconds']:>9.0f}"
+            )
+        else:
+            line += "  not trained yet"
+        console.out(line)

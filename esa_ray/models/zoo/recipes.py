@@ -1,0 +1,124 @@
+"""What the zoo's models are: their architectures, their sizes, and how each is trained. No torch here."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from esa_ray.errors import EsaError
+from esa_ray.identity import digest
+from esa_ray.machine import cache_dir
+from esa_ray.spec.base import Spec
+
+#: How a model of the zoo is named where any model can be: zoo:llama-1m.
+PREFIX = "zoo:"
+
+#: What a recipe means may change with the code: then this number does.
+RECIPE_VERSION = 1
+
+Architecture = Literal["llama", "neox", "mixtral"]
+
+#: Size → blocks and width, for 12 · blocks · width² parameters in the blocks, about.
+SIZES: dict[str, tuple[int, int]] = {"0.1m": (2, 64), "0.3m": (3, 96), "1m": (5, 128), "3m": (7, 192), "10m": (8, 320)}
+HEAD = 32
+#: Tokens that every model sees, those that a tuned one sees afterwards, and tokens a window.
+TOKENS, TUNING_TOKENS, WINDOW = 500_000, 100_000, 256
+EXPERTS, CHOSEN = 8, 2
+#: Families of the zoo: an architecture, or one that is then tuned on instructions.
+FAMILIES: tuple[str, ...] = ("llama", "neox", "mixtral", "llama-instruct")
+
+
+class Recipe(Spec):
+    """All that makes a model of the zoo what it is; two with the same recipe are the same model, on one machine.
+
+    ``tokens`` are those of training on text, in windows of ``window`` tokens, ``batch`` windows a step; ``rate`` is the
+    peak learning rate. ``tuning_tokens`` are those of training on instructions afterwards (0: none). ``text`` is the
+    version of Python whose docstrings are the text (:mod:`esa_ray.models.zoo.text`).
+
+    >>> recipe("llama-1m").layers, recipe("llama-1m").width
+    (5, 128)
+    """
+
+    architecture: Architecture
+    layers: int = Field(ge=1)
+    width: int = Field(ge=HEAD, multiple_of=HEAD)
+    tokens: int = Field(ge=1)
+    tuning_tokens: int = Field(default=0, ge=0)
+    window: int = Field(ge=8)
+    batch: int = Field(default=4, ge=1)
+    rate: float = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+    text: str = Field(default_factory=platform.python_version)
+    version: int = RECIPE_VERSION
+
+    @property
+    def inner(self) -> int:
+        """Width of the feed-forward layer (of each expert), so that every architecture has the same parameters."""
+        whole = {"llama": 8 * self.width / 3, "neox": 4 * self.width, "mixtral": 8 * self.width / 3 / EXPERTS}
+        return 4 * round(whole[self.architecture] / 4)
+
+    @property
+    def tuning(self) -> str:
+        """Whether it was also trained on instructions."""
+        return "instruct" if self.tuning_tokens else "base"
+
+    @property
+    def identity(self) -> str:
+        """A name for all of this."""
+        return digest(self.model_dump(mode="json"))
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a model of the zoo, by its name: a family and a size.
+
+    Raises
+    ------
+    EsaError
+        If there is none of that name.
+    """
+    family, _, size = name.rpartition("-")
+    if family not in FAMILIES or size not in SIZES:
+        raise EsaError(
+            f"the zoo has no model {name!r}; a name is one of {', '.join(FAMILIES)}, a dash, and one of "
+            f"{', '.join(SIZES)}"
+        )
+    layers, width = SIZES[size]
+    architecture, _, tuned = family.partition("-")
+    return Recipe.model_validate(
+        {
+            "architecture": architecture, "layers": layers, "width": width, "window": WINDOW, "tokens": TOKENS,
+            # The wider, the smaller the steps that don't diverge.
+            "rate": 5e-3 * (64 / width) ** 0.5,
+            "tuning_tokens": TUNING_TOKENS if tuned else 0,
+        }
+    )  # fmt: skip
+
+
+def names(families: Sequence[str] = FAMILIES, sizes: Sequence[str] = tuple(SIZES)) -> list[str]:
+    """The zoo's models of these families and sizes.
+
+    >>> names(["neox"], ["0.1m", "1m"])
+    ['neox-0.1m', 'neox-1m']
+    """
+    found = [f"{family}-{size}" for family in families for size in sizes]
+    for name in found:
+        recipe(name)
+    return found
+
+
+def base(name: str) -> str | None:
+    """The model that an instruction-tuned one starts from; None for the others.
+
+    >>> base("llama-instruct-1m")
+    'llama-1m'
+    """
+    return name.replace("-instruct", "") if recipe(name).tuning_tokens else None
+
+
+def directory(name: str) -> Path:
+    """Where a trained model lies, or will: in the cache, under its recipe."""
+    return cache_dir() / "zoo" / f"{name}-{recipe(name).identity}"
