@@ -96,6 +96,11 @@ class Study:
         return self._table("fidelity")
 
     @cached_property
+    def ablations(self) -> pl.DataFrame:
+        """One row a silenced sub-layer or expert; empty unless "architecture" was analysed."""
+        return self._table("ablations")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:
@@ -172,7 +177,7 @@ def load(directory: str | Path) -> Study:
 
 
 def progress(study: Study) -> dict[str, int]:
-    """Cells by status, missing ones, rankings stored, and single weights of the census that aren't measured."""
+    """Cells by status, missing ones, rankings stored, and what else was asked for and isn't measured."""
     counts = dict(study.cells.group_by("status").len().iter_rows())
     stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "empty", "error")}
     wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
@@ -184,7 +189,15 @@ def progress(study: Study) -> dict[str, int]:
         "rankings": ranked,
         "unranked": wanted - ranked,
         "unmeasured": _unmeasured(study),
+        "unsilenced": _unsilenced(study),
     }
+
+
+def _unsilenced(study: Study) -> int:
+    """Blocks whose sub-layers weren't silenced yet, if that was asked for."""
+    if "architecture" not in study.spec["analyses"]:
+        return 0
+    return study.resolved["layers"] - study.ablations["layer"].n_unique()
 
 
 def _unmeasured(study: Study) -> int:

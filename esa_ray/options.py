@@ -55,6 +55,12 @@ StabilityCheck = Annotated[
 WeightAnalysis = Annotated[
     bool, typer.Option("--weight-analysis", help="Also rank by growing numbers of calibration windows.")
 ]
+ArchitectureAnalysis = Annotated[
+    bool,
+    typer.Option(
+        "--architecture-analysis", help="Also silence each sub-layer and expert, and see how experts are used."
+    ),
+]
 SavePlots = Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")]
 OnlyPlan = Annotated[bool, typer.Option("--plan", help="Show the resolved study and stop.")]
 Gpus = Annotated[

@@ -178,6 +178,22 @@ FIDELITY = _schema(
     second_order=(_FLOAT, "predicted change g·δ + h·δ²/2, nats per token; null if unknown"),
 )
 
+ABLATIONS = _schema(
+    model=(_TEXT, "name of the model"),
+    dtype=(_TEXT, "dtype of the weights: fp32, bf16, fp16"),
+    layer=(_INT, "transformer block, from 0"),
+    part=(_TEXT, "the sub-layer that is silenced: attention, ffn, or expert (one expert of the ffn)"),
+    expert=(_INT, "expert, from 0; null for whole sub-layers"),
+    positions=(pa.list_(_INT), "positions of each evaluation window that are routed to the expert; null if unknown"),
+    routed=(pa.list_(_FLOAT), "sum of their routing weights; null if unknown"),
+    information=(
+        _FLOAT,
+        "how special the expert's tokens are: D_KL(p(token | expert) ‖ p(token)) less its bias, nats; null if unknown",
+    ),
+    peak=(_FLOAT, "largest absolute output of the sub-layer's last matrix in the intact model"),
+    **_OUTCOME,
+)
+
 TABLES: dict[str, pa.Schema] = {
     "cells": CELLS,
     "baselines": BASELINES,
@@ -186,4 +202,5 @@ TABLES: dict[str, pa.Schema] = {
     "sample_sizes": SAMPLE_SIZES,
     "samples": SAMPLES,
     "fidelity": FIDELITY,
+    "ablations": ABLATIONS,
 }

@@ -53,6 +53,11 @@ def fidelity_name(seed: int, part: int) -> str:
     return f"s{seed}-{part:04d}"
 
 
+def ablation_name(layer: int) -> str:
+    """File stem of one block's ablations."""
+    return f"block-{layer:04d}"
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -69,15 +69,6 @@ def test_studies_given_no_place_go_to_places_of_their_own(esa):
     assert len(places) == len({*lines})
 
 
-def test_what_a_later_version_will_do_is_planned_and_refused(esa):
-    code, out, _ = esa("esa run --model x --architecture-analysis --plan")
-    assert code == 0
-    assert "--architecture-analysis" in _facts(out)["not yet"]
-    code, _, err = esa("esa run --model x --architecture-analysis")
-    assert code == 2
-    assert "--architecture-analysis" in err
-
-
 def test_score_plans_rankings_without_cells(esa):
     line = "esa score --model x --metric grad_squared,act_mag+magnitude --mode per_layer,global --seeds 1,2 "
     facts = _facts(esa(line + "--fidelity 9 --plan")[1])

@@ -55,6 +55,7 @@ LAYERS = [
         "evaluation",
         "resume",
         "fidelity",
+        "ablation",
         "store",
         "progress",
         "weights",

@@ -11,7 +11,6 @@ from esa_ray.spec import (
     ScoreSpec,
     StudySpec,
     explain,
-    unavailable,
 )
 
 ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
@@ -164,13 +163,6 @@ def test_a_study_reads_back_from_its_json():
         scores=(ScoreSpec(metric="magnitude", mode="global", components=("down",)),),
     )
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
-
-
-def test_what_cannot_be_computed_yet_is_named_and_the_rest_is_not():
-    spec = study(scores=(ScoreSpec(metric="act_mag"),), seeds=(1, 2), analyses=("stability", "weights", "architecture"))
-    (said,) = unavailable(spec)
-    assert "--architecture-analysis" in said
-    assert unavailable(study()) == []
 
 
 def test_members_of_an_ensemble_are_put_in_one_order_and_each_known_and_distinct():

@@ -13,11 +13,12 @@ import numpy as np
 from scipy import stats
 
 from analysis.inference import LEVEL
-from analysis.scaling.laws import GRID
 
 #: A line takes two parameters, two that meet take four: with fewer models nothing is left to judge by.
 FEWEST = 7
 SIMULATIONS = 1999
+#: Places that are tried to see whether there is a break, the same in the data and in every simulation; and to find it.
+COARSE, FINE = 164, 8001
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Break:
         return self.p < 1 - LEVEL
 
 
-def _trials(x: np.ndarray) -> np.ndarray:
+def _trials(x: np.ndarray, n: int) -> np.ndarray:
     x = np.sort(x)
-    return np.linspace(x[1], x[-2], 4 * GRID)
+    return np.linspace(x[1], x[-2], n)
 
 
-def _residuals(x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _residuals(x: np.ndarray, z: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residual sums of squares of z (B, n): of one line (B,), and of two that meet at each trial place (B, trials)."""
     line = np.stack([np.ones_like(x), x], axis=1)
     q, _ = np.linalg.qr(line)
     r = z - (z @ q) @ q.T
     one = (r**2).sum(-1)
-    kinks = np.maximum(x - _trials(x)[:, None], 0)  # (trials, n)
+    kinks = np.maximum(x - places[:, None], 0)  # (trials, n)
     kinks = kinks - (kinks @ q) @ q.T
     length = np.linalg.norm(kinks, axis=1, keepdims=True)
     kinks = np.divide(kinks, length, out=np.zeros_like(kinks), where=length > 1e-9)
@@ -79,11 +80,12 @@ def changepoint(sizes: np.ndarray, values: np.ndarray, *, seed: int = 0) -> Brea
     n = len(x)
     if n < FEWEST or len(np.unique(x)) < FEWEST:
         return None
-    one, two = _residuals(x, z[None])
-    statistic = float(_statistic(one, two, n)[0])
-    null = _statistic(*_residuals(x, np.random.default_rng(seed).normal(size=(SIMULATIONS, n))), n)
+    coarse, places = _trials(x, COARSE), _trials(x, FINE)
+    statistic = float(_statistic(*_residuals(x, z[None], coarse), n)[0])
+    null = _statistic(*_residuals(x, np.random.default_rng(seed).normal(size=(SIMULATIONS, n)), coarse), n)
     p = (1 + int((null >= statistic).sum())) / (SIMULATIONS + 1)
-    places, best = _trials(x), int(np.argmin(two[0]))
+    _, two = _residuals(x, z[None], places)
+    best = int(np.argmin(two[0]))
     # The set of places that an F test at each doesn't refute against the best.
     near = places[two[0] <= two[0].min() * (1 + stats.f.ppf(LEVEL, 1, n - 4) / (n - 4))]
     design = np.stack([np.ones_like(x), x, np.maximum(x - places[best], 0)], axis=1)

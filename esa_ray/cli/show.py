@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
-from esa_ray.spec import DRAWN_CONTROLS, StudySpec, unavailable
+from esa_ray.spec import DRAWN_CONTROLS, StudySpec
 
 if TYPE_CHECKING:
     from analysis import Study
@@ -50,8 +50,6 @@ def show_plan(spec: StudySpec, directory: str) -> None:
     for line in plan(spec).lines(spec):
         out(line)
     out(f"results           {directory}")
-    for sentence in unavailable(spec):
-        out(f"not yet           {sentence}")
 
 
 @contextmanager

@@ -67,6 +67,11 @@ class ModelActor:
         with _ending(), self._meters.busy():
             return self._worker.measure(part)
 
+    def ablate(self, layer: int) -> dict[str, Any]:
+        """See :meth:`Worker.ablate`."""
+        with _ending(), self._meters.busy():
+            return self._worker.ablate(layer)
+
     def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
         """See :meth:`Worker.run`; each is counted once it is done."""
         with _ending():

@@ -84,13 +84,17 @@ class Damaging:
         self._resumable.prepare(min(known))
         return min(known)
 
-    def measure(self, start: int | None = None, error_rate: float | None = None) -> dict[str, Any]:
-        """Outcome columns of the model as it is now, run from block ``start`` on."""
+    def outcome(self, start: int | None = None, error_rate: float | None = None) -> Outcome:
+        """Loss of the model as it is now, run from block ``start`` on."""
         resumable = self._resumable if start is not None else None
-        outcome = evaluate(
+        return evaluate(
             self.model, self.windows.evaluation, self.data.batch_size, intact=self.intact, error_rate=error_rate,
             forward=(lambda number, _: resumable.logits(start, number)) if resumable else None,
         )  # fmt: skip
+
+    def measure(self, start: int | None = None, error_rate: float | None = None) -> dict[str, Any]:
+        """Outcome columns of the model as it is now, run from block ``start`` on."""
+        outcome = self.outcome(start, error_rate)
         return vars(outcome) | {"loops": self._loops(outcome)}
 
     def baseline(self) -> dict[str, Any]:

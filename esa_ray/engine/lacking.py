@@ -11,7 +11,7 @@ from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
 from esa_ray.spec import LISTED, Part, StudySpec
-from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
+from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, ranking_name, samples_name
 
 
 def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Resolved | None:
@@ -94,6 +94,15 @@ def missing_packets(store: Store, spec: StudySpec) -> list[int]:
     return [part for part in range(math.ceil(n / CENSUS_PACKET)) if fidelity_name(seed, part) not in have]
 
 
+def missing_blocks(store: Store, spec: StudySpec) -> list[int]:
+    """Blocks whose sub-layers are to be silenced and aren't yet; none are known before the model was loaded once."""
+    record = store.load_study() if "architecture" in spec.analyses else None
+    if record is None:
+        return []
+    have = set(store.names("ablations"))
+    return [n for n in range(record["resolved"]["layers"]) if ablation_name(n) not in have]
+
+
 def lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:
     """Whether anything is left to compute, or to mend."""
     return bool(
@@ -101,5 +110,6 @@ def lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:
         or missing_cells(store, spec, resolved)
         or missing_seeds(store, spec)
         or missing_packets(store, spec)
+        or missing_blocks(store, spec)
         or not store.has("baselines", "baseline")
     )

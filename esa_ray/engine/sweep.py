@@ -18,7 +18,7 @@ from ray import tune
 from esa_ray import data, lease
 from esa_ray.engine import cluster, search
 from esa_ray.engine.crew import PATIENCE, TRIES, Job, dismiss, share_out
-from esa_ray.engine.lacking import by_first_block, missing_packets, missing_seeds
+from esa_ray.engine.lacking import by_first_block, missing_blocks, missing_packets, missing_seeds
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
 from esa_ray.engine.tuning import Watch, fit
@@ -173,6 +173,7 @@ def _run(
             else:
                 _sweep(works, watch, how, listeners)
             _census(works, reporter, check)
+            _ablations(works, reporter, check)
         finally:
             for work in works:
                 dismiss(work.crew.actors)
@@ -295,4 +296,13 @@ def _census(works: list[Work], reporter: Reporter, check: Callable[[], None]) ->
     if any(parts):
         _share(works, "census", [[("measure", (part,)) for part in mine] for mine in parts], reporter, check)
     for work, mine in zip(works, parts, strict=True):
+        work.computed += len(mine)
+
+
+def _ablations(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+    """Sub-layers and experts, silenced block by block."""
+    blocks = [missing_blocks(work.store, work.spec) for work in works]
+    if any(blocks):
+        _share(works, "blocks", [[("ablate", (block,)) for block in mine] for mine in blocks], reporter, check)
+    for work, mine in zip(works, blocks, strict=True):
         work.computed += len(mine)

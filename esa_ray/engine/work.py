@@ -18,7 +18,7 @@ from esa_ray.engine.lacking import lacks, missing_cells, resolution, statuses
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
-from esa_ray.spec import StudySpec, unavailable
+from esa_ray.spec import StudySpec
 from esa_ray.store import CENSUS_PACKET, PACK_AT, Store
 
 
@@ -66,10 +66,8 @@ class Work:
         Raises
         ------
         EsaError
-            If it can't be computed, or its model isn't there.
+            If its model isn't there.
         """
-        if refused := unavailable(spec):
-            raise EsaError("; ".join(refused))
         return cls(spec, Store(location), find(spec.model))
 
     def read_text(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from esa_ray import data
+from esa_ray.ablation import observed, silenced, sublayers
 from esa_ray.engine.damaging import Damaging
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
@@ -35,7 +36,7 @@ from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
-from esa_ray.store import CENSUS_PACKET, Store, fidelity_name, ranking_name, samples_name
+from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, ranking_name, samples_name
 
 #: Bytes below which a smaller budget for scoring saves nothing.
 SMALLEST_BUDGET = 64 * 2**20
@@ -271,6 +272,32 @@ class Worker:
         packet = self.store.read("samples", samples_name(seed)).slice(part * CENSUS_PACKET, CENSUS_PACKET)
         self.store.write("fidelity", fidelity_name(seed, part), measure(self.catalogue, self._resumable, packet))
         return {"part": part, "seconds": time.perf_counter() - started}
+
+    def ablate(self, layer: int) -> dict[str, Any]:
+        """Silence a block's sub-layers and experts, one at a time, and store what each is worth and how it is used."""
+        started = time.perf_counter()
+        parts = sublayers(self.catalogue, layer)
+        start = self.damaging.prepared([tensor for part in parts for tensor in part.tensors])
+        assert self.damaging.intact  # measured by passes of its own, which the next one isn't to count
+        with observed(self.model, parts, self.windows.evaluation) as seen:
+            self.damaging.outcome(start)
+        common = {k: v for k, v in self._common.items() if k not in ("study", "data")}
+        rows = []
+        for part in parts:
+            began = time.perf_counter()
+            with silenced(part):
+                outcome = self.damaging.outcome(start)
+            used = seen[0].uses.get(part.expert) if part.part == "expert" and part.expert is not None else None
+            rows.append(
+                {
+                    **common, "layer": layer, "part": part.part, "expert": part.expert, **(vars(used) if used else {}),
+                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome),
+                    "status": "diverged" if outcome.diverged else "ok", "seconds": time.perf_counter() - began,
+                    "created": datetime.now(UTC),
+                }
+            )  # fmt: skip
+        self.store.write("ablations", ablation_name(layer), rows)
+        return {"layer": layer, "seconds": time.perf_counter() - started}
 
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)

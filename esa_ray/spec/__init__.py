@@ -31,7 +31,7 @@ from esa_ray.spec.scores import (
     ScoreSpec,
     members,
 )
-from esa_ray.spec.study import DRAWN_CONTROLS, PLANNED_ANALYSES, Group, Search, StudySpec, unavailable
+from esa_ray.spec.study import DRAWN_CONTROLS, Group, Search, StudySpec
 
 __all__ = [
     "COMPONENTS",
@@ -41,7 +41,6 @@ __all__ = [
     "KINDS",
     "LISTED",
     "METRICS",
-    "PLANNED_ANALYSES",
     "PROBED",
     "RANDOM_KINDS",
     "SCALED",
@@ -63,5 +62,4 @@ __all__ = [
     "WeightName",
     "explain",
     "members",
-    "unavailable",
 ]

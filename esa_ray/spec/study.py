@@ -16,10 +16,6 @@ Analysis = Literal["stability", "weights", "architecture"]
 #: Controls that are drawn for the super weights of a ranking, down to its largest k.
 DRAWN_CONTROLS = ("random_k", "matched_k")
 
-#: What the plan understands but this version can't compute yet: shown by ``--plan``, refused by a run.
-PLANNED_ANALYSES = frozenset({"architecture"})
-
-
 Unique = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
@@ -39,8 +35,8 @@ class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
-    seed's calibration windows. ``fidelity`` is how many single weights are damaged one by one to see what each
-    score is worth (0: none).
+    seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
+    ``fidelity`` is how many single weights are damaged one by one to see what each score is worth (0: none).
 
     ``lists`` are sets of given weights, damaged beside the scores' own. Besides the whole sets, ``parts`` of them are
     damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
@@ -152,11 +148,3 @@ class StudySpec(Spec):
     def replace(self, **changes: object) -> StudySpec:
         """The same study with some fields changed, validated anew."""
         return self.model_copy(update=changes)
-
-
-def unavailable(spec: StudySpec) -> list[str]:
-    """One sentence for each thing the spec asks for that this version can plan but not compute."""
-    flags = {"architecture": "--architecture-analysis"}
-    return [
-        f"{flags[a]} can be planned but not computed yet; leave it out" for a in spec.analyses if a in PLANNED_ANALYSES
-    ]

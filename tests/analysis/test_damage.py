@@ -143,6 +143,7 @@ def test_progress_counts_from_the_store_alone(made):
         "rankings": 3,
         "unranked": 0,
         "unmeasured": 0,
+        "unsilenced": 0,
     }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1
