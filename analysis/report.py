@@ -27,7 +27,8 @@ SHOWN = 24
 
 
 @lru_cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates, with numbers worded as everywhere."""
     environment = Environment(
         loader=PackageLoader("analysis"),
         autoescape=select_autoescape(default=True),
@@ -46,12 +47,13 @@ def _environment() -> Environment:
     return environment
 
 
-def _json_script(value: Any) -> str:
+def json_script(value: Any) -> str:
+    """JSON that can stand inside a script element."""
     # Inside <script>, "</" could end the element and "<!--" could open a comment; in JSON both escapes mean "<".
     return json.dumps(value).replace("</", "<\\/").replace("<!--", "\\u003c!--")
 
 
-def _library() -> str:
+def library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, so that the report needs no network."""
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return re.sub(r"</(script)", r"<\\/\1", bundle, flags=re.IGNORECASE)
@@ -131,13 +133,13 @@ def context(study: Study) -> dict[str, Any]:
         "linear_below": LINEAR_BELOW,
         "level": LEVEL,
         "resamples": RESAMPLES,
-        "charts": {name: _json_script(chart.to_dict()) for name, chart in drawn.items()},
-        "vega": _library() if drawn else "",
+        "charts": {name: json_script(chart.to_dict()) for name, chart in drawn.items()},
+        "vega": library() if drawn else "",
     }
 
 
 def write_report(study: Study) -> Path | str:
     """Write ``report.html`` into the study's place and return where it is."""
-    html = _environment().get_template("report.html.j2").render(context(study))
+    html = environment().get_template("report.html.j2").render(context(study))
     study.place.write("report.html", html.encode())
     return study.place.at("report.html")

@@ -11,7 +11,9 @@ import typer
 import experiments
 from esa_ray import options
 from esa_ray.cli import execute, guarded, results_directory
+from esa_ray.cli.show import show_comparison
 from esa_ray.errors import EsaError
+from esa_ray.place import below
 
 
 def names() -> list[str]:
@@ -40,13 +42,17 @@ def run(
         return
     if name not in names():
         raise EsaError(f"no experiment {name!r}; there is {', '.join(names())}")
-    spec = importlib.import_module(f"experiments.{name}").study()
-    raise typer.Exit(
-        execute(
-            [(spec, out_dir or results_directory(spec.name))], only_plan=only_plan, save_plots=save_plots,
-            address=address, gpus=gpus, track=tuple(options.items(track)), verbose=verbose,
-        )
+    experiment, root = importlib.import_module(f"experiments.{name}"), out_dir or results_directory(name)
+    specs = experiment.studies() if hasattr(experiment, "studies") else [experiment.study()]
+    several = len(specs) > 1
+    places = [below(root, options.slug(spec.name)) for spec in specs] if several else [root]
+    status = execute(
+        list(zip(specs, places, strict=True)), only_plan=only_plan, save_plots=save_plots, address=address, gpus=gpus,
+        track=tuple(options.items(track)), verbose=verbose,
     )  # fmt: skip
+    if several and not only_plan:
+        show_comparison(places, root, save_plots=save_plots)
+    raise typer.Exit(status)
 
 
 if __name__ == "__main__":

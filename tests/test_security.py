@@ -267,7 +267,7 @@ def page_of(study: analysis.Study, directory: Path) -> Page:
 
 def test_names_in_the_report_are_text_and_nothing_else(tmp_path, monkeypatch):
     # Neither the library nor the width of an interval is in question, and both take seconds.
-    monkeypatch.setattr("analysis.report._library", lambda: "/* Vega */")
+    monkeypatch.setattr("analysis.report.library", lambda: "/* Vega */")
     monkeypatch.setattr("analysis.fidelity.RESAMPLES", 10)
     harmless, page = (
         page_of(planted(tmp_path / where, name), tmp_path / where)

@@ -16,8 +16,9 @@ from analysis.figures.structure import channels, spread
 from analysis.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
 from analysis.figures.timeline import timeline
 from analysis.study import Study
+from esa_ray.place import Place
 
-__all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_figures"]
+__all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_charts", "save_figures", "styled"]
 
 FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     figure.__name__: figure
@@ -30,7 +31,11 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
 
 def charts(study: Study) -> dict[str, Chart]:
     """Every figure that this study has data for, styled."""
-    made = {name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None}
+    return styled({name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None})
+
+
+def styled(made: dict[str, Chart]) -> dict[str, Chart]:
+    """Charts with the looks that all share."""
     return {
         name: chart.configure_view(stroke=None)
         .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
@@ -41,11 +46,16 @@ def charts(study: Study) -> dict[str, Chart]:
 
 def save_figures(study: Study, width: int = 640) -> Path | str:
     """Write every figure as SVG and PNG into ``figures/`` of the study's place; returns where that is."""
-    for name, chart in charts(study).items():
+    return save_charts(charts(study), study.place, width)
+
+
+def save_charts(made: dict[str, Chart], place: Place, width: int = 640) -> Path | str:
+    """Write styled charts as SVG and PNG into ``figures/`` of a place; returns where that is."""
+    for name, chart in made.items():
         sized = chart.properties(width=width)
         vector, pixels = io.StringIO(), io.BytesIO()
         sized.save(vector, format="svg")
         sized.save(pixels, format="png", scale_factor=2)
-        study.place.write(f"figures/{name}.svg", vector.getvalue().encode())
-        study.place.write(f"figures/{name}.png", pixels.getvalue())
-    return study.place.at("figures")
+        place.write(f"figures/{name}.svg", vector.getvalue().encode())
+        place.write(f"figures/{name}.png", pixels.getvalue())
+    return place.at("figures")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.inference import LEVEL
-from analysis.scaling.laws import LAWS, Fit, Fits, fit_laws, refits
+from analysis.scaling.laws import MOVING, Fit, Fits, fit_laws, refits
 
 RESAMPLES = 999
 
@@ -140,7 +140,7 @@ class HeldOut:
 
 
 def held_out(
-    sizes: np.ndarray, values: np.ndarray, which: int, *, laws: tuple[str, ...] = tuple(LAWS), level: float = LEVEL
+    sizes: np.ndarray, values: np.ndarray, which: int, *, laws: tuple[str, ...] = MOVING, level: float = LEVEL
 ) -> HeldOut | None:
     """Predict one model from all others, by the law that is chosen without it; None where they are too few."""
     kept = np.arange(len(sizes)) != which

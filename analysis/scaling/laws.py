@@ -22,6 +22,8 @@ BEND = 2.0
 GRID, ZOOMS, ROUNDS = 41, 6, 6
 #: A normal's standard deviation over its median absolute deviation.
 MAD = 1.4826
+#: What a parameter costs where AICc isn't defined: more than any fit can gain by it.
+UNDEFINED = 1e4
 #: Misfit, in units of log y, that counts as none.
 PERFECT = 1e-9
 
@@ -48,8 +50,8 @@ class Law:
 
     @property
     def fewest(self) -> int:
-        """Models from which on AICc and an interval are defined."""
-        return self.size + 3
+        """Models from which on it is fitted: two more than it has parameters, to see how far models lie from it."""
+        return self.size + 2
 
 
 def _ones(u: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -220,6 +222,11 @@ def _robust(r: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return _huber(r, scale[:, None]).sum(-1)
 
 
+def _criterion(loss: float, n: int, size: int) -> float:
+    found = aicc(loss, n, size)
+    return found if math.isfinite(found) else n * math.log(loss / n) + UNDEFINED * (size + 1)
+
+
 @dataclass(frozen=True)
 class Fit:
     """One law fitted to the models of a series: see :func:`fit_laws`.
@@ -256,11 +263,19 @@ class Fit:
         return np.exp(self.fits.at(np.asarray(sizes, dtype=float) / self.centre)[0])
 
 
-def fit_laws(sizes: np.ndarray, values: np.ndarray, laws: tuple[str, ...] = tuple(LAWS)) -> list[Fit]:
+#: The laws of how a quantity moves; "constant" is that it doesn't.
+MOVING = tuple(name for name in LAWS if name != "constant")
+
+
+def fit_laws(sizes: np.ndarray, values: np.ndarray, laws: tuple[str, ...] = MOVING) -> list[Fit]:
     """Every law that the number of models allows, the most probable first.
 
     AICc = n log(ρ/n) + 2K + 2K(K+1)/(n − K − 1) with K parameters, the noise's among them, and ρ Huber's loss of all
     laws at one scale, that of the law that fits best; ``weight`` is exp(−Δ/2) / Σ exp(−Δ/2) (Burnham & Anderson 2002).
+    AICc asks more of a law the fewer models there are: of five, a law of two parameters must explain 98% of the
+    variance to be preferred to a constant, so whether there is a trend at all is better asked of the power law's
+    exponent (:func:`analysis.scaling.intervals.exponent`), and the default leaves the constant out. Where n = K + 1 its
+    last term is infinite, for all laws of two parameters alike, and is left out.
 
     Parameters
     ----------
@@ -292,7 +307,7 @@ def fit_laws(sizes: np.ndarray, values: np.ndarray, laws: tuple[str, ...] = tupl
     scale = np.sqrt(min(float(f.variance[0]) for f in tried))
     floor = n * (PERFECT * max(1.0, float(np.abs(z).max()))) ** 2
     losses = [max(float(_huber(f.residuals[0], np.array(scale)).sum()), floor) for f in tried]
-    criteria = np.array([aicc(loss, n, f.law.size) for loss, f in zip(losses, tried, strict=True)])
+    criteria = np.array([_criterion(loss, n, f.law.size) for loss, f in zip(losses, tried, strict=True)])
     weights = np.exp(-(criteria - criteria.min()) / 2)
     total = float(((z - z.mean()) ** 2).sum())
     found = [

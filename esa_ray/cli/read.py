@@ -1,12 +1,14 @@
-"""Commands that read what is stored: ``report``, ``status``."""
+"""Commands that read what is stored: ``report``, ``compare``, ``status``."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from esa_ray import options
 from esa_ray.cli.app import app, console
-from esa_ray.cli.show import opened, show_results
+from esa_ray.cli.show import opened, show_comparison, show_results
 from esa_ray.errors import EsaError
 from esa_ray.place import Place, below
 
@@ -20,6 +22,36 @@ def report(
     """Write the report of a study anew from what is stored."""
     for place in studies_at(study or out_dir):
         show_results(place, save_plots=save_plots)
+
+
+@app.command(epilog="Example: esa compare results/scaling --save-tables")
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Studies, or directories that hold them.")],
+    out_dir: Annotated[str | None, typer.Option(help="Where the report goes.  [default: the first directory]")] = None,
+    models_file: options.ModelsFile = None,
+    save_plots: options.SavePlots = False,
+    save_tables: Annotated[bool, typer.Option("--save-tables", help="Write tables as LaTeX too.")] = False,
+) -> None:
+    """Compare models: how sensitivity moves with size, which architectures differ, what tells them apart.
+
+    Each model has a study of its own, on the same text. Families and kinds are those of `esa models` and of
+    --models-file; what is in neither is taken from the model's config.
+    """
+    show_comparison(
+        studies, out_dir or studies[0], labels=labels(models_file), save_plots=save_plots, save_tables=save_tables
+    )
+
+
+def labels(models_file: str | None) -> dict[str, dict[str, str]]:
+    """Model → family, kind and tuning as a user's file has them, by hub id and by the last part of it."""
+    if models_file is None:
+        return {}
+    from esa_ray.models.known import known
+
+    ours = known()
+    theirs = [m for m in known(models_file) if m not in ours]
+    told = {m.name: {"family": m.family, "kind": m.kind, "tuning": m.tuning} for m in theirs}
+    return told | {name.rpartition("/")[2]: words for name, words in told.items()}
 
 
 @app.command(epilog="Example: esa status results/quickstart")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
+from esa_ray.place import Place
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec
 
 if TYPE_CHECKING:
@@ -53,16 +54,25 @@ def show_plan(spec: StudySpec, directory: str) -> None:
 
 
 @contextmanager
-def opened(directory: str | Path) -> Iterator[Study]:
-    """A study for analysis; what it says of an unreadable one becomes a sentence of the command."""
+def reading(directory: str | Path) -> Iterator[None]:
+    """Analysis of what lies somewhere; what it says of unreadable studies becomes a sentence of the command."""
     import analysis
 
     try:
-        yield analysis.load(directory)
+        yield
     except analysis.StudyError as error:
         raise EsaError(str(error)) from None
     except OSError as error:
         raise EsaError(f"{error.filename or directory} can't be written: {error.strerror}") from None
+
+
+@contextmanager
+def opened(directory: str | Path) -> Iterator[Study]:
+    """A study for analysis."""
+    import analysis
+
+    with reading(directory):
+        yield analysis.load(directory)
 
 
 def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
@@ -78,3 +88,21 @@ def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
         if save_plots:
             console.out(f"figures  {analysis.save_figures(study)}")
         console.out(f"report   {report}")
+
+
+def show_comparison(
+    locations: Sequence[str], out_dir: str, *, labels: dict[str, dict[str, str]] | None = None,
+    save_plots: bool = False, save_tables: bool = False,
+) -> None:  # fmt: skip
+    """Write the report on several studies (its figures and tables as files), and print the answers."""
+    from analysis.comparison import compare, report
+
+    with reading(out_dir):
+        found, place = compare(locations, labels), Place(out_dir)
+        written = report.write_comparison(found, place)
+        report.print_answers(found, console)
+        if save_plots:
+            console.out(f"figures  {report.save_comparison_figures(found, place)}")
+        if save_tables:
+            console.out(f"tables   {report.save_tables(found, place)}")
+        console.out(f"report   {written}")

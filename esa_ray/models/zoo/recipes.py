@@ -49,7 +49,7 @@ class Recipe(Spec):
     tokens: int = Field(ge=1)
     tuning_tokens: int = Field(default=0, ge=0)
     window: int = Field(ge=8)
-    batch: int = Field(default=4, ge=1)
+    batch: int = Field(default=1, ge=1)
     rate: float = Field(gt=0)
     seed: int = Field(default=0, ge=0)
     text: str = Field(default_factory=platform.python_version)
@@ -75,6 +75,10 @@ class Recipe(Spec):
 def recipe(name: str) -> Recipe:
     """The recipe of a model of the zoo, by its name: a family and a size.
 
+    With so little text a step of one window beats larger ones (llama-3m, held-out nats per byte: 1.94 with four windows
+    a step, 1.81 with two, 1.71 with one), and the best rate falls with width faster than widths rise (of the rates that
+    were tried: 2.5e-3 for llama-1m, 0.9e-3 for llama-3m, 0.6e-3 for llama-10m).
+
     Raises
     ------
     EsaError
@@ -91,8 +95,7 @@ def recipe(name: str) -> Recipe:
     return Recipe.model_validate(
         {
             "architecture": architecture, "layers": layers, "width": width, "window": WINDOW, "tokens": TOKENS,
-            # The wider, the smaller the steps that don't diverge.
-            "rate": 5e-3 * (64 / width) ** 0.5,
+            "rate": min(4e-3, 2.5e-3 * (128 / width) ** 1.6),
             "tuning_tokens": TUNING_TOKENS if tuned else 0,
         }
     )  # fmt: skip

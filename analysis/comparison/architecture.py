@@ -1,0 +1,224 @@
+"""Attention against feed-forward layers, and how damage moves with depth: within models, and over models.
+
+What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.ablation`). Blocks of a model are no replications of
+it: within a model the unit is the window, over models it is the model.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from analysis.comparison.laws import named
+from analysis.comparison.loading import Comparison
+from analysis.damage import baseline, corrected
+from analysis.inference import bootstrap_means, hedges_g, paired_p, t_interval
+from analysis.study import Study
+
+#: Models from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
+FEWEST_MODELS = 6
+
+SUBLAYERS: dict[str, Any] = {
+    "model": pl.String, "layer": pl.Int64, "relative_depth": pl.Float64, "part": pl.String, "expert": pl.Int64,
+    "delta_nll": pl.Float64, "low": pl.Float64, "high": pl.Float64, "share": pl.Float64, "weight": pl.Float64,
+    "information": pl.Float64, "peak": pl.Float64,
+}  # fmt: skip
+WITHIN: dict[str, Any] = {
+    "model": pl.String, "family": pl.String, "kind": pl.String, "blocks": pl.Int64, "attention": pl.Float64,
+    "ffn": pl.Float64, "difference": pl.Float64, "low": pl.Float64, "high": pl.Float64, "g": pl.Float64,
+    "g_low": pl.Float64, "g_high": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "rho_attention": pl.Float64,
+    "rho_ffn": pl.Float64, "left_out": pl.Int64,
+}  # fmt: skip
+OVER: dict[str, Any] = {
+    "question": pl.String, "models": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+    "g": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "why_not": pl.String,
+}  # fmt: skip
+
+
+def _by_window(study: Study, rows: pl.DataFrame) -> np.ndarray:
+    """ΔNLL of each silenced part and window, nats per token, (rows, W)."""
+    base = baseline(study)
+    return (np.array(rows["nll"].to_list()) - base["nll"]) / base["tokens"]
+
+
+@lru_cache(maxsize=64)
+def sublayers(study: Study) -> pl.DataFrame:
+    """One row a silenced sub-layer or expert: what it costs, nats per token, with a bootstrap interval over windows.
+
+    ``share`` of the positions that an expert is given (each position goes to several), ``weight`` its mean routing
+    weight there. Diverged ones have no ``delta_nll``.
+    """
+    rows, layers = study.ablations.sort("layer", "part", "expert"), study.resolved["layers"]
+    if rows.is_empty():
+        return pl.DataFrame(schema=SUBLAYERS)
+    rng, found = np.random.default_rng(0), []
+    positions = sum(baseline(study)["tokens"]) + len(baseline(study)["tokens"])
+    for row in rows.iter_rows(named=True):
+        told = {name: row[name] for name in ("model", "layer", "part", "expert", "information", "peak")}
+        told["relative_depth"] = row["layer"] / max(layers - 1, 1)
+        if row["positions"] is not None:
+            seen = sum(row["positions"])
+            told |= {"share": seen / positions, "weight": sum(row["routed"]) / seen if seen else None}
+        if row["status"] == "ok":
+            d = _by_window(study, pl.DataFrame([row], schema=rows.schema))
+            means = bootstrap_means(d, rng)
+            low, high = np.quantile(means, [0.025, 0.975])
+            told |= {"delta_nll": float(d.mean()), "low": float(low), "high": float(high)}
+        found.append(told)
+    return pl.DataFrame(found, schema=SUBLAYERS)
+
+
+def within_models(comparison: Comparison) -> pl.DataFrame:
+    """One row a model: silencing attention against silencing the FFN of the same block, the mean over blocks.
+
+    ``difference`` is attention − ffn in nats per token with its bootstrap interval, ``g`` Hedges' g and ``p`` the
+    permutation p, over windows; ``p_holm`` corrects over models. ``rho_…`` is Spearman's correlation of damage with
+    depth over blocks, a description of the model. Blocks in which one of the two diverges are left out and counted.
+    """
+    found = []
+    for fact, study in zip(comparison.models.iter_rows(named=True), comparison.studies, strict=True):
+        rows = study.ablations.filter(pl.col("part").is_in(["attention", "ffn"]))
+        sound = (
+            rows.group_by("layer")
+            .agg(pl.len(), (pl.col("status") == "ok").all().alias("ok"))
+            .filter(pl.col("ok") & (pl.col("len") == 2))
+        )
+        both = rows.filter(pl.col("layer").is_in(sound["layer"].to_list())).sort("layer")
+        if both.is_empty():
+            continue
+        d = {part: _by_window(study, both.filter(pl.col("part") == part)) for part in ("attention", "ffn")}
+        gap = (d["attention"] - d["ffn"]).mean(axis=0, keepdims=True)
+        low, high = np.quantile(bootstrap_means(gap, np.random.default_rng(0)), [0.025, 0.975])
+        g, g_interval = hedges_g(gap)
+        found.append(
+            {name: fact[name] for name in ("model", "family", "kind")}
+            | {part: float(x.mean()) for part, x in d.items()}
+            | {f"rho_{part}": _rho(x.mean(axis=1)) for part, x in d.items()}
+            | {"blocks": len(sound), "left_out": rows["layer"].n_unique() - len(sound), "difference": float(gap.mean()),
+               "low": float(low), "high": float(high), "g": g, "g_low": g_interval.low, "g_high": g_interval.high,
+               "p": paired_p(gap)}
+        )  # fmt: skip
+    return corrected(pl.DataFrame(found, schema=WITHIN), p_holm="holm")
+
+
+def _rho(damage: np.ndarray) -> float | None:
+    """Spearman's correlation of damage with depth; none of fewer than four blocks."""
+    if len(damage) < 4 or np.ptp(damage) == 0:
+        return None
+    return float(stats.spearmanr(np.arange(len(damage)), damage).statistic)
+
+
+def over_models(comparison: Comparison) -> pl.DataFrame:
+    """Is it so in models at large? One row a question, with the model as the unit.
+
+    log(attention/ffn): the logarithm of what silencing one costs over the other; depth: Fisher's z of each model's
+    correlation with depth. ``p`` is Wilcoxon's signed-rank p, ``low`` and ``high`` Student's interval of the mean,
+    ``g`` the mean in standard deviations of a model, corrected for few. Too few models: ``why_not`` says so, and there
+    is no p.
+    """
+    table = within_models(comparison)
+    ratios = table.filter((pl.col("attention") > 0) & (pl.col("ffn") > 0))
+    questions = {
+        "log(attention / ffn)": np.log((ratios["attention"] / ratios["ffn"]).to_numpy()),
+        "depth of attention (Fisher z)": _fisher(table["rho_attention"]),
+        "depth of ffn (Fisher z)": _fisher(table["rho_ffn"]),
+    }
+    return corrected(pl.DataFrame([_over(q, x) for q, x in questions.items()], schema=OVER), p_holm="holm")
+
+
+def _fisher(rho: pl.Series) -> np.ndarray:
+    return np.arctanh(np.clip(rho.drop_nulls().to_numpy(), -0.999, 0.999))
+
+
+def _over(question: str, x: np.ndarray) -> dict[str, Any]:
+    """A mean over models and whether it is zero."""
+    told: dict[str, Any] = {"question": question, "models": len(x)}
+    if len(x) < 2:
+        return told | {"why_not": f"{len(x)} model: how models vary can't be seen"}
+    interval = t_interval(x)
+    told |= {"mean": float(x.mean()), "low": interval.low, "high": interval.high}
+    spread = float(x.std(ddof=1))
+    if spread > 0:
+        told["g"] = float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1)))
+    if len(x) < FEWEST_MODELS:
+        return told | {"why_not": f"of {len(x)} models no signed-rank p can be below 0.05; {FEWEST_MODELS} are needed"}
+    return told | {"p": float(stats.wilcoxon(x).pvalue)}
+
+
+PAIRS: dict[str, Any] = {
+    "quantity": pl.String, "first": pl.String, "second": pl.String, "pairs": pl.Int64, "ratio": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "g": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "why_not": pl.String,
+}  # fmt: skip
+
+#: Two models count as of one size if their bodies differ by no more than this factor.
+SAME_SIZE = 1.15
+#: Pairs from which on Student's t is computed: with fewer its interval says nothing.
+FEWEST_PAIRS = 3
+
+
+def kinds_compared(comparison: Comparison, table: pl.DataFrame) -> pl.DataFrame:
+    """Dense against mixture of experts, and base against instruction-tuned: pairs of models of one size.
+
+    One row per quantity and pair of families that have three sizes in common and more. ``ratio`` is the geometric mean
+    of second/first with Student's interval over pairs, ``p`` of the paired t test on logarithms: with few sizes it
+    leans on their normality, which can't be checked. ``p_holm`` corrects over the whole table.
+
+    Parameters
+    ----------
+    table
+        :func:`analysis.comparison.quantities.quantities`.
+    """
+    series = comparison.models.with_columns(series=named())
+    found = []
+    names = series["series"].unique(maintain_order=True).to_list()
+    for a in names:
+        for b in names:
+            kind = _contrast(series, a, b)
+            if kind:
+                found += _pairs(table, series, a, b)
+    return corrected(pl.DataFrame(found, schema=PAIRS), p_holm="holm")
+
+
+def _contrast(series: pl.DataFrame, a: str, b: str) -> bool:
+    """Whether two series differ in exactly what is asked about: dense → moe (base both), or base → instruct."""
+    one, two = (series.filter(pl.col("series") == s).row(0, named=True) for s in (a, b))
+    tuned = one["family"] == two["family"] and one["tuning"] != "instruct" and two["tuning"] == "instruct"
+    base = one["tuning"] != "instruct" and two["tuning"] != "instruct"
+    return tuned or (base and one["kind"] == "dense" and two["kind"] == "moe")
+
+
+def _pairs(table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[dict[str, Any]]:
+    found = []
+    for (name,), rows in table.group_by("quantity", maintain_order=True):
+        mine = {
+            s: rows.filter(pl.col("model").is_in(series.filter(pl.col("series") == s)["model"].to_list()))
+            for s in (a, b)
+        }
+        logs = [
+            np.log(y["value"] / x["value"])
+            for x in mine[a].iter_rows(named=True)
+            for y in mine[b].iter_rows(named=True)
+            if x["value"] > 0 and y["value"] > 0 and 1 / SAME_SIZE <= y["body"] / x["body"] <= SAME_SIZE
+        ]
+        told = {"quantity": name, "first": a, "second": b, "pairs": len(logs)}
+        if len(logs) < FEWEST_PAIRS:
+            found.append(told | {"why_not": f"{len(logs)} pairs of one size; {FEWEST_PAIRS} are needed"})
+            continue
+        x = np.array(logs)
+        interval, spread = t_interval(x), float(x.std(ddof=1))
+        told |= {
+            "ratio": float(np.exp(x.mean())),
+            "low": float(np.exp(interval.low)),
+            "high": float(np.exp(interval.high)),
+        }
+        if spread > 0:
+            told |= {
+                "g": float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1))),
+                "p": float(stats.ttest_1samp(x, 0).pvalue),
+            }
+        found.append(told)
+    return found

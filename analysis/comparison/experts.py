@@ -1,0 +1,150 @@
+"""Mixtures of experts: what experts are worth, how they are used, and whether single ones carry the model.
+
+A *super expert* is one whose silencing costs far more than silencing the others. It is found by that cost, since that
+is what the name claims; the largest activations, by which it was first described (Su et al. 2025, arXiv:2507.23279),
+stand beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from analysis.comparison.architecture import sublayers
+from analysis.comparison.loading import Comparison, model_name
+from analysis.damage import baseline
+from analysis.distribution import KEYS, has_magnitude
+from analysis.inference import LEVEL, paired_p
+from analysis.study import Study
+
+#: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
+OUTLIER_Z = 3.5
+#: ΔNLL that counts as none where logarithms are taken, nats per token.
+SMALLEST = 1e-5
+#: The published criterion: above this quantile of all experts' peaks, and this share of the largest.
+PEAK_QUANTILE, PEAK_SHARE = 0.995, 0.1
+
+EXPERTS: dict[str, Any] = {
+    "model": pl.String, "layer": pl.Int64, "expert": pl.Int64, "delta_nll": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "share": pl.Float64, "weight": pl.Float64, "information": pl.Float64, "peak": pl.Float64,
+    "z": pl.Float64, "p_holm": pl.Float64, "super": pl.Boolean, "peaks": pl.Boolean,
+}  # fmt: skip
+USE: dict[str, Any] = {
+    "model": pl.String, "experts": pl.Int64, "blocks": pl.Int64, "balance": pl.Float64, "rho": pl.Float64,
+    "rho_low": pl.Float64, "rho_high": pl.Float64, "information": pl.Float64, "super": pl.Int64,
+    "expert_score": pl.Float64, "shared_score": pl.Float64, "expert_share": pl.Float64, "expert_weights": pl.Float64,
+}  # fmt: skip
+
+
+def experts(study: Study) -> pl.DataFrame:
+    """One row an expert: what silencing it costs, how it is used, and whether it is a super expert.
+
+    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD; ``p_holm`` the
+    permutation p, over windows, that it costs as much as the median expert, corrected over experts. ``super``: z above
+    3.5 and p below 0.05. ``peaks``: by its largest output alone (arXiv:2507.23279).
+    """
+    table = sublayers(study).filter(pl.col("part") == "expert")
+    if table.is_empty():
+        return pl.DataFrame(schema=EXPERTS)
+    rows = study.ablations.filter(pl.col("part") == "expert").sort("layer", "part", "expert")
+    base = baseline(study)
+    ok = (rows["status"] == "ok").to_numpy()
+    d = np.full((len(rows), len(base["nll"])), np.nan)
+    d[ok] = (np.array(rows.filter(pl.Series(ok))["nll"].to_list()) - base["nll"]) / base["tokens"]
+    typical = np.nanmedian(d, axis=0)
+    logs = np.log(np.maximum(d.mean(axis=1), SMALLEST))
+    centre = np.nanmedian(logs)
+    mad = np.nanmedian(np.abs(logs - centre))
+    z = 0.6745 * (logs - centre) / mad if mad > 0 else np.where(logs > centre, np.inf, 0.0)
+    # One that diverges costs more than any number says.
+    z = np.where(ok, z, np.inf)
+    p = np.array([paired_p((x - typical)[None]) if fine else 0.0 for x, fine in zip(d, ok, strict=True)])
+    holm = multipletests(p, method="holm")[1]
+    peaks = table["peak"].to_numpy()
+    by_peak = (peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())
+    return table.select([c for c in EXPERTS if c in table.columns]).with_columns(
+        z=pl.Series(z),
+        p_holm=pl.Series(holm),
+        super=pl.Series((z > OUTLIER_Z) & (holm < 1 - LEVEL)),
+        peaks=pl.Series(by_peak),
+    )
+
+
+def expert_use(comparison: Comparison) -> pl.DataFrame:
+    """One row a mixture of experts.
+
+    ``balance`` is the entropy of the experts' shares of positions over log E, the mean over blocks: 1 all alike.
+    ``rho`` is Spearman's correlation of an expert's share with what silencing it costs, over the experts of each block
+    and averaged (a description: experts are no sample), with a bootstrap interval over windows. ``information`` is the
+    mean D_KL(p(token | expert) ‖ p(token)) in nats, weighted by shares: 0 no specialisation. ``expert_score`` and
+    ``shared_score`` are mean scores a weight, of experts and of all other scored weights; ``expert_share`` is the
+    experts' share of the score's sum, beside ``expert_weights``, their share of the weights.
+    """
+    found = []
+    for study in comparison.studies:
+        table = experts(study)
+        if table.is_empty() or table["share"].null_count() == len(table):
+            continue
+        blocks = [rows for _, rows in table.group_by("layer", maintain_order=True)]
+        low, high = _rho_interval(study)
+        weights = table["share"].fill_null(0) / table["share"].sum()
+        found.append(
+            {"model": model_name(study), "experts": len(blocks[0]), "blocks": len(blocks),
+             "balance": float(np.mean([_evenness(b["share"].to_numpy()) for b in blocks])),
+             "rho": _mean_rho([(b["share"].to_numpy(), b["delta_nll"].to_numpy()) for b in blocks]),
+             "rho_low": low, "rho_high": high, "super": int(table["super"].sum()),
+             "information": float((table["information"].fill_null(0) * weights).sum())}
+            | _scores(study)
+        )  # fmt: skip
+    return pl.DataFrame(found, schema=USE)
+
+
+def _evenness(shares: np.ndarray) -> float:
+    p = shares / shares.sum()
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum() / np.log(len(p)))
+
+
+def _mean_rho(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    values = [
+        float(stats.spearmanr(x[ok], y[ok]).statistic)
+        for x, y in pairs
+        if (ok := np.isfinite(y)).sum() > 2 and np.ptp(x[ok]) > 0 and np.ptp(y[ok]) > 0
+    ]
+    return float(np.mean(values)) if values else None
+
+
+def _rho_interval(study: Study, resamples: int = 400) -> tuple[float | None, float | None]:
+    rows = study.ablations.filter((pl.col("part") == "expert") & (pl.col("status") == "ok")).sort("layer", "expert")
+    base, draw = baseline(study), np.random.default_rng(0)
+    d = (np.array(rows["nll"].to_list()) - base["nll"]) / base["tokens"]
+    used, layer = np.array(rows["positions"].to_list(), dtype=float), rows["layer"].to_numpy()
+    found = []
+    for w in draw.multinomial(d.shape[1], np.full(d.shape[1], 1 / d.shape[1]), size=resamples):
+        pairs = [((used @ w)[layer == n], (d @ w)[layer == n]) for n in np.unique(layer)]
+        if (rho := _mean_rho(pairs)) is not None:
+            found.append(rho)
+    if not found:
+        return None, None
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _scores(study: Study) -> dict[str, float | None]:
+    """Mean score a weight in experts and elsewhere, and the experts' shares of scores and weights."""
+    metric = study.spec["scores"][0]["metric"]
+    rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"])
+    inside = rows.filter(pl.col("expert").is_not_null())
+    if not has_magnitude(metric) or inside.is_empty() or len(inside) == len(rows):
+        return {}
+    n = {part: int(t["n"].sum()) for part, t in (("in", inside), ("all", rows))}
+    mass = {part: float((t["mean"] * t["n"]).sum()) for part, t in (("in", inside), ("all", rows))}
+    return {
+        "expert_score": mass["in"] / n["in"],
+        "shared_score": (mass["all"] - mass["in"]) / (n["all"] - n["in"]),
+        "expert_share": mass["in"] / mass["all"],
+        "expert_weights": n["in"] / n["all"],
+    }

@@ -1,0 +1,259 @@
+"""Figures of many models: quantities against size, depth, experts, the tree of models, and their ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import altair as alt
+import numpy as np
+import polars as pl
+from scipy.cluster import hierarchy
+
+from analysis.comparison.architecture import sublayers
+from analysis.comparison.experts import experts
+from analysis.comparison.fingerprints import features, grouped, matrix, robustness
+from analysis.comparison.laws import ALL, Scaled, named, scaled
+from analysis.comparison.loading import Comparison
+from analysis.comparison.quantities import WORDS, quantities
+from analysis.figures.style import Chart, named_scales, powers
+from analysis.scaling import band
+
+#: Quantities whose figure is seen first, where they are measured.
+LEADING = ("half_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")
+#: Sizes at which a law's band is drawn.
+POINTS = 41
+
+
+def series_shown(comparison: Comparison) -> list[str]:
+    """The models' series in the order of the models."""
+    return comparison.models.select(s=named())["s"].unique(maintain_order=True).to_list()
+
+
+def _bands(found: list[Scaled]) -> pl.DataFrame:
+    rows = []
+    for s in found:
+        sizes = np.geomspace(s.series.sizes.min(), s.series.sizes.max(), POINTS)
+        b = band(s.fits[0], sizes, replicates=s.series.replicates)
+        rows.append(
+            pl.DataFrame({"body": sizes, "law": b.value, "law_low": b.low, "law_high": b.high, "series": s.series.name})
+        )
+    return pl.concat(rows) if rows else pl.DataFrame()
+
+
+def scaling_figure(comparison: Comparison, quantity: str) -> Chart | None:
+    """One quantity against the parameters of the blocks, in log–log, with each series' best law and its band."""
+    table = quantities(comparison).filter((pl.col("quantity") == quantity) & (pl.col("value") > 0)).drop_nulls("body")
+    table = table.with_columns(series=named(), seen_low=pl.col("low").clip(lower_bound=1e-12))
+    if table["body"].n_unique() < 2:
+        return None
+    found = [s for s in scaled(comparison) if s.series.quantity == quantity and s.fits and s.series.name != ALL]
+    bands = _bands(found)
+    names = series_shown(comparison)
+    looks = named_scales("series", names)
+    ends = [table["value"].min(), table["value"].max()] + (
+        [bands["law"].min(), bands["law"].max()] if len(bands) else []
+    )
+    low, high = float(min(ends)) / 1.5, float(max(ends)) * 1.5  # type: ignore[type-var,arg-type]
+    span = [float(table["body"].min()) / 1.3, float(table["body"].max()) * 1.3]  # type: ignore[arg-type]
+    x = alt.X("body:Q", title="parameters in blocks", scale=alt.Scale(type="log", domain=span, nice=False),
+              axis=alt.Axis(values=powers(*span), format="~s", grid=False))  # fmt: skip
+    # Within one power of ten there is no tick to be had from powers alone.
+    ticks = powers(low, high) if high > 30 * low else [round(v, 12) for v in np.geomspace(low, high, 5)[1:-1]]
+    scale = alt.Scale(type="log", domain=[low, high], nice=False, clamp=True)
+    y = alt.Y(
+        "value:Q",
+        title=WORDS[quantity],
+        scale=scale,
+        axis=alt.Axis(values=ticks, format="~g" if high > 30 * low else ".3~g"),
+    )
+    layers: list[alt.Chart] = []
+    if len(bands):
+        laws = alt.Chart(bands).encode(x=x, color=looks["color"])
+        layers.append(laws.mark_area(opacity=0.12).encode(y=alt.Y("law_low:Q", scale=scale), y2="law_high:Q"))
+        layers.append(laws.mark_line(strokeWidth=1.5).encode(y=alt.Y("law:Q", scale=scale)))
+    points = alt.Chart(table).encode(x=x, color=looks["color"], shape=looks["shape"])
+    layers.append(points.mark_rule(opacity=0.6).encode(y=alt.Y("seen_low:Q", scale=scale), y2="high:Q"))
+    tooltip = [
+        "model",
+        alt.Tooltip("body", format=",d"),
+        *(alt.Tooltip(c, format=".4g") for c in ("value", "low", "high")),
+    ]
+    layers.append(points.mark_point(filled=True, size=60, opacity=1).encode(y=y, tooltip=tooltip))
+    return alt.layer(*layers).properties(width="container", height=300)
+
+
+def depth(comparison: Comparison) -> Chart | None:
+    """What silencing attention and FFN costs along the depth of the largest model of every series."""
+    facts = (
+        comparison.models.with_columns(series=named())
+        .sort("body", nulls_last=False)
+        .unique("series", keep="last", maintain_order=True)
+    )
+    tables = [
+        sublayers(comparison.by_name(m)).filter(pl.col("part") != "expert").with_columns(series=pl.lit(f"{s}: {m}"))
+        for m, s in facts.select("model", "series").iter_rows()
+    ]
+    table = pl.concat([t for t in tables if len(t)]) if any(len(t) for t in tables) else pl.DataFrame()
+    if table.is_empty():
+        return None
+    looks = named_scales("series", table["series"].unique(maintain_order=True).to_list())
+    scale = alt.Scale(type="symlog", constant=1e-2)
+    parts = ["attention", "ffn"]
+    dash = alt.StrokeDash("part:N", sort=parts, title="silenced", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]))
+    x = alt.X("relative_depth:Q", title="relative depth: 0 the first block, 1 the last", axis=alt.Axis(grid=False))
+    y = alt.Y(
+        "delta_nll:Q",
+        title="ΔNLL, nats per token",
+        scale=scale,
+        axis=alt.Axis(values=[0, 0.01, 0.1, 1, 10], format="~g"),
+    )
+    base = alt.Chart(table.drop("expert", "share", "weight", "information")).encode(x=x, y=y, color=looks["color"])
+    lines = base.mark_line(strokeWidth=1.5).encode(strokeDash=dash)
+    tooltip = ["series", "layer", "part", *(alt.Tooltip(c, format=".4g") for c in ("delta_nll", "low", "high"))]
+    points = base.mark_point(filled=True, size=35, opacity=1).encode(
+        shape=looks["shape"], detail="part:N", tooltip=tooltip
+    )
+    return alt.layer(lines, points).properties(width="container", height=320)
+
+
+def expert_map(comparison: Comparison) -> Chart | None:
+    """What silencing each expert costs, of the largest mixture of experts; the number is its share of positions."""
+    moe = (
+        comparison.models.filter(pl.col("kind") == "moe")
+        .sort("body", descending=True, nulls_last=True)["model"]
+        .to_list()
+    )
+    table = next((t for m in moe if len(t := experts(comparison.by_name(m)))), None)
+    if table is None:
+        return None
+    table = table.with_columns(
+        words=(100 * pl.col("share")).round(0).cast(pl.Int64).cast(pl.String) + "%",
+        cost=pl.col("delta_nll").clip(lower_bound=0),
+    )
+    x = alt.X("layer:O", title="block")
+    y = alt.Y("expert:O", title="expert")
+    fill = alt.Color("cost:Q", title="ΔNLL, nats per token", scale=alt.Scale(scheme="viridis", type="sqrt"),
+                     legend=alt.Legend(gradientLength=200))  # fmt: skip
+    tooltip = [
+        "layer",
+        "expert",
+        *(alt.Tooltip(c, format=".4g") for c in ("delta_nll", "share", "information", "peak")),
+        "super",
+    ]
+    base = alt.Chart(table).encode(x=x, y=y)
+    squares = base.mark_rect().encode(color=fill, tooltip=tooltip)
+    middle = float(table["cost"].max() or 0) / 3  # type: ignore[arg-type]
+    words = base.mark_text(fontSize=10).encode(
+        text="words:N", color=alt.condition(alt.datum.cost > middle, alt.value("#000"), alt.value("#fff"))
+    )
+    return alt.layer(squares, words).properties(width="container", height=24 * table["expert"].n_unique() + 40)
+
+
+def tree(comparison: Comparison) -> Chart | None:
+    """Models grouped by what tells them apart (Ward); the number at a merge is its support in percent."""
+    x, _ = matrix(features(comparison))
+    families = comparison.models.select(s=named())["s"].to_list()
+    found = grouped(x, comparison.models["model"].to_list(), families)
+    if found is None:
+        return None
+    drawn = hierarchy.dendrogram(found.linkage, no_plot=True, labels=found.models)
+    lines = pl.DataFrame(
+        [
+            {"merge": n, "order": i, "across": (a - 5) / 10, "distance": d}
+            for n, (xs, ys) in enumerate(zip(drawn["icoord"], drawn["dcoord"], strict=True))
+            for i, (a, d) in enumerate(zip(xs, ys, strict=True))
+        ]
+    )
+    heights = {round(h, 9): s for h, s in zip(found.linkage[:, 2].tolist(), found.support, strict=True)}
+    tops = pl.DataFrame(
+        [
+            {
+                "across": (xs[1] + xs[2]) / 20 - 0.5,
+                "distance": ys[1],
+                "support": f"{100 * heights[round(ys[1], 9)]:.0f}",
+            }
+            for xs, ys in zip(drawn["icoord"], drawn["dcoord"], strict=True)
+        ]
+    )
+    labels = drawn["ivl"]
+    of = dict(zip(found.models, families, strict=True))
+    leaves = pl.DataFrame(
+        [{"across": float(i), "distance": 0.0, "model": m, "series": of[m]} for i, m in enumerate(labels)]
+    )
+    y = alt.Y("across:Q", axis=None, scale=alt.Scale(domain=[len(labels) - 0.4, -0.6]))
+    far = float(found.linkage[:, 2].max())
+    scale = alt.Scale(domain=[far * 1.05, -far * 0.75], nice=False)
+    ticks = [t for t in alt_ticks(far) if t <= far]
+    x_axis = alt.X("distance:Q", scale=scale, title="distance (Ward)", axis=alt.Axis(values=ticks, grid=False))
+    branches = (
+        alt.Chart(lines)
+        .mark_line(color="#555", strokeWidth=1.2)
+        .encode(x=x_axis, y=y, detail="merge:N", order="order:O")
+    )
+    support = (
+        alt.Chart(tops)
+        .mark_text(dx=-4, dy=-6, align="right", fontSize=10, color="#555")
+        .encode(x=x_axis, y=y, text="support:N")
+    )
+    names = (
+        alt.Chart(leaves)
+        .mark_text(align="left", dx=6, fontSize=11)
+        .encode(x=x_axis, y=y, text="model:N", color=named_scales("series", series_shown(comparison))["color"])
+    )
+    return alt.layer(branches, support, names).properties(width="container", height=18 * len(labels) + 40)
+
+
+def alt_ticks(high: float) -> list[float]:
+    """About four round numbers from 0 up to a limit.
+
+    >>> alt_ticks(9.0)
+    [0.0, 2.0, 4.0, 6.0, 8.0]
+    """
+    step = 10 ** np.floor(np.log10(high / 2))
+    step = next(float(step * m) for m in (1, 2, 5, 10) if high / (step * m) <= 5)
+    return [round(step * i, 10) for i in range(int(high / step) + 1)]
+
+
+def ranking(comparison: Comparison) -> Chart | None:
+    """Models by robustness: the fraction of weights at half collapse, with 95% intervals."""
+    table = robustness(comparison)
+    if len(table) < 2:
+        return None
+    values = (
+        quantities(comparison)
+        .filter(pl.col("quantity") == "half_collapse_fraction")
+        .select("model", "low", "high", "tuning")
+    )
+    table = table.join(values, on="model").with_columns(series=named())
+    looks = named_scales("series", series_shown(comparison))
+    ends = pl.concat([table["low"], table["high"], table["value"]]).drop_nulls().to_list()
+    span = [min(ends) / 1.3, max(ends) * 1.3]
+    scale = alt.Scale(type="log", domain=span, nice=False)
+    x = alt.X(
+        "value:Q", title=WORDS["half_collapse_fraction"], scale=scale, axis=alt.Axis(values=powers(*span), format="~e")
+    )
+    y = alt.Y("model:N", sort=table["model"].to_list(), title=None)
+    base = alt.Chart(table).encode(y=y, color=looks["color"])
+    tooltip = [
+        "model",
+        "rank",
+        "rank_low",
+        "rank_high",
+        *(alt.Tooltip(c, format=".3g") for c in ("value", "low", "high")),
+    ]
+    return alt.layer(
+        base.mark_rule().encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=looks["shape"], tooltip=tooltip),
+    ).properties(width="container", height=18 * len(table) + 40)
+
+
+OTHERS: dict[str, Callable[[Comparison], Chart | None]] = {
+    "depth": depth, "experts": expert_map, "tree": tree, "ranking": ranking,
+}  # fmt: skip
+
+
+def figures(comparison: Comparison) -> dict[str, Chart]:
+    """Every figure that the models have data for: "scaling-QUANTITY" and the others by name."""
+    made = {f"scaling-{name}": scaling_figure(comparison, name) for name in WORDS}
+    made |= {name: make(comparison) for name, make in OTHERS.items()}
+    return {name: chart for name, chart in made.items() if chart is not None}

@@ -1,0 +1,128 @@
+"""Several studies as one comparison: which models there are, and what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis.study import Study, StudyError, load
+from esa_ray.errors import EsaError
+from esa_ray.place import Place
+
+MODELS: dict[str, Any] = {
+    "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String, "parameters": pl.Int64,
+    "body": pl.Int64, "active": pl.Int64, "layers": pl.Int64, "width": pl.Int64, "experts": pl.Int64,
+    "scored": pl.Int64, "vocabulary": pl.Int64, "architecture": pl.String,
+}  # fmt: skip
+
+#: Fields of the specs that must agree for studies to be compared; what differs otherwise is said.
+SAME = (("data", "source"), ("data", "window"))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Studies of several models, one each, in the order of families and sizes."""
+
+    studies: tuple[Study, ...]
+    labels: Mapping[str, Mapping[str, str]]
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
+        found: dict[str, Any] = {name: study.resolved.get(name) for name in MODELS}
+        found["model"] = model_name(study)
+        found["family"] = found["family"] or found["architecture"]
+        found |= self.labels.get(found["model"], {})
+        first = study.score_stats.filter(pl.col("metric") == study.spec["scores"][0]["metric"])
+        first = first.filter(pl.col("seed") == first["seed"].min()).unique(["tensor", "component", "expert"])
+        found["scored"] = int(first["n"].sum())
+        return found
+
+    @cached_property
+    def models(self) -> pl.DataFrame:
+        """One row a model: family, kind (dense or moe), tuning, and its numbers of parameters.
+
+        ``body`` leaves out embedding and output head, ``active`` counts those that one token passes, ``scored`` those
+        that the study's first score ranks.
+        """
+        return pl.DataFrame([self.facts(study) for study in self.studies], schema=MODELS)
+
+    def by_name(self, model: str) -> Study:
+        """A model's study."""
+        return self.studies[self.models["model"].to_list().index(model)]
+
+
+def model_name(study: Study) -> str:
+    """A model's name as its tables have it."""
+    for table in (study.baselines, study.rankings):
+        if len(table):
+            return table["model"][0]
+    return study.spec["model"]["source"]
+
+
+def below(location: str | Path) -> list[str]:
+    """The study at a location, or those below it, at any depth up to two.
+
+    Raises
+    ------
+    StudyError
+        If there is none.
+    """
+    try:
+        place = Place(location)
+        if place.exists("study.json"):
+            return [place.location]
+        found = [str(place.at(name)) for name in place.names() if place.exists(f"{name}/study.json")]
+        if not found:
+            found = [
+                str(place.at(f"{outer}/{inner}"))
+                for outer in place.names()
+                for inner in Place(place.at(outer)).names()
+                if place.exists(f"{outer}/{inner}/study.json")
+            ]
+    except (EsaError, NotADirectoryError) as error:
+        raise StudyError(str(error)) from None
+    if not found:
+        raise StudyError(f"{location} holds no study (no study.json there nor below); give the --out-dir of runs")
+    return found
+
+
+def compare(locations: Iterable[str | Path], labels: Mapping[str, Mapping[str, str]] | None = None) -> Comparison:
+    """Open the studies at and below these locations.
+
+    Parameters
+    ----------
+    labels
+        Model → family, kind and tuning, where a study's own are to be replaced.
+
+    Raises
+    ------
+    StudyError
+        If a model has two studies, none is finished enough to be compared, or they can't be compared: other text or
+        windows of another length.
+
+    Example
+    -------
+    >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
+    """
+    places = dict.fromkeys(place for location in locations for place in below(location))
+    studies = [study for study in map(load, places) if len(study.baselines) and len(study.score_stats)]
+    if not studies:
+        raise StudyError("no study there has a baseline and scores yet; run it first")
+    found = Comparison(tuple(studies), labels or {})
+    names = found.models["model"].to_list()
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise StudyError(f"{twice[0]} has two studies there; give the directories one by one, one for each model")
+    for part, field in SAME:
+        values = {str(study.spec[part][field]) for study in studies}
+        if len(values) > 1:
+            raise StudyError(
+                f"these studies differ in {part}.{field} ({', '.join(sorted(values)[:4])}), so their numbers can't be "
+                "compared; compare those that agree"
+            )
+    order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
+    return Comparison(tuple(studies[i] for i in order), labels or {})

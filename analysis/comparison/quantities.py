@@ -1,0 +1,323 @@
+"""One number a model for each question, with how sure it is: what is put against size, and models are told apart by.
+
+Legend: S seeds, W evaluation windows, K set sizes, R resamples of seeds and windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.comparison.loading import Comparison, model_name
+from analysis.damage import baseline, common_windows, differences
+from analysis.distribution import KEYS, has_magnitude
+from analysis.inference import LEVEL
+from analysis.stability import jaccard
+from analysis.study import Study
+
+RESAMPLES = 400
+#: Kind of damage by which sets are compared where a study has several: the plainest one that it has.
+PLAINEST = ("zero", "sign_flip")
+ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
+#: ΔNLL below which sets of several sizes are taken as harmless when logarithms are interpolated, nats per token.
+SMALLEST = 1e-4
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number is, in words and units, and how it is made; ``positive``: its logarithm is what is modelled."""
+
+    name: str
+    words: str
+    make: Callable[[Study, Any], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quantity of a model: value, interval, and resamples (R,) of it where it has any."""
+
+    value: float
+    resamples: np.ndarray | None
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the 95% interval over seeds and windows; null where nothing can be resampled."""
+        return self._end((1 - LEVEL) / 2)
+
+    @property
+    def high(self) -> float | None:
+        """Its upper end."""
+        return self._end((1 + LEVEL) / 2)
+
+    def _end(self, q: float) -> float | None:
+        return None if self.resamples is None else float(np.quantile(self.resamples, q))
+
+
+def _draws(s: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of seeds (R, S) and windows (R, W); the first row is the data as it is."""
+    rng = np.random.default_rng(0)
+    seeds = rng.multinomial(s, np.full(s, 1 / s), size=RESAMPLES) / s
+    windows = rng.multinomial(w, np.full(w, 1 / w), size=RESAMPLES) / w
+    return np.vstack([np.full((1, s), 1 / s), seeds]), np.vstack([np.full((1, w), 1 / w), windows])
+
+
+def _resampled(d: np.ndarray) -> np.ndarray:
+    """Means of D (…, S, W) as it is and under resampling of seeds and windows, (R + 1, …)."""
+    seeds, windows = _draws(*d.shape[-2:])
+    return np.einsum("rs,...sw,rw->r...", seeds, d, windows, optimize=True)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """ΔNLL of the sets of growing size: weights damaged (K,), and means as they are and resampled (R + 1, K)."""
+
+    weights: np.ndarray
+    scored: int
+    damage: np.ndarray
+
+    def at(self, weights: float) -> np.ndarray | None:
+        """ΔNLL of a set of so many weights, between tested ones on logarithmic axes, (R + 1,); None beyond them."""
+        if not self.weights[0] <= weights <= self.weights[-1]:
+            return None
+        x, logs = np.log(self.weights), np.log(np.maximum(self.damage, SMALLEST))
+        return np.array([np.exp(np.interp(math.log(weights), x, row)) for row in logs])
+
+    def reaching(self, level: np.ndarray) -> np.ndarray | None:
+        """The smallest number of weights whose damage reaches a level (R + 1,), between tested ones; None beyond them.
+
+        Damage is made rising first: a set contains all smaller ones.
+        """
+        rising = np.maximum.accumulate(np.maximum(self.damage, SMALLEST), axis=1)
+        if not (rising[0, 0] < level[0] <= rising[0, -1]):
+            return None
+        x = np.log(self.weights)
+        found = []
+        for row, wanted in zip(np.log(rising), np.log(level), strict=True):
+            above = int(np.searchsorted(row, wanted))
+            if above == 0 or above == len(row):  # a resample that leaves what was tested counts as its end
+                found.append(x[min(above, len(row) - 1)])
+            else:
+                share = (wanted - row[above - 1]) / (row[above] - row[above - 1])
+                found.append(x[above - 1] + share * (x[above] - x[above - 1]))
+        return np.exp(found)
+
+
+def plainest(study: Study) -> str | None:
+    """The kind of damage by which its sets are compared."""
+    kinds = [p["kind"] for p in study.spec["perturbations"]]
+    return next((kind for kind in PLAINEST if kind in kinds), kinds[0] if kinds else None)
+
+
+@lru_cache(maxsize=64)
+def curve(study: Study, group: str = "super") -> Curve | None:
+    """Damage to the first score's sets, by size; None without at least one finite cell of every size."""
+    first, kind = study.spec["scores"][0], plainest(study)
+    rows = study.whole.filter(
+        (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]) & (pl.col("group") == group)
+        & (pl.col("perturbation") == kind)
+    )  # fmt: skip
+    if rows.is_empty():
+        return None
+    strongest = rows["strength"].max()
+    rows = rows.filter(pl.col("strength").eq_missing(pl.lit(strongest, dtype=pl.Float64)))
+    base, found = baseline(study), {}
+    for (k,), mine in rows.sort("k").group_by("k", maintain_order=True):
+        by_seed = differences(mine, base)
+        if by_seed:
+            found[int(mine["n_weights"].max())] = (k, by_seed)  # type: ignore[arg-type]
+    seeds = set.intersection(*(set(s) for _, s in found.values())) if found else set()
+    if not seeds:
+        return None
+    d = [common_windows([by_seed[s] for s in sorted(seeds)]) for _, by_seed in found.values()]
+    shortest = min(x.shape[1] for x in d)
+    damage = _resampled(np.array([x[:, :shortest] for x in d]))
+    return Curve(np.array(list(found)), _scored(study), damage)
+
+
+def _scored(study: Study) -> int:
+    rows = study.score_stats.filter(pl.col("metric") == study.spec["scores"][0]["metric"])
+    rows = rows.filter(pl.col("seed") == rows["seed"].min()).unique(["tensor", "component", "expert"])
+    return int(rows["n"].sum())
+
+
+@lru_cache(maxsize=64)
+def intact(study: Study) -> np.ndarray:
+    """NLL of the intact model, nats per token, as it is and resampled over windows, (R + 1,)."""
+    base = baseline(study)
+    return _resampled((base["nll"] / base["tokens"])[None])
+
+
+def collapse(study: Study) -> np.ndarray | None:
+    """ΔNLL at which a model is as bad as a uniform guess: log V − its intact NLL; None if V isn't known."""
+    vocabulary = study.resolved.get("vocabulary")
+    return math.log(vocabulary) - intact(study) if vocabulary else None
+
+
+def _spread(name: str) -> Callable[[Study, Any], np.ndarray | None]:
+    """A statistic of the tail of the first score: the mean over tensors, weighted by their sizes, of each seed."""
+
+    def make(study: Study, _: Any) -> np.ndarray | None:
+        metric = study.spec["scores"][0]["metric"]
+        if not has_magnitude(metric):
+            return None
+        rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"]).drop_nulls(name)
+        by_seed = rows.group_by("seed", maintain_order=True).agg((pl.col(name) * pl.col("n")).sum() / pl.col("n").sum())
+        return _over_seeds(by_seed[name].to_numpy())
+
+    return make
+
+
+def _over_seeds(values: np.ndarray) -> np.ndarray | None:
+    """The mean over seeds, as it is and resampled; of one seed alone nothing can be resampled."""
+    if not len(values):
+        return None
+    return values if len(values) == 1 else _resampled(values[:, None])
+
+
+def _share(study: Study, keep: pl.Expr) -> np.ndarray | None:
+    """Share of the first score's sum that some tensors hold, seed by seed."""
+    metric = study.spec["scores"][0]["metric"]
+    if not has_magnitude(metric):
+        return None
+    rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"])
+    rows = rows.with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
+    by_seed = rows.group_by("seed", maintain_order=True).agg(pl.col("sum").filter(keep).sum() / pl.col("sum").sum())
+    return _over_seeds(by_seed["sum"].to_numpy())
+
+
+def _attention(study: Study, _: Any) -> np.ndarray | None:
+    return _share(study, pl.col("component").is_in(ATTENTION))
+
+
+def _depth(study: Study, _: Any) -> np.ndarray | None:
+    """Where along the blocks the score's mass lies: its mean relative depth, 0 the first block and 1 the last."""
+    metric, layers = study.spec["scores"][0]["metric"], study.resolved.get("layers")
+    if not has_magnitude(metric) or not layers or layers < 2:
+        return None
+    rows = study.score_stats.filter((pl.col("metric") == metric) & pl.col("layer").is_not_null())
+    rows = rows.unique([*KEYS, "seed"]).with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
+    by_seed = rows.group_by("seed", maintain_order=True).agg(
+        (pl.col("sum") * pl.col("layer") / (layers - 1)).sum() / pl.col("sum").sum()
+    )
+    return _over_seeds(by_seed["sum"].to_numpy())
+
+
+def _first(study: Study, _: Any) -> np.ndarray | None:
+    """ΔNLL of the smallest set, a weight of it."""
+    found = curve(study)
+    return None if found is None else found.damage[:, 0] / found.weights[0]
+
+
+def _at_count(study: Study, reference: Reference) -> np.ndarray | None:
+    found = curve(study)
+    return None if found is None or reference.weights is None else found.at(reference.weights)
+
+
+def _at_fraction(study: Study, reference: Reference) -> np.ndarray | None:
+    found = curve(study)
+    if found is None or reference.fraction is None:
+        return None
+    # Within rounding: the fraction is one that every model's sets reach.
+    wanted = float(np.clip(reference.fraction * found.scored, found.weights[0], found.weights[-1]))
+    return found.at(wanted)
+
+
+def _half_collapse(study: Study, _: Any) -> np.ndarray | None:
+    found, level = curve(study), collapse(study)
+    return None if found is None or level is None else found.reaching(level / 2)
+
+
+def _half_collapse_fraction(study: Study, reference: Reference) -> np.ndarray | None:
+    found = _half_collapse(study, reference)
+    return None if found is None else found / _scored(study)
+
+
+def _jaccard(study: Study, _: Any) -> np.ndarray | None:
+    first, rows = study.spec["scores"][0], jaccard(study)
+    rows = rows.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
+    rows = rows.filter(pl.col("k") == pl.col("k").max())
+    return None if rows.is_empty() else np.array([float(rows["jaccard"].mean())])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The set at which damage is compared between models: a number of weights, and a fraction of those scored."""
+
+    weights: float | None
+    fraction: float | None
+
+
+def _middle(ranges: list[tuple[float, float]]) -> float | None:
+    """The geometric middle of what all ranges share; None if they share nothing."""
+    low, high = max((a for a, _ in ranges), default=1.0), min((b for _, b in ranges), default=0.0)
+    return math.sqrt(low * high) if low <= high else None
+
+
+def reference(comparison: Comparison) -> Reference:
+    """The number, and the fraction, of weights in the middle of what every model's sets reach."""
+    curves = [c for study in comparison.studies if (c := curve(study)) is not None]
+    counts = [(float(c.weights[0]), float(c.weights[-1])) for c in curves]
+    fractions = [(a / c.scored, b / c.scored) for c, (a, b) in zip(curves, counts, strict=True)]
+    return Reference(_middle(counts), _middle(fractions))
+
+
+QUANTITIES: tuple[Quantity, ...] = (
+    Quantity("intact_nll", "loss of the intact model, nats per token", lambda study, _: intact(study)),
+    Quantity("gini", "Gini coefficient of the scores", _spread("gini")),
+    Quantity("tail_index", "Hill's tail index of the top 1% of scores; smaller is heavier", _spread("tail_index")),
+    Quantity("half_mass_fraction", "fraction of weights that carries half the score", _spread("half_mass_fraction")),
+    Quantity("top1pct_over_median", "top 1% of scores over their median", _spread("top1pct_over_median")),
+    Quantity("attention_share", "share of the score's sum in attention", _attention),
+    Quantity("depth", "mean relative depth of the score's mass", _depth),
+    Quantity("first_damage", "ΔNLL of the smallest set, nats per token and weight", _first),
+    Quantity("damage_at_count", "ΔNLL of a set of the same number of weights, nats per token", _at_count),
+    Quantity("damage_at_fraction", "ΔNLL of a set of the same fraction of weights, nats per token", _at_fraction),
+    Quantity("half_collapse", "weights that do half the damage of a uniform guess", _half_collapse),
+    Quantity("half_collapse_fraction", "the same as a fraction of the scored weights", _half_collapse_fraction),
+    Quantity("jaccard", "seeds' agreement on the largest set (Jaccard)", _jaccard),
+)  # fmt: skip
+WORDS = {q.name: q.words for q in QUANTITIES}
+
+COLUMNS: dict[str, Any] = {
+    "quantity": pl.String, "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String,
+    "body": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def measured(comparison: Comparison) -> dict[tuple[str, str], Measured]:
+    """(quantity, model) → what was measured, for all that a study has data for."""
+    at = reference(comparison)
+    found = {}
+    for study in comparison.studies:
+        for quantity in QUANTITIES:
+            values = quantity.make(study, at)
+            if values is not None and np.isfinite(values).all():
+                resamples = values[1:] if len(values) > 1 else None
+                found[quantity.name, model_name(study)] = Measured(float(values[0]), resamples)
+    return found
+
+
+def quantities(comparison: Comparison) -> pl.DataFrame:
+    """One row per quantity and model: its value, with a 95% bootstrap interval over seeds and windows.
+
+    Quantities are those of the study's first score. Damage is to its super sets by the plainest kind that was tried
+    (zeroing, else sign flips), the mean over seeds and windows; sets of other sizes than those tested lie between them
+    on logarithmic axes, and nothing is said beyond.
+    """
+    facts = {row["model"]: row for row in comparison.models.iter_rows(named=True)}
+    return pl.DataFrame(list(_rows(measured(comparison), facts)), schema=COLUMNS)
+
+
+def _rows(found: dict[tuple[str, str], Measured], facts: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for quantity in QUANTITIES:
+        for model, fact in facts.items():
+            if (m := found.get((quantity.name, model))) is not None:
+                told = {name: fact[name] for name in ("model", "family", "kind", "tuning", "body")}
+                yield told | {"quantity": quantity.name, "value": m.value, "low": m.low, "high": m.high}

@@ -1,0 +1,77 @@
+"""The report on many models: one self-contained HTML file, its figures and its tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from analysis.comparison.figures import figures
+from analysis.comparison.loading import Comparison, model_name
+from analysis.comparison.sections import MAKERS
+from analysis.comparison.tables import file_name, latex
+from analysis.comparison.verdicts import comparison_verdicts
+from analysis.figures import save_charts, styled
+from analysis.report import environment, json_script, library
+from analysis.sections.parts import Section
+from analysis.study import progress
+from analysis.summary import MARKS
+from esa_ray.place import Place
+
+#: Parts of the specs that may differ between models without their numbers being apart, and are told.
+TOLD = ("scores", "topk", "seeds", "perturbations", "groups")
+
+
+def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
+    """Every section that the models have data for, with the figures that were drawn."""
+    made = [make(comparison) for make in MAKERS]
+    return [replace(s, figures=[f for f in s.figures if f.chart in drawn]) for s in made if s is not None]
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    first, drawn = comparison.studies[0], styled(figures(comparison))
+    differing = [part for part in TOLD if len({str(s.spec[part]) for s in comparison.studies}) > 1]
+    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced")
+    return {
+        "names": comparison.models["model"].to_list(),
+        "unfinished": [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in lacking)],
+        "spec": first.spec,
+        "versions": first.record["versions"],
+        "differing": differing,
+        "shown": sections(comparison, set(drawn)),
+        "verdicts": comparison_verdicts(comparison),
+        "charts": {name: json_script(chart.to_dict()) for name, chart in drawn.items()},
+        "vega": library() if drawn else "",
+    }
+
+
+def write_comparison(comparison: Comparison, place: Place) -> Path | str:
+    """Write ``compare.html`` and return where it is."""
+    html = environment().get_template("compare.html.j2").render(_context(comparison))
+    place.write("compare.html", html.encode())
+    return place.at("compare.html")
+
+
+def save_comparison_figures(comparison: Comparison, place: Place) -> Path | str:
+    """Write every figure as SVG and PNG into ``figures/``; returns where that is."""
+    return save_charts(styled(figures(comparison)), place)
+
+
+def save_tables(comparison: Comparison, place: Place) -> Path | str:
+    """Write every table as LaTeX into ``tables/``; returns where that is."""
+    for section in sections(comparison, set()):
+        for number, table in enumerate(section.tables, 1):
+            if table.rows:
+                place.write(f"tables/{file_name(section, number, table)}", latex(table).encode())
+    return place.at("tables")
+
+
+def print_answers(comparison: Comparison, console: Console) -> None:
+    """The sections' answers and the verdicts in a terminal, at 80 columns."""
+    for section in sections(comparison, set()):
+        console.print(f"[bold]{escape(section.title)}[/bold] {escape(section.answer)}\n", highlight=False)
+    for verdict in comparison_verdicts(comparison):
+        console.print(f"{MARKS[verdict.status]}  {escape(verdict.claim)}: {escape(verdict.evidence)}", highlight=False)

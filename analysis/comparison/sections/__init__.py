@@ -1,0 +1,17 @@
+"""The sections of the report on many models: each an answer, its evidence, and what that can't say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis.comparison.loading import Comparison
+from analysis.comparison.sections.architectures import kinds, mixtures, sublayers
+from analysis.comparison.sections.features import fingerprints, ranks
+from analysis.comparison.sections.scale import exponents, laws, models
+from analysis.sections.parts import Section
+
+__all__ = ["MAKERS"]
+
+MAKERS: tuple[Callable[[Comparison], Section | None], ...] = (
+    laws, exponents, ranks, sublayers, kinds, mixtures, fingerprints, models,
+)  # fmt: skip
