@@ -42,6 +42,7 @@ from analysis.meta import meta_analysis
 from analysis.mixed import mixed_effects
 from analysis.modes import layer_shares, mode_comparison, mode_costs, spread
 from analysis.power import power
+from analysis.protocols import protocol_summary, reliability
 from analysis.recovery import recovery
 from analysis.repeatability import repeatability
 from analysis.report import write_report
@@ -99,7 +100,9 @@ __all__ = [
     "precision_at",
     "print_summary",
     "progress",
+    "protocol_summary",
     "recovery",
+    "reliability",
     "repeatability",
     "residual_channels",
     "save_figures",

@@ -101,6 +101,16 @@ class Study:
         return self._table("ablations")
 
     @cached_property
+    def protocols(self) -> pl.DataFrame:
+        """One row a measurement of the intact model: protocol, context and seed; empty unless there are protocols."""
+        return self._table("protocols")
+
+    @cached_property
+    def tasks(self) -> pl.DataFrame:
+        """One row a zero-shot task and metric; empty unless tasks were asked for."""
+        return self._table("tasks")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:
@@ -190,7 +200,17 @@ def progress(study: Study) -> dict[str, int]:
         "unranked": wanted - ranked,
         "unmeasured": _unmeasured(study),
         "unsilenced": _unsilenced(study),
+        "unprobed": _unprobed(study),
     }
+
+
+def _unprobed(study: Study) -> int:
+    """Measurements of the intact model that are asked for and not stored."""
+    asked = study.spec.get("protocols", ())
+    measured = set(study.protocols.select("protocol", "context", "seed").iter_rows()) if asked else set()
+    done = set(study.tasks["protocol"]) if asked else set()
+    wanted = [(p["name"], context, seed) for p in asked for context in p["contexts"] for seed in study.spec["seeds"]]
+    return sum(one not in measured for one in wanted) + sum(bool(p["tasks"]) and p["name"] not in done for p in asked)
 
 
 def _unsilenced(study: Study) -> int:

@@ -15,6 +15,7 @@ from analysis.census import ORDERS
 from analysis.convergence import CRITERION, stable_from
 from analysis.damage import GROUP_ORDER, baseline, comparisons, effects
 from analysis.fidelity import fidelity_correlations
+from analysis.protocols import protocol_summary
 from analysis.stability import consensus, jaccard_summary
 from analysis.study import Study, first_score
 from analysis.verdicts import verdicts
@@ -42,6 +43,22 @@ def _damage(study: Study) -> Table:
             p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
             cells.append(wording.p_value(p))  # type: ignore[arg-type]
         table.add_row(escape(str(damage)), *([escape(str(chosen))] if several else []), *cells)
+    return table
+
+
+def _intact(study: Study) -> Table:
+    table = Table(title="The intact model under protocols", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("protocol", "context", "perplexity", "spread", "accuracy", "ECE", "NaN", "tok/s", "GB"):
+        table.add_column(name, justify="left" if name == "protocol" else "right")
+    for r in protocol_summary(study).iter_rows(named=True):
+        if r["why_not"]:
+            table.add_row(r["protocol"], str(r["context"]), escape(r["why_not"]))
+            continue
+        table.add_row(
+            r["protocol"], str(r["context"]), wording.significant(r["perplexity"], 4), wording.percent(r["spread"]),
+            wording.percent(r["accuracy"]), wording.percent(r["ece"]), str(r["nonfinite"]),
+            wording.significant(r["tokens_per_second"]), f"{r['peak_memory'] / 1e9:.1f}",
+        )  # fmt: skip
     return table
 
 
@@ -134,8 +151,11 @@ def print_summary(study: Study, console: Console) -> None:
         base = baseline(study)
         accuracy = wording.percent(base["accuracy"])
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
-    console.print(_weights(study))
-    _agreement(study, console)
+    if study.spec.get("protocols"):
+        console.print(_intact(study))
+    else:
+        console.print(_weights(study))
+        _agreement(study, console)
     for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():

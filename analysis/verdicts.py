@@ -13,6 +13,7 @@ from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
 from analysis.dose import dose_response
 from analysis.inference import sign_e_value
+from analysis.protocols import degradation, protocol_summary
 from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.study import Study, is_data_free
 from analysis.wording import p_value, signed, significant
@@ -242,8 +243,37 @@ def hotspots(study: Study) -> Verdict:
     return Verdict("P2.7d", claim, _judge(min(map(min, rho.values())) >= HOTSPOT_RHO), "; ".join(evidence))
 
 
+#: What P1.3 asks: perplexities of seeds spread by less than this share of their mean.
+SPREAD = 0.05
+
+
+def steady(study: Study) -> Verdict:
+    """P1.3: perplexity varies by less than 5% between seeds."""
+    claim = f"Perplexity of the intact model varies by less than {SPREAD:.0%} between seeds"
+    table = protocol_summary(study).drop_nulls("spread")
+    if table.is_empty():
+        return Verdict("P1.3a", claim, "open", "needs a protocol with two seeds")
+    words = "; ".join(
+        f"{p} at {c} tokens: {s:.1%}" for p, c, s in table.select("protocol", "context", "spread").iter_rows()
+    )
+    return Verdict("P1.3a", claim, _judge((table["spread"] < SPREAD).all()), words + " (standard deviation over mean)")
+
+
+def undegraded(study: Study) -> Verdict:
+    """P1.3: what the smoke protocol says holds in the extended one."""
+    claim = "The extended protocol finds the intact model no worse than the smoke protocol"
+    found = degradation(study)
+    if found is None:
+        return Verdict("P1.3b", claim, "open", "needs the smoke and extended protocols, with two seeds")
+    difference, low, high, context = found
+    words = f"at {context} tokens {signed(difference)} nats per token [{signed(low)}, {signed(high)}]"
+    return Verdict("P1.3b", claim, _judge(low <= 0), words + " (Welch's interval over seeds)")
+
+
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
+    if study.spec.get("protocols"):
+        return [steady(study), undegraded(study)]
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)
     if unfinished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
 from esa_ray.place import Place, below, last_part
-from esa_ray.spec import KINDS, METRICS, SCALED, PerturbSpec, StudySpec, explain
+from esa_ray.spec import KINDS, METRICS, PROTOCOLS, SCALED, PerturbSpec, Protocol, StudySpec, explain
 
 Model = Annotated[
     str, typer.Option(help="Hub id(s), directories, GGUF files or packaged models; several are a study each.")
@@ -226,6 +227,9 @@ def slug(text: str) -> str:
 
 def study_name(spec: dict[str, Any]) -> str:
     """A readable name for a study that was given none; its last part tells studies apart."""
+    if asked := spec.get("protocols"):
+        words = [Path(spec["model"]["source"]).name, "baseline", *(p["name"] for p in asked)]
+        return slug("-".join(words)) + "-" + digest(spec)[:6]
     first = spec["scores"][0]
     words = [Path(spec["model"]["source"]).name, first["metric"], first["mode"]]
     words += ["k" + "_".join(map(str, spec["topk"])), *dict.fromkeys(p["kind"] for p in spec["perturbations"])]
@@ -241,6 +245,7 @@ def build(name: str | None = None, **fields: Any) -> StudySpec:
             named = draft.model_dump(mode="json", exclude={"name"})
             # A field that came later must not rename every study that leaves it alone.
             named["model"] = {k: v for k, v in named["model"].items() if k != "trust" or v}
+            named = {k: v for k, v in named.items() if k != "protocols" or v}
             name = study_name(named)
         return StudySpec.model_validate({"name": name, **fields})
     except ValidationError as error:
@@ -295,7 +300,33 @@ def steps(text: str) -> str:
     return ",".join(map(str, sorted({k for k in found if k < last} | {last})))
 
 
-def study(o: Any, search: dict[str, Any] | None = None) -> StudySpec:
+def protocols(names: str, windows: int | None, contexts: str | None, tasks: str, limit: int | None) -> list[Protocol]:
+    """The protocols of a comma list, with what is said otherwise of windows, contexts and tasks."""
+    wanted = items(names)
+    if unknown := [name for name in wanted if name not in PROTOCOLS]:
+        raise EsaError(f"--protocol is one of {', '.join(PROTOCOLS)}, not {unknown[0]!r}")
+    if not wanted:
+        raise EsaError(f"--protocol is empty; name one of {', '.join(PROTOCOLS)}")
+    if tasks and "extended" not in wanted:
+        raise EsaError("--tasks belong to the extended protocol; add --protocol extended or leave them out")
+    if limit is not None and not tasks:
+        raise EsaError("--limit belongs to --tasks; leave it out")
+    changes: dict[str, Any] = {"windows": windows} if windows is not None else {}
+    if contexts:
+        changes["contexts"] = numbers(contexts, int, "--contexts")
+    asked = {"tasks": [_anchored(task) for task in items(tasks)], "limit": limit} if tasks else {}
+    try:
+        return [Protocol.named(name, **changes, **(asked if name == "extended" else {})) for name in wanted]
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def _anchored(task: str) -> str:
+    """A task's file by its absolute path: actors run in other directories."""
+    return str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task
+
+
+def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Protocol] = ()) -> StudySpec:
     """The study that a command's options describe.
 
     Raises
@@ -329,4 +360,5 @@ def study(o: Any, search: dict[str, Any] | None = None) -> StudySpec:
         repeats=o.repeats,
         early_stop=o.early_stop,
         search=search,
+        protocols=protocols,
     )  # fmt: skip

@@ -178,6 +178,37 @@ FIDELITY = _schema(
     second_order=(_FLOAT, "predicted change g·δ + h·δ²/2, nats per token; null if unknown"),
 )
 
+PROTOCOLS = _schema(
+    **_WHAT,
+    protocol=(_TEXT, "smoke, standard or extended"),
+    context=(_INT, "tokens a window, BOS included"),
+    seed=(_INT, "seed that drew the windows"),
+    **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
+    counts=(pa.list_(_INT), "scored tokens by the probability of the first choice, in 15 bins of equal width"),
+    sums=(pa.list_(_FLOAT), "sum of those probabilities in each bin"),
+    right=(pa.list_(_INT), "tokens of each bin whose first choice is right"),
+    nonfinite=(_INT, "scored tokens with NaN or infinite logits"),
+    tokens_per_second=(_FLOAT, "tokens passed through the model a second, in forward passes"),
+    peak_memory=(
+        _INT,
+        "most memory so far: of the GPU since the measurement began, of a CPU process since its start; bytes",
+    ),
+)
+
+TASKS = _schema(
+    **_WHAT,
+    protocol=(_TEXT, "smoke, standard or extended"),
+    task=(_TEXT, "name of the zero-shot task"),
+    task_metric=(_TEXT, "what lm-eval measures of it, as acc or acc_norm"),
+    value=(_FLOAT, "the metric"),
+    std_error=(_FLOAT, "its standard error over examples; null if lm-eval has none"),
+    examples=(_INT, "examples that were asked"),
+    task_version=(_TEXT, "version of the task"),
+    harness=(_TEXT, "version of lm-eval"),
+    seconds=(_FLOAT, "wall time, seconds"),
+    created=(pa.timestamp("us", tz="UTC"), "when the row was written"),
+)
+
 ABLATIONS = _schema(
     model=(_TEXT, "name of the model"),
     dtype=(_TEXT, "dtype of the weights: fp32, bf16, fp16"),
@@ -203,4 +234,6 @@ TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "fidelity": FIDELITY,
     "ablations": ABLATIONS,
+    "protocols": PROTOCOLS,
+    "tasks": TASKS,
 }

@@ -58,6 +58,11 @@ def ablation_name(layer: int) -> str:
     return f"block-{layer:04d}"
 
 
+def protocol_name(protocol: str, context: int, seed: int) -> str:
+    """File stem of what one seed measured of the intact model."""
+    return f"{protocol}-c{context}-s{seed}"
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -157,10 +157,11 @@ def scaling(comparison: Comparison) -> pl.DataFrame:
 
     ``weight`` is the law's Akaike weight and ``rivals`` the others' (above 5%); ``exponent`` is the power law's,
     whatever law is best, with its bootstrap-t interval over models, windows and seeds; "constant" is among the laws
-    only where that holds 0. ``error`` is the median |predicted/measured − 1| of models left out one at a time and ``inside``
-    the share of them that their 95% prediction interval holds; ``largest_…`` is the largest model, predicted from
-    smaller ones alone. ``break_p`` tests one line against two in log–log and ``break_p_holm`` corrects over the table;
-    ``before`` and ``after`` are the exponents on either side. Laws are chosen anew without the model that is predicted.
+    only where that holds 0. ``error`` is the median |predicted/measured − 1| of models left out one at a time and
+    ``inside`` the share of them that their 95% prediction interval holds; ``largest_…`` is the largest model, predicted
+    from smaller ones alone. ``break_p`` tests one line against two in log–log and ``break_p_holm`` corrects over the
+    table; ``before`` and ``after`` are the exponents on either side. Laws are chosen anew without the model that is
+    predicted.
     """
     rows = [_row(s) for s in scaled(comparison)]
     return _holm(pl.DataFrame(rows, schema=SCALING), "break_p", "break_p_holm")

@@ -34,7 +34,7 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 def _context(comparison: Comparison) -> dict[str, Any]:
     first, drawn = comparison.studies[0], styled(figures(comparison))
     differing = [part for part in TOLD if len({str(s.spec[part]) for s in comparison.studies}) > 1]
-    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced")
+    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
     return {
         "names": comparison.models["model"].to_list(),
         "unfinished": [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in lacking)],

@@ -11,6 +11,7 @@ from analysis.figures.damage import damage
 from analysis.figures.distribution import depth, hotspots, survival, tail
 from analysis.figures.dose import dose, kinds
 from analysis.figures.fidelity import calibration, fidelity
+from analysis.figures.intact import reliability
 from analysis.figures.sets import layers, recovery, together
 from analysis.figures.structure import channels, spread
 from analysis.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
@@ -25,6 +26,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     for figure in (
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
         channels, fidelity, calibration, dose, kinds, together, layers, recovery, timeline,
+        reliability,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from analysis.sections.agreement import scores, stability
 from analysis.sections.dose import dose, kinds
 from analysis.sections.fidelity import fidelity
+from analysis.sections.intact import intact
 from analysis.sections.parts import Section
 from analysis.sections.pooled import kinds_together
 from analysis.sections.ran import ran
@@ -18,7 +19,7 @@ from analysis.study import Study
 __all__ = ["ON_DAMAGE", "ON_RUN", "ON_WEIGHTS", "Section", "sections"]
 
 
-ON_DAMAGE = (search, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
+ON_DAMAGE = (intact, search, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
 ON_WEIGHTS = (stability, scores, where, modes, structure, fidelity)
 ON_RUN = (ran,)
 

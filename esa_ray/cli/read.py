@@ -86,4 +86,4 @@ def show_status(location: str) -> int:
     for name, fact in pace.items():
         if fact is not None:
             console.out(f"{name:<18}{fact}")
-    return 1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured", "unsilenced")) else 0
+    return 1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")) else 0

@@ -1,4 +1,4 @@
-"""Commands that compute: ``run``, ``score``, ``perturb``, ``search``."""
+"""Commands that compute: ``run``, ``score``, ``perturb``, ``baseline``, ``search``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esa_ray.cli.show import show_plan, show_results
 from esa_ray.errors import EsaError
 from esa_ray.options import items, size, steps, study
 from esa_ray.place import below
-from esa_ray.spec import StudySpec
+from esa_ray.spec import PROTOCOLS, StudySpec
 
 if TYPE_CHECKING:
     from esa_ray.engine.sweep import Summary
@@ -124,7 +124,7 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     o = SimpleNamespace(**defaults | given)
-    if o.track and not (o.perturb or more):
+    if o.track and not (o.perturb or "search" in more):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     sources = options.models(o.model)
     studies = []
@@ -238,6 +238,42 @@ def perturb(
     defaults = ("magnitude", "global", ",".join(map(str, sizes))) if sizes else ("grad_x_weight", "per_layer", "100")
     names = ("metric", "mode", "topk")
     launch(given | {name: given[name] or default for name, default in zip(names, defaults, strict=True)})
+
+
+@app.command(epilog="Example: esa baseline --models SmolLM2-135M-Instruct,zoo:llama-1m --protocol smoke,standard")
+def baseline(
+    model: Annotated[str, typer.Option("--model", "--models", help="As of esa run; several are a study each.")],
+    protocol: Annotated[str, typer.Option(help=f"Protocol(s): {', '.join(PROTOCOLS)}.")] = "standard",
+    seeds: Annotated[str, typer.Option(help="Each draws its own windows.")] = "1337,123,999",
+    windows: Annotated[int | None, typer.Option(help="Windows a seed and context.  [default: the protocol's]")] = None,
+    contexts: Annotated[str | None, typer.Option(help="Tokens a window.  [default: the protocol's]")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Zero-shot tasks of the extended protocol: lm-eval's names, or YAML files of your own.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(help="Examples of each task.  [default: all]")] = None,
+    data: options.Data = "pydoc",
+    text_column: options.TextColumn = "text",
+    split: options.Split = "train",
+    batch_size: options.BatchSize = 8,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust: options.Trust = "",
+    out_dir: options.OutDir = None,
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    gpus: options.Gpus = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure the intact model: perplexity, accuracy, calibration, spread over seeds and contexts, NaN, speed, memory.
+
+    A study without damage, whose one score is the weights' own magnitude: the same tables, and safe to repeat.
+    """
+    given = locals()
+    asked = options.protocols(protocol, windows, contexts, tasks, limit)
+    fixed = {"metric": "magnitude", "mode": "global", "topk": "100", "max_samples": 2, "eval_windows": 8}
+    launch(given | fixed, protocols=asked)
 
 
 @app.command(

@@ -46,6 +46,10 @@ def show_plan(spec: StudySpec, directory: str) -> None:
         out(f"search            smallest {spec.search.smallest} among these cells with ΔNLL ≥ {spec.search.damage:g}")
     if spec.fidelity:
         out(f"fidelity          {spec.fidelity} single weights")
+    for asked in spec.protocols:
+        tasks = f", tasks {', '.join(asked.tasks)}" if asked.tasks else ""
+        lengths = ", ".join(map(str, asked.contexts))
+        out(f"protocol          {asked.name}: {asked.windows} windows a seed of {lengths} tokens{tasks}")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
     for line in plan(spec).lines(spec):

@@ -72,6 +72,16 @@ class ModelActor:
         with _ending(), self._meters.busy():
             return self._worker.ablate(layer)
 
+    def protocol(self, protocol: str, context: int, seed: int) -> dict[str, Any]:
+        """See :meth:`Worker.protocol`."""
+        with _ending(), self._meters.busy():
+            return self._worker.protocol(protocol, context, seed)
+
+    def tasks(self, protocol: str) -> dict[str, Any]:
+        """See :meth:`Worker.tasks`."""
+        with _ending(), self._meters.busy():
+            return self._worker.tasks(protocol)
+
     def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
         """See :meth:`Worker.run`; each is counted once it is done."""
         with _ending():

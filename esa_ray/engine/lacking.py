@@ -11,7 +11,7 @@ from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
 from esa_ray.spec import LISTED, Part, StudySpec
-from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, ranking_name, samples_name
+from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, protocol_name, ranking_name, samples_name
 
 
 def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Resolved | None:
@@ -103,6 +103,19 @@ def missing_blocks(store: Store, spec: StudySpec) -> list[int]:
     return [n for n in range(record["resolved"]["layers"]) if ablation_name(n) not in have]
 
 
+def missing_protocols(store: Store, spec: StudySpec) -> list[tuple[str, int, int]]:
+    """(protocol, context, seed) of measurements of the intact model that aren't stored."""
+    have = set(store.names("protocols")) if spec.protocols else set()
+    every = [(p.name, context, seed) for p in spec.protocols for context in p.contexts for seed in spec.seeds]
+    return [one for one in every if protocol_name(*one) not in have]
+
+
+def missing_tasks(store: Store, spec: StudySpec) -> list[str]:
+    """Protocols whose zero-shot tasks aren't stored."""
+    have = set(store.names("tasks")) if spec.protocols else set()
+    return [p.name for p in spec.protocols if p.tasks and p.name not in have]
+
+
 def lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:
     """Whether anything is left to compute, or to mend."""
     return bool(
@@ -111,5 +124,7 @@ def lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:
         or missing_seeds(store, spec)
         or missing_packets(store, spec)
         or missing_blocks(store, spec)
+        or missing_protocols(store, spec)
+        or missing_tasks(store, spec)
         or not store.has("baselines", "baseline")
     )

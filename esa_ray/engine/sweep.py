@@ -18,7 +18,14 @@ from ray import tune
 from esa_ray import data, lease
 from esa_ray.engine import cluster, search
 from esa_ray.engine.crew import PATIENCE, TRIES, Job, dismiss, share_out
-from esa_ray.engine.lacking import by_first_block, missing_blocks, missing_packets, missing_seeds
+from esa_ray.engine.lacking import (
+    by_first_block,
+    missing_blocks,
+    missing_packets,
+    missing_protocols,
+    missing_seeds,
+    missing_tasks,
+)  # fmt: skip
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
 from esa_ray.engine.tuning import Watch, fit
@@ -174,6 +181,7 @@ def _run(
                 _sweep(works, watch, how, listeners)
             _census(works, reporter, check)
             _ablations(works, reporter, check)
+            _protocols(works, reporter, check)
         finally:
             for work in works:
                 dismiss(work.crew.actors)
@@ -305,4 +313,17 @@ def _ablations(works: list[Work], reporter: Reporter, check: Callable[[], None])
     if any(blocks):
         _share(works, "blocks", [[("ablate", (block,)) for block in mine] for mine in blocks], reporter, check)
     for work, mine in zip(works, blocks, strict=True):
+        work.computed += len(mine)
+
+
+def _protocols(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+    """The intact model under protocols: its loss and confidence, and zero-shot tasks."""
+    jobs: list[list[Job]] = [
+        [*(("protocol", one) for one in missing_protocols(work.store, work.spec)),
+         *(("tasks", (name,)) for name in missing_tasks(work.store, work.spec))]
+        for work in works
+    ]  # fmt: skip
+    if any(jobs):
+        _share(works, "intact", jobs, reporter, check)
+    for work, mine in zip(works, jobs, strict=True):
         work.computed += len(mine)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from esa_ray import data
+from esa_ray.data.documents import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
@@ -73,6 +74,11 @@ class Work:
     def read_text(self) -> None:
         """Learn what the text says, and what an earlier run resolved."""
         if data.is_large(self.spec.data):
+            if self.spec.protocols:
+                raise EsaError(
+                    f"--data {self.spec.data.source} is more than a protocol measures on; give a sample of it, of at "
+                    f"most {LARGE >> 20} MiB"
+                )
             try:
                 self.windows, self.text = result(_packed.remote(self.spec, self.source))
             except ray.exceptions.RayError as error:

@@ -16,6 +16,7 @@ import torch
 from esa_ray import data
 from esa_ray.ablation import observed, silenced, sublayers
 from esa_ray.engine.damaging import Damaging
+from esa_ray.engine.measuring import Measuring
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
@@ -36,7 +37,7 @@ from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
-from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, ranking_name, samples_name
+from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, protocol_name, ranking_name, samples_name
 
 #: Bytes below which a smaller budget for scoring saves nothing.
 SMALLEST_BUDGET = 64 * 2**20
@@ -298,6 +299,23 @@ class Worker:
             )  # fmt: skip
         self.store.write("ablations", ablation_name(layer), rows)
         return {"layer": layer, "seconds": time.perf_counter() - started}
+
+    @cached_property
+    def _measuring(self) -> Measuring:
+        return Measuring(self.model, self.source, self.spec)
+
+    def protocol(self, protocol: str, context: int, seed: int) -> dict[str, Any]:
+        """Measure the intact model on windows of one length that a seed draws, and store it."""
+        row = self._common | self._measuring.protocol(protocol, context, seed)
+        self.store.write("protocols", protocol_name(protocol, context, seed), [row | {"created": datetime.now(UTC)}])
+        return {"seconds": row.get("seconds")}
+
+    def tasks(self, protocol: str) -> dict[str, Any]:
+        """Ask the intact model a protocol's zero-shot tasks, and store the answers' scores."""
+        common = {k: self._common[k] for k in ("study", "model", "dtype", "data")}
+        rows = [common | row | {"created": datetime.now(UTC)} for row in self._measuring.tasks(protocol)]
+        self.store.write("tasks", protocol, rows)
+        return {"rows": len(rows)}
 
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)

@@ -16,6 +16,7 @@ from esa_ray.spec.damage import (
     WeightList,
     WeightName,
 )
+from esa_ray.spec.protocols import PROTOCOLS, Protocol
 from esa_ray.spec.scores import (
     COMPONENT_GROUPS,
     COMPONENTS,
@@ -42,6 +43,7 @@ __all__ = [
     "LISTED",
     "METRICS",
     "PROBED",
+    "PROTOCOLS",
     "RANDOM_KINDS",
     "SCALED",
     "Component",
@@ -54,6 +56,7 @@ __all__ = [
     "ModelSpec",
     "Part",
     "PerturbSpec",
+    "Protocol",
     "ScoreSpec",
     "Search",
     "Spec",

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
 from esa_ray.spec.damage import Part, PerturbSpec, WeightList
+from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
 
 Group = Literal["super", "random_k", "matched_k", "bottom_k"]
@@ -42,7 +43,7 @@ class StudySpec(Spec):
     damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
     ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``early_stop`` is the
     error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a ladder of
-    candidates, of which only some are run.
+    candidates, of which only some are run. ``protocols`` measure the intact model.
 
     Example
     -------
@@ -68,6 +69,7 @@ class StudySpec(Spec):
     repeats: int = Field(default=1, ge=1)
     early_stop: float | None = Field(default=None, gt=0, lt=0.5)
     search: Search | None = None
+    protocols: tuple[Protocol, ...] = ()
 
     @field_validator("topk")
     @classmethod
@@ -100,6 +102,8 @@ class StudySpec(Spec):
             raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
         if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
             raise ValueError("scores: estimates of one study share their probes and components; give all the same")
+        if len({p.name for p in self.protocols}) < len(self.protocols):
+            raise ValueError("protocols: one stands twice")
         if len({w.name for w in self.lists}) < len(self.lists):
             raise ValueError("lists: two have the same name; rename one of the files")
         if self.one_by_one and not (self.lists or any(s.mode == "global" for s in self.scores)):

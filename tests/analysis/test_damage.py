@@ -144,6 +144,7 @@ def test_progress_counts_from_the_store_alone(made):
         "unranked": 0,
         "unmeasured": 0,
         "unsilenced": 0,
+        "unprobed": 0,
     }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1

@@ -6,8 +6,17 @@ import pytest
 import statsmodels.api as sm
 from scipy.optimize import least_squares
 
-from analysis.scaling import LAWS, band, changepoint, compare_families, exponent, fit_laws, held_out, leave_one_out
-from analysis.scaling import predicted
+from analysis.scaling import (
+    LAWS,
+    band,
+    changepoint,
+    compare_families,
+    exponent,
+    fit_laws,
+    held_out,
+    leave_one_out,
+    predicted,
+)
 from analysis.scaling.laws import BEND, MAD, refits
 
 TRUTH = {
