@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench report clean help
+.PHONY: demo test lint format bench scaling docs clean help
 
 help:
 	@echo "make demo    install, fetch the model, run the quickstart study, write its report"
 	@echo "make test    install, run all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
+	@echo "make scaling train the zoo, run the scaling experiment on it, write its report (under an hour on two cores)"
+	@echo "make docs    write docs/results anew from the studies under results/"
 	@echo "make clean   remove the environment"
 
 $(VENV)/bin/python:
@@ -47,6 +49,13 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.model
 	$(BIN)/python -m benchmarks
+
+scaling: $(VENV)/.model
+	$(BIN)/esa zoo train
+	$(BIN)/python -m experiments scaling
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m analysis.documents
 
 clean:
 	rm -rf $(VENV)

@@ -16,7 +16,7 @@ BESIDE = ("SmolLM2-135M-Instruct",)
 def study(model: str) -> StudySpec:
     """Three seeds × seven set sizes × two kinds of damage × two groups: 84 cells, and every sub-layer silenced."""
     return StudySpec(
-        name=model.removeprefix(PREFIX),
+        name=model.removeprefix(PREFIX).rpartition("/")[2],
         model=ModelSpec(source=model),
         data=DataSpec(source="pydoc", window=128, calibration_windows=16, evaluation_windows=16),
         scores=(ScoreSpec(metric="grad_x_weight", mode="global"),),

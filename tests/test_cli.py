@@ -1,5 +1,6 @@
 """The command line: every published line parses and plans, and bad input is one sentence and exit 2."""
 
+import importlib
 import json
 import os
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from esa_ray import cli
+from esa_ray.grid import plan
+from experiments.__main__ import names
 
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
 
@@ -285,3 +288,66 @@ def test_models_that_cant_be_listed_are_one_sentence(esa, line, words):
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n != "transfer"])  # which reads the quickstart study
+def test_every_experiment_states_its_hypothesis_and_plans(name):
+    experiment = importlib.import_module(f"experiments.{name}")
+    assert experiment.__doc__.startswith("Hypothesis: ")
+    specs = experiment.studies() if hasattr(experiment, "studies") else [experiment.study()]
+    assert len({spec.name for spec in specs}) == len(specs)
+    for spec in specs:
+        assert plan(spec).lines(spec)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--protocol nosuch", "smoke, standard, extended"),
+        ("--protocol ,", "empty"),
+        ("--protocol smoke --tasks piqa", "extended"),
+        ("--protocol smoke --limit 3", "--tasks"),
+        ("--protocol smoke --contexts 1", "2 or more"),
+        ("--protocol smoke --windows 0", "windows"),
+    ],
+)
+def test_wrong_protocols_are_one_sentence(esa, line, words):
+    code, _, err = esa(f"esa baseline --model x {line} --plan")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_baseline_is_a_study_without_damage(esa):
+    facts = _facts(esa("esa baseline --models x --protocol smoke --contexts 64,32 --windows 5 --plan")[1])
+    assert facts["protocol"] == "smoke: 5 windows a seed of 32, 64 tokens"
+    assert facts["cells"] == "0"
+    assert facts["results"].startswith("results/x-baseline-smoke-")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("train nosuch", "llama-1m@2m"), ("train --sizes 5m", "no model"), ("list --families gpt", "no model")],
+)
+def test_models_that_the_zoo_hasnt_are_one_sentence(esa, line, words):
+    code, _, err = esa(f"esa zoo {line}")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_the_zoo_is_listed_whether_trained_or_not(esa, monkeypatch, tmp_path):
+    monkeypatch.setenv("ESA_CACHE", str(tmp_path))
+    code, out, _ = esa("esa zoo list")
+    assert code == 0
+    assert out.count("not trained yet") == 20
+    assert max(map(len, out.splitlines())) <= 80
+    code, _, err = esa("esa run --model zoo:llama-1m")
+    assert code == 2
+    assert "esa zoo train llama-1m" in err
+
+
+def test_comparing_nothing_is_one_sentence(esa):
+    code, _, err = esa("esa compare nowhere")
+    assert code == 2
+    assert "no study" in err

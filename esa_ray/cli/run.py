@@ -49,12 +49,17 @@ def execute(
     from esa_ray.progress import reporter
 
     summaries = run_studies(studies, reporter=reporter(), **options)
-    return max(finish(summary, save_plots=save_plots) for summary in summaries)
+    brief = len(summaries) > MANY
+    return max(finish(summary, save_plots=save_plots, brief=brief) for summary in summaries)
 
 
-def finish(summary: Summary, *, save_plots: bool) -> int:
+#: Studies of one command beyond which each is a line in the terminal; their reports are written all the same.
+MANY = 3
+
+
+def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
     """Report on a run and say how it ended."""
-    show_results(summary.directory, save_plots=save_plots)
+    show_results(summary.directory, save_plots=save_plots, brief=brief)
     if summary.complete:
         return 0
     failing = summary.statuses.get("error", 0)

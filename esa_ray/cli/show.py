@@ -79,13 +79,14 @@ def opened(directory: str | Path) -> Iterator[Study]:
         yield analysis.load(directory)
 
 
-def show_results(directory: str | Path, *, save_plots: bool = False) -> None:
-    """Write the report (and the figures as files), and print the answer."""
+def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool = False) -> None:
+    """Write the report (and the figures as files), and print the answer, or only where the report is."""
     import analysis
 
     with opened(directory) as study:
         report = analysis.write_report(study)
-        analysis.print_summary(study, console)
+        if not brief:
+            analysis.print_summary(study, console)
         if "stability" in study.spec["analyses"]:
             study.place.write("stability.csv", analysis.jaccard(study).write_csv().encode())
             console.out(f"seeds    {study.place}/stability.csv")

@@ -31,7 +31,9 @@ def _chosen(names: list[str] | None, families: str, sizes: str) -> list[str]:
 
 @zoo.command("train", epilog="Example: esa zoo train --families llama,neox --sizes 0.1m,0.3m")
 def train(
-    names: Annotated[list[str] | None, typer.Argument(help="Models by name, as llama-1m.  [default: all]")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models by name, as llama-1m or llama-1m@2m.  [default: all]")
+    ] = None,
     families: Families = "",
     sizes: Sizes = "",
     address: options.Address = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.machine import cache_dir
 from esa_ray.models.zoo.recipes import base, directory, recipe
 from esa_ray.progress import Reporter
 
@@ -17,8 +19,9 @@ SIGN_OF_LIFE = 20_000
 
 
 @ray.remote(num_cpus=1, max_retries=2, num_returns="streaming")
-def _train(name: str) -> Iterator[int | dict[str, Any]]:
+def _train(name: str, cache: str) -> Iterator[int | dict[str, Any]]:
     """Train one model on one core; yields tokens as they are trained on, and in the end what became of it."""
+    os.environ["ESA_CACHE"] = cache  # of the driver: a standing cluster's processes have an environment of their own
     import torch
 
     from esa_ray.models.zoo.training import ensure
@@ -68,7 +71,9 @@ def train(names: Sequence[str], reporter: Reporter) -> None:
     # A tuned model waits for its base to be there: in a first round all bases, in a second what starts from them.
     for tuned in (False, True):
         running = {
-            _train.options(scheduling_strategy=here).remote(name): name for name in todo if bool(base(name)) == tuned
+            _train.options(scheduling_strategy=here).remote(name, str(cache_dir())): name
+            for name in todo
+            if bool(base(name)) == tuned
         }
         while running:
             ready, _ = ray.wait(list(running), num_returns=1)

@@ -32,7 +32,7 @@ def short(name, tokens=40_000):
 def brief(monkeypatch, cache):
     """Trainings of a second, in a cache of their own."""
     monkeypatch.setenv("ESA_CACHE", str(cache))
-    for name, value in (("TOKENS", 40_000), ("TUNING_TOKENS", 30_000), ("WINDOW", 128)):
+    for name, value in (("TOKENS", 40_000), ("TUNING_SHARE", 0.75), ("WINDOW", 128)):
         monkeypatch.setattr(recipes, name, value)
 
 
@@ -53,10 +53,19 @@ def test_a_recipe_is_known_by_all_that_is_in_it():
     assert len({recipes.recipe(name).identity for name in recipes.names()}) == len(recipes.names())
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-2m", "gpt-1m", "", "llama-1m-x"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-2m", "gpt-1m", "", "llama-1m-x", "llama-1m@", "llama-1m@0k", "llama-1m@2"]
+)
 def test_a_name_that_isnt_in_the_zoo_is_one_sentence(name):
     with pytest.raises(EsaError, match="the zoo has no model"):
         recipes.recipe(name)
+
+
+def test_a_length_of_training_is_part_of_the_name():
+    longer = recipes.recipe("llama-instruct-1m@2m")
+    assert (longer.tokens, longer.tuning_tokens) == (2_000_000, 400_000)
+    assert recipes.base("llama-instruct-1m@2m") == "llama-1m@2m"
+    assert recipes.directory("llama-1m@2m") != recipes.directory("llama-1m")
 
 
 def test_text_is_english_and_what_is_held_out_isnt_trained_on():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,8 @@ Architecture = Literal["llama", "neox", "mixtral"]
 #: Size → blocks and width, for 12 · blocks · width² parameters in the blocks, about.
 SIZES: dict[str, tuple[int, int]] = {"0.1m": (2, 64), "0.3m": (3, 96), "1m": (5, 128), "3m": (7, 192), "10m": (8, 320)}
 HEAD = 32
-#: Tokens that every model sees, those that a tuned one sees afterwards, and tokens a window.
-TOKENS, TUNING_TOKENS, WINDOW = 500_000, 100_000, 256
+#: Tokens that every model sees, how many more of them a tuned one sees afterwards, and tokens a window.
+TOKENS, TUNING_SHARE, WINDOW = 500_000, 0.2, 256
 EXPERTS, CHOSEN = 8, 2
 #: Families of the zoo: an architecture, or one that is then tuned on instructions.
 FAMILIES: tuple[str, ...] = ("llama", "neox", "mixtral", "llama-instruct")
@@ -79,24 +80,35 @@ def recipe(name: str) -> Recipe:
     a step, 1.81 with two, 1.71 with one), and the best rate falls with width faster than widths rise (of the rates that
     were tried: 2.5e-3 for llama-1m, 0.9e-3 for llama-3m, 0.6e-3 for llama-10m).
 
+    ``@`` and a number of tokens behind it ask for another length of training: ``llama-1m@2m``. Instruction tuning takes
+    a fifth of it.
+
     Raises
     ------
     EsaError
         If there is none of that name.
+
+    Example
+    -------
+    >>> recipe("neox-0.1m@50k").tokens
+    50000
     """
-    family, _, size = name.rpartition("-")
-    if family not in FAMILIES or size not in SIZES:
+    model, at, length = name.partition("@")
+    family, _, size = model.rpartition("-")
+    number = re.fullmatch(r"([1-9]\d{0,4})([km])", length)
+    if family not in FAMILIES or size not in SIZES or bool(at) != bool(number):
         raise EsaError(
             f"the zoo has no model {name!r}; a name is one of {', '.join(FAMILIES)}, a dash, and one of "
-            f"{', '.join(SIZES)}"
+            f"{', '.join(SIZES)}, and may end in @ and tokens to train on, as in llama-1m@2m"
         )
+    tokens = int(number[1]) * {"k": 1_000, "m": 1_000_000}[number[2]] if number else TOKENS
     layers, width = SIZES[size]
     architecture, _, tuned = family.partition("-")
     return Recipe.model_validate(
         {
-            "architecture": architecture, "layers": layers, "width": width, "window": WINDOW, "tokens": TOKENS,
+            "architecture": architecture, "layers": layers, "width": width, "window": WINDOW, "tokens": tokens,
             "rate": min(4e-3, 2.5e-3 * (128 / width) ** 1.6),
-            "tuning_tokens": TUNING_TOKENS if tuned else 0,
+            "tuning_tokens": round(TUNING_SHARE * tokens) if tuned else 0,
         }
     )  # fmt: skip
 

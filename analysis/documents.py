@@ -1,0 +1,155 @@
+"""Documents of results: Markdown that is made of what studies found, and made anew when that changes.
+
+``python -m analysis.documents`` reads the studies under ``results/`` and writes, for each kind that is there, what it
+found (``docs/results/NAME.json``, its figures beside it) and the document that says so (``docs/results/NAME.md``). The
+document is a function of the JSON alone, so a test can see whether it was changed by hand or left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis import wording
+from analysis.comparison import Comparison, compare, comparison_verdicts
+from analysis.comparison.figures import figures
+from analysis.comparison.loading import model_name
+from analysis.comparison.report import sections
+from analysis.figures import styled
+from analysis.protocols import protocol_summary
+from analysis.sections.parts import Figure, Section, Table
+from analysis.verdicts import Verdict, verdicts
+
+DIRECTORY, RESULTS = Path("docs/results"), Path("results")
+
+#: Document → its title and how to make its studies.
+TITLES = {
+    "baselines": ("Baselines: the intact models", "python -m experiments baselines"),
+    "scaling": ("Scaling and architecture: the zoo, and SmolLM2 beside it", "make scaling"),
+}
+
+
+def _sources(comparison: Comparison) -> list[dict[str, Any]]:
+    """Which models the numbers are of, and in what versions."""
+    return [
+        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
+         "versions": s.record["versions"]}
+        for s in comparison.studies
+    ]  # fmt: skip
+
+
+def scaling(comparison: Comparison) -> dict[str, Any]:
+    """What the studies of many models found."""
+    return {
+        "sources": _sources(comparison),
+        "verdicts": [asdict(v) for v in comparison_verdicts(comparison)],
+        "sections": [asdict(s) for s in sections(comparison, set(figures(comparison)))],
+    }
+
+
+def baselines(comparison: Comparison) -> dict[str, Any]:
+    """What the protocols found of many intact models."""
+    rows, judged = [], []
+    for study in comparison.studies:
+        for r in protocol_summary(study).iter_rows(named=True):
+            told = r["why_not"] or wording.within(r["nll"], r["nll_low"], r["nll_high"], 3)
+            rows.append(
+                [r["model"], r["protocol"], str(r["context"]), told, wording.significant(r["perplexity"], 4),
+                 wording.percent(r["spread"]), wording.percent(r["accuracy"]), wording.within(r["ece"], None, None, 3),
+                 str(r["nonfinite"] if r["nonfinite"] is not None else "–"), wording.significant(r["tokens_per_second"])]
+            )  # fmt: skip
+        judged += [[model_name(study), v.id, v.claim, v.status, v.evidence] for v in verdicts(study)]
+    columns = ["<model", "<protocol", "context", "<nats per token", "perplexity", "spread over seeds", "accuracy"]
+    columns += ["ECE", "NaN or infinite", "tokens/s"]
+    failing = sum(row[3] == "fails" for row in judged)
+    section = Section(
+        "intact", "Loss, calibration and speed",
+        f"{len(comparison.studies)} models; {len(judged)} criteria, of which {failing} fail.",
+        "Every seed measures windows of its own; intervals are Student's over seeds. Perplexities of models with other "
+        "tokens don't compare. Speed is of one machine with two cores, without a GPU.",
+        [], [Table(columns, rows), Table(["<model", "<id", "~criterion", "<verdict", "~evidence"], judged, "Verdicts")],
+    )  # fmt: skip
+    return {"sources": _sources(comparison), "verdicts": [], "sections": [asdict(section)]}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _table(told: dict[str, Any]) -> list[str]:
+    if not told["rows"]:
+        return []
+    names = [c.lstrip("<~") for c in told["columns"]]
+    marks = [":--" if c[:1] in "<~" else "--:" for c in told["columns"]]
+    lines = [f"**{told['title']}**", ""] if told["title"] else []
+    lines += [told["note"], ""] if told["note"] else []
+    rows = [names, marks, *([_cell(c) for c in row] for row in told["rows"])]
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    if told["folded"] or len(told["rows"]) > MANY:
+        return [*lines, f"<details><summary>{len(told['rows'])} rows</summary>", "", *body, "", "</details>", ""]
+    return [*lines, *body, ""]
+
+
+#: Rows from which on a table is folded.
+MANY = 30
+
+
+def render(name: str, found: dict[str, Any]) -> str:
+    """The document that says what was found."""
+    title, command = TITLES[name]
+    models = found["sources"]
+    versions = ", ".join(f"{k} {v}" for k, v in models[0]["versions"].items())
+    lines = [
+        f"# {title}", "",
+        f"Made by `make docs` from the studies of {len(models)} models (`{command}`), with {versions}. Not to be edited"
+        " by hand.", "",
+    ]  # fmt: skip
+    if found["verdicts"]:
+        lines += ["| criterion | verdict | evidence |", "| :-- | :-- | :-- |"]
+        judged = [Verdict(**v) for v in found["verdicts"]]
+        lines += [f"| {v.claim} ({v.id}) | {v.status} | {_cell(v.evidence)} |" for v in judged] + [""]
+    for section in found["sections"]:
+        lines += [f"## {section['title']}", "", section["answer"], ""]
+        for told in section["figures"]:
+            figure = Figure(**told)
+            lines += [f"![{figure.label}]({name}-{figure.chart}.svg)", "", f"*{figure.caption}*", ""]
+        for table in section["tables"]:
+            lines += _table(table)
+        lines += [section["caveat"], ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write(name: str, comparison: Comparison | None, directory: Path = DIRECTORY) -> Path:
+    """Write a document, and what it is made of where there are studies; else from what was found before."""
+    data = directory / f"{name}.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    if comparison is not None:
+        found = scaling(comparison) if name == "scaling" else baselines(comparison)
+        data.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shown = {f["chart"] for s in found["sections"] for f in s["figures"]}
+        drawn = styled({k: c for k, c in figures(comparison).items() if k in shown}) if shown else {}
+        for chart, figure in drawn.items():
+            figure.properties(width=640).save(str(directory / f"{name}-{chart}.svg"), format="svg")
+    path = directory / f"{name}.md"
+    path.write_text(render(name, json.loads(data.read_text(encoding="utf-8"))), encoding="utf-8")
+    return path
+
+
+def main() -> int:
+    """Write every document that there are studies or earlier findings for."""
+    for name in TITLES:
+        studies = RESULTS / name
+        if studies.is_dir():
+            print(write(name, compare([studies])))
+        elif (DIRECTORY / f"{name}.json").is_file():
+            print(write(name, None), "(from what was found before)")
+        else:
+            print(f"{name}: no studies under {studies}; run {TITLES[name][1]}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
