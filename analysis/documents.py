@@ -59,7 +59,8 @@ def baselines(comparison: Comparison) -> dict[str, Any]:
             rows.append(
                 [r["model"], r["protocol"], str(r["context"]), told, wording.significant(r["perplexity"], 4),
                  wording.percent(r["spread"]), wording.percent(r["accuracy"]), wording.within(r["ece"], None, None, 3),
-                 str(r["nonfinite"] if r["nonfinite"] is not None else "–"), wording.significant(r["tokens_per_second"])]
+                 str(r["nonfinite"] if r["nonfinite"] is not None else "–"),
+                 wording.significant(r["tokens_per_second"])]
             )  # fmt: skip
         judged += [[model_name(study), v.id, v.claim, v.status, v.evidence] for v in verdicts(study)]
     columns = ["<model", "<protocol", "context", "<nats per token", "perplexity", "spread over seeds", "accuracy"]

@@ -284,6 +284,22 @@ def scores(metric: str, mode: str, components: str, probes: int | None, error: f
     ]
 
 
+def parameters(text: str) -> list[int]:
+    """Numbers of parameters, as people write them.
+
+    >>> parameters("70m, 6.9b, 1000")
+    [70000000, 6900000000, 1000]
+    """
+    found = []
+    for part in items(text):
+        number = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", part.lower())
+        value = round(float(number[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[number[2]]) if number else 0
+        if value < 1:
+            raise EsaError(f"--predict takes numbers of parameters such as 70m or 6.9b, not {part!r}")
+        found.append(value)
+    return found
+
+
 def steps(text: str) -> str:
     """A comma list as it is, or FROM:TO as the whole numbers nearest to a ladder of steps of √2.
 

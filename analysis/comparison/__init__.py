@@ -5,11 +5,12 @@ from analysis.comparison.experts import expert_use, experts
 from analysis.comparison.fingerprints import features, grouped, matrix, robustness, told_apart
 from analysis.comparison.laws import families, scaling
 from analysis.comparison.loading import Comparison, compare
+from analysis.comparison.prediction import predictions
 from analysis.comparison.quantities import quantities
 from analysis.comparison.verdicts import comparison_verdicts
 
 __all__ = [
     "Comparison", "compare", "comparison_verdicts", "expert_use", "experts", "families", "features", "grouped",
-    "kinds_compared", "matrix", "over_models", "quantities", "robustness", "scaling", "sublayers", "told_apart",
-    "within_models",
+    "kinds_compared", "matrix", "over_models", "predictions", "quantities", "robustness", "scaling", "sublayers",
+    "told_apart", "within_models",
 ]  # fmt: skip

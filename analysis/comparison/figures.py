@@ -19,7 +19,7 @@ from analysis.figures.style import Chart, named_scales, powers
 from analysis.scaling import band
 
 #: Quantities whose figure is seen first, where they are measured.
-LEADING = ("half_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")
+LEADING = ("tenth_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")
 #: Sizes at which a law's band is drawn.
 POINTS = 41
 
@@ -215,13 +215,13 @@ def alt_ticks(high: float) -> list[float]:
 
 
 def ranking(comparison: Comparison) -> Chart | None:
-    """Models by robustness: the fraction of weights at half collapse, with 95% intervals."""
+    """Models by robustness: the fraction of weights at a tenth of a collapse, with 95% intervals."""
     table = robustness(comparison)
     if len(table) < 2:
         return None
     values = (
         quantities(comparison)
-        .filter(pl.col("quantity") == "half_collapse_fraction")
+        .filter(pl.col("quantity") == "tenth_collapse_fraction")
         .select("model", "low", "high", "tuning")
     )
     table = table.join(values, on="model").with_columns(series=named())
@@ -230,7 +230,7 @@ def ranking(comparison: Comparison) -> Chart | None:
     span = [min(ends) / 1.3, max(ends) * 1.3]
     scale = alt.Scale(type="log", domain=span, nice=False)
     x = alt.X(
-        "value:Q", title=WORDS["half_collapse_fraction"], scale=scale, axis=alt.Axis(values=powers(*span), format="~e")
+        "value:Q", title=WORDS["tenth_collapse_fraction"], scale=scale, axis=alt.Axis(values=powers(*span), format="~e")
     )
     y = alt.Y("model:N", sort=table["model"].to_list(), title=None)
     base = alt.Chart(table).encode(y=y, color=looks["color"])

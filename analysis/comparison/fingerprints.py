@@ -25,7 +25,7 @@ from analysis.comparison.quantities import measured
 from analysis.distribution import KEYS, has_magnitude
 from analysis.study import Study
 
-RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 199, 10
+RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 99, 5
 #: Models of a class, and classes, from which on a class can be learnt with one left out.
 FEWEST_OF_A_CLASS, FEWEST_CLASSES = 3, 2
 #: Models from which on groups are more than pairs.
@@ -39,10 +39,10 @@ INDEPENDENT = (
     "attention_share",
     "depth",
     "jaccard",
-    "half_collapse_fraction",
+    "tenth_collapse_fraction",
 )
 #: Those that vary over orders of magnitude.
-LOGARITHMIC = frozenset({"half_mass_fraction", "half_collapse_fraction", "tail_index"})
+LOGARITHMIC = frozenset({"half_mass_fraction", "tenth_collapse_fraction", "tail_index"})
 COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -218,8 +218,8 @@ RANKS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def robustness(comparison: Comparison, quantity: str = "half_collapse_fraction") -> pl.DataFrame:
-    """Models from the most robust to the least: which fraction of weights has to be lost to lose half of all it knows.
+def robustness(comparison: Comparison, quantity: str = "tenth_collapse_fraction") -> pl.DataFrame:
+    """Models from the most robust to the least: which fraction of weights has to go to lose a tenth of all it knows.
 
     ``rank_low`` and ``rank_high`` hold 95% of its ranks when seeds and windows of all models are resampled. Models
     whose largest set does less damage than that can't be ranked, and are left out.

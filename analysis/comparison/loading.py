@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,11 @@ SAME = (("data", "source"), ("data", "window"))
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Studies of several models, one each, in the order of families and sizes."""
+    """Studies of several models, one each, in the order of families and sizes; ``sizes`` are to be predicted."""
 
     studies: tuple[Study, ...]
     labels: Mapping[str, Mapping[str, str]]
+    sizes: tuple[int, ...] = ()
 
     def facts(self, study: Study) -> dict[str, Any]:
         """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
@@ -91,13 +92,17 @@ def below(location: str | Path) -> list[str]:
     return found
 
 
-def compare(locations: Iterable[str | Path], labels: Mapping[str, Mapping[str, str]] | None = None) -> Comparison:
+def compare(
+    locations: Iterable[str | Path], labels: Mapping[str, Mapping[str, str]] | None = None, sizes: Sequence[int] = ()
+) -> Comparison:
     """Open the studies at and below these locations.
 
     Parameters
     ----------
     labels
         Model → family, kind and tuning, where a study's own are to be replaced.
+    sizes
+        Parameters in blocks of models that weren't measured, for the report to predict.
 
     Raises
     ------
@@ -125,4 +130,4 @@ def compare(locations: Iterable[str | Path], labels: Mapping[str, Mapping[str, s
                 "compared; compare those that agree"
             )
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
-    return Comparison(tuple(studies[i] for i in order), labels or {})
+    return Comparison(tuple(studies[i] for i in order), labels or {}, tuple(sizes))

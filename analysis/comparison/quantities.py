@@ -22,8 +22,8 @@ from analysis.stability import jaccard
 from analysis.study import Study
 
 RESAMPLES = 400
-#: Kind of damage by which sets are compared where a study has several: the plainest one that it has.
-PLAINEST = ("zero", "sign_flip")
+#: Kind of damage by which sets are compared where a study has several: flips reach a collapse with the fewest weights.
+PLAINEST = ("sign_flip", "zero")
 ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
 #: ΔNLL below which sets of several sizes are taken as harmless when logarithms are interpolated, nats per token.
 SMALLEST = 1e-4
@@ -228,29 +228,31 @@ def _at_fraction(study: Study, reference: Reference) -> np.ndarray | None:
     return found.at(wanted)
 
 
-def _half_collapse(study: Study, _: Any) -> np.ndarray | None:
-    found, level = curve(study), collapse(study)
-    return None if found is None or level is None else found.reaching(level / 2)
+def _collapsed(share: float, *, fraction: bool) -> Callable[[Study, Any], np.ndarray | None]:
+    """Weights, or their fraction of those scored, that do a share of the damage of a uniform guess."""
+
+    def make(study: Study, _: Any) -> np.ndarray | None:
+        found, level = curve(study), collapse(study)
+        weights = None if found is None or level is None else found.reaching(share * level)
+        return weights / _scored(study) if weights is not None and fraction else weights
+
+    return make
 
 
-def _half_collapse_fraction(study: Study, reference: Reference) -> np.ndarray | None:
-    found = _half_collapse(study, reference)
-    return None if found is None else found / _scored(study)
-
-
-def _jaccard(study: Study, _: Any) -> np.ndarray | None:
+def _jaccard(study: Study, reference: Reference) -> np.ndarray | None:
     first, rows = study.spec["scores"][0], jaccard(study)
     rows = rows.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
-    rows = rows.filter(pl.col("k") == pl.col("k").max())
+    rows = rows.filter(pl.col("k") == reference.k)
     return None if rows.is_empty() else np.array([float(rows["jaccard"].mean())])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The set at which damage is compared between models: a number of weights, and a fraction of those scored."""
+    """The sets at which models are compared: a number of weights, a fraction of those scored, and a k that all have."""
 
     weights: float | None
     fraction: float | None
+    k: int | None = None
 
 
 def _middle(ranges: list[tuple[float, float]]) -> float | None:
@@ -260,27 +262,30 @@ def _middle(ranges: list[tuple[float, float]]) -> float | None:
 
 
 def reference(comparison: Comparison) -> Reference:
-    """The number, and the fraction, of weights in the middle of what every model's sets reach."""
+    """The number, and the fraction, of weights in the middle of what every model's sets reach; the largest shared k."""
     curves = [c for study in comparison.studies if (c := curve(study)) is not None]
     counts = [(float(c.weights[0]), float(c.weights[-1])) for c in curves]
     fractions = [(a / c.scored, b / c.scored) for c, (a, b) in zip(curves, counts, strict=True)]
-    return Reference(_middle(counts), _middle(fractions))
+    shared = set.intersection(*(set(study.spec["topk"]) for study in comparison.studies))
+    return Reference(_middle(counts), _middle(fractions), max(shared, default=None))
 
 
 QUANTITIES: tuple[Quantity, ...] = (
     Quantity("intact_nll", "loss of the intact model, nats per token", lambda study, _: intact(study)),
     Quantity("gini", "Gini coefficient of the scores", _spread("gini")),
     Quantity("tail_index", "Hill's tail index of the top 1% of scores; smaller is heavier", _spread("tail_index")),
-    Quantity("half_mass_fraction", "fraction of weights that carries half the score", _spread("half_mass_fraction")),
+    Quantity("half_mass_fraction", "fraction of weights with half the score", _spread("half_mass_fraction")),
     Quantity("top1pct_over_median", "top 1% of scores over their median", _spread("top1pct_over_median")),
     Quantity("attention_share", "share of the score's sum in attention", _attention),
     Quantity("depth", "mean relative depth of the score's mass", _depth),
     Quantity("first_damage", "ΔNLL of the smallest set, nats per token and weight", _first),
     Quantity("damage_at_count", "ΔNLL of a set of the same number of weights, nats per token", _at_count),
     Quantity("damage_at_fraction", "ΔNLL of a set of the same fraction of weights, nats per token", _at_fraction),
-    Quantity("half_collapse", "weights that do half the damage of a uniform guess", _half_collapse),
-    Quantity("half_collapse_fraction", "the same as a fraction of the scored weights", _half_collapse_fraction),
-    Quantity("jaccard", "seeds' agreement on the largest set (Jaccard)", _jaccard),
+    Quantity("tenth_collapse", "weights for 1/10 of a collapse", _collapsed(0.1, fraction=False)),
+    Quantity("tenth_collapse_fraction", "fraction of weights for 1/10 of a collapse", _collapsed(0.1, fraction=True)),
+    Quantity("half_collapse", "weights for 1/2 of a collapse", _collapsed(0.5, fraction=False)),
+    Quantity("half_collapse_fraction", "fraction of weights for 1/2 of a collapse", _collapsed(0.5, fraction=True)),
+    Quantity("jaccard", "seeds' agreement on sets of the same k (Jaccard)", _jaccard),
 )  # fmt: skip
 WORDS = {q.name: q.words for q in QUANTITIES}
 
@@ -307,8 +312,8 @@ def measured(comparison: Comparison) -> dict[tuple[str, str], Measured]:
 def quantities(comparison: Comparison) -> pl.DataFrame:
     """One row per quantity and model: its value, with a 95% bootstrap interval over seeds and windows.
 
-    Quantities are those of the study's first score. Damage is to its super sets by the plainest kind that was tried
-    (zeroing, else sign flips), the mean over seeds and windows; sets of other sizes than those tested lie between them
+    Quantities are those of the study's first score. Damage is to its super sets by one kind
+    (sign flips, else zeroing), the mean over seeds and windows; sets of other sizes than those tested lie between them
     on logarithmic axes, and nothing is said beyond.
     """
     facts = {row["model"]: row for row in comparison.models.iter_rows(named=True)}

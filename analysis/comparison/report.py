@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ from esa_ray.place import Place
 TOLD = ("scores", "topk", "seeds", "perturbations", "groups")
 
 
+@lru_cache(maxsize=2)
+def _made(comparison: Comparison) -> tuple[Section, ...]:
+    return tuple(section for make in MAKERS if (section := make(comparison)) is not None)
+
+
 def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
     """Every section that the models have data for, with the figures that were drawn."""
-    made = [make(comparison) for make in MAKERS]
-    return [replace(s, figures=[f for f in s.figures if f.chart in drawn]) for s in made if s is not None]
+    return [replace(s, figures=[f for f in s.figures if f.chart in drawn]) for s in _made(comparison)]
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from analysis.wording import percent, significant
 #: What P4.7 asks of a law: R² above, and a prediction within.
 R2, WITHIN = 0.8, 0.2
 #: The quantity that the criteria are about: how small a part of a model it takes to break it.
-CENTRAL = "half_collapse_fraction"
+CENTRAL = "tenth_collapse_fraction"
 ARCHITECTURES = 4
 
 
@@ -29,7 +29,9 @@ def comparison_verdicts(comparison: Comparison) -> list[Verdict]:
 def _law(rows: pl.DataFrame) -> Verdict:
     claim = f"A law of size explains more than {percent(R2)} of how robustness differs between models (log scale)"
     if rows.is_empty():
-        return Verdict("P4.7a", claim, "open", "needs five sizes of a family whose largest set reaches half a collapse")
+        return Verdict(
+            "P4.7a", claim, "open", "needs five sizes of a family whose largest set reaches a tenth of a collapse"
+        )
     words = "; ".join(
         f"{r['series']}: {r['law']}, R² {r['r2']:.2f} over {r['models']} models" for r in rows.iter_rows(named=True)
     )

@@ -28,6 +28,7 @@ def report(
 def compare(
     studies: Annotated[list[str], typer.Argument(help="Studies, or directories that hold them.")],
     out_dir: Annotated[str | None, typer.Option(help="Where the report goes.  [default: the first directory]")] = None,
+    predict: Annotated[str, typer.Option(help="Sizes to predict, parameters in blocks: 70m, 13b.")] = "",
     models_file: options.ModelsFile = None,
     save_plots: options.SavePlots = False,
     save_tables: Annotated[bool, typer.Option("--save-tables", help="Write tables as LaTeX too.")] = False,
@@ -38,8 +39,9 @@ def compare(
     --models-file; what is in neither is taken from the model's config.
     """
     show_comparison(
-        studies, out_dir or studies[0], labels=labels(models_file), save_plots=save_plots, save_tables=save_tables
-    )
+        studies, out_dir or studies[0], labels=labels(models_file), sizes=options.parameters(predict),
+        save_plots=save_plots, save_tables=save_tables,
+    )  # fmt: skip
 
 
 def labels(models_file: str | None) -> dict[str, dict[str, str]]:

@@ -97,13 +97,13 @@ def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool
 
 def show_comparison(
     locations: Sequence[str], out_dir: str, *, labels: dict[str, dict[str, str]] | None = None,
-    save_plots: bool = False, save_tables: bool = False,
+    sizes: Sequence[int] = (), save_plots: bool = False, save_tables: bool = False,
 ) -> None:  # fmt: skip
     """Write the report on several studies (its figures and tables as files), and print the answers."""
     from analysis.comparison import compare, report
 
     with reading(out_dir):
-        found, place = compare(locations, labels), Place(out_dir)
+        found, place = compare(locations, labels, sizes), Place(out_dir)
         written = report.write_comparison(found, place)
         report.print_answers(found, console)
         if save_plots:

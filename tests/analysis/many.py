@@ -10,7 +10,7 @@ from esa_ray.store import Store
 WINDOWS, TOKENS, VOCABULARY = 12, 100, 260
 SEEDS = (1, 2, 3)
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-KS = (1, 4, 16, 64, 256, 1024)
+KS = (1, 4, 16, 64, 256, 1024, 4096)
 INTACT = 2.0
 
 

@@ -78,10 +78,10 @@ def ranks(comparison: Comparison) -> Section | None:
     first, last = table.row(0, named=True), table.row(-1, named=True)
     left = len(comparison.studies) - len(table)
     answer = (
-        f"{first['model']} is the most robust: half of a collapse takes "
+        f"{first['model']} is the most robust: a tenth of a collapse takes "
         f"{wording.significant(100 * first['value'], 2)}% of its scored weights; "
         f"{last['model']} the least, {wording.significant(100 * last['value'], 2)}%."
-        + (f" {left} models' sets don't reach half a collapse, and can't be ranked." if left else "")
+        + (f" {left} models' sets don't reach a tenth of a collapse, and can't be ranked." if left else "")
     )
     rows = [
         [r["model"], r["family"], number(r["value"]), str(r["rank"]), f"{r['rank_low']:.0f} to {r['rank_high']:.0f}"]
@@ -89,11 +89,9 @@ def ranks(comparison: Comparison) -> Section | None:
     ]
     return Section(
         "ranking", "Which models are robust?", answer,
-        "The fraction of scored weights, the most sensitive first, that has to be zeroed to lose half of the way "
-        "from the intact "
-        "loss to a uniform guess. Ranks hold 95% of those found when seeds and windows are resampled.",
-        [Figure("ranking", "Fraction of weights at half a collapse, by model; numbers in the table below",
-         "Models from the most robust to the "
-            "least.")],
+        "The fraction of scored weights, the most sensitive first, that has to be damaged to lose a tenth of the way "
+        "from the intact loss to a uniform guess. Ranks hold 95% of those found when seeds and windows are resampled.",
+        [Figure("ranking", "Fraction of weights at a tenth of a collapse, by model; numbers in the table below",
+                "Models from the most robust to the least.")],
         [Table(["<model", "<family", "fraction", "rank", "<95% of ranks"], rows)],
     )  # fmt: skip

@@ -8,6 +8,7 @@ from analysis import wording
 from analysis.comparison.figures import LEADING, series_shown
 from analysis.comparison.laws import ALL, families, named, scaling
 from analysis.comparison.loading import Comparison
+from analysis.comparison.prediction import predictions
 from analysis.comparison.quantities import WORDS, measured, plainest, quantities, reference
 from analysis.comparison.sections.words import LEVEL, named_quantities, number, ranged
 from analysis.sections.parts import Figure, Section, Table
@@ -60,7 +61,7 @@ def laws(comparison: Comparison) -> Section | None:
         "the model that is predicted. Intervals are bootstrap-t, over models, seeds and windows. With five sizes a law "
         "of two parameters leaves three degrees of freedom: many laws fit, and rivals with a weight above 5% are "
         "named. "
-        "A break needs seven sizes; its p is corrected over the table. "
+        "A break needs seven sizes; its p is corrected over the table. A collapse is the loss of a uniform guess. "
         + (f"Damage is by {kind}. {' and '.join(where)}, the middle of what every model's sets reach." if kind else ""),
         figures, [_laws_table(table), _break_table(table), _values(comparison)],
     )  # fmt: skip
@@ -169,4 +170,31 @@ def exponents(comparison: Comparison) -> Section | None:
         "Analysis of covariance of logarithms. Five sizes a family see only large differences of exponents: that "
         "none is "
         "found doesn't say that there is none.", [], [Table(columns, rows)],
+    )  # fmt: skip
+
+
+def foreseen(comparison: Comparison) -> Section | None:
+    """Models that weren't measured, or are in no series."""
+    table = predictions(comparison, comparison.sizes)
+    if table.is_empty():
+        return None
+    told = table.drop_nulls("measured")
+    answer = f"{len(table)} predictions for {table['size'].n_unique()} sizes."
+    if len(told):
+        names = ", ".join(told["model"].unique(maintain_order=True))
+        answer += f" {names}: the interval holds what was measured in {int(told['inside'].sum())} of {len(told)}."
+    rows = [
+        [WORDS[r["quantity"]], r["series"], f"{r['size']:,}", r["model"] or "", f"{number(r['beyond'])} ×", r["law"],
+         ranged(r["value"], r["low"], r["high"]), number(r["measured"]),
+         "" if r["inside"] is None else "inside" if r["inside"] else "outside"]
+        for r in table.iter_rows(named=True)
+    ]  # fmt: skip
+    columns = ["~quantity", "<series", "parameters", "<model", "of the largest", "<law", "<predicted", "measured", "<"]
+    return Section(
+        "foreseen", "What of models that weren't measured?", answer,
+        "What a further model of the series would measure, with 95% prediction intervals that take the law for "
+        "granted: "
+        "the farther beyond the largest model, the less that is safe. A model of another family, with other tokens and "
+        "other text, is no test of the law; it shows how far the law carries.",
+        [], [Table(columns, rows)],
     )  # fmt: skip
