@@ -35,8 +35,9 @@ EXPERTS: dict[str, Any] = {
 }  # fmt: skip
 USE: dict[str, Any] = {
     "model": pl.String, "experts": pl.Int64, "blocks": pl.Int64, "balance": pl.Float64, "rho": pl.Float64,
-    "rho_low": pl.Float64, "rho_high": pl.Float64, "information": pl.Float64, "super": pl.Int64,
-    "expert_score": pl.Float64, "shared_score": pl.Float64, "expert_share": pl.Float64, "expert_weights": pl.Float64,
+    "rho_low": pl.Float64, "rho_high": pl.Float64, "rho_score": pl.Float64, "information": pl.Float64,
+    "super": pl.Int64, "expert_score": pl.Float64, "shared_score": pl.Float64, "expert_share": pl.Float64,
+    "expert_weights": pl.Float64,
 }  # fmt: skip
 
 
@@ -79,8 +80,9 @@ def expert_use(comparison: Comparison) -> pl.DataFrame:
 
     ``balance`` is the entropy of the experts' shares of positions over log E, the mean over blocks: 1 all alike.
     ``rho`` is Spearman's correlation of an expert's share with what silencing it costs, over the experts of each block
-    and averaged (a description: experts are no sample), with a bootstrap interval over windows. ``information`` is the
-    mean D_KL(p(token | expert) ‖ p(token)) in nats, weighted by shares: 0 no specialisation. ``expert_score`` and
+    and averaged (a description: experts are no sample), with a bootstrap interval over windows; ``rho_score`` is that
+    of an expert's share with its mean score a weight. ``information`` is the mean
+    D_KL(p(token | expert) ‖ p(token)) in nats, weighted by shares: 0 no specialisation. ``expert_score`` and
     ``shared_score`` are mean scores a weight, of experts and of all other scored weights; ``expert_share`` is the
     experts' share of the score's sum, beside ``expert_weights``, their share of the weights.
     """
@@ -96,7 +98,8 @@ def expert_use(comparison: Comparison) -> pl.DataFrame:
             {"model": model_name(study), "experts": len(blocks[0]), "blocks": len(blocks),
              "balance": float(np.mean([_evenness(b["share"].to_numpy()) for b in blocks])),
              "rho": _mean_rho([(b["share"].to_numpy(), b["delta_nll"].to_numpy()) for b in blocks]),
-             "rho_low": low, "rho_high": high, "super": int(table["super"].sum()),
+             "rho_low": low, "rho_high": high, "rho_score": _rho_score(study, blocks),
+             "super": int(table["super"].sum()),
              "information": float((table["information"].fill_null(0) * weights).sum())}
             | _scores(study)
         )  # fmt: skip
@@ -115,6 +118,18 @@ def _mean_rho(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
         if (ok := np.isfinite(y)).sum() > 2 and np.ptp(x[ok]) > 0 and np.ptp(y[ok]) > 0
     ]
     return float(np.mean(values)) if values else None
+
+
+def _rho_score(study: Study, blocks: list[pl.DataFrame]) -> float | None:
+    """How an expert's use goes with the first score of its weights, within blocks."""
+    metric = study.spec["scores"][0]["metric"]
+    rows = study.score_stats.filter((pl.col("metric") == metric) & pl.col("expert").is_not_null())
+    rows = rows.unique([*KEYS, "seed"])
+    if not has_magnitude(metric) or rows.is_empty():
+        return None
+    score = rows.group_by("layer", "expert").agg((pl.col("mean") * pl.col("n")).sum() / pl.col("n").sum())
+    joined = [b.join(score, on=["layer", "expert"]) for b in blocks]
+    return _mean_rho([(b["share"].to_numpy(), b["mean"].to_numpy()) for b in joined])
 
 
 def _rho_interval(study: Study, resamples: int = 400) -> tuple[float | None, float | None]:

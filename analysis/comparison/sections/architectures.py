@@ -11,77 +11,91 @@ from analysis import wording
 from analysis.comparison.architecture import kinds_compared, over_models, within_models
 from analysis.comparison.experts import expert_use, experts
 from analysis.comparison.loading import Comparison
-from analysis.comparison.quantities import WORDS, quantities
-from analysis.comparison.sections.words import LEVEL, number, ranged
-from analysis.sections.parts import Figure, Section, Table
+from analysis.comparison.quantities import quantities
+from analysis.comparison.sections.words import (
+    LEVEL,
+    Columns,
+    capital,
+    correlation,
+    listed,
+    number,
+    p,
+    quantity,
+    ranged,
+    text,
+)
+from analysis.sections.parts import Figure, Section
+
+WITHIN: Columns = {
+    "<model": text("model"),
+    "blocks": text("blocks"),
+    "attention": lambda r: number(r["attention"]),
+    "ffn": lambda r: number(r["ffn"]),
+    "<attention − ffn": lambda r: f"{wording.signed(r['difference'])} {wording.interval(r['low'], r['high'])}",
+    "<g": lambda r: ranged(r["g"], r["g_low"], r["g_high"]),
+    "p (Holm)": p("p_holm"),
+    "ρ with depth: attention": lambda r: correlation(r["rho_attention"]),
+    "ffn's": lambda r: correlation(r["rho_ffn"]),
+    "blocks left out": lambda r: str(r["left_out"] or ""),
+}
+OVER: Columns = {
+    "<question": text("question"),
+    "models": text("models"),
+    "<mean": lambda r: ranged(r["mean"], r["low"], r["high"]),
+    "g": lambda r: number(r["g"]),
+    "p": p("p"),
+    "p (Holm)": p("p_holm"),
+    "~": text("why_not"),
+}
 
 
 def sublayers(comparison: Comparison) -> Section | None:
     """Attention against FFN, and depth."""
-    table = within_models(comparison)
+    table, over = within_models(comparison), over_models(comparison)
     if table.is_empty():
         return None
     sure = table.filter(pl.col("p_holm") < LEVEL)
-    ffn, attention = (sure.filter(pl.col("difference") < 0).height, sure.filter(pl.col("difference") > 0).height)
-    over = over_models(comparison)
+    ffn, attention = sure.filter(pl.col("difference") < 0).height, sure.filter(pl.col("difference") > 0).height
     answer = (
-        f"Silencing the FFN costs surely more than silencing attention in {ffn} of {len(table)} models, attention "
-        f"more in {attention}. " + " ".join(_over_words(r) for r in over.iter_rows(named=True))
+        f"Silencing the FFN costs surely more than silencing attention in {ffn} of {len(table)} models, attention more "
+        f"in {attention}. " + " ".join(_over_words(r) for r in over.iter_rows(named=True))
     )
-    rows = [
-        [r["model"], str(r["blocks"]), number(r["attention"]), number(r["ffn"]),
-         f"{wording.signed(r['difference'])} {wording.interval(r['low'], r['high'])}", ranged(r["g"], r["g_low"],
-         r["g_high"]),
-         wording.p_value(r["p_holm"]), wording.within(r["rho_attention"], None, None), wording.within(r["rho_ffn"],
-         None, None),
-         str(r["left_out"] or "")]
-        for r in table.iter_rows(named=True)
-    ]  # fmt: skip
-    columns = [
-        "<model",
-        "blocks",
-        "attention",
-        "ffn",
-        "<attention − ffn",
-        "<g",
-        "p (Holm)",
-        "ρ with depth, attention",
-        "ffn",
-        "left out",
-    ]
-    second = [
-        [r["question"], str(r["models"]), ranged(r["mean"], r["low"], r["high"]), number(r["g"]),
-         wording.p_value(r["p"]), wording.p_value(r["p_holm"]), r["why_not"] or ""]
-        for r in over.iter_rows(named=True)
-    ]  # fmt: skip
     return Section(
         "sublayers", "Attention or FFN, early or late?", answer,
         "One sub-layer of one block adds nothing to the residual stream; ΔNLL in nats per token, the mean over blocks. "
         "Within a model p and intervals are over windows, and blocks are no sample; over models the unit is the model. "
         "Models of one zoo are alike in text and training, so they say little of others.",
         [Figure("depth", "Cost of silencing attention and FFN by relative depth; numbers in the table below",
-                "What silencing attention (solid) and FFN (dashed) of one block costs, in the largest model of each "
-                "series.")],
-        [Table(columns, rows, "Within models"), Table(["<question", "models", "<mean", "g", "p", "p (Holm)", "~"],
-         second, "Over "
-            "models")],
+                "What silencing attention (solid) and FFN (dashed) of one block costs, in each series' largest.")],
+        [listed(table.iter_rows(named=True), WITHIN, "Within models"),
+         listed(over.iter_rows(named=True), OVER, "Over models")],
     )  # fmt: skip
 
 
 def _over_words(r: dict[str, Any]) -> str:
     if r["why_not"] or r["p_holm"] is None:
         return ""
+    sure = wording.p_value(r["p_holm"])
     if r["question"].startswith("log"):
         ratio = wording.significant(float(np.exp(r["mean"])), 2)
-        sure = wording.p_value(r["p_holm"])
         return f"Over {r['models']} models attention costs {ratio} times what the FFN costs (p {sure})."
-    goes = "costs more the later it stands" if r["mean"] > 0 else "costs more the earlier it stands"
-    part = r["question"].split()[2]
-    return (
-        f"{part.capitalize() if part != 'ffn' else 'The FFN'} {goes} (p {wording.p_value(r['p_holm'])})."
-        if r["p_holm"] < LEVEL
-        else ""
-    )
+    if r["p_holm"] >= LEVEL:
+        return ""
+    part = "The FFN" if "ffn" in r["question"] else "Attention"
+    return f"{part} costs more the {'later' if r['mean'] > 0 else 'earlier'} it stands (p {sure})."
+
+
+KINDS: Columns = {
+    "~quantity": quantity,
+    "<series": text("second"),
+    "<against": text("first"),
+    "pairs": text("pairs"),
+    "<ratio": lambda r: ranged(r["ratio"], r["low"], r["high"]),
+    "g": lambda r: number(r["g"]),
+    "p": p("p"),
+    "p (Holm)": p("p_holm"),
+    "~": text("why_not"),
+}
 
 
 def kinds(comparison: Comparison) -> Section | None:
@@ -89,35 +103,53 @@ def kinds(comparison: Comparison) -> Section | None:
     table = kinds_compared(comparison, quantities(comparison))
     if table.is_empty():
         return None
-    told = table.filter(pl.col("p_holm").is_not_null())
+    told = table.drop_nulls("p_holm")
     sure = told.filter(pl.col("p_holm") < LEVEL)
     if told.is_empty():
-        answer = "This can't be said: " + table["why_not"].drop_nulls().to_list()[0] + "."
+        answer = f"This can't be said: {table['why_not'].drop_nulls()[0]}."
     elif sure.is_empty():
-        answer = (
-            "No quantity surely differs between models of one size of a dense and a mixture family, or before and "
-            "after tuning."
-        )
+        answer = "No quantity surely differs between dense models and mixtures of one size, or before and after tuning."
     else:
         answer = " ".join(
-            f"{WORDS[r['quantity']][0].upper()}{WORDS[r['quantity']][1:]}: {r['second']} has "
-            f"{wording.significant(r['ratio'], 2)} times that of {r['first']}."
+            f"{capital(quantity(r))}: {r['second']} {wording.significant(r['ratio'], 2)} times that of {r['first']}."
             for r in sure.head(6).iter_rows(named=True)
         )
-    rows = [
-        [WORDS[r["quantity"]], r["second"], r["first"], str(r["pairs"]), ranged(r["ratio"], r["low"], r["high"]),
-         number(r["g"]),
-         wording.p_value(r["p"]), wording.p_value(r["p_holm"]), r["why_not"] or ""]
-        for r in table.sort("p_holm", nulls_last=True, maintain_order=True).iter_rows(named=True)
-    ]  # fmt: skip
-    columns = ["~quantity", "<series", "<against", "pairs", "<ratio", "g", "p", "p (Holm)", "~"]
+    rows = table.sort("p_holm", nulls_last=True, maintain_order=True).iter_rows(named=True)
     return Section(
         "kinds", "Dense, mixture of experts, instruction-tuned", answer,
         "Pairs of models of one size (in blocks). p is of the paired t test over sizes; with five pairs it leans on "
-        "normal "
-        "logarithms, and the signed-rank test couldn't fall below 0.06 at all. Corrected over the whole table.",
-        [], [Table(columns, rows)],
+        "normal logarithms, and the signed-rank test couldn't fall below 0.06 at all. Corrected over the whole table.",
+        [], [listed(rows, KINDS)],
     )  # fmt: skip
+
+
+USE: Columns = {
+    "<model": text("model"),
+    "experts × blocks": lambda r: f"{r['experts']} × {r['blocks']}",
+    "balance": lambda r: number(r["balance"]),
+    "<ρ of use and cost": lambda r: correlation(r["rho"], r["rho_low"], r["rho_high"]),
+    "ρ of use and score": lambda r: correlation(r["rho_score"]),
+    "specialisation": lambda r: number(r["information"]),
+    "score a weight: experts": lambda r: number(r["expert_score"]),
+    "others": lambda r: number(r["shared_score"]),
+    "experts' share of score": lambda r: wording.percent(r["expert_share"]),
+    "of weights": lambda r: wording.percent(r["expert_weights"]),
+    "super": text("super"),
+}
+EACH: Columns = {
+    "<model": text("model"),
+    "block": text("layer"),
+    "expert": text("expert"),
+    "<ΔNLL silenced": lambda r: ranged(r["delta_nll"], r["low"], r["high"]),
+    "share of positions": lambda r: wording.percent(r["share"]),
+    "routing weight": lambda r: number(r["weight"]),
+    "specialisation": lambda r: number(r["information"]),
+    "largest output": lambda r: number(r["peak"]),
+    "z": lambda r: number(r["z"]),
+    "p (Holm)": p("p_holm"),
+    "super": lambda r: "yes" if r["super"] else "",
+    "by output": lambda r: "yes" if r["peaks"] else "",
+}
 
 
 def mixtures(comparison: Comparison) -> Section | None:
@@ -125,49 +157,33 @@ def mixtures(comparison: Comparison) -> Section | None:
     table = expert_use(comparison)
     if table.is_empty():
         return None
-    found = [(m, experts(comparison.by_name(m))) for m in table["model"].to_list()]
-    supers = [(m, r) for m, t in found for r in t.filter(pl.col("super")).iter_rows(named=True)]
+    every = pl.concat([experts(comparison.by_name(m)) for m in table["model"].to_list()])
     largest = table.row(-1, named=True)
+    rho = correlation(largest["rho"], largest["rho_low"], largest["rho_high"])
     answer = (
-        (f"{len(supers)} super experts in {len({m for m, _ in supers})} of {len(found)} models: "
-         + ", ".join(f"{m} block {r['layer']} expert {r['expert']} (+{wording.significant(r['delta_nll'], 2)})"
-         for m, r in supers[:5])
-         + (" …" if len(supers) > 5 else "") + "." if supers else f"No expert of {len(found)} models stands out as "
-             "one that carries it.")
-        + f" In {largest['model']}, how often an expert is used and what silencing it costs go together with ρ "
-        + f"{wording.within(largest['rho'], largest['rho_low'], largest['rho_high'])}."
-    )  # fmt: skip
-    rows = [
-        [r["model"], f"{r['experts']} × {r['blocks']}", number(r["balance"]), wording.within(r["rho"], r["rho_low"],
-         r["rho_high"]),
-         number(r["information"]), number(r["expert_score"]), number(r["shared_score"]),
-         wording.percent(r["expert_share"]),
-         wording.percent(r["expert_weights"]), str(r["super"])]
-        for r in table.iter_rows(named=True)
-    ]  # fmt: skip
-    columns = ["<model", "experts × blocks", "balance", "<ρ of use and cost", "specialisation", "score a weight: "
-        "experts", "others",
-               "experts' share of score", "of weights", "super"]  # fmt: skip
-    each = [
-        [m, str(r["layer"]), str(r["expert"]), ranged(r["delta_nll"], r["low"], r["high"]),
-         wording.percent(r["share"]), number(r["weight"]),
-         number(r["information"]), number(r["peak"]), number(r["z"]), wording.p_value(r["p_holm"]), "yes"
-         if r["super"] else "", "yes" if r["peaks"] else ""]
-        for m, t in found for r in t.sort("delta_nll", descending=True, nulls_last=False).iter_rows(named=True)
-    ]  # fmt: skip
-    many = ["<model", "block", "expert", "<ΔNLL silenced", "share of positions", "routing weight", "specialisation",
-    "largest output",
-            "z", "p (Holm)", "super", "by output"]  # fmt: skip
+        f"{_supers(every.filter(pl.col('super')), len(table))} In {largest['model']}, how often an expert is used and "
+        f"what silencing it costs go together with ρ {rho}."
+    )
+    rows = every.sort("delta_nll", descending=True, nulls_last=False).iter_rows(named=True)
     return Section(
         "experts", "Experts", answer,
-        "Balance: entropy of the experts' shares of positions, 1 all alike. Specialisation: how far the tokens of "
-        "an expert "
-        "are from all tokens, D_KL in nats less its bias, weighted by use. A super expert costs far more than the "
-        "median "
-        "expert (modified z of the logarithm above 3.5) and surely more (p over windows, corrected over experts); "
-        "“by output” "
-        "is the published criterion on activations (arXiv:2507.23279). Experts of a model are no sample of experts.",
+        "Balance: entropy of the experts' shares of positions, 1 all alike. Specialisation: how far the tokens of an "
+        "expert are from all tokens, D_KL in nats less its bias, weighted by use. A super expert costs far more than "
+        "the median expert (modified z of the logarithm above 3.5) and surely more (p over windows, corrected over "
+        "experts); “by output” is the published criterion on activations (arXiv:2507.23279). Experts of a model are no "
+        "sample of experts.",
         [Figure("experts", "Cost of silencing each expert; numbers in the table below",
                 "What silencing each expert of the largest mixture costs; written in: its share of positions.")],
-        [Table(columns, rows), Table(many, each, "Each expert", folded=True)],
+        [listed(table.iter_rows(named=True), USE), listed(rows, EACH, "Each expert", folded=True)],
     )  # fmt: skip
+
+
+def _supers(found: pl.DataFrame, models: int) -> str:
+    if found.is_empty():
+        return f"No expert of {models} models stands out as one that carries it."
+    named = [
+        f"{r['model']} block {r['layer']} expert {r['expert']} ({wording.signed(r['delta_nll'], 2)})"
+        for r in found.head(5).iter_rows(named=True)
+    ]
+    more = " …" if len(found) > len(named) else ""
+    return f"{len(found)} super experts in {found['model'].n_unique()} of {models} models: {', '.join(named)}{more}."

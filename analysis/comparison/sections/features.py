@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from analysis import wording
-from analysis.comparison.fingerprints import Told, features, grouped, matrix, robustness, told_apart
+from analysis.comparison.fingerprints import Grouping, Told, features, grouped, matrix, robustness, told_apart
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
-from analysis.comparison.sections.words import number
+from analysis.comparison.sections.words import Columns, listed, number, text
 from analysis.sections.parts import Figure, Section, Table
 
 
@@ -17,57 +17,59 @@ def fingerprints(comparison: Comparison) -> Section | None:
     found = grouped(x, comparison.models["model"].to_list(), series)
     if found is None:
         return None
-    answer = (
-        f"By {len(names)} features, the tree of models keeps {wording.percent(found.cophenetic)} of their distances "
-        "(cophenetic correlation)."
-    )
-    if found.agreement is not None:
-        answer += (
-            " Cut into as many groups as there are series, it agrees with them to an adjusted Rand index of "
-            f"{found.agreement:.2f} (p {wording.p_value(found.p)})."
-        )
-    else:
-        answer += f" Groups and families: {found.why_not}."
     told = told_apart(x, names, series)
-    tables = []
-    if isinstance(told, str):
-        answer += f" Classes can't be learnt: {told}."
-    else:
-        best = max(told, key=lambda t: t.accuracy)
-        answer += (
-            f" A model's series is told from its features right in {wording.percent(best.accuracy)} of models left "
-            f"out ({best.classifier}; chance {wording.percent(best.chance)}, p {wording.p_value(best.p)})."
-        )
-        tables = _told_tables(told, names)
+    words, tables = (f"Classes can't be learnt: {told}.", []) if isinstance(told, str) else _told(told, names)
     return Section(
-        "fingerprints", "What tells architectures apart?", answer,
+        "fingerprints", "What tells architectures apart?", f"{_groups(found, len(names))} {words}",
         "Features don't depend on how text is cut into tokens. Support: share of resamples of the features in which "
-        "exactly "
-        "these models are a group. Accuracy is balanced, each model judged by the others; sizes of one series "
-        "resemble each "
-        "other by construction, and importance says what the classifier leans on, not what causes the difference.",
-        [Figure("tree", "Tree of models by their features; supports in percent", "Models grouped by Ward's method; "
-            "numbers are supports in percent.")],
+        "exactly these models are a group. Accuracy is balanced, each model judged by the others; sizes of one series "
+        "resemble each other by construction, and importance says what the classifier leans on, not what causes the "
+        "difference.",
+        [Figure("tree", "Tree of models by their features; supports in percent",
+                "Models grouped by Ward's method; numbers are supports in percent.")],
         tables,
     )  # fmt: skip
 
 
-def _told_tables(told: list[Told], names: list[str]) -> list[Table]:
+def _groups(found: Grouping, features: int) -> str:
+    kept = wording.percent(found.cophenetic)
+    words = f"By {features} features, the tree of models keeps {kept} of their distances (cophenetic correlation)."
+    if found.agreement is None:
+        return f"{words} Groups and families: {found.why_not}."
+    return (
+        f"{words} Cut into as many groups as there are series, it agrees with them to an adjusted Rand index of "
+        f"{found.agreement:.2f} (p {wording.p_value(found.p)})."
+    )
+
+
+def _told(told: list[Told], names: list[str]) -> tuple[str, list[Table]]:
+    """How well series are told apart, in words and tables."""
+    best = max(told, key=lambda t: t.accuracy)
+    words = (
+        f"A model's series is told from its features right in {wording.percent(best.accuracy)} of models left out "
+        f"({best.classifier}; chance {wording.percent(best.chance)}, p {wording.p_value(best.p)})."
+    )
     rows = [
         [t.classifier, ", ".join(f"{n} {c}" for c, n in t.classes.items()), wording.percent(t.accuracy),
          wording.percent(t.chance), wording.p_value(t.p)]
         for t in told
     ]  # fmt: skip
-    by = sorted(names, key=lambda n: -max(t.importance[n] for t in told))
-    importance = [[n, *(wording.percent(t.importance[n]) for t in told)] for n in by]
-    return [
+    by = sorted(names, key=lambda name: -max(t.importance[name] for t in told))
+    importance = [[name, *(wording.percent(t.importance[name]) for t in told)] for name in by]
+    return words, [
         Table(["<classifier", "~classes", "accuracy", "chance", "p"], rows, "Telling series apart"),
-        Table(
-            ["<feature", *(t.classifier for t in told)],
-            importance,
-            "What it leans on: loss of accuracy when a feature is shuffled",
-        ),
-    ]
+        Table(["<feature", *(t.classifier for t in told)], importance,
+              "What it leans on: loss of accuracy when a feature is shuffled"),
+    ]  # fmt: skip
+
+
+RANKS: Columns = {
+    "<model": text("model"),
+    "<family": text("family"),
+    "fraction": lambda r: number(r["value"]),
+    "rank": text("rank"),
+    "<95% of ranks": lambda r: f"{r['rank_low']:.0f} to {r['rank_high']:.0f}",
+}
 
 
 def ranks(comparison: Comparison) -> Section | None:
@@ -77,21 +79,17 @@ def ranks(comparison: Comparison) -> Section | None:
         return None
     first, last = table.row(0, named=True), table.row(-1, named=True)
     left = len(comparison.studies) - len(table)
+    most, least = (wording.significant(100 * r["value"], 2) for r in (first, last))
     answer = (
-        f"{first['model']} is the most robust: a tenth of a collapse takes "
-        f"{wording.significant(100 * first['value'], 2)}% of its scored weights; "
-        f"{last['model']} the least, {wording.significant(100 * last['value'], 2)}%."
+        f"{first['model']} is the most robust: a tenth of a collapse takes {most}% of its scored weights; "
+        f"{last['model']} the least, {least}%."
         + (f" {left} models' sets don't reach a tenth of a collapse, and can't be ranked." if left else "")
     )
-    rows = [
-        [r["model"], r["family"], number(r["value"]), str(r["rank"]), f"{r['rank_low']:.0f} to {r['rank_high']:.0f}"]
-        for r in table.iter_rows(named=True)
-    ]
     return Section(
         "ranking", "Which models are robust?", answer,
         "The fraction of scored weights, the most sensitive first, that has to be damaged to lose a tenth of the way "
         "from the intact loss to a uniform guess. Ranks hold 95% of those found when seeds and windows are resampled.",
         [Figure("ranking", "Fraction of weights at a tenth of a collapse, by model; numbers in the table below",
                 "Models from the most robust to the least.")],
-        [Table(["<model", "<family", "fraction", "rank", "<95% of ranks"], rows)],
+        [listed(table.iter_rows(named=True), RANKS)],
     )  # fmt: skip

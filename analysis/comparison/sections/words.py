@@ -1,12 +1,24 @@
-"""Words that the sections on many models share."""
+"""Words and tables that the sections on many models share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from analysis import wording
 from analysis.comparison.quantities import WORDS
+from analysis.sections.parts import Table
 
 #: p below which the sections say "surely".
 LEVEL = 0.05
+
+#: A table's columns: name → what stands there, of a row. Names begin as those of :class:`Table`.
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def listed(rows: Iterable[dict[str, Any]], columns: Columns, title: str = "", **more: Any) -> Table:
+    """A table of rows."""
+    return Table(list(columns), [[text(row) for text in columns.values()] for row in rows], title, **more)
 
 
 def number(x: float | None) -> str:
@@ -21,11 +33,31 @@ def ranged(x: float | None, low: float | None, high: float | None) -> str:
     return number(x) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
 
 
-def named_quantities(quantities: list[str]) -> str:
+def correlation(x: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A correlation with its interval."""
+    return wording.within(x, low, high)
+
+
+def p(name: str) -> Callable[[dict[str, Any]], str]:
+    """The column of a p value."""
+    return lambda row: wording.p_value(row[name])
+
+
+def text(name: str) -> Callable[[dict[str, Any]], str]:
+    """The column of a field as it is; nothing where there is none."""
+    return lambda row: "" if row[name] is None else str(row[name])
+
+
+def quantity(row: dict[str, Any]) -> str:
+    """A row's quantity in words."""
+    return WORDS[row["quantity"]]
+
+
+def named_quantities(names: list[str]) -> str:
     """Quantities in words."""
-    return ", ".join(f"“{WORDS[q]}”" for q in quantities)
+    return ", ".join(f"“{WORDS[name]}”" for name in names)
 
 
-def capital(text: str) -> str:
-    """A text that begins a sentence."""
-    return text[:1].upper() + text[1:]
+def capital(words: str) -> str:
+    """Words that begin a sentence."""
+    return words[:1].upper() + words[1:]
