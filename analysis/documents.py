@@ -21,6 +21,7 @@ from analysis.comparison.report import sections
 from analysis.figures import styled
 from analysis.protocols import protocol_summary
 from analysis.sections.parts import Figure, Section, Table
+from analysis.study import StudyError
 from analysis.verdicts import Verdict, verdicts
 
 DIRECTORY, RESULTS = Path("docs/results"), Path("results")
@@ -144,7 +145,11 @@ def main() -> int:
     for name in TITLES:
         studies = RESULTS / name
         if studies.is_dir():
-            print(write(name, compare([studies])))
+            try:
+                print(write(name, compare([studies])))
+            except StudyError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 1
         elif (DIRECTORY / f"{name}.json").is_file():
             print(write(name, None), "(from what was found before)")
         else:

@@ -23,7 +23,8 @@ class Interval:
     high: float
 
 
-def _expanded(level: float, n: int) -> float:
+def expanded(level: float, n: int) -> float:
+    """Lower percentile of a bootstrap of n units at which an interval of this level begins."""
     # Percentile intervals of few units are too narrow: they use z for t and n for n − 1. Widening the
     # percentiles by sqrt(n/(n−1)) and t mends both (Hesterberg 2015, The American Statistician 69:371).
     t = stats.t.ppf((1 + level) / 2, n - 1)
@@ -101,7 +102,7 @@ def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float,
         g = correction * x.mean() / x.std(ddof=1)
         boots = correction * draws.mean(axis=1) / draws.std(axis=1, ddof=1)
     boots = boots[np.isfinite(boots)]
-    tail = _expanded(level, n)
+    tail = expanded(level, n)
     if not len(boots):
         return float(g), Interval(float("nan"), float("nan"))
     low, high = np.quantile(boots, [tail, 1 - tail])

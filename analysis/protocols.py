@@ -99,14 +99,14 @@ def reliability(study: Study) -> pl.DataFrame:
 
 
 def degradation(study: Study, first: str = "smoke", second: str = "extended") -> tuple[float, float, float, int] | None:
-    """NLL of the second protocol − NLL of the first, nats per token, at the shortest context of each.
+    """NLL of the second protocol at its longest measured context − NLL of the first, nats per token.
 
     (difference, low, high, context of the second), Welch's interval over seeds; None without both, or with one seed.
     """
-    parts = []
+    parts, context = [], 0
     for name in (first, second):
         rows = study.protocols.filter((pl.col("protocol") == name) & (pl.col("status") == "ok"))
-        rows = rows.filter(pl.col("context") == pl.col("context").min())
+        rows = rows.filter(pl.col("context") == pl.col("context").max())
         if len(rows) < 2:
             return None
         parts.append((rows["nll"].list.sum() / rows["tokens"].list.sum()).to_numpy())
@@ -114,3 +114,11 @@ def degradation(study: Study, first: str = "smoke", second: str = "extended") ->
     a, b = parts
     found = stats.ttest_ind(b, a, equal_var=False).confidence_interval(LEVEL)
     return float(b.mean() - a.mean()), float(found.low), float(found.high), context
+
+
+def shared_windows(study: Study) -> float:
+    """About which share of its windows a seed shares with another, at most: its windows over all that there are."""
+    total = study.resolved["windows"] * study.spec["data"]["window"]
+    rows = study.protocols.filter(pl.col("status") == "ok")
+    most = (rows["nll"].list.len() * rows["context"]).max() if len(rows) else 0
+    return min(1.0, float(most or 0) / total)  # type: ignore[arg-type]

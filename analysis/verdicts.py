@@ -13,7 +13,7 @@ from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
 from analysis.dose import dose_response
 from analysis.inference import sign_e_value
-from analysis.protocols import degradation, protocol_summary
+from analysis.protocols import degradation, protocol_summary, shared_windows
 from analysis.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.study import Study, is_data_free
 from analysis.wording import p_value, signed, significant
@@ -253,21 +253,26 @@ def steady(study: Study) -> Verdict:
     table = protocol_summary(study).drop_nulls("spread")
     if table.is_empty():
         return Verdict("P1.3a", claim, "open", "needs a protocol with two seeds")
-    words = "; ".join(
-        f"{p} at {c} tokens: {s:.1%}" for p, c, s in table.select("protocol", "context", "spread").iter_rows()
-    )
-    return Verdict("P1.3a", claim, _judge((table["spread"] < SPREAD).all()), words + " (standard deviation over mean)")
+    parts = [f"{p} at {c} tokens: {s:.1%}" for p, c, s in table.select("protocol", "context", "spread").iter_rows()]
+    words, shared = "; ".join(parts) + " (standard deviation over mean)", shared_windows(study)
+    if shared > MOST_SHARED:
+        words += (
+            f"; but the text is so short that seeds share up to {shared:.0%} of their windows, and so can't differ much"
+        )
+        return Verdict("P1.3a", claim, "open" if (table["spread"] < SPREAD).all() else "fails", words)
+    return Verdict("P1.3a", claim, _judge((table["spread"] < SPREAD).all()), words)
 
 
 def undegraded(study: Study) -> Verdict:
     """P1.3: what the smoke protocol says holds in the extended one."""
-    claim = "The extended protocol finds the intact model no worse than the smoke protocol"
+    claim = f"In the longest context the intact model is no more than {SPREAD:.0%} worse than in the smoke protocol"
     found = degradation(study)
     if found is None:
         return Verdict("P1.3b", claim, "open", "needs the smoke and extended protocols, with two seeds")
     difference, low, high, context = found
     words = f"at {context} tokens {signed(difference)} nats per token [{signed(low)}, {signed(high)}]"
-    return Verdict("P1.3b", claim, _judge(low <= 0), words + " (Welch's interval over seeds)")
+    status: Status = "holds" if high <= math.log1p(SPREAD) else "fails" if low > 0 else "open"
+    return Verdict("P1.3b", claim, status, words + " (Welch's interval over seeds)")
 
 
 def verdicts(study: Study) -> list[Verdict]:

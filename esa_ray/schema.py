@@ -188,7 +188,7 @@ PROTOCOLS = _schema(
     sums=(pa.list_(_FLOAT), "sum of those probabilities in each bin"),
     right=(pa.list_(_INT), "tokens of each bin whose first choice is right"),
     nonfinite=(_INT, "scored tokens with NaN or infinite logits"),
-    tokens_per_second=(_FLOAT, "tokens passed through the model a second, in forward passes"),
+    tokens_per_second=(_FLOAT, "tokens measured a second: forward passes, loss and confidence; loading left out"),
     peak_memory=(
         _INT,
         "most memory so far: of the GPU since the measurement began, of a CPU process since its start; bytes",

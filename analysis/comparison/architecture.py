@@ -16,11 +16,11 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.damage import baseline, corrected
-from analysis.inference import bootstrap_means, hedges_g, paired_p, t_interval
+from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, t_interval
 from analysis.study import Study
 
-#: Models from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
-FEWEST_MODELS = 6
+#: Families from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
+FEWEST_FAMILIES = 6
 
 SUBLAYERS: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int64, "relative_depth": pl.Float64, "part": pl.String, "expert": pl.Int64,
@@ -34,7 +34,7 @@ WITHIN: dict[str, Any] = {
     "rho_ffn": pl.Float64, "left_out": pl.Int64,
 }  # fmt: skip
 OVER: dict[str, Any] = {
-    "question": pl.String, "models": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+    "question": pl.String, "families": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64,
     "g": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "why_not": pl.String,
 }  # fmt: skip
 
@@ -66,7 +66,8 @@ def sublayers(study: Study) -> pl.DataFrame:
         if row["status"] == "ok":
             d = _by_window(study, pl.DataFrame([row], schema=rows.schema))
             means = bootstrap_means(d, rng)
-            low, high = np.quantile(means, [0.025, 0.975])
+            tail = expanded(LEVEL, d.shape[1])
+            low, high = np.quantile(means, [tail, 1 - tail])
             told |= {"delta_nll": float(d.mean()), "low": float(low), "high": float(high)}
         found.append(told)
     return pl.DataFrame(found, schema=SUBLAYERS)
@@ -92,7 +93,8 @@ def within_models(comparison: Comparison) -> pl.DataFrame:
             continue
         d = {part: _by_window(study, both.filter(pl.col("part") == part)) for part in ("attention", "ffn")}
         gap = (d["attention"] - d["ffn"]).mean(axis=0, keepdims=True)
-        low, high = np.quantile(bootstrap_means(gap, np.random.default_rng(0)), [0.025, 0.975])
+        tail = expanded(LEVEL, gap.shape[1])
+        low, high = np.quantile(bootstrap_means(gap, np.random.default_rng(0)), [tail, 1 - tail])
         g, g_interval = hedges_g(gap)
         found.append(
             {name: fact[name] for name in ("model", "family", "kind")}
@@ -113,39 +115,45 @@ def _rho(damage: np.ndarray) -> float | None:
 
 
 def over_models(comparison: Comparison) -> pl.DataFrame:
-    """Is it so in models at large? One row a question, with the model as the unit.
+    """Is it so in models at large? One row a question.
 
     log(attention/ffn): the logarithm of what silencing one costs over the other; depth: Fisher's z of each model's
-    correlation with depth. ``p`` is Wilcoxon's signed-rank p, ``low`` and ``high`` Student's interval of the mean,
-    ``g`` the mean in standard deviations of a model, corrected for few. Too few models: ``why_not`` says so, and there
-    is no p.
+    correlation with depth. The unit is the family, the mean over its base models: sizes of one recipe are no
+    independent models, nor is one that was tuned from another. ``p`` is Wilcoxon's signed-rank p, ``low`` and ``high``
+    Student's interval of the mean, ``g`` the mean in standard deviations of a family, corrected for few. Too few
+    families: ``why_not`` says so, and there is no p.
     """
-    table = within_models(comparison)
-    ratios = table.filter((pl.col("attention") > 0) & (pl.col("ffn") > 0))
+    tuned = comparison.models.filter(pl.col("tuning") == "instruct")["model"].to_list()
+    table = within_models(comparison).filter(~pl.col("model").is_in(tuned))
+    ratio = pl.when((pl.col("attention") > 0) & (pl.col("ffn") > 0)).then((pl.col("attention") / pl.col("ffn")).log())
     questions = {
-        "log(attention / ffn)": np.log((ratios["attention"] / ratios["ffn"]).to_numpy()),
-        "depth of attention (Fisher z)": _fisher(table["rho_attention"]),
-        "depth of ffn (Fisher z)": _fisher(table["rho_ffn"]),
+        "log(attention / ffn)": ratio,
+        "depth of attention (Fisher z)": _fisher("rho_attention"),
+        "depth of ffn (Fisher z)": _fisher("rho_ffn"),
     }
-    return corrected(pl.DataFrame([_over(q, x) for q, x in questions.items()], schema=OVER), p_holm="holm")
+    means = table.group_by("family", maintain_order=True).agg(x.mean().alias(q) for q, x in questions.items())
+    rows = [_over(q, means[q].drop_nulls().to_numpy()) for q in questions]
+    return corrected(pl.DataFrame(rows, schema=OVER), p_holm="holm")
 
 
-def _fisher(rho: pl.Series) -> np.ndarray:
-    return np.arctanh(np.clip(rho.drop_nulls().to_numpy(), -0.999, 0.999))
+def _fisher(rho: str) -> pl.Expr:
+    return pl.col(rho).clip(-0.999, 0.999).arctanh()
 
 
 def _over(question: str, x: np.ndarray) -> dict[str, Any]:
-    """A mean over models and whether it is zero."""
-    told: dict[str, Any] = {"question": question, "models": len(x)}
+    """A mean over families and whether it is zero."""
+    told: dict[str, Any] = {"question": question, "families": len(x)}
     if len(x) < 2:
-        return told | {"why_not": f"{len(x)} model: how models vary can't be seen"}
+        return told | {"why_not": f"{len(x)} families: how they vary can't be seen"}
     interval = t_interval(x)
     told |= {"mean": float(x.mean()), "low": interval.low, "high": interval.high}
     spread = float(x.std(ddof=1))
     if spread > 0:
         told["g"] = float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1)))
-    if len(x) < FEWEST_MODELS:
-        return told | {"why_not": f"of {len(x)} models no signed-rank p can be below 0.05; {FEWEST_MODELS} are needed"}
+    if len(x) < FEWEST_FAMILIES:
+        return told | {
+            "why_not": f"of {len(x)} families no signed-rank p can be below 0.05; {FEWEST_FAMILIES} are needed"
+        }
     return told | {"p": float(stats.wilcoxon(x).pvalue)}
 
 
@@ -184,10 +192,10 @@ def kinds_compared(comparison: Comparison, table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _contrast(series: pl.DataFrame, a: str, b: str) -> bool:
-    """Whether two series differ in exactly what is asked about: dense → moe (base both), or base → instruct."""
+    """Whether two series are a question: base → instruct of a family, or dense → moe, both base, of one vocabulary."""
     one, two = (series.filter(pl.col("series") == s).row(0, named=True) for s in (a, b))
     tuned = one["family"] == two["family"] and one["tuning"] != "instruct" and two["tuning"] == "instruct"
-    base = one["tuning"] != "instruct" and two["tuning"] != "instruct"
+    base = one["tuning"] != "instruct" and two["tuning"] != "instruct" and one["vocabulary"] == two["vocabulary"]
     return tuned or (base and one["kind"] == "dense" and two["kind"] == "moe")
 
 
@@ -202,7 +210,11 @@ def _pairs(table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[di
             np.log(y["value"] / x["value"])
             for x in mine[a].iter_rows(named=True)
             for y in mine[b].iter_rows(named=True)
-            if x["value"] > 0 and y["value"] > 0 and 1 / SAME_SIZE <= y["body"] / x["body"] <= SAME_SIZE
+            if x["value"] > 0
+            and y["value"] > 0
+            and x["body"]
+            and y["body"]
+            and 1 / SAME_SIZE <= y["body"] / x["body"] <= SAME_SIZE
         ]
         told = {"quantity": name, "first": a, "second": b, "pairs": len(logs)}
         if len(logs) < FEWEST_PAIRS:

@@ -7,6 +7,7 @@ stand beside it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from analysis.comparison.architecture import sublayers
 from analysis.comparison.loading import Comparison, model_name
 from analysis.damage import baseline
 from analysis.distribution import KEYS, has_magnitude
-from analysis.inference import LEVEL, paired_p
+from analysis.inference import LEVEL, expanded, paired_p
 from analysis.study import Study
 
 #: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
@@ -41,12 +42,13 @@ USE: dict[str, Any] = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=64)
 def experts(study: Study) -> pl.DataFrame:
     """One row an expert: what silencing it costs, how it is used, and whether it is a super expert.
 
-    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD; ``p_holm`` the
-    permutation p, over windows, that it costs as much as the median expert, corrected over experts. ``super``: z above
-    3.5 and p below 0.05. ``peaks``: by its largest output alone (arXiv:2507.23279).
+    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD. ``p_holm`` is that of
+    those beyond 3.5: the permutation p, over windows, that it costs as much as the median expert, corrected over them.
+    ``super``: z above 3.5 and p below 0.05. ``peaks``: by its largest output alone (arXiv:2507.23279).
     """
     table = sublayers(study).filter(pl.col("part") == "expert")
     if table.is_empty():
@@ -63,14 +65,17 @@ def experts(study: Study) -> pl.DataFrame:
     z = 0.6745 * (logs - centre) / mad if mad > 0 else np.where(logs > centre, np.inf, 0.0)
     # One that diverges costs more than any number says.
     z = np.where(ok, z, np.inf)
-    p = np.array([paired_p((x - typical)[None]) if fine else 0.0 for x, fine in zip(d, ok, strict=True)])
-    holm = multipletests(p, method="holm")[1]
+    candidates = np.flatnonzero(z > OUTLIER_Z)
+    p = [paired_p((d[i] - typical)[None]) if ok[i] else 0.0 for i in candidates]
+    holm: list[float | None] = [None] * len(z)
+    for i, value in zip(candidates, multipletests(p, method="holm")[1] if p else [], strict=True):
+        holm[i] = float(value)
     peaks = table["peak"].to_numpy()
     by_peak = (peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())
     return table.select([c for c in EXPERTS if c in table.columns]).with_columns(
         z=pl.Series(z),
-        p_holm=pl.Series(holm),
-        super=pl.Series((z > OUTLIER_Z) & (holm < 1 - LEVEL)),
+        p_holm=pl.Series(holm, dtype=pl.Float64),
+        super=pl.Series([v is not None and v < 1 - LEVEL for v in holm]),
         peaks=pl.Series(by_peak),
     )
 
@@ -144,7 +149,8 @@ def _rho_interval(study: Study, resamples: int = 400) -> tuple[float | None, flo
             found.append(rho)
     if not found:
         return None, None
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = expanded(LEVEL, d.shape[1])
+    low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
 
 

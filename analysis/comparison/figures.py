@@ -219,12 +219,7 @@ def ranking(comparison: Comparison) -> Chart | None:
     table = robustness(comparison)
     if len(table) < 2:
         return None
-    values = (
-        quantities(comparison)
-        .filter(pl.col("quantity") == "tenth_collapse_fraction")
-        .select("model", "low", "high", "tuning")
-    )
-    table = table.join(values, on="model").with_columns(series=named())
+    table = table.with_columns(series=named())
     looks = named_scales("series", series_shown(comparison))
     ends = pl.concat([table["low"], table["high"], table["value"]]).drop_nulls().to_list()
     span = [min(ends) / 1.3, max(ends) * 1.3]
@@ -236,6 +231,7 @@ def ranking(comparison: Comparison) -> Chart | None:
     base = alt.Chart(table).encode(y=y, color=looks["color"])
     tooltip = [
         "model",
+        "beyond",
         "rank",
         "rank_low",
         "rank_high",

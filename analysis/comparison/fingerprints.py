@@ -5,6 +5,7 @@ Legend: n models, F features, B resamples.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.quantities import measured
+from analysis.comparison.quantities import Measured, collapse, curve, measured, reference
 from analysis.distribution import KEYS, has_magnitude
 from analysis.study import Study
 
@@ -154,8 +155,8 @@ class Told:
     """How well one classifier tells classes apart, each model judged by the others.
 
     ``accuracy`` is balanced (the mean over classes), beside ``chance``, the mean over permutations of the classes, and
-    ``p``, the share of those that are as good. ``importance`` is by how much accuracy falls when a feature is shuffled
-    between models.
+    ``p``, the share of those that are as good, times the number of classifiers. ``importance`` is by how much accuracy
+    falls when a feature is shuffled between models.
     """
 
     classifier: str
@@ -167,7 +168,10 @@ class Told:
 
 
 def _accuracy(model: Pipeline, x: np.ndarray, classes: np.ndarray) -> float:
-    right = cross_val_predict(model, x, classes, cv=LeaveOneOut()) == classes
+    with warnings.catch_warnings():
+        # A feature that is constant within classes is a perfect one, and no cause for concern.
+        warnings.simplefilter("ignore", UserWarning)
+        right = cross_val_predict(model, x, classes, cv=LeaveOneOut()) == classes
     return float(np.mean([right[classes == c].mean() for c in np.unique(classes)]))
 
 
@@ -198,7 +202,7 @@ def told_apart(x: np.ndarray, names: list[str], classes: list[str], *, seed: int
         null = np.array([_accuracy(model, x, draw.permutation(y)) for _ in range(PERMUTATIONS)])
         importance = {name: accuracy - _shuffled(model, x, y, i, draw) for i, name in enumerate(names)}
         p = (1 + int((null >= accuracy - 1e-12).sum())) / (PERMUTATIONS + 1)
-        found.append(Told(title, kept, accuracy, float(null.mean()), p, importance))
+        found.append(Told(title, kept, accuracy, float(null.mean()), min(1.0, len(CLASSIFIERS) * p), importance))
     return found
 
 
@@ -213,34 +217,54 @@ def _shuffled(model: Pipeline, x: np.ndarray, y: np.ndarray, feature: int, draw:
 
 
 RANKS: dict[str, Any] = {
-    "model": pl.String, "family": pl.String, "body": pl.Int64, "value": pl.Float64, "rank": pl.Int64,
-    "rank_low": pl.Float64, "rank_high": pl.Float64,
+    "model": pl.String, "family": pl.String, "tuning": pl.String, "body": pl.Int64, "value": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "beyond": pl.String,
+    "rank": pl.Int64, "rank_low": pl.Float64, "rank_high": pl.Float64,
 }  # fmt: skip
+DRAWS = 2000
 
 
-def robustness(comparison: Comparison, quantity: str = "tenth_collapse_fraction") -> pl.DataFrame:
-    """Models from the most robust to the least: which fraction of weights has to go to lose a tenth of all it knows.
+def robustness(comparison: Comparison, share: float = 0.1) -> pl.DataFrame:
+    """Models from the most robust to the least: which fraction of its weights does a share of a collapse.
 
-    ``rank_low`` and ``rank_high`` hold 95% of its ranks when seeds and windows of all models are resampled. Models
-    whose largest set does less damage than that can't be ranked, and are left out.
+    ``rank_low`` and ``rank_high`` hold 95% of its ranks when all models' values are drawn from their intervals.
+    ``beyond`` says of a model that its smallest set does more already ("less than"), or its largest less ("more than"):
+    then ``value`` is that set's fraction and the rank follows from it. Models without damage, or of a vocabulary that
+    isn't known, are left out.
     """
-    found = measured(comparison)
-    facts = [f for f in comparison.models.iter_rows(named=True) if (quantity, f["model"]) in found]
-    if len(facts) < 2:
-        return pl.DataFrame(schema=RANKS)
-    mine = [found[quantity, f["model"]] for f in facts]
-    values = np.array([m.value for m in mine])
-    most = max((len(m.resamples) for m in mine if m.resamples is not None), default=1)
-    # Models are resampled apart: their windows are cut by tokenizers of their own.
+    at, found = reference(comparison), []
     draw = np.random.default_rng(0)
-    again = np.array([
-        np.full(most, m.value) if m.resamples is None else draw.permutation(np.resize(m.resamples, most)) for m in mine
-    ])  # fmt: skip
-    ranks = (-again).argsort(axis=0).argsort(axis=0) + 1
-    low, high = np.quantile(ranks, [0.025, 0.975], axis=1)
+    for study, fact in zip(comparison.studies, comparison.models.iter_rows(named=True), strict=True):
+        curved, level = curve(study, at.damage), collapse(study)
+        if curved is None or level is None:
+            continue
+        side = curved.side(share * float(level[0]))
+        if side:
+            value = float(curved.weights[0 if side < 0 else -1]) / curved.scored
+            again = np.full(DRAWS, value)
+            ends: tuple[float | None, float | None] = (None, None)
+        else:
+            reached = curved.reaching(share * level)
+            assert reached is not None
+            seeds = len(study.spec["seeds"])
+            units = seeds if seeds > 1 else len(study.baselines["nll"][0])
+            its = Measured(float(reached[0]) / curved.scored, reached[1:] / curved.scored, units)
+            value, again, ends = its.value, its.drawn(draw, DRAWS), (its.low, its.high)
+        words = {-1: "less than", 0: None, 1: "more than"}[side]
+        found.append(
+            (
+                {c: fact[c] for c in ("model", "family", "tuning", "body")}
+                | {"value": value, "low": ends[0], "high": ends[1], "beyond": words},
+                again,
+            )
+        )
+    if len(found) < 2:
+        return pl.DataFrame(schema=RANKS)
+    values, drawn = np.array([row["value"] for row, _ in found]), np.array([again for _, again in found])
+    low, high = np.quantile((-drawn).argsort(axis=0).argsort(axis=0) + 1, [0.025, 0.975], axis=1)
     rank = (-values).argsort().argsort() + 1
     rows = [
-        {**{c: f[c] for c in ("model", "family", "body")}, "value": v, "rank": int(r), "rank_low": a, "rank_high": b}
-        for f, v, r, a, b in zip(facts, values.tolist(), rank, low.tolist(), high.tolist(), strict=True)
+        row | {"rank": int(r), "rank_low": a, "rank_high": b}
+        for (row, _), r, a, b in zip(found, rank, low.tolist(), high.tolist(), strict=True)
     ]
     return pl.DataFrame(rows, schema=RANKS).sort("rank")

@@ -14,16 +14,15 @@ from statsmodels.stats.multitest import multipletests
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import QUANTITIES, measured, quantities
 from analysis.scaling import (
-    LAWS,
     Break,
     Families,
     Fit,
     HeldOut,
     Interval,
     changepoint,
+    chosen_laws,
     compare_families,
     exponent,
-    fit_laws,
     held_out,
     leave_one_out,
 )  # fmt: skip
@@ -64,24 +63,26 @@ def named() -> pl.Expr:
     return pl.when(instruct).then(pl.col("family") + " instruct").otherwise(pl.col("family"))
 
 
+#: Vocabularies count as one if their sizes differ by no more than this factor: paddings differ within a family.
+SAME_VOCABULARY = 1.01
+ALL = "base models of one vocabulary"
+
+
 def pooled(comparison: Comparison) -> list[str]:
     """Base models that may be put on one line: those of the commonest vocabulary, if they are of several families."""
-    base = comparison.models.filter(
-        (pl.col("tuning") != "instruct").fill_null(True) & pl.col("vocabulary").is_not_null()
-    )
+    known = pl.col("vocabulary").is_not_null()
+    base = comparison.models.filter((pl.col("tuning") != "instruct").fill_null(True) & known)
     if base.is_empty():
         return []
     commonest = base["vocabulary"].mode().sort()[0]
-    mine = base.filter(pl.col("vocabulary") == commonest)
+    near = pl.col("vocabulary").is_between(commonest / SAME_VOCABULARY, commonest * SAME_VOCABULARY)
+    mine = base.filter(near)
     return mine["model"].to_list() if mine["family"].n_unique() > 1 else []
-
-
-ALL = "all base models"
 
 
 @lru_cache(maxsize=4)
 def all_series(comparison: Comparison) -> tuple[Series, ...]:
-    """Every quantity of every family with more than one size, and of all base models together."""
+    """Every quantity of every family with more than one size, and of base models of one vocabulary together."""
     return tuple(_series(comparison))
 
 
@@ -132,14 +133,11 @@ def _scaled(series: Series) -> Scaled:
     if n < FEWEST_SIZES or np.ptp(np.log(series.values)) == 0:
         why = f"{n} sizes, and {FEWEST_SIZES} are needed" if n < FEWEST_SIZES else "it is the same for every model"
         return Scaled(series, [], None, [], None, None, why)
-    fits = fit_laws(series.sizes, series.values)
+    fits = chosen_laws(series.sizes, series.values, series.replicates)
     slope = exponent(next(f for f in fits if f.law.name == "power"), replicates=series.replicates)
-    if slope.low <= 0 <= slope.high:  # no trend is sure, and a constant may be all that there is
-        fits = fit_laws(series.sizes, series.values, tuple(LAWS))
     return Scaled(
-        series, fits, slope,
-        leave_one_out(series.sizes, series.values, laws=tuple(f.law.name for f in fits)),
-        _largest(series), changepoint(series.sizes, series.values),
+        series, fits, slope, leave_one_out(series.sizes, series.values), _largest(series),
+        changepoint(series.sizes, series.values),
     )  # fmt: skip
 
 

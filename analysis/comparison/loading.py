@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,12 @@ MODELS: dict[str, Any] = {
     "scored": pl.Int64, "vocabulary": pl.Int64, "architecture": pl.String,
 }  # fmt: skip
 
-#: Fields of the specs that must agree for studies to be compared; what differs otherwise is said.
-SAME = (("data", "source"), ("data", "window"))
+#: What must agree for numbers to be compared → how it is found in a study.
+SAME: dict[str, Callable[[Study], Any]] = {
+    "text": lambda study: (study.spec["data"]["source"], study.resolved["text"]),
+    "window length": lambda study: study.spec["data"]["window"],
+    "first score": lambda study: tuple(str(study.spec["scores"][0][f]) for f in ("metric", "mode", "components")),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,13 @@ def model_name(study: Study) -> str:
     return study.spec["model"]["source"]
 
 
+def _names(place: Place, directory: str) -> list[str]:
+    """What lies in a directory of a place; nothing in a file."""
+    if place.path is not None and not (place.path / directory).is_dir():
+        return []
+    return Place(place.at(directory)).names()
+
+
 def below(location: str | Path) -> list[str]:
     """The study at a location, or those below it, at any depth up to two.
 
@@ -77,14 +88,16 @@ def below(location: str | Path) -> list[str]:
         place = Place(location)
         if place.exists("study.json"):
             return [place.location]
-        found = [str(place.at(name)) for name in place.names() if place.exists(f"{name}/study.json")]
-        if not found:
-            found = [
-                str(place.at(f"{outer}/{inner}"))
-                for outer in place.names()
-                for inner in Place(place.at(outer)).names()
-                if place.exists(f"{outer}/{inner}/study.json")
-            ]
+        found = []
+        for name in place.names():
+            if place.exists(f"{name}/study.json"):
+                found.append(str(place.at(name)))
+            else:
+                found += [
+                    str(place.at(f"{name}/{inner}"))
+                    for inner in _names(place, name)
+                    if place.exists(f"{name}/{inner}/study.json")
+                ]
     except (EsaError, NotADirectoryError) as error:
         raise StudyError(str(error)) from None
     if not found:
@@ -121,13 +134,16 @@ def compare(
     found = Comparison(tuple(studies), labels or {})
     names = found.models["model"].to_list()
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise StudyError(f"{twice[0]} has two studies there; give the directories one by one, one for each model")
-    for part, field in SAME:
-        values = {str(study.spec[part][field]) for study in studies}
+        raise StudyError(
+            f"{twice[0]} has two studies there; name the directories of those to compare, one for each model (models "
+            "of one name in different directories can't be told apart)"
+        )
+    for what, of in SAME.items():
+        values = list(dict.fromkeys(str(of(study)) for study in studies))
         if len(values) > 1:
             raise StudyError(
-                f"these studies differ in {part}.{field} ({', '.join(sorted(values)[:4])}), so their numbers can't be "
-                "compared; compare those that agree"
+                f"these studies differ in their {what} ({'; '.join(values[:3])}), so their numbers can't be compared; "
+                "compare those that agree"
             )
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
     return Comparison(tuple(studies[i] for i in order), labels or {}, tuple(sizes))

@@ -11,13 +11,23 @@ import polars as pl
 from analysis.comparison.laws import ALL, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import measured
-from analysis.scaling import predicted
+from analysis.scaling import Fit, predicted
 
 PREDICTIONS: dict[str, Any] = {
     "quantity": pl.String, "series": pl.String, "size": pl.Int64, "beyond": pl.Float64, "model": pl.String,
     "law": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "measured": pl.Float64,
     "inside": pl.Boolean,
 }  # fmt: skip
+
+
+#: Times the largest model, up to which any law is followed.
+REACH = 3.0
+FAR = ("power", "constant", "broken power")
+
+
+def _carrying(fits: list[Fit], beyond: float) -> Fit:
+    """The most probable law that can be followed so far."""
+    return fits[0] if beyond <= REACH else next(f for f in fits if f.law.name in FAR)
 
 
 def predictions(comparison: Comparison, sizes: Sequence[int] = ()) -> pl.DataFrame:
@@ -34,7 +44,8 @@ def predictions(comparison: Comparison, sizes: Sequence[int] = ()) -> pl.DataFra
     -------
     polars.DataFrame
         ``value`` with its 95% prediction interval, by the most probable law of the series; ``beyond`` is the size over
-        that of the largest model of the series. The interval takes the law for granted, which far beyond is unsafe.
+        that of the largest model of the series. The interval takes the law for granted, which far beyond is unsafe;
+        linear and exponential laws run into 0 or infinity there, so beyond :data:`REACH` power laws stand in for them.
 
     Example
     -------
@@ -47,11 +58,12 @@ def predictions(comparison: Comparison, sizes: Sequence[int] = ()) -> pl.DataFra
     rows = []
     for s in series:
         for size, model in (w for w in wanted if w[1] not in s.series.models):
-            p = predicted(s.fits[0], np.array([float(size)]), replicates=s.series.replicates)
+            law = _carrying(s.fits, size / float(s.series.sizes.max()))
+            p = predicted(law, np.array([float(size)]), replicates=s.series.replicates)
             own = found.get((s.series.quantity, model)) if model else None
             row = {
                 "quantity": s.series.quantity, "series": s.series.name, "size": size, "model": model,
-                "beyond": size / float(s.series.sizes.max()), "law": s.fits[0].law.name, "value": float(p.value[0]),
+                "beyond": size / float(s.series.sizes.max()), "law": law.law.name, "value": float(p.value[0]),
                 "low": float(p.low[0]), "high": float(p.high[0]),
             }  # fmt: skip
             if own is not None:

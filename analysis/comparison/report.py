@@ -22,8 +22,8 @@ from analysis.study import progress
 from analysis.summary import MARKS
 from esa_ray.place import Place
 
-#: Parts of the specs that may differ between models without their numbers being apart, and are told.
-TOLD = ("scores", "topk", "seeds", "perturbations", "groups")
+#: Parts of the specs that may differ between studies, and are told.
+TOLD = ("topk", "seeds", "perturbations", "groups")
 
 
 @lru_cache(maxsize=2)
@@ -36,13 +36,18 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
     return [replace(s, figures=[f for f in s.figures if f.chart in drawn]) for s in _made(comparison)]
 
 
+def unfinished(comparison: Comparison) -> list[str]:
+    """Models whose studies lack something that was asked for."""
+    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
+    return [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in lacking)]
+
+
 def _context(comparison: Comparison) -> dict[str, Any]:
     first, drawn = comparison.studies[0], styled(figures(comparison))
     differing = [part for part in TOLD if len({str(s.spec[part]) for s in comparison.studies}) > 1]
-    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
     return {
         "names": comparison.models["model"].to_list(),
-        "unfinished": [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in lacking)],
+        "unfinished": unfinished(comparison),
         "spec": first.spec,
         "versions": first.record["versions"],
         "differing": differing,

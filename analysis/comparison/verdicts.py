@@ -45,10 +45,11 @@ def _threshold(rows: pl.DataFrame) -> Verdict:
         return Verdict("P4.7b", claim, "open", "needs seven different sizes: two lines that meet take four parameters")
     words = "; ".join(
         f"{r['series']}: best break at {significant(r['break_size'])} "
-        f"[{significant(r['break_low'])}, {significant(r['break_high'])}] parameters, p {r['break_p']:.2g}"
+        f"[{significant(r['break_low'])}, {significant(r['break_high'])}] parameters, p {r['break_p_holm']:.2g} (Holm)"
         for r in tested.iter_rows(named=True)
     )
-    return Verdict("P4.7b", claim, "holds" if (tested["break_p"] < 0.05).all() else "fails", words + " (of no break)")
+    # That no break is found doesn't say that there is none.
+    return Verdict("P4.7b", claim, "holds" if (tested["break_p_holm"] < 0.05).all() else "open", words)
 
 
 def _prediction(rows: pl.DataFrame) -> Verdict:

@@ -2,10 +2,19 @@
 
 from analysis.scaling.breaks import Break, changepoint
 from analysis.scaling.families import Families, compare_families
-from analysis.scaling.intervals import HeldOut, Interval, band, exponent, held_out, leave_one_out, predicted
+from analysis.scaling.intervals import (
+    HeldOut,
+    Interval,
+    band,
+    chosen_laws,
+    exponent,
+    held_out,
+    leave_one_out,
+    predicted,
+)
 from analysis.scaling.laws import LAWS, Fit, Law, fit_laws
 
 __all__ = [
-    "LAWS", "Break", "Families", "Fit", "HeldOut", "Interval", "Law", "band", "changepoint", "compare_families",
-    "exponent", "fit_laws", "held_out", "leave_one_out", "predicted",
+    "LAWS", "Break", "Families", "Fit", "HeldOut", "Interval", "Law", "band", "changepoint", "chosen_laws",
+    "compare_families", "exponent", "fit_laws", "held_out", "leave_one_out", "predicted",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ from analysis.inference import LEVEL
 #: A line takes two parameters, two that meet take four: with fewer models nothing is left to judge by.
 FEWEST = 7
 SIMULATIONS = 1999
+#: Sizes within this factor are one size.
+NEAR = 1.15
 #: Places that are tried to see whether there is a break, the same in the data and in every simulation; and to find it.
 COARSE, FINE = 164, 8001
 
@@ -65,8 +67,17 @@ def _statistic(one: np.ndarray, two: np.ndarray, n: int) -> np.ndarray:
     return ((one - best) / 2) / np.maximum(best / (n - 4), 1e-300)
 
 
+def _different(x: np.ndarray) -> int:
+    """How many sizes there are; those within a factor :data:`NEAR` of the next smaller one aren't another."""
+    found, last = 0, -np.inf
+    for value in np.sort(x):
+        if value - last > np.log(NEAR):
+            found, last = found + 1, value
+    return found
+
+
 def changepoint(sizes: np.ndarray, values: np.ndarray, *, seed: int = 0) -> Break | None:
-    """The best break of log y over log N, and whether there is one at all; None with fewer than seven models.
+    """The best break of log y over log N, and whether there is one at all; None with fewer than seven different sizes.
 
     Example
     -------
@@ -78,7 +89,7 @@ def changepoint(sizes: np.ndarray, values: np.ndarray, *, seed: int = 0) -> Brea
     """
     x, z = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(values, dtype=float))
     n = len(x)
-    if n < FEWEST or len(np.unique(x)) < FEWEST:
+    if _different(x) < FEWEST:
         return None
     coarse, places = _trials(x, COARSE), _trials(x, FINE)
     statistic = float(_statistic(*_residuals(x, z[None], coarse), n)[0])

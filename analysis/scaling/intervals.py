@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.inference import LEVEL
-from analysis.scaling.laws import MOVING, Fit, Fits, fit_laws, refits
+from analysis.scaling.laws import LAWS, Fit, Fits, fit_laws, refits
 
 RESAMPLES = 999
+#: The same for models left out, of which there are many.
+LEFT_OUT = 399
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,30 @@ class HeldOut:
         return self.low <= self.measured <= self.high
 
 
+def chosen_laws(sizes: np.ndarray, values: np.ndarray, replicates: np.ndarray | None = None) -> list[Fit]:
+    """The laws of a series, the most probable first; the constant among them only where no trend is sure.
+
+    A trend is sure where the interval of the power law's exponent leaves out 0.
+    """
+    fits = fit_laws(sizes, values)
+    power = next((f for f in fits if f.law.name == "power"), None)
+    if power is None:
+        return fit_laws(sizes, values, tuple(LAWS))
+    slope = exponent(power, replicates=replicates, resamples=LEFT_OUT)
+    return fit_laws(sizes, values, tuple(LAWS)) if slope.low <= 0 <= slope.high else fits
+
+
 def held_out(
-    sizes: np.ndarray, values: np.ndarray, which: int, *, laws: tuple[str, ...] = MOVING, level: float = LEVEL
+    sizes: np.ndarray, values: np.ndarray, which: int, *, laws: tuple[str, ...] | None = None, level: float = LEVEL
 ) -> HeldOut | None:
-    """Predict one model from all others, by the law that is chosen without it; None where they are too few."""
+    """Predict one model from all others, by the law that is chosen without it (of ``laws``, or by
+    :func:`chosen_laws`); None where they are too few.
+    """
     kept = np.arange(len(sizes)) != which
-    found = fit_laws(sizes[kept], values[kept], laws)
+    found = fit_laws(sizes[kept], values[kept], laws) if laws else chosen_laws(sizes[kept], values[kept])
     if not found:
         return None
-    p = predicted(found[0], sizes[which : which + 1], level=level)
+    p = predicted(found[0], sizes[which : which + 1], level=level, resamples=LEFT_OUT)
     return HeldOut(
         float(sizes[which]), float(values[which]), found[0].law.name, float(p.value[0]), float(p.low[0]),
         float(p.high[0]),

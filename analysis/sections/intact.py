@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis import wording
-from analysis.protocols import protocol_summary
+from analysis.protocols import protocol_summary, shared_windows
 from analysis.sections.parts import Figure, Section, Table
 from analysis.study import Study
 
@@ -38,12 +38,12 @@ def intact(study: Study) -> Section | None:
         for r in study.tasks.iter_rows(named=True)
     ]  # fmt: skip
     names = ["<protocol", "<task", "<metric", "value", "standard error", "examples", "lm-eval"]
+    shared = wording.percent(shared_windows(study))
     return Section(
         "intact", "How good is the intact model?", answer or "It could not be measured.",
-        "Every seed measures windows of its own; intervals are Student's over seeds. Calibration error: ECE of the "
-        "first "
-        "choice over 15 bins of its probability. Speed is of forward passes, loading left out; peak memory is the "
-        "GPU's, "
+        f"Every seed draws windows of its own (of so short a text two seeds share up to {shared} of them, and "
+        "intervals are too narrow by that); intervals are Student's over seeds. Calibration error: ECE of the first "
+        "choice over 15 bins of its probability. Speed counts the loss and confidences, and not loading; peak memory is the GPU's, "
         "or on a CPU the process's since its start. Perplexities of models with other tokens don't compare.",
         [Figure("reliability", "How often the model's first choice is right, by its probability; numbers in the table",
                 "Reliability: a calibrated model lies on the dashed line. Areas are shares of tokens.")],

@@ -35,12 +35,14 @@ def compare(
 ) -> None:
     """Compare models: how sensitivity moves with size, which architectures differ, what tells them apart.
 
-    Each model has a study of its own, on the same text. Families and kinds are those of `esa models` and of
-    --models-file; what is in neither is taken from the model's config.
+    Each model has a study of its own, on the same text and by the same first score. Families and kinds are as the runs
+    found them, by `esa models` or the model's own config; --models-file says otherwise.
     """
-    show_comparison(
-        studies, out_dir or studies[0], labels=labels(models_file), sizes=options.parameters(predict),
-        save_plots=save_plots, save_tables=save_tables,
+    raise typer.Exit(
+        show_comparison(
+            studies, out_dir or studies[0], labels=labels(models_file), sizes=options.parameters(predict),
+            save_plots=save_plots, save_tables=save_tables,
+        )
     )  # fmt: skip
 
 

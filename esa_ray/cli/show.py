@@ -98,8 +98,8 @@ def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool
 def show_comparison(
     locations: Sequence[str], out_dir: str, *, labels: dict[str, dict[str, str]] | None = None,
     sizes: Sequence[int] = (), save_plots: bool = False, save_tables: bool = False,
-) -> None:  # fmt: skip
-    """Write the report on several studies (its figures and tables as files), and print the answers."""
+) -> int:  # fmt: skip
+    """Write the report on several studies (its figures and tables as files), and print the answers; the exit status."""
     from analysis.comparison import compare, report
 
     with reading(out_dir):
@@ -111,3 +111,4 @@ def show_comparison(
         if save_tables:
             console.out(f"tables   {report.save_tables(found, place)}")
         console.out(f"report   {written}")
+        return 1 if report.unfinished(found) else 0

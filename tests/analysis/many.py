@@ -18,6 +18,7 @@ def study(
     directory, model, *, family, size, kind="dense", tuning="base", half=None, gini=0.7, attention=0.3, draw=None,
     experts=0, super_expert=None, layers=4, vocabulary=VOCABULARY, noise=0.02, architecture=None, depth=0.0,
     perturbation="zero",
+    diverged=None, text="t" * 16,
 ):  # fmt: skip
     """A study whose largest sets do half of a collapse at ``half`` weights: damage grows as D k/(k + half)."""
     draw = draw or np.random.default_rng(0)
@@ -30,7 +31,7 @@ def study(
         perturbations=(PerturbSpec(kind=perturbation),), analyses=("architecture",),
     )  # fmt: skip
     resolved = {
-        "model": "f" * 16, "dtype": "fp32", "text": "t" * 16, "bos": True, "windows": 99, "pool": 50,
+        "model": "f" * 16, "dtype": "fp32", "text": text, "bos": True, "windows": 99, "pool": 50,
         "vocabulary": vocabulary, "layers": layers, "architecture": architecture or family, "family": family,
         "kind": kind, "tuning": tuning, "parameters": size + 2 * vocabulary, "body": size, "active": size,
         "width": 8, "experts": experts or None,
@@ -47,6 +48,7 @@ def study(
             for group in ("super", "random_k"):
                 damage = collapse * k / (k + half) if group == "super" else 1e-6 * k
                 per = damage * np.exp(noise * draw.normal(size=WINDOWS))
+                lost = diverged is not None and group == "super" and k >= diverged and seed == SEEDS[0]
                 rows.append(
                     common | outcome | {
                         "cell_id": f"{seed}{k}{group}", "metric": "grad_x_weight", "mode": "global", "k": k,
@@ -54,7 +56,7 @@ def study(
                         if perturbation == "sign_flip" else None,
                         "perturbation": perturbation, "n_weights": k,
                         "n_changed": k, "delta_norm": 1.0, "kl": [0.0] * WINDOWS, "nll": (base + per * TOKENS).tolist(),
-                        "windows": WINDOWS,
+                        **({"status": "diverged", "nll": [float("nan")] * WINDOWS} if lost else {}), "windows": WINDOWS,
                     }
                 )  # fmt: skip
     store.write("cells", "all", rows)

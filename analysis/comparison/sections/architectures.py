@@ -40,7 +40,7 @@ WITHIN: Columns = {
 }
 OVER: Columns = {
     "<question": text("question"),
-    "models": text("models"),
+    "families": text("families"),
     "<mean": lambda r: ranged(r["mean"], r["low"], r["high"]),
     "g": lambda r: number(r["g"]),
     "p": p("p"),
@@ -63,12 +63,12 @@ def sublayers(comparison: Comparison) -> Section | None:
     return Section(
         "sublayers", "Attention or FFN, early or late?", answer,
         "One sub-layer of one block adds nothing to the residual stream; ΔNLL in nats per token, the mean over blocks. "
-        "Within a model p and intervals are over windows, and blocks are no sample; over models the unit is the model. "
-        "Models of one zoo are alike in text and training, so they say little of others.",
+        "Within a model p and intervals are over windows, and blocks are no sample; over models the unit is the "
+        "family, the mean over its base models, since sizes of one recipe aren't independent.",
         [Figure("depth", "Cost of silencing attention and FFN by relative depth; numbers in the table below",
                 "What silencing attention (solid) and FFN (dashed) of one block costs, in each series' largest.")],
         [listed(table.iter_rows(named=True), WITHIN, "Within models"),
-         listed(over.iter_rows(named=True), OVER, "Over models")],
+         listed(over.iter_rows(named=True), OVER, "Over families")],
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _over_words(r: dict[str, Any]) -> str:
     sure = wording.p_value(r["p_holm"])
     if r["question"].startswith("log"):
         ratio = wording.significant(float(np.exp(r["mean"])), 2)
-        return f"Over {r['models']} models attention costs {ratio} times what the FFN costs (p {sure})."
+        return f"Over {r['families']} families attention costs {ratio} times what the FFN costs (p {sure})."
     if r["p_holm"] >= LEVEL:
         return ""
     part = "The FFN" if "ffn" in r["question"] else "Attention"
@@ -170,8 +170,8 @@ def mixtures(comparison: Comparison) -> Section | None:
         "Balance: entropy of the experts' shares of positions, 1 all alike. Specialisation: how far the tokens of an "
         "expert are from all tokens, D_KL in nats less its bias, weighted by use. A super expert costs far more than "
         "the median expert (modified z of the logarithm above 3.5) and surely more (p over windows, corrected over "
-        "experts); “by output” is the published criterion on activations (arXiv:2507.23279). Experts of a model are no "
-        "sample of experts.",
+        "such experts); “by output” is the published criterion on activations (arXiv:2507.23279). Experts of a model "
+        "are no sample of experts.",
         [Figure("experts", "Cost of silencing each expert; numbers in the table below",
                 "What silencing each expert of the largest mixture costs; written in: its share of positions.")],
         [listed(table.iter_rows(named=True), USE), listed(rows, EACH, "Each expert", folded=True)],

@@ -66,7 +66,7 @@ def _told(told: list[Told], names: list[str]) -> tuple[str, list[Table]]:
 RANKS: Columns = {
     "<model": text("model"),
     "<family": text("family"),
-    "fraction": lambda r: number(r["value"]),
+    "fraction": lambda r: f"{r['beyond'] or ''} {number(r['value'])}".strip(),
     "rank": text("rank"),
     "<95% of ranks": lambda r: f"{r['rank_low']:.0f} to {r['rank_high']:.0f}",
 }
@@ -79,16 +79,21 @@ def ranks(comparison: Comparison) -> Section | None:
         return None
     first, last = table.row(0, named=True), table.row(-1, named=True)
     left = len(comparison.studies) - len(table)
-    most, least = (wording.significant(100 * r["value"], 2) for r in (first, last))
+    most, least = (f"{r['beyond'] or ''} {wording.significant(100 * r['value'], 2)}%".strip() for r in (first, last))
     answer = (
-        f"{first['model']} is the most robust: a tenth of a collapse takes {most}% of its scored weights; "
-        f"{last['model']} the least, {least}%."
-        + (f" {left} models' sets don't reach a tenth of a collapse, and can't be ranked." if left else "")
+        f"{first['model']} is the most robust: a tenth of a collapse takes {most} of its scored weights; "
+        f"{last['model']} the least, {least}."
+        + (
+            f" {left} models can't be ranked: no damage common to all, or a vocabulary that isn't known."
+            if left
+            else ""
+        )
     )
     return Section(
         "ranking", "Which models are robust?", answer,
         "The fraction of scored weights, the most sensitive first, that has to be damaged to lose a tenth of the way "
-        "from the intact loss to a uniform guess. Ranks hold 95% of those found when seeds and windows are resampled.",
+        "from the intact loss to a uniform guess. Ranks hold 95% of those found when values are drawn from their "
+        "intervals. “Less than”: already the smallest set does more; “more than”: not even the largest does as much.",
         [Figure("ranking", "Fraction of weights at a tenth of a collapse, by model; numbers in the table below",
                 "Models from the most robust to the least.")],
         [listed(table.iter_rows(named=True), RANKS)],

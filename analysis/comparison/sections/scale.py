@@ -11,7 +11,7 @@ from analysis.comparison.figures import LEADING, series_shown
 from analysis.comparison.laws import ALL, families, named, scaling
 from analysis.comparison.loading import Comparison
 from analysis.comparison.prediction import predictions
-from analysis.comparison.quantities import WORDS, measured, plainest, quantities, reference
+from analysis.comparison.quantities import WORDS, measured, quantities, reference
 from analysis.comparison.sections.words import (
     LEVEL,
     Columns,
@@ -25,6 +25,7 @@ from analysis.comparison.sections.words import (
     ranged,
     text,
 )  # fmt: skip
+from analysis.damage import label
 from analysis.sections.parts import Figure, Section
 
 
@@ -117,9 +118,11 @@ def laws(comparison: Comparison) -> Section | None:
 
 def _where(comparison: Comparison) -> str:
     """By which damage, and at which sets, models are compared."""
-    at, kind = reference(comparison), next((k for s in comparison.studies if (k := plainest(s))), None)
-    if kind is None:
-        return ""
+    at = reference(comparison)
+    if at.damage is None:
+        return "No damage is common to all studies. "
+    names = ("perturbation", "strength", "variant")
+    kind = label(dict(zip(names, at.damage, strict=True)))
     sets = [f"“the same number” is {number(at.weights)} weights"] if at.weights else []
     sets += [f"“the same fraction” {number(at.fraction)} of the scored ones"] if at.fraction else []
     said = f" {capital(' and '.join(sets))}, the middle of what every model's sets reach." if sets else ""
