@@ -90,14 +90,15 @@ def depth(comparison: Comparison) -> Chart | None:
         .unique("series", keep="last", maintain_order=True)
     )
     tables = [
-        sublayers(comparison.by_name(m)).filter(pl.col("part") != "expert").with_columns(series=pl.lit(f"{s}: {m}"))
+        sublayers(comparison.by_name(m)).filter(pl.col("part") != "expert").with_columns(series=pl.lit(s))
         for m, s in facts.select("model", "series").iter_rows()
     ]
     table = pl.concat([t for t in tables if len(t)]) if any(len(t) for t in tables) else pl.DataFrame()
     if table.is_empty():
         return None
-    looks = named_scales("series", table["series"].unique(maintain_order=True).to_list())
-    scale = alt.Scale(type="symlog", constant=1e-2)
+    looks = named_scales("series", series_shown(comparison))
+    ends = [min(0.0, float(table["delta_nll"].min() or 0)), float(table["delta_nll"].max() or 1)]  # type: ignore[arg-type]
+    scale = alt.Scale(type="symlog", constant=1e-2, domain=[ends[0], 1.2 * ends[1]], nice=False)
     parts = ["attention", "ffn"]
     dash = alt.StrokeDash("part:N", sort=parts, title="silenced", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]))
     x = alt.X("relative_depth:Q", title="relative depth: 0 the first block, 1 the last", axis=alt.Axis(grid=False))
@@ -109,7 +110,13 @@ def depth(comparison: Comparison) -> Chart | None:
     )
     base = alt.Chart(table.drop("expert", "share", "weight", "information")).encode(x=x, y=y, color=looks["color"])
     lines = base.mark_line(strokeWidth=1.5).encode(strokeDash=dash)
-    tooltip = ["series", "layer", "part", *(alt.Tooltip(c, format=".4g") for c in ("delta_nll", "low", "high"))]
+    tooltip = [
+        "series",
+        "model",
+        "layer",
+        "part",
+        *(alt.Tooltip(c, format=".4g") for c in ("delta_nll", "low", "high")),
+    ]
     points = base.mark_point(filled=True, size=35, opacity=1).encode(
         shape=looks["shape"], detail="part:N", tooltip=tooltip
     )

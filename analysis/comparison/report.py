@@ -33,7 +33,10 @@ def _made(comparison: Comparison) -> tuple[Section, ...]:
 
 def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
     """Every section that the models have data for, with the figures that were drawn."""
-    return [replace(s, figures=[f for f in s.figures if f.chart in drawn]) for s in _made(comparison)]
+    return [
+        replace(s, figures=[f for f in s.figures if f.chart in drawn], tables=[t for t in s.tables if t.rows])
+        for s in _made(comparison)
+    ]
 
 
 def unfinished(comparison: Comparison) -> list[str]:

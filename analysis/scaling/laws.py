@@ -313,7 +313,7 @@ def fit_laws(sizes: np.ndarray, values: np.ndarray, laws: tuple[str, ...] = MOVI
     found = [
         Fit(
             f.law, sizes, values, f, float(c), float(w),
-            1 - float((f.residuals[0] ** 2).sum()) / total if total > floor else math.nan,
+            round(1 - float((f.residuals[0] ** 2).sum()) / total, 12) + 0.0 if total > floor else math.nan,
         )
         for f, c, w in zip(tried, criteria, weights / weights.sum(), strict=True)
     ]  # fmt: skip

@@ -43,7 +43,8 @@ def intact(study: Study) -> Section | None:
         "intact", "How good is the intact model?", answer or "It could not be measured.",
         f"Every seed draws windows of its own (of so short a text two seeds share up to {shared} of them, and "
         "intervals are too narrow by that); intervals are Student's over seeds. Calibration error: ECE of the first "
-        "choice over 15 bins of its probability. Speed counts the loss and confidences, and not loading; peak memory is the GPU's, "
+        "choice over 15 bins of its probability. Speed counts the loss and confidences, and not loading; peak memory "
+        "is the GPU's, "
         "or on a CPU the process's since its start. Perplexities of models with other tokens don't compare.",
         [Figure("reliability", "How often the model's first choice is right, by its probability; numbers in the table",
                 "Reliability: a calibrated model lies on the dashed line. Areas are shares of tokens.")],

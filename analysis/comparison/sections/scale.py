@@ -204,7 +204,8 @@ def foreseen(comparison: Comparison) -> Section | None:
     if table.is_empty():
         return None
     told = table.drop_nulls("measured")
-    answer = f"{len(table)} predictions for {table['size'].n_unique()} sizes."
+    sizes = ", ".join(f"{size:,}" for size in table["size"].unique(maintain_order=True))
+    answer = f"{len(table)} predictions, for models of {sizes} parameters in blocks."
     if len(told):
         names = ", ".join(told["model"].unique(maintain_order=True))
         answer += f" {names}: the interval holds what was measured in {int(told['inside'].sum())} of {len(told)}."
