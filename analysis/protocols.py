@@ -40,8 +40,9 @@ def protocol_summary(study: Study) -> pl.DataFrame:
 
     ``nll`` is nats per token with Student's interval over seeds, each of which measured windows of its own;
     ``perplexity`` its exp; ``spread`` the seeds' standard deviation of perplexity over its mean. ``ece`` is the
-    expected calibration error of the first choice, with Student's interval over seeds. ``nonfinite`` tokens had NaN or
-    infinite logits. ``tokens_per_second`` is the median of the seeds, ``peak_memory`` the largest, in bytes.
+    expected calibration error of the first choice, the mean of the seeds' own (which few tokens make too high), with
+    Student's interval over them. ``nonfinite`` tokens had NaN or infinite logits. ``tokens_per_second`` is the median
+    of the seeds, ``peak_memory`` the largest, in bytes.
     """
     rows = study.protocols.sort("protocol", "context", "seed")
     order = [p["name"] for p in study.spec.get("protocols", ())]

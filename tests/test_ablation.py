@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.comparison.experts import standing_out
 from esa_ray.ablation import LAST, observed, silenced, sublayers, uses
 from esa_ray.engine.damaging import Damaging
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
-from tests.tiny import EXPERTS, FAMILIES, random_windows, state_bits, tiny
+from tests.tiny import EXPERTS, FAMILIES, INNER, random_windows, state_bits, tiny
 
 
 def zeroed(family, part, layer, expert=None):
@@ -122,3 +123,47 @@ def test_information_of_an_expert_that_draws_blindly_is_none_on_average():
         found += [u.information for u in used]
     # Without its correction it would be 19/(2·75) = 0.127 too high (less what the expert shares with all).
     assert abs(np.mean(found)) < 0.04
+
+
+def with_planted_super_expert(expert=1):
+    """A tiny mixture in which one expert of block 0 alone says that tokens are below 24, as they all are."""
+    model = tiny("mixtral")
+    block = model.model.layers[0].mlp
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.1)
+        model.model.embed_tokens.weight[:, :4] = 0.5
+        block.gate.weight[expert, :4] = 3.0  # every token goes there, and to one other
+        experts = block.experts
+        experts.gate_up_proj[expert, 0] = 0.0
+        experts.gate_up_proj[expert, INNER] = 0.0
+        for row in (0, INNER):
+            experts.gate_up_proj[expert, row, :4] = 0.5
+        experts.down_proj[expert, 9, 0] = 2.0
+        model.lm_head.weight[:, 9] = -0.5
+        model.lm_head.weight[:24, 9] = 0.5
+    return model, random_windows(12, 16, vocab=24)
+
+
+def test_a_planted_super_expert_is_found_by_silencing_each():
+    model, windows = with_planted_super_expert()
+    intact = np.array(evaluate(model, windows).nll)
+    costs, names = [], []
+    for layer in range(2):
+        for part in sublayers(catalogue(model), layer):
+            if part.part == "expert":
+                with silenced(part):
+                    costs.append((np.array(evaluate(model, windows).nll) - intact) / 15)
+                names.append((layer, part.expert))
+    _, holm = standing_out(np.array(costs))
+    assert [name for name, p in zip(names, holm, strict=True) if p is not None and p < 0.05] == [(0, 1)]
+    assert np.mean(costs[names.index((0, 1))]) > 0.3
+
+
+def test_among_experts_that_cost_alike_or_nothing_none_is_super():
+    draw = np.random.default_rng(0)
+    alike = 0.1 * np.exp(0.5 * draw.normal(size=(32, 1))) + 0.01 * draw.normal(size=(32, 12))
+    nothing = np.where(np.arange(32)[:, None] < 28, 0.0, 0.01 + 0.001 * draw.normal(size=(32, 12)))
+    for d in (alike, nothing):
+        assert all(p is None for p in standing_out(d)[1])

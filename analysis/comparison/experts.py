@@ -24,8 +24,11 @@ from analysis.study import Study
 
 #: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
 OUTLIER_Z = 3.5
-#: ΔNLL that counts as none where logarithms are taken, nats per token.
-SMALLEST = 1e-5
+#: ΔNLL that counts as none and as endless where logarithms are taken, nats per token.
+SMALLEST, LARGEST = 1e-5, 1e3
+#: What a super expert costs at least, nats per token, and the least MAD of log ΔNLL: where most experts cost nothing,
+#: one that costs a little stands out from nothing.
+LEAST, SPREAD = 0.05, 0.4
 #: The published criterion: above this quantile of all experts' peaks, and this share of the largest.
 PEAK_QUANTILE, PEAK_SHARE = 0.995, 0.1
 
@@ -42,13 +45,35 @@ USE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def standing_out(d: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
+    """Which experts cost far more than the others: modified z of log ΔNLL, and the p of those beyond 3.5 (see
+    :func:`experts`).
+
+    Parameters
+    ----------
+    d
+        ΔNLL of each silenced expert and window, (E, W), nats per token; infinite where the loss diverged.
+    """
+    cost, typical = d.mean(axis=1), np.median(d, axis=0)
+    logs = np.log(np.clip(cost, SMALLEST, LARGEST))
+    spread = max(float(np.median(np.abs(logs - np.median(logs)))), SPREAD)
+    z = 0.6745 * (logs - np.median(logs)) / spread
+    candidates = np.flatnonzero((z > OUTLIER_Z) & (cost > LEAST))
+    p = [paired_p((d[i] - typical)[None]) if np.isfinite(cost[i]) else 0.0 for i in candidates]
+    holm: list[float | None] = [None] * len(z)
+    for i, value in zip(candidates, multipletests(p, method="holm")[1] if p else [], strict=True):
+        holm[i] = float(value)
+    return z, holm
+
+
 @lru_cache(maxsize=64)
 def experts(study: Study) -> pl.DataFrame:
     """One row an expert: what silencing it costs, how it is used, and whether it is a super expert.
 
-    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD. ``p_holm`` is that of
-    those beyond 3.5: the permutation p, over windows, that it costs as much as the median expert, corrected over them.
-    ``super``: z above 3.5 and p below 0.05. ``peaks``: by its largest output alone (arXiv:2507.23279).
+    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD with a MAD of at least
+    0.4. ``p_holm`` is that of those beyond 3.5 that cost 0.05 nats per token and more: the permutation p, over windows,
+    that it costs as much as the median expert, corrected over them. ``super``: that p is below 0.05. ``peaks``: by its
+    largest output alone (arXiv:2507.23279).
     """
     table = sublayers(study).filter(pl.col("part") == "expert")
     if table.is_empty():
@@ -56,20 +81,9 @@ def experts(study: Study) -> pl.DataFrame:
     rows = study.ablations.filter(pl.col("part") == "expert").sort("layer", "part", "expert")
     base = baseline(study)
     ok = (rows["status"] == "ok").to_numpy()
-    d = np.full((len(rows), len(base["nll"])), np.nan)
+    d = np.full((len(rows), len(base["nll"])), np.inf)  # one that diverges costs more than any number says
     d[ok] = (np.array(rows.filter(pl.Series(ok))["nll"].to_list()) - base["nll"]) / base["tokens"]
-    typical = np.nanmedian(d, axis=0)
-    logs = np.log(np.maximum(d.mean(axis=1), SMALLEST))
-    centre = np.nanmedian(logs)
-    mad = np.nanmedian(np.abs(logs - centre))
-    z = 0.6745 * (logs - centre) / mad if mad > 0 else np.where(logs > centre, np.inf, 0.0)
-    # One that diverges costs more than any number says.
-    z = np.where(ok, z, np.inf)
-    candidates = np.flatnonzero(z > OUTLIER_Z)
-    p = [paired_p((d[i] - typical)[None]) if ok[i] else 0.0 for i in candidates]
-    holm: list[float | None] = [None] * len(z)
-    for i, value in zip(candidates, multipletests(p, method="holm")[1] if p else [], strict=True):
-        holm[i] = float(value)
+    z, holm = standing_out(d)
     peaks = table["peak"].to_numpy()
     by_peak = (peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())
     return table.select([c for c in EXPERTS if c in table.columns]).with_columns(
