@@ -170,8 +170,8 @@ def mixtures(comparison: Comparison) -> Section | None:
         "Balance: entropy of the experts' shares of positions, 1 all alike. Specialisation: how far the tokens of an "
         "expert are from all tokens, D_KL in nats less its bias, weighted by use. A super expert costs far more than "
         "the median expert (modified z of the logarithm above 3.5, and 0.05 nats per token) and surely more (p over "
-        "windows, corrected over such experts); “by output” is the published criterion on activations (arXiv:2507.23279). Experts of a model "
-        "are no sample of experts.",
+        "windows, corrected over such experts); “by output” is the published criterion on activations "
+        "(arXiv:2507.23279). Experts of a model are no sample of experts.",
         [Figure("experts", "Cost of silencing each expert; numbers in the table below",
                 "What silencing each expert of the largest mixture costs; written in: its share of positions.")],
         [listed(table.iter_rows(named=True), USE), listed(rows, EACH, "Each expert", folded=True)],
