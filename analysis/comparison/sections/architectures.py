@@ -58,10 +58,10 @@ def sublayers(comparison: Comparison) -> Section | None:
     ffn, attention = sure.filter(pl.col("difference") < 0).height, sure.filter(pl.col("difference") > 0).height
     answer = (
         f"Silencing the FFN costs surely more than silencing attention in {ffn} of {len(table)} models, attention more "
-        f"in {attention}. " + " ".join(_over_words(r) for r in over.iter_rows(named=True))
+        f"in {attention}. " + " ".join(filter(None, map(_over_words, over.iter_rows(named=True))))
     )
     return Section(
-        "sublayers", "Attention or FFN, early or late?", answer,
+        "sublayers", "Attention or FFN, early or late?", answer.strip(),
         "One sub-layer of one block adds nothing to the residual stream; ΔNLL in nats per token, the mean over blocks. "
         "Within a model p and intervals are over windows, and blocks are no sample; over models the unit is the "
         "family, the mean over its base models, since sizes of one recipe aren't independent.",
