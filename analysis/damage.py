@@ -251,15 +251,15 @@ def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, A
     }
 
 
-def corrected(table: pl.DataFrame, **methods: str) -> pl.DataFrame:
-    """The table with its ``p`` corrected over all rows that have one: column name → statsmodels' name of the method."""
-    tested = np.flatnonzero(table["p"].is_not_null().to_numpy())
+def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:
+    """The table with a column of p corrected over all rows that have one: new column → method, as statsmodels names it."""
+    tested = np.flatnonzero(table[p].is_not_null().to_numpy())
     if not len(tested):
         return table
     columns = {}
     for name, method in methods.items():
         values: list[float | None] = [None] * len(table)
-        for at, p in zip(tested, multipletests(table["p"].drop_nulls().to_numpy(), method=method)[1], strict=True):
-            values[at] = float(p)
+        for at, value in zip(tested, multipletests(table[p].drop_nulls().to_numpy(), method=method)[1], strict=True):
+            values[at] = float(value)
         columns[name] = pl.Series(values, dtype=pl.Float64)
     return table.with_columns(**columns)

@@ -87,6 +87,16 @@ def sign_e_value(x: np.ndarray) -> tuple[float, float]:
     return float(np.exp(log_e[-1])), float(min(1.0, np.exp(-log_e.max())))
 
 
+def standardised_mean(x: np.ndarray) -> float | None:
+    """g = J · mean / sd of paired differences, J = 1 − 3/(4(n−1) − 1) (Hedges 1981); None where they don't vary.
+
+    >>> round(standardised_mean(np.array([1.0, 2.0, 3.0])), 4)
+    1.1429
+    """
+    spread = float(x.std(ddof=1))
+    return float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1))) if spread > 0 else None
+
+
 def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float, Interval]:
     """Paired standardised mean difference over windows with its bootstrap interval.
 

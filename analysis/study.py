@@ -186,6 +186,10 @@ def load(directory: str | Path) -> Study:
     return Study(place, record)
 
 
+#: Counts of :func:`progress` that say that something asked for isn't there.
+LACKING = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
+
+
 def progress(study: Study) -> dict[str, int]:
     """Cells by status, missing ones, rankings stored, and what else was asked for and isn't measured."""
     counts = dict(study.cells.group_by("status").len().iter_rows())

@@ -1,6 +1,6 @@
 """Many models at once: how quantities move with size, and what tells architectures apart."""
 
-from analysis.comparison.architecture import kinds_compared, over_models, sublayers, within_models
+from analysis.comparison.architecture import kinds_compared, over_families, sublayers, within_models
 from analysis.comparison.experts import expert_use, experts
 from analysis.comparison.fingerprints import features, grouped, matrix, robustness, told_apart
 from analysis.comparison.laws import families, scaling
@@ -11,6 +11,6 @@ from analysis.comparison.verdicts import comparison_verdicts
 
 __all__ = [
     "Comparison", "compare", "comparison_verdicts", "expert_use", "experts", "families", "features", "grouped",
-    "kinds_compared", "matrix", "over_models", "predictions", "quantities", "robustness", "scaling", "sublayers",
+    "kinds_compared", "matrix", "over_families", "predictions", "quantities", "robustness", "scaling", "sublayers",
     "told_apart", "within_models",
 ]  # fmt: skip

@@ -1,12 +1,13 @@
 """Attention against feed-forward layers, and how damage moves with depth: within models, and over models.
 
 What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.ablation`). Blocks of a model are no replications of
-it: within a model the unit is the window, over models it is the model.
+it: within a model the unit is the window, over models it is the family.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.damage import baseline, corrected
-from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, t_interval
+from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, standardised_mean, t_interval
 from analysis.study import Study
 
 #: Families from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
@@ -39,7 +40,7 @@ OVER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _by_window(study: Study, rows: pl.DataFrame) -> np.ndarray:
+def by_window(study: Study, rows: pl.DataFrame) -> np.ndarray:
     """ΔNLL of each silenced part and window, nats per token, (rows, W)."""
     base = baseline(study)
     return (np.array(rows["nll"].to_list()) - base["nll"]) / base["tokens"]
@@ -64,7 +65,7 @@ def sublayers(study: Study) -> pl.DataFrame:
             seen = sum(row["positions"])
             told |= {"share": seen / positions, "weight": sum(row["routed"]) / seen if seen else None}
         if row["status"] == "ok":
-            d = _by_window(study, pl.DataFrame([row], schema=rows.schema))
+            d = by_window(study, pl.DataFrame([row], schema=rows.schema))
             means = bootstrap_means(d, rng)
             tail = expanded(LEVEL, d.shape[1])
             low, high = np.quantile(means, [tail, 1 - tail])
@@ -73,6 +74,7 @@ def sublayers(study: Study) -> pl.DataFrame:
     return pl.DataFrame(found, schema=SUBLAYERS)
 
 
+@lru_cache(maxsize=4)
 def within_models(comparison: Comparison) -> pl.DataFrame:
     """One row a model: silencing attention against silencing the FFN of the same block, the mean over blocks.
 
@@ -91,7 +93,7 @@ def within_models(comparison: Comparison) -> pl.DataFrame:
         both = rows.filter(pl.col("layer").is_in(sound["layer"].to_list())).sort("layer")
         if both.is_empty():
             continue
-        d = {part: _by_window(study, both.filter(pl.col("part") == part)) for part in ("attention", "ffn")}
+        d = {part: by_window(study, both.filter(pl.col("part") == part)) for part in ("attention", "ffn")}
         gap = (d["attention"] - d["ffn"]).mean(axis=0, keepdims=True)
         tail = expanded(LEVEL, gap.shape[1])
         low, high = np.quantile(bootstrap_means(gap, np.random.default_rng(0)), [tail, 1 - tail])
@@ -114,7 +116,7 @@ def _rho(damage: np.ndarray) -> float | None:
     return float(stats.spearmanr(np.arange(len(damage)), damage).statistic)
 
 
-def over_models(comparison: Comparison) -> pl.DataFrame:
+def over_families(comparison: Comparison) -> pl.DataFrame:
     """Is it so in models at large? One row a question.
 
     log(attention/ffn): the logarithm of what silencing one costs over the other; depth: Fisher's z of each model's
@@ -147,9 +149,7 @@ def _over(question: str, x: np.ndarray) -> dict[str, Any]:
         return told | {"why_not": f"{len(x)} families: how they vary can't be seen"}
     interval = t_interval(x)
     told |= {"mean": float(x.mean()), "low": interval.low, "high": interval.high}
-    spread = float(x.std(ddof=1))
-    if spread > 0:
-        told["g"] = float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1)))
+    told["g"] = standardised_mean(x)
     if len(x) < FEWEST_FAMILIES:
         return told | {
             "why_not": f"of {len(x)} families no signed-rank p can be below 0.05; {FEWEST_FAMILIES} are needed"
@@ -183,11 +183,9 @@ def kinds_compared(comparison: Comparison, table: pl.DataFrame) -> pl.DataFrame:
     series = comparison.models.with_columns(series=named())
     found = []
     names = series["series"].unique(maintain_order=True).to_list()
-    for a in names:
-        for b in names:
-            kind = _contrast(series, a, b)
-            if kind:
-                found += _pairs(table, series, a, b)
+    for a, b in permutations(names, 2):
+        if _contrast(series, a, b):
+            found += _pairs(table, series, a, b)
     return corrected(pl.DataFrame(found, schema=PAIRS), p_holm="holm")
 
 
@@ -221,16 +219,13 @@ def _pairs(table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[di
             found.append(told | {"why_not": f"{len(logs)} pairs of one size; {FEWEST_PAIRS} are needed"})
             continue
         x = np.array(logs)
-        interval, spread = t_interval(x), float(x.std(ddof=1))
+        interval, g = t_interval(x), standardised_mean(x)
         told |= {
             "ratio": float(np.exp(x.mean())),
             "low": float(np.exp(interval.low)),
             "high": float(np.exp(interval.high)),
         }
-        if spread > 0:
-            told |= {
-                "g": float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1))),
-                "p": float(stats.ttest_1samp(x, 0).pvalue),
-            }
+        if g is not None:
+            told |= {"g": g, "p": float(stats.ttest_1samp(x, 0).pvalue)}
         found.append(told)
     return found

@@ -15,9 +15,8 @@ import polars as pl
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from analysis.comparison.architecture import sublayers
+from analysis.comparison.architecture import by_window, sublayers
 from analysis.comparison.loading import Comparison, model_name
-from analysis.damage import baseline
 from analysis.distribution import KEYS, has_magnitude
 from analysis.inference import LEVEL, expanded, paired_p
 from analysis.study import Study
@@ -79,10 +78,9 @@ def experts(study: Study) -> pl.DataFrame:
     if table.is_empty():
         return pl.DataFrame(schema=EXPERTS)
     rows = study.ablations.filter(pl.col("part") == "expert").sort("layer", "part", "expert")
-    base = baseline(study)
     ok = (rows["status"] == "ok").to_numpy()
-    d = np.full((len(rows), len(base["nll"])), np.inf)  # one that diverges costs more than any number says
-    d[ok] = (np.array(rows.filter(pl.Series(ok))["nll"].to_list()) - base["nll"]) / base["tokens"]
+    # One that diverges costs more than any number says.
+    d = np.where(ok[:, None], by_window(study, rows), np.inf)
     z, holm = standing_out(d)
     peaks = table["peak"].to_numpy()
     by_peak = (peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())
@@ -153,8 +151,7 @@ def _rho_score(study: Study, blocks: list[pl.DataFrame]) -> float | None:
 
 def _rho_interval(study: Study, resamples: int = 400) -> tuple[float | None, float | None]:
     rows = study.ablations.filter((pl.col("part") == "expert") & (pl.col("status") == "ok")).sort("layer", "expert")
-    base, draw = baseline(study), np.random.default_rng(0)
-    d = (np.array(rows["nll"].to_list()) - base["nll"]) / base["tokens"]
+    draw, d = np.random.default_rng(0), by_window(study, rows)
     used, layer = np.array(rows["positions"].to_list(), dtype=float), rows["layer"].to_numpy()
     found = []
     for w in draw.multinomial(d.shape[1], np.full(d.shape[1], 1 / d.shape[1]), size=resamples):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import QUANTITIES, measured, quantities
+from analysis.damage import corrected
 from analysis.scaling import (
     Break,
     Families,
@@ -162,7 +162,7 @@ def scaling(comparison: Comparison) -> pl.DataFrame:
     predicted.
     """
     rows = [_row(s) for s in scaled(comparison)]
-    return _holm(pl.DataFrame(rows, schema=SCALING), "break_p", "break_p_holm")
+    return corrected(pl.DataFrame(rows, schema=SCALING), "break_p", break_p_holm="holm")
 
 
 def _row(s: Scaled) -> dict[str, Any]:
@@ -196,16 +196,6 @@ def _row(s: Scaled) -> dict[str, Any]:
     return told
 
 
-def _holm(table: pl.DataFrame, p: str, name: str) -> pl.DataFrame:
-    tested = table[p].drop_nulls().to_numpy()
-    if not len(tested):
-        return table
-    values = iter(multipletests(tested, method="holm")[1].tolist())
-    return table.with_columns(
-        pl.Series(name, [None if v is None else next(values) for v in table[p]], dtype=pl.Float64)
-    )
-
-
 def families(comparison: Comparison) -> pl.DataFrame:
     """One row per quantity: do families scale by one exponent, and lie on one line? (Analysis of covariance.)
 
@@ -219,8 +209,8 @@ def families(comparison: Comparison) -> pl.DataFrame:
             continue
         found = compare_families(mine.select("family", pl.col("body").cast(pl.Float64).alias("size"), "value"))
         rows.append({"quantity": quantity.name} | _compared(found))
-    result = pl.DataFrame(rows, schema=FAMILIES)
-    return _holm(_holm(result, "p_exponent", "p_exponent_holm"), "p_height", "p_height_holm")
+    result = corrected(pl.DataFrame(rows, schema=FAMILIES), "p_exponent", p_exponent_holm="holm")
+    return corrected(result, "p_height", p_height_holm="holm")
 
 
 def _compared(found: Families) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from analysis.comparison.verdicts import comparison_verdicts
 from analysis.figures import save_charts, styled
 from analysis.report import environment, json_script, library
 from analysis.sections.parts import Section
-from analysis.study import progress
+from analysis.study import LACKING, progress
 from analysis.summary import MARKS
 from esa_ray.place import Place
 
@@ -41,8 +41,7 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 
 def unfinished(comparison: Comparison) -> list[str]:
     """Models whose studies lack something that was asked for."""
-    lacking = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
-    return [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in lacking)]
+    return [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in LACKING)]
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def studies_at(location: str | None) -> list[str]:
 def show_status(location: str) -> int:
     """Print how far a study is; returns the exit status."""
     import analysis
+    from analysis.study import LACKING
     from esa_ray.lease import holder
 
     with opened(location) as study:
@@ -90,4 +91,4 @@ def show_status(location: str) -> int:
     for name, fact in pace.items():
         if fact is not None:
             console.out(f"{name:<18}{fact}")
-    return 1 if any(counts[k] for k in ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")) else 0
+    return 1 if any(counts[k] for k in LACKING) else 0

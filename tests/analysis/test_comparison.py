@@ -17,7 +17,7 @@ from analysis.comparison import (
     grouped,
     kinds_compared,
     matrix,
-    over_models,
+    over_families,
     predictions,
     quantities,
     robustness,
@@ -119,7 +119,7 @@ def test_silenced_ffns_cost_what_was_planted(many):
     assert table["attention"].to_list() == pytest.approx([0.1] * 15, rel=0.15)
     assert table["ffn"].to_list() == pytest.approx([0.4] * 15, rel=0.15)
     assert (table["p_holm"] < 0.05).all()
-    row = over_models(many).row(0, named=True)
+    row = over_families(many).row(0, named=True)
     assert np.exp(row["mean"]) == pytest.approx(0.25, rel=0.1)
     # Three families: fifteen models of three recipes are no fifteen models.
     assert (row["families"], row["p"]) == (3, None)

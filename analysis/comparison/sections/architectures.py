@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from analysis import wording
-from analysis.comparison.architecture import kinds_compared, over_models, within_models
+from analysis.comparison.architecture import kinds_compared, over_families, within_models
 from analysis.comparison.experts import expert_use, experts
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import quantities
@@ -51,7 +51,7 @@ OVER: Columns = {
 
 def sublayers(comparison: Comparison) -> Section | None:
     """Attention against FFN, and depth."""
-    table, over = within_models(comparison), over_models(comparison)
+    table, over = within_models(comparison), over_families(comparison)
     if table.is_empty():
         return None
     sure = table.filter(pl.col("p_holm") < LEVEL)
@@ -63,7 +63,7 @@ def sublayers(comparison: Comparison) -> Section | None:
     return Section(
         "sublayers", "Attention or FFN, early or late?", answer.strip(),
         "One sub-layer of one block adds nothing to the residual stream; ΔNLL in nats per token, the mean over blocks. "
-        "Within a model p and intervals are over windows, and blocks are no sample; over models the unit is the "
+        "Within a model p and intervals are over windows, and blocks are no sample; over families the unit is the "
         "family, the mean over its base models, since sizes of one recipe aren't independent.",
         [Figure("depth", "Cost of silencing attention and FFN by relative depth; numbers in the table below",
                 "What silencing attention (solid) and FFN (dashed) of one block costs, in each series' largest.")],
