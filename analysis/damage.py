@@ -252,7 +252,7 @@ def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, A
 
 
 def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:
-    """The table with a column of p corrected over all rows that have one: new column → method, as statsmodels names it."""
+    """The table with its p corrected over all rows that have one: name of a new column → method of statsmodels."""
     tested = np.flatnonzero(table[p].is_not_null().to_numpy())
     if not len(tested):
         return table
