@@ -53,6 +53,18 @@ def magnitudes(study: Study) -> pl.DataFrame:
     return rows.unique(["metric", "seed", *KEYS], maintain_order=True)
 
 
+def scored_tensors(study: Study, metric: str) -> pl.DataFrame:
+    """The statistics of a score's tensors in one seed, each tensor once: ``n`` sums to the weights that it ranks."""
+    rows = study.score_stats.filter(pl.col("metric") == metric)
+    return rows.filter(pl.col("seed") == rows["seed"].min()).unique(KEYS)
+
+
+def tensor_sums(study: Study) -> pl.DataFrame:
+    """:func:`magnitudes` of a study's first score, with each tensor's ``sum``; none where it has no magnitude."""
+    rows = magnitudes(study).filter(pl.col("metric") == study.spec["scores"][0]["metric"])
+    return rows.with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
+
+
 def tails(study: Study) -> pl.DataFrame:
     """One row per score and tensor, averaged over seeds: mean, Gini, the top 1% over the median, and the tail.
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis import wording
 from analysis.damage import TREATED, baseline, comparisons, effects, in_question
-from analysis.distribution import gaussian_product_tail, has_magnitude
+from analysis.distribution import gaussian_product_tail, has_magnitude, scored_tensors
 from analysis.figures import LINEAR_BELOW, charts
 from analysis.inference import LEVEL, RESAMPLES
 from analysis.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
@@ -71,9 +71,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
     controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
-    scored = study.score_stats.filter(
-        (pl.col("metric") == study.spec["scores"][0]["metric"]) & (pl.col("seed") == study.spec["seeds"][0])
-    ).unique(["tensor", "component", "expert"])["n"].sum()  # fmt: skip
+    scored = scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum()
     return {
         "super": row,
         "controls": controls.to_dicts(),

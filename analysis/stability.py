@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from analysis.distribution import scored_tensors
 from analysis.overlap import PLACE, Overlap, between, by_score, pairs, super_rankings
 from analysis.overlap import pool as pool_of
 from analysis.study import Study
@@ -32,9 +33,7 @@ _POOLS = {
 
 def pool_sizes(study: Study, metric: str, mode: str) -> list[int]:
     """How many scored weights each pool holds."""
-    rows = study.score_stats.filter(pl.col("metric") == metric)
-    rows = rows.filter(pl.col("seed") == rows["seed"].min()).unique(["tensor", "component", "expert"])
-    return rows.group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum())["n"].to_list()
+    return scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum())["n"].to_list()
 
 
 def chance_jaccard(k: int, pools: list[int]) -> float:

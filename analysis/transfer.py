@@ -9,6 +9,7 @@ import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.damage import baseline, corrected, differences, label
+from analysis.distribution import scored_tensors
 from analysis.overlap import PLACE
 from analysis.overlap import pool as pool_of
 from analysis.paired import aligned, bounds
@@ -138,9 +139,7 @@ def _agreement(study: Study, name: str, own: pl.DataFrame) -> dict[str, Any]:
     for _, mine in supers.group_by("seed"):
         both = mine.join(listed, on=PLACE, how="semi").height
         values.append(both / (mine.height + listed.height - both))
-    stats = study.score_stats.filter(pl.col("metric") == metric)
-    stats = stats.filter(pl.col("seed") == stats["seed"].min()).unique(["tensor", "component", "expert"])
-    sizes = dict(stats.group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum()).iter_rows())
+    sizes = dict(scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum()).iter_rows())
     counts = dict(listed.group_by(pool_of(mode).alias("pool")).len().iter_rows())
     return {
         "jaccard": sum(values) / len(values),

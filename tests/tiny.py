@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 VOCAB, HIDDEN, HEADS, HEAD, KV_HEADS, INNER, LAYERS, EXPERTS = 48, 16, 4, 4, 2, 24, 2, 3
@@ -118,19 +119,12 @@ def state_bits(model: PreTrainedModel) -> dict[str, bytes]:
     return {name: t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in tensors}
 
 
-def _byte_alphabet() -> list[str]:
-    # GPT-2's table: printable bytes stand for themselves, the others for characters from 256 on.
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
-
-
 BOS_ID, FIRST_BYTE = 0, 2
 
 
 def byte_tokenizer(*, adds_bos: bool = True, bos: bool = True) -> PreTrainedTokenizerFast:
     """One token a byte: byte b is token b + 2, BOS is token 0."""
-    vocab = {"<s>": BOS_ID, "</s>": 1} | {c: b + FIRST_BYTE for b, c in enumerate(_byte_alphabet())}
+    vocab = {"<s>": BOS_ID, "</s>": 1} | {letter: b + FIRST_BYTE for b, letter in bytes_to_unicode().items()}
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()

@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.comparison.architecture import by_window, sublayers
 from analysis.comparison.loading import Comparison, model_name
-from analysis.distribution import KEYS, has_magnitude
+from analysis.distribution import tensor_sums
 from analysis.inference import LEVEL, expanded, paired_p
 from analysis.study import Study
 
@@ -139,12 +139,10 @@ def _mean_rho(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
 
 def _rho_score(study: Study, blocks: list[pl.DataFrame]) -> float | None:
     """How an expert's use goes with the first score of its weights, within blocks."""
-    metric = study.spec["scores"][0]["metric"]
-    rows = study.score_stats.filter((pl.col("metric") == metric) & pl.col("expert").is_not_null())
-    rows = rows.unique([*KEYS, "seed"])
-    if not has_magnitude(metric) or rows.is_empty():
+    rows = tensor_sums(study).filter(pl.col("expert").is_not_null())
+    if rows.is_empty():
         return None
-    score = rows.group_by("layer", "expert").agg((pl.col("mean") * pl.col("n")).sum() / pl.col("n").sum())
+    score = rows.group_by("layer", "expert").agg(mean=pl.col("sum").sum() / pl.col("n").sum())
     joined = [b.join(score, on=["layer", "expert"]) for b in blocks]
     return _mean_rho([(b["share"].to_numpy(), b["mean"].to_numpy()) for b in joined])
 
@@ -167,16 +165,15 @@ def _rho_interval(study: Study, resamples: int = 400) -> tuple[float | None, flo
 
 def _scores(study: Study) -> dict[str, float | None]:
     """Mean score a weight in experts and elsewhere, and the experts' shares of scores and weights."""
-    metric = study.spec["scores"][0]["metric"]
-    rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"])
+    rows = tensor_sums(study)
     inside = rows.filter(pl.col("expert").is_not_null())
-    if not has_magnitude(metric) or inside.is_empty() or len(inside) == len(rows):
+    if inside.is_empty() or len(inside) == len(rows):
         return {}
-    n = {part: int(t["n"].sum()) for part, t in (("in", inside), ("all", rows))}
-    mass = {part: float((t["mean"] * t["n"]).sum()) for part, t in (("in", inside), ("all", rows))}
+    n, everything = int(inside["n"].sum()), int(rows["n"].sum())
+    mass, whole = float(inside["sum"].sum()), float(rows["sum"].sum())
     return {
-        "expert_score": mass["in"] / n["in"],
-        "shared_score": (mass["all"] - mass["in"]) / (n["all"] - n["in"]),
-        "expert_share": mass["in"] / mass["all"],
-        "expert_weights": n["in"] / n["all"],
+        "expert_score": mass / n,
+        "shared_score": (whole - mass) / (everything - n),
+        "expert_share": mass / whole,
+        "expert_weights": n / everything,
     }

@@ -190,7 +190,7 @@ def tree(comparison: Comparison) -> Chart | None:
     y = alt.Y("across:Q", axis=None, scale=alt.Scale(domain=[len(labels) - 0.4, -0.6]))
     far = float(found.linkage[:, 2].max())
     scale = alt.Scale(domain=[far * 1.05, -far * 0.75], nice=False)
-    ticks = [t for t in alt_ticks(far) if t <= far]
+    ticks = [t for t in round_ticks(far) if t <= far]
     x_axis = alt.X("distance:Q", scale=scale, title="distance (Ward)", axis=alt.Axis(values=ticks, grid=False))
     branches = (
         alt.Chart(lines)
@@ -210,10 +210,10 @@ def tree(comparison: Comparison) -> Chart | None:
     return alt.layer(branches, support, names).properties(width="container", height=18 * len(labels) + 40)
 
 
-def alt_ticks(high: float) -> list[float]:
+def round_ticks(high: float) -> list[float]:
     """About four round numbers from 0 up to a limit.
 
-    >>> alt_ticks(9.0)
+    >>> round_ticks(9.0)
     [0.0, 2.0, 4.0, 6.0, 8.0]
     """
     step = 10 ** np.floor(np.log10(high / 2))

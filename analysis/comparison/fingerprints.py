@@ -22,8 +22,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.quantities import Measured, collapse, curve, measured, reference
-from analysis.distribution import KEYS, has_magnitude
+from analysis.comparison.quantities import Measured, collapse, curve, measured, reference, resampled_units
+from analysis.distribution import tensor_sums
 from analysis.study import Study
 
 RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 99, 5
@@ -49,13 +49,11 @@ COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def _shares(study: Study) -> dict[str, float]:
     """For each component, log of its mean score a weight over that of all weights."""
-    metric = study.spec["scores"][0]["metric"]
-    if not has_magnitude(metric):
+    rows = tensor_sums(study)
+    if rows.is_empty():
         return {}
-    rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"])
-    rows = rows.with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
     overall = float(rows["sum"].sum()) / int(rows["n"].sum())
-    by = rows.group_by("component").agg(pl.col("sum").sum() / pl.col("n").sum())
+    by = rows.group_by("component", maintain_order=True).agg(pl.col("sum").sum() / pl.col("n").sum())
     return {f"score of {c}": float(np.log(v / overall)) for c, v in by.iter_rows() if c in COMPONENTS and v > 0}
 
 
@@ -246,9 +244,7 @@ def robustness(comparison: Comparison, share: float = 0.1) -> pl.DataFrame:
         else:
             reached = curved.reaching(share * level)
             assert reached is not None
-            seeds = len(study.spec["seeds"])
-            units = seeds if seeds > 1 else len(study.baselines["nll"][0])
-            its = Measured(float(reached[0]) / curved.scored, reached[1:] / curved.scored, units)
+            its = Measured(float(reached[0]) / curved.scored, reached[1:] / curved.scored, resampled_units(study))
             value, again, ends = its.value, its.drawn(draw, DRAWS), (its.low, its.high)
         words = {-1: "less than", 0: None, 1: "more than"}[side]
         found.append(

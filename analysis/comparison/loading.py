@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
 from esa_ray.errors import EsaError
 from esa_ray.place import Place
@@ -42,9 +43,7 @@ class Comparison:
         found["model"] = model_name(study)
         found["family"] = found["family"] or found["architecture"]
         found |= self.labels.get(found["model"], {})
-        first = study.score_stats.filter(pl.col("metric") == study.spec["scores"][0]["metric"])
-        first = first.filter(pl.col("seed") == first["seed"].min()).unique(["tensor", "component", "expert"])
-        found["scored"] = int(first["n"].sum())
+        found["scored"] = scored_weights(study)
         return found
 
     @cached_property
@@ -59,6 +58,11 @@ class Comparison:
     def by_name(self, model: str) -> Study:
         """A model's study."""
         return self.studies[self.models["model"].to_list().index(model)]
+
+
+def scored_weights(study: Study) -> int:
+    """How many weights a study's first score ranks."""
+    return int(scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum())
 
 
 def model_name(study: Study) -> str:

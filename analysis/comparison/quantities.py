@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.comparison.loading import Comparison, model_name
+from analysis.comparison.loading import Comparison, model_name, scored_weights
 from analysis.damage import baseline, differences
-from analysis.distribution import KEYS, has_magnitude
+from analysis.distribution import tensor_sums
 from analysis.inference import LEVEL
 from analysis.stability import jaccard
 from analysis.study import Study
@@ -199,13 +199,7 @@ def curve(study: Study, damage: Damage | None, group: str = "super") -> Curve | 
         diverged.append(any(seed not in found for seed in seeds))
     shortest = min(len(x) for row in values for x in row)
     d = np.array([[x[:shortest] for x in row] for row in values])
-    return Curve(np.array(sizes), _scored(study), _resampled(d), np.array(diverged))
-
-
-def _scored(study: Study) -> int:
-    rows = study.score_stats.filter(pl.col("metric") == study.spec["scores"][0]["metric"])
-    rows = rows.filter(pl.col("seed") == rows["seed"].min()).unique(["tensor", "component", "expert"])
-    return int(rows["n"].sum())
+    return Curve(np.array(sizes), scored_weights(study), _resampled(d), np.array(diverged))
 
 
 @lru_cache(maxsize=64)
@@ -221,53 +215,22 @@ def collapse(study: Study) -> np.ndarray | None:
     return math.log(vocabulary) - intact(study) if vocabulary else None
 
 
-def _spread(name: str) -> Callable[[Study, Any], np.ndarray | None]:
-    """A statistic of the tail of the first score: the mean over tensors, weighted by their sizes, of each seed."""
+def _mean(of: pl.Expr, weights: str = "n") -> Callable[[Study, Any], np.ndarray | None]:
+    """The weighted mean of something over the first score's tensors, seed by seed: the mean over seeds, as it is and
+    resampled (of one seed alone nothing can be).
+    """
+    weight, there = pl.col(weights), of.is_not_null()
+    mean = pl.when(there.any()).then((of * weight).sum() / weight.filter(there).sum())
 
     def make(study: Study, _: Any) -> np.ndarray | None:
-        metric = study.spec["scores"][0]["metric"]
-        if not has_magnitude(metric):
-            return None
-        rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"]).drop_nulls(name)
-        by_seed = rows.group_by("seed", maintain_order=True).agg((pl.col(name) * pl.col("n")).sum() / pl.col("n").sum())
-        return _over_seeds(by_seed[name].to_numpy())
+        blocks = study.resolved.get("layers") or 0
+        depth = pl.col("layer") / (blocks - 1) if blocks > 1 else pl.lit(None, pl.Float64)
+        rows = tensor_sums(study).with_columns(depth=depth, attention=pl.col("component").is_in(ATTENTION))
+        by_seed = rows.group_by("seed", maintain_order=True).agg(value=mean)
+        values = by_seed["value"].drop_nulls().to_numpy()
+        return None if not len(values) else values if len(values) == 1 else _resampled(values[:, None])
 
     return make
-
-
-def _over_seeds(values: np.ndarray) -> np.ndarray | None:
-    """The mean over seeds, as it is and resampled; of one seed alone nothing can be resampled."""
-    if not len(values):
-        return None
-    return values if len(values) == 1 else _resampled(values[:, None])
-
-
-def _share(study: Study, keep: pl.Expr) -> np.ndarray | None:
-    """Share of the first score's sum that some tensors hold, seed by seed."""
-    metric = study.spec["scores"][0]["metric"]
-    if not has_magnitude(metric):
-        return None
-    rows = study.score_stats.filter(pl.col("metric") == metric).unique([*KEYS, "seed"])
-    rows = rows.with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
-    by_seed = rows.group_by("seed", maintain_order=True).agg(pl.col("sum").filter(keep).sum() / pl.col("sum").sum())
-    return _over_seeds(by_seed["sum"].to_numpy())
-
-
-def _attention(study: Study, _: Any) -> np.ndarray | None:
-    return _share(study, pl.col("component").is_in(ATTENTION))
-
-
-def _depth(study: Study, _: Any) -> np.ndarray | None:
-    """Where along the blocks the score's mass lies: its mean relative depth, 0 the first block and 1 the last."""
-    metric, layers = study.spec["scores"][0]["metric"], study.resolved.get("layers")
-    if not has_magnitude(metric) or not layers or layers < 2:
-        return None
-    rows = study.score_stats.filter((pl.col("metric") == metric) & pl.col("layer").is_not_null())
-    rows = rows.unique([*KEYS, "seed"]).with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
-    by_seed = rows.group_by("seed", maintain_order=True).agg(
-        (pl.col("sum") * pl.col("layer") / (layers - 1)).sum() / pl.col("sum").sum()
-    )
-    return _over_seeds(by_seed["sum"].to_numpy())
 
 
 def _first(study: Study, reference: Reference) -> np.ndarray | None:
@@ -296,7 +259,7 @@ def _collapsed(share: float, *, fraction: bool) -> Callable[[Study, Any], np.nda
     def make(study: Study, reference: Reference) -> np.ndarray | None:
         found, level = curve(study, reference.damage), collapse(study)
         weights = None if found is None or level is None else found.reaching(share * level)
-        return weights / _scored(study) if weights is not None and fraction else weights
+        return weights / scored_weights(study) if weights is not None and fraction else weights
 
     return make
 
@@ -336,12 +299,12 @@ def reference(comparison: Comparison) -> Reference:
 
 QUANTITIES: tuple[Quantity, ...] = (
     Quantity("intact_nll", "loss of the intact model, nats per token", lambda study, _: intact(study)),
-    Quantity("gini", "Gini coefficient of the scores", _spread("gini")),
-    Quantity("tail_index", "Hill's tail index of the top 1% of scores; smaller is heavier", _spread("tail_index")),
-    Quantity("half_mass_fraction", "fraction of weights with half the score", _spread("half_mass_fraction")),
-    Quantity("top1pct_over_median", "top 1% of scores over their median", _spread("top1pct_over_median")),
-    Quantity("attention_share", "share of the score's sum in attention", _attention),
-    Quantity("depth", "mean relative depth of the score's mass", _depth),
+    Quantity("gini", "Gini coefficient of the scores", _mean(pl.col("gini"))),
+    Quantity("tail_index", "Hill's tail index of the top 1%; smaller is heavier", _mean(pl.col("tail_index"))),
+    Quantity("half_mass_fraction", "fraction of weights with half the score", _mean(pl.col("half_mass_fraction"))),
+    Quantity("top1pct_over_median", "top 1% of scores over their median", _mean(pl.col("top1pct_over_median"))),
+    Quantity("attention_share", "share of the score's sum in attention", _mean(pl.col("attention"), "sum")),
+    Quantity("depth", "mean relative depth of the score's sum", _mean(pl.col("depth"), "sum")),
     Quantity("first_damage", "ΔNLL of the smallest set, nats per token and weight", _first),
     Quantity("damage_at_count", "ΔNLL of a set of the same number of weights, nats per token", _at_count),
     Quantity("damage_at_fraction", "ΔNLL of a set of the same fraction of weights, nats per token", _at_fraction),
@@ -359,6 +322,17 @@ COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def windows(study: Study) -> int:
+    """How many windows a study evaluates on."""
+    return len(study.baselines["nll"][0])
+
+
+def resampled_units(study: Study) -> int:
+    """Of what a bootstrap of damage has the fewest: seeds, or windows where there is one seed."""
+    seeds = len(study.spec["seeds"])
+    return seeds if seeds > 1 else windows(study)
+
+
 @lru_cache(maxsize=4)
 def measured(comparison: Comparison) -> dict[tuple[str, str], Measured]:
     """(quantity, model) → what was measured, for all that a study has data for."""
@@ -369,18 +343,16 @@ def measured(comparison: Comparison) -> dict[tuple[str, str], Measured]:
             values = quantity.make(study, at)
             if values is not None and np.isfinite(values).all():
                 resamples = values[1:] if len(values) > 1 else None
-                seeds = len(study.spec["seeds"])
-                windows = len(study.baselines["nll"][0])
-                units = windows if quantity.name == "intact_nll" or seeds < 2 else seeds
+                units = resampled_units(study) if quantity.name != "intact_nll" else windows(study)
                 found[quantity.name, model_name(study)] = Measured(float(values[0]), resamples, units)
     return found
 
 
 def quantities(comparison: Comparison) -> pl.DataFrame:
-    """One row per quantity and model: its value, with a 95% bootstrap interval over seeds and windows.
+    """One row per quantity and model: its value, with the 95% interval of :class:`Measured` over seeds and windows.
 
-    Quantities are those of the study's first score. Damage is to its super sets by one kind
-    (sign flips, else zeroing), the mean over seeds and windows; sets of other sizes than those tested lie between them
+    Quantities are those of the study's first score. Damage is to its super sets, by one way that all studies have
+    (:func:`shared_damage`), the mean over seeds and windows; sets of other sizes than those tested lie between them
     on logarithmic axes, and nothing is said beyond.
     """
     facts = {row["model"]: row for row in comparison.models.iter_rows(named=True)}

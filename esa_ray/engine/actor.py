@@ -72,10 +72,10 @@ class ModelActor:
         with _ending(), self._meters.busy():
             return self._worker.ablate(layer)
 
-    def protocol(self, protocol: str, context: int, seed: int) -> dict[str, Any]:
+    def protocol(self, protocols: tuple[str, ...], context: int, seed: int) -> dict[str, Any]:
         """See :meth:`Worker.protocol`."""
         with _ending(), self._meters.busy():
-            return self._worker.protocol(protocol, context, seed)
+            return self._worker.protocol(protocols, context, seed)
 
     def tasks(self, protocol: str) -> dict[str, Any]:
         """See :meth:`Worker.tasks`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import cache, lru_cache
+from itertools import product
 
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, Resolved, cell_id, cells
@@ -103,11 +104,18 @@ def missing_blocks(store: Store, spec: StudySpec) -> list[int]:
     return [n for n in range(record["resolved"]["layers"]) if ablation_name(n) not in have]
 
 
-def missing_protocols(store: Store, spec: StudySpec) -> list[tuple[str, int, int]]:
-    """(protocol, context, seed) of measurements of the intact model that aren't stored."""
+def missing_protocols(store: Store, spec: StudySpec) -> list[tuple[tuple[str, ...], int, int]]:
+    """(protocols, context, seed) of measurements of the intact model that aren't stored.
+
+    Protocols that read as many windows of a length read the same ones, and are measured together.
+    """
     have = set(store.names("protocols")) if spec.protocols else set()
-    every = [(p.name, context, seed) for p in spec.protocols for context in p.contexts for seed in spec.seeds]
-    return [one for one in every if protocol_name(*one) not in have]
+    found: dict[tuple[int, int, int], list[str]] = {}
+    for protocol in spec.protocols:
+        for context, seed in product(protocol.contexts, spec.seeds):
+            if protocol_name(protocol.name, context, seed) not in have:
+                found.setdefault((context, seed, protocol.windows), []).append(protocol.name)
+    return [(tuple(names), context, seed) for (context, seed, _), names in found.items()]
 
 
 def missing_tasks(store: Store, spec: StudySpec) -> list[str]:

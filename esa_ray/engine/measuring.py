@@ -92,9 +92,10 @@ class Measuring:
             raise EsaError("zero-shot tasks need lm-eval: pip install 'esa-ray[tasks]'") from None
         protocol, started = self._protocol(name), time.perf_counter()
         asked = [_task(task) for task in protocol.tasks]
+        tokenizer = load_tokenizer(self.source)
         wrapped = HFLM(
-            pretrained=self.model, tokenizer=load_tokenizer(self.source), batch_size=self.spec.data.batch_size,
-            add_bos_token=self.spec.data.bos != "never",
+            pretrained=self.model, tokenizer=tokenizer, batch_size=self.spec.data.batch_size,
+            add_bos_token=data.uses_bos(self.spec.data, tokenizer),
         )  # fmt: skip
         try:
             found = simple_evaluate(

@@ -34,6 +34,7 @@ from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, chunks
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
+from esa_ray.store import Store
 
 __all__ = ["Options", "Summary", "run_studies", "run_study"]
 
@@ -179,9 +180,7 @@ def _run(
                 _search(works[0], watch, how, listeners, check)
             else:
                 _sweep(works, watch, how, listeners)
-            _census(works, reporter, check)
-            _ablations(works, reporter, check)
-            _protocols(works, reporter, check)
+            _afterwards(works, reporter, check)
         finally:
             for work in works:
                 dismiss(work.crew.actors)
@@ -298,32 +297,32 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
     work.computed += len(store.cell_statuses().keys() - before)
 
 
-def _census(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+def _census(store: Store, spec: StudySpec) -> list[Job]:
     """Single weights, damaged one at a time."""
-    parts = [missing_packets(work.store, work.spec) for work in works]
-    if any(parts):
-        _share(works, "census", [[("measure", (part,)) for part in mine] for mine in parts], reporter, check)
-    for work, mine in zip(works, parts, strict=True):
-        work.computed += len(mine)
+    return [("measure", (packet,)) for packet in missing_packets(store, spec)]
 
 
-def _ablations(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+def _blocks(store: Store, spec: StudySpec) -> list[Job]:
     """Sub-layers and experts, silenced block by block."""
-    blocks = [missing_blocks(work.store, work.spec) for work in works]
-    if any(blocks):
-        _share(works, "blocks", [[("ablate", (block,)) for block in mine] for mine in blocks], reporter, check)
-    for work, mine in zip(works, blocks, strict=True):
-        work.computed += len(mine)
+    return [("ablate", (block,)) for block in missing_blocks(store, spec)]
 
 
-def _protocols(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+def _intact(store: Store, spec: StudySpec) -> list[Job]:
     """The intact model under protocols: its loss and confidence, and zero-shot tasks."""
-    jobs: list[list[Job]] = [
-        [*(("protocol", one) for one in missing_protocols(work.store, work.spec)),
-         *(("tasks", (name,)) for name in missing_tasks(work.store, work.spec))]
-        for work in works
-    ]  # fmt: skip
-    if any(jobs):
-        _share(works, "intact", jobs, reporter, check)
-    for work, mine in zip(works, jobs, strict=True):
-        work.computed += len(mine)
+    measured: list[Job] = [("protocol", one) for one in missing_protocols(store, spec)]
+    return measured + [("tasks", (name,)) for name in missing_tasks(store, spec)]
+
+
+#: What follows the cells: phase → the jobs that a study lacks.
+AFTERWARDS: dict[str, Callable[[Store, StudySpec], list[Job]]] = {
+    "census": _census, "blocks": _blocks, "intact": _intact,
+}  # fmt: skip
+
+
+def _afterwards(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
+    for phase, missing in AFTERWARDS.items():
+        jobs = [missing(work.store, work.spec) for work in works]
+        if any(jobs):
+            _share(works, phase, jobs, reporter, check)
+        for work, mine in zip(works, jobs, strict=True):
+            work.computed += len(mine)

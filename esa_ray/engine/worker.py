@@ -304,10 +304,11 @@ class Worker:
     def _measuring(self) -> Measuring:
         return Measuring(self.model, self.source, self.spec)
 
-    def protocol(self, protocol: str, context: int, seed: int) -> dict[str, Any]:
-        """Measure the intact model on windows of one length that a seed draws, and store it."""
-        row = self._common | self._measuring.protocol(protocol, context, seed)
-        self.store.write("protocols", protocol_name(protocol, context, seed), [row | {"created": datetime.now(UTC)}])
+    def protocol(self, protocols: tuple[str, ...], context: int, seed: int) -> dict[str, Any]:
+        """Measure the intact model on windows of one length that a seed draws, and store it for these protocols."""
+        row = self._common | self._measuring.protocol(protocols[0], context, seed) | {"created": datetime.now(UTC)}
+        for protocol in protocols:
+            self.store.write("protocols", protocol_name(protocol, context, seed), [row | {"protocol": protocol}])
         return {"seconds": row.get("seconds")}
 
     def tasks(self, protocol: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from esa_ray.models.known import ORIGIN, counted
@@ -47,10 +48,7 @@ IGNORED = -100
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, behind BOS."""
-    # GPT-2's table: printable bytes stand for themselves, the others for characters from 256 on.
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = iter(range(256, 512))
-    letters = [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+    letters = [letter for _, letter in sorted(bytes_to_unicode().items())]
     vocabulary = {name: n for n, name in enumerate((*SPECIAL, *letters))}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
