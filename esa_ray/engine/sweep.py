@@ -40,6 +40,8 @@ __all__ = ["Options", "Summary", "run_studies", "run_study"]
 
 #: A trial costs about 40 ms; cells shorter than this travel several to a trial.
 TRIAL_SECONDS = 0.4
+#: Trials an actor from which on a second process, 2 s of computing, is worth the 40 ms that it hides of each.
+MANY_TRIALS = 50
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,9 @@ def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Optio
         pieces = chunks(by_first_block(work.store, mine), 1 if listeners else size)
         # Studies side by side advance in step: each packet stands at its share of its own study.
         packets += [((i + 0.5) / len(pieces), _packet(number, piece, work)) for i, piece in enumerate(pieces)]
-        # A second trial at each actor hides a trial's 40 ms behind the other's work; long cells don't need it.
-        at_once += actors * (1 if work.cell_seconds > 1 else 2)
+        # A second trial at each actor hides a trial's 40 ms behind the other's work. Long cells don't need it, and few
+        # cells are done before the second process has started.
+        at_once += actors * (2 if work.cell_seconds < 1 and len(pieces) >= MANY_TRIALS * actors else 1)
     ordered = [packet for _, packet in sorted(packets, key=lambda entry: entry[0])]
     fit(
         CellTrial, {"work": tune.grid_search(ordered)}, crews=[work.crew for work in works],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +16,25 @@ from esa_ray.data.documents import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
-from esa_ray.engine.lacking import lacks, missing_cells, resolution, statuses
+from esa_ray.engine.lacking import (
+    lacks,
+    missing_blocks,
+    missing_cells,
+    missing_packets,
+    missing_protocols,
+    missing_seeds,
+    missing_tasks,
+    resolution,
+    statuses,
+)
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
-from esa_ray.store import CENSUS_PACKET, PACK_AT, Store
+from esa_ray.store import PACK_AT, Store
+
+#: Blocks that a model which wasn't loaded yet has at least, or nearly.
+SOME_BLOCKS = range(8)
 
 
 @dataclass(frozen=True)
@@ -112,9 +126,20 @@ class Work:
 
     @property
     def pieces(self) -> int:
-        """Independent pieces of work; more actors than that would idle."""
-        packets = math.ceil(self.spec.fidelity / CENSUS_PACKET)
-        return max(len(self.spec.seeds), len(cells(self.spec)), packets)
+        """Independent pieces of work that are left; more actors than that would idle."""
+        spec, store = self.spec, self.store
+        if store.unreadable():  # what that held is known once it is set aside
+            return max(len(spec.seeds), len(cells(spec)))
+        damage = self.missing() if self.resolved else cells(spec)
+        blocks = missing_blocks(store, spec) if self.resolved else SOME_BLOCKS
+        phases: list[Sized] = [
+            missing_seeds(store, spec),
+            damage,
+            missing_packets(store, spec),
+            blocks if "architecture" in spec.analyses else (),
+            [*missing_protocols(store, spec), *missing_tasks(store, spec)],
+        ]
+        return max(1, *map(len, phases))
 
     @property
     def model(self) -> cluster.Model:

@@ -114,8 +114,13 @@ def options(model_dir, text_file):
     )  # fmt: skip
 
 
-def test_a_finished_study_is_a_job_that_succeeded_with_progress_in_its_log_and_results_where_it_was_told(head, options):
-    done = submit(head, *options, "--perturb", "zero", "--controls", "random_k")  # no --out-dir: $ESA_RESULTS
+@pytest.fixture(scope="module")
+def done(head, options):
+    """A study that was submitted, and came to its end."""
+    return submit(head, *options, "--perturb", "zero", "--controls", "random_k")  # no --out-dir: $ESA_RESULTS
+
+
+def test_a_finished_study_is_a_job_that_succeeded_with_progress_in_its_log_and_results_where_it_was_told(head, done):
     assert done.returncode == 0, done.stdout + done.stderr
     assert truth(head, name_of(done)) == ["SUCCEEDED", "0"]
     for words in ("loading: ", "scoring: 2/2", "cells: 2/2", "% busy", "report   "):
@@ -124,12 +129,11 @@ def test_a_finished_study_is_a_job_that_succeeded_with_progress_in_its_log_and_r
     assert analysis.progress(analysis.load(study))["ok"] == 2
 
 
-def test_prometheus_can_read_what_the_actors_count(head, options, tmp_path):
-    more = ("--perturb", "zero,sign_flip", "--out-dir", str(tmp_path / "metered"))
-    assert submit(head, *options, *more).returncode == 0
-    cells = analysis.load(tmp_path / "metered").cells
+def test_prometheus_can_read_what_the_actors_count(head, done):
+    (study,) = (head.scratch / "results").iterdir()
+    cells = analysis.load(study).cells
     deadline = time.monotonic() + 60
-    while (found := meters(head.metrics, "metered")).get("cells_total", 0) < 2:  # each process tells its own, by turns
+    while (found := meters(head.metrics, study.name)).get("cells_total", 0) < 2:  # each process tells its own, by turns
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert found["tokens_total"] == sum(map(sum, cells["tokens"]))

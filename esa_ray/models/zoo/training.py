@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -237,13 +236,13 @@ def _tune(model: PreTrainedModel, r: Recipe) -> Training:
 
 
 def _keep(model: PreTrainedModel, about: dict[str, Any], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".training-"))
+    scratch = target.with_name(f".{target.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed while it wrote
     try:
         model.save_pretrained(scratch)
         tokenizer().save_pretrained(scratch)
         (scratch / "zoo.json").write_text(json.dumps(about, indent=2) + "\n")
-        scratch.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)  # without its zoo.json it isn't whole
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
