@@ -59,10 +59,10 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
     return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
 
 
-def in_question(study: Study) -> pl.Expr:
+def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
     """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
-    if lists := study.spec.get("lists"):
-        return (pl.col("metric") == "listed") & (pl.col("mode") == lists[0]["name"])
+    if lists and (given := study.spec.get("lists")):
+        return (pl.col("metric") == "listed") & (pl.col("mode") == given[0]["name"])
     first = study.spec["scores"][0]
     chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
     return chosen_by & (pl.col("k") == max(study.spec["topk"]))

@@ -56,7 +56,7 @@ def magnitudes(study: Study) -> pl.DataFrame:
 def scored_tensors(study: Study, metric: str) -> pl.DataFrame:
     """The statistics of a score's tensors in one seed, each tensor once: ``n`` sums to the weights that it ranks."""
     rows = study.score_stats.filter(pl.col("metric") == metric)
-    return rows.filter(pl.col("seed") == rows["seed"].min()).unique(KEYS)
+    return rows.filter(pl.col("seed") == pl.col("seed").min()).unique(KEYS)
 
 
 def tensor_sums(study: Study) -> pl.DataFrame:

@@ -13,16 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis import wording
 from analysis.comparison import Comparison, compare, comparison_verdicts
 from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
+from analysis.comparison.sections.intact import intact
 from analysis.figures import styled
-from analysis.protocols import protocol_summary
-from analysis.sections.parts import Figure, Section, Table
+from analysis.sections.parts import Figure
 from analysis.study import StudyError
-from analysis.verdicts import Verdict, verdicts
+from analysis.verdicts import Verdict
 
 DIRECTORY, RESULTS = Path("docs/results"), Path("results")
 
@@ -53,28 +52,8 @@ def scaling(comparison: Comparison) -> dict[str, Any]:
 
 def baselines(comparison: Comparison) -> dict[str, Any]:
     """What the protocols found of many intact models."""
-    rows, judged = [], []
-    for study in comparison.studies:
-        for r in protocol_summary(study).iter_rows(named=True):
-            told = r["why_not"] or wording.within(r["nll"], r["nll_low"], r["nll_high"], 3)
-            rows.append(
-                [r["model"], r["protocol"], str(r["context"]), told, wording.significant(r["perplexity"], 4),
-                 wording.percent(r["spread"]), wording.percent(r["accuracy"]), wording.within(r["ece"], None, None, 3),
-                 str(r["nonfinite"] if r["nonfinite"] is not None else "–"),
-                 wording.significant(r["tokens_per_second"])]
-            )  # fmt: skip
-        judged += [[model_name(study), v.id, v.claim, v.status, v.evidence] for v in verdicts(study)]
-    columns = ["<model", "<protocol", "context", "<nats per token", "perplexity", "spread over seeds", "accuracy"]
-    columns += ["ECE", "NaN or infinite", "tokens/s"]
-    failing = sum(row[3] == "fails" for row in judged)
-    section = Section(
-        "intact", "Loss, calibration and speed",
-        f"{len(comparison.studies)} models; {len(judged)} criteria, of which {failing} fail.",
-        "Every seed measures windows of its own; intervals are Student's over seeds. Perplexities of models with other "
-        "tokens don't compare. Speed is of one machine with two cores, without a GPU.",
-        [], [Table(columns, rows), Table(["<model", "<id", "~criterion", "<verdict", "~evidence"], judged, "Verdicts")],
-    )  # fmt: skip
-    return {"sources": _sources(comparison), "verdicts": [], "sections": [asdict(section)]}
+    section = intact(comparison)
+    return {"sources": _sources(comparison), "verdicts": [], "sections": [asdict(section)] if section else []}
 
 
 def _cell(text: str) -> str:
@@ -103,7 +82,8 @@ def render(name: str, found: dict[str, Any]) -> str:
     """The document that says what was found."""
     title, command = TITLES[name]
     models = found["sources"]
-    versions = ", ".join(f"{k} {v}" for k, v in models[0]["versions"].items())
+    every = dict.fromkeys(", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in models)
+    versions = "; others with ".join(every)
     lines = [
         f"# {title}", "",
         f"Made by `make docs` from the studies of {len(models)} models (`{command}`), with {versions}. Not to be edited"

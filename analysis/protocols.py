@@ -41,8 +41,9 @@ def protocol_summary(study: Study) -> pl.DataFrame:
     ``nll`` is nats per token with Student's interval over seeds, each of which measured windows of its own;
     ``perplexity`` its exp; ``spread`` the seeds' standard deviation of perplexity over its mean. ``ece`` is the
     expected calibration error of the first choice, the mean of the seeds' own (which few tokens make too high), with
-    Student's interval over them. ``nonfinite`` tokens had NaN or infinite logits. ``tokens_per_second`` is the median
-    of the seeds, ``peak_memory`` the largest, in bytes.
+    Student's interval over them. ``diverged`` seeds have no loss, and are in none of these. ``nonfinite`` tokens, of
+    all seeds, had NaN or infinite logits. ``tokens_per_second`` is the median of the seeds, ``peak_memory`` the
+    largest, in bytes.
     """
     rows = study.protocols.sort("protocol", "context", "seed")
     order = [p["name"] for p in study.spec.get("protocols", ())]
@@ -58,6 +59,7 @@ def _summed(told: dict[str, Any], rows: pl.DataFrame) -> dict[str, Any]:
     told |= {"model": rows["model"][0], "seeds": rows["seed"].n_unique()}
     ok = rows.filter(pl.col("status") == "ok")
     told["diverged"] = rows.filter(pl.col("status") == "diverged").height
+    told["nonfinite"] = rows["nonfinite"].sum() if rows["nonfinite"].null_count() < len(rows) else None
     if ok.is_empty():
         return told | {"why_not": rows["error"].drop_nulls().first() or "every seed diverged"}
     rates = (ok["nll"].list.sum() / ok["tokens"].list.sum()).to_numpy()
@@ -66,14 +68,16 @@ def _summed(told: dict[str, Any], rows: pl.DataFrame) -> dict[str, Any]:
     bins = [np.array(ok[c].to_list(), dtype=float) for c in ("counts", "sums", "right")]
     errors = np.array([expected_calibration_error(*(b[i] for b in bins)) for i in range(len(ok))])
     of_errors = t_interval(errors)
+    lowest = _finite(of_errors.low)
     return told | {
         "windows": int(ok["nll"].list.len().sum()),
         "nll": float(rates.mean()), "nll_low": _finite(interval.low), "nll_high": _finite(interval.high),
         "perplexity": float(np.exp(rates.mean())),
         "spread": float(perplexities.std(ddof=1) / perplexities.mean()) if len(ok) > 1 else None,
         "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
-        "ece": float(errors.mean()), "ece_low": _finite(of_errors.low), "ece_high": _finite(of_errors.high),
-        "nonfinite": int(ok["nonfinite"].sum()), "tokens_per_second": float(ok["tokens_per_second"].median()),  # type: ignore[arg-type]
+        "ece": float(errors.mean()), "ece_low": None if lowest is None else max(lowest, 0.0),
+        "ece_high": _finite(of_errors.high),
+        "tokens_per_second": float(ok["tokens_per_second"].median()),  # type: ignore[arg-type]
         "peak_memory": int(ok["peak_memory"].max()),  # type: ignore[arg-type]
     }  # fmt: skip
 
@@ -100,16 +104,19 @@ def reliability(study: Study) -> pl.DataFrame:
 
 
 def degradation(study: Study, first: str = "smoke", second: str = "extended") -> tuple[float, float, float, int] | None:
-    """NLL of the second protocol at its longest measured context − NLL of the first, nats per token.
+    """NLL of the second protocol at its longest context within the model's own − NLL of the first, nats per token.
 
-    (difference, low, high, context of the second), Welch's interval over seeds; None without both, or with one seed.
+    (difference, low, high, context of the second), Welch's interval over seeds; infinite where a seed diverged. None
+    without both, or with one seed.
     """
     parts, context = [], 0
     for name in (first, second):
-        rows = study.protocols.filter((pl.col("protocol") == name) & (pl.col("status") == "ok"))
+        rows = study.protocols.filter((pl.col("protocol") == name) & (pl.col("status") != "empty"))
         rows = rows.filter(pl.col("context") == pl.col("context").max())
         if len(rows) < 2:
             return None
+        if (rows["status"] == "diverged").any():
+            return math.inf, math.inf, math.inf, int(rows["context"][0])
         parts.append((rows["nll"].list.sum() / rows["tokens"].list.sum()).to_numpy())
         context = int(rows["context"][0])
     a, b = parts

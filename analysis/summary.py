@@ -47,12 +47,13 @@ def _damage(study: Study) -> Table:
 
 
 def _intact(study: Study) -> Table:
-    table = Table(title="The intact model under protocols", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("protocol", "context", "perplexity", "spread", "accuracy", "ECE", "NaN", "tok/s", "GB"):
-        table.add_column(name, justify="left" if name == "protocol" else "right")
+    table = Table(title="The intact model under protocols", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("protocol", "tokens", "perplexity", "spread", "accuracy", "ECE", "NaN", "tok/s", "GB"):
+        table.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
     for r in protocol_summary(study).iter_rows(named=True):
         if r["why_not"]:
-            table.add_row(r["protocol"], str(r["context"]), escape(r["why_not"]))
+            table.add_row(r["protocol"], str(r["context"]), "–")
+            table.caption = escape(f"– {r['why_not']}")
             continue
         table.add_row(
             r["protocol"], str(r["context"]), wording.significant(r["perplexity"], 4), wording.percent(r["spread"]),

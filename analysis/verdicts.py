@@ -250,7 +250,12 @@ SPREAD = 0.05
 def steady(study: Study) -> Verdict:
     """P1.3: perplexity varies by less than 5% between seeds."""
     claim = f"Perplexity of the intact model varies by less than {SPREAD:.0%} between seeds"
-    table = protocol_summary(study).drop_nulls("spread")
+    whole = protocol_summary(study)
+    if (whole["diverged"] > 0).any():
+        lost = whole.filter(pl.col("diverged") > 0).select("protocol", "context", "diverged", "seeds").iter_rows()
+        words = "; ".join(f"{p} at {c} tokens: {n} of {of} seeds diverge" for p, c, n, of in lost)
+        return Verdict("P1.3a", claim, "fails", words)
+    table = whole.drop_nulls("spread")
     if table.is_empty():
         return Verdict("P1.3a", claim, "open", "needs a protocol with two seeds")
     parts = [f"{p} at {c} tokens: {s:.1%}" for p, c, s in table.select("protocol", "context", "spread").iter_rows()]
@@ -270,15 +275,23 @@ def undegraded(study: Study) -> Verdict:
     if found is None:
         return Verdict("P1.3b", claim, "open", "needs the smoke and extended protocols, with two seeds")
     difference, low, high, context = found
+    if math.isinf(difference):
+        return Verdict("P1.3b", claim, "fails", "the loss diverges in a seed")
     words = f"at {context} tokens {signed(difference)} nats per token [{signed(low)}, {signed(high)}]"
-    status: Status = "holds" if high <= math.log1p(SPREAD) else "fails" if low > 0 else "open"
+    most = math.log1p(SPREAD)
+    status: Status = "holds" if high <= most else "fails" if low > most else "open"
     return Verdict("P1.3b", claim, status, words + " (Welch's interval over seeds)")
+
+
+def protocol_verdicts(study: Study) -> list[Verdict]:
+    """P1.3, of a study with protocols."""
+    return [steady(study), undegraded(study)] if study.spec.get("protocols") else []
 
 
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     if study.spec.get("protocols"):
-        return [steady(study), undegraded(study)]
+        return protocol_verdicts(study)
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)
     if unfinished:

@@ -12,13 +12,17 @@ from typing import Annotated, Any
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from esa_ray import tasks
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
 from esa_ray.place import Place, below, last_part
 from esa_ray.spec import KINDS, METRICS, PROTOCOLS, SCALED, PerturbSpec, Protocol, StudySpec, explain
 
 Model = Annotated[
-    str, typer.Option(help="Hub id(s), directories, GGUF files or packaged models; several are a study each.")
+    str,
+    typer.Option(
+        "--model", "--models", help="Hub id(s), directories, GGUF files or packaged models; several are a study each."
+    ),
 ]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s): per_layer, per_tensor, global.")]
@@ -59,7 +63,7 @@ WeightAnalysis = Annotated[
 ArchitectureAnalysis = Annotated[
     bool,
     typer.Option(
-        "--architecture-analysis", help="Also silence each sub-layer and expert, and see how experts are used."
+        "--architecture-analysis", help="For esa compare: silence each sub-layer and expert, see how experts are used."
     ),
 ]
 SavePlots = Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")]
@@ -316,30 +320,31 @@ def steps(text: str) -> str:
     return ",".join(map(str, sorted({k for k in found if k < last} | {last})))
 
 
-def protocols(names: str, windows: int | None, contexts: str | None, tasks: str, limit: int | None) -> list[Protocol]:
+def protocols(names: str, windows: int | None, contexts: str | None, asked: str, limit: int | None) -> list[Protocol]:
     """The protocols of a comma list, with what is said otherwise of windows, contexts and tasks."""
     wanted = items(names)
     if unknown := [name for name in wanted if name not in PROTOCOLS]:
         raise EsaError(f"--protocol is one of {', '.join(PROTOCOLS)}, not {unknown[0]!r}")
     if not wanted:
         raise EsaError(f"--protocol is empty; name one of {', '.join(PROTOCOLS)}")
-    if tasks and "extended" not in wanted:
+    if asked and "extended" not in wanted:
         raise EsaError("--tasks belong to the extended protocol; add --protocol extended or leave them out")
-    if limit is not None and not tasks:
+    if limit is not None and not asked:
         raise EsaError("--limit belongs to --tasks; leave it out")
     changes: dict[str, Any] = {"windows": windows} if windows is not None else {}
     if contexts:
         changes["contexts"] = numbers(contexts, int, "--contexts")
-    asked = {"tasks": [_anchored(task) for task in items(tasks)], "limit": limit} if tasks else {}
+    more = {"tasks": [_anchored(task) for task in items(asked)], "limit": limit} if asked else {}
     try:
-        return [Protocol.named(name, **changes, **(asked if name == "extended" else {})) for name in wanted]
+        return [Protocol.named(name, **changes, **(more if name == "extended" else {})) for name in wanted]
     except ValidationError as error:
         raise explain(error) from None
 
 
 def _anchored(task: str) -> str:
-    """A task's file by its absolute path: actors run in other directories."""
-    return str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task
+    """A task's file by its absolute path, since actors run in other directories; refused if it describes none."""
+    tasks.read(task)
+    return str(Path(task).resolve()) if tasks.is_file(task) else task
 
 
 def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Protocol] = ()) -> StudySpec:

@@ -143,8 +143,13 @@ class Lines:
         if done < self._total and now - self._said < self._every:
             return
         self._said = now
-        left = self._tally.elapsed / max(done, 1) * (self._total - done)
-        words = [f"{self._name}: {done}/{self._total}", self._tally.words(), f"{left:.0f} s left", note]
+        left = self._tally.elapsed / max(done, 1) * max(0, self._total - done)
+        words = [
+            f"{self._name}: {min(done, self._total)}/{self._total}",
+            self._tally.words(),
+            f"{left:.0f} s left",
+            note,
+        ]
         self.say(", ".join(word for word in words if word))
 
     def say(self, sentence: str) -> None:

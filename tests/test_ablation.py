@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.comparison.experts import standing_out
+from analysis.comparison.experts import by_peak, standing_out
 from esa_ray.ablation import LAST, observed, silenced, sublayers, uses
 from esa_ray.engine.damaging import Damaging
 from esa_ray.evaluation import evaluate
@@ -167,3 +167,25 @@ def test_among_experts_that_cost_alike_or_nothing_none_is_super():
     nothing = np.where(np.arange(32)[:, None] < 28, 0.0, 0.01 + 0.001 * draw.normal(size=(32, 12)))
     for d in (alike, nothing):
         assert all(p is None for p in standing_out(d)[1])
+
+
+def test_a_super_expert_stands_out_though_silencing_half_of_the_others_helps():
+    draw = np.random.default_rng(4)
+    d = 0.05 * draw.normal(size=(16, 1)) + 0.01 * draw.normal(size=(16, 24))
+    d[5] += 2.0
+    assert np.flatnonzero([p is not None and p < 0.05 for p in standing_out(d)[1]]).tolist() == [5]
+
+
+def test_an_expert_whose_silencing_diverges_stands_out_among_any():
+    d = np.abs(np.random.default_rng(5).normal(size=(16, 1))) + np.zeros((16, 24))
+    d[3] = np.inf
+    z, holm = standing_out(d)
+    assert z[3] == np.inf
+    assert holm[3] == 0.0
+
+
+def test_experts_by_their_peaks_are_told_of_200_and_more():
+    peaks = np.ones(256)
+    peaks[7], peaks[8] = 50.0, 4.0  # the second is above the quantile, and not a tenth of the first
+    assert np.flatnonzero(by_peak(peaks)).tolist() == [7]
+    assert by_peak(peaks[:100]) == [None] * 100

@@ -327,7 +327,12 @@ def test_a_baseline_is_a_study_without_damage(esa):
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("train nosuch", "llama-1m@2m"), ("train --sizes 5m", "no model"), ("list --families gpt", "no model")],
+    [
+        ("train nosuch", "llama-1m@2m"),
+        ("train --sizes 5m", "0.1m, 0.3m"),
+        ("list --families gpt", "llama, neox"),
+        ("train llama-1m --sizes 3m", "not both"),
+    ],
 )
 def test_models_that_the_zoo_hasnt_are_one_sentence(esa, line, words):
     code, _, err = esa(f"esa zoo {line}")

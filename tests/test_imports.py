@@ -57,6 +57,7 @@ LAYERS = [
         "fidelity",
         "ablation",
         "store",
+        "tasks",
         "progress",
         "weights",
         "lease",

@@ -6,6 +6,7 @@ it: within a model the unit is the window, over models it is the family.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import permutations
 from typing import Any
@@ -16,8 +17,10 @@ from scipy import stats
 
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
+from analysis.comparison.quantities import survivors
 from analysis.damage import baseline, corrected
 from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, standardised_mean, t_interval
+from analysis.scaling import NEAR
 from analysis.study import Study
 
 #: Families from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
@@ -162,8 +165,6 @@ PAIRS: dict[str, Any] = {
     "low": pl.Float64, "high": pl.Float64, "g": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "why_not": pl.String,
 }  # fmt: skip
 
-#: Two models count as of one size if their bodies differ by no more than this factor.
-SAME_SIZE = 1.15
 #: Pairs from which on Student's t is computed: with fewer its interval says nothing.
 FEWEST_PAIRS = 3
 
@@ -171,8 +172,9 @@ FEWEST_PAIRS = 3
 def kinds_compared(comparison: Comparison, table: pl.DataFrame) -> pl.DataFrame:
     """Dense against mixture of experts, and base against instruction-tuned: pairs of models of one size.
 
-    One row per quantity and pair of families that have three sizes in common and more. ``ratio`` is the geometric mean
-    of second/first with Student's interval over pairs, ``p`` of the paired t test on logarithms: with few sizes it
+    One row per quantity and pair of series. Models of one size in one series count as one, their mean; ``pairs`` are
+    the sizes in common, of which three are needed. ``ratio`` is the geometric mean of second/first with Student's
+    interval over pairs, ``p`` of the paired t test on logarithms: with few sizes it
     leans on their normality, which can't be checked. ``p_holm`` corrects over the whole table.
 
     Parameters
@@ -185,7 +187,7 @@ def kinds_compared(comparison: Comparison, table: pl.DataFrame) -> pl.DataFrame:
     names = series["series"].unique(maintain_order=True).to_list()
     for a, b in permutations(names, 2):
         if _contrast(series, a, b):
-            found += _pairs(table, series, a, b)
+            found += _pairs(comparison, table, series, a, b)
     return corrected(pl.DataFrame(found, schema=PAIRS), p_holm="holm")
 
 
@@ -197,28 +199,22 @@ def _contrast(series: pl.DataFrame, a: str, b: str) -> bool:
     return tuned or (base and one["kind"] == "dense" and two["kind"] == "moe")
 
 
-def _pairs(table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[dict[str, Any]]:
+def _pairs(comparison: Comparison, table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[dict[str, Any]]:
     found = []
+    members = {s: series.filter(pl.col("series") == s)["model"].to_list() for s in (a, b)}
     for (name,), rows in table.group_by("quantity", maintain_order=True):
-        mine = {
-            s: rows.filter(pl.col("model").is_in(series.filter(pl.col("series") == s)["model"].to_list()))
-            for s in (a, b)
-        }
-        logs = [
-            np.log(y["value"] / x["value"])
-            for x in mine[a].iter_rows(named=True)
-            for y in mine[b].iter_rows(named=True)
-            if x["value"] > 0
-            and y["value"] > 0
-            and x["body"]
-            and y["body"]
-            and 1 / SAME_SIZE <= y["body"] / x["body"] <= SAME_SIZE
-        ]
-        told = {"quantity": name, "first": a, "second": b, "pairs": len(logs)}
-        if len(logs) < FEWEST_PAIRS:
-            found.append(told | {"why_not": f"{len(logs)} pairs of one size; {FEWEST_PAIRS} are needed"})
+        told = {"quantity": name, "first": a, "second": b}
+        if why := survivors(comparison, name, members[a] + members[b]):
+            found.append(told | {"pairs": 0, "why_not": why})
             continue
-        x = np.array(logs)
+        one, two = (_by_size(rows.filter(pl.col("model").is_in(members[s]))) for s in (a, b))
+        x = np.array([
+            two[n] - one[m] for m in one for n in two if 1 / NEAR <= n / m <= NEAR
+        ])  # fmt: skip
+        told |= {"pairs": len(x)}
+        if len(x) < FEWEST_PAIRS:
+            found.append(told | {"why_not": f"{len(x)} sizes in common; {FEWEST_PAIRS} are needed"})
+            continue
         interval, g = t_interval(x), standardised_mean(x)
         told |= {
             "ratio": float(np.exp(x.mean())),
@@ -229,3 +225,12 @@ def _pairs(table: pl.DataFrame, series: pl.DataFrame, a: str, b: str) -> list[di
             told |= {"g": g, "p": float(stats.ttest_1samp(x, 0).pvalue)}
         found.append(told)
     return found
+
+
+def _by_size(rows: pl.DataFrame) -> dict[float, float]:
+    """Size → mean logarithm of the models of that size, which count as one; the size is their first's."""
+    found: dict[float, list[float]] = {}
+    for row in rows.drop_nulls("body").sort("body").iter_rows(named=True):
+        size = next((n for n in found if row["body"] / n <= NEAR), float(row["body"]))
+        found.setdefault(size, []).append(math.log(row["value"]))
+    return {size: float(np.mean(logs)) for size, logs in found.items()}

@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.comparison.architecture import by_window, sublayers
 from analysis.comparison.loading import Comparison, model_name
+from analysis.comparison.quantities import collapse
 from analysis.distribution import tensor_sums
 from analysis.inference import LEVEL, expanded, paired_p
 from analysis.study import Study
@@ -24,9 +25,9 @@ from analysis.study import Study
 #: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
 OUTLIER_Z = 3.5
 #: ΔNLL that counts as none and as endless where logarithms are taken, nats per token.
-SMALLEST, LARGEST = 1e-5, 1e3
-#: What a super expert costs at least, nats per token, and the least MAD of log ΔNLL: where most experts cost nothing,
-#: one that costs a little stands out from nothing.
+SMALLEST, LARGEST = 0.02, 1e3
+#: What a super expert costs at least where a collapse isn't known, nats per token; and the least MAD of log ΔNLL: where
+#: most experts cost nothing, one that costs a little stands out from nothing.
 LEAST, SPREAD = 0.05, 0.4
 #: The published criterion: above this quantile of all experts' peaks, and this share of the largest.
 PEAK_QUANTILE, PEAK_SHARE = 0.995, 0.1
@@ -44,7 +45,7 @@ USE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def standing_out(d: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
+def standing_out(d: np.ndarray, least: float = LEAST) -> tuple[np.ndarray, list[float | None]]:
     """Which experts cost far more than the others: modified z of log ΔNLL, and the p of those beyond 3.5 (see
     :func:`experts`).
 
@@ -52,12 +53,16 @@ def standing_out(d: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
     ----------
     d
         ΔNLL of each silenced expert and window, (E, W), nats per token; infinite where the loss diverged.
+    least
+        What such an expert costs at least, nats per token.
     """
     cost, typical = d.mean(axis=1), np.median(d, axis=0)
     logs = np.log(np.clip(cost, SMALLEST, LARGEST))
-    spread = max(float(np.median(np.abs(logs - np.median(logs)))), SPREAD)
-    z = 0.6745 * (logs - np.median(logs)) / spread
-    candidates = np.flatnonzero((z > OUTLIER_Z) & (cost > LEAST))
+    middle = np.median(logs)
+    # Of those that cost more than the median alone: how little the others cost, or gain, says nothing of a tail.
+    spread = max(float(np.median((logs - middle)[logs >= middle])), SPREAD)
+    z = np.where(np.isfinite(cost), 0.6745 * (logs - middle) / spread, np.inf)
+    candidates = np.flatnonzero((z > OUTLIER_Z) & (cost > least))
     p = [paired_p((d[i] - typical)[None]) if np.isfinite(cost[i]) else 0.0 for i in candidates]
     holm: list[float | None] = [None] * len(z)
     for i, value in zip(candidates, multipletests(p, method="holm")[1] if p else [], strict=True):
@@ -65,14 +70,28 @@ def standing_out(d: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
     return z, holm
 
 
+def by_peak(peaks: np.ndarray) -> list[bool | None]:
+    """Which experts are super by their largest outputs: above the 99.5% quantile of all and a tenth of the largest
+    (Su et al. 2025, arXiv:2507.23279). Of fewer than 200 that is the largest, whatever it is: then nothing is said.
+
+    >>> by_peak(np.array([1.0] * 300 + [50.0]))[-1], by_peak(np.array([1.0, 50.0]))[-1]
+    (True, None)
+    """
+    if len(peaks) * (1 - PEAK_QUANTILE) < 1:
+        return [None] * len(peaks)
+    return ((peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())).tolist()
+
+
 @lru_cache(maxsize=64)
 def experts(study: Study) -> pl.DataFrame:
     """One row an expert: what silencing it costs, how it is used, and whether it is a super expert.
 
-    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD with a MAD of at least
-    0.4. ``p_holm`` is that of those beyond 3.5 that cost 0.05 nats per token and more: the permutation p, over windows,
-    that it costs as much as the median expert, corrected over them. ``super``: that p is below 0.05. ``peaks``: by its
-    largest output alone (arXiv:2507.23279).
+    ``z`` is the modified z of log ΔNLL among all experts of the model, 0.6745 (x − median)/MAD, where the MAD is that
+    of experts above the median, at least 0.4, and ΔNLL counts as at least 0.02 nats per token; it is infinite for one
+    whose silencing makes the loss diverge. ``p_holm`` is that of those beyond 3.5 that cost a tenth of a collapse and
+    more (of a vocabulary that isn't known, 0.05 nats per token): the permutation p, over windows, that it costs as much
+    as the median expert, corrected over them. ``super``: that p is below 0.05. ``peaks``: by its largest output alone
+    (:func:`by_peak`).
     """
     table = sublayers(study).filter(pl.col("part") == "expert")
     if table.is_empty():
@@ -81,14 +100,13 @@ def experts(study: Study) -> pl.DataFrame:
     ok = (rows["status"] == "ok").to_numpy()
     # One that diverges costs more than any number says.
     d = np.where(ok[:, None], by_window(study, rows), np.inf)
-    z, holm = standing_out(d)
-    peaks = table["peak"].to_numpy()
-    by_peak = (peaks > np.quantile(peaks, PEAK_QUANTILE)) & (peaks > PEAK_SHARE * peaks.max())
+    level = collapse(study)
+    z, holm = standing_out(d, LEAST if level is None else 0.1 * float(level[0]))
     return table.select([c for c in EXPERTS if c in table.columns]).with_columns(
         z=pl.Series(z),
         p_holm=pl.Series(holm, dtype=pl.Float64),
         super=pl.Series([v is not None and v < 1 - LEVEL for v in holm]),
-        peaks=pl.Series(by_peak),
+        peaks=pl.Series(by_peak(table["peak"].to_numpy()), dtype=pl.Boolean),
     )
 
 

@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.quantities import Measured, collapse, curve, measured, reference, resampled_units
+from analysis.comparison.quantities import Measured, collapse, curve, measured, reference
 from analysis.distribution import tensor_sums
 from analysis.study import Study
 
@@ -225,42 +225,45 @@ DRAWS = 2000
 def robustness(comparison: Comparison, share: float = 0.1) -> pl.DataFrame:
     """Models from the most robust to the least: which fraction of its weights does a share of a collapse.
 
-    ``rank_low`` and ``rank_high`` hold 95% of its ranks when all models' values are drawn from their intervals.
     ``beyond`` says of a model that its smallest set does more already ("less than"), or its largest less ("more than"):
-    then ``value`` is that set's fraction and the rank follows from it. Models without damage, or of a vocabulary that
-    isn't known, are left out.
+    ``value`` is then that set's fraction, and the model's own may be anything below or above. ``rank`` is null where
+    that leaves it open; ``rank_low`` and ``rank_high`` hold 95% of the ranks that it may have when all models' values
+    are drawn from their intervals. Models without damage, or of a vocabulary that isn't known, are left out.
     """
-    at, found = reference(comparison), []
+    at, rows, drawn = reference(comparison), [], []
     draw = np.random.default_rng(0)
     for study, fact in zip(comparison.studies, comparison.models.iter_rows(named=True), strict=True):
         curved, level = curve(study, at.damage), collapse(study)
         if curved is None or level is None:
             continue
+        row: dict[str, Any] = {c: fact[c] for c in ("model", "family", "tuning", "body")}
         side = curved.side(share * float(level[0]))
         if side:
-            value = float(curved.weights[0 if side < 0 else -1]) / curved.scored
-            again = np.full(DRAWS, value)
-            ends: tuple[float | None, float | None] = (None, None)
+            bound = float(curved.weights[0 if side < 0 else -1]) / curved.scored
+            row |= {"value": bound, "beyond": "less than" if side < 0 else "more than"}
+            drawn.append(np.tile([[0.0], [bound]] if side < 0 else [[bound], [np.inf]], DRAWS + 1))
         else:
             reached = curved.reaching(share * level)
-            assert reached is not None
-            its = Measured(float(reached[0]) / curved.scored, reached[1:] / curved.scored, resampled_units(study))
-            value, again, ends = its.value, its.drawn(draw, DRAWS), (its.low, its.high)
-        words = {-1: "less than", 0: None, 1: "more than"}[side]
-        found.append(
-            (
-                {c: fact[c] for c in ("model", "family", "tuning", "body")}
-                | {"value": value, "low": ends[0], "high": ends[1], "beyond": words},
-                again,
-            )
-        )
-    if len(found) < 2:
+            its = Measured.of(reached / curved.scored, curved.units) if reached is not None else None
+            assert its is not None
+            row |= {"value": its.value, "low": its.low, "high": its.high}
+            drawn.append(np.tile(np.append(its.value, its.drawn(draw, DRAWS)), (2, 1)))
+        rows.append(row)
+    if len(rows) < 2:
         return pl.DataFrame(schema=RANKS)
-    values, drawn = np.array([row["value"] for row, _ in found]), np.array([again for _, again in found])
-    low, high = np.quantile((-drawn).argsort(axis=0).argsort(axis=0) + 1, [0.025, 0.975], axis=1)
-    rank = (-values).argsort().argsort() + 1
-    rows = [
-        row | {"rank": int(r), "rank_low": a, "rank_high": b}
-        for (row, _), r, a, b in zip(found, rank, low.tolist(), high.tolist(), strict=True)
-    ]
-    return pl.DataFrame(rows, schema=RANKS).sort("rank")
+    best, worst = _possible_ranks(*np.array(drawn).transpose(1, 0, 2))
+    ranks = {
+        "rank": pl.Series([int(b) if b == w else None for b, w in zip(best[:, 0], worst[:, 0], strict=True)]),
+        "rank_low": np.quantile(best[:, 1:], 0.025, axis=1),
+        "rank_high": np.quantile(worst[:, 1:], 0.975, axis=1),
+        "order": best[:, 0] + worst[:, 0],
+    }
+    table = pl.DataFrame(rows, schema={c: t for c, t in RANKS.items() if "rank" not in c}).with_columns(**ranks)
+    return table.sort("order", -pl.col("value")).select(pl.col(c).cast(t) for c, t in RANKS.items())
+
+
+def _possible_ranks(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best and the worst rank of each of n values known to lie between low and high, (n, R) each; 1 the largest."""
+    above = (low[None] > high[:, None]).sum(axis=1)
+    below = (high[None] < low[:, None]).sum(axis=1)
+    return above + 1, len(low) - below

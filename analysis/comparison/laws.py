@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from analysis.comparison.loading import Comparison
-from analysis.comparison.quantities import QUANTITIES, measured, quantities
+from analysis.comparison.quantities import QUANTITIES, measured, quantities, survivors
 from analysis.damage import corrected
 from analysis.scaling import (
+    SAME,
     Break,
     Families,
     Fit,
@@ -22,7 +23,9 @@ from analysis.scaling import (
     changepoint,
     chosen_laws,
     compare_families,
+    different,
     exponent,
+    fit_laws,
     held_out,
     leave_one_out,
 )  # fmt: skip
@@ -47,7 +50,10 @@ FAMILIES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity of models that belong together: sizes and values (n,), resamples of log values (n, R) or None."""
+    """One quantity of models that belong together: sizes and values (n,), resamples of log values (n, R) or None.
+
+    ``survivors`` says so where it is known only of those models whose value it let be measured.
+    """
 
     quantity: str
     name: str
@@ -55,6 +61,7 @@ class Series:
     sizes: np.ndarray
     values: np.ndarray
     replicates: np.ndarray | None
+    survivors: str | None = None
 
 
 def named() -> pl.Expr:
@@ -99,13 +106,14 @@ def _series(comparison: Comparison) -> Iterator[Series]:
             mine = [m for m in mine if found[quantity.name, m].value > 0]
             if len({sizes[m] for m in mine}) < 2:
                 continue
+            why = survivors(comparison, quantity.name, [m for m in models if m in sizes])
             values = [found[quantity.name, m] for m in mine]
             resamples = None
             if all(v.resamples is not None and (v.resamples > 0).all() for v in values):
                 resamples = np.log(np.array([v.resamples for v in values]))
             yield Series(
                 quantity.name, name, mine, np.array([float(sizes[m]) for m in mine]),
-                np.array([v.value for v in values]), resamples,
+                np.array([v.value for v in values]), resamples, why,
             )  # fmt: skip
 
 
@@ -117,9 +125,8 @@ class Scaled:
     fits: list[Fit]
     exponent: Interval | None
     left_out: list[HeldOut]
-    largest: HeldOut | None
+    largest: list[HeldOut]
     broken: Break | None
-    why_not: str | None = None
 
 
 @lru_cache(maxsize=4)
@@ -129,25 +136,38 @@ def scaled(comparison: Comparison) -> tuple[Scaled, ...]:
 
 
 def _scaled(series: Series) -> Scaled:
-    n = len(set(series.sizes.tolist()))
-    if n < FEWEST_SIZES or np.ptp(np.log(series.values)) == 0:
-        why = f"{n} sizes, and {FEWEST_SIZES} are needed" if n < FEWEST_SIZES else "it is the same for every model"
-        return Scaled(series, [], None, [], None, None, why)
-    fits = chosen_laws(series.sizes, series.values, series.replicates)
-    slope = exponent(next(f for f in fits if f.law.name == "power"), replicates=series.replicates)
+    if why_not(series):
+        return Scaled(series, [], None, [], [], None)
+    (power,) = fit_laws(series.sizes, series.values, ("power",))
+    slope = exponent(power, replicates=series.replicates)
     return Scaled(
-        series, fits, slope, leave_one_out(series.sizes, series.values), _largest(series),
-        changepoint(series.sizes, series.values),
+        series, chosen_laws(series.sizes, series.values, slope), slope, leave_one_out(series.sizes, series.values),
+        _largest(series), changepoint(series.sizes, series.values),
     )  # fmt: skip
 
 
-def _largest(series: Series) -> HeldOut | None:
-    """The largest model, predicted from smaller ones alone: others of its size are left out with it."""
-    largest = int(np.argmax(series.sizes))
-    smaller = series.sizes < 0.8 * series.sizes[largest]
-    smaller[largest] = True
-    kept = np.flatnonzero(smaller)
-    return held_out(series.sizes[kept], series.values[kept], int(np.flatnonzero(kept == largest)[0]))
+def why_not(series: Series) -> str | None:
+    """Why no law is fitted to a series; None where one is."""
+    n = different(series.sizes)
+    if series.survivors:
+        return series.survivors
+    if n < FEWEST_SIZES:
+        return f"{n} sizes, and {FEWEST_SIZES} are needed"
+    return "it is the same for every model" if np.ptp(np.log(series.values)) < SAME else None
+
+
+#: Models count as of the largest size from this share of its parameters on.
+LARGEST = 0.8
+
+
+def _largest(series: Series) -> list[HeldOut]:
+    """Every model of the largest size, each predicted from smaller ones alone; the worst predicted first."""
+    smaller = series.sizes < LARGEST * series.sizes.max()
+    found = []
+    for i in np.flatnonzero(~smaller):
+        kept = np.append(np.flatnonzero(smaller), i)
+        found.append(held_out(series.sizes[kept], series.values[kept], len(kept) - 1))
+    return sorted((h for h in found if h is not None), key=lambda h: -h.error)
 
 
 def scaling(comparison: Comparison) -> pl.DataFrame:
@@ -157,9 +177,10 @@ def scaling(comparison: Comparison) -> pl.DataFrame:
     whatever law is best, with its bootstrap-t interval over models, windows and seeds; "constant" is among the laws
     only where that holds 0. ``error`` is the median |predicted/measured − 1| of models left out one at a time and
     ``inside`` the share of them that their 95% prediction interval holds; ``largest_…`` is the largest model, predicted
-    from smaller ones alone. ``break_p`` tests one line against two in log–log and ``break_p_holm`` corrects over the
-    table; ``before`` and ``after`` are the exponents on either side. Laws are chosen anew without the model that is
-    predicted.
+    from smaller ones alone (of several of that size the one that is predicted worst). A series that lost models because
+    of their values is fitted by no law. ``break_p`` tests one line against two in log–log and ``break_p_holm`` corrects
+    over the table; ``before`` and ``after`` are the exponents on either side. Laws are chosen anew without the model
+    that is predicted.
     """
     rows = [_row(s) for s in scaled(comparison)]
     return corrected(pl.DataFrame(rows, schema=SCALING), "break_p", break_p_holm="holm")
@@ -167,8 +188,8 @@ def scaling(comparison: Comparison) -> pl.DataFrame:
 
 def _row(s: Scaled) -> dict[str, Any]:
     told: dict[str, Any] = {"quantity": s.series.quantity, "series": s.series.name, "models": len(s.series.sizes)}
-    if s.why_not:
-        return told | {"why_not": s.why_not}
+    if not s.fits:
+        return told | {"why_not": why_not(s.series)}
     best = s.fits[0]
     rivals = ", ".join(f"{f.law.name} {f.weight:.2f}" for f in s.fits[1:] if f.weight > 0.05)
     told |= {"law": best.law.name, "formula": best.law.formula, "weight": best.weight, "rivals": rivals, "r2": best.r2}
@@ -184,9 +205,10 @@ def _row(s: Scaled) -> dict[str, Any]:
             "inside": float(np.mean([h.inside for h in s.left_out])),
         }
     if s.largest:
+        worst = s.largest[0]
         told |= {
-            "largest_error": s.largest.error, "largest_predicted": s.largest.predicted, "largest_low": s.largest.low,
-            "largest_high": s.largest.high, "largest_measured": s.largest.measured,
+            "largest_error": worst.error, "largest_predicted": worst.predicted, "largest_low": worst.low,
+            "largest_high": worst.high, "largest_measured": worst.measured,
         }  # fmt: skip
     if s.broken:
         told |= {
@@ -207,7 +229,10 @@ def families(comparison: Comparison) -> pl.DataFrame:
         mine = table.filter((pl.col("quantity") == quantity.name) & pl.col("model").is_in(base) & (pl.col("value") > 0))
         if mine.is_empty():
             continue
-        found = compare_families(mine.select("family", pl.col("body").cast(pl.Float64).alias("size"), "value"))
+        if why := survivors(comparison, quantity.name, base):
+            found = Families({}, why_not=why)
+        else:
+            found = compare_families(mine.select("family", pl.col("body").cast(pl.Float64).alias("size"), "value"))
         rows.append({"quantity": quantity.name} | _compared(found))
     result = corrected(pl.DataFrame(rows, schema=FAMILIES), "p_exponent", p_exponent_holm="holm")
     return corrected(result, "p_height", p_height_holm="holm")

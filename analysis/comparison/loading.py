@@ -25,17 +25,26 @@ MODELS: dict[str, Any] = {
 SAME: dict[str, Callable[[Study], Any]] = {
     "text": lambda study: (study.spec["data"]["source"], study.resolved["text"]),
     "window length": lambda study: study.spec["data"]["window"],
-    "first score": lambda study: tuple(str(study.spec["scores"][0][f]) for f in ("metric", "mode", "components")),
+    "evaluation windows": lambda study: study.spec["data"]["evaluation_windows"],
+    "calibration windows": lambda study: study.spec["data"]["calibration_windows"],
+    "first score": lambda study: _score(study.spec["scores"][0]),
 }
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    return f"{score['metric']} {score['mode']} of {', '.join(score['components'])}"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Studies of several models, one each, in the order of families and sizes; ``sizes`` are to be predicted."""
+    """Studies of several models, one each, in the order of families and sizes; ``sizes`` are to be predicted, and
+    studies at ``begun`` have no scores yet.
+    """
 
     studies: tuple[Study, ...]
     labels: Mapping[str, Mapping[str, str]]
     sizes: tuple[int, ...] = ()
+    begun: tuple[str, ...] = ()
 
     def facts(self, study: Study) -> dict[str, Any]:
         """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
@@ -132,15 +141,17 @@ def compare(
     >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
     """
     places = dict.fromkeys(place for location in locations for place in below(location))
-    studies = [study for study in map(load, places) if len(study.baselines) and len(study.score_stats)]
+    every = [load(place) for place in places]
+    studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
+    begun = tuple(str(study.place) for study in every if study not in studies)
     if not studies:
         raise StudyError("no study there has a baseline and scores yet; run it first")
     found = Comparison(tuple(studies), labels or {})
     names = found.models["model"].to_list()
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise StudyError(
-            f"{twice[0]} has two studies there; name the directories of those to compare, one for each model (models "
-            "of one name in different directories can't be told apart)"
+            f"{twice[0]} has two studies there ({_where(studies, names, twice[0])}); name the directories of those to "
+            "compare, one for each model"
         )
     for what, of in SAME.items():
         values = list(dict.fromkeys(str(of(study)) for study in studies))
@@ -150,4 +161,9 @@ def compare(
                 "compare those that agree"
             )
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
-    return Comparison(tuple(studies[i] for i in order), labels or {}, tuple(sizes))
+    return Comparison(tuple(studies[i] for i in order), labels or {}, tuple(sizes), begun)
+
+
+def _where(studies: Sequence[Study], names: Sequence[str], name: str) -> str:
+    """Where the studies of a model are."""
+    return " and ".join(str(study.place) for study, each in zip(studies, names, strict=True) if each == name)

@@ -10,7 +10,7 @@ import polars as pl
 
 from analysis.comparison.laws import ALL, scaled
 from analysis.comparison.loading import Comparison
-from analysis.comparison.quantities import measured
+from analysis.comparison.quantities import MOST, measured
 from analysis.scaling import Fit, predicted
 
 PREDICTIONS: dict[str, Any] = {
@@ -64,7 +64,7 @@ def predictions(comparison: Comparison, sizes: Sequence[int] = ()) -> pl.DataFra
             row = {
                 "quantity": s.series.quantity, "series": s.series.name, "size": size, "model": model,
                 "beyond": size / float(s.series.sizes.max()), "law": law.law.name, "value": float(p.value[0]),
-                "low": float(p.low[0]), "high": float(p.high[0]),
+                "low": float(p.low[0]), "high": min(float(p.high[0]), MOST[s.series.quantity]),
             }  # fmt: skip
             if own is not None:
                 row |= {"measured": own.value, "inside": bool(p.low[0] <= own.value <= p.high[0])}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from analysis.study import Study
 RESAMPLES = 400
 #: Kind of damage by which sets are compared where a study has several: flips reach a collapse with the fewest weights.
 PLAINEST = ("sign_flip", "zero")
-ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
+ATTENTION = ("q", "k", "v", "o")
 #: ΔNLL below which sets of several sizes are taken as harmless when logarithms are interpolated, nats per token.
 SMALLEST = 1e-4
 #: What a diverged cell counts as: more than any finite damage.
@@ -34,11 +34,22 @@ DIVERGED = 1e3
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number is, in words and units, and how it is made; ``positive``: its logarithm is what is modelled."""
+    """What a number is, in words and units, and how it is made; None of a study that lacks the data.
+
+    ``most`` is the largest value that it can have.
+    """
 
     name: str
     words: str
-    make: Callable[[Study, Any], np.ndarray | None]
+    make: Callable[[Study, Any], Measured | Beyond | None]
+    most: float = math.inf
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """A quantity whose value lies beyond what a study tested: it is missing because of what it is."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,13 @@ class Measured:
     value: float
     resamples: np.ndarray | None
     units: int = 0
+
+    @classmethod
+    def of(cls, values: np.ndarray, units: int) -> Measured | None:
+        """A value as it is and, of more than one unit, resampled (R + 1,); None if one isn't finite."""
+        if not len(values) or not np.isfinite(values).all():
+            return None
+        return cls(float(values[0]), values[1:] if len(values) > 1 else None, units)
 
     @property
     def _logarithmic(self) -> bool:
@@ -103,24 +121,25 @@ def _resampled(d: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Curve:
     """ΔNLL of the sets of growing size: weights damaged (K,), means as they are and resampled (R + 1, K), and which
-    sizes diverged in a seed.
+    sizes diverged in a seed. ``units`` is what its bootstrap has the fewest of: seeds, or windows of one seed.
     """
 
     weights: np.ndarray
     scored: int
     damage: np.ndarray
     diverged: np.ndarray
+    units: int
 
-    def at(self, weights: float) -> np.ndarray | None:
-        """ΔNLL of a set of so many weights, between tested ones on logarithmic axes, (R + 1,); None beyond them, and
-        beside one that diverged.
+    def at(self, weights: float) -> np.ndarray | Beyond:
+        """ΔNLL of a set of so many weights, between tested ones on logarithmic axes, (R + 1,); beyond what was tested
+        beside a set that diverged, and beside one that does no damage.
         """
-        if not self.weights[0] <= weights <= self.weights[-1]:
-            return None
         below = max(int(np.searchsorted(self.weights, weights, side="right")) - 1, 0)
         above = min(int(np.searchsorted(self.weights, weights)), len(self.weights) - 1)
         if self.diverged[below] or self.diverged[above]:
-            return None
+            return DIVERGING
+        if min(self.damage[0, below], self.damage[0, above]) <= SMALLEST:
+            return HARMLESS
         x, logs = np.log(self.weights), np.log(np.maximum(self.damage, SMALLEST))
         return np.array([np.exp(np.interp(math.log(weights), x, row)) for row in logs])
 
@@ -199,7 +218,8 @@ def curve(study: Study, damage: Damage | None, group: str = "super") -> Curve | 
         diverged.append(any(seed not in found for seed in seeds))
     shortest = min(len(x) for row in values for x in row)
     d = np.array([[x[:shortest] for x in row] for row in values])
-    return Curve(np.array(sizes), scored_weights(study), _resampled(d), np.array(diverged))
+    units = len(seeds) if len(seeds) > 1 else shortest
+    return Curve(np.array(sizes), scored_weights(study), _resampled(d), np.array(diverged), units)
 
 
 @lru_cache(maxsize=64)
@@ -215,60 +235,77 @@ def collapse(study: Study) -> np.ndarray | None:
     return math.log(vocabulary) - intact(study) if vocabulary else None
 
 
-def _mean(of: pl.Expr, weights: str = "n") -> Callable[[Study, Any], np.ndarray | None]:
+def _mean(of: pl.Expr, weights: str = "n") -> Callable[[Study, Any], Measured | Beyond | None]:
     """The weighted mean of something over the first score's tensors, seed by seed: the mean over seeds, as it is and
     resampled (of one seed alone nothing can be).
     """
     weight, there = pl.col(weights), of.is_not_null()
     mean = pl.when(there.any()).then((of * weight).sum() / weight.filter(there).sum())
 
-    def make(study: Study, _: Any) -> np.ndarray | None:
+    def make(study: Study, _: Any) -> Measured | None:
         blocks = study.resolved.get("layers") or 0
         depth = pl.col("layer") / (blocks - 1) if blocks > 1 else pl.lit(None, pl.Float64)
         rows = tensor_sums(study).with_columns(depth=depth, attention=pl.col("component").is_in(ATTENTION))
         by_seed = rows.group_by("seed", maintain_order=True).agg(value=mean)
         values = by_seed["value"].drop_nulls().to_numpy()
-        return None if not len(values) else values if len(values) == 1 else _resampled(values[:, None])
+        return Measured.of(_resampled(values[:, None]) if len(values) > 1 else values, len(values))
 
     return make
 
 
-def _first(study: Study, reference: Reference) -> np.ndarray | None:
+def _intact(study: Study, _: Any) -> Measured | None:
+    return Measured.of(intact(study), len(baseline(study)["nll"]))
+
+
+def _first(study: Study, reference: Reference) -> Measured | Beyond | None:
     """ΔNLL of the smallest set, a weight of it."""
     found = curve(study, reference.damage)
-    return None if found is None or found.diverged[0] else found.damage[:, 0] / found.weights[0]
+    if found is None:
+        return None
+    return DIVERGING if found.diverged[0] else Measured.of(found.damage[:, 0] / found.weights[0], found.units)
 
 
-def _at_count(study: Study, reference: Reference) -> np.ndarray | None:
+def _at_count(study: Study, reference: Reference) -> Measured | Beyond | None:
     found = curve(study, reference.damage)
-    return None if found is None or reference.weights is None else found.at(reference.weights)
+    return None if found is None or reference.weights is None else _at(found, reference.weights)
 
 
-def _at_fraction(study: Study, reference: Reference) -> np.ndarray | None:
+def _at_fraction(study: Study, reference: Reference) -> Measured | Beyond | None:
     found = curve(study, reference.damage)
     if found is None or reference.fraction is None:
         return None
     # Within rounding: the fraction is one that every model's sets reach.
-    wanted = float(np.clip(reference.fraction * found.scored, found.weights[0], found.weights[-1]))
-    return found.at(wanted)
+    return _at(found, float(np.clip(reference.fraction * found.scored, found.weights[0], found.weights[-1])))
 
 
-def _collapsed(share: float, *, fraction: bool) -> Callable[[Study, Any], np.ndarray | None]:
+def _at(found: Curve, weights: float) -> Measured | Beyond | None:
+    values = found.at(weights)
+    return values if isinstance(values, Beyond) else Measured.of(values, found.units)
+
+
+def _collapsed(share: float, *, fraction: bool = False) -> Callable[[Study, Any], Measured | Beyond | None]:
     """Weights, or their fraction of those scored, that do a share of the damage of a uniform guess."""
 
-    def make(study: Study, reference: Reference) -> np.ndarray | None:
+    def make(study: Study, reference: Reference) -> Measured | Beyond | None:
         found, level = curve(study, reference.damage), collapse(study)
-        weights = None if found is None or level is None else found.reaching(share * level)
-        return weights / scored_weights(study) if weights is not None and fraction else weights
+        if found is None or level is None:
+            return None
+        weights = found.reaching(share * level)
+        if weights is None:
+            return SIDES[found.side(share * float(level[0]))]
+        return Measured.of(weights / found.scored if fraction else weights, found.units)
 
     return make
 
 
-def _jaccard(study: Study, reference: Reference) -> np.ndarray | None:
+_collapsed_fraction = partial(_collapsed, fraction=True)
+
+
+def _jaccard(study: Study, reference: Reference) -> Measured | None:
     first, rows = study.spec["scores"][0], jaccard(study)
     rows = rows.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
     rows = rows.filter(pl.col("k") == reference.k)
-    return None if rows.is_empty() else np.array([float(rows["jaccard"].mean())])  # type: ignore[arg-type]
+    return None if rows.is_empty() else Measured.of(np.array([float(rows["jaccard"].mean())]), 0)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -297,24 +334,29 @@ def reference(comparison: Comparison) -> Reference:
     return Reference(_middle(counts), _middle(fractions), max(shared, default=None), damage)
 
 
+#: Why a quantity of a study's damage can't be had.
+DIVERGING, HARMLESS = Beyond("sets there diverge"), Beyond("sets there do no damage")
+SIDES = {-1: Beyond("the smallest set does more already"), 1: Beyond("the largest set doesn't do as much")}
+
 QUANTITIES: tuple[Quantity, ...] = (
-    Quantity("intact_nll", "loss of the intact model, nats per token", lambda study, _: intact(study)),
-    Quantity("gini", "Gini coefficient of the scores", _mean(pl.col("gini"))),
+    Quantity("intact_nll", "loss of the intact model, nats per token", _intact),
+    Quantity("gini", "Gini coefficient of the scores", _mean(pl.col("gini")), 1.0),
     Quantity("tail_index", "Hill's tail index of the top 1%; smaller is heavier", _mean(pl.col("tail_index"))),
-    Quantity("half_mass_fraction", "fraction of weights with half the score", _mean(pl.col("half_mass_fraction"))),
+    Quantity("half_mass_fraction", "fraction of weights with half the score", _mean(pl.col("half_mass_fraction")), 1.0),
     Quantity("top1pct_over_median", "top 1% of scores over their median", _mean(pl.col("top1pct_over_median"))),
-    Quantity("attention_share", "share of the score's sum in attention", _mean(pl.col("attention"), "sum")),
-    Quantity("depth", "mean relative depth of the score's sum", _mean(pl.col("depth"), "sum")),
+    Quantity("attention_share", "share of the score's sum in attention", _mean(pl.col("attention"), "sum"), 1.0),
+    Quantity("depth", "mean relative depth of the score's sum", _mean(pl.col("depth"), "sum"), 1.0),
     Quantity("first_damage", "ΔNLL of the smallest set, nats per token and weight", _first),
     Quantity("damage_at_count", "ΔNLL of a set of the same number of weights, nats per token", _at_count),
     Quantity("damage_at_fraction", "ΔNLL of a set of the same fraction of weights, nats per token", _at_fraction),
-    Quantity("tenth_collapse", "weights for 1/10 of a collapse", _collapsed(0.1, fraction=False)),
-    Quantity("tenth_collapse_fraction", "fraction of weights for 1/10 of a collapse", _collapsed(0.1, fraction=True)),
-    Quantity("half_collapse", "weights for 1/2 of a collapse", _collapsed(0.5, fraction=False)),
-    Quantity("half_collapse_fraction", "fraction of weights for 1/2 of a collapse", _collapsed(0.5, fraction=True)),
-    Quantity("jaccard", "seeds' agreement on sets of the same k (Jaccard)", _jaccard),
+    Quantity("tenth_collapse", "weights for 1/10 of a collapse", _collapsed(0.1)),
+    Quantity("tenth_collapse_fraction", "fraction of weights for 1/10 of a collapse", _collapsed_fraction(0.1), 1.0),
+    Quantity("half_collapse", "weights for 1/2 of a collapse", _collapsed(0.5)),
+    Quantity("half_collapse_fraction", "fraction of weights for 1/2 of a collapse", _collapsed_fraction(0.5), 1.0),
+    Quantity("jaccard", "seeds' agreement on sets of the same k (Jaccard)", _jaccard, 1.0),
 )  # fmt: skip
 WORDS = {q.name: q.words for q in QUANTITIES}
+MOST = {q.name: q.most for q in QUANTITIES}
 
 COLUMNS: dict[str, Any] = {
     "quantity": pl.String, "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String,
@@ -322,30 +364,40 @@ COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def windows(study: Study) -> int:
-    """How many windows a study evaluates on."""
-    return len(study.baselines["nll"][0])
-
-
-def resampled_units(study: Study) -> int:
-    """Of what a bootstrap of damage has the fewest: seeds, or windows where there is one seed."""
-    seeds = len(study.spec["seeds"])
-    return seeds if seeds > 1 else windows(study)
-
-
 @lru_cache(maxsize=4)
+def _made(comparison: Comparison) -> dict[tuple[str, str], Measured | Beyond]:
+    at = reference(comparison)
+    every = ((q.name, model_name(s), q.make(s, at)) for s in comparison.studies for q in QUANTITIES)
+    return {(quantity, model): made for quantity, model, made in every if made is not None}
+
+
 def measured(comparison: Comparison) -> dict[tuple[str, str], Measured]:
     """(quantity, model) → what was measured, for all that a study has data for."""
-    at = reference(comparison)
+    return {key: made for key, made in _made(comparison).items() if isinstance(made, Measured)}
+
+
+def lost(comparison: Comparison, quantity: str, models: Sequence[str]) -> dict[str, str]:
+    """Those of some models that can't stand on logarithmic axes because of what their value is → why.
+
+    What is said of the others alone is said of survivors.
+    """
     found = {}
-    for study in comparison.studies:
-        for quantity in QUANTITIES:
-            values = quantity.make(study, at)
-            if values is not None and np.isfinite(values).all():
-                resamples = values[1:] if len(values) > 1 else None
-                units = resampled_units(study) if quantity.name != "intact_nll" else windows(study)
-                found[quantity.name, model_name(study)] = Measured(float(values[0]), resamples, units)
+    for model in models:
+        made = _made(comparison).get((quantity, model))
+        if isinstance(made, Beyond):
+            found[model] = made.why
+        elif made is not None and made.value <= 0:
+            found[model] = "it isn't positive"
     return found
+
+
+def survivors(comparison: Comparison, quantity: str, models: Sequence[str]) -> str | None:
+    """Why nothing is said of the logarithms of a quantity over some models; None where nothing is lost."""
+    gone = lost(comparison, quantity, models)
+    if not gone:
+        return None
+    reasons = "; ".join(dict.fromkeys(gone.values()))
+    return f"lost for {len(gone)} of {len(models)} models because of its value: {reasons}"
 
 
 def quantities(comparison: Comparison) -> pl.DataFrame:
@@ -364,4 +416,5 @@ def _rows(found: dict[tuple[str, str], Measured], facts: dict[str, dict[str, Any
         for model, fact in facts.items():
             if (m := found.get((quantity.name, model))) is not None:
                 told = {name: fact[name] for name in ("model", "family", "kind", "tuning", "body")}
-                yield told | {"quantity": quantity.name, "value": m.value, "low": m.low, "high": m.high}
+                high = None if m.high is None else min(m.high, quantity.most)
+                yield told | {"quantity": quantity.name, "value": m.value, "low": m.low, "high": high}

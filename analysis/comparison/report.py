@@ -40,8 +40,9 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 
 
 def unfinished(comparison: Comparison) -> list[str]:
-    """Models whose studies lack something that was asked for."""
-    return [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in LACKING)]
+    """Models whose studies lack something that was asked for, and studies that have only begun."""
+    lacking = [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in LACKING)]
+    return [*lacking, *comparison.begun]
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
@@ -87,3 +88,5 @@ def print_answers(comparison: Comparison, console: Console) -> None:
         console.print(f"[bold]{escape(section.title)}[/bold] {escape(section.answer)}\n", highlight=False)
     for verdict in comparison_verdicts(comparison):
         console.print(f"{MARKS[verdict.status]}  {escape(verdict.claim)}: {escape(verdict.evidence)}", highlight=False)
+    if names := unfinished(comparison):
+        console.print(f"[yellow]unfinished: {escape(', '.join(names))}; this is what is stored so far[/yellow]")

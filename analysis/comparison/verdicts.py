@@ -6,7 +6,7 @@ import polars as pl
 
 from analysis.comparison.laws import ALL, scaling
 from analysis.comparison.loading import Comparison
-from analysis.damage import effects
+from analysis.damage import effects, in_question
 from analysis.verdicts import Verdict, sign_flip_ratio
 from analysis.wording import percent, significant
 
@@ -53,14 +53,14 @@ def _threshold(rows: pl.DataFrame) -> Verdict:
 
 
 def _prediction(rows: pl.DataFrame) -> Verdict:
-    claim = f"The largest model is predicted within {percent(WITHIN)} from smaller ones"
+    claim = f"Each of the largest models is predicted within {percent(WITHIN)} from smaller ones"
     told = rows.drop_nulls("largest_error")
     if told.is_empty():
         return Verdict("P4.7c", claim, "open", "needs enough smaller models to fit a law to")
     words = "; ".join(
         f"{r['series']}: {significant(r['largest_predicted'])} [{significant(r['largest_low'])}, "
         f"{significant(r['largest_high'])}] predicted, {significant(r['largest_measured'])} measured "
-        f"({percent(r['largest_error'])} off)"
+        f"({percent(r['largest_error'])} off, the worst of that size)"
         for r in told.iter_rows(named=True)
     )
     return Verdict("P4.7c", claim, "holds" if (told["largest_error"] <= WITHIN).all() else "fails", words)
@@ -75,7 +75,7 @@ def _general(comparison: Comparison) -> Verdict:
     for study in comparison.studies:
         if study.cells.is_empty():
             continue
-        verdict = sign_flip_ratio(_in_question(effects(study)))
+        verdict = sign_flip_ratio(effects(study).filter(in_question(study, lists=False)))
         if verdict.status != "open":
             held.setdefault(comparison.facts(study)["architecture"], []).append(verdict.status == "holds")
     if len(held) < ARCHITECTURES:
@@ -83,8 +83,3 @@ def _general(comparison: Comparison) -> Verdict:
         return Verdict("P3.7e", claim, "open", f"needs sign flips in {ARCHITECTURES} architectures; there is {there}")
     words = "; ".join(f"{name}: {sum(ok)} of {len(ok)} models" for name, ok in held.items())
     return Verdict("P3.7e", claim, "holds" if sum(map(all, held.values())) >= ARCHITECTURES else "fails", words)
-
-
-def _in_question(table: pl.DataFrame) -> pl.DataFrame:
-    """A model's largest set: sets of a few weights can be harmless in any model."""
-    return table.filter(pl.col("k") == pl.col("k").max())

@@ -1,7 +1,7 @@
 """How quantities move with the size of a model: laws, their uncertainty, breaks, and whether families share them."""
 
-from analysis.scaling.breaks import Break, changepoint
-from analysis.scaling.families import Families, compare_families
+from analysis.scaling.breaks import NEAR, Break, changepoint, different
+from analysis.scaling.families import SAME, Families, compare_families
 from analysis.scaling.intervals import (
     HeldOut,
     Interval,
@@ -15,6 +15,6 @@ from analysis.scaling.intervals import (
 from analysis.scaling.laws import LAWS, Fit, Law, fit_laws
 
 __all__ = [
-    "LAWS", "Break", "Families", "Fit", "HeldOut", "Interval", "Law", "band", "changepoint", "chosen_laws",
-    "compare_families", "exponent", "fit_laws", "held_out", "leave_one_out", "predicted",
+    "LAWS", "NEAR", "SAME", "Break", "Families", "Fit", "HeldOut", "Interval", "Law", "band", "changepoint",
+    "chosen_laws", "compare_families", "different", "exponent", "fit_laws", "held_out", "leave_one_out", "predicted",
 ]  # fmt: skip

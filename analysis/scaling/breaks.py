@@ -67,12 +67,16 @@ def _statistic(one: np.ndarray, two: np.ndarray, n: int) -> np.ndarray:
     return ((one - best) / 2) / np.maximum(best / (n - 4), 1e-300)
 
 
-def _different(x: np.ndarray) -> int:
-    """How many sizes there are; those within a factor :data:`NEAR` of the next smaller one aren't another."""
-    found, last = 0, -np.inf
-    for value in np.sort(x):
-        if value - last > np.log(NEAR):
-            found, last = found + 1, value
+def different(sizes: np.ndarray) -> int:
+    """How many sizes there are; those within a factor :data:`NEAR` of the next smaller one aren't another.
+
+    >>> different(np.array([100_000, 101_000, 300_000]))
+    2
+    """
+    found, last = 0, 0.0
+    for size in np.sort(sizes):
+        if size > NEAR * last:
+            found, last = found + 1, float(size)
     return found
 
 
@@ -89,7 +93,7 @@ def changepoint(sizes: np.ndarray, values: np.ndarray, *, seed: int = 0) -> Brea
     """
     x, z = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(values, dtype=float))
     n = len(x)
-    if _different(x) < FEWEST:
+    if different(np.asarray(sizes, dtype=float)) < FEWEST:
         return None
     coarse, places = _trials(x, COARSE), _trials(x, FINE)
     statistic = float(_statistic(*_residuals(x, z[None], coarse), n)[0])

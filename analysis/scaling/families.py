@@ -10,7 +10,10 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
 from analysis.inference import LEVEL
+from analysis.scaling.breaks import different
 
+#: Logarithms that differ by less are the same number but for rounding.
+SAME = 1e-9
 #: Sizes that a family must have to have an exponent of its own, and families to compare.
 FEWEST_SIZES, FEWEST_FAMILIES = 3, 2
 
@@ -47,8 +50,8 @@ def compare_families(table: pl.DataFrame) -> Families:
     >>> found.p_exponent > 0.05 > found.p_height
     True
     """
-    counts = table.group_by("family").agg(pl.col("size").n_unique())
-    kept = counts.filter(pl.col("size") >= FEWEST_SIZES)["family"].sort().to_list()
+    by_family = table.group_by("family").agg("size").sort("family")
+    kept = [f for f, sizes in by_family.iter_rows() if different(np.array(sizes)) >= FEWEST_SIZES]
     table = table.filter(pl.col("family").is_in(kept))
     if not kept:
         return Families({}, why_not=f"no family has {FEWEST_SIZES} sizes")
@@ -57,6 +60,9 @@ def compare_families(table: pl.DataFrame) -> Families:
         "x": np.log(table["size"].to_numpy()),
         "f": table["family"].to_list(),
     }
+    spread = table.group_by("family").agg(pl.col("value").log().max() - pl.col("value").log().min())["value"].max()
+    if spread < SAME:  # type: ignore[operator]
+        return Families({}, why_not="it is the same for every model of a family")
     exponents = {family: _exponent(data, family) for family in kept}
     if len(kept) < FEWEST_FAMILIES:
         return Families(exponents, why_not=f"only {kept[0]} has {FEWEST_SIZES} sizes: one family shares with no other")

@@ -141,17 +141,15 @@ class HeldOut:
         return self.low <= self.measured <= self.high
 
 
-def chosen_laws(sizes: np.ndarray, values: np.ndarray, replicates: np.ndarray | None = None) -> list[Fit]:
+def chosen_laws(sizes: np.ndarray, values: np.ndarray, slope: Interval | None = None) -> list[Fit]:
     """The laws of a series, the most probable first; the constant among them only where no trend is sure.
 
-    A trend is sure where the interval of the power law's exponent leaves out 0.
+    A trend is sure where the interval of the power law's exponent, ``slope``, leaves out 0.
     """
-    fits = fit_laws(sizes, values)
-    power = next((f for f in fits if f.law.name == "power"), None)
-    if power is None:
-        return fit_laws(sizes, values, tuple(LAWS))
-    slope = exponent(power, replicates=replicates, resamples=LEFT_OUT)
-    return fit_laws(sizes, values, tuple(LAWS)) if slope.low <= 0 <= slope.high else fits
+    if slope is None and (power := fit_laws(sizes, values, ("power",))):
+        slope = exponent(power[0], resamples=LEFT_OUT)
+    sure = slope is not None and not slope.low <= 0 <= slope.high
+    return fit_laws(sizes, values) if sure else fit_laws(sizes, values, tuple(LAWS))
 
 
 def held_out(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +19,21 @@ app = typer.Typer(
     help="Which few weights does a language model hang on, how sure are we, and what does damage to them cost?",
 )
 console = Console()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.out(f"esa-ray {version('esa-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 def guarded(command: Any) -> None:

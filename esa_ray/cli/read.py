@@ -55,7 +55,8 @@ def labels(models_file: str | None) -> dict[str, dict[str, str]]:
     ours = known()
     theirs = [m for m in known(models_file) if m not in ours]
     told = {m.name: {"family": m.family, "kind": m.kind, "tuning": m.tuning} for m in theirs}
-    return told | {name.rpartition("/")[2]: words for name, words in told.items()}
+    # A study's model is called by the last part of a hub id, and one of the zoo by a name that can be a file's.
+    return told | {name.rpartition("/")[2].replace(":", "-"): words for name, words in told.items()}
 
 
 @app.command(epilog="Example: esa status results/quickstart")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from esa_ray import options
 from esa_ray.cli.app import app, console
@@ -49,8 +50,12 @@ def execute(
     from esa_ray.progress import reporter
 
     summaries = run_studies(studies, reporter=reporter(), **options)
-    brief = len(summaries) > MANY
-    return max(finish(summary, save_plots=save_plots, brief=brief) for summary in summaries)
+    brief, worst = len(summaries) > MANY, 0
+    for (spec, _), summary in zip(studies, summaries, strict=True):
+        if len(studies) > 1 and not brief:
+            console.print(f"\n[bold]{escape(spec.model.source)}[/bold]", highlight=False)
+        worst = max(worst, finish(summary, save_plots=save_plots, brief=brief))
+    return worst
 
 
 #: Studies of one command beyond which each is a line in the terminal; their reports are written all the same.

@@ -9,6 +9,7 @@ import typer
 
 from esa_ray import options
 from esa_ray.cli.app import app, console
+from esa_ray.errors import EsaError
 
 zoo = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Small models that are trained here in minutes.")
 app.add_typer(zoo, name="zoo")
@@ -23,10 +24,14 @@ def _chosen(names: list[str] | None, families: str, sizes: str) -> list[str]:
     given = [part for name in names or () for part in options.items(name)]
     for name in given:
         recipes.recipe(name)
-    if given and not (families or sizes):
+    if given and (families or sizes):
+        raise EsaError("give models by name, or --families and --sizes, not both")
+    for flag, text, every in (("--families", families, recipes.FAMILIES), ("--sizes", sizes, recipes.SIZES)):
+        if wrong := [part for part in options.items(text) if part not in every]:
+            raise EsaError(f"{flag} {wrong[0]}: there is {', '.join(every)}")
+    if given:
         return list(dict.fromkeys(given))
-    grid = recipes.names(options.items(families) or recipes.FAMILIES, options.items(sizes) or tuple(recipes.SIZES))
-    return list(dict.fromkeys([*given, *grid]))
+    return recipes.names(options.items(families) or recipes.FAMILIES, options.items(sizes) or tuple(recipes.SIZES))
 
 
 @zoo.command("train", epilog="Example: esa zoo train --families llama,neox --sizes 0.1m,0.3m")
@@ -60,23 +65,31 @@ def train(
 
 @zoo.command("list", epilog="Example: esa zoo list --families mixtral")
 def catalogue(families: Families = "", sizes: Sizes = "") -> None:
-    """List the zoo's models: their sizes, and what became of those that are trained here."""
-    show(_chosen(None, families, sizes))
+    """List the zoo's models: their sizes, and what became of those that are trained here.
+
+    "in blocks" are the parameters without embedding and output head; "nats/byte" is the loss on held-out text, and
+    "answers" that of held-out answers after instruction tuning; "seconds" are those of training.
+    """
+    from esa_ray.models.zoo import recipes
+
+    chosen = _chosen(None, families, sizes)
+    show(chosen + [name for name in recipes.trained() if recipes.plain(name) in chosen and name not in chosen])
 
 
 def show(names: list[str]) -> None:
     """Print a line a model."""
     from esa_ray.models.zoo import recipes
 
-    console.out(f"{'':<24}{'blocks':>7}{'width':>7}{'weights':>9}{'nats/byte':>11}{'answers':>9}{'seconds':>9}")
+    room = max(len(recipes.PREFIX + name) for name in names) + 1
+    console.out(f"{'':<{room}}{'layers':>7}{'width':>7}{'in blocks':>11}{'nats/byte':>11}{'answers':>9}{'seconds':>9}")
     for name in names:
         recipe, file = recipes.recipe(name), recipes.directory(name) / "zoo.json"
-        line = f"{recipes.PREFIX + name:<24}{recipe.layers:>7}{recipe.width:>7}"
+        line = f"{recipes.PREFIX + name:<{room}}{recipe.layers:>7}{recipe.width:>7}"
         if file.is_file():
             told = json.loads(file.read_text(encoding="utf-8"))
             answers = f"{told['answer_nll']:.3f}" if "answer_nll" in told else "–"
             line += (
-                f"{told['parameters'] / 1e6:>8.2f}M{told['validation_nll']:>11.3f}{answers:>9}{told['seconds']:>9.0f}"
+                f"{told['parameters'] / 1e6:>10.2f}M{told['validation_nll']:>11.3f}{answers:>9}{told['seconds']:>9.0f}"
             )
         else:
             line += "  not trained yet"

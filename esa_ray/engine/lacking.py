@@ -13,6 +13,7 @@ from esa_ray.models.sources import Source
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
 from esa_ray.spec import LISTED, Part, StudySpec
 from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, protocol_name, ranking_name, samples_name
+from esa_ray.tasks import answers_name
 
 
 def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Resolved | None:
@@ -119,9 +120,23 @@ def missing_protocols(store: Store, spec: StudySpec) -> list[tuple[tuple[str, ..
 
 
 def missing_tasks(store: Store, spec: StudySpec) -> list[str]:
-    """Protocols whose zero-shot tasks aren't stored."""
-    have = set(store.names("tasks")) if spec.protocols else set()
-    return [p.name for p in spec.protocols if p.tasks and p.name not in have]
+    """Protocols whose zero-shot tasks aren't stored.
+
+    Raises
+    ------
+    EsaError
+        If the answers there are to other tasks: a file has changed.
+    """
+    asked = [p for p in spec.protocols if p.tasks]
+    have = set(store.names("tasks")) if asked else set()
+    missing = [p for p in asked if answers_name(p) not in have]
+    for protocol in missing:
+        if any(name.partition("-")[0] == protocol.name for name in have):
+            raise EsaError(
+                f"{store.place} has answers to other tasks under the same names (--tasks); bring those files back, or "
+                "choose another --out-dir"
+            )
+    return [p.name for p in missing]
 
 
 def lacks(store: Store, spec: StudySpec, resolved: Resolved) -> bool:

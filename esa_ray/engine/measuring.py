@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from esa_ray import data
+from esa_ray import data, tasks
 from esa_ray.errors import EsaError, first_line
 from esa_ray.evaluation import confident
 from esa_ray.models.load import load_tokenizer
@@ -91,7 +91,7 @@ class Measuring:
         except ImportError:
             raise EsaError("zero-shot tasks need lm-eval: pip install 'esa-ray[tasks]'") from None
         protocol, started = self._protocol(name), time.perf_counter()
-        asked = [_task(task) for task in protocol.tasks]
+        asked = [tasks.read(task) for task in protocol.tasks]
         tokenizer = load_tokenizer(self.source)
         wrapped = HFLM(
             pretrained=self.model, tokenizer=tokenizer, batch_size=self.spec.data.batch_size,
@@ -113,22 +113,6 @@ class Measuring:
             for task in found["results"]
             for row in _rows(task, found)
         ]
-
-
-def _task(name: str) -> str | dict[str, Any]:
-    """A task by its name, or what a YAML file says of one."""
-    if not name.endswith((".yaml", ".yml")):
-        return name
-    import yaml
-
-    try:
-        with open(name, encoding="utf-8") as file:
-            found = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise EsaError(f"--tasks {name} can't be read: {first_line(error)}") from None
-    if not isinstance(found, dict) or "task" not in found:
-        raise EsaError(f"--tasks {name} describes no task (it has no field `task`)")
-    return found
 
 
 def _rows(task: str, found: dict[str, Any]) -> list[dict[str, Any]]:

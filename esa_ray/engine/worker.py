@@ -38,6 +38,7 @@ from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, protocol_name, ranking_name, samples_name
+from esa_ray.tasks import answers_name
 
 #: Bytes below which a smaller budget for scoring saves nothing.
 SMALLEST_BUDGET = 64 * 2**20
@@ -315,7 +316,8 @@ class Worker:
         """Ask the intact model a protocol's zero-shot tasks, and store the answers' scores."""
         common = {k: self._common[k] for k in ("study", "model", "dtype", "data")}
         rows = [common | row | {"created": datetime.now(UTC)} for row in self._measuring.tasks(protocol)]
-        self.store.write("tasks", protocol, rows)
+        asked = next(p for p in self.spec.protocols if p.name == protocol)
+        self.store.write("tasks", answers_name(asked), rows)
         return {"rows": len(rows)}
 
     def _read_ranking(self, name: str) -> Any:

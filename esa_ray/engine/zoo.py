@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from esa_ray.engine.cluster import nodes_alive
 from esa_ray.errors import EsaError, first_line
 from esa_ray.machine import cache_dir
 from esa_ray.models.zoo.recipes import base, directory, recipe
@@ -62,12 +63,18 @@ def train(names: Sequence[str], reporter: Reporter) -> None:
     Raises
     ------
     EsaError
-        If one can't be trained.
+        If one can't be trained, or this node has no cores for Ray's tasks.
     """
+    home = ray.get_runtime_context().get_node_id()
+    if not any(node.name == home and node.cpus for node in nodes_alive()):
+        raise EsaError(
+            "this cluster runs nothing on the node of the command, where the zoo's models are to lie; train them in a "
+            "cluster of this machine's own: esa zoo train --address local"
+        )
     todo = missing(names)
     tokens = {name: recipe(name).tuning_tokens or recipe(name).tokens for name in todo}
     reporter.phase("zoo", sum(tokens.values()))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(home, soft=False)
     # A tuned model waits for its base to be there: in a first round all bases, in a second what starts from them.
     for tuned in (False, True):
         running = {

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 TASKS = {"damage": 1.0, "score in block ranges": BARE_SET, "score": WORKING_SET}
 
 
+#: Fields that models read though not every config class lists them.
+UNLISTED = frozenset({"head_dim"})
+
+
 class Series(BaseModel):
     """Models of one family: the config they share, and by hub id what is each one's own.
 
@@ -86,13 +90,18 @@ class Known:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
+            usual = AutoConfig.for_model(self.model_type)
+            if strange := [key for key in self.config if not hasattr(usual, key) and key not in UNLISTED]:
+                raise EsaError(f"{self.name}: configs of {self.model_type} have no {', '.join(strange)}")
             config = AutoConfig.for_model(self.model_type, **self.config)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
+        except EsaError:
+            raise
         except Exception as error:  # whatever a config can be wrong in
             raise EsaError(
-                f"{self.name}: transformers makes no model of its config ({first_line(error)[:160]}); see that "
-                "model_type and config are right"
+                f"{self.name}: transformers makes no model of its config ({' '.join(str(error).split())[:240]}); see "
+                "that model_type and config are right"
             ) from None
         return counted(model)
 
@@ -174,9 +183,9 @@ def _models(text: str, name: str) -> list[Known]:
         series = TypeAdapter(list[Series]).validate_python(json.loads(text))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "the whole"
         raise EsaError(
-            f"{name}: {where}: {first['msg']}; it is a list of series, as in esa_ray/models/known.json"
+            f"{name}, {where}: {first['msg'].lower()}; it is a list of series, as in esa_ray/models/known.json"
         ) from None
     except ValueError as error:
         raise EsaError(f"{name} is no JSON: {first_line(error)}") from None

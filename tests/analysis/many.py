@@ -18,7 +18,7 @@ def study(
     directory, model, *, family, size, kind="dense", tuning="base", half=None, gini=0.7, attention=0.3, draw=None,
     experts=0, super_expert=None, layers=4, vocabulary=VOCABULARY, noise=0.02, architecture=None, depth=0.0,
     perturbation="zero",
-    diverged=None, text="t" * 16,
+    diverged=None, text="t" * 16, windows=WINDOWS,
 ):  # fmt: skip
     """A study whose largest sets do half of a collapse at ``half`` weights: damage grows as D k/(k + half)."""
     draw = draw or np.random.default_rng(0)
@@ -26,7 +26,7 @@ def study(
     half = half if half is not None else 30.0
     spec = StudySpec(
         name="made", model=ModelSpec(source=model), topk=KS, seeds=SEEDS, groups=("super", "random_k"),
-        data=DataSpec(source="made", window=TOKENS + 1, calibration_windows=4, evaluation_windows=WINDOWS),
+        data=DataSpec(source="made", window=TOKENS + 1, calibration_windows=4, evaluation_windows=windows),
         scores=(ScoreSpec(metric="grad_x_weight", mode="global", components=("q", "down")),),
         perturbations=(PerturbSpec(kind=perturbation),), analyses=("architecture",),
     )  # fmt: skip

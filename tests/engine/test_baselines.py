@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import analysis
+from esa_ray.engine.lacking import missing_tasks
 from esa_ray.engine.measuring import Measuring
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
@@ -17,6 +18,7 @@ from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find
 from esa_ray.spec import Protocol, ScoreSpec
 from esa_ray.store import Store
+from esa_ray.tasks import answers_name
 
 TASK = Path(__file__).parent.parent / "data" / "task.yaml"
 
@@ -90,6 +92,18 @@ def test_a_local_task_is_scored_as_by_hand(measuring, tmp_path, monkeypatch):
     assert row["value"] == pytest.approx(right / len(rows))
     assert row["examples"] == 20
     assert row["task"] == "last_letter"
+
+
+def test_answers_to_tasks_that_have_changed_since_are_refused(measuring, tmp_path):
+    task, _ = local_task(tmp_path)
+    asked = Protocol(name="extended", windows=4, contexts=(16,), tasks=(str(task), "piqa"))
+    spec, store = measuring.spec.replace(protocols=(asked,)), Store(tmp_path / "s")
+    assert missing_tasks(store, spec) == ["extended"]
+    store.write("tasks", answers_name(asked), [{"protocol": "extended", "task": "last_letter", "value": 1.0}])
+    assert missing_tasks(store, spec) == []
+    task.write_text(task.read_text() + "description: another\n")
+    with pytest.raises(EsaError, match="other tasks"):
+        missing_tasks(store, spec)
 
 
 @pytest.mark.parametrize(

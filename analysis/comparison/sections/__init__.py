@@ -7,11 +7,12 @@ from collections.abc import Callable
 from analysis.comparison.loading import Comparison
 from analysis.comparison.sections.architectures import kinds, mixtures, sublayers
 from analysis.comparison.sections.features import fingerprints, ranks
+from analysis.comparison.sections.intact import intact
 from analysis.comparison.sections.scale import exponents, foreseen, laws, models
 from analysis.sections.parts import Section
 
 __all__ = ["MAKERS"]
 
 MAKERS: tuple[Callable[[Comparison], Section | None], ...] = (
-    laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, models,
+    laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, intact, models,
 )  # fmt: skip

@@ -148,7 +148,7 @@ EACH: Columns = {
     "z": lambda r: number(r["z"]),
     "p (Holm)": p("p_holm"),
     "super": lambda r: "yes" if r["super"] else "",
-    "by output": lambda r: "yes" if r["peaks"] else "",
+    "by output": lambda r: {True: "yes", False: "", None: "–"}[r["peaks"]],
 }
 
 
@@ -169,9 +169,9 @@ def mixtures(comparison: Comparison) -> Section | None:
         "experts", "Experts", answer,
         "Balance: entropy of the experts' shares of positions, 1 all alike. Specialisation: how far the tokens of an "
         "expert are from all tokens, D_KL in nats less its bias, weighted by use. A super expert costs far more than "
-        "the median expert (modified z of the logarithm above 3.5, and 0.05 nats per token) and surely more (p over "
+        "the median expert (modified z of the logarithm above 3.5, and a tenth of a collapse) and surely more (p over "
         "windows, corrected over such experts); “by output” is the published criterion on activations "
-        "(arXiv:2507.23279). Experts of a model are no sample of experts.",
+        "(arXiv:2507.23279), which needs 200 experts. Experts of a model are no sample of experts.",
         [Figure("experts", "Cost of silencing each expert; numbers in the table below",
                 "What silencing each expert of the largest mixture costs; written in: its share of positions.")],
         [listed(table.iter_rows(named=True), USE), listed(rows, EACH, "Each expert", folded=True)],

@@ -77,12 +77,12 @@ def ranks(comparison: Comparison) -> Section | None:
     table = robustness(comparison)
     if table.is_empty():
         return None
-    first, last = table.row(0, named=True), table.row(-1, named=True)
+    (first, first_is), (last, last_is) = ((r, "is" if r["rank"] else "may be") for r in table[[0, -1]].to_dicts())
     left = len(comparison.studies) - len(table)
     most, least = (f"{r['beyond'] or ''} {wording.significant(100 * r['value'], 2)}%".strip() for r in (first, last))
     answer = (
-        f"{first['model']} is the most robust: a tenth of a collapse takes {most} of its scored weights; "
-        f"{last['model']} the least, {least}."
+        f"{first['model']} {first_is} the most robust: a tenth of a collapse takes {most} of its scored weights; "
+        f"{last['model']} {last_is} the least, {least}."
         + (
             f" {left} models can't be ranked: no damage common to all, or a vocabulary that isn't known."
             if left
@@ -93,7 +93,8 @@ def ranks(comparison: Comparison) -> Section | None:
         "ranking", "Which models are robust?", answer,
         "The fraction of scored weights, the most sensitive first, that has to be damaged to lose a tenth of the way "
         "from the intact loss to a uniform guess. Ranks hold 95% of those found when values are drawn from their "
-        "intervals. “Less than”: already the smallest set does more; “more than”: not even the largest does as much.",
+        "intervals. “Less than”: already the smallest set does more; “more than”: not even the largest does as much, "
+        "so that a rank may stay open.",
         [Figure("ranking", "Fraction of weights at a tenth of a collapse, by model; numbers in the table below",
                 "Models from the most robust to the least.")],
         [listed(table.iter_rows(named=True), RANKS)],

@@ -8,7 +8,7 @@ import polars as pl
 
 from analysis import wording
 from analysis.comparison.figures import LEADING, series_shown
-from analysis.comparison.laws import ALL, families, named, scaling
+from analysis.comparison.laws import ALL, FEWEST_SIZES, families, named, scaling
 from analysis.comparison.loading import Comparison
 from analysis.comparison.prediction import predictions
 from analysis.comparison.quantities import WORDS, measured, quantities, reference
@@ -201,18 +201,21 @@ FORESEEN: Columns = {
 def foreseen(comparison: Comparison) -> Section | None:
     """Models that weren't measured, or whose family isn't fitted."""
     table = predictions(comparison, comparison.sizes)
-    if table.is_empty():
+    if table.is_empty() and not comparison.sizes:
         return None
     told = table.drop_nulls("measured")
     sizes = ", ".join(f"{size:,}" for size in table["size"].unique(maintain_order=True))
     answer = f"{len(table)} predictions, for models of {sizes} parameters in blocks."
+    if table.is_empty():
+        answer = f"Nothing can be predicted: no series has {FEWEST_SIZES} sizes that a law could be fitted to."
     if len(told):
         names = ", ".join(told["model"].unique(maintain_order=True))
         answer += f" {names}: the interval holds what was measured in {int(told['inside'].sum())} of {len(told)}."
     return Section(
-        "foreseen", "What of models that weren't measured?", answer,
+        "foreseen", "What of other models?", answer,
         "What a further model of the series would measure, with 95% prediction intervals that take the law for "
-        "granted: the farther beyond the largest model, the less that is safe. A model of another family, with "
+        "granted: the farther beyond the largest model, the less that is safe. Beyond three times the largest, power "
+        "laws stand in for linear and exponential ones, which run into 0 or infinity. A model of another family, with "
         "other tokens and other text, is no test of the law; it shows how far the law carries.",
         [], [listed(table.iter_rows(named=True), FORESEEN, folded=len(table) > 12)],
     )  # fmt: skip

@@ -135,6 +135,22 @@ def base(name: str) -> str | None:
     return name.replace("-instruct", "") if recipe(name).tuning_tokens else None
 
 
+def plain(name: str) -> str:
+    """A model's name without the length of its training.
+
+    >>> plain("llama-1m@2m")
+    'llama-1m'
+    """
+    return name.partition("@")[0]
+
+
+def trained() -> list[str]:
+    """The models that are trained here, by name, with those of another length of training."""
+    known = names()
+    there = (file.parent.name.rpartition("-")[0] for file in (cache_dir() / "zoo").glob("*/zoo.json"))
+    return sorted(name for name in there if plain(name) in known and directory(name).is_dir())
+
+
 def directory(name: str) -> Path:
     """Where a trained model lies, or will: in the cache, under its recipe."""
     return cache_dir() / "zoo" / f"{name}-{recipe(name).identity}"
