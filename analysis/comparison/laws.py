@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from analysis.comparison.loading import Comparison
-from analysis.comparison.quantities import QUANTITIES, measured, quantities, survivors
+from analysis.comparison.quantities import MOST, QUANTITIES, lost, measured, quantities, survivors
 from analysis.damage import corrected
 from analysis.scaling import (
     SAME,
@@ -102,11 +102,12 @@ def _series(comparison: Comparison) -> Iterator[Series]:
     found = measured(comparison)
     for quantity in QUANTITIES:
         for name, models in groups.items():
-            mine = [m for m in models if m in sizes and (quantity.name, m) in found]
-            mine = [m for m in mine if found[quantity.name, m].value > 0]
-            if len({sizes[m] for m in mine}) < 2:
+            gone = lost(comparison, quantity.name, models)
+            there = [m for m in models if m in sizes and ((quantity.name, m) in found or m in gone)]
+            mine = [m for m in there if m not in gone]
+            if len({sizes[m] for m in there}) < 2:
                 continue
-            why = survivors(comparison, quantity.name, [m for m in models if m in sizes])
+            why = survivors(comparison, quantity.name, there)
             values = [found[quantity.name, m] for m in mine]
             resamples = None
             if all(v.resamples is not None and (v.resamples > 0).all() for v in values):
@@ -208,7 +209,7 @@ def _row(s: Scaled) -> dict[str, Any]:
         worst = s.largest[0]
         told |= {
             "largest_error": worst.error, "largest_predicted": worst.predicted, "largest_low": worst.low,
-            "largest_high": worst.high, "largest_measured": worst.measured,
+            "largest_high": min(worst.high, MOST[s.series.quantity]), "largest_measured": worst.measured,
         }  # fmt: skip
     if s.broken:
         told |= {
