@@ -19,7 +19,7 @@ from analysis.figures import LINEAR_BELOW, charts
 from analysis.inference import LEVEL, RESAMPLES
 from analysis.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
 from analysis.stability import calibration_overlap, consensus, jaccard, jaccard_summary
-from analysis.study import Study, progress
+from analysis.study import Study, is_data_free, progress
 from analysis.verdicts import verdicts
 
 #: Rows of damage that are seen at once.
@@ -81,8 +81,10 @@ def _headline(study: Study) -> dict[str, Any] | None:
 
 
 def _agreement(study: Study) -> dict[str, Any] | None:
-    """Agreement of seeds on the first score's sets at the largest k."""
+    """Agreement of seeds on the first score's sets at the largest k; None of a score that looks at no text."""
     first = study.spec["scores"][0]
+    if is_data_free(first["metric"]):
+        return None
     rows = jaccard_summary(study).filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
     return rows.row(-1, named=True) if len(rows) else None
 

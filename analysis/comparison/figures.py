@@ -71,14 +71,14 @@ def scaling_figure(comparison: Comparison, quantity: str) -> Chart | None:
         laws = alt.Chart(bands).encode(x=x, color=looks["color"])
         layers.append(laws.mark_area(opacity=0.12).encode(y=alt.Y("law_low:Q", scale=scale), y2="law_high:Q"))
         layers.append(laws.mark_line(strokeWidth=1.5).encode(y=alt.Y("law:Q", scale=scale)))
-    points = alt.Chart(table).encode(x=x, color=looks["color"], shape=looks["shape"])
+    points = alt.Chart(table).encode(x=x, color=looks["color"])
     layers.append(points.mark_rule(opacity=0.6).encode(y=alt.Y("seen_low:Q", scale=scale), y2="high:Q"))
     tooltip = [
         "model",
         alt.Tooltip("body", format=",d"),
         *(alt.Tooltip(c, format=".4g") for c in ("value", "low", "high")),
     ]
-    layers.append(points.mark_point(filled=True, size=60, opacity=1).encode(y=y, tooltip=tooltip))
+    layers.append(points.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=looks["shape"], tooltip=tooltip))
     return alt.layer(*layers).properties(width="container", height=300)
 
 

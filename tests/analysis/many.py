@@ -38,8 +38,8 @@ def study(
     }  # fmt: skip
     store = Store(directory)
     store.save_study(spec, resolved, {"esa-ray": "0"}, cells=len(KS) * len(SEEDS) * 2)
-    base = INTACT * TOKENS * np.exp(0.1 * draw.normal(size=WINDOWS))
-    outcome = {"status": "ok", "tokens": [TOKENS] * WINDOWS, "hits": [50] * WINDOWS, "seconds": 0.1}
+    base = INTACT * TOKENS * np.exp(0.1 * draw.normal(size=windows))
+    outcome = {"status": "ok", "tokens": [TOKENS] * windows, "hits": [50] * windows, "seconds": 0.1}
     common = {"study": model, "model": model, "dtype": "fp32", "data": "made"}
     store.write("baselines", "baseline", [common | outcome | {"nll": base.tolist()}])
     rows = []
@@ -47,7 +47,7 @@ def study(
         for k in KS:
             for group in ("super", "random_k"):
                 damage = collapse * k / (k + half) if group == "super" else 1e-6 * k
-                per = damage * np.exp(noise * draw.normal(size=WINDOWS))
+                per = damage * np.exp(noise * draw.normal(size=windows))
                 lost = diverged is not None and group == "super" and k >= diverged and seed == SEEDS[0]
                 rows.append(
                     common | outcome | {
@@ -55,8 +55,8 @@ def study(
                         "seed": seed, "group": group, "repeat": 0, "strength": 1.0
                         if perturbation == "sign_flip" else None,
                         "perturbation": perturbation, "n_weights": k,
-                        "n_changed": k, "delta_norm": 1.0, "kl": [0.0] * WINDOWS, "nll": (base + per * TOKENS).tolist(),
-                        **({"status": "diverged", "nll": [float("nan")] * WINDOWS} if lost else {}), "windows": WINDOWS,
+                        "n_changed": k, "delta_norm": 1.0, "kl": [0.0] * windows, "nll": (base + per * TOKENS).tolist(),
+                        **({"status": "diverged", "nll": [float("nan")] * windows} if lost else {}), "windows": windows,
                     }
                 )  # fmt: skip
     store.write("cells", "all", rows)
@@ -90,15 +90,15 @@ def study(
             rows.append(_ablation(model, layer, part, None, base, cost, draw, outcome))
         for expert in range(experts):
             cost = 3.0 if (layer, expert) == super_expert else 0.02 * (1 + expert) * np.exp(0.1 * draw.normal())
-            used = {"positions": [10 * (expert + 1)] * WINDOWS, "routed": [5.0 * (expert + 1)] * WINDOWS,
+            used = {"positions": [10 * (expert + 1)] * windows, "routed": [5.0 * (expert + 1)] * windows,
                     "information": 0.2}  # fmt: skip
             rows.append(_ablation(model, layer, "expert", expert, base, cost, draw, outcome) | used)
         store.write("ablations", f"block-{layer:04d}", rows)
 
 
 def _ablation(model, layer, part, expert, base, cost, draw, outcome):
-    per = cost * np.exp(0.1 * draw.normal(size=WINDOWS))
+    per = cost * np.exp(0.1 * draw.normal(size=len(base)))
     return outcome | {
         "model": model, "dtype": "fp32", "layer": layer, "part": part, "expert": expert, "peak": cost,
-        "kl": [0.0] * WINDOWS, "nll": (base + per * TOKENS).tolist(),
+        "kl": [0.0] * len(base), "nll": (base + per * TOKENS).tolist(),
     }  # fmt: skip

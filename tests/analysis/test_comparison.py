@@ -26,6 +26,7 @@ from analysis.comparison import (
     within_models,
 )  # fmt: skip
 from analysis.comparison import report as reports
+from analysis.comparison.figures import figures
 from analysis.comparison.laws import ALL
 from analysis.comparison.quantities import (
     DIVERGING,
@@ -406,3 +407,17 @@ def test_far_beyond_the_largest_model_a_linear_law_isnt_followed(tmp_path):
     table = predictions(compare([tmp_path]), sizes=[70_000_000_000])
     assert set(table["law"]) <= {"power", "constant", "broken power"}
     assert np.isfinite(table["value"].to_numpy()).all()
+
+
+def test_so_few_windows_that_nothing_can_be_sure_are_told(tmp_path):
+    for n in range(6):
+        study(tmp_path / str(n), f"m{n}", family="f", size=1000 * (n + 1), windows=6)
+    answers = {s.id: s.answer for s in reports.sections(compare([tmp_path]), set())}
+    assert "no p of 6 models can be below 0.19" in answers["sublayers"]  # 6 · 2 / 2⁶
+
+
+def test_lines_of_intervals_carry_no_symbols(many):
+    drawn = {name: chart.to_dict() for name, chart in figures(many).items()}
+    rules = [layer for chart in drawn.values() for layer in chart.get("layer", []) if layer["mark"]["type"] == "rule"]
+    assert rules
+    assert not any("shape" in rule["encoding"] for rule in rules)

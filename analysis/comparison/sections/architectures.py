@@ -60,6 +60,10 @@ def sublayers(comparison: Comparison) -> Section | None:
         f"Silencing the FFN costs surely more than silencing attention in {ffn} of {len(table)} models, attention more "
         f"in {attention}. " + " ".join(filter(None, map(_over_words, over.iter_rows(named=True))))
     )
+    # Signs of W windows can be flipped in 2^W ways, and the smallest p is corrected by as many models.
+    windows = len(comparison.studies[0].baselines["nll"][0])
+    if (least := len(table) * 2.0 ** (1 - windows)) >= LEVEL:
+        answer += f" With {windows} windows, no p of {len(table)} models can be below {wording.significant(least, 2)}."
     return Section(
         "sublayers", "Attention or FFN, early or late?", answer.strip(),
         "One sub-layer of one block adds nothing to the residual stream; ΔNLL in nats per token, the mean over blocks. "
