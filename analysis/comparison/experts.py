@@ -16,8 +16,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from analysis.comparison.architecture import by_window, sublayers
+from analysis.comparison.growth import collapse
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.quantities import collapse
 from analysis.distribution import tensor_sums
 from analysis.inference import LEVEL, expanded, paired_p
 from analysis.study import Study

@@ -21,8 +21,9 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from analysis.comparison.growth import Measured, collapse, curve
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.quantities import Measured, collapse, curve, measured, reference
+from analysis.comparison.quantities import measured, reference
 from analysis.distribution import tensor_sums
 from analysis.study import Study
 

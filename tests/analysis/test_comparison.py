@@ -27,17 +27,17 @@ from analysis.comparison import (
 )  # fmt: skip
 from analysis.comparison import report as reports
 from analysis.comparison.figures import figures
-from analysis.comparison.laws import ALL
-from analysis.comparison.quantities import (
+from analysis.comparison.growth import (
     DIVERGING,
     HARMLESS,
     Measured,
-    _draws,
-    _resampled,
     collapse,
     curve,
+    draws,
+    resampled,
     shared_damage,
 )
+from analysis.comparison.laws import ALL
 from analysis.study import StudyError
 from esa_ray.place import Place
 from esa_ray.store import Store
@@ -380,14 +380,14 @@ def test_intervals_hold_the_mean_as_often_as_they_say_with_three_seeds():
     draw, inside, runs = np.random.default_rng(0), 0, 400
     for _ in range(runs):
         d = 1 + 0.2 * draw.normal(size=(3, 1)) + 0.1 * draw.normal(size=(3, 16))
-        values = _resampled(d)
+        values = resampled(d)
         found = Measured(float(values[0]), values[1:], 3)
         inside += found.low < 1 < found.high
     assert inside / runs > 0.93  # seeds alone: 95%; plain percentiles hold it in 74%
 
 
 def test_the_intact_loss_and_damage_are_resampled_by_the_same_windows():
-    assert np.array_equal(_draws(1, 12)[1], _draws(3, 12)[1])
+    assert np.array_equal(draws(1, 12)[1], draws(3, 12)[1])
 
 
 def test_studies_of_another_score_or_text_are_refused(tmp_path):
