@@ -5,11 +5,11 @@ import resource
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
 from esa_ray.scoring.selection import Selector
 from esa_ray.spec import PerturbSpec
@@ -49,11 +49,13 @@ def generation() -> list:
 
 def edits() -> float:
     """Seconds per million weights of applying and taking back a sign flip."""
-    weights = torch.rand(20_000_000)
-    tensor = SimpleNamespace(name="w", flat_weights=lambda: weights)
-    flat = np.random.default_rng(0).choice(len(weights), 1_000_000, replace=False)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=1000, n_inner=20_000, vocab_size=16, n_positions=8)
+    weights, name = catalogue(GPT2LMHeadModel(config)), "transformer.h.0.mlp.c_fc.weight"
+    flat = np.random.default_rng(0).choice(weights[name].size, 1_000_000, replace=False)
     started = time.perf_counter()
-    with perturbed({"w": tensor}, {"w": flat}, PerturbSpec(kind="sign_flip"), seed=0):  # type: ignore[arg-type]
+    with perturbed(weights, {name: flat}, PerturbSpec(kind="sign_flip"), seed=0):
         pass
     return time.perf_counter() - started
 
