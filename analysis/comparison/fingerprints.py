@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.comparison.growth import Measured, collapse, curve
+from analysis.comparison.growth import SIDES, Beyond, Measured, collapse, curve
 from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.quantities import measured, reference
 from analysis.distribution import tensor_sums
@@ -238,14 +238,14 @@ def robustness(comparison: Comparison, share: float = 0.1) -> pl.DataFrame:
         if curved is None or level is None:
             continue
         row: dict[str, Any] = {c: fact[c] for c in ("model", "family", "tuning", "body")}
-        side = curved.side(share * float(level[0]))
-        if side:
-            bound = float(curved.weights[0 if side < 0 else -1]) / curved.scored
-            row |= {"value": bound, "beyond": "less than" if side < 0 else "more than"}
-            drawn.append(np.tile([[0.0], [bound]] if side < 0 else [[bound], [np.inf]], DRAWS + 1))
+        reached = curved.reaching(share * level)
+        if isinstance(reached, Beyond):
+            less = reached is SIDES[-1]
+            bound = float(curved.weights[0 if less else -1]) / curved.scored
+            row |= {"value": bound, "beyond": "less than" if less else "more than"}
+            drawn.append(np.tile([[0.0], [bound]] if less else [[bound], [np.inf]], DRAWS + 1))
         else:
-            reached = curved.reaching(share * level)
-            its = Measured.of(reached / curved.scored, curved.units) if reached is not None else None
+            its = Measured.of(reached / curved.scored, curved.units)
             assert its is not None
             row |= {"value": its.value, "low": its.low, "high": its.high}
             drawn.append(np.tile(np.append(its.value, its.drawn(draw, DRAWS)), (2, 1)))

@@ -121,8 +121,8 @@ class Curve:
     units: int
 
     def at(self, weights: float) -> np.ndarray | Beyond:
-        """ΔNLL of a set of so many weights, between tested ones on logarithmic axes, (R + 1,); beyond what was tested
-        beside a set that diverged, and beside one that does no damage.
+        """ΔNLL of a set of so many weights, from the smallest to the largest tested, between tested ones on logarithmic
+        axes, (R + 1,); none beside a set that diverged, nor beside one that does no damage.
         """
         below = max(int(np.searchsorted(self.weights, weights, side="right")) - 1, 0)
         above = min(int(np.searchsorted(self.weights, weights)), len(self.weights) - 1)
@@ -133,13 +133,13 @@ class Curve:
         x, logs = np.log(self.weights), np.log(np.maximum(self.damage, SMALLEST))
         return np.array([np.exp(np.interp(math.log(weights), x, row)) for row in logs])
 
-    def reaching(self, level: np.ndarray) -> np.ndarray | None:
-        """The smallest number of weights whose damage reaches a level (R + 1,), between tested ones; None beyond them.
+    def reaching(self, level: np.ndarray) -> np.ndarray | Beyond:
+        """The smallest number of weights whose damage reaches a level (R + 1,), between tested ones; none beyond them.
 
         Damage is made rising first: a set contains all smaller ones. Where it diverges it has reached any level.
         """
-        if self.side(float(level[0])):
-            return None
+        if side := self.side(float(level[0])):
+            return SIDES[side]
         x, found = np.log(self.weights), []
         for row, wanted in zip(np.log(self._rising), np.log(level), strict=True):
             above = int(np.searchsorted(row, wanted))

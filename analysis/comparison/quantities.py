@@ -16,7 +16,6 @@ import polars as pl
 
 from analysis.comparison.growth import (
     DIVERGING,
-    SIDES,
     Beyond,
     Curve,
     Damage,
@@ -105,8 +104,8 @@ def _collapsed(share: float, *, fraction: bool = False) -> Callable[[Study, Any]
         if found is None or level is None:
             return None
         weights = found.reaching(share * level)
-        if weights is None:
-            return SIDES[found.side(share * float(level[0]))]
+        if isinstance(weights, Beyond):
+            return weights
         return Measured.of(weights / found.scored if fraction else weights, found.units)
 
     return make
