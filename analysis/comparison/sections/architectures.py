@@ -38,15 +38,18 @@ WITHIN: Columns = {
     "ffn's": lambda r: correlation(r["rho_ffn"]),
     "blocks left out": lambda r: str(r["left_out"] or ""),
 }
-OVER: Columns = {
-    "<question": text("question"),
-    "families": text("families"),
-    "<mean": lambda r: ranged(r["mean"], r["low"], r["high"]),
+#: How large an effect is and how sure, or why that can't be said.
+TESTED: Columns = {
     "g": lambda r: number(r["g"]),
     "p": p("p"),
     "p (Holm)": p("p_holm"),
     "~": text("why_not"),
 }
+OVER: Columns = {
+    "<question": text("question"),
+    "families": text("families"),
+    "<mean": lambda r: ranged(r["mean"], r["low"], r["high"]),
+} | TESTED
 
 
 def sublayers(comparison: Comparison) -> Section | None:
@@ -95,11 +98,7 @@ KINDS: Columns = {
     "<against": text("first"),
     "pairs": text("pairs"),
     "<ratio": lambda r: ranged(r["ratio"], r["low"], r["high"]),
-    "g": lambda r: number(r["g"]),
-    "p": p("p"),
-    "p (Holm)": p("p_holm"),
-    "~": text("why_not"),
-}
+} | TESTED
 
 
 def kinds(comparison: Comparison) -> Section | None:
