@@ -47,4 +47,5 @@ def read(task: str) -> str | dict[str, Any]:
 def answers_name(protocol: Protocol) -> str:
     """How the answers to a protocol's tasks are called in the store: with what its files say, where it has any."""
     files = [read(task) for task in protocol.tasks if is_file(task)]
-    return f"{protocol.name}-{digest(files)}" if files else protocol.name
+    # As Python writes it: YAML has dates, which JSON hasn't.
+    return f"{protocol.name}-{digest(repr(files))}" if files else protocol.name

@@ -101,7 +101,7 @@ def test_answers_to_tasks_that_have_changed_since_are_refused(measuring, tmp_pat
     assert missing_tasks(store, spec) == ["extended"]
     store.write("tasks", answers_name(asked), [{"protocol": "extended", "task": "last_letter", "value": 1.0}])
     assert missing_tasks(store, spec) == []
-    task.write_text(task.read_text() + "description: another\n")
+    task.write_text(task.read_text() + "metadata: {made: 2024-01-01}\n")
     with pytest.raises(EsaError, match="other tasks"):
         missing_tasks(store, spec)
 
