@@ -4,12 +4,14 @@ Tolerances: a sum of k fp32 products, however ordered, is off by at most about k
 magnitudes. Inputs in 16 bits are what they are: products of them are exact in fp32, so the same bound holds.
 """
 
-from itertools import chain, combinations, pairwise
+import sys
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 
-from esa_ray.scoring.fold import FOLDS, fold_windows
+from esa_ray.scoring import fold as folding
+from esa_ray.scoring.fold import FOLDS, fold_plainly, fold_windows, tried_kernel
 
 SUBSETS = [s for k in (1, 2, 3) for s in combinations(FOLDS, k)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -53,8 +55,9 @@ def test_every_subset_of_statistics_is_that_of_exact_gradients(names, dtype):
     check(totals, reference(left, right, offsets))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (513, 3), (3, 1030), (512, 512), (700, 600)], ids=str)
-def test_weights_of_any_shape(shape):
+@pytest.mark.parametrize("shape", [(1, 1), (4, 3), (5, 2), (3, 9), (13, 17)], ids=str)
+def test_weights_of_any_shape_are_taken_tile_by_tile(shape, monkeypatch):
+    monkeypatch.setattr(folding, "_TILE", 4)
     left, right, offsets = rows((6, shape[0])), rows((6, shape[1]), seed=1), [0, 2, 6]
     totals = zeros(FOLDS, *shape)
     fold_windows(totals, left, right, offsets)
@@ -120,6 +123,19 @@ def test_windows_that_leave_rows_out_are_refused(offsets):
         fold_windows(zeros(FOLDS, 2, 2), torch.ones(4, 2), torch.ones(4, 2), offsets)
 
 
+@pytest.mark.parametrize("total", [torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 4)[:, ::2]])
+def test_accumulators_of_another_kind_are_refused(total):
+    with pytest.raises(ValueError, match="contiguous and in fp32"):
+        fold_windows({"gradient": total}, torch.ones(4, 2), torch.ones(4, 2), [0, 4])
+
+
+def test_without_triton_pytorch_folds_and_a_warning_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "esa_ray.scoring.kernels", raising=False)
+    with pytest.warns(UserWarning, match="bfloat16 on cpu fold without the Triton kernel: .*triton"):
+        assert tried_kernel(torch.device("cpu"), torch.bfloat16, FOLDS) is fold_plainly
+
+
 def test_one_statistic_alone_has_the_bits_that_it_has_in_company():
     left, right, offsets = rows((64, 33)), rows((64, 65), seed=1), [0, 20, 64]
     together = zeros(FOLDS, 33, 65)
@@ -141,7 +157,7 @@ def test_windows_folded_call_by_call_have_the_bits_of_one_call():
 
 
 def test_the_other_way_of_storing_a_weight_is_the_transpose():
-    left, right, offsets = rows((40, 17)), rows((40, 19), seed=1), list(chain(range(0, 40, 10), [40]))
+    left, right, offsets = rows((40, 17)), rows((40, 19), seed=1), [0, 10, 20, 30, 40]
     stored, transposed = zeros(FOLDS, 17, 19), zeros(FOLDS, 19, 17)
     fold_windows(stored, left, right, offsets)
     fold_windows(transposed, right, left, offsets)
