@@ -2,12 +2,13 @@
 
 import argparse
 
-from benchmarks import cells, corpus, fidelity, memory, orchestration, selection, study
+from benchmarks import cells, corpus, fidelity, fold, memory, orchestration, selection, study
 
 BENCHMARKS = {
     "selection": selection.main,
     "cells": cells.main,
     "fidelity": fidelity.main,
+    "fold": fold.main,
     "orchestration": orchestration.main,
     "memory": memory.main,
     "corpus": corpus.main,

@@ -50,13 +50,15 @@ def fold_windows(
     """Add Σ_n f(g_n) to every accumulator, f being identity, square or absolute value, window by window in order.
 
     g_n is summed in fp32 and never rounded to 16 bits. No order of additions is left to chance, a statistic has the
-    same bits alone as in company, and windows have the same bits call by call as in one call. On a CUDA device one
-    kernel does it; where that isn't to be had, PyTorch's own operations do, and a warning says so.
+    same bits alone as in company, and windows have the same bits call by call as in one call. On CUDA devices from
+    Ampere on one kernel does it. If it can't be had or is wrong there, PyTorch's own operations do what they do
+    everywhere else, and a warning says so.
 
     Parameters
     ----------
     totals
-        Keys of :data:`FOLDS` → fp32 accumulators (M, N), contiguous. Those that lie elsewhere, for offloaded weights, come and go.
+        Keys of :data:`FOLDS` → fp32 accumulators (M, N), contiguous. Those in main memory, for offloaded weights,
+        come to the device and go back.
     left_RM, right_RN
         Output gradients and inputs or the other way round, both in fp32, bf16 or fp16; views need not be contiguous.
     offsets

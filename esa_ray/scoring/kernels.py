@@ -2,7 +2,8 @@
 
 A program owns a tile of the weight. It holds the tile's sums in registers, makes one window's gradient after the
 other there, and writes the sums once: a gradient never reaches memory, and nothing depends on which program runs
-when. Tiles are the same whichever statistics are asked for, and so is the order in which rows are summed.
+when. Tiles are the same whichever statistics are asked for, and so is the order in which rows are summed; larger
+tiles would suit a statistic alone, but then it could have other bits than in company.
 
 Legend: R rows of all windows, M and N the shape of the weight.
 """
