@@ -31,7 +31,7 @@ def measure(metrics: str, budget_mb: int) -> dict:
     tensors = catalogue(model).select(("q", "k", "v", "o", "gate", "up", "down"))
     score_tensors(model, tensors[-3:], text[:1], ["magnitude"])
     names, budget = metrics.split(","), budget_mb * 10**6 or None
-    activations = memory.activation_bytes(model, torch.as_tensor(text[0]))
+    activations = memory.activation_bytes(model, tensors, torch.as_tensor(text))
     probing = "hutchinson" in metrics
     need = partial(memory.peak_bytes, statistics=len(needed(names, "backward")), activations=activations)
     if probing:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esa_ray.scoring.activations import ActivationStatistics, experts_one_by_one
+from esa_ray.scoring.activations import ActivationStatistics
+from esa_ray.scoring.products import experts_one_by_one
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

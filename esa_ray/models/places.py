@@ -195,5 +195,10 @@ def _tied(one: Place, other: Place) -> bool:
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model's tokens belong: ``model.device`` is ``meta`` where the embedding is offloaded."""
     embedding = model.get_input_embeddings()
-    hook = _offloading(embedding)
-    return torch.device(hook.execution_device if hook else next(embedding.parameters()).device)
+    return execution_device(embedding, next(embedding.parameters()))
+
+
+def execution_device(owner: nn.Module, parameter: Tensor) -> torch.device:
+    """Where a module computes with a parameter of its: where that lies, or where it is loaded to if it is offloaded."""
+    hook = _offloading(owner)
+    return torch.device(hook.execution_device if hook else parameter.device)

@@ -12,9 +12,9 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
 from esa_ray.randomness import rademacher, stream_key
-from esa_ray.scoring.activations import experts_one_by_one
 from esa_ray.scoring.gradients import window_nll
 from esa_ray.scoring.memory import Layout
+from esa_ray.scoring.products import experts_one_by_one
 from esa_ray.scoring.scores import Effort
 
 if TYPE_CHECKING:

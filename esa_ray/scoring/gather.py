@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,17 @@ import torch
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
-from esa_ray.scoring.activations import ActivationStatistics, experts_one_by_one
+from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.curvature import HessianDiagonal, probe_bytes
-from esa_ray.scoring.gradients import GradientAccumulators, window_nll
+from esa_ray.scoring.gradients import Totals, WindowGradients, batch_nll, zeros
 from esa_ray.scoring.memory import Layout, activation_bytes, peak_bytes, plan
 from esa_ray.scoring.metrics import needed
+from esa_ray.scoring.outer import ProductGradients
+from esa_ray.scoring.precision import reproducible_attention
+from esa_ray.scoring.products import experts_one_by_one
 from esa_ray.scoring.scores import Effort, Scores
+from esa_ray.scoring.steps import batches
+from esa_ray.scoring.uses import Uses, uses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,64 +42,115 @@ class _Gathering:
 
     model: PreTrainedModel
     tensors: Sequence[WeightTensor]
-    windows_NT: Tensor
+    batches: Sequence[Tensor]
     layout: Layout
+    used: Uses
+    watch: Watch | None = None
+    at: Sequence[int] = ()
     statistics: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
-    def passes(self, backward: Sequence[str], forward: Sequence[str], watch: Watch | None, at: Sequence[int]) -> None:
+    def passes(self, backward: Sequence[str], forward: Sequence[str]) -> None:
         """Backward and forward statistics of all tensors."""
-        # Experts in one kernel are faster to differentiate, but their inputs can't be seen.
-        apart = bool(backward and forward) and any(t.experts for t in self.tensors)
-        if apart:
-            self._range(range(len(self.tensors)), (), forward, watch, at)
         for part in self.layout.ranges:
-            self._range(part, backward, () if apart else forward, watch, at)
+            once = [i for i in part if i in self.used.once]
+            with ExitStack() as around:
+                around.enter_context(eval_mode(self.model))
+                around.enter_context(reproducible_attention(self.model))
+                around.enter_context(reloading(self.model))  # before anything that looks at weights in place
+                if backward and once:
+                    self._products(once, backward, forward)
+                elif forward:
+                    self._forward(once, forward)
+                if rest := [i for i in part if i not in self.used.once]:
+                    if backward:
+                        self._windows(rest, backward)
+                    if forward:
+                        self._forward(rest, forward)
 
-    def _range(
+    def _products(self, part: Sequence[int], backward: Sequence[str], forward: Sequence[str]) -> None:
+        """Of matrices that are multiplied with once: a batch a pass, forward statistics on the way."""
+        tensors = [self.tensors[i] for i in part]
+        gradients = ProductGradients(self.model, tensors, zeros(tensors, backward, self.layout.device))
+        gradients.scale = self.used.scale
+        inputs = ActivationStatistics(tensors)
+        with gradients.around(), torch.enable_grad():
+            for seen, windows_BT in self._numbered():
+                with ExitStack() as run:
+                    run.enter_context(gradients.of(windows_BT))
+                    if forward:
+                        inputs.positions += windows_BT.numel()
+                        run.enter_context(inputs)
+                    loss = batch_nll(self.model, windows_BT, scale=gradients.scale)
+                if loss.requires_grad:  # or text reaches none of them
+                    loss.backward()
+                self._tell(seen, part, gradients.totals, inputs, forward)
+        self._keep(part, gradients.totals, inputs, forward)
+
+    def _windows(self, part: Sequence[int], backward: Sequence[str]) -> None:
+        """Of all other weights: a window a pass."""
+        tensors = [self.tensors[i] for i in part]
+        gradients = WindowGradients(self.model, tensors, zeros(tensors, backward, self.layout.device))
+        gradients.scale = self.used.scale
+        with gradients, torch.enable_grad():
+            for seen, windows_BT in self._numbered():
+                for window_BT in windows_BT.split(1):
+                    loss = batch_nll(self.model, window_BT, scale=gradients.scale)
+                    if loss.requires_grad:
+                        loss.backward()
+                self._tell(seen, part, gradients.totals)
+        self._keep(part, gradients.totals)
+
+    @torch.no_grad()
+    def _forward(self, part: Sequence[int], forward: Sequence[str]) -> None:
+        """Forward statistics alone."""
+        inputs = ActivationStatistics([self.tensors[i] for i in part])
+        with experts_one_by_one(self.model):
+            for seen, windows_BT in self._numbered():
+                inputs.positions += windows_BT.numel()
+                with inputs:
+                    self.model(windows_BT, use_cache=False)
+                self._tell(seen, part, {}, inputs, forward)
+        self._keep(part, {}, inputs, forward)
+
+    def _numbered(self) -> Iterator[tuple[int, Tensor]]:
+        """Every batch, with the number of windows up to its end."""
+        seen = 0
+        for windows_BT in self.batches:
+            seen += len(windows_BT)
+            yield seen, windows_BT
+
+    def _tell(
+        self,
+        seen: int,
+        part: Sequence[int],
+        totals: Totals,
+        inputs: ActivationStatistics | None = None,
+        forward: Sequence[str] = (),
+    ) -> None:
+        if self.watch and seen in self.at:
+            found = _found(part, totals, inputs, forward)
+            self.watch(seen, Scores(self.tensors, found, seen * (self.batches[0].shape[1] - 1)), part)
+
+    def _keep(
         self,
         part: Sequence[int],
-        backward: Sequence[str],
-        forward: Sequence[str],
-        watch: Watch | None,
-        at: Sequence[int],
+        totals: Totals,
+        inputs: ActivationStatistics | None = None,
+        forward: Sequence[str] = (),
     ) -> None:
-        tensors = [self.tensors[i] for i in part]
-        gradients = GradientAccumulators(self.model, tensors, backward, self.layout.device)
-        inputs = ActivationStatistics(tensors)
-        with ExitStack() as around:
-            around.enter_context(eval_mode(self.model))
-            around.enter_context(torch.set_grad_enabled(bool(backward)))
-            around.enter_context(reloading(self.model))  # before anything that looks at weights in place
-            if backward:
-                around.enter_context(gradients)
-            if forward:
-                around.enter_context(experts_one_by_one(self.model))
-            for seen, window_T in enumerate(self.windows_NT, 1):
-                self._window(window_T, inputs if forward else None, backward=bool(backward))
-                if watch and seen in at:
-                    found = self._found(part, gradients, inputs, forward)
-                    watch(seen, Scores(self.tensors, found, seen * (len(window_T) - 1)), part)
-        for name, values in self._found(part, gradients, inputs, forward).items():
-            kept = {i: self.layout.keep(self.tensors[i], v) if name in backward else v for i, v in values.items()}
+        for name, values in _found(part, totals, inputs, forward).items():
+            kept = {i: self.layout.keep(self.tensors[i], v) if name in totals else v for i, v in values.items()}
             self.statistics.setdefault(name, {}).update(kept)
 
-    def _window(self, window_T: Tensor, inputs: ActivationStatistics | None, *, backward: bool) -> None:
-        if inputs is None:
-            loss = window_nll(self.model, window_T[None])
-        else:
-            inputs.positions += len(window_T)
-            with inputs:
-                loss = window_nll(self.model, window_T[None])
-        if backward:
-            loss.backward()
 
-    def _found(
-        self, part: Sequence[int], gradients: GradientAccumulators, inputs: ActivationStatistics, forward: Sequence[str]
-    ) -> dict[str, dict[int, Tensor]]:
-        found = {name: dict(zip(part, totals, strict=True)) for name, totals in gradients.totals.items()}
-        return found | {
-            name: {i: inputs.statistic(name, at) for at, i in enumerate(part) if inputs.seen(at)} for name in forward
-        }
+def _found(
+    part: Sequence[int], totals: Totals, inputs: ActivationStatistics | None, forward: Sequence[str]
+) -> dict[str, dict[int, Tensor]]:
+    """Statistic → tensor index → its values, of what a range has gathered so far."""
+    found = {name: dict(zip(part, values, strict=True)) for name, values in totals.items()}
+    for name in forward if inputs else ():
+        found[name] = {i: inputs.statistic(name, at) for at, i in enumerate(part) if inputs.seen(at)}  # type: ignore[union-attr]
+    return found
 
 
 def score_tensors(
@@ -103,6 +159,7 @@ def score_tensors(
     windows: np.ndarray | Tensor,
     metrics: Sequence[str],
     *,
+    batch_size: int = 8,
     budget: int | None = None,
     probes: int = 8,
     relative_error: float = 0.1,
@@ -113,7 +170,9 @@ def score_tensors(
 ) -> Scores:
     r"""Score every weight of some tensors on some windows.
 
-    All gradient scores come out of one backward pass a window, and those of activations out of its forward pass.
+    All gradient scores come out of one backward pass a batch, and those of activations out of its forward pass. Each
+    window's gradient is folded by itself all the same: batches change nothing but rounding. Embeddings, norms, and
+    matrices that a model multiplies with more than once (tied, shared), take a pass a window instead.
 
     ===================== ==================================== =====================================
     metric                score of weight w                    unit
@@ -132,15 +191,18 @@ def score_tensors(
     ----------
     windows
         Token windows, integers of shape (N, T).
+    batch_size
+        Windows a pass (:func:`esa_ray.scoring.steps.batches`). Products of 16-bit numbers depend on it in their last
+        bits.
     budget
-        Bytes above the weights that accumulators, gradients and activations may take
+        Bytes above the weights that accumulators, gradients and activations may take on any one device
         (:func:`esa_ray.scoring.memory.plan`); None is no limit. It changes no score.
     probes, relative_error, seed, probed
         When the Hessian's diagonal is known well enough, the stream of its random signs, and which tensors (by
         index; None: all) a probe spans: the estimate depends on it.
     watch, watch_at
-        Called with the scores so far after so many windows of ``watch_at``, for a range of tensors at a time
-        (estimates by probes left out).
+        Called with the scores so far after so many windows of ``watch_at``, for some tensors at a time (estimates by
+        probes left out).
 
     Raises
     ------
@@ -166,18 +228,27 @@ def score_tensors(
     backward, forward, probing = (needed(metrics, pass_) for pass_ in ("backward", "forward", "probes"))
     device = input_device(model)
     windows_NT = torch.as_tensor(np.asarray(windows), device=device)
-    activations = activation_bytes(model, windows_NT[0]) if budget is not None and (backward or probing) else 0
+    passing = batches(windows_NT, batch_size, watch_at)
+    used = uses(model, tensors, windows_NT) if backward else Uses(frozenset(range(len(tensors))), 1.0)
+    largest = max(passing, key=len)
+    activations = activation_bytes(model, tensors, largest) if budget is not None and backward else 0
     need = partial(peak_bytes, statistics=len(backward), activations=activations)
     bare = peak_bytes(tensors, 0, activations) if device.type != "cpu" else None
-    layout = plan(tensors, need, budget, offload=bare) if backward else Layout.whole(len(tensors))
-    gathering = _Gathering(model, tensors, windows_NT, layout)
+    if not backward:
+        layout = Layout.whole(len(tensors))
+    elif budget is None and device.type != "cpu" and any(t.offloaded for t in tensors):
+        layout = Layout.whole(len(tensors), "cpu")  # a device too small for the weights is too small for these
+    else:
+        layout = plan(tensors, need, budget, offload=bare)
+    gathering = _Gathering(model, tensors, passing, layout, used, watch, watch_at)
     if backward or forward:
-        gathering.passes(backward, forward, watch, watch_at)
+        gathering.passes(backward, forward)
     effort: Effort | None = None
     if probing:
         spanned = list(range(len(tensors)) if probed is None else probed)
         mine = [tensors[i] for i in spanned]
-        of_probes = plan(mine, partial(probe_bytes, mine, activations=activations), budget)
+        held = activation_bytes(model, mine, windows_NT[:1]) if budget is not None else 0
+        of_probes = plan(mine, partial(probe_bytes, mine, activations=held), budget)
         hessian = HessianDiagonal(model, mine, seed=seed, layout=of_probes)
         effort = hessian.run(windows_NT, probes, relative_error)
         gathering.statistics["curvature"] = dict(zip(spanned, hessian.mean, strict=True))

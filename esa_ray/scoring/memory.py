@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,7 +15,9 @@ from torch import nn
 
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
-from esa_ray.scoring.gradients import home, window_nll
+from esa_ray.scoring.gradients import batch_nll, home
+from esa_ray.scoring.outer import ProductGradients
+from esa_ray.scoring.precision import reproducible_attention
 from esa_ray.scratch import in_file, zeros_in_file
 
 if TYPE_CHECKING:
@@ -58,7 +62,7 @@ class Layout:
         return in_file(values.float()).view(tensor.shape) if len(self.ranges) > 1 else values
 
 
-def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
+def saved_bytes(model: PreTrainedModel, tensors: Sequence[WeightTensor], window_T: Tensor) -> int:
     """Bytes that autograd keeps from forward to backward of one window, weights left out: a dry forward counts them."""
     seen: dict[int, int] = {}
 
@@ -68,36 +72,43 @@ def saved_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself could be an output, whose graph would then hold itself
 
-    before = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
-    model.requires_grad_(True)
-    try:
-        with eval_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            window_nll(model, window_T[None].clone())  # a view would count as all windows
-    finally:
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(before[name])
+    heard = ProductGradients(model, tensors, {})
+    with ExitStack() as around:
+        for context in (eval_mode(model), reproducible_attention(model), heard.around(), torch.enable_grad()):
+            around.enter_context(context)
+        for tensor in tensors:  # what is no matrix keeps what its own gradient takes
+            if len(tensor.shape) == 1 and not tensor.offloaded:
+                tensor.parameter.requires_grad_(True)
+        window_1T = window_T[None].clone()  # a view would count as all windows
+        around.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda t: t))
+        around.enter_context(heard.of(window_1T))
+        batch_nll(model, window_1T)
     return sum(seen.values())
 
 
-def activation_bytes(model: PreTrainedModel, window_T: Tensor) -> int:
-    """A, in bytes: what one window's backward pass holds beside gradients of weights.
+def activation_bytes(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_BT: Tensor) -> int:
+    """A, in bytes: what the backward pass of a batch of B windows holds beside gradients of weights.
 
-    A = saved tensors + 2 · 4 · T · V: the gradients of log-probabilities and logits, in fp32, come on top of what
-    was saved, before anything of that is freed.
+    A = B · saved tensors of one window + B·T·V logits in the model's dtype + 3 · 4 · T · V: one window's logits,
+    log-probabilities and their gradient in fp32. (The gradient of the batch's logits is among the saved tensors.)
     """
     vocabulary = model.config.get_text_config().vocab_size
-    return saved_bytes(model, window_T) + 2 * FP32 * window_T.numel() * vocabulary
+    windows, tokens = windows_BT.shape
+    logits = (windows * model.dtype.itemsize + 3 * FP32) * tokens * vocabulary
+    return windows * saved_bytes(model, tensors, windows_BT[0]) + logits
 
 
 def peak_bytes(tensors: Sequence[WeightTensor], statistics: int, activations: int) -> int:
-    """Peak memory of a gradient pass above the weights: 4·S·W + (b + 4)·M + A, in bytes.
+    """Peak memory of a gradient pass above the weights, on the device that needs most: 4·S·W + 4·M + A, in bytes.
 
-    S statistics are accumulated in fp32 for W weights; M is the largest tensor's number of weights and b the bytes
-    of one in the model's dtype: its gradient, and one fp32 copy of that in work; A as :func:`activation_bytes`.
-    ``benchmarks/memory.py`` measures it.
+    S statistics are accumulated in fp32 for the W weights of a device; M is the largest tensor's number of weights,
+    whose gradient of one window stands in fp32 for a moment; A as :func:`activation_bytes`, as if all blocks were on
+    one device. ``benchmarks/memory.py`` measures it.
     """
-    weights, largest = sum(t.size for t in tensors), max(tensors, key=lambda t: t.size)
-    return FP32 * statistics * weights + (largest.parameter.dtype.itemsize + FP32) * largest.size + activations
+    weights: Counter[torch.device] = Counter()
+    for tensor in tensors:
+        weights[home(tensor)] += tensor.size
+    return FP32 * (statistics * max(weights.values()) + max(t.size for t in tensors)) + activations
 
 
 def plan(
@@ -107,7 +118,10 @@ def plan(
     *,
     offload: int | None = None,
 ) -> Layout:
-    """The first layout that fits: on the device; in main memory, for a model on a GPU; or in several ranges.
+    """The first layout that fits: on the device; in several ranges of blocks; or in main memory, for a model on a GPU.
+
+    A range more is a pass more over the windows. Accumulators in main memory are fetched and sent back for every
+    batch, which takes far longer; so that is for models of which not even a block's fit beside the weights.
 
     Parameters
     ----------
@@ -127,8 +141,6 @@ def plan(
     whole = need(tensors)
     if budget is None or whole <= budget:
         return Layout.whole(len(tensors), peak=whole)
-    if offload is not None and offload <= budget and whole - offload <= HOST_SHARE * psutil.virtual_memory().available:
-        return Layout.whole(len(tensors), "cpu", offload)
     blocks = [list(group) for _, group in groupby(range(len(tensors)), key=lambda i: _unit(tensors[i], i))]
     ranges: list[list[int]] = []
     for block in blocks:
@@ -139,9 +151,12 @@ def plan(
             ranges.append(block)
     peak = max(need([tensors[i] for i in part]) for part in ranges)
     if peak > budget:
+        free = HOST_SHARE * psutil.virtual_memory().available
+        if offload is not None and offload <= budget and whole - offload <= free:
+            return Layout.whole(len(tensors), "cpu", offload)
         raise EsaError(
             f"scoring needs {_size(peak)} above the weights for one transformer block, more than the memory "
-            f"budget of {_size(budget)}; raise --memory-budget, or lower --window"
+            f"budget of {_size(budget)}; raise --memory-budget, or lower --batch-size or --window"
         )
     return Layout(tuple(tuple(part) for part in ranges), None, peak)
 

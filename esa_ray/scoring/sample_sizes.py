@@ -11,20 +11,12 @@ from esa_ray.schema import SAMPLE_SIZES
 from esa_ray.scoring.pools import eligible, holds, pool_of
 from esa_ray.scoring.ranking import by_tensor, joined, placed
 from esa_ray.scoring.selection import Selector
+from esa_ray.scoring.steps import sizes
 from esa_ray.spec import DATA_FREE, ScoreSpec, members
 
 if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
     from esa_ray.scoring.scores import Scores
-
-
-def sizes(windows: int, steps: int = 5) -> tuple[int, ...]:
-    """All windows, and so many times half as many, down to two.
-
-    >>> sizes(16)
-    (2, 4, 8, 16)
-    """
-    return tuple(sorted({n for i in range(steps) if (n := windows >> i) >= 2} | {windows}))
 
 
 def growing(spec: ScoreSpec) -> bool:

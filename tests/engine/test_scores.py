@@ -81,6 +81,7 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
     few = spec.replace(scores=SCORES[:4], fidelity=0)
     free = Worker(few, source, str(tmp_path / "free"))
     from esa_ray.scoring import memory
+    from esa_ray.scoring.steps import batches
 
     sizes = []
     plan = memory.plan
@@ -93,7 +94,8 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
     tensors = [t for t in free.catalogue.select(few.scores[0].components) if t.layer == 0]
     import torch
 
-    activations = memory.activation_bytes(free.model, torch.as_tensor(free.windows.calibration(7)[0]))
+    batch = torch.as_tensor(max(batches(free.windows.calibration(7), few.data.batch_size), key=len))
+    activations = memory.activation_bytes(free.model, tensors, batch)
     tight = Worker(few, source, str(tmp_path / "tight"), memory_budget=memory.peak_bytes(tensors, 3, activations))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esa_ray.scoring.gather.plan", counted)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.models.addressing import catalogue
+from esa_ray.models.addressing import WeightTensor, catalogue
+from esa_ray.models.components import single
+from esa_ray.models.places import Place
 from esa_ray.scoring import memory
 from esa_ray.scoring.curvature import probe_bytes
 from esa_ray.scoring.gather import score_tensors
@@ -23,7 +25,7 @@ BACKWARD = ("grad_x_weight", "grad_x_weight_abs", "grad_squared")
 
 def small_budget(model, tensors, windows, statistics) -> int:
     """What one block needs and no more."""
-    activations = activation_bytes(model, torch.as_tensor(windows[0]))
+    activations = activation_bytes(model, tensors, torch.as_tensor(windows))
     blocks = {t.layer for t in tensors}
     return max(peak_bytes([t for t in tensors if t.layer == b], statistics, activations) for b in blocks)
 
@@ -44,7 +46,7 @@ def test_scores_are_the_same_bits_for_a_block_at_a_time(family):
 def test_ranges_hold_whole_blocks_in_order_and_every_tensor_once():
     model, windows = tiny("llama"), random_windows(1)
     tensors = catalogue(model).tensors
-    activations = activation_bytes(model, torch.as_tensor(windows[0]))
+    activations = activation_bytes(model, tensors, torch.as_tensor(windows))
     layout = plan(tensors, need(2, activations), small_budget(model, tensors, windows, 2))
     assert len(layout.ranges) > 1
     assert [i for part in layout.ranges for i in part] == list(range(len(tensors)))
@@ -62,16 +64,18 @@ def test_a_generous_budget_is_one_pass_and_a_hopeless_one_is_refused():
         plan(tensors, need(1), 1000)
 
 
-def test_on_a_gpu_accumulators_move_to_main_memory_before_anything_is_passed_twice(monkeypatch):
-    tensors = catalogue(tiny("llama")).tensors
-    tight, bare = need(1)(tensors) - 1, need(0)(tensors)
-    layout = plan(tensors, need(1), tight, offload=bare)
+def test_on_a_gpu_ranges_come_before_accumulators_in_main_memory(monkeypatch):
+    tensors = catalogue(tiny("llama")).select(("q", "k", "v", "o", "gate", "up", "down"))
+    bare, one = need(0)(tensors), need(1)([t for t in tensors if t.layer == 0])
+    layout = plan(tensors, need(1), need(1)(tensors) - 1, offload=bare)
+    assert (layout.device, len(layout.ranges)) == (None, 2)
+    # Not even one block's fit beside the weights.
+    layout = plan(tensors, need(1), one - 1, offload=bare)
     assert (layout.device, len(layout.ranges), layout.peak) == ("cpu", 1, bare)
-    # Main memory is full, too: then it is ranges after all.
+    # Main memory is full, too.
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
-    layout = plan(tensors, need(1), tight, offload=bare)
-    assert layout.device is None
-    assert len(layout.ranges) > 1
+    with pytest.raises(EsaError, match="memory budget"):
+        plan(tensors, need(1), one - 1, offload=bare)
 
 
 def test_what_fits_no_gpu_even_without_accumulators_is_refused():
@@ -89,7 +93,14 @@ def test_probing_is_planned_with_what_it_needs_beside_its_accumulators():
 def test_the_formula_adds_accumulators_one_gradient_and_activations():
     tensors = catalogue(tiny("llama", dtype=torch.bfloat16)).select(("q", "down"))
     weights, largest = sum(t.size for t in tensors), max(t.size for t in tensors)
-    assert peak_bytes(tensors, 3, 1000) == 3 * 4 * weights + (2 + 4) * largest + 1000
+    assert peak_bytes(tensors, 3, 1000) == 3 * 4 * weights + 4 * largest + 1000
+
+
+def test_the_formula_speaks_of_the_fullest_device(monkeypatch):
+    tensors = catalogue(tiny("llama")).select(("q", "down"))
+    monkeypatch.setattr(memory, "home", lambda t: torch.device("cuda", t.layer))
+    one, largest = sum(t.size for t in tensors if t.layer == 0), max(t.size for t in tensors)
+    assert peak_bytes(tensors, 3, 1000) == 3 * 4 * one + 4 * largest + 1000
 
 
 def test_what_autograd_saves_is_counted_once_and_without_weights():
@@ -107,10 +118,15 @@ def test_what_autograd_saves_is_counted_once_and_without_weights():
 
     from esa_ray.scoring.memory import saved_bytes
 
-    t, vocabulary = 10, 48
-    found = saved_bytes(Toy(), torch.arange(t))
-    inputs, logits = t * 64 * 4, (t - 1) * vocabulary * 4
-    assert 2 * inputs + logits <= found <= 2 * inputs + 2 * logits + 1000
+    model, t, vocabulary = Toy(), 10, 48
+    tensors = [
+        WeightTensor(f"{n}.weight", None, m.weight.shape, single("up", len(m.weight)), False, False, None,
+                     (Place(f"{n}.weight", m, "weight"),))
+        for n, m in model.named_children()
+    ]  # fmt: skip
+    found = saved_bytes(model, tensors, torch.arange(t))
+    inputs, gradient_of_logits = t * 64 * 4, t * vocabulary * 4
+    assert found == 2 * inputs + gradient_of_logits
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(1000, -0.3, -0.1), (10_000, -0.85, -0.6)])

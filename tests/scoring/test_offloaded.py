@@ -31,7 +31,7 @@ def test_a_block_at_a_time_and_the_same_ranking(pair):
     for model in pair:
         tensors = catalogue(model).select(MATRICES)
         first = [t for t in tensors if t.layer == 0]
-        budget = peak_bytes(first, 2, activation_bytes(model, torch.as_tensor(WINDOWS[0])))
+        budget = peak_bytes(first, 2, activation_bytes(model, tensors, torch.as_tensor(WINDOWS)))
         scores = score_tensors(model, tensors, WINDOWS, METRICS[1:3], budget=budget)
         groups = ["super", "random_k", "matched_k", "bottom_k"]
         tables.append(rank(scores, ScoreSpec(metric="grad_squared"), 7, groups, seed=1).drop_columns("score"))

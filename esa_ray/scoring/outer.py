@@ -1,0 +1,143 @@
+r"""Per-window gradients of matrices from what they are made of: inputs and output gradients, whole batches at a time.
+
+Legend: B windows a batch, T tokens a window, R rows (tokens) of a product, I inputs, O outputs. For Y = X·Wᵀ and the
+summed loss of window n,
+
+    g_n = Σ_{rows r of window n} (∂L_n/∂Y)_r ⊗ X_r,
+
+and ∂L/∂Y of the whole batch's loss is that of each window's own at its own rows, since windows don't meet in a model.
+So one backward pass of the batch gives every g_n, none of which is ever held longer than its fold takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from esa_ray.scoring.fold import fold_windows
+from esa_ray.scoring.gradients import Totals, frozen
+from esa_ray.scoring.products import Product, Products, experts_one_by_one
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
+
+#: Hears of one product's inputs (…, I) and output gradients (…, O).
+Fold = Callable[[Tensor, Tensor], None]
+
+
+class _Heard(torch.autograd.Function):
+    """A product whose weight asks for no gradient: its backward pass hands on what that would be made of."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, product: Product, fold: Fold) -> Tensor:
+        """Y. The ``anchor`` requires a gradient, so that there is a backward pass though nothing else does."""
+        ctx.save_for_backward(x, weight)
+        ctx.fold, ctx.transposed = fold, product.stored_transposed
+        return product.run()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor | None, None, None, None]:
+        """∂L/∂X where that is asked for."""
+        (dy,), (x, weight) = outputs, ctx.saved_tensors
+        ctx.fold(x, dy)
+        dx = torch.matmul(dy, weight.T if ctx.transposed else weight) if ctx.needs_input_grad[1] else None
+        return None, dx, None, None, None
+
+
+class Rows:
+    """Which rows of a product are of which window: ``order`` sorts them by window (None: they are), then ``offsets``.
+
+    Dense products have equal numbers of rows, window after window. An expert's are the tokens that were routed to it,
+    which only the device knows.
+    """
+
+    def __init__(self, offsets: Sequence[int] | Tensor, order: Tensor | None = None):
+        self.offsets, self.order = offsets, order
+
+    @classmethod
+    def dense(cls, rows: int, windows: int) -> Rows:
+        """``rows`` rows of equal windows."""
+        return cls([n * (rows // windows) for n in range(windows + 1)])
+
+    @classmethod
+    def routed(cls, positions: Tensor, tokens: int, windows: int) -> Rows:
+        """Rows gathered from these positions of a batch of ``windows`` × ``tokens``."""
+        window, order = torch.sort(positions // tokens, stable=True)
+        return cls(torch.searchsorted(window, torch.arange(windows + 1, device=window.device)), order)
+
+    def sorted(self, values: Tensor) -> Tensor:
+        """Rows (R, …) window by window."""
+        return values if self.order is None else values[self.order]
+
+
+class ProductGradients(Products):
+    """Folds every window's gradient of some matrices, from batched passes: Σ g_n, Σ |g_n|, Σ g_n².
+
+    All batches run inside ``with gradients.around():``. Each one's forward pass runs inside
+    ``with gradients.of(windows_BT):``, its backward pass outside of that.
+
+    Parameters
+    ----------
+    tensors
+        Matrices that a forward pass multiplies with once (:func:`esa_ray.scoring.uses.multiplied_once`).
+    totals
+        Their accumulators, from :func:`esa_ray.scoring.gradients.zeros`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor], totals: Totals):
+        super().__init__(tensors)
+        self._model, self.totals = model, totals
+        #: What the loss was multiplied by.
+        self.scale = 1.0
+        self._shape = (0, 0)
+        self._gathered: Tensor | None = None
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def of(self, windows_BT: Tensor) -> ProductGradients:
+        """The context in which to run a batch forward."""
+        self._shape, self._gathered = (len(windows_BT), windows_BT.shape[1]), None
+        return self
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """The context around all batches: the model is frozen, and its experts compute one by one."""
+        with frozen(self._model), experts_one_by_one(self._model):
+            yield
+
+    def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
+        """Notes which positions of the batch were gathered last: what an expert computes on."""
+        result = run()
+        if func is Tensor.__getitem__ and args[0].dim() == 2 and len(args[0]) == self._shape[0] * self._shape[1]:
+            at = args[1][-1] if isinstance(args[1], tuple) else args[1]
+            if isinstance(at, Tensor) and at.dim() == 1 and at.dtype == torch.int64 and args[0].is_floating_point():
+                self._gathered = at
+        return result
+
+    def multiplied(self, product: Product) -> Tensor:
+        """Let the backward pass fold what this product's weight would get as gradient."""
+        # The product itself mustn't outlive the forward pass: an offloaded weight would stay with it.
+        fold = partial(self.fold, product.index, product.expert, self._rows(product))
+        return _Heard.apply(self._anchor, product.inputs, product.weight, product, fold)
+
+    def _rows(self, product: Product) -> Rows:
+        tensor, (windows, tokens) = self.tensors[product.index], self._shape
+        n = product.inputs.numel() // tensor.cols
+        routed = tensor.experts or tensor.expert is not None
+        if routed and self._gathered is not None and len(self._gathered) == n:
+            return Rows.routed(self._gathered, tokens, windows)
+        return Rows.dense(n, windows)
+
+    def fold(self, index: int, expert: int, rows: Rows, x: Tensor, dy: Tensor) -> None:
+        """Inputs and output gradients of a product: its windows' gradients are added up."""
+        tensor = self.tensors[index]
+        x_RI, dy_RO = (rows.sorted(v.detach().reshape(-1, n)) for v, n in ((x, tensor.cols), (dy, tensor.rows)))
+        pair = (x_RI, dy_RO) if tensor.transposed else (dy_RO, x_RI)
+        totals = {name: mine[index][expert] if tensor.experts else mine[index] for name, mine in self.totals.items()}
+        fold_windows(totals, *pair, rows.offsets, scale=1 / self.scale)

@@ -1,0 +1,229 @@
+"""Batched gradients of products, beside the window-by-window pass and gradients in float64."""
+
+import copy
+import gc
+import weakref
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from esa_ray.models.addressing import catalogue
+from esa_ray.models.modes import eval_mode
+from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.gradients import WindowGradients, batch_nll, window_nll, zeros
+from esa_ray.scoring.outer import ProductGradients, Rows
+from esa_ray.scoring.products import Product, experts_one_by_one
+from esa_ray.scoring.steps import batches, sizes
+from esa_ray.scoring.uses import uses
+from tests.tiny import FAMILIES, random_windows, summed_nll, tiny
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
+STATISTICS = ("gradient", "gradient_abs", "gradient_square")
+SCORES = ("grad_x_weight", "grad_x_weight_abs", "grad_squared")
+
+
+def window_by_window(model, tensors, windows):
+    """The oracle: every window alone, its gradients made by autograd."""
+    totals = zeros(tensors, STATISTICS)
+    with eval_mode(model), WindowGradients(model, tensors, totals), torch.enable_grad():
+        for window in torch.as_tensor(windows):
+            window_nll(model, window[None]).backward()
+    return totals
+
+
+def batched(model, tensors, windows, size):
+    totals = zeros(tensors, STATISTICS)
+    gradients = ProductGradients(model, tensors, totals)
+    with eval_mode(model), gradients.around(), torch.enable_grad():
+        for windows_BT in torch.as_tensor(windows).split(size):
+            with gradients.of(windows_BT):
+                loss = batch_nll(model, windows_BT)
+            loss.backward()
+    return totals
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_give_the_window_by_window_sums(family, size):
+    model, windows = tiny(family), random_windows(7, 9)
+    tensors = catalogue(model).select(MATRICES)
+    wanted, found = window_by_window(model, tensors, windows), batched(model, tensors, windows, size)
+    for name in STATISTICS:
+        for tensor, one, other in zip(tensors, found[name], wanted[name], strict=True):
+            scale = float(other.abs().max())
+            assert scale > 0
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * scale, msg=f"{name} of {tensor.name}")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_16_bit_models_gradients_are_never_rounded_to_16_bits(family):
+    # What enters and leaves each matrix is 16 bits wide; all that is made of it is compared with float64.
+    model, windows = tiny(family, dtype=torch.bfloat16), random_windows(6, 9)
+    tensors = catalogue(model).select(MATRICES)
+    found = batched(model, tensors, windows, 6)
+    twin, seen = copy.deepcopy(model).requires_grad_(True), {}
+    for name, module in twin.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            module.register_forward_hook(lambda _, a, y, n=name: seen.setdefault(n, []).append(a[0].detach()))
+            module.register_full_backward_hook(lambda _, __, g, n=name: seen[n].append(g[0].detach()))
+    batch_nll(twin, torch.as_tensor(windows)).backward()
+    for index, tensor in enumerate(tensors):
+        x, dy = (v.double().numpy() for v in seen[tensor.name.removesuffix(".weight")])
+        g = np.einsum("bto,bti->bio" if tensor.transposed else "bto,bti->boi", dy, x)
+        for name, wanted in (("gradient_square", (g**2).sum(0)), ("gradient_abs", np.abs(g).sum(0)),
+                             ("gradient", g.sum(0))):  # fmt: skip
+            np.testing.assert_allclose(found[name][index].numpy(), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_small_gradients_of_a_float16_model_do_not_vanish():
+    windows = random_windows(4, 9)
+
+    def weak(dtype):
+        model = tiny("llama", dtype=dtype)
+        with torch.no_grad():  # the loss hardly depends on the first blocks: gradients below 6e-8, float16's smallest
+            for layer in model.model.layers:
+                layer.self_attn.v_proj.weight.mul_(3e-4)
+                layer.self_attn.o_proj.weight.mul_(3e-4)
+        return model
+
+    narrow, exact = weak(torch.float16), weak(torch.float16).float()
+    tensors = catalogue(narrow).select(("q", "k"))
+    found = score_tensors(narrow, tensors, windows, ["grad_x_weight_abs"])
+    wanted = score_tensors(exact, catalogue(exact).select(("q", "k")), windows, ["grad_x_weight_abs"])
+    unscaled = batched(narrow, tensors, windows, 4)["gradient_abs"]
+    for index in range(len(tensors)):
+        mine, truth = (
+            float(found.of("grad_x_weight_abs", index).sum()),
+            float(wanted.of("grad_x_weight_abs", index).sum()),
+        )
+        assert mine == pytest.approx(truth, rel=0.05)
+    # What the loss scale is for.
+    truth = [float(wanted.statistic("gradient_abs", i, slice(None)).sum()) for i in range(len(tensors))]
+    assert max(abs(float(u.sum()) / t - 1) for u, t in zip(unscaled, truth, strict=True)) > 0.3
+
+
+def test_a_batchs_loss_is_the_sum_of_its_windows_and_so_is_its_gradient():
+    model, windows = tiny("gpt2"), torch.as_tensor(random_windows(3, 11))
+    logits = model(windows).logits.detach().requires_grad_(True)
+    stand_in = lambda *_, **__: type("Output", (), {"logits": logits})  # noqa: E731
+    mine = batch_nll(stand_in, windows, scale=4.0)
+    (found,) = torch.autograd.grad(mine, logits)
+    (wanted,) = torch.autograd.grad(window_nll(stand_in, windows), logits)
+    assert float(mine) == pytest.approx(
+        sum(float(summed_nll(tiny("gpt2").double(), w)) for w in windows.numpy()), rel=1e-6
+    )
+    torch.testing.assert_close(found, 4 * wanted, rtol=1e-5, atol=1e-6)
+    (first,) = torch.autograd.grad(batch_nll(stand_in, windows, only=1), logits)
+    assert (first[1:] == 0).all()
+    torch.testing.assert_close(first[0], wanted[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_inside_blocks_are_multiplied_with_once_and_embeddings_and_norms_are_not(family):
+    model = tiny(family)
+    tensors = catalogue(model).tensors
+    found = uses(model, tensors, torch.as_tensor(random_windows(2)))
+    for index, tensor in enumerate(tensors):
+        component = tensor.parts[0].component
+        once = component in MATRICES or (component == "head")
+        assert (index in found.once) == once, tensor.name
+    assert found.scale == 1
+
+
+def test_a_matrix_that_two_blocks_share_takes_a_pass_a_window_and_scores_right():
+    model, windows = tiny("llama"), random_windows(5, 9)
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    tensors = catalogue(model).select(("up", "down"))
+    shared = next(i for i, t in enumerate(tensors) if "up" in t.name)
+    assert shared not in uses(model, tensors, torch.as_tensor(windows)).once
+    scores, wanted = score_tensors(model, tensors, windows, SCORES), window_by_window(model, tensors, windows)
+    found = scores.of("grad_squared", shared) * scores.tokens
+    torch.testing.assert_close(found, wanted["gradient_square"][shared].flatten(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_matrix_that_is_also_used_otherwise_is_not_multiplied_with_once():
+    model = tiny("llama")
+    layer = model.model.layers[0].mlp
+    forward = layer.forward
+    layer.forward = lambda x: forward(x) + 0.1 * layer.down_proj.weight.sum(1)
+    tensors = catalogue(model).select(("up", "down"))
+    found = uses(model, tensors, torch.as_tensor(random_windows(2)))
+    assert {tensors[i].name for i in set(range(len(tensors))) - found.once} == {"model.layers.0.mlp.down_proj.weight"}
+
+
+def test_rows_that_mix_windows_are_noticed():
+    model = tiny("llama")
+    layer = model.model.layers[0].mlp
+    forward = layer.forward
+    layer.forward = lambda x: forward(x.transpose(0, 1)).transpose(0, 1)  # tokens before windows
+    tensors = catalogue(model).select(("up", "q"))
+    found = uses(model, tensors, torch.as_tensor(random_windows(2)))
+    assert {tensors[i].name for i in set(range(len(tensors))) - found.once} == {"model.layers.0.mlp.up_proj.weight"}
+
+
+def test_routed_rows_are_put_in_order_of_their_windows():
+    positions = torch.tensor([13, 2, 7, 0, 14, 6])  # windows of 5 tokens: 2, 0, 1, 0, 2, 1
+    rows = Rows.routed(positions, tokens=5, windows=4)
+    assert rows.sorted(positions).tolist() == [2, 0, 7, 6, 13, 14]
+    assert rows.offsets.tolist() == [0, 2, 4, 6, 6]
+
+
+def test_experts_of_a_batch_get_the_tokens_of_each_window():
+    model, windows = tiny("mixtral"), torch.as_tensor(random_windows(3, 8))
+    tensors = [t for t in catalogue(model).select(("down",)) if t.layer == 0]
+    seen = []
+
+    class Noting(ProductGradients):
+        def _rows(self, product: Product) -> Rows:
+            seen.append((product, super()._rows(product)))
+            return seen[-1][1]
+
+    with torch.no_grad(), experts_one_by_one(model), Noting(model, tensors, {}).of(windows):
+        model(windows, use_cache=False)
+    assert len(seen) == 3
+    for product, rows in seen:
+        bounds = rows.offsets.tolist()
+        assert bounds[-1] == len(product.inputs)
+        x = rows.sorted(product.inputs)
+        # Window by window, an expert computes the same rows.
+        for n, (a, b) in enumerate(pairwise(bounds)):
+            alone = []
+
+            class Alone(ProductGradients):
+                def multiplied(self, product, into=alone):
+                    into.append(product)
+                    return product.run()
+
+            with torch.no_grad(), experts_one_by_one(model), Alone(model, tensors, {}).of(windows[n : n + 1]):
+                model(windows[n : n + 1], use_cache=False)
+            mine = [p.inputs for p in alone if p.expert == product.expert]
+            there = torch.cat(mine) if mine else x[:0]
+            torch.testing.assert_close(x[a:b].sort(0).values, there.sort(0).values, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_of_a_product_outlives_its_backward_pass():
+    model, windows = tiny("llama"), torch.as_tensor(random_windows(2))
+    tensors = catalogue(model).select(("down",))
+    gradients, alive = ProductGradients(model, tensors, zeros(tensors, STATISTICS)), []
+    multiplied = gradients.multiplied
+    gradients.multiplied = lambda product: alive.append(weakref.ref(product)) or multiplied(product)
+    with gradients.around(), torch.enable_grad():
+        with gradients.of(windows):
+            loss = batch_nll(model, windows)
+        gc.collect()
+        assert len(alive) == 2
+        assert not any(ref() for ref in alive)
+        loss.backward()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 24, 200])
+def test_batches_hold_all_windows_in_order_and_end_wherever_scores_are_looked_at(n):
+    windows = torch.arange(n)[:, None]
+    found = batches(windows, 8, at=(5,) if n > 5 else ())
+    assert torch.cat(found).flatten().tolist() == list(range(n))
+    assert max(map(len, found)) <= 8
+    ends = set(np.cumsum([len(b) for b in found]).tolist())
+    assert ends >= set(sizes(n)) | ({5} if n > 5 else set())
