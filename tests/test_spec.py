@@ -262,3 +262,11 @@ def test_different_perturbations_have_different_labels_and_columns(a, b):
 def test_damage_that_makes_no_sense_is_refused(fields):
     with pytest.raises(ValidationError):
         PerturbSpec(**fields)
+
+
+@pytest.mark.parametrize(("window", "windows"), [(128, 8), (64, 16), (512, 2), (1024, 1), (4096, 1)])
+def test_a_batch_holds_as_many_windows_as_make_a_thousand_tokens_unless_it_is_said(window, windows):
+    assert DataSpec(window=window).batch_size == windows
+    assert DataSpec(window=window, batch_size=None).batch_size == windows
+    assert DataSpec(window=window, batch_size=3).batch_size == 3
+    assert DataSpec(window=window).model_copy(update={"calibration_windows": 5}).batch_size == windows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -63,12 +63,20 @@ class ModelSpec(Spec):
         return tuple(sorted(set(value)))
 
 
+#: Tokens of a window by default.
+WINDOW = 128
+#: Tokens of a batch by default. A product then does 1,024 operations for every byte of 16-bit weights that it reads;
+#: a card is busy from about 300 on.
+BATCH_TOKENS = 1024
+
+
 class DataSpec(Spec):
     """A text, and how it is cut into calibration windows (for scores) and evaluation windows (for damage).
 
     ``window`` is the number of tokens in a window, BOS included; T-1 of them are scored.
     ``calibration_windows`` is drawn anew by every seed; the ``evaluation_windows`` are the same for all,
-    and the two never overlap. ``bos="auto"`` begins a window with BOS where the tokenizer does by default.
+    and the two never overlap. ``batch_size`` windows pass a model at a time: by default as many as hold
+    :data:`BATCH_TOKENS` tokens, at least one. ``bos="auto"`` begins a window with BOS where the tokenizer does by default.
     The first half of each of the first ``prompts`` evaluation windows is also continued, to see whether the
     damaged model's text runs into loops (0: none).
     """
@@ -76,12 +84,21 @@ class DataSpec(Spec):
     source: str = Field(default="pydoc", min_length=1)
     text_column: str = "text"
     split: str = "train"
-    window: int = Field(default=128, ge=2)
+    window: int = Field(default=WINDOW, ge=2)
     calibration_windows: int = Field(default=128, ge=1)
     evaluation_windows: int = Field(default=16, ge=2)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=BATCH_TOKENS // WINDOW, ge=1)
     bos: Literal["auto", "always", "never"] = "auto"
     prompts: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("batch_size") is not None:
+            return given
+        window = given.get("window", WINDOW)
+        size = max(1, BATCH_TOKENS // window) if isinstance(window, int) and window > 0 else 1
+        return given | {"batch_size": size}
 
     @model_validator(mode="after")
     def _enough_windows(self) -> DataSpec:
