@@ -48,7 +48,8 @@ class _Trial(ProductGradients):
         super().__init__(model, tensors, {})
         self.products: Counter[tuple[int, int]] = Counter()
         self.otherwise: set[int] = set()
-        self.largest = 0.0
+        #: For every product's gradient: its tensor, its largest value, and the largest that the second window has.
+        self._seen: list[tuple[int, Tensor]] = []
         self._spans: list[tuple[int, int, int]] = []  # first and last byte, tensor
 
     def _placed(self, index: int, parameter: Tensor) -> None:
@@ -83,11 +84,29 @@ class _Trial(ProductGradients):
 
     def fold(self, index: int, expert: int, rows: Rows, x: Tensor, dy: Tensor) -> None:
         dy_RO = rows.sorted(dy.detach().reshape(-1, self.tensors[index].rows))
-        first = int(rows.offsets[1])
-        if dy_RO.numel():
-            self.largest = float(torch.tensor(self.largest).maximum(dy_RO.abs().max().cpu().float()))  # NaN stays
-        if bool((dy_RO[first:] != 0).any()):
-            self.otherwise.add(index)  # rows that aren't the first window's tell of its loss
+        if len(dy_RO):
+            largest_R = dy_RO.abs().amax(1).float()
+            second_R = torch.arange(len(dy_RO), device=dy.device) >= rows.offsets[1]
+            self._seen.append((index, torch.stack([largest_R.max(), torch.where(second_R, largest_R, 0.0).max()])))
+
+    def run(self, two_BT: Tensor, scale: float) -> float:
+        """Forward and backward, the loss being the first window's alone; the largest gradient, NaN if one is."""
+        with eval_mode(self._model), torch.enable_grad(), reloading(self._model), self.around():
+            with self.of(two_BT):
+                loss = batch_nll(self._model, two_BT, scale=scale, only=1)
+            if loss.requires_grad:
+                loss.backward()
+        return self._ended()
+
+    def _ended(self) -> float:
+        # Matrices of which rows of the second window have a gradient are noted; each device is asked once.
+        largest = 0.0
+        for device in {found.device for _, found in self._seen}:
+            mine = [(index, found) for index, found in self._seen if found.device == device]
+            values_2 = torch.stack([found for _, found in mine]).cpu()
+            self.otherwise |= {index for (index, _), (_, second) in zip(mine, values_2.tolist(), strict=True) if second}
+            largest = float(values_2[:, 0].max().maximum(torch.tensor(largest)))
+        return largest
 
 
 def _in_memory(value: Any) -> bool:
@@ -101,23 +120,14 @@ def uses(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Te
     nothing else with it, and where no row that would be taken for the second window's has a gradient.
     """
     two_BT = windows_NT[[0, min(1, len(windows_NT) - 1)], :TOKENS]
-    trial = _tried(model, tensors, two_BT, 1.0)
+    trial = _Trial(model, tensors)
+    largest = trial.run(two_BT, 1.0)
     twice = {index for (index, _), n in trial.products.items() if n > 1}
     matrices = {index for index, tensor in enumerate(tensors) if len(tensor.shape) > 1}
     scale = 1.0
-    if any(t.dtype == torch.float16 for t in tensors) and 0 < trial.largest < math.inf:
-        scale = _loss_scale(lambda s: _tried(model, tensors, two_BT, s).largest, trial.largest)
+    if any(t.dtype == torch.float16 for t in tensors) and 0 < largest < math.inf:
+        scale = _loss_scale(lambda s: _Trial(model, tensors).run(two_BT, s), largest)
     return Uses(frozenset(matrices - twice - trial.otherwise), scale)
-
-
-def _tried(model: PreTrainedModel, tensors: Sequence[WeightTensor], two_BT: Tensor, scale: float) -> _Trial:
-    trial = _Trial(model, tensors)
-    with eval_mode(model), torch.enable_grad(), reloading(model), trial.around():
-        with trial.of(two_BT):
-            loss = batch_nll(model, two_BT, scale=scale, only=1)
-        if loss.requires_grad:
-            loss.backward()
-    return trial
 
 
 def _loss_scale(largest_at: Callable[[float], float], unscaled: float) -> float:
