@@ -1,4 +1,4 @@
-"""The benchmark for a GPU: all of it runs on the CPU without ray and polars, and one that ends early leaves what it has."""
+"""The benchmark for a GPU: all of it runs on the CPU without ray and polars; one that ends early leaves what it has."""
 
 import json
 import subprocess
