@@ -61,7 +61,9 @@ def synchronisations(bench: Bench, work: Callable[[], object]) -> Counter | None
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return Counter(f"{w.filename.rpartition('/')[2]}:{w.lineno}" for w in caught if "synchronizing" in str(w.message))
+    return Counter(
+        f"{w.filename.rpartition('/')[2]}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)
+    )
 
 
 def cells(bench: Bench) -> None:
@@ -150,7 +152,9 @@ def _profile(bench: Bench, label: str, cell: Callable[[], None]) -> None:
     def of(event) -> float:
         return event.self_device_time_total if bench.full else event.self_cpu_time_total
 
-    events = sorted(seen.key_averages(), key=of, reverse=True)
+    # An operation's device time is that of its kernels, which a card's profile lists once more by themselves.
+    operations = [e for e in seen.key_averages() if e.device_type == torch.autograd.DeviceType.CPU]
+    events = sorted(operations, key=of, reverse=True)
     total = sum(map(of, events)) or 1
     where = "device" if bench.full else "CPU"
     for event in events[:SHOWN]:

@@ -16,11 +16,11 @@ METRIC = "grad_x_weight"
 
 
 def census(bench: Bench) -> None:
-    """The whole part. The sample comes from every eighth block, so that edits lie at all depths."""
+    """The whole part. The sample comes from four blocks, so that edits lie at all depths."""
     name = PYTHIA if bench.quick else LLAMA
     model = random_model(name, bench)
     weights, text = catalogue(model), windows(model, 16 if bench.full else 4)
-    step = 8 if bench.full else 2
+    step = max(1, weights.layers // 4)
     tensors = [t for t in weights.select(BODY) if t.layer % step == step // 2]
     scores = score_tensors(model, tensors, windows(model, 1, seed=1), [METRIC])
     billions = sum(t.size for t in tensors) / 1e9
