@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from benchmarks.gpu import run as benchmark
 from benchmarks.gpu.bench import Bench, OutOfTimeError, within
-from benchmarks.gpu.cells import drawn
+from benchmarks.gpu.cells import drawn, synchronisations
+from benchmarks.gpu.models import LLAMA, MIXTRAL, fitting_layers
 from benchmarks.gpu.scarcity import Rationed
 from esa_ray.models.addressing import catalogue
 from tests.tiny import tiny
@@ -102,6 +104,47 @@ def test_a_failure_is_a_figure_and_an_error_of_the_card_ends_the_part():
     for error in (card("illegal access"), OutOfTimeError("late")):
         with pytest.raises(type(error)), bench.trying("that"):
             raise error
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A bench that takes this for a card of 80 GB, 71 of them free, with what torch would say of one."""
+    monkeypatch.setattr(Bench, "full", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (71 * 10**9, 80 * 10**9))
+    return Bench(torch.device("cpu"))
+
+
+def test_as_many_blocks_as_fit_a_card(card):
+    # 46.7 billion parameters in 32 blocks, 0.26 of them outside of the blocks: 1.45 billion a block.
+    assert fitting_layers(MIXTRAL, card, 8.0) == int((0.9 * 71 / 8 - 0.262) / 1.4512)
+    assert fitting_layers(LLAMA, card, 2.0) == 32
+    assert fitting_layers(MIXTRAL, card, 1000.0) == 1
+
+
+def test_peak_memory_is_what_work_takes_above_what_was_held(card, monkeypatch):
+    held = iter([300, 1000])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: next(held))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
+    assert card.peak(lambda: None) == 700
+
+
+def test_waits_for_a_card_are_counted_by_line_and_torchs_own_notice_is_not_one(card, monkeypatch):
+    def mode(name):
+        if name == "warn":
+            warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all synchronizing "
+                          "operations", stacklevel=2)  # fmt: skip
+
+    def work():
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
+    found = synchronisations(card, work)
+    assert sum(found.values()) == 3
+    assert next(iter(found)).startswith("test_gpu_benchmark.py:")
 
 
 def test_drawn_weights_are_so_many_a_block_and_none_twice():

@@ -57,8 +57,8 @@ def damage(model: PreTrainedModel, ranking, text: np.ndarray) -> np.ndarray:
 def parity(bench: Bench) -> None:
     """The whole part."""
     for family in ("llama", "mixtral") if bench.quick else ("llama", "neox", "mixtral"):
-        model, text = trained(family, 20_000 if bench.full else 8_000)
         with bench.trying(f"{family}, fp32: numbers"):
+            model, text = trained(family, 20_000 if bench.full else 8_000)
             _numbers(bench, family, model, text)
         with bench.trying(f"{family}, fp32: the same study twice"):
             _same_twice(bench, family, copy.deepcopy(model).to(bench.device), text)

@@ -1,5 +1,7 @@
 """What a study is foreseen to take on a card: closed forms, and what passes of real models hold."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -25,6 +27,11 @@ def test_cards_have_a_plausible_order():
         assert 14 * 2**30 < each.memory < 200 * 2**30
         assert each.measured is None  # nothing here ran on a card yet
     assert {name for name, each in known.items() if not each.bf16} == {"v100", "v100-32", "t4"}  # before Ampere
+
+
+def test_the_page_on_gpus_names_every_card():
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    assert f"`--on` takes `{', '.join(cards())}`" in page
 
 
 @pytest.mark.parametrize(("asked", "near"), [("H-100", "h100"), ("a100", "a100-80"), ("rtx 4090", "rtx4090")])
