@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TASKS = ("score", "score in block ranges", "damage")
 
 
-@app.command(epilog="Examples: esa models --family pythia --dtype bf16; esa models --on h100")
+@app.command(epilog="Example: esa models --family pythia --dtype bf16\n\nExample: esa models --on h100")
 def models(
     family: Annotated[str, typer.Option(help="Families whose names contain one of these.")] = "",
     models_file: options.ModelsFile = None,

@@ -77,8 +77,8 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
 
 
 @app.command(
-    epilog="Examples: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3; "
-    "esa run --model meta-llama/Llama-3.1-8B --perturb zero --plan --on h100"
+    epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3\n\n"
+    "Example: esa run --model meta-llama/Llama-3.1-8B --perturb zero --plan --on h100"
 )
 def run(
     model: options.Model,
