@@ -27,8 +27,8 @@ def _where(environment: dict[str, Any]) -> list[str]:
         return [
             f"**No card was at hand: these are figures of a CPU** ({environment['name']}, {environment['threads']} "
             f"threads; {versions}; {environment['date']}), with small models that take seconds. They show that every "
-            "part runs to its end, and that numbers, restoration and repetition hold here. They say nothing of the speed or "
-            "memory of a card, and goals of speed and memory stay open.",
+            "part runs to its end, and that numbers, restoration and repetition hold here. They say nothing of the "
+            "speed or memory of a card, and goals of speed and memory stay open.",
             "",
         ]
     return [

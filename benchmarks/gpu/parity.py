@@ -57,11 +57,12 @@ def damage(model: PreTrainedModel, ranking, text: np.ndarray) -> np.ndarray:
 def parity(bench: Bench) -> None:
     """The whole part."""
     for family in ("llama", "mixtral") if bench.quick else ("llama", "neox", "mixtral"):
-        with bench.trying(f"{family}, fp32: numbers"):
+        with bench.trying(f"{family}: training"):
             model, text = trained(family, 20_000 if bench.full else 8_000)
-            _numbers(bench, family, model, text)
-        with bench.trying(f"{family}, fp32: the same study twice"):
-            _same_twice(bench, family, copy.deepcopy(model).to(bench.device), text)
+            with bench.trying(f"{family}, fp32: numbers"):
+                _numbers(bench, family, model, text)
+            with bench.trying(f"{family}, fp32: the same study twice"):
+                _same_twice(bench, family, copy.deepcopy(model).to(bench.device), text)
     for name in (LLAMA, MIXTRAL) if bench.quick else (LLAMA, PYTHIA, MIXTRAL):
         for dtype in (torch.bfloat16, torch.float16):
             with bench.trying(f"{name}, {dtype}: taking damage back"):
