@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench scaling docs clean help
+.PHONY: demo test test-gpu lint format bench bench-gpu scaling docs clean help
 
 help:
 	@echo "make demo    install, fetch the model, run the quickstart study, write its report"
 	@echo "make test    install, run all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
+	@echo "make bench-gpu, make test-gpu   what a GPU costs and gives beside goals, and the tests for one; on a machine with one"
 	@echo "make scaling train the zoo, run the scaling experiment on it, write its report (under an hour on two cores)"
 	@echo "make docs    write docs/results anew from the studies under results/"
 	@echo "make clean   remove the environment"
@@ -49,6 +50,13 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.model
 	$(BIN)/python -m benchmarks
+
+# Both need neither Ray nor a model. Without a card the first measures the CPU, and the second runs nothing.
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m benchmarks gpu
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 scaling: $(VENV)/.model
 	$(BIN)/esa zoo train

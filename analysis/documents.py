@@ -2,7 +2,8 @@
 
 ``python -m analysis.documents`` reads the studies under ``results/`` and writes, for each kind that is there, what it
 found (``docs/results/NAME.json``, its figures beside it) and the document that says so (``docs/results/NAME.md``). The
-document is a function of the JSON alone, so a test can see whether it was changed by hand or left behind.
+document is a function of the JSON alone, so a test can see whether it was changed by hand or left behind. What a
+benchmark measured (``BENCHMARKS``) it writes there by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
 from analysis.figures import styled
+from analysis.measured import document
 from analysis.sections.parts import Figure
 from analysis.study import StudyError
 from analysis.verdicts import Verdict
@@ -30,6 +32,9 @@ TITLES = {
     "baselines": ("Baselines: the intact models", "python -m experiments baselines"),
     "scaling": ("Scaling and architecture: the zoo, and SmolLM2 beside it", "make scaling"),
 }
+
+#: Document of a benchmark → its title and the command that writes its findings.
+BENCHMARKS = {"gpu": ("On a GPU: figures beside goals", "python -m benchmarks gpu")}
 
 
 def _sources(comparison: Comparison) -> list[dict[str, Any]]:
@@ -80,6 +85,8 @@ MANY = 30
 
 def render(name: str, found: dict[str, Any]) -> str:
     """The document that says what was found."""
+    if name in BENCHMARKS:
+        return document(*BENCHMARKS[name], found)
     title, command = TITLES[name]
     models = found["sources"]
     every = dict.fromkeys(", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in models)
@@ -134,6 +141,9 @@ def main() -> int:
             print(write(name, None), "(from what was found before)")
         else:
             print(f"{name}: no studies under {studies}; run {TITLES[name][1]}", file=sys.stderr)
+    for name in BENCHMARKS:
+        if (DIRECTORY / f"{name}.json").is_file():
+            print(write(name, None), "(from what was measured before)")
     return 0
 
 

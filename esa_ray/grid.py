@@ -227,12 +227,15 @@ class Plan:
         return facts
 
 
+def gathered(spec: StudySpec) -> set[str]:
+    """The scores that a study's passes gather, members of ensembles and the gradient of its damage included."""
+    needs_gradient = any(p.needs_gradient for p in spec.perturbations)
+    return {m for s in spec.scores for m in members(s.metric)} | ({GRADIENT_SCORE} if needs_gradient else set())
+
+
 def plan(spec: StudySpec) -> Plan:
     """Count cells, shared work and window passes; all scores of one seed share their passes."""
-    n = len(cells(spec))
-    metrics = {m for s in spec.scores for m in members(s.metric)}
-    if any(p.needs_gradient for p in spec.perturbations):
-        metrics |= {GRADIENT_SCORE}
+    n, metrics = len(cells(spec)), gathered(spec)
     windows = len(spec.seeds) * spec.data.calibration_windows
     backward = windows * any(m.startswith("grad") for m in metrics)
     forward = windows * bool(metrics - DATA_FREE - PROBED)

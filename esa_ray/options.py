@@ -68,6 +68,10 @@ ArchitectureAnalysis = Annotated[
 ]
 SavePlots = Annotated[bool, typer.Option("--save-plots", help="Write figures as SVG and PNG too.")]
 OnlyPlan = Annotated[bool, typer.Option("--plan", help="Show the resolved study and stop.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="CARD", help="With --plan: time and memory on such a GPU: h100, a100-80, l4, …"),
+]
 Gpus = Annotated[
     int | None, typer.Option(min=0, help="GPUs to wait for while a cluster scales; 0 computes on CPUs.  [default: all]")
 ]

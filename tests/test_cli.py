@@ -280,6 +280,64 @@ def test_models_are_listed_with_what_each_task_needs(esa, tmp_path):
     assert "me/tiny" in out
 
 
+def test_a_plan_says_what_a_study_takes_on_a_card(esa):
+    line = "esa run --model meta-llama/Llama-3.1-8B --perturb zero --max-samples 200 --seeds 1,2,3 --plan"
+    plain, with_card = (esa(line + more) for more in ("", " --on h100"))
+    assert (with_card[0], with_card[2]) == (0, "")
+    facts = _facts(with_card[1])
+    assert facts.keys() - _facts(plain[1]).keys() == {"on", "memory", "time", "basis"}
+    assert facts["on"].startswith("1 × NVIDIA H100")
+    # 8,030,261,248 weights of 2 bytes; 4 bytes each of the 6,979,321,856 in the blocks' matrices, and work.
+    assert facts["memory"].startswith("16.1 GB of weights; scoring 29.3 GB")
+    assert facts["basis"].startswith("assumes 40% of 989 TFLOP/s; not measured")
+    assert "ranges of blocks" in esa(line + " --on l4")[1]
+
+
+@pytest.mark.parametrize("command", ["score", "perturb", "search --damage 1"])
+def test_whatever_plans_a_grid_takes_a_card(esa, command):
+    code, out, err = esa(f"esa {command} --model zoo:llama-1m --plan --on t4")
+    assert (code, err) == (0, "")
+    assert _facts(out)["on"].startswith("1 × NVIDIA T4 (14.6 GiB) an actor, in fp32")
+
+
+def test_a_packaged_model_is_foreseen_in_the_dtype_that_it_would_have(esa):
+    line = "esa run --model SmolLM2-135M-Instruct --perturb zero --plan --on h100"
+    assert _facts(esa(line)[1])["on"].endswith("in fp32")
+    assert _facts(esa(line + " --dtype bf16")[1])["on"].endswith("in bf16")
+
+
+def test_models_are_listed_as_they_fit_a_card(esa):
+    code, out, err = esa("esa models --family mixtral,pythia --on a100-80")
+    assert (code, err) == (0, "")
+    assert "assumes 40% of 312 TFLOP/s; not measured" in out
+    assert max(map(len, out.splitlines())) <= 80
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if "/" in line.split()[0]}
+    assert rows["mistralai/Mixtral-8x7B-v0.1"][-2] == "2"  # 93 GB of weights, 77 GB for models on a card
+    assert rows["EleutherAI/pythia-12b"][-2] == "1"
+    # 6 · 11,846,072,320 · 10⁶ operations at 40% of 312 · 10¹² a second.
+    assert int(rows["EleutherAI/pythia-12b"][-1].replace(",", "")) >= 570
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("models --on h20", ["--on", "h200", "h100"]),
+        ("run --model zoo:llama-1m --plan --on a100", ["--on", "a100-40", "a100-80"]),
+        ("run --model zoo:llama-1m --plan --on xyzzy", ["xyzzy", "known are", "h100"]),
+        ("run --model zoo:llama-1m --on h100", ["--on", "--plan"]),
+        ("run --model me/unheard-of --plan --on h100", ["me/unheard-of", "config.json"]),
+        ("run --model zoo:llama-1m --dtype bf16 --plan --on t4", ["T4", "bf16", "fp16"]),
+        ("models --dtype bf16 --on v100", ["V100", "bf16"]),
+    ],
+)
+def test_a_card_that_cant_be_foreseen_is_one_sentence(esa, line, words):
+    code, out, err = esa(f"esa {line}")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
 @pytest.mark.parametrize(
     ("line", "words"), [("--family nosuch", "SmolLM2"), ("--dtype fp8", "fp32"), ("--models-file no.json", "no.json")]
 )

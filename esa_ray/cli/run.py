@@ -36,15 +36,16 @@ def results_directory(name: str) -> str:
 
 
 def execute(
-    studies: Sequence[tuple[StudySpec, str]], *, only_plan: bool = False, save_plots: bool = False, **options: Any
-) -> int:
+    studies: Sequence[tuple[StudySpec, str]], *, only_plan: bool = False, on: str | None = None,
+    save_plots: bool = False, **options: Any,
+) -> int:  # fmt: skip
     """Plan or run studies, write their reports, print the answers; returns the exit status.
 
     ``options`` are those of :class:`esa_ray.engine.sweep.Options`.
     """
     if only_plan:
         for spec, directory in studies:
-            show_plan(spec, directory)
+            show_plan(spec, directory, on)
         return 0
     from esa_ray.engine.sweep import run_studies
     from esa_ray.progress import reporter
@@ -75,7 +76,10 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
     return 1
 
 
-@app.command(epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3")
+@app.command(
+    epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3\n\n"
+    "Example: esa run --model meta-llama/Llama-3.1-8B --perturb zero --plan --on h100"
+)
 def run(
     model: options.Model,
     metric: options.Metric = "grad_x_weight",
@@ -116,6 +120,7 @@ def run(
     architecture_analysis: options.ArchitectureAnalysis = False,
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
+    on: options.On = None,
     address: options.Address = None,
     gpus: options.Gpus = None,
     track: options.Track = "",
@@ -136,6 +141,8 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     o = SimpleNamespace(**defaults | given)
     if o.track and not (o.perturb or "search" in more):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
+    if o.on and not o.only_plan:
+        raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
     sources = options.models(o.model)
     studies = []
     for source, place in zip(sources, options.places(sources, o.out_dir), strict=True):
@@ -143,7 +150,7 @@ def launch(given: dict[str, Any], **more: Any) -> None:
         studies.append((spec, place or results_directory(spec.name)))
     raise typer.Exit(
         execute(
-            studies, only_plan=o.only_plan, save_plots=o.save_plots, address=o.address, gpus=o.gpus,
+            studies, only_plan=o.only_plan, on=o.on, save_plots=o.save_plots, address=o.address, gpus=o.gpus,
             concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
             track=tuple(items(o.track)), verbose=o.verbose,
         )
@@ -178,6 +185,7 @@ def score(
     architecture_analysis: options.ArchitectureAnalysis = False,
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
+    on: options.On = None,
     address: options.Address = None,
     gpus: options.Gpus = None,
     memory_budget: options.MemoryBudget = None,
@@ -230,6 +238,7 @@ def perturb(
     out_dir: options.OutDir = None,
     save_plots: options.SavePlots = False,
     only_plan: options.OnlyPlan = False,
+    on: options.On = None,
     address: options.Address = None,
     gpus: options.Gpus = None,
     track: options.Track = "",
@@ -317,6 +326,7 @@ def search(
     trust: options.Trust = "",
     out_dir: options.OutDir = None,
     only_plan: options.OnlyPlan = False,
+    on: options.On = None,
     address: options.Address = None,
     gpus: options.Gpus = None,
     track: options.Track = "",

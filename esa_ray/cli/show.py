@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from analysis import Study
 
 
-def show_plan(spec: StudySpec, directory: str) -> None:
-    """Print the resolved study without loading anything."""
+def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
+    """Print the resolved study without loading anything, and what it would take on a card of that name."""
+    foreseen = _on(spec, on) if on else []
     data, out = spec.data, console.out
     out(f"study             {spec.name}")
     out(f"model             {spec.model.source} ({spec.model.dtype})")
@@ -52,9 +53,24 @@ def show_plan(spec: StudySpec, directory: str) -> None:
         out(f"protocol          {asked.name}: {asked.windows} windows a seed of {lengths} tokens{tasks}")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
-    for line in plan(spec).lines(spec):
+    for line in [*plan(spec).lines(spec), *foreseen]:
         out(line)
     out(f"results           {directory}")
+
+
+def _on(spec: StudySpec, name: str) -> list[str]:
+    """What a study takes on a card, as text."""
+    from esa_ray.models.cards import card
+
+    asked, source = card(name), spec.model.source
+    from esa_ray.models.cost import study_lines
+    from esa_ray.models.known import hollow
+    from esa_ray.models.sources import PACKAGED
+
+    # What comes as GGUF is computed in fp32 unless another dtype is asked for.
+    gguf = source in PACKAGED and spec.model.dtype == "auto"
+    dtype = asked.dtype("fp32" if gguf else spec.model.dtype)
+    return study_lines(spec, plan(spec), hollow(source, dtype), asked, dtype)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.models.zoo.recipes import PREFIX, recipe
 from esa_ray.sizes import BARE_SET, PROCESS, WORKING_SET
 
 if TYPE_CHECKING:
@@ -86,16 +87,23 @@ class Known:
         EsaError
             If transformers makes no causal language model of its config.
         """
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        return counted(self.hollow())
+
+    def hollow(self, dtype: str = "fp32") -> PreTrainedModel:
+        """The model with no memory behind its weights.
+
+        Raises
+        ------
+        EsaError
+            If transformers makes no causal language model of its config.
+        """
+        from transformers import AutoConfig
 
         try:
             usual = AutoConfig.for_model(self.model_type)
             if strange := [key for key in self.config if not hasattr(usual, key) and key not in UNLISTED]:
                 raise EsaError(f"{self.name}: configs of {self.model_type} have no {', '.join(strange)}")
-            config = AutoConfig.for_model(self.model_type, **self.config)
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+            return _hollow(AutoConfig.for_model(self.model_type, **self.config), dtype)
         except EsaError:
             raise
         except Exception as error:  # whatever a config can be wrong in
@@ -103,11 +111,51 @@ class Known:
                 f"{self.name}: transformers makes no model of its config ({' '.join(str(error).split())[:240]}); see "
                 "that model_type and config are right"
             ) from None
-        return counted(model)
 
     def memory(self, width: int) -> dict[str, int]:
         """Bytes that an actor needs for each task, with so many bytes a weight; the placement's own estimates."""
         return {task: int(self.parameters.total * width * factor) + PROCESS for task, factor in TASKS.items()}
+
+
+def _hollow(config: Any, dtype: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from esa_ray.models.load import DTYPES
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+
+
+def hollow(source: str, dtype: str) -> PreTrainedModel:
+    """A model with no memory behind its weights, from its name alone: one of :func:`known`, of the zoo, or a directory.
+
+    Raises
+    ------
+    EsaError
+        If nothing here tells its config; no hub is asked.
+    """
+    from transformers import AutoConfig
+
+    match = next((m for m in known() if source in (m.name, m.name.rpartition("/")[2])), None)
+    if match:
+        return match.hollow(dtype)
+    if source.startswith(PREFIX):
+        from esa_ray.models.zoo.training import architecture
+
+        return _hollow(architecture(recipe(source.removeprefix(PREFIX))), dtype)
+    directory = Path(source).expanduser()
+    if (directory / "config.json").is_file():
+        try:
+            return _hollow(AutoConfig.from_pretrained(directory, trust_remote_code=False), dtype)
+        except Exception as error:  # whatever a config can be wrong in
+            raise EsaError(
+                f"--model {source}: transformers makes no model of its config ({first_line(error)})"
+            ) from None
+    raise EsaError(
+        f"--on needs the sizes of {source}, which nothing here tells; name a model as `esa models` does, or a "
+        "directory with its config.json"
+    )
 
 
 def counted(model: PreTrainedModel) -> Parameters:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
-from analysis.documents import DIRECTORY, TITLES, render, write
+from analysis.documents import BENCHMARKS, DIRECTORY, TITLES, render, write
 from tests.analysis.many import study
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,36 @@ def test_documents_are_those_of_their_findings(name):
     unused = {p.name for p in (ROOT / DIRECTORY).glob(f"{name}-*.svg")} - set(figures)
     assert not unused
     assert len(found["sources"]) > 20
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_documents_of_benchmarks_are_those_of_their_findings(name):
+    found = json.loads((ROOT / DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
+    text = (ROOT / DIRECTORY / f"{name}.md").read_text(encoding="utf-8")
+    assert text == render(name, found), "stale, or edited by hand: run `make docs`"
+    assert {part["status"] for part in found["parts"]} == {"done"}
+    assert ("No card was at hand" in text) == (found["environment"]["device"] == "cpu")
+
+
+def _measured(device, **more):
+    figure = {"what": "cells | s", "value": 0.5, "unit": "of bare", "goal": "≥ 0.85", "met": False, "note": ""}
+    part = {"title": "Cells", "status": "done", "error": None, "seconds": 3.0, "figures": [figure | more]}
+    card = {"memory": 80e9, "capability": "9.0", "driver": "580.1", "cuda": "13.0"} if device == "cuda" else {}
+    here = {"device": device, "name": "NVIDIA H100", "threads": 1, "date": "2026-01-01", "torch": "2.11"} | card
+    return {"environment": here, "parts": [part, part | {"status": "failed", "error": "OSError: x", "figures": []}]}
+
+
+def test_a_missed_goal_stands_on_top_and_an_open_one_is_called_open():
+    missed = render("gpu", _measured("cuda"))
+    assert "NVIDIA H100** (80 GB, capability 9.0, driver 580.1, CUDA 13.0" in missed
+    assert "Of 1 goals 0 are met, 1 are not, and 0 are open." in missed
+    assert "- cells | s: 0.5 of bare, goal ≥ 0.85" in missed
+    assert "| cells \\| s | 0.5 of bare | ≥ 0.85 | **not met** |  |" in missed
+    assert "**failed after 3 s: OSError: x.**" in missed
+    left = render("gpu", _measured("cpu", met=None))
+    assert "No card was at hand" in left
+    assert "0 are not, and 1 are open" in left
+    assert "| 0.5 of bare | ≥ 0.85 | open |" in left
 
 
 def test_a_document_is_made_of_studies_and_made_again_without_them(tmp_path):
