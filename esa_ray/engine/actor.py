@@ -95,15 +95,18 @@ class ModelActor:
 
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
-    """Damaged weights end this process, and its successor loads them afresh; too little memory is told as such."""
-    from esa_ray.models.exhaustion import out_of_memory
+    """Damaged weights or a poisoned device end this process, and its successor loads the model afresh.
+
+    Too little memory is told as such.
+    """
+    from esa_ray.models.exhaustion import out_of_memory, poisoned
     from esa_ray.perturb.edit import NotRestoredError
 
     try:
         yield
-    except NotRestoredError:
-        os._exit(1)
     except Exception as error:
+        if isinstance(error, NotRestoredError) or poisoned(error):
+            os._exit(1)  # without the clean-up of an orderly end, which would wait for the device
         if out_of_memory(error):
             raise EsaError(
                 f"{platform.node()} ran out of memory ({first_line(error)[:120]}); lower --memory-budget, --batch-size "

@@ -23,7 +23,7 @@ from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
 from esa_ray.models.addressing import WeightTensor, catalogue
-from esa_ray.models.exhaustion import give_back_memory, out_of_memory
+from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
@@ -196,18 +196,36 @@ class Worker:
         return {"perplexity": outcome.perplexity, "seconds": seconds}
 
     def rank(self, seed: int) -> dict[str, Any]:
-        """Score, select and store every ranking of a seed; all gradient scores share one backward pass."""
+        """Score, select and store every ranking of a seed; all gradient scores share one backward pass.
+
+        Where memory runs out, on the way to the last table, all begins again with half the budget: the same scores, a
+        smaller range of blocks at a time. What is stored by then stays.
+        """
         started = time.perf_counter()
+        while True:
+            try:
+                self._rank(seed)
+                break
+            except Exception as error:
+                smaller = self._smaller_budget()
+                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
+                    raise
+            self.memory_budget = smaller
+            give_back_memory()
+        give_back_memory()
+        return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    def _smaller_budget(self) -> int:
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return (self.memory_budget or 4 * weights) // 2
+
+    def _rank(self, seed: int) -> None:
+        """One attempt at a seed's tables; what it gathered is gone when it ends, however it ends."""
         specs, depth, model = self.spec.scores, max(self.spec.topk), self.source.name
         growth = SampleSizes(
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
-        tensors = self._scored()
-        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
-        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
-        scores = self._score(
-            tensors, seed, tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), growth, **probing
-        )
+        scores = self._score(seed, growth)
         if self.spec.fidelity and seed == self.spec.seeds[0] and not self.store.has("samples", samples_name(seed)):
             self._sample(scores, seed)
         for spec in specs:
@@ -225,29 +243,17 @@ class Worker:
             if not self.store.has("rankings", name):
                 given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, given)
-        del scores, scored, growth
-        give_back_memory()
-        return {"seed": seed, "seconds": time.perf_counter() - started}
 
-    def _score(
-        self, tensors: Sequence[WeightTensor], seed: int, metrics: tuple[str, ...], growth: SampleSizes, **more: Any
-    ) -> Scores:
-        """Scores of these tensors; where memory runs out, the same scores a smaller range of blocks at a time."""
-        calibration = self.windows.calibration(seed)
-        while True:
-            try:
-                return score_tensors(
-                    self.model, tensors, calibration, metrics, budget=self.memory_budget, seed=seed, watch=growth,
-                    watch_at=growth.at, **more,
-                )  # fmt: skip
-            except Exception as error:
-                weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-                smaller = (self.memory_budget or 4 * weights) // 2
-                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
-                    raise
-                self.memory_budget = smaller
-            growth.forget()
-            give_back_memory()
+    def _score(self, seed: int, growth: SampleSizes) -> Scores:
+        """All scores that the study ranks by, and the gradients that its kinds of damage need."""
+        specs, tensors = self.spec.scores, self._scored()
+        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
+        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
+        return score_tensors(
+            self.model, tensors, self.windows.calibration(seed),
+            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), budget=self.memory_budget, seed=seed,
+            watch=growth, watch_at=growth.at, **probing,
+        )  # fmt: skip
 
     @staticmethod
     def _probing(spec: ScoreSpec, tensors: Sequence[WeightTensor]) -> dict[str, Any]:
@@ -349,20 +355,27 @@ class Worker:
             **self._common,
             **cell.columns,
         }
+        fatal: Exception | None = None
         try:
             row |= self._damaged(cell)
         except EmptyPartError:
             row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
-        except NotRestoredError:
-            raise  # the weights can't be trusted any more: this process must end
         except EsaError:
             raise  # a cause the user can mend, the same for every cell
-        except Exception as error:  # whatever it is, it is this cell's alone
-            mend = "; lower --batch-size or --window" if out_of_memory(error) else ""
-            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{mend}"}
+        except Exception as error:  # whatever it is, it is this cell's alone, unless it ends this process
+            fatal = error if isinstance(error, NotRestoredError) or poisoned(error) else None
+            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{_mend(error)}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
         self.store.write("cells", name, [row])
+        if fatal:  # neither weights nor device can be trusted any more; the row says why, until a new process tries it
+            raise fatal
         return _told(row)
+
+
+def _mend(error: Exception) -> str:
+    if out_of_memory(error):
+        return "; lower --batch-size or --window"
+    return "; its process ended" if poisoned(error) else ""
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
