@@ -22,6 +22,7 @@ from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
+from esa_ray.models import device as gpus
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
@@ -47,11 +48,10 @@ SMALLEST_BUDGET = 64 * 2**20
 LOCAL = ("directory", "gguf")
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
-    return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
-        "python": platform.python_version()
-    }
+def versions(device: str = "cpu") -> dict[str, str]:
+    """Versions of everything that can change a number, on GPUs also of CUDA and the driver, and how they round."""
+    found = {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")}
+    return found | {"python": platform.python_version()} | (gpus.versions() if device != "cpu" else {})
 
 
 class Worker:
@@ -64,7 +64,11 @@ class Worker:
     threads
         CPU threads for this process; None leaves torch's own choice.
     memory_budget
-        Bytes above the weights that scoring may take; None is no limit.
+        Bytes above the weights that scoring may take on any one device; None is no limit.
+    max_memory
+        By "auto", the bytes of weights that each GPU (by number) and "cpu" may hold; None is what is free.
+    gpu_share
+        The part of a GPU that this process keeps to; None is all of it.
     text
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
     origin
@@ -84,12 +88,17 @@ class Worker:
         device: str = "cpu",
         threads: int | None = None,
         memory_budget: int | None = None,
+        max_memory: dict[int | str, int | str] | None = None,
+        gpu_share: float | None = None,
         origin: str | None = None,
     ):
         if threads:
             torch.set_num_threads(threads)
         if origin not in (None, this_machine()) and source.kind in LOCAL and find(spec.model) != source:
             raise EsaError(f"{platform.node()} has other files under --model {spec.model.source}; share them")
+        gpus.pin_arithmetic()
+        if gpu_share:
+            gpus.take_share(gpu_share)
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
@@ -97,14 +106,14 @@ class Worker:
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
-        self.model = load_model(source, self.dtype, device, offload_folder=folder)
+        self.model = load_model(source, self.dtype, device, max_memory, folder)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
         self.catalogue = catalogue(self.model)
         self._check_layers()
-        where = f"{device} × {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
-        self.device = f"{where} on {platform.node()}"
+        where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
+        self.device, self._versions = f"{where} on {platform.node()}", versions(device)
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
@@ -161,7 +170,7 @@ class Worker:
             "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
             "architecture": type(self.model).__name__,
-            "versions": versions(),
+            "versions": self._versions,
         }
 
     @cached_property
@@ -174,7 +183,7 @@ class Worker:
             "data": spec.data.source,
             "device": self.device,
             "worker": f"{platform.node()}/{os.getpid()}",
-            "version": " ".join(f"{k}={v}" for k, v in versions().items()),
+            "version": " ".join(f"{k}={v}" for k, v in self._versions.items()),
         }
 
     def baseline(self) -> dict[str, Any]:

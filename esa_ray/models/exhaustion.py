@@ -12,16 +12,20 @@ import torch
 #: How memory that is used up shows in a plain RuntimeError: torch's CPU allocator, CUDA's and HIP's, cuBLAS' and
 #: cuDNN's. A cuBLAS handle that can't be made has found no room for its workspace.
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|(CUDA|HIP)\b.*\bout of memory|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
+    r"can't allocate memory|not enough memory"
+    r"|(CUDA|HIP)\b.*\bout of memory|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|CUDNN_STATUS_\w*ALLOCATION_FAILED|cuDNN\b.*\bnot enough"
     r"|CUBLAS_STATUS_NOT_INITIALIZED"
 )
 #: What a library on the device says once a kernel has failed.
-_FAILED = re.compile(r"\b(CUDA|HIP)( driver)? error:|(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)")
+_FAILED = re.compile(
+    r"\b(CUDA|HIP)( driver)? error:|(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)"
+)
 #: Errors of one call, after which the device works on: it was asked for what it can't do.
 _REFUSED = re.compile(
-    r"invalid (argument|configuration argument|device ordinal|device function|resource handle)|no kernel image"
-    r"|operation not supported|too many resources requested|_STATUS_(NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH|BAD_PARAM)"
+    r"invalid (argument|configuration argument|device ordinal|device function|resource handle)"
+    r"|no kernel image|operation not supported|too many resources requested"
+    r"|_STATUS_(NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH|BAD_PARAM)"
 )
 #: torch 2.8 and newer raise it for whatever the device reports.
 _FROM_DEVICE: type[RuntimeError] | None = getattr(torch, "AcceleratorError", None)

@@ -182,7 +182,9 @@ def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_sa
     short.memory_budget = 2**30
     budgets, score = [], worker_module.score_tensors
     monkeypatch.setattr(
-        worker_module, "score_tensors", lambda *a, budget, **kw: budgets.append(budget) or score(*a, budget=budget, **kw)
+        worker_module,
+        "score_tensors",
+        lambda *a, budget, **kw: budgets.append(budget) or score(*a, budget=budget, **kw),
     )
     error = RuntimeError("CUDA error: out of memory")
     calls = _once_out_of_memory(monkeypatch, worker_module, step, error, work_first=True)

@@ -11,7 +11,7 @@ FROM_DEVICE = getattr(torch, "AcceleratorError", RuntimeError)
 
 NO_MEMORY = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB",
-    "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com for more information.",
+    "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
@@ -67,11 +67,13 @@ def test_what_one_call_alone_was_refused_is_neither(words):
 
 
 def test_a_poisoned_device_is_found_behind_the_sentence_that_was_made_of_it():
-    try:
+    def asked():
         try:
             raise FROM_DEVICE(POISONED[1])
         except RuntimeError:
             raise EsaError("zero-shot tasks arc_easy: name tasks that lm-eval has data for") from None
-    except EsaError as error:
-        assert poisoned(error)
+
+    with pytest.raises(EsaError) as caught:
+        asked()
+    assert poisoned(caught.value)
     assert not poisoned(EsaError("zero-shot tasks"))
