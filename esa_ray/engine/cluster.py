@@ -54,7 +54,7 @@ class Card:
     bf16: bool
 
 
-@ray.remote(num_gpus=1, max_retries=0)
+@ray.remote(num_cpus=0, num_gpus=1, max_retries=0)  # all cores may be others'
 def _card() -> Card:
     """The GPU that Ray gives this task, as it stands without this study."""
     import torch

@@ -84,5 +84,6 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         "tokens": sum(sum(row.get("tokens") or ()) for row in rows),
         "nll_per_token": nll,
+        "intact": math.nan if last.get("intact") is None else last["intact"],
         "killed": [row["killed"] for row in rows if "killed" in row],
     }

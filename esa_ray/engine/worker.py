@@ -204,6 +204,20 @@ class Worker:
         self.store.write("baselines", "baseline", [row])
         return {"perplexity": outcome.perplexity, "seconds": seconds}
 
+    @cached_property
+    def _baseline(self) -> dict[str, Any]:
+        return self.store.read("baselines", "baseline").to_pylist()[0]
+
+    def _intact(self) -> dict[str, Any]:
+        """The intact model's outcome here, where the stored baseline's isn't the same to the bit (``intact_nll``, …).
+
+        Other hardware rounds otherwise, and damage is to be measured against the same rounding.
+        """
+        own = self.damaging.intact.outcome
+        stored = self._baseline if self.store.has("baselines", "baseline") else {"nll": None, "hits": None}
+        return {f"intact_{name}": None if getattr(own, name) == stored[name] else getattr(own, name) for name in stored
+                if name in ("nll", "hits")}  # fmt: skip
+
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed; all gradient scores share one backward pass.
 
@@ -308,7 +322,7 @@ class Worker:
             rows.append(
                 {
                     **common, "layer": layer, "part": part.part, "expert": part.expert, **(vars(used) if used else {}),
-                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome),
+                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome), **self._intact(),
                     "status": "diverged" if outcome.diverged else "ok", "seconds": time.perf_counter() - began,
                     "created": datetime.now(UTC),
                 }
@@ -366,7 +380,7 @@ class Worker:
         }
         fatal: Exception | None = None
         try:
-            row |= self._damaged(cell)
+            row |= self._damaged(cell) | self._intact()
         except EmptyPartError:
             row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
         except EsaError:
@@ -388,5 +402,8 @@ def _mend(error: Exception) -> str:
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """What the driver hears of a cell."""
-    return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+    """What the driver hears of a cell; ``intact`` is the loss that its own is compared with, nats per token, if it has
+    one of its own."""
+    told = {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+    own = row.get("intact_nll")
+    return told | {"intact": sum(own) / (len(own) * row["tokens"][0]) if own else None}
