@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -109,6 +110,7 @@ def _ending() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, NotRestoredError) or poisoned(error):
+            print(f"esa: {type(error).__name__}: {first_line(error)}; this process ends", file=sys.stderr, flush=True)
             os._exit(1)  # without the clean-up of an orderly end, which would wait for the device
         if out_of_memory(error):
             raise EsaError(

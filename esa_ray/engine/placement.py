@@ -202,12 +202,15 @@ def _seated(nodes: Sequence[Node], sizes: Sequence[Size], seats: list[list[int]]
 
 @dataclass(frozen=True)
 class _Demand:
-    """What every actor of a study asks for: so many GPUs of one node, or a part of one, with so much room each."""
+    """What every actor of a study asks for: so many GPUs of one node, or a part of one, with so much room each.
+
+    ``share`` of that room may be filled with weights where they lie on several devices; None where one holds them all.
+    """
 
     gpus: float
     room: int
     bf16: bool
-    device: str
+    share: float | None = None
 
     def met_by(self, node: Node) -> bool:
         return node.room >= self.room > 0 and (node.bf16 or not self.bf16)
@@ -219,14 +222,14 @@ def _demand(nodes: Sequence[Node], size: Size, smallest: float) -> _Demand:
     rooms = sorted({node.room for node in able})
     if holding := [room for room in rooms if size.bare <= room]:
         part = next((f for f in FRACTIONS if f >= smallest and size.need <= holding[0] * f), 1.0)
-        return _Demand(part, holding[0], size.bf16, "cuda")
+        return _Demand(part, holding[0], size.bf16)
     for room in reversed(rooms):
         several = math.ceil(size.bare / room)
         if any(node.room >= room and node.gpus >= several for node in able):
-            return _Demand(several, room, size.bf16, "auto")
+            return _Demand(several, room, size.bf16, SPREAD_SHARE)
     # What all GPUs of a node can't hold waits in its main memory, or on its disk.
     most = max(able, key=lambda node: node.gpus * node.room)
-    return _Demand(most.gpus, most.room, size.bf16, "auto")
+    return _Demand(most.gpus, most.room, size.bf16, OFFLOAD_SHARE)
 
 
 def _taken(free: list[list[float]], demand: _Demand, nodes: Sequence[Node]) -> int | None:
@@ -277,11 +280,12 @@ def _seated_on_gpus(
         threads = min(max(1, node.cpus // actors[n]), HOST_THREADS)
         # A node may have fewer cores than actors, and a GPU that waits for a core is worse than a core shared.
         common: dict = {"home": node.name, "threads": threads, "cpus": min(threads - 0.1, 0.9 * node.cpus / actors[n])}
-        if demand.device == "cuda":
+        if demand.share is None:
             return Seat(budget=max(int(node.room * demand.gpus) - size.weights - PROCESS, 1), **common)
-        card = int(node.room * (SPREAD_SHARE if size.bare <= node.room * demand.gpus else OFFLOAD_SHARE))
+        card = int(node.room * demand.share)
         return Seat(budget=max(node.room - card - PROCESS, 1), card=card, host=host, **common)
 
     seats = tuple(seat(n) for n in homes)
-    memory = min(seat.host for seat in seats) + PROCESS if any(seat.host for seat in seats) else 0
-    return Placement(seats, demand.gpus if demand.gpus < 1 else int(demand.gpus), demand.device, memory)
+    memory = min(seat.host for seat in seats) + PROCESS if demand.share == OFFLOAD_SHARE else 0
+    gpus = demand.gpus if demand.gpus < 1 else int(demand.gpus)
+    return Placement(seats, gpus, "cuda" if demand.share is None else "auto", memory)

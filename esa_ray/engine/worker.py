@@ -213,10 +213,9 @@ class Worker:
 
         Other hardware rounds otherwise, and damage is to be measured against the same rounding.
         """
-        own = self.damaging.intact.outcome
-        stored = self._baseline if self.store.has("baselines", "baseline") else {"nll": None, "hits": None}
-        return {f"intact_{name}": None if getattr(own, name) == stored[name] else getattr(own, name) for name in stored
-                if name in ("nll", "hits")}  # fmt: skip
+        own = vars(self.damaging.intact.outcome)
+        stored = self._baseline if self.store.has("baselines", "baseline") else {}
+        return {f"intact_{name}": None if own[name] == stored.get(name) else own[name] for name in ("nll", "hits")}
 
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed; all gradient scores share one backward pass.
@@ -402,8 +401,7 @@ def _mend(error: Exception) -> str:
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """What the driver hears of a cell; ``intact`` is the loss that its own is compared with, nats per token, if it has
-    one of its own."""
+    """What the driver hears of a cell; ``intact``, where not the baseline's, is the intact loss, nats per token."""
     told = {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
     own = row.get("intact_nll")
     return told | {"intact": sum(own) / (len(own) * row["tokens"][0]) if own else None}

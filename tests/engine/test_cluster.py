@@ -89,6 +89,7 @@ def test_a_model_over_several_gpus_leaves_room_for_scoring_on_each_of_them():
     each = int(72e9 * 0.85)
     assert found.arguments(0)["max_memory"] == {0: each, 1: each, 2: each, "cpu": int(64e9 * 0.7) - PROCESS}
     assert 3 * each >= 170 * 10**9
+    assert found.memory == 0  # what main memory could take is not reserved, since nothing goes there
     # Accumulators of a block range lie on one GPU: the budget is what one has left, not what all have together.
     assert only(found, "budget") == 72 * 10**9 - each - PROCESS
 
