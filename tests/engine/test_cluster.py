@@ -5,6 +5,7 @@ import json
 import pytest
 import ray
 
+from esa_ray.engine import cluster
 from esa_ray.engine.cluster import Card, Model, computed_in, with_cards
 from esa_ray.engine.crew import GIVE_UP, Crew, Seats
 from esa_ray.engine.placement import Node, Size, place
@@ -144,6 +145,34 @@ def test_auto_is_bf16_where_a_gpu_has_it_and_fp32_where_none_does(tmp_path, own,
     (tmp_path / "config.json").write_text(json.dumps({"dtype": own} if own else {}))
     nodes = [Node(8, 64e9)] + [box(bf16=bf16) for bf16 in cards]
     assert computed_in(Model(Source("m", "directory", str(tmp_path), "0"), asked, 1), nodes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("cards", "asked", "dtype", "homes", "sentence"),
+    [
+        ({"old": False}, "auto", "fp32", ("old",), "T4 can't compute in bf16; m is computed in fp32"),
+        ({"old": False, "new": True}, "auto", "bf16", ("new",), "T4 can't compute in bf16; m runs on the other GPUs"),
+        ({"old": False}, "bf16", "bf16", ("old",), None),
+        ({"new": True}, "auto", "bf16", ("new",), None),
+    ],
+)
+def test_a_study_is_placed_by_the_dtype_that_its_gpus_have_and_it_is_said_where_that_is_another(
+    tmp_path, monkeypatch, cards, asked, dtype, homes, sentence
+):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16"}))
+    model = Model(Source("m", "directory", str(tmp_path), "0"), asked, 1)
+    found = {name: [Card("H100" if bf16 else "T4", GPU, bf16)] for name, bf16 in cards.items()}
+    monkeypatch.setattr(cluster, "nodes_alive", lambda: [Node(8, 64e9, 1, name) for name in cards])
+    monkeypatch.setattr(cluster, "_cards", lambda nodes, say: found)
+    monkeypatch.setattr(cluster, "weight_bytes", lambda source, dtype, on_gpu: 10**9 * {"fp32": 4, "bf16": 2}[dtype])
+    said = []
+    (wave,) = cluster.waves([model], [False], say=said.append)
+    assert (wave[0].dtype, wave[0].homes) == (dtype, homes)
+    (seat,) = wave[0].seats
+    part, weights = wave[0].gpus, 10**9 * {"fp32": 4, "bf16": 2}[dtype]
+    assert seat.budget == 72 * 10**9 * part - weights - PROCESS
+    assert len(said) == bool(sentence)
+    assert all(sentence in words for words in said)
 
 
 def test_a_model_in_bf16_runs_on_the_gpus_that_have_it_alone():
