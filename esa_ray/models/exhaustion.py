@@ -24,7 +24,8 @@ _FAILED = re.compile(
 #: Errors of one call, after which the device works on: it was asked for what it can't do.
 _REFUSED = re.compile(
     r"invalid (argument|configuration argument|device ordinal|device function|resource handle)"
-    r"|no kernel image|operation not supported|too many resources requested"
+    r"|no kernel image|(operation|access) (is )?not supported|too many resources requested"
+    r"|no CUDA-capable device|driver version is insufficient|busy or unavailable"
     r"|_STATUS_(NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH|BAD_PARAM)"
 )
 #: torch 2.8 and newer raise it for whatever the device reports.

@@ -39,6 +39,8 @@ HARMLESS = (
     "CUDA error: invalid argument",
     "CUDA error: no kernel image is available for execution on the device",
     "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmulAlgoGetHeuristic(...)`",
+    "CUDA error: CUDA driver version is insufficient for CUDA runtime version",
+    "CUDA error: peer access is not supported between these two devices",
     "CUDA NVRTC compile error: expected a declaration",
     "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cuda:1!",
