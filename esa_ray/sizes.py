@@ -10,6 +10,8 @@ PROCESS = 700 * 2**20
 GPU_SHARE = 0.9
 #: Share of that which weights may fill where a model is spread over several GPUs; the rest is for scoring.
 SPREAD_SHARE = 0.85
+#: The share by which GPUs are counted for that: blocks aren't divided, so that each GPU ends with some room unused.
+SPREAD_PLAN = 0.7
 #: The same where not even all GPUs hold the weights: most are on their way anyway, and scoring wants its room.
 OFFLOAD_SHARE = 0.5
 #: CPU threads that an actor on a GPU can use, at most: it computes little on the host.

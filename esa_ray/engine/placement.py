@@ -16,6 +16,7 @@ from esa_ray.sizes import (
     MEMORY_SHARE,
     OFFLOAD_SHARE,
     PROCESS,
+    SPREAD_PLAN,
     SPREAD_SHARE,
     WORKING_SET,
 )  # fmt: skip
@@ -73,8 +74,9 @@ class Size:
 class Seat:
     """What one actor of a study gets on its node.
 
-    ``budget`` are the bytes above the weights that scoring may take on any one device, ``cpus`` what is reserved for
-    its ``threads``, ``card`` and ``host`` the bytes of weights that each GPU and the main memory may hold (0: all).
+    ``budget`` are the bytes above the weights that scoring may take on any one device, at least; ``cpus`` what is
+    reserved for its ``threads``; ``card`` and ``host`` the bytes of weights that each GPU and the main memory may hold
+    (0: all), of which scoring also has what weights leave.
     """
 
     home: str
@@ -123,10 +125,13 @@ class Placement:
     def arguments(self, actor: int) -> dict:
         """What an actor's worker is told of its place: arguments of :class:`esa_ray.engine.worker.Worker`."""
         seat = self.seats[actor]
-        told: dict = {"device": self.device, "threads": seat.threads, "memory_budget": seat.budget}
+        told: dict = {"device": self.device, "threads": seat.threads}
         if 0 < self.gpus < 1:
             told["gpu_share"] = self.gpus
-        if seat.card:
+        if not seat.card:
+            told["memory_budget"] = seat.budget
+        else:
+            told["room"] = seat.budget + seat.card
             told["max_memory"] = {**dict.fromkeys(range(int(self.gpus)), seat.card), "cpu": seat.host}
         return told
 
@@ -224,12 +229,13 @@ def _demand(nodes: Sequence[Node], size: Size, smallest: float) -> _Demand:
         part = next((f for f in FRACTIONS if f >= smallest and size.need <= holding[0] * f), 1.0)
         return _Demand(part, holding[0], size.bf16)
     for room in reversed(rooms):
-        several = math.ceil(size.bare / room)
+        several = math.ceil(size.weights / (SPREAD_PLAN * room))
         if any(node.room >= room and node.gpus >= several for node in able):
             return _Demand(several, room, size.bf16, SPREAD_SHARE)
-    # What all GPUs of a node can't hold waits in its main memory, or on its disk.
     most = max(able, key=lambda node: node.gpus * node.room)
-    return _Demand(most.gpus, most.room, size.bf16, OFFLOAD_SHARE)
+    # What all GPUs of a node can't hold waits in its main memory, or on its disk.
+    share = SPREAD_SHARE if size.bare <= most.gpus * most.room else OFFLOAD_SHARE
+    return _Demand(most.gpus, most.room, size.bf16, share)
 
 
 def _taken(free: list[list[float]], demand: _Demand, nodes: Sequence[Node]) -> int | None:

@@ -65,6 +65,9 @@ class Worker:
         CPU threads for this process; None leaves torch's own choice.
     memory_budget
         Bytes above the weights that scoring may take on any one device; None is no limit.
+    room
+        By "auto" and without a budget, the bytes of each GPU for weights and scoring together: what weights leave of it
+        is the budget.
     max_memory
         By "auto", the bytes of weights that each GPU (by number) and "cpu" may hold; None is what is free.
     gpu_share
@@ -88,7 +91,8 @@ class Worker:
         device: str = "cpu",
         threads: int | None = None,
         memory_budget: int | None = None,
-        max_memory: dict[int | str, int | str] | None = None,
+        room: int | None = None,
+        max_memory: dict[int | str, int] | None = None,
         gpu_share: float | None = None,
         origin: str | None = None,
     ):
@@ -100,13 +104,15 @@ class Worker:
         if gpu_share:
             gpus.take_share(gpu_share)
         self.spec, self.source, self.store = spec, source, Store(directory)
-        self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
         self.model = load_model(source, self.dtype, device, max_memory, folder)
+        if memory_budget is None and room and max_memory:
+            memory_budget = max(room - gpus.heaviest(self.model, max_memory[0]), 1)
+        self.memory_budget = memory_budget
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")

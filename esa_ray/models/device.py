@@ -73,6 +73,20 @@ def take_share(part: float) -> None:
     torch.cuda.set_per_process_memory_fraction(part * GPU_SHARE, 0)
 
 
+def heaviest(model: nn.Module, most: int, kind: str = "cuda") -> int:
+    """Bytes of weights on the device of this kind that holds most of them.
+
+    ``most`` are those that one may hold, which it is taken to do where weights are offloaded: it then also has room for
+    the largest module that is on its way.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return most
+    held = Counter[torch.device]()
+    for parameter in model.parameters():
+        held[parameter.device] += parameter.nbytes
+    return max((n for device, n in held.items() if device.type == kind), default=0)
+
+
 def cards(model: nn.Module) -> str:
     """The GPUs on which a model's weights lie or are computed with, as ``"NVIDIA H100 80GB HBM3"`` or ``"2 × …"``."""
     names = Counter(torch.cuda.get_device_name(n) for n in sorted(_used(model)))

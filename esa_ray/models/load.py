@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ def load_model(
     source: Source,
     dtype: str,
     device: str = "auto",
-    max_memory: dict[int | str, int | str] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | None = None,
     *,
     attention: str = "sdpa",
@@ -153,7 +154,7 @@ def load_model(
             ensure_directory(source),
             dtype=DTYPES[dtype],
             device_map=_device_map(device),
-            max_memory=max_memory,
+            max_memory=dict(max_memory) if max_memory else None,
             offload_folder=offload_folder,
             attn_implementation=attention,
             use_safetensors=not source.pickled,

@@ -4,6 +4,10 @@ import json
 
 import pytest
 import ray
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from esa_ray.engine import cluster
 from esa_ray.engine.cluster import Card, Model, computed_in, with_cards
@@ -85,14 +89,35 @@ def test_a_model_too_large_for_all_gpus_takes_them_all_and_offloads_the_rest():
 
 
 def test_a_model_over_several_gpus_leaves_room_for_scoring_on_each_of_them():
-    found = alone([box(gpus=4)], 170 * 10**9)
-    assert (found.actors, found.gpus, found.device) == (1, 3, "auto")
+    found = alone([box(gpus=8)], 170 * 10**9)
+    # 0.7 of 72 GB each, so that whole blocks fit into the 0.85 that may be filled.
+    assert (found.actors, found.gpus, found.device) == (2, 4, "auto")
     each = int(72e9 * 0.85)
-    assert found.arguments(0)["max_memory"] == {0: each, 1: each, 2: each, "cpu": int(64e9 * 0.7) - PROCESS}
-    assert 3 * each >= 170 * 10**9
-    assert found.memory == 0  # what main memory could take is not reserved, since nothing goes there
+    told = found.arguments(0)
+    assert told["max_memory"] == {**dict.fromkeys(range(4), each), "cpu": int(64e9 * 0.7 / 2) - PROCESS}
     # Accumulators of a block range lie on one GPU: the budget is what one has left, not what all have together.
     assert only(found, "budget") == 72 * 10**9 - each - PROCESS
+    assert told["room"] == 72 * 10**9 - PROCESS
+    assert "memory_budget" not in told
+    assert found.memory == 0  # what main memory could take is not reserved, since nothing goes there
+
+
+@pytest.mark.parametrize("gpus", [2, 5, 8])
+def test_accelerate_puts_a_model_where_the_placement_counted_on(gpus):
+    """A Llama of 16 GB on GPUs that are just large enough, by accelerate's own map: none of it in main memory."""
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).bfloat16()
+    weights = sum(p.nbytes for p in model.parameters())
+    found = alone([box(gpus=gpus, card=weights / (0.7 * 0.9 * gpus) * 1.001)], weights)
+    assert found.gpus == gpus
+    limits, whole = found.arguments(0)["max_memory"], model._no_split_modules
+    limits = get_balanced_memory(model, dict(limits), no_split_module_classes=whole, dtype=torch.bfloat16)
+    mapped = infer_auto_device_map(model, limits, no_split_module_classes=whole, dtype=torch.bfloat16)
+    assert set(mapped.values()) <= set(range(gpus))
 
 
 def test_an_actor_on_a_gpu_has_its_part_of_the_cores_at_most_eight_and_at_least_one():

@@ -154,3 +154,19 @@ def test_the_memory_that_each_device_may_hold_reaches_the_device_map(tmp_path, t
     worker = Worker(tiny_study, source, str(tmp_path), device="auto", max_memory={"cpu": part})
     held = [p.nbytes for p in worker.model.parameters() if not p.is_meta]
     assert 0 < sum(held) <= part
+
+
+def test_what_weights_leave_of_the_fullest_gpu_is_the_budget():
+    model = torch.nn.ModuleList([torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 4, bias=False, device="meta")])
+    assert device.heaviest(model[0], 10**9, kind="cpu") == 4 * 64
+    assert device.heaviest(model[0], 10**9) == 0  # nothing on a GPU
+    assert device.heaviest(model, 10**9, kind="cpu") == 10**9  # offloaded weights come and go
+
+
+def test_a_worker_without_a_budget_takes_what_weights_leave_and_a_budget_of_the_users_stands(
+    tiny_study, tmp_path, monkeypatch
+):
+    source, rooms = find(tiny_study.model), {"room": 10**7, "max_memory": {0: 6 * 10**6, "cpu": 10**9}}
+    monkeypatch.setattr(device, "heaviest", lambda model, most: most - 1_000_000)
+    assert Worker(tiny_study, source, str(tmp_path / "a"), **rooms).memory_budget == 5_000_000
+    assert Worker(tiny_study, source, str(tmp_path / "b"), memory_budget=7, **rooms).memory_budget == 7
