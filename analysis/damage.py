@@ -90,16 +90,23 @@ def kinds_of_damage(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame
         yield dict(zip(DAMAGE, key, strict=True)), rows
 
 
-def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss.
+def damage_by_window(rows: pl.DataFrame, base: dict[str, Any]) -> list[np.ndarray]:
+    """ΔNLL of each window in nats per token, of each row of cells or ablations.
 
-    A cell that was stopped early has only the first windows.
+    A row is compared with the intact loss where it was computed: its own ``intact_nll``, or the baseline where that is
+    the same. Hardware of another kind rounds otherwise, which can be as much as a control costs. A cell that was
+    stopped early has only the first windows.
     """
+    return [
+        (np.array(nll) - (base["nll"] if own is None else np.array(own))[: len(nll)]) / base["tokens"][: len(nll)]
+        for nll, own in rows.select("nll", "intact_nll").iter_rows()
+    ]
+
+
+def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss."""
     ok = rows.filter(pl.col("status") == "ok").sort("seed")
-    return {
-        seed: (np.array(nll) - base["nll"][: len(nll)]) / base["tokens"][: len(nll)]
-        for seed, nll in ok.select("seed", "nll").iter_rows()
-    }
+    return dict(zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True))
 
 
 def common_windows(rows: Iterable[np.ndarray]) -> np.ndarray:

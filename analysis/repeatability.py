@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage import WHAT, baseline
+from analysis.damage import WHAT, baseline, damage_by_window
 from analysis.inference import LEVEL, Interval
 from analysis.paired import bounds, by_group, named
 from analysis.study import DAMAGE, Study
@@ -125,7 +125,10 @@ def _repeated(cells: pl.DataFrame, what: dict[str, Any], base: dict[str, Any]) -
     if not any(len(d) > 1 for d in found) or not windows:
         return row | {"why_not": "no seed has two repetitions with a finite loss"}
     tokens = base["tokens"][:windows]
-    damage = [((d - base["nll"][:windows]) / tokens).mean(axis=1) for d in found]
+    damage = [
+        np.array([d[:windows] for d in damage_by_window(mine, base)]).mean(axis=1)
+        for _, mine in ok.group_by("seed", maintain_order=True)
+    ]
     row["delta_nll"] = float(np.mean([g.mean() for g in damage]))
     return row | (_drawn(damage) if drawn else _computed_again(found, tokens))
 

@@ -49,7 +49,11 @@ def study(spec, actors: int, threads: int) -> float:
     from esa_ray.engine.sweep import run_study
 
     place = cluster.place
-    cluster.place = lambda *a: {i: replace(p, actors=actors, threads=threads) for i, p in place(*a).items()}
+
+    def seats(p):
+        return (replace(p.seats[0], threads=threads, cpus=threads - 0.1, home=""),) * actors
+
+    cluster.place = lambda *a: {i: replace(p, seats=seats(p)) for i, p in place(*a).items()}
     with cluster.connected(), tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()
         assert run_study(spec, directory).complete

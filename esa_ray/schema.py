@@ -47,10 +47,22 @@ _OUTCOME = {
         "for each prompt whether its greedy continuation ends in a loop (1) or not (0); null where none was continued",
     ),
     "seconds": (_FLOAT, "wall time of edit, evaluation and restoration, seconds"),
-    "device": (_TEXT, "where it was computed"),
+    "device": (_TEXT, "where it was computed: the GPUs that the model lay on, or the CPU, and the host"),
     "worker": (_TEXT, "the process that computed it, as host/pid; null in studies of older versions"),
-    "version": (_TEXT, "version of esa-ray, torch and transformers"),
+    "version": (
+        _TEXT,
+        "version of esa-ray, torch and transformers; on GPUs of CUDA and the driver, and how they round",
+    ),
     "created": (pa.timestamp("us", tz="UTC"), "when the row was written"),
+}
+#: Hardware rounds in ways of its own: an effect of 0.001 nats is measured against the same.
+_INTACT = {
+    "intact_nll": (
+        pa.list_(_FLOAT),
+        "the intact model's summed NLL of each evaluation window where this row was computed, nats; null where it is "
+        "the stored baseline's to the bit",
+    ),
+    "intact_hits": (pa.list_(_INT), "its right top-1 predictions there; null where they are the stored baseline's"),
 }
 _WEIGHT = {
     "tensor": (_TEXT, "name of the parameter"),
@@ -86,6 +98,7 @@ CELLS = _schema(
     n_changed=(_INT, "weights whose value changed"),
     delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
     **_OUTCOME,
+    **_INTACT,
     windows=(_INT, "evaluation windows used: all of the study's, unless the cell was stopped early"),
     resumed_at=(_INT, "block from which the forward pass was resumed; null for full forward passes"),
     restored=(pa.bool_(), "the weights were bit-identical to the originals afterwards"),
@@ -223,6 +236,7 @@ ABLATIONS = _schema(
     ),
     peak=(_FLOAT, "largest absolute output of the sub-layer's last matrix in the intact model"),
     **_OUTCOME,
+    **_INTACT,
 )
 
 TABLES: dict[str, pa.Schema] = {

@@ -104,7 +104,7 @@ def test_memory_is_the_systems_unless_a_group_allows_less(bare, monkeypatch):
 
 def test_the_largest_models_are_those_that_the_placement_still_puts_there(monkeypatch):
     """Beside the placement itself: one weight more, and it would plan otherwise."""
-    from esa_ray.engine.cluster import Node, Size, place
+    from esa_ray.engine.placement import Node, Size, place
     from esa_ray.sizes import PROCESS
 
     memory(monkeypatch, 20 * GB)
@@ -119,10 +119,10 @@ def test_the_largest_models_are_those_that_the_placement_still_puts_there(monkey
 
     def budget(parameters):
         node = Node(cpus=1, memory=20 * GB - 200 * 2**20)
-        return place([node], [Size(parameters * 4, pieces=1)])[0].budget
+        return place([node], [Size(parameters * 4, pieces=1)])[0].seats[0].budget
 
     def on_gpus(parameters, gpus):
-        return place([Node(1, GB, gpus)], [Size(parameters * 2, pieces=1)], 80 * GB)[0]
+        return place([Node(1, GB, gpus, card=80 * GB)], [Size(parameters * 2, pieces=1)])[0]
 
     fits = found["scored"][0]
     assert budget(fits) >= 2 * 4 * fits > budget(fits + 10**6)  # the rest of a working set of three
@@ -165,7 +165,7 @@ def gpu_machine(monkeypatch, *, free=70 * GB, capability=(9, 0), count=2, availa
 
 @pytest.mark.parametrize(
     ("capability", "dtypes"),
-    [((9, 0), "fp32, fp16, bf16"), ((8, 0), "fp32, fp16, bf16"), ((7, 5), "fp32, fp16"), ((5, 2), "fp32")],
+    [((9, 0), "fp32, fp16, bf16"), ((8, 0), "fp32, fp16, bf16")],
 )
 def test_gpus_with_memory_and_dtypes(monkeypatch, capability, dtypes):
     gpu_machine(monkeypatch, capability=capability)
@@ -174,13 +174,21 @@ def test_gpus_with_memory_and_dtypes(monkeypatch, capability, dtypes):
     assert second.name == "GPU 1"
 
 
+@pytest.mark.parametrize(("capability", "dtypes"), [((7, 5), "fp32, fp16"), ((5, 2), "fp32")])
+def test_a_gpu_without_bf16_is_noted_with_what_becomes_of_models_in_it(monkeypatch, capability, dtypes):
+    gpu_machine(monkeypatch, capability=capability)
+    first, _ = machine.gpu_findings(machine.gpus())
+    assert first.state == "note"
+    assert f"computes in {dtypes}, and a bf16 model in fp32 (--dtype bf16 would be emulated" in first.sentence
+
+
 def test_a_gpu_that_is_in_use_is_noted_and_the_cards_carry_more_than_one(monkeypatch):
     gpu_machine(monkeypatch, free=20 * GB)
     found = machine.gpus()
     assert {f.state for f in machine.gpu_findings(found)} == {"note"}
     _, cards = machine.capacities(found)
-    assert "in block ranges 28.7 B / 57.3 B" in cards.sentence  # (2·72 − 0.73) GB / 5, and / 2.5
-    assert "scored 5.9 B / 11.9 B" in cards.sentence  # in one card: (72 − 0.73) / 12, and / 6
+    assert "in block ranges 7.1 B / 14.1 B" in cards.sentence  # of what is free: (2·18 − 0.73) GB / 5, and / 2.5
+    assert "scored 1.4 B / 2.9 B" in cards.sentence  # in one card: (18 − 0.73) / 12, and / 6
 
 
 def test_a_gpu_that_torch_cant_use_is_noted_with_its_cause(monkeypatch, tmp_path):

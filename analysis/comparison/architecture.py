@@ -18,7 +18,7 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import survivors
-from analysis.damage import baseline, corrected
+from analysis.damage import baseline, corrected, damage_by_window
 from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, standardised_mean, t_interval
 from analysis.scaling import NEAR
 from analysis.study import Study
@@ -45,8 +45,7 @@ OVER: dict[str, Any] = {
 
 def by_window(study: Study, rows: pl.DataFrame) -> np.ndarray:
     """ΔNLL of each silenced part and window, nats per token, (rows, W)."""
-    base = baseline(study)
-    return (np.array(rows["nll"].to_list()) - base["nll"]) / base["tokens"]
+    return np.array(damage_by_window(rows, baseline(study)))
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from analysis import wording
+from analysis.hardware import mixed_hardware
 from analysis.sections.parts import Figure, Section, Table
 from analysis.study import Study
 from analysis.timeline import Utilisation, lasting, utilisation
@@ -16,7 +17,7 @@ def ran(study: Study) -> Section | None:
     if found.workers.is_empty() or found.cells < 2:
         return None
     return Section(
-        "ran", "How it ran", " ".join(filter(None, [_work(found), _pauses(found), _untimed(found)])),
+        "ran", "How it ran", " ".join(filter(None, [_work(found), _pauses(found), _untimed(found), _mixed(study)])),
         "A cell ends when its row is written and begins its wall time earlier, by its host's clock. A pause is more "
         f"than {lasting(found.pause)} in which no process computed a cell: the run was stopped, or loaded a model, "
         "scored or measured single weights, none of which leaves times. Pauses count as no process's idle time. Busy: "
@@ -69,6 +70,20 @@ def _untimed(found: Utilisation) -> str:
     if not found.untimed:
         return ""
     return f"{_counted(found.untimed, 'cell')} without times {'is' if found.untimed == 1 else 'are'} left out."
+
+
+def _mixed(study: Study) -> str:
+    found = mixed_hardware(study)
+    if found is None:
+        return ""
+    counts = ((found.cells, "cell"), (found.ablations, "ablation"))
+    words = " and ".join(_counted(n, one) for n, one in counts if n)
+    return (
+        f"The hardware was mixed: {words} {'was' if found.cells + found.ablations == 1 else 'were'} computed on "
+        f"{' and '.join(found.cards)}, where the intact model's loss is not to the bit that of the baseline "
+        f"(from {found.reference}), but up to {wording.significant(found.largest)} nats per token away. "
+        "Each is compared with the intact loss of its own process."
+    )
 
 
 def _when(moment: datetime) -> str:

@@ -96,6 +96,13 @@ class Gpu:
         """Compute dtypes that it has instructions for."""
         return ", ".join(["fp32", *["fp16"] * (self.capability >= (5, 3)), *["bf16"] * (self.capability >= (8, 0))])
 
+    @property
+    def emulated(self) -> str:
+        """What becomes of models in bf16 where it has no instructions for that."""
+        if self.capability >= (8, 0):
+            return ""
+        return ", and a bf16 model in fp32 (--dtype bf16 would be emulated, several times as slow)"
+
 
 def gpus() -> list[Gpu]:
     """The GPUs that torch can compute on."""
@@ -114,11 +121,11 @@ def gpus() -> list[Gpu]:
 def gpu_findings(found: list[Gpu]) -> Iterator[Finding]:
     """Each GPU; or, where there is one that can't be used, why."""
     for index, gpu in enumerate(found):
-        words = f"{gpu.name}: {size(gpu.free)} free of {size(gpu.total)}; computes in {gpu.dtypes}"
+        words = f"{gpu.name}: {size(gpu.free)} free of {size(gpu.total)}; computes in {gpu.dtypes}{gpu.emulated}"
         if gpu.free < 0.8 * gpu.total:
             yield Finding(f"GPU {index}", "note", f"{words}; something else uses it (nvidia-smi says what)")
         else:
-            yield Finding(f"GPU {index}", "ok", words)
+            yield Finding(f"GPU {index}", "note" if gpu.emulated else "ok", words)
     if found:
         return
     if NVIDIA.is_dir() and any(NVIDIA.iterdir()):
@@ -141,7 +148,7 @@ def capacity(room: float, devices: int = 1) -> dict[str, tuple[int, int]]:
     """Largest models in ``room`` bytes on each of so many devices: way → parameters in (fp32, 16 bit).
 
     "scored": with every accumulator in memory; "in block ranges": one range of blocks at a time; "damaged": the
-    weights alone. All are the placement's own estimates (:mod:`esa_ray.engine.cluster`).
+    weights alone. All are the placement's own estimates (:mod:`esa_ray.engine.placement`).
     """
 
     def largest(need: float, devices: int) -> tuple[int, int]:
@@ -156,9 +163,9 @@ def capacity(room: float, devices: int = 1) -> dict[str, tuple[int, int]]:
 
 
 def rooms(found: list[Gpu]) -> dict[str, float]:
-    """Bytes that models may fill: of main memory ("CPU"), and of each GPU ("GPU"), taken as alike by the placement."""
+    """Bytes that models may fill: of main memory ("CPU"), and of the GPU that has the least free ("GPU")."""
     room = {"CPU": (available_memory()[0] - OBJECT_STORE) * MEMORY_SHARE}
-    return room | ({"GPU": min(gpu.total for gpu in found) * GPU_SHARE} if found else {})
+    return room | ({"GPU": min(gpu.free for gpu in found) * GPU_SHARE} if found else {})
 
 
 def capacities(found: list[Gpu]) -> Iterator[Finding]:

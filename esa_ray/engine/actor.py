@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util import metrics
 
-from esa_ray.engine.cluster import Placement
+from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
 from esa_ray.machine import this_machine
@@ -35,6 +37,8 @@ class ModelActor:
 
     @cached_property
     def _worker(self) -> Worker:
+        if self._arguments["device"] != "cpu":
+            expand_segments()
         from esa_ray.engine.worker import Worker
 
         return Worker(**self._arguments)
@@ -95,15 +99,19 @@ class ModelActor:
 
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
-    """Damaged weights end this process, and its successor loads them afresh; too little memory is told as such."""
-    from esa_ray.models.exhaustion import out_of_memory
+    """Damaged weights or a poisoned device end this process, and its successor loads the model afresh.
+
+    Too little memory is told as such.
+    """
+    from esa_ray.models.exhaustion import out_of_memory, poisoned
     from esa_ray.perturb.edit import NotRestoredError
 
     try:
         yield
-    except NotRestoredError:
-        os._exit(1)
     except Exception as error:
+        if isinstance(error, NotRestoredError) or poisoned(error):
+            print(f"esa: {type(error).__name__}: {first_line(error)}; this process ends", file=sys.stderr, flush=True)
+            os._exit(1)  # without the clean-up of an orderly end, which would wait for the device
         if out_of_memory(error):
             raise EsaError(
                 f"{platform.node()} ran out of memory ({first_line(error)[:120]}); lower --memory-budget, --batch-size "
@@ -142,20 +150,30 @@ class Meters:
             self._busy.inc(max(time.monotonic() - started, 1e-9), self._tags)
 
 
+def expand_segments() -> None:
+    """Let torch's allocator on GPUs grow its segments, unless the user has settings of their own.
+
+    Passes of several sizes (scoring, ranking, a cell's batches) otherwise leave gaps that nothing fits into. For a
+    process that hasn't used a GPU yet.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" in os.environ or "PYTORCH_ALLOC_CONF" in os.environ:
+        return
+    renamed = tuple(int(n) for n in version("torch").split(".")[:2]) >= (2, 9)
+    os.environ["PYTORCH_ALLOC_CONF" if renamed else "PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def start(placement: Placement, *, memory_budget: int | None = None, **arguments: Any) -> list[Any]:
     """Start the model actors of a study.
 
     They come back by themselves, and their calls aren't repeated by Ray: who called gives the work to another one
-    (:mod:`esa_ray.engine.crew`). ``memory_budget`` are the bytes above the weights that scoring may take in each; None
-    leaves it to the placement.
+    (:mod:`esa_ray.engine.crew`). ``memory_budget`` are the bytes above the weights that scoring may take on any one
+    device of each; None leaves it to the placement.
     """
     remote = ray.remote(ModelActor)
-    threads = placement.threads if placement.device == "cpu" else None
-    arguments |= {
-        "device": placement.device, "threads": threads, "memory_budget": memory_budget or placement.budget,
-        "origin": this_machine(),
-    }  # fmt: skip
+    common = arguments | {"origin": this_machine()} | ({"memory_budget": memory_budget} if memory_budget else {})
     return [
-        remote.options(max_restarts=-1, max_task_retries=0, **placement.options(n)).remote(**arguments)
+        remote.options(max_restarts=-1, max_task_retries=0, **placement.options(n)).remote(
+            **(placement.arguments(n) | common)
+        )
         for n in range(placement.actors)
     ]

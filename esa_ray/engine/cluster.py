@@ -1,16 +1,16 @@
-"""Connect to Ray, and decide how many model actors of what size the cluster carries."""
+"""Connect to Ray, learn what its nodes and GPUs have, and give each study its turn."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-import math
 import os
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,28 +25,15 @@ os.environ.setdefault("RAY_enable_metrics_collection", "0")
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from esa_ray.engine.placement import Node, Placement, Size, place
 from esa_ray.errors import EsaError, first_line
-from esa_ray.models.sources import Source, weight_bytes
-from esa_ray.sizes import BARE_SET, GPU_SHARE, MEMORY_SHARE, OBJECT_STORE, PROCESS, WORKING_SET
+from esa_ray.models.sources import Source, compute_dtype, own_dtype, weight_bytes
+from esa_ray.sizes import OBJECT_STORE
 
-#: Parts of a GPU that an actor may take: a small model shares one with others.
-FRACTIONS = (0.125, 0.25, 0.5, 1.0)
-#: Actors of one model on one GPU: a second hides the first's pauses, a third brings nothing.
-ACTORS_A_GPU = 2
 #: Seconds to wait for GPUs that a cluster was asked to start.
 GPU_PATIENCE = 1200
 #: Seconds of waiting after which it is said what for.
 PATIENCE = 30
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node of the cluster has: cores, bytes that Ray may give away, GPUs; ``name`` is its id in Ray."""
-
-    cpus: int
-    memory: float
-    gpus: int = 0
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,193 +46,77 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Size:
-    """Bytes of a model's weights, and independent pieces of work; more actors than that would idle."""
+class Card:
+    """One GPU: its name, its free bytes, and whether it computes in bf16."""
 
-    weights: int
-    pieces: int
-
-    @property
-    def need(self) -> float:
-        """Bytes of an actor that scores with everything at once."""
-        return self.weights * WORKING_SET + PROCESS
+    name: str
+    free: int
+    bf16: bool
 
 
-@dataclass(frozen=True)
-class Placement:
-    """How many model actors of a study, and what each one gets.
-
-    ``budget`` is the memory beside weights and process, ``memory`` what is reserved on its node, in bytes; ``homes``
-    are the nodes of its actors.
-    """
-
-    actors: int
-    threads: int
-    gpus: float
-    device: str
-    budget: int | None = None
-    memory: int = 0
-    homes: tuple[str, ...] = ()
-
-    def options(self, actor: int) -> dict:
-        """Ray's options for an actor. On CPUs it reserves slightly less than its threads, so that nothing else starves.
-
-        It is sent to the node that was counted on, since elsewhere it may take the room of another; once that node is
-        gone, to any.
-        """
-        reserved: dict = {"memory": self.memory} if self.memory else {}
-        if actor < len(self.homes) and self.homes[actor]:
-            reserved["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.homes[actor], soft=True)
-        return {"num_cpus": max(0.5, self.threads - 0.1), "num_gpus": self.gpus, **reserved}
-
-
-def place(nodes: Sequence[Node], sizes: Sequence[Size], gpu_bytes: int = 0) -> dict[int, Placement]:
-    """Choose the actors of as many studies as fit the cluster together: number → placement, the first one always.
-
-    On CPUs as many one-thread actors as memory carries (``benchmarks/study.py`` compares the two layouts); what
-    memory forbids in actors goes into threads. On GPUs a part of one for a small model, one each for larger ones,
-    several with a device map where a model fits no single one; what doesn't fit them is offloaded.
-
-    Parameters
-    ----------
-    sizes
-        The studies' models, in the order of their turn.
-    gpu_bytes
-        Memory of one GPU; 0 without any.
-
-    >>> place([Node(cpus=2, memory=20e9)], [Size(540_000_000, pieces=90)])[0].actors
-    2
-    """
-    if gpu_bytes and any(node.gpus for node in nodes):
-        return _on_gpus(nodes, sizes, int(gpu_bytes * GPU_SHARE))
-    return _on_cpus(nodes, sizes)
-
-
-def _on_cpus(nodes: Sequence[Node], sizes: Sequence[Size]) -> dict[int, Placement]:
-    nodes = [node for node in nodes if node.cpus] or [Node(1, nodes[0].memory if nodes else 8e9)]
-    seats: list[list[int]] = [[] for _ in nodes]
-
-    def carries(n: int, study: int) -> bool:
-        used = sum(sizes[i].need for i in seats[n])
-        return len(seats[n]) < nodes[n].cpus and used + sizes[study].need <= nodes[n].memory * MEMORY_SHARE
-
-    def seat(study: int) -> bool:
-        able = [n for n in range(len(nodes)) if carries(n, study)]
-        if able:  # the emptiest node
-            seats[min(able, key=lambda n: len(seats[n]) / nodes[n].cpus)].append(study)
-        return bool(able)
-
-    if not seat(0):  # it gets a node to itself, however little that has: scoring then takes a block range at a time
-        roomy = max(node.memory for node in nodes)
-        for n, node in enumerate(nodes):
-            if node.memory >= roomy * 0.9 and sum(map(len, seats)) < sizes[0].pieces:
-                seats[n].append(0)
-        return _seated(nodes, sizes, seats)
-    wave = [0, *(i for i in range(1, len(sizes)) if seat(i))]
-    growing = list(wave)
-    while growing:  # what is left goes to whoever has the fewest actors for its work
-        counts = {i: sum(mine.count(i) for mine in seats) for i in growing}
-        poorest = min(growing, key=lambda i: counts[i] / sizes[i].pieces)
-        if counts[poorest] >= sizes[poorest].pieces or not seat(poorest):
-            growing.remove(poorest)
-    return _seated(nodes, sizes, seats)
-
-
-def _seated(nodes: Sequence[Node], sizes: Sequence[Size], seats: list[list[int]]) -> dict[int, Placement]:
-    found = {}
-    for i in sorted({i for mine in seats for i in mine}):
-        homes = [n for n, mine in enumerate(seats) if i in mine]
-        # All actors of a study are alike, so the tightest of its nodes decides.
-        threads = min(max(1, nodes[n].cpus // len(seats[n])) for n in homes)
-        room = min(
-            (nodes[n].memory * MEMORY_SHARE - sum(sizes[j].weights + PROCESS for j in seats[n])) / len(seats[n])
-            for n in homes
-        )
-        budget = max(int(room), sizes[i].weights // 4)
-        memory = min(sizes[i].need, *(nodes[n].memory * MEMORY_SHARE for n in homes))
-        names = tuple(node.name for node, mine in zip(nodes, seats, strict=True) for j in mine if j == i)
-        found[i] = Placement(len(names), threads, 0, "cpu", budget, int(memory), names)
-    return found
-
-
-def _taken(free: list[list[float]], part: float) -> int | None:
-    """Take some GPUs of one node, or a part of one, as Ray does: where the least is left over; the node's number."""
-    if part < 1:
-        fitting = [(left, n, g) for n, gpus in enumerate(free) for g, left in enumerate(gpus) if left >= part]
-        if not fitting:
-            return None
-        _, n, g = min(fitting)
-        free[n][g] -= part
-        return n
-    whole = [(gpus.count(1.0), n) for n, gpus in enumerate(free) if gpus.count(1.0) >= part]
-    if not whole:
-        return None
-    _, n = min(whole)
-    for _ in range(int(part)):
-        free[n][free[n].index(1.0)] = 0.0
-    return n
-
-
-def _on_gpus(nodes: Sequence[Node], sizes: Sequence[Size], room: int) -> dict[int, Placement]:
-    """Actors on GPUs with ``room`` bytes each."""
-    largest = max(node.gpus for node in nodes)
-    free = [[1.0] * node.gpus for node in nodes]
-
-    def share(size: Size, smallest: float) -> float:
-        bare = size.weights * BARE_SET + PROCESS
-        if bare > room:  # what all GPUs of a node can't hold waits in its main memory, or on its disk
-            return float(min(math.ceil(bare / room), largest))
-        return next((f for f in FRACTIONS if f >= smallest and size.need <= room * f), 1.0)
-
-    parts = [share(size, 1 / ACTORS_A_GPU if len(sizes) == 1 else FRACTIONS[0]) for size in sizes]
-    homes: dict[int, list[int]] = {}
-    for i, part in enumerate(parts):
-        if (home := _taken(free, part)) is not None:
-            homes[i] = [home]
-    growing = list(homes)
-    while growing:
-        poorest = min(growing, key=lambda i: len(homes[i]) / sizes[i].pieces)
-        most = min(sizes[poorest].pieces, max(1, sum(node.gpus for node in nodes) * ACTORS_A_GPU))
-        home = _taken(free, parts[poorest]) if len(homes[poorest]) < most else None
-        if home is None:
-            growing.remove(poorest)
-        else:
-            homes[poorest].append(home)
-    return {i: _seated_on_gpus(nodes, sizes[i], parts[i], mine, room) for i, mine in homes.items()}
-
-
-def _seated_on_gpus(nodes: Sequence[Node], size: Size, part: float, homes: list[int], room: int) -> Placement:
-    device = "auto" if size.weights * BARE_SET + PROCESS > room else "cuda"
-    budget = max(int(room * part) - size.weights - PROCESS, 1)
-    gpus = part if part < 1 else int(part)
-    return Placement(len(homes), 1, gpus, device, budget, homes=tuple(nodes[n].name for n in homes))
-
-
-@ray.remote(num_gpus=0.01, max_retries=0)
-def _gpu_bytes() -> int:
+@ray.remote(num_cpus=0, num_gpus=1, max_retries=0)  # all cores may be others'
+def _card() -> Card:
+    """The GPU that Ray gives this task, as it stands without this study."""
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory
+    from esa_ray.models.device import has_bf16
+
+    return Card(torch.cuda.get_device_name(0), torch.cuda.mem_get_info(0)[0], has_bf16())
 
 
-def _memory_of_a_gpu(say: Callable[[str], None]) -> int:
-    """Bytes of one GPU, asked where there is one.
+def _cards(nodes: Sequence[Node], say: Callable[[str], None]) -> dict[str, list[Card]]:
+    """Node → its GPUs, each asked; those that others hold don't answer.
 
     Raises
     ------
     EsaError
         If torch finds no GPU on a node that has one.
     """
-    answer = _gpu_bytes.remote()
-    if not ray.wait([answer], timeout=PATIENCE)[0]:
+    asked = _ask(nodes, 1.0)
+    ready = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)[0]
+    if not ready:  # a part of one may still be free
+        _cancel(asked)
         say("all GPUs are taken; waiting for one (or compute on CPUs: --gpus 0)")
+        asked = _ask(nodes, 0.01)
+        ready = ray.wait(list(asked), num_returns=1)[0]
+    found: dict[str, list[Card]] = {}
     try:
-        return ray.get(answer)
+        for answer in ready:
+            found.setdefault(asked[answer], []).append(ray.get(answer))
     except ray.exceptions.RayError as error:
         raise EsaError(
             f"torch finds no GPU on a node that has one ({first_line(error)[:160]}); install its CUDA build there, or "
             "compute on CPUs: --gpus 0"
         ) from None
+    finally:
+        _cancel(set(asked) - set(ready))
+    return found
+
+
+def _ask(nodes: Sequence[Node], part: float) -> dict[ray.ObjectRef, str]:
+    return {
+        _card.options(
+            num_gpus=part, scheduling_strategy=NodeAffinitySchedulingStrategy(node.name, soft=False)
+        ).remote(): node.name
+        for node in nodes
+        for _ in range(node.gpus if part == 1 else min(node.gpus, 1))
+    }
+
+
+def _cancel(answers: Iterable[ray.ObjectRef]) -> None:
+    for answer in answers:
+        ray.cancel(answer, force=True)
+
+
+def with_cards(nodes: Sequence[Node], cards: Mapping[str, Sequence[Card]]) -> list[Node]:
+    """The nodes with what is known of their GPUs; one whose GPUs are all taken has none to give."""
+
+    def known(node: Node, mine: Sequence[Card]) -> Node:
+        if not mine:
+            return dataclasses.replace(node, gpus=0)
+        return dataclasses.replace(node, card=min(c.free for c in mine), bf16=all(c.bf16 for c in mine))
+
+    return [known(node, cards.get(node.name, ())) for node in nodes]
 
 
 def nodes_alive() -> list[Node]:
@@ -302,16 +173,48 @@ def waves(
         if gpus:
             await_gpus(gpus, say)
         nodes = nodes_alive()
-        on_gpus = gpus != 0 and any(node.gpus for node in nodes)
-        gpu_bytes = _memory_of_a_gpu(say) if on_gpus else 0
+        cards = _cards(nodes, say) if gpus != 0 and any(node.gpus for node in nodes) else {}
+        nodes = with_cards(nodes, cards)
         first = left[:1] if alone[left[0]] else [i for i in left if not alone[i]]
+        dtypes = {i: computed_in(models[i], nodes) for i in first}
+        _say_of_bf16([models[i] for i in first], nodes, cards, say)
         sizes = [
-            Size(weight_bytes(models[i].source, models[i].dtype, on_gpu=bool(gpu_bytes)), models[i].pieces)
+            Size(
+                weight_bytes(models[i].source, dtypes[i], on_gpu=bool(cards)), models[i].pieces,
+                bf16=bool(cards) and dtypes[i] == "bf16" != models[i].dtype,
+            )
             for i in first
-        ]
-        wave = {first[i]: placement for i, placement in place(nodes, sizes, gpu_bytes).items()}
+        ]  # fmt: skip
+        wave = {first[n]: dataclasses.replace(p, dtype=dtypes[first[n]]) for n, p in place(nodes, sizes).items()}
         yield wave
         left = [i for i in left if i not in wave]
+
+
+def computed_in(model: Model, nodes: Sequence[Node]) -> str:
+    """The dtype of all of a study's actors: its own, or what "auto" means on these nodes.
+
+    One node with bf16 is enough: a model of that dtype then runs there alone.
+    """
+    cards = [node for node in nodes if node.room]
+    return compute_dtype(model.source, model.dtype, on_gpu=bool(cards), bf16=any(node.bf16 for node in cards))
+
+
+def _say_of_bf16(
+    models: Sequence[Model], nodes: Sequence[Node], cards: Mapping[str, Sequence[Card]], say: Callable[[str], None]
+) -> None:
+    without = sorted({card.name for mine in cards.values() for card in mine if not card.bf16})
+    concerned = (
+        [m.source.name for m in models if m.dtype == "auto" and own_dtype(m.source) == "bf16"] if without else []
+    )
+    if not concerned:
+        return
+    if any(node.room and node.bf16 for node in nodes):
+        say(f"{', '.join(without)} can't compute in bf16; {', '.join(concerned)} runs on the other GPUs alone")
+    else:
+        say(
+            f"{', '.join(without)} can't compute in bf16; {', '.join(concerned)} is computed in fp32, which holds all "
+            "numbers of bf16 (--dtype fp16 takes half the memory, and overflows beyond 65,504)"
+        )
 
 
 def _private_token(address: str | None) -> None:

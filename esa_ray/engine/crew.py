@@ -186,7 +186,8 @@ def share_out(
                 if tries[c, number] == TRIES:
                     raise EsaError(
                         f"a model actor died {TRIES} times over the same work ({first_line(error)}); if memory ran "
-                        "out, use a smaller model or dtype, or shorter windows, and run the same command again"
+                        "out, use a smaller model or dtype, or shorter windows, and run the same command again "
+                        "(--verbose shows what it said last)"
                     ) from None
                 waiting.insert(0, (c, number))
     return results

@@ -109,7 +109,8 @@ def mean_damage(rows: list[dict[str, Any]], baseline: float) -> float:
         raise EsaError(f"a cell of the search failed: {failed['error']}")
     if any(row["status"] != "ok" for row in rows):
         return math.nan
-    return sum(sum(row["nll"]) / sum(row["tokens"]) - baseline for row in rows) / total
+    own = [baseline if row.get("intact") is None else row["intact"] for row in rows]  # other hardware rounds otherwise
+    return sum(sum(row["nll"]) / sum(row["tokens"]) - intact for row, intact in zip(rows, own, strict=True)) / total
 
 
 def proposer(trials_at_once: int, seed: int) -> Any:

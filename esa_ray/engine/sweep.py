@@ -26,6 +26,7 @@ from esa_ray.engine.lacking import (
     missing_seeds,
     missing_tasks,
 )  # fmt: skip
+from esa_ray.engine.placement import Placement
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
 from esa_ray.engine.tuning import Watch, fit
@@ -57,7 +58,7 @@ class Options:
     concurrency
         Trials in flight; None follows from the actors.
     memory_budget
-        Bytes above the weights that scoring may take in each actor; None follows from the placement.
+        Bytes above the weights that scoring may take on any one device of each actor; None follows from the placement.
     track
         Trackers that hear of every cell through Tune's own callbacks: "mlflow", "wandb"
         (:mod:`esa_ray.engine.tracking`).
@@ -148,9 +149,7 @@ def _once(action: Callable[[], None]) -> Callable[[], None]:
     return first
 
 
-def _run(
-    works: list[Work], placements: list[cluster.Placement], reporter: Reporter, how: Options, listeners: list
-) -> None:
+def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how: Options, listeners: list) -> None:
     """Compute what studies lack whose models fit the cluster together."""
     with ExitStack() as stack:
         leases = [stack.enter_context(lease.held(work.store.place, reporter.say)) for work in works]

@@ -75,8 +75,9 @@ class CellTrial(tune.Trainable):
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What Tune, and whatever listens to it, hears of a chunk: scalars, and cells that killed their process."""
     last = rows[-1]
+    own = {} if last.get("intact") is None else {"intact": last["intact"]}
     nll = sum(last["nll"]) / sum(last["tokens"]) if last.get("nll") else math.nan
-    return {
+    return own | {
         "done": True,
         "finished": len(rows),
         "errors": sum(row["status"] == "error" for row in rows),

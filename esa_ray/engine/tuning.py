@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ class Watch(tune.Callback):
         crew, finished = result.get("crew", 0), result.get("finished", 0)
         self.fatal = self.fatal or result.get("fatal")
         self.killed += [(crew, cell) for cell in result.get("killed", [])]
-        delta = result.get("nll_per_token", float("nan")) - self.baselines[crew]
+        own = result.get("intact", math.nan)
+        delta = result.get("nll_per_token", math.nan) - (self.baselines[crew] if math.isnan(own) else own)
         self.reporter.advance(
             finished, f"ΔNLL {delta:+.3g}", tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
         )

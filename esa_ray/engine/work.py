@@ -27,6 +27,7 @@ from esa_ray.engine.lacking import (
     resolution,
     statuses,
 )
+from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
@@ -151,11 +152,11 @@ class Work:
         """A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU."""
         return self.resolved.dtype if self.resolved else self.spec.model.dtype
 
-    def start(self, placement: cluster.Placement, memory_budget: int | None) -> None:
+    def start(self, placement: Placement, memory_budget: int | None) -> None:
         """Start its model actors."""
         spec = self.spec.model_copy(
             update={
-                "model": self.spec.model.model_copy(update={"dtype": self.dtype}),
+                "model": self.spec.model.model_copy(update={"dtype": placement.dtype}),
                 "data": data.anchored(self.spec.data),
             }
         )

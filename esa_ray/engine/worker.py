@@ -22,8 +22,9 @@ from esa_ray.evaluation import Outcome
 from esa_ray.fidelity import measure, sample
 from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
+from esa_ray.models import device as gpus
 from esa_ray.models.addressing import WeightTensor, catalogue
-from esa_ray.models.exhaustion import give_back_memory, out_of_memory
+from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
@@ -47,11 +48,10 @@ SMALLEST_BUDGET = 64 * 2**20
 LOCAL = ("directory", "gguf")
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
-    return {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")} | {
-        "python": platform.python_version()
-    }
+def versions(device: str = "cpu") -> dict[str, str]:
+    """Versions of everything that can change a number, on GPUs also of CUDA and the driver, and how they round."""
+    found = {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")}
+    return found | {"python": platform.python_version()} | (gpus.versions() if device != "cpu" else {})
 
 
 class Worker:
@@ -64,7 +64,14 @@ class Worker:
     threads
         CPU threads for this process; None leaves torch's own choice.
     memory_budget
-        Bytes above the weights that scoring may take; None is no limit.
+        Bytes above the weights that scoring may take on any one device; None is no limit.
+    room
+        By "auto" and without a budget, the bytes of each GPU for weights and scoring together: what weights leave of it
+        is the budget.
+    max_memory
+        By "auto", the bytes of weights that each GPU (by number) and "cpu" may hold; None is what is free.
+    gpu_share
+        The part of a GPU that this process keeps to; None is all of it.
     text
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
     origin
@@ -84,27 +91,35 @@ class Worker:
         device: str = "cpu",
         threads: int | None = None,
         memory_budget: int | None = None,
+        room: int | None = None,
+        max_memory: dict[int | str, int] | None = None,
+        gpu_share: float | None = None,
         origin: str | None = None,
     ):
         if threads:
             torch.set_num_threads(threads)
         if origin not in (None, this_machine()) and source.kind in LOCAL and find(spec.model) != source:
             raise EsaError(f"{platform.node()} has other files under --model {spec.model.source}; share them")
+        gpus.pin_arithmetic()
+        if gpu_share:
+            gpus.take_share(gpu_share)
         self.spec, self.source, self.store = spec, source, Store(directory)
-        self.memory_budget = memory_budget
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
         self.resolved = Resolved(source.fingerprint, self.dtype, found)
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
-        self.model = load_model(source, self.dtype, device, offload_folder=folder)
+        self.model = load_model(source, self.dtype, device, max_memory, folder)
+        if memory_budget is None and room and max_memory:
+            memory_budget = max(room - gpus.heaviest(self.model, max_memory[0]), 1)
+        self.memory_budget = memory_budget
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
         self.catalogue = catalogue(self.model)
         self._check_layers()
-        where = f"{device} × {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
-        self.device = f"{where} on {platform.node()}"
+        where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
+        self.device, self._versions = f"{where} on {platform.node()}", versions(device)
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
@@ -161,7 +176,7 @@ class Worker:
             "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
             "architecture": type(self.model).__name__,
-            "versions": versions(),
+            "versions": self._versions,
         }
 
     @cached_property
@@ -174,7 +189,7 @@ class Worker:
             "data": spec.data.source,
             "device": self.device,
             "worker": f"{platform.node()}/{os.getpid()}",
-            "version": " ".join(f"{k}={v}" for k, v in versions().items()),
+            "version": " ".join(f"{k}={v}" for k, v in self._versions.items()),
         }
 
     def baseline(self) -> dict[str, Any]:
@@ -195,19 +210,51 @@ class Worker:
         self.store.write("baselines", "baseline", [row])
         return {"perplexity": outcome.perplexity, "seconds": seconds}
 
+    @cached_property
+    def _baseline(self) -> dict[str, Any]:
+        return self.store.read("baselines", "baseline").to_pylist()[0]
+
+    def _intact(self) -> dict[str, Any]:
+        """The intact model's outcome here, where the stored baseline's isn't the same to the bit (``intact_nll``, …).
+
+        Other hardware rounds otherwise, and damage is to be measured against the same rounding.
+        """
+        own = vars(self.damaging.intact.outcome)
+        measured = "_baseline" in vars(self) or self.store.has("baselines", "baseline")  # asked of a bucket but once
+        stored = self._baseline if measured else {}
+        return {f"intact_{name}": None if own[name] == stored.get(name) else own[name] for name in ("nll", "hits")}
+
     def rank(self, seed: int) -> dict[str, Any]:
-        """Score, select and store every ranking of a seed; all gradient scores share one backward pass."""
+        """Score, select and store every ranking of a seed; all gradient scores share one backward pass.
+
+        Where memory runs out, on the way to the last table, all begins again with half the budget: the same scores, a
+        smaller range of blocks at a time. What is stored by then stays.
+        """
         started = time.perf_counter()
+        while True:
+            try:
+                self._rank(seed)
+                break
+            except Exception as error:
+                smaller = self._smaller_budget()
+                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
+                    raise
+            self.memory_budget = smaller
+            give_back_memory()
+        give_back_memory()
+        return {"seed": seed, "seconds": time.perf_counter() - started}
+
+    def _smaller_budget(self) -> int:
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return (self.memory_budget or 4 * weights) // 2
+
+    def _rank(self, seed: int) -> None:
+        """One attempt at a seed's tables; what it gathered is gone when it ends, however it ends."""
         specs, depth, model = self.spec.scores, max(self.spec.topk), self.source.name
         growth = SampleSizes(
             specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
         )
-        tensors = self._scored()
-        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
-        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
-        scores = self._score(
-            tensors, seed, tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), growth, **probing
-        )
+        scores = self._score(seed, growth)
         if self.spec.fidelity and seed == self.spec.seeds[0] and not self.store.has("samples", samples_name(seed)):
             self._sample(scores, seed)
         for spec in specs:
@@ -225,29 +272,17 @@ class Worker:
             if not self.store.has("rankings", name):
                 given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, given)
-        del scores, scored, growth
-        give_back_memory()
-        return {"seed": seed, "seconds": time.perf_counter() - started}
 
-    def _score(
-        self, tensors: Sequence[WeightTensor], seed: int, metrics: tuple[str, ...], growth: SampleSizes, **more: Any
-    ) -> Scores:
-        """Scores of these tensors; where memory runs out, the same scores a smaller range of blocks at a time."""
-        calibration = self.windows.calibration(seed)
-        while True:
-            try:
-                return score_tensors(
-                    self.model, tensors, calibration, metrics, budget=self.memory_budget, seed=seed, watch=growth,
-                    watch_at=growth.at, **more,
-                )  # fmt: skip
-            except Exception as error:
-                weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-                smaller = (self.memory_budget or 4 * weights) // 2
-                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
-                    raise
-                self.memory_budget = smaller
-            growth.forget()
-            give_back_memory()
+    def _score(self, seed: int, growth: SampleSizes) -> Scores:
+        """All scores that the study ranks by, and the gradients that its kinds of damage need."""
+        specs, tensors = self.spec.scores, self._scored()
+        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
+        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
+        return score_tensors(
+            self.model, tensors, self.windows.calibration(seed),
+            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), budget=self.memory_budget, seed=seed,
+            watch=growth, watch_at=growth.at, **probing,
+        )  # fmt: skip
 
     @staticmethod
     def _probing(spec: ScoreSpec, tensors: Sequence[WeightTensor]) -> dict[str, Any]:
@@ -293,7 +328,7 @@ class Worker:
             rows.append(
                 {
                     **common, "layer": layer, "part": part.part, "expert": part.expert, **(vars(used) if used else {}),
-                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome),
+                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome), **self._intact(),
                     "status": "diverged" if outcome.diverged else "ok", "seconds": time.perf_counter() - began,
                     "created": datetime.now(UTC),
                 }
@@ -349,22 +384,31 @@ class Worker:
             **self._common,
             **cell.columns,
         }
+        fatal: Exception | None = None
         try:
-            row |= self._damaged(cell)
+            row |= self._damaged(cell) | self._intact()
         except EmptyPartError:
             row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
-        except NotRestoredError:
-            raise  # the weights can't be trusted any more: this process must end
         except EsaError:
             raise  # a cause the user can mend, the same for every cell
-        except Exception as error:  # whatever it is, it is this cell's alone
-            mend = "; lower --batch-size or --window" if out_of_memory(error) else ""
-            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{mend}"}
+        except Exception as error:  # whatever it is, it is this cell's alone, unless it ends this process
+            fatal = error if isinstance(error, NotRestoredError) or poisoned(error) else None
+            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{_mend(error)}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
         self.store.write("cells", name, [row])
+        if fatal:  # neither weights nor device can be trusted any more; the row says why, until a new process tries it
+            raise fatal
         return _told(row)
 
 
+def _mend(error: Exception) -> str:
+    if out_of_memory(error):
+        return "; lower --batch-size or --window"
+    return "; its process ended" if poisoned(error) else ""
+
+
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """What the driver hears of a cell."""
-    return {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+    """What the driver hears of a cell; ``intact``, where not the baseline's, is the intact loss, nats per token."""
+    told = {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
+    own = row.get("intact_nll")
+    return told | {"intact": sum(own) / (len(own) * row["tokens"][0]) if own else None}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.machine import cache_dir
+from esa_ray.models.device import has_bf16
 from esa_ray.models.places import values, weight_places
-from esa_ray.models.sources import Source
+from esa_ray.models.sources import Source, compute_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,14 +32,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def resolve_dtype(source: Source, dtype: str, device: str) -> str:
-    """The dtype that "auto" means: the file's own on a GPU, fp32 on a CPU."""
-    if dtype != "auto":
-        return dtype
-    if device == "cpu" or source.kind == "gguf":
-        return "fp32"
-    config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.runs_code)
-    own = config.dtype
-    return dtype_name(own) if own in DTYPES.values() else "fp32"
+    """The dtype that "auto" means on this machine (:func:`esa_ray.models.sources.compute_dtype`)."""
+    return compute_dtype(source, dtype, on_gpu=device != "cpu", bf16=has_bf16())
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
@@ -116,22 +112,29 @@ def _check_finite(source: Source, model: PreTrainedModel) -> None:
             )
 
 
+def _device_map(device: str) -> str | dict[str, torch.device] | None:
+    if device in ("cpu", "auto"):
+        return None if device == "cpu" else device  # without a map the weights stay a memory map of the file
+    wanted = torch.device(device)
+    return {"": torch.device(wanted.type, wanted.index or 0)}
+
+
 def load_model(
     source: Source,
     dtype: str,
     device: str = "auto",
-    max_memory: dict[int | str, int | str] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | None = None,
     *,
     attention: str = "sdpa",
 ) -> PreTrainedModel:
-    """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda" or "auto" for a device map).
+    """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda", "cuda:1" or "auto" for a device map).
 
-    By "auto" a model that one device can't hold is spread over all GPUs, then the CPU's memory, then the disk.
-    ``max_memory`` says how much of each may be taken, in bytes or as text, by GPU number and "cpu" (default: what
-    is free). What waits on disk is read from the model's own files; only weights that are stored there in
-    another form (the experts of most mixtures) are written anew, to ``offload_folder``, which must then be given
-    and belongs to this one process.
+    On a GPU it is loaded straight into that one's memory. By "auto" a model that one device can't hold is spread over
+    all GPUs, then the CPU's memory, then the disk. ``max_memory`` says how much of each may be taken, in bytes or as
+    text, by GPU number and "cpu" (default: what is free). What waits on disk is read from the model's own files; only
+    weights that are stored there in another form (the experts of most mixtures) are written anew, to
+    ``offload_folder``, which must then be given and belongs to this one process.
 
     Only safetensors are read and no code of the model's own is run, unless ``source.trust`` names "pickle" or
     "remote_code"; pickles then go through torch's weights-only unpickler, which takes tensors and plain containers
@@ -150,8 +153,8 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             ensure_directory(source),
             dtype=DTYPES[dtype],
-            device_map=device if device == "auto" else None,
-            max_memory=max_memory,
+            device_map=_device_map(device),
+            max_memory=dict(max_memory) if max_memory else None,
             offload_folder=offload_folder,
             attn_implementation=attention,
             use_safetensors=not source.pickled,
@@ -161,8 +164,6 @@ def load_model(
         )
     except Exception as error:  # a broken file raises whatever its reader raises
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
-    if device not in ("cpu", "auto"):
-        model.to(torch.device(device))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     _check_finite(source, model)
     return model

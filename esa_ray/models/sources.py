@@ -318,6 +318,40 @@ def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
         ) from None
 
 
+def own_dtype(source: Source) -> str:
+    """The dtype of a model's weights as its config names it; fp32 where that names none, and of a GGUF file."""
+    if source.kind == "gguf":
+        return "fp32"
+    config = _config(source)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    named = next((d for part in parts if (d := part.get("dtype") or part.get("torch_dtype"))), None)
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(str(named).removeprefix("torch."), "fp32")
+
+
+def compute_dtype(source: Source, dtype: str, *, on_gpu: bool, bf16: bool = True) -> str:
+    """The dtype that "auto" means: the file's own on a GPU, fp32 on a CPU.
+
+    Where a GPU has no bf16 (``bf16``: whether all have), such a model is computed in fp32, which holds every bf16
+    number. fp16 doesn't: it overflows beyond 65,504, where the activations lie that a few weights make, and those
+    weights are what is looked for.
+    """
+    if dtype != "auto":
+        return dtype
+    own = own_dtype(source) if on_gpu else "fp32"
+    return "fp32" if own == "bf16" and not bf16 else own
+
+
+def _config(source: Source) -> dict[str, Any]:
+    if source.kind == "directory":
+        return _json(Path(source.path) / "config.json")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return _json(Path(hf_hub_download(source.path, "config.json", revision=source.fingerprint)))
+    except Exception as error:
+        raise EsaError(f"--model {source.name}: the hub gives no config of it ({type(error).__name__})") from None
+
+
 def _pickles(source: Source) -> tuple[int, dict[str, Any]]:
     """Bytes of the pickled weight files, and the config beside them."""
     if source.kind == "directory":

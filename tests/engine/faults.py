@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 
-def three_bad_cells():
-    """With k = 3: noise raises once, zeroing finds no memory, bit flips end the process, each time again."""
+def bad_cells():
+    """With k = 3: noise raises, zeroing finds no memory, bit flips end the process, a control poisons its GPU."""
     from esa_ray.engine.actor import ModelActor
 
     real = ModelActor.run
@@ -27,6 +27,8 @@ def three_bad_cells():
 def _bad(damaging, cell, ranking):
     import torch
 
+    if cell.k == 3 and cell.group == "random_k" and cell.perturbation.kind == "zero":
+        raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: device-side assert triggered")
     if cell.k == 3 and cell.group == "super":
         match cell.perturbation.kind:
             case "gauss_noise":

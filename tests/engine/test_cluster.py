@@ -1,38 +1,58 @@
 """How many actors of what size: by hand-counted memory and cores."""
 
+import json
+
 import pytest
 import ray
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from esa_ray.engine.cluster import Node, Size, place
+from esa_ray.engine import cluster
+from esa_ray.engine.cluster import Card, Model, computed_in, with_cards
 from esa_ray.engine.crew import GIVE_UP, Crew, Seats
+from esa_ray.engine.placement import Node, Size, place
 from esa_ray.errors import EsaError
+from esa_ray.models.sources import Source
 from esa_ray.sizes import PROCESS, WORKING_SET
 
 GPU = 80 * 10**9
 
 
-def alone(nodes, weights, gpu_bytes=0, pieces=90):
-    (placement,) = place(nodes, [Size(weights, pieces)], gpu_bytes).values()
+def box(cpus=16, memory=64e9, gpus=1, name="", card=GPU, **more):
+    """A node with GPUs of which each has 80 GB free."""
+    return Node(cpus, memory, gpus, name, card, **more)
+
+
+def alone(nodes, weights, pieces=90, **more):
+    (placement,) = place(nodes, [Size(weights, pieces, **more)]).values()
     return placement
+
+
+def only(placement, field):
+    """What all actors of a placement get alike."""
+    (value,) = {getattr(seat, field) for seat in placement.seats}
+    return value
 
 
 def test_two_cores_and_a_small_model_take_two_actors_of_one_thread():
     found = alone([Node(2, 20e9)], 540_000_000)
-    assert (found.actors, found.threads, found.gpus, found.device) == (2, 1, 0, "cpu")
+    assert (found.actors, only(found, "threads"), found.gpus, found.device) == (2, 1, 0, "cpu")
 
 
 def test_memory_limits_actors_and_the_cores_go_into_threads():
     need = 8e9 * WORKING_SET + PROCESS
     found = alone([Node(16, 2.5 * need / 0.7)], 8_000_000_000)
-    assert (found.actors, found.threads) == (2, 8)
+    assert (found.actors, only(found, "threads")) == (2, 8)
     assert found.memory == int(need)
 
 
 def test_an_actor_is_never_larger_than_its_node():
     need = 8e9 * WORKING_SET + PROCESS
     found = alone([Node(8, 1.5 * need / 0.7)] * 4, 8_000_000_000)
-    assert (found.actors, found.threads) == (4, 8)
-    large = alone([Node(4, 64e9, 1)] * 4, 100 * 10**9, GPU)
+    assert (found.actors, only(found, "threads")) == (4, 8)
+    large = alone([box(4)] * 4, 100 * 10**9)
     assert (large.actors, large.gpus, large.device) == (4, 1, "auto")
 
 
@@ -42,32 +62,153 @@ def test_no_more_actors_than_work():
 
 def test_a_model_too_large_for_a_node_gets_one_to_itself_and_reserves_no_more_than_there_is():
     found = alone([Node(8, 16e9), Node(8, 4e9)], 8 * 10**9)
-    assert (found.actors, found.threads, found.memory) == (1, 8, int(16e9 * 0.7))
-    assert found.budget == int(16e9 * 0.7) - 8 * 10**9 - PROCESS
+    assert (found.actors, only(found, "threads"), found.memory) == (1, 8, int(16e9 * 0.7))
+    assert only(found, "budget") == int(16e9 * 0.7) - 8 * 10**9 - PROCESS
 
 
 def test_a_small_model_shares_a_gpu_and_a_large_one_spans_several():
-    small = alone([Node(16, 64e9, 2)], 300_000_000, GPU)
+    small = alone([box(gpus=2)], 300_000_000)
     assert (small.actors, small.gpus, small.device) == (4, 0.5, "cuda")
-    large = alone([Node(16, 64e9, 4)], 100 * 10**9, GPU)
+    large = alone([box(gpus=4)], 100 * 10**9)
     assert (large.actors, large.gpus, large.device) == (2, 2, "auto")
 
 
 def test_a_model_that_fits_a_gpu_without_its_accumulators_stays_on_one_and_says_what_is_left():
-    found = alone([Node(16, 64e9, 1)], 40 * 10**9, GPU)
+    found = alone([box()], 40 * 10**9)
     assert (found.actors, found.gpus, found.device) == (1, 1, "cuda")
-    assert found.budget == 72 * 10**9 - 40 * 10**9 - PROCESS
+    assert only(found, "budget") == 72 * 10**9 - 40 * 10**9 - PROCESS
 
 
 def test_a_model_too_large_for_all_gpus_takes_them_all_and_offloads_the_rest():
-    found = alone([Node(16, 64e9, 1)], 94 * 10**9, GPU)
+    found = alone([box()], 94 * 10**9)
     assert (found.actors, found.gpus, found.device) == (1, 1, "auto")
-    assert found.budget == 1
+    # Of the 72 GB that may be filled half is for the weights that stay, and the other half for scoring.
+    assert found.arguments(0)["max_memory"] == {0: 36 * 10**9, "cpu": int(64e9 * 0.7) - PROCESS}
+    assert only(found, "budget") == 36 * 10**9 - PROCESS
+    assert found.memory == int(64e9 * 0.7)
+
+
+def test_a_model_over_several_gpus_leaves_room_for_scoring_on_each_of_them():
+    found = alone([box(gpus=8)], 170 * 10**9)
+    # 0.7 of 72 GB each, so that whole blocks fit into the 0.85 that may be filled.
+    assert (found.actors, found.gpus, found.device) == (2, 4, "auto")
+    each = int(72e9 * 0.85)
+    told = found.arguments(0)
+    assert told["max_memory"] == {**dict.fromkeys(range(4), each), "cpu": int(64e9 * 0.7 / 2) - PROCESS}
+    # Accumulators of a block range lie on one GPU: the budget is what one has left, not what all have together.
+    assert only(found, "budget") == 72 * 10**9 - each - PROCESS
+    assert told["room"] == 72 * 10**9 - PROCESS
+    assert "memory_budget" not in told
+    assert found.memory == 0  # what main memory could take is not reserved, since nothing goes there
+
+
+@pytest.mark.parametrize("gpus", [2, 5, 8])
+def test_accelerate_puts_a_model_where_the_placement_counted_on(gpus):
+    """A Llama of 16 GB on GPUs that are just large enough, by accelerate's own map: none of it in main memory."""
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).bfloat16()
+    weights = sum(p.nbytes for p in model.parameters())
+    found = alone([box(gpus=gpus, card=weights / (0.7 * 0.9 * gpus) * 1.001)], weights)
+    assert found.gpus == gpus
+    limits, whole = found.arguments(0)["max_memory"], model._no_split_modules
+    limits = get_balanced_memory(model, dict(limits), no_split_module_classes=whole, dtype=torch.bfloat16)
+    mapped = infer_auto_device_map(model, limits, no_split_module_classes=whole, dtype=torch.bfloat16)
+    assert set(mapped.values()) <= set(range(gpus))
+
+
+def test_an_actor_on_a_gpu_has_its_part_of_the_cores_at_most_eight_and_at_least_one():
+    assert only(alone([box(cpus=16, gpus=8)], 40 * 10**9), "threads") == 2
+    assert only(alone([box(cpus=64)], 40 * 10**9), "threads") == 8
+    few = alone([box(cpus=2, gpus=4)], 300_000_000)
+    assert (few.actors, only(few, "threads")) == (8, 1)
+    assert sum(few.options(n)["num_cpus"] for n in range(8)) <= 2
+
+
+def test_each_node_is_filled_by_the_memory_that_its_own_gpus_have_free():
+    nodes = [box(name="large"), box(name="small", card=40e9)]
+    found = alone(nodes, 20 * 10**9)
+    assert sorted(found.homes) == ["large", "small"]
+    budgets = {seat.home: seat.budget for seat in found.seats}
+    assert budgets == {"large": 52 * 10**9 - PROCESS, "small": 16 * 10**9 - PROCESS}
+    # The small one can't hold this model, the large one can: nothing is offloaded.
+    larger = alone(nodes, 50 * 10**9)
+    assert (larger.homes, larger.gpus, larger.device) == (("large",), 1, "cuda")
+    # 180 GB: four of 80 GB rather than more of 40 GB, and of two nodes that hold none of it the one with most.
+    several = alone([box(gpus=4, name="large"), box(gpus=8, card=40e9, name="many")], 180 * 10**9)
+    assert (several.homes, several.gpus) == (("large",), 4)
+    offloaded = alone([box(gpus=1, name="one"), box(gpus=4, card=40e9, name="four")], 180 * 10**9)
+    assert (offloaded.homes, offloaded.gpus, offloaded.device) == (("four",), 4, "auto")
+    assert offloaded.arguments(0)["max_memory"][3] == 18 * 10**9
+
+
+def test_a_gpu_that_something_else_fills_is_taken_for_what_it_has_left():
+    cards = {"a": [Card("H100", 80 * 10**9, True), Card("H100", 10 * 10**9, True)], "b": []}
+    nodes = with_cards([Node(8, 64e9, 2, "a"), Node(8, 64e9, 1, "b"), Node(8, 64e9, 0, "c")], cards)
+    assert [(n.gpus, n.card, n.room) for n in nodes] == [(2, 10**10, 9 * 10**9), (0, 0, 0), (0, 0, 0)]
+    assert alone(nodes, 6 * 10**9).homes == ("a", "a")
+
+
+def test_two_actors_on_one_gpu_are_told_their_parts_and_one_alone_is_not():
+    assert alone([box()], 300_000_000).arguments(0)["gpu_share"] == 0.5
+    assert "gpu_share" not in alone([box()], 40 * 10**9).arguments(0)
+    assert "max_memory" not in alone([box()], 40 * 10**9).arguments(0)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "cards", "wanted"),
+    [
+        ("bfloat16", "auto", [True], "bf16"), ("bfloat16", "auto", [False], "fp32"), (None, "auto", [True], "fp32"),
+        ("bfloat16", "auto", [False, True], "bf16"), ("bfloat16", "bf16", [False], "bf16"),
+        ("bfloat16", "auto", [], "fp32"), ("float16", "auto", [False], "fp16"),
+    ],
+)  # fmt: skip
+def test_auto_is_bf16_where_a_gpu_has_it_and_fp32_where_none_does(tmp_path, own, asked, cards, wanted):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": own} if own else {}))
+    nodes = [Node(8, 64e9)] + [box(bf16=bf16) for bf16 in cards]
+    assert computed_in(Model(Source("m", "directory", str(tmp_path), "0"), asked, 1), nodes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("cards", "asked", "dtype", "homes", "sentence"),
+    [
+        ({"old": False}, "auto", "fp32", ("old",), "T4 can't compute in bf16; m is computed in fp32"),
+        ({"old": False, "new": True}, "auto", "bf16", ("new",), "T4 can't compute in bf16; m runs on the other GPUs"),
+        ({"old": False}, "bf16", "bf16", ("old",), None),
+        ({"new": True}, "auto", "bf16", ("new",), None),
+    ],
+)
+def test_a_study_is_placed_by_the_dtype_that_its_gpus_have_and_it_is_said_where_that_is_another(
+    tmp_path, monkeypatch, cards, asked, dtype, homes, sentence
+):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16"}))
+    model = Model(Source("m", "directory", str(tmp_path), "0"), asked, 1)
+    found = {name: [Card("H100" if bf16 else "T4", GPU, bf16)] for name, bf16 in cards.items()}
+    monkeypatch.setattr(cluster, "nodes_alive", lambda: [Node(8, 64e9, 1, name) for name in cards])
+    monkeypatch.setattr(cluster, "_cards", lambda nodes, say: found)
+    monkeypatch.setattr(cluster, "weight_bytes", lambda source, dtype, on_gpu: 10**9 * {"fp32": 4, "bf16": 2}[dtype])
+    said = []
+    (wave,) = cluster.waves([model], [False], say=said.append)
+    assert (wave[0].dtype, wave[0].homes) == (dtype, homes)
+    (seat,) = wave[0].seats
+    part, weights = wave[0].gpus, 10**9 * {"fp32": 4, "bf16": 2}[dtype]
+    assert seat.budget == 72 * 10**9 * part - weights - PROCESS
+    assert len(said) == bool(sentence)
+    assert all(sentence in words for words in said)
+
+
+def test_a_model_in_bf16_runs_on_the_gpus_that_have_it_alone():
+    nodes = [box(name="t4", card=15e9, bf16=False), box(name="h100")]
+    assert alone(nodes, 10**9).homes == ("t4", "t4", "h100", "h100")
+    assert alone(nodes, 10**9, bf16=True).homes == ("h100", "h100")
 
 
 def test_the_budget_on_cpus_is_what_models_and_processes_leave():
     found = alone([Node(2, 20e9)], 540_000_000)
-    assert found.budget == int((20e9 * 0.7 - 2 * (540_000_000 + PROCESS)) / 2)
+    assert only(found, "budget") == int((20e9 * 0.7 - 2 * (540_000_000 + PROCESS)) / 2)
 
 
 def test_models_that_fit_together_run_side_by_side_and_the_others_wait():
@@ -76,7 +217,7 @@ def test_models_that_fit_together_run_side_by_side_and_the_others_wait():
     together = place([node], [Size(10**9, 90)] * 3)
     assert sorted(together) == [0, 1]
     assert [p.actors for p in together.values()] == [1, 1]
-    assert all(p.threads == 4 for p in together.values())
+    assert all(only(p, "threads") == 4 for p in together.values())
     assert sorted(place([node] * 2, [Size(10**9, 90)] * 3)) == [0, 1, 2]
 
 
@@ -93,7 +234,7 @@ def test_a_node_is_never_overrun_whatever_the_models():
         if len(found) > 1 or found[0].memory == int(sizes[0].need):
             reserved = sum(p.actors * p.memory for p in found.values())
             assert reserved <= sum(n.memory for n in nodes) * 0.7
-        assert sum(p.actors * p.threads for p in found.values()) <= sum(n.cpus for n in nodes)
+        assert sum(seat.threads for p in found.values() for seat in p.seats) <= sum(n.cpus for n in nodes)
 
 
 def test_work_left_over_goes_to_the_study_with_the_most_of_it():
@@ -102,11 +243,11 @@ def test_work_left_over_goes_to_the_study_with_the_most_of_it():
 
 
 def test_several_small_models_share_one_gpu():
-    found = place([Node(16, 64e9, 1)], [Size(2 * 10**9, 90), Size(10**9, 90), Size(10**9, 90)], GPU)
+    found = place([box()], [Size(2 * 10**9, 90), Size(10**9, 90), Size(10**9, 90)])
     assert sorted(found) == [0, 1, 2]
     assert sum(p.gpus * p.actors for p in found.values()) <= 1
     assert all(p.device == "cuda" for p in found.values())
-    too_many = place([Node(16, 64e9, 1)], [Size(20 * 10**9, 90), Size(20 * 10**9, 90), Size(20 * 10**9, 90)], GPU)
+    too_many = place([box()], [Size(20 * 10**9, 90), Size(20 * 10**9, 90), Size(20 * 10**9, 90)])
     assert sorted(too_many) == [0]
 
 
@@ -118,22 +259,20 @@ def on_its_home(nodes, found):
         assert len(placement.homes) == placement.actors
         for actor, home in enumerate(placement.homes):
             options = placement.options(actor)
-            cpus[home] -= options["num_cpus"] if not placement.gpus else 0
+            cpus[home] -= options["num_cpus"]
             memory[home] -= options.get("memory", 0)
             if 0 < placement.gpus < 1:
                 left = min(g for g in gpus[home] if g >= placement.gpus)
                 gpus[home][gpus[home].index(left)] -= placement.gpus
             for _ in range(int(placement.gpus)):
                 gpus[home][gpus[home].index(1.0)] = 0.0
-    assert all(left >= 0 for left in [*cpus.values(), *memory.values()])
+    assert all(left >= -1e-6 for left in [*cpus.values(), *memory.values()])
 
 
 def test_every_actor_has_room_on_the_node_that_it_was_counted_on():
-    two_on_one = place(
-        [Node(8, 64e9, 2, "a"), Node(8, 64e9, 1, "b"), Node(8, 64e9, 1, "c")], [Size(10**11, 9)] * 2, GPU
-    )
+    two_on_one = place([box(8, gpus=2, name="a"), box(8, name="b"), box(8, name="c")], [Size(10**11, 9)] * 2)
     assert {i: (p.gpus, p.homes) for i, p in two_on_one.items()} == {0: (2, ("a",))}
-    spread = place([Node(8, 64e9, 1, f"g{i}") for i in range(4)] + [Node(8, 64e9, 4, "big")], [Size(10**11, 90)], GPU)
+    spread = place([box(8, name=f"g{i}") for i in range(4)] + [box(8, gpus=4, name="big")], [Size(10**11, 90)])
     assert spread[0].homes == ("big", "big")
 
 
@@ -144,11 +283,17 @@ def test_nodes_are_never_overbooked():
     for _ in range(300):
         gpus = rng.random() < 0.5
         nodes = [
-            Node(rng.randint(1, 16), rng.uniform(4e9, 64e9), rng.randint(0, 4) * gpus, f"{i + 1:056x}")
+            Node(
+                rng.randint(1, 16),
+                rng.uniform(4e9, 64e9),
+                rng.randint(0, 4) * gpus,
+                f"{i + 1:056x}",
+                rng.uniform(4e9, GPU),
+            )
             for i in range(rng.randint(1, 4))
         ]
         sizes = [Size(rng.randint(10**7, 10**11), rng.randint(1, 60)) for _ in range(rng.randint(1, 5))]
-        on_its_home(nodes, place(nodes, sizes, GPU if gpus else 0))
+        on_its_home(nodes, place(nodes, sizes))
 
 
 def test_gpus_are_never_overbooked():
@@ -156,9 +301,9 @@ def test_gpus_are_never_overbooked():
 
     rng = random.Random(7)
     for _ in range(300):
-        nodes = [Node(16, 64e9, rng.randint(0, 4)) for _ in range(rng.randint(1, 3))] + [Node(16, 64e9, 1)]
+        nodes = [box(gpus=rng.randint(0, 4), card=rng.uniform(4e9, GPU)) for _ in range(rng.randint(1, 3))] + [box()]
         sizes = [Size(rng.randint(10**8, 2 * 10**11), rng.randint(1, 60)) for _ in range(rng.randint(1, 5))]
-        found = place(nodes, sizes, GPU)
+        found = place(nodes, sizes)
         assert 0 in found
         assert sum(p.gpus * p.actors for p in found.values()) <= sum(n.gpus for n in nodes)
         assert all(p.gpus <= max(n.gpus for n in nodes) for p in found.values())

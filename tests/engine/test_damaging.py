@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from esa_ray.engine import damaging as damaging_module
+from esa_ray.engine.search import mean_damage
 from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import cell_id, cells
 from esa_ray.models.sources import find
 from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
+from esa_ray.store import ablation_name
 from tests.tiny import state_bits
 
 DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
@@ -194,3 +196,29 @@ def test_with_a_small_budget_states_of_few_blocks_are_held_and_nothing_changes(r
     for cell in (c for c in cells(worker.spec) if c.listed):
         found = tight.damaging.run(cell, ranking)
         np.testing.assert_array_equal(found["nll"], rows[cell.label]["nll"])
+
+
+def test_workers_whose_hardware_rounds_otherwise_store_their_own_intact_loss(tiny_study, tmp_path):
+    """One worker's arithmetic is planted off; each cell's ΔNLL must be what its own worker measured."""
+    spec = tiny_study.replace(
+        seeds=(7,),
+        topk=(4,),
+        groups=("super",),
+        perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="sign_flip")),
+    )
+    here, there = (Worker(spec, find(spec.model), str(tmp_path)) for _ in range(2))
+    here.rank(7)
+    here.baseline()
+    there.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits * 1.001)
+    average = here.damaging.intact.outcome.nll_per_token
+    for worker, cell in zip((here, there), cells(spec), strict=True):
+        told = worker.run(cell)
+        (row,) = worker.store.read("cells", f"{cell.label}-{told['cell_id']}").to_pylist()
+        intact = evaluate(worker.model, worker.windows.evaluation, worker.spec.data.batch_size).nll
+        truth = np.subtract(row["nll"], intact).sum() / sum(row["tokens"])
+        assert row["intact_nll"] == (None if worker is here else intact)
+        assert told["intact"] == (None if worker is here else pytest.approx(sum(intact) / sum(row["tokens"])))
+        assert mean_damage([told], average) == pytest.approx(truth, rel=1e-9)
+    there.ablate(1)
+    for row in there.store.read("ablations", ablation_name(1)).to_pylist():
+        assert row["intact_nll"] == intact

@@ -211,17 +211,18 @@ def test_a_second_driver_is_refused_by_the_name_of_the_first(study, undisturbed,
 
 def test_cells_that_raise_find_no_memory_or_end_their_process(study, undisturbed, unharmed, tmp_path):
     directory = tmp_path / "s"
-    with driver(study, directory, fault="three_bad_cells") as process:
+    with driver(study, directory, fault="bad_cells") as process:
         sentences = said(process)
     assert process.returncode == 1, sentences
     rows = analysis.load(directory).cells.to_dicts()
-    failed = {r["perturbation"]: r["error"] for r in rows if r["status"] == "error"}
-    assert failed.keys() == {"gauss_noise", "zero", "bit_flip"}
-    assert failed["gauss_noise"] == "ArithmeticError: planted"
-    assert "--batch-size" in failed["zero"]
-    assert "died" in failed["bit_flip"]
+    failed = {(r["perturbation"], r["group"]): r["error"] for r in rows if r["status"] == "error"}
+    assert len(failed) == 4
+    assert failed["gauss_noise", "super"] == "ArithmeticError: planted"
+    assert "--batch-size" in failed["zero", "super"]
+    assert "died" in failed["bit_flip", "super"]
+    assert "device-side assert triggered; its process ended" in failed["zero", "random_k"]
     wrong = sum(r["status"] == "error" for r in rows)
-    assert wrong == 3 * 2  # in both seeds
+    assert wrong == 4 * 2  # in both seeds
     assert analysis.progress(analysis.load(directory))["missing"] == 0
     again = run_study(study, directory)
     assert again.computed == wrong

@@ -12,6 +12,7 @@ from esa_ray.engine import cluster, sweep, work
 from esa_ray.engine.sweep import run_studies, run_study
 from esa_ray.errors import EsaError
 from esa_ray.place import Place, below
+from esa_ray.sizes import MEMORY_SHARE
 from esa_ray.spec import ModelSpec
 from esa_ray.store import RUNNING, Store
 from tests.engine.conftest import save_model
@@ -70,7 +71,7 @@ def test_models_that_fit_together_run_side_by_side(two, each_alone, tmp_path):
 
 def test_models_that_do_not_fit_together_run_in_turn(two, each_alone, tmp_path, monkeypatch):
     real = cluster.nodes_alive
-    need = cluster.Size(200_000, 1).need / cluster.MEMORY_SHARE  # one such actor and no second
+    need = cluster.Size(200_000, 1).need / MEMORY_SHARE  # one such actor and no second
     monkeypatch.setattr(cluster, "nodes_alive", lambda: [cluster.Node(n.cpus, need * 1.5) for n in real()])
     places = [tmp_path / "a", tmp_path / "b"]
     assert all(s.complete for s in run_studies(list(zip(two, places, strict=True))))

@@ -14,8 +14,12 @@ from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, cell_id, cells
 from esa_ray.models.sources import find
-from esa_ray.spec import PerturbSpec
+from esa_ray.spec import PerturbSpec, WeightList, WeightName
 from tests.tiny import state_bits
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+#: What torch raises for the device's own errors: of this type from 2.8 on.
+DEVICE_ERROR = getattr(torch, "AcceleratorError", RuntimeError)
 
 
 @pytest.fixture
@@ -127,8 +131,12 @@ def _once_out_of_memory(monkeypatch, module, name, error, *, work_first=False):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
-)
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+)  # fmt: skip
 def test_a_cell_that_runs_out_of_memory_is_tried_once_more_and_comes_out_the_same(
     new_worker, monkeypatch, tmp_path, error
 ):
@@ -162,6 +170,103 @@ def test_scoring_that_runs_out_of_memory_goes_on_with_half_and_gives_the_same_ta
         assert plenty.store.read(name, key).equals(short.store.read(name, key)), name
 
 
+@pytest.mark.parametrize("step", ["score_stats", "rank", "listing"])
+def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_same_tables(
+    new_worker, monkeypatch, tmp_path, step
+):
+    plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
+    given = WeightList(name="given", weights=(WeightName(tensor=DOWN, row=3, col=5),))
+    for worker in (plenty, short):
+        worker.spec = worker.spec.replace(analyses=("weights",), lists=(given,))
+    plenty.rank(7)
+    short.memory_budget = 2**30
+    budgets, score = [], worker_module.score_tensors
+    monkeypatch.setattr(
+        worker_module,
+        "score_tensors",
+        lambda *a, budget, **kw: budgets.append(budget) or score(*a, budget=budget, **kw),
+    )
+    error = RuntimeError("CUDA error: out of memory")
+    calls = _once_out_of_memory(monkeypatch, worker_module, step, error, work_first=True)
+    short.rank(7)
+    assert budgets == [2**30, 2**29]
+    assert len(calls) == 2
+    for name in ("rankings", "score_stats", "sample_sizes"):
+        assert plenty.store.names(name) == short.store.names(name)
+        for key in plenty.store.names(name):
+            assert plenty.store.read(name, key).equals(short.store.read(name, key)), (name, key)
+
+
+def test_ranking_that_never_finds_memory_says_so(new_worker, monkeypatch):
+    def never(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(worker_module, "rank", never)
+    actor = _actor(new_worker())
+    actor._worker.memory_budget = 2**28
+    with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
+        actor.rank(7)
+    assert actor._worker.memory_budget == 2**26
+
+
+def _actor(worker):
+    actor = ModelActor()
+    actor._worker, actor._meters = worker, Meters("tiny", "tiny")
+    return actor
+
+
+class _ProcessEndedError(BaseException):
+    """Instead of the end of this process."""
+
+
+CALLS = {
+    "describe": (), "baseline": (), "rank": (7,), "measure": (0,), "ablate": (1,), "protocol": (("smoke",), 24, 7),
+    "tasks": ("smoke",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_a_poisoned_device_ends_the_process_whatever_it_was_asked(method, new_worker, monkeypatch):
+    def ended(status):
+        raise _ProcessEndedError(status)
+
+    def poison(*_, **__):
+        raise DEVICE_ERROR("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("os._exit", ended)
+    actor = _actor(new_worker())
+    monkeypatch.setattr(actor._worker, method, poison)
+    with pytest.raises(_ProcessEndedError):
+        getattr(actor, method)(*CALLS[method])
+
+
+def test_a_cell_that_poisons_the_device_ends_the_process_and_leaves_the_reason_until_another_tries_it(
+    new_worker, monkeypatch, tmp_path
+):
+    def ended(status):
+        raise _ProcessEndedError(status)
+
+    def poison(*_, **__):
+        raise DEVICE_ERROR("CUDA error: device-side assert triggered")
+
+    actor = _actor(new_worker())
+    actor.rank(7)
+    cell, other = (c for c in cells(actor._worker.spec)[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("os._exit", ended)
+        patch.setattr(damaging_module, "evaluate", poison)
+        actor._worker.damaging.__dict__["intact"] = object()  # measured while all was well
+        with pytest.raises(_ProcessEndedError):
+            actor.run([cell, other])
+    row = _stored(actor._worker, cell)
+    assert row["status"] == "error"
+    assert "device-side assert triggered; its process ended" in row["error"]
+    assert len(actor._worker.store.names("cells")) == 1  # the next cell isn't tried on such a device
+    fresh = _actor(new_worker())
+    assert [told["status"] for told in fresh.run([cell, other])] == ["ok", "ok"]
+    assert _stored(fresh._worker, cell)["error"] is None
+
+
 def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker, monkeypatch):
     def never(*_, budget, **__):
         budgets.append(budget)
@@ -169,9 +274,7 @@ def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker
 
     budgets = []
     monkeypatch.setattr(worker_module, "score_tensors", never)
-    actor = ModelActor()
-    actor._worker = new_worker()
-    actor._meters = Meters("tiny", "tiny")
+    actor = _actor(new_worker())
     actor._worker.memory_budget = 2**29
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
         actor.rank(7)

@@ -150,6 +150,16 @@ def test_a_training_that_is_killed_leaves_nothing_that_looks_trained(tmp_path, m
         find(ModelSpec(source="zoo:llama-0.1m"))
 
 
+def test_training_leaves_the_random_numbers_of_gpus_alone(tmp_path, monkeypatch):
+    """Asking for a GPU's state makes a context there, of hundreds of megabytes."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *n: asked.append(n) or torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *n: asked.append(n))
+    next(training.train(short("llama-0.1m"), tmp_path / "m"))
+    assert not asked
+
+
 def test_the_same_recipe_gives_the_same_weights(tmp_path):
     torch.set_num_threads(1)
     for folder in ("a", "b"):

@@ -185,7 +185,7 @@ def train(r: Recipe, target: Path, *, start: Path | None = None) -> Training:
     began = time.perf_counter()
     training, held_out = docstrings()
     validation = text_windows(stream(held_out), r.window)[:VALIDATION_WINDOWS]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it trains on CPUs, and the GPUs' generators are others'
         torch.manual_seed(r.seed)
         if start is not None:
             model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
