@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from esa_ray.errors import first_line
-from esa_ray.models.exhaustion import give_back_memory
+from esa_ray.models.exhaustion import give_back_memory, poisoned
 
 
 class OutOfTimeError(RuntimeError):
@@ -68,7 +68,7 @@ class Bench:
         except OutOfTimeError:
             raise
         except Exception as error:
-            if "AcceleratorError" in type(error).__name__:  # nothing on this card can be trusted any more
+            if poisoned(error):  # nothing on this card can be trusted any more
                 raise
             self.note(what, "failed", met=False, note=f"{type(error).__name__}: {first_line(error)[:200]}")
             del error

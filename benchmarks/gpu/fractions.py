@@ -19,6 +19,7 @@ from benchmarks.gpu.cells import BATCH, KINDS, drawn
 from benchmarks.gpu.models import PYTHIA, random_model, windows
 from esa_ray.evaluation import Intact, evaluate
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.device import pin_arithmetic
 from esa_ray.perturb.edit import perturbed
 
 FRACTION, GOAL = 0.45, 1.0
@@ -27,6 +28,7 @@ FRACTION, GOAL = 0.45, 1.0
 def worker(device: str, fraction: float, seconds: float) -> None:
     """One of the processes."""
     bench = Bench(torch.device(device))
+    pin_arithmetic()
     if bench.full:
         torch.cuda.set_per_process_memory_fraction(fraction, bench.device)
     else:

@@ -26,6 +26,7 @@ from benchmarks.gpu.parity import parity
 from benchmarks.gpu.ranking import ranking
 from benchmarks.gpu.scoring import scoring
 from esa_ray.errors import first_line
+from esa_ray.models.device import pin_arithmetic
 
 #: Part → what it is and its share of the time; what a part leaves goes to those after it.
 PARTS: dict[str, tuple[str, Callable[[Bench], None], float]] = {
@@ -102,6 +103,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the parts within so many seconds, and write what each found as soon as it is there."""
     ends = time.perf_counter() + seconds
+    pin_arithmetic()
     bench = Bench(torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu")), quick=quick)
     found: dict[str, Any] = {"environment": environment(bench.device), "quick": quick, "parts": []}
     print(

@@ -280,8 +280,8 @@ class Worker:
         probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
         return score_tensors(
             self.model, tensors, self.windows.calibration(seed),
-            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), budget=self.memory_budget, seed=seed,
-            watch=growth, watch_at=growth.at, **probing,
+            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), batch_size=self.spec.data.batch_size,
+            budget=self.memory_budget, seed=seed, watch=growth, watch_at=growth.at, **probing,
         )  # fmt: skip
 
     @staticmethod
