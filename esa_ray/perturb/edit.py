@@ -44,16 +44,19 @@ class Applied:
 class Write:
     """New values for the weights of a group, beside those that stand there.
 
-    ``differs`` is memory for one truth value: taking an edit back is to ask for none, since it may have run out.
+    ``differ`` and ``any_differs`` are memory for truth values, one a weight and one for all of them: taking an edit
+    back is to ask for no memory, since that may have run out.
     """
 
     group: Group
     old: Tensor
     new: Tensor
-    differs: Tensor = field(init=False)
+    differ: Tensor = field(init=False)
+    any_differs: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "differs", torch.zeros((), dtype=torch.bool, device=self.old.device))
+        for name, shape in (("differ", self.old.shape), ("any_differs", ())):
+            object.__setattr__(self, name, torch.empty(shape, dtype=torch.bool, device=self.old.device))
 
     def apply(self) -> None:
         """Let the new values stand."""
@@ -71,9 +74,10 @@ class Write:
         return failures
 
     def check(self) -> Tensor:
-        """Whether a weight is not, bit for bit, what it was; the new values' memory is used up by it."""
-        now = bits(self.group.gathered(out=self.new)).bitwise_xor_(bits(self.old))
-        return torch.any(now, out=self.differs)
+        """Whether a weight is not, bit for bit, what it was; the new values are written over by it."""
+        now = self.group.gathered(out=self.new)
+        torch.ne(bits(now), bits(self.old), out=self.differ)
+        return torch.any(self.differ, out=self.any_differs)
 
     def _parts(self, values: Tensor) -> Sequence[Tensor]:
         return values.split(self.group.sizes)
