@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 #: Intact logits beyond this many bytes lie in a file that the page cache serves.
 KEPT_BYTES = 1 << 30
 
-#: Where it takes longer to make logits again than to read them: their memory is as near as the weights'.
+#: Where logits are kept although they could be made again: of SmolLM2-135M in bf16 on one core of a CPU, 8 windows of
+#: 128 tokens take 100 MB instead of 1.2, and their loss with KL 170 ms instead of 340.
 KEEPS_LOGITS = frozenset({"cpu"})
 
 

@@ -1,5 +1,6 @@
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -13,6 +14,7 @@ from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
 from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
+from tests.questions import questions
 from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -387,10 +389,15 @@ def test_a_weight_that_comes_back_with_another_sign_of_zero_is_an_error(monkeypa
 def test_an_edit_that_cannot_be_written_back_is_not_restored_and_all_else_is(monkeypatch, error, body, stuck):
     model, found, chosen = two_tensors()
     before = state_bits(model)
-    with pytest.raises(NotRestoredError) as raised, perturbed(found, chosen, PerturbSpec(kind="sign_flip"), 0):
-        failing(monkeypatch, WeightTensor, "write", error, lambda _, tensor, *__: tensor.name == stuck)
-        if body:
-            raise body
+
+    def cell() -> None:
+        with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), 0):
+            failing(monkeypatch, WeightTensor, "write", error, lambda _, tensor, *__: tensor.name == stuck)
+            if body:
+                raise body
+
+    with pytest.raises(NotRestoredError) as raised:
+        cell()
     assert raised.value.__cause__ is error
     assert raised.value.__context__ in (error, body)
     assert [name for name, bits in state_bits(model).items() if bits != before[name]] == [stuck]
@@ -434,3 +441,14 @@ def test_taking_an_edit_back_asks_for_no_memory(dtype):
     asked = [e.self_cpu_memory_usage for e in profile.events() if span.start <= e.time_range.start <= span.end]
     assert len(asked) > 5
     assert max(asked) < of_a_weight  # not even a byte each
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
+def test_an_edit_asks_a_device_twice_however_many_tensors_it_touches(spec):
+    found = catalogue(tiny("mixtral"))
+    for n in (2, len(found.tensors)):
+        chosen = {t.name: np.arange(6) for t in found.tensors[-n:]}
+        known = {name: replace(k, weight_per_score=1.0) for name, k in known_of(chosen).items()}
+        with questions() as asked, perturbed(found, chosen, spec, 0, known):
+            pass
+        assert asked == {"tolist": 1, "__bool__": 1}
