@@ -424,3 +424,16 @@ def test_changes_past_the_head_are_to_the_bit_those_of_each_batch_by_itself():
                 delta, _ = head.delta(final[0][:, :-1].flatten(0, 1))
             wanted += delta.view(-1, 9).sum(-1).tolist()
     assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError), (KeyError(1), EsaError)],
+)
+def test_a_check_that_runs_out_of_memory_says_nothing_of_the_model(monkeypatch, error, raised):
+    def logits(*_):
+        raise error
+
+    monkeypatch.setattr(Resumable, "logits", logits)
+    with pytest.raises(raised):
+        Resumable(tiny("llama"), WINDOWS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.addressing import _blocks
+from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
 from esa_ray.perturb.bits import LAYOUT
@@ -51,8 +52,9 @@ class _Pass:
     #: Modules called before the end of the last block, and after it.
     early: set[nn.Module] = field(default_factory=set)
     late: set[nn.Module] = field(default_factory=set)
-    #: Inputs and outputs of the head, and which of its inputs the logits come from.
+    #: Inputs and outputs of the head, where that is watched.
     head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    #: Its inputs, where its outputs are the logits.
     final: list[Tensor] = field(default_factory=list)
 
     def enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -69,7 +71,10 @@ class _Pass:
     def call(self, depth: int, module: nn.Module) -> None:
         (self.late if len(self.lengths) == depth else self.early).add(module)
 
-    def run(self, model: PreTrainedModel, stack: list[nn.Module], outside: list[nn.Module], batch_BT: Tensor) -> Tensor:
+    def run(
+        self, model: PreTrainedModel, stack: list[nn.Module], outside: list[nn.Module], head: nn.Module | None,
+        batch_BT: Tensor,
+    ) -> Tensor:  # fmt: skip
         """The logits, with all else noted; the model's hooks are what they were afterwards."""
         with ExitStack() as hooks:
             for block in stack:
@@ -77,8 +82,8 @@ class _Pass:
                 hooks.callback(block.register_forward_hook(self.leave).remove)
             for module in outside:
                 hooks.callback(module.register_forward_pre_hook(lambda m, _: self.call(len(stack), m)).remove)
-            if model.get_output_embeddings() is not None:
-                hooks.callback(model.get_output_embeddings().register_forward_hook(self.multiply).remove)
+            if head is not None:
+                hooks.callback(head.register_forward_hook(self.multiply).remove)
             return model(batch_BT, use_cache=False).logits
 
 
@@ -144,6 +149,7 @@ class Resumable:
         #: Resuming at these is checked against the intact loss.
         checked = {self.depth // 2, self.depth - 1, self.depth}
         self._hold = hold
+        self._linear = _linear_head(model) if head_shortcut else None
         passes = [self._record(batch_BT, None if hold is None else checked) for batch_BT in self._batches]
         #: Summed NLL of each window of the intact model, nats, float64, shape (N,).
         self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
@@ -151,7 +157,7 @@ class Resumable:
             raise EsaError("the intact model's loss is NaN or infinite, so no damage can be measured; try --dtype fp32")
         self._states = [[*p.states, p.last[0]] for p in passes]
         self._lengths, self._late = passes[0].lengths, passes[0].late - passes[0].early
-        self._heads = self._shortcuts(passes) if head_shortcut else []
+        self._heads = self._shortcuts(passes)
         self._verify(checked)
         self._recent = sorted(checked - {self.depth}, reverse=True)
         self._evict()
@@ -201,7 +207,7 @@ class Resumable:
         outside = [m for name, m in modules if m._parameters and not name.startswith(self._prefix)]
         seen = _Pass(held=held)
         with eval_mode(self._model):
-            logits_BTV = seen.run(self._model, self._stack, outside, batch_BT)
+            logits_BTV = seen.run(self._model, self._stack, outside, self._linear, batch_BT)
         if len(seen.states) != self.depth or len(seen.lengths) != self.depth:
             raise EsaError(f"{type(self._model).__name__} does not run each block once; it can't be resumed")
         self._nll.append(_nll(logits_BTV, batch_BT))
@@ -212,12 +218,10 @@ class Resumable:
 
     def _shortcuts(self, passes: list[_Pass]) -> list[LinearHead]:
         """One for each batch; none if the head isn't a plain linear map to the logits."""
-        head = self._model.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
-        if not plain or any(len(p.final) != 1 for p in passes):
+        if self._linear is None or any(len(p.final) != 1 for p in passes):
             return []
         pairs = zip(self._batches, passes, strict=True)
-        return [LinearHead(head, p.final[0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
+        return [LinearHead(self._linear, p.final[0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
 
     def _verify(self, layers: set[int]) -> None:
         why = (
@@ -229,6 +233,8 @@ class Resumable:
             off = [self._run(layer, whole_head=True) for layer in layers]
             off += [self._run(self.depth - 1, whole_head=not self._heads)]
         except Exception as error:  # whatever a model raises that misses what its earlier blocks would have left
+            if out_of_memory(error):
+                raise
             raise EsaError(f"{why} ({first_line(error)})") from error
         if not (np.abs(off) <= RESUME_TOLERANCE * np.array(self.tokens)).all():
             raise EsaError(why)
@@ -339,6 +345,13 @@ class Resumable:
         else:
             forwards[self._stack[-1]] = partial(give, state, self._lengths[-1])
         return forwards
+
+
+def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
+    """A model's head, if it is a linear map in float32 that is in memory."""
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
+    return head if plain else None
 
 
 def _nll(logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:

@@ -236,9 +236,7 @@ def test_sets_too_large_to_be_known_are_looked_up_each_time(run_all, monkeypatch
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: ECC")])
-def test_a_cell_that_can_t_be_written_back_ends_the_process_and_is_not_run_again(
-    tiny_study, tmp_path, monkeypatch, error
-):
+def test_a_cell_that_isn_t_taken_back_ends_the_process_and_is_not_run_again(tiny_study, tmp_path, monkeypatch, error):
     spec = tiny_study.replace(seeds=(7,), topk=(4,), groups=("super",), perturbations=(PerturbSpec(kind="zero"),))
     worker = Worker(spec, find(spec.model), str(tmp_path))
     worker.rank(7)
