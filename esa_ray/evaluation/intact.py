@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esa_ray.evaluation.outcome import Outcome, evaluate
 from esa_ray.evaluation.predictions import Expectations, Predictions, ways
 from esa_ray.evaluation.tokens import Divergence
 from esa_ray.models.places import input_device
+from esa_ray.resume.head import linear_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,9 +72,7 @@ class Intact:
         head_stays: bool = True,
         tail_stays: bool = False,
     ):
-        head = model.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
-        windows = np.asarray(windows)
+        windows, plain = np.asarray(windows), linear_head(model) is not None
         remade = head_stays and tail_stays and input_device(model).type not in KEEPS_LOGITS
         self._predictions: Predictions
         for self._predictions in ways(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from esa_ray.models.places import input_device
 from esa_ray.perturb.bits import LAYOUT
 from esa_ray.randomness import rademacher, stream_key
 from esa_ray.resume.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
-from esa_ray.resume.head import LinearHead, token_nll
+from esa_ray.resume.head import LinearHead, linear_head, token_nll
+from esa_ray.resume.recording import Recording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,55 +36,6 @@ def _jitter(state: Tensor, key: int) -> Tensor:
     bits = LAYOUT[state.dtype][0]
     signs = torch.from_numpy(rademacher(key, state.numel())).view(state.shape).to(state.device, bits)
     return torch.where(state == 0, state, (state.contiguous().view(bits) + signs).view(state.dtype))
-
-
-@dataclass
-class _Pass:
-    """What an intact forward pass of one batch shows on its way."""
-
-    #: What entered each block; None where it isn't held.
-    states: list[Tensor | None] = field(default_factory=list)
-    #: Which blocks' states are held; None: all.
-    held: Container[int] | None = None
-    #: How each block returned its state: None as a tensor, else the length of a tuple.
-    lengths: list[int | None] = field(default_factory=list)
-    last: list[Tensor] = field(default_factory=list)
-    #: Modules called before the end of the last block, and after it.
-    early: set[nn.Module] = field(default_factory=set)
-    late: set[nn.Module] = field(default_factory=set)
-    #: Inputs and outputs of the head, where that is watched.
-    head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    #: Its inputs, where its outputs are the logits.
-    final: list[Tensor] = field(default_factory=list)
-
-    def enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        wanted = self.held is None or len(self.states) in self.held
-        self.states.append(hidden(args, kwargs) if wanted else None)
-
-    def leave(self, _: nn.Module, __: tuple, output: Any) -> None:
-        self.lengths.append(len(output) if isinstance(output, tuple) else None)
-        self.last = [output[0] if isinstance(output, tuple) else output]
-
-    def multiply(self, _: nn.Module, args: tuple, output: Tensor) -> None:
-        self.head.append((args[0], output))
-
-    def call(self, depth: int, module: nn.Module) -> None:
-        (self.late if len(self.lengths) == depth else self.early).add(module)
-
-    def run(
-        self, model: PreTrainedModel, stack: list[nn.Module], outside: list[nn.Module], head: nn.Module | None,
-        batch_BT: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """The logits, with all else noted; the model's hooks are what they were afterwards."""
-        with ExitStack() as hooks:
-            for block in stack:
-                hooks.callback(block.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
-                hooks.callback(block.register_forward_hook(self.leave).remove)
-            for module in outside:
-                hooks.callback(module.register_forward_pre_hook(lambda m, _: self.call(len(stack), m)).remove)
-            if head is not None:
-                hooks.callback(head.register_forward_hook(self.multiply).remove)
-            return model(batch_BT, use_cache=False).logits
 
 
 class _Caught(Exception):
@@ -149,7 +100,7 @@ class Resumable:
         #: Resuming at these is checked against the intact loss.
         checked = {self.depth // 2, self.depth - 1, self.depth}
         self._hold = hold
-        self._linear = _linear_head(model) if head_shortcut else None
+        self._linear = linear_head(model) if head_shortcut else None
         passes = [self._record(batch_BT, None if hold is None else checked) for batch_BT in self._batches]
         #: Summed NLL of each window of the intact model, nats, float64, shape (N,).
         self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
@@ -202,10 +153,10 @@ class Resumable:
             hook.remove()
         return found[0]
 
-    def _record(self, batch_BT: Tensor, held: Container[int] | None) -> _Pass:
+    def _record(self, batch_BT: Tensor, held: Container[int] | None) -> Recording:
         modules = self._model.named_modules()
         outside = [m for name, m in modules if m._parameters and not name.startswith(self._prefix)]
-        seen = _Pass(held=held)
+        seen = Recording(held=held)
         with eval_mode(self._model):
             logits_BTV = seen.run(self._model, self._stack, outside, self._linear, batch_BT)
         if len(seen.states) != self.depth or len(seen.lengths) != self.depth:
@@ -216,7 +167,7 @@ class Resumable:
         seen.head.clear()
         return seen
 
-    def _shortcuts(self, passes: list[_Pass]) -> list[LinearHead]:
+    def _shortcuts(self, passes: list[Recording]) -> list[LinearHead]:
         """One for each batch; none if the head isn't a plain linear map to the logits."""
         if self._linear is None or any(len(p.final) != 1 for p in passes):
             return []
@@ -345,13 +296,6 @@ class Resumable:
         else:
             forwards[self._stack[-1]] = partial(give, state, self._lengths[-1])
         return forwards
-
-
-def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
-    """A model's head, if it is a linear map in float32 that is in memory."""
-    head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
-    return head if plain else None
 
 
 def _nll(logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:

@@ -6,11 +6,16 @@ the token that comes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from esa_ray.randomness import normal, stream_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Tokens whose second-order term is below this many nats are not sent through the head: float32 logits of size
 #: 8 to 16 are 1e-6 apart, so the head could not tell it either.
@@ -27,6 +32,13 @@ def token_nll(logits_MV: Tensor, target_M: Tensor) -> Tensor:
     """Next-token NLL of each token in nats, float64, from fp32 logits: what ``evaluate`` sums."""
     logits_MV = logits_MV.float()
     return logits_MV.logsumexp(-1).double() - logits_MV.gather(-1, target_M[:, None])[:, 0].double()
+
+
+def linear_head(model: PreTrainedModel) -> nn.Linear | None:
+    """A model's head, if it is a linear map in float32 that is in memory."""
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
+    return head if plain else None
 
 
 class LinearHead:
