@@ -3,6 +3,7 @@
 import copy
 import math
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -125,6 +126,12 @@ def test_logits_are_kept_where_the_tail_does_not_make_them_again_to_the_bit(as_o
     strange(model)
     assert held(Intact(model, WINDOWS, tail_stays=True)) == "Logits"
     assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_logits_are_kept_where_the_head_is_offloaded(as_on_a_gpu):
+    model = tiny("llama", dtype=torch.bfloat16)
+    accelerate.cpu_offload(model.lm_head, execution_device="cpu")
+    assert held(Intact(model, WINDOWS, tail_stays=True)) == "Logits"
 
 
 def test_a_plain_head_keeps_no_states_and_on_a_cpu_logits_are_kept(monkeypatch):

@@ -73,7 +73,7 @@ class Intact:
         tail_stays: bool = False,
     ):
         windows, plain = np.asarray(windows), linear_head(model) is not None
-        remade = head_stays and tail_stays and input_device(model).type not in KEEPS_LOGITS
+        remade = head_stays and tail_stays and input_device(model).type not in KEEPS_LOGITS and not _head_is_away(model)
         self._predictions: Predictions
         for self._predictions in ways(
             model, compact=plain and head_stays, remade=remade, in_files=_large(model, windows)
@@ -104,6 +104,12 @@ class Intact:
         ``seen`` was collected of the damaged model; its logits lie on ``device``.
         """
         return self._predictions.against(windows, seen, device)
+
+
+def _head_is_away(model: PreTrainedModel) -> bool:
+    """Whether the head would have to be loaded to make logits again."""
+    head = model.get_output_embeddings()
+    return head is not None and any(parameter.is_meta for parameter in head.parameters())
 
 
 def _large(model: PreTrainedModel, windows: np.ndarray) -> bool:
