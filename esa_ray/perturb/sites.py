@@ -141,7 +141,7 @@ def _lines(tensor: WeightTensor, flat: np.ndarray) -> np.ndarray:
 
 def _checked(tensor: WeightTensor, flat: np.ndarray) -> np.ndarray:
     flat = np.asarray(flat)
-    if len(np.unique(flat)) != len(flat):
+    if len(flat) > 1 and len(np.unique(flat)) != len(flat):
         raise ValueError(f"{tensor.name}: a weight is addressed twice")
     if len(flat) and (flat.dtype.kind not in "iu" or not 0 <= flat.min() <= flat.max() < tensor.size):
         raise ValueError(f"{tensor.name}: a flat index is outside 0 … {tensor.size - 1}")
