@@ -57,9 +57,8 @@ def main(quick: bool = False) -> None:
         shown = ", ".join(f"{name} {1e3 * s:.0f} ms ({plain / s:.2f})" for name, s in seconds.items())
         same = found["resumed, with KL"].nll == found["loss alone"].nll
         print(f"  block {block:2d}: {shown}; losses {'equal to the bit' if same else 'differ'}")
-    logits = sum(t.numel() * t.element_size() for t in kept._logits)
-    compact = sum(t.numel() * t.element_size() for parts in intact._expected for t in parts)
-    print(f"  what the intact model predicts takes {compact / 1e6:.1f} MB; as logits {logits / 1e6:.1f} MB")
+    small, large = intact.nbytes / 1e6, kept.nbytes / 1e6
+    print(f"  what the intact model predicts takes {small:.1f} MB; as logits {large:.1f} MB")
     _early(model, source, weights, quick)
 
 

@@ -7,6 +7,7 @@ between them stand the score's own error and that of another text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import pyarrow as pa
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.perturb.bits import LAYOUT
-from esa_ray.perturb.edit import NotRestoredError, perturbed
+from esa_ray.models.places import bits
+from esa_ray.perturb.edit import Write, perturbed, written
+from esa_ray.perturb.sites import group_of
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.schema import FIDELITY, SAMPLES
 from esa_ray.scoring.histogram import Histogram
@@ -236,21 +238,21 @@ def _scores(scores: Scores, metric: str, index: int, at: Tensor) -> list[float |
 
 
 @contextmanager
-def nudged(tensor: WeightTensor, flat: int) -> Iterator[None]:
-    """One weight moved by one unit in the last place towards 0, for the length of a ``with`` block.
+def nudged(tensor: WeightTensor, flat: int) -> Iterator[float]:
+    """One weight moved by one unit in the last place towards 0, for the length of a ``with`` block, by that step.
 
     Its true effect is next to nothing, so that the change that is measured is the measurement's own noise.
+
+    Raises
+    ------
+    NotRestoredError
+        If the weight is not, bit for bit, what it was at the end, or that can't be told.
     """
-    at = torch.tensor([flat], device=tensor.flat_weights().device)
-    old = tensor.flat_weights()[at]
-    bits = LAYOUT[old.dtype][0]
-    try:
-        tensor.write(at, (old.view(bits) - 1).view(old.dtype))
-        yield
-    finally:
-        tensor.write(at, old)
-        if not torch.equal(tensor.flat_weights()[at].view(bits), old.view(bits)):
-            raise NotRestoredError("a nudged weight was not restored bit for bit")
+    group = group_of([tensor], [np.array([flat])])
+    old = group.gathered()
+    new = (bits(old) - 1).view(old.dtype)
+    with written([Write(group, old, new)]):
+        yield float(new.double() - old.double())
 
 
 def measure(
@@ -290,16 +292,18 @@ def measure(
 def _measured(catalogue: Catalogue, resumable: Resumable, row: dict[str, Any], edit: str) -> dict[str, Any]:
     tensor, flat = catalogue[row["tensor"]], row["flat"]
     start = resumable.starts_at(tensor)
-    if edit == "null_edit":
-        again = () if start is None else (start, row["seed"], tensor.name, flat)
-        damaged: Any = resumable.jittered(*again) if again else nudged(tensor, flat)
-    else:
+    if edit != "null_edit":
         spec = PerturbSpec(kind=edit)  # type: ignore[arg-type]
-        damaged = perturbed(catalogue, {tensor.name: np.array([flat])}, spec, row["seed"])
-    old = float(tensor.flat_weights()[flat])
-    with damaged:
-        step = float(tensor.flat_weights()[flat]) - old
-        delta = resumable.delta_nll(start)
+        with perturbed(catalogue, {tensor.name: np.array([flat])}, spec, row["seed"]) as applied:
+            delta = resumable.delta_nll(start)
+        # Of a single weight the norm of the change is its size, and both edits move it towards 0 or beyond.
+        step = math.copysign(applied.delta_norm, -row["weight"])
+    elif start is None:
+        with nudged(tensor, flat) as step:
+            delta = resumable.delta_nll(start)
+    else:
+        with resumable.jittered(start, row["seed"], tensor.name, flat):
+            delta, step = resumable.delta_nll(start), 0.0
     g, h = row["gradient"], row["curvature"]
     return row | {
         "edit": edit,

@@ -32,9 +32,9 @@ def test_bins_are_those_of_scikit_learn():
 
 def test_tokens_without_finite_logits_are_counted_and_stand_in_no_bin():
     found = Confidence()
-    logits = torch.zeros(4, 5)
-    logits[1, 2], logits[3, 0] = float("nan"), float("inf")
-    found.add(logits, torch.zeros(4, dtype=torch.long))
+    logits = torch.zeros(2, 2, 5)
+    logits[0, 1, 2], logits[1, 1, 0] = float("nan"), float("inf")
+    found.add(logits, torch.zeros(2, 2, dtype=torch.long))
     assert found.nonfinite == 2
     assert sum(found.counts) == 2
 

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.evaluation import Outcome, evaluate
+from esa_ray.evaluation import Intact, Outcome, evaluate
+from esa_ray.evaluation import tokens as tokens_module
+from esa_ray.evaluation.tokens import pieces
+from tests.questions import questions
 from tests.tiny import FAMILIES, random_windows, state_bits, tiny
 
 
@@ -92,3 +95,52 @@ def test_ratios_are_sums_before_division():
 
 def test_perplexity_beyond_floats_is_infinite():
     assert Outcome(nll=[1e6], tokens=[1], hits=[0]).perplexity == math.inf
+
+
+def window_by_window(model, windows: np.ndarray, batch_size: int) -> tuple[list[float], list[int]]:
+    """Loss and hits from whole windows of a batch's logits, one after the other."""
+    nll, hits = [], []
+    with torch.inference_mode():
+        for batch in torch.from_numpy(windows).split(batch_size):
+            for logits, tokens in zip(model(batch, use_cache=False).logits, batch, strict=True):
+                scores, target = logits[:-1].float(), tokens[1:]
+                partition = scores.logsumexp(-1).double()
+                nll.append(float((partition - scores.gather(-1, target[:, None])[:, 0].double()).sum()))
+                hits.append(int((scores.argmax(-1) == target).sum()))
+    return nll, hits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [2, 3, 12, 40])
+@pytest.mark.parametrize("chunk", [1, 48 * 7, 48 * 30, 1 << 19])
+def test_losses_are_to_the_bit_those_of_whole_windows_however_they_are_cut(dtype, length, chunk, monkeypatch):
+    monkeypatch.setattr(tokens_module, "ON_CPU", chunk)
+    model, windows = tiny("llama", dtype=dtype), random_windows(7, length)
+    outcome = evaluate(model, windows, 3)
+    assert (outcome.nll, outcome.hits) == window_by_window(model, windows, 3)
+
+
+@pytest.mark.parametrize(
+    ("windows", "positions", "vocabulary"), [(1, 1, 9), (3, 127, 49152), (8, 11, 48), (2, 5, 10**6)]
+)
+def test_pieces_are_all_of_a_batch_and_never_single_rows_of_a_long_window(windows, positions, vocabulary):
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        seen = np.zeros((windows, positions), int)
+        for b, t in pieces(windows, positions, vocabulary, device):
+            seen[b, t] += 1
+            assert min(2, positions) <= seen[b, t].shape[1]
+            assert seen[b, t].size <= max(7, tokens_module.ELSEWHERE // vocabulary)
+        assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_is_asked_once_however_many_windows_there_are(dtype):
+    model = tiny("gpt_neox", dtype=dtype)
+    counts = []
+    for n in (2, 12):
+        windows = random_windows(n)
+        intact = Intact(model, windows, n)
+        with questions() as asked:
+            evaluate(model, windows, n, intact=intact)
+        counts.append(asked)
+    assert counts == [{"tolist": 1}] * 2

@@ -18,6 +18,7 @@ from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
 from esa_ray.scoring.scores import Scores
+from tests.questions import questions
 from tests.tiny import (
     PLANTED,
     random_windows,
@@ -302,6 +303,38 @@ def test_a_nudge_that_is_not_taken_back_is_an_error(monkeypatch):
     tensor = catalogue(tiny("llama"))["model.layers.0.mlp.up_proj.weight"]
     with pytest.raises(NotRestoredError), nudged(tensor, 5):
         monkeypatch.setattr(WeightTensor, "write", lambda *_: None)
+
+
+def test_a_nudge_that_cannot_be_written_back_is_not_restored(monkeypatch):
+    tensor, error = catalogue(tiny("llama"))["model.layers.0.mlp.up_proj.weight"], torch.OutOfMemoryError("CUDA")
+
+    def write(*_):
+        raise error
+
+    with pytest.raises(NotRestoredError) as raised, nudged(tensor, 5):
+        monkeypatch.setattr(WeightTensor, "write", write)
+    assert raised.value.__cause__ is error
+
+
+def test_a_nudge_says_how_far_it_went():
+    tensor = catalogue(tiny("llama"))["model.layers.0.mlp.up_proj.weight"]
+    old = tensor.flat_weights()[5].item()
+    with nudged(tensor, 5) as step:
+        assert step == tensor.flat_weights()[5].item() - old != 0
+
+
+@pytest.mark.parametrize("edit", ["zero", "sign_flip", "null_edit"])
+def test_a_single_weight_is_measured_with_as_few_questions_for_many_windows_as_for_few(edit):
+    model, counts = tiny("gpt_neox"), []
+    drawn = sample(scored(model, random_windows(2)), "grad_x_weight", 12, seed=0, components=("down",)).slice(0, 1)
+    edits = () if edit == "null_edit" else (edit,)
+    for n in (2, 12):
+        resumable = Resumable(model, random_windows(n), 1)
+        with questions() as asked:
+            measure(catalogue(model), resumable, drawn, edits, null_every=0 if edits else 1)
+        counts.append(asked)
+    assert counts[0] == counts[1]
+    assert counts[0].total() - counts[0]["numpy"] <= 4
 
 
 def test_an_edit_that_the_census_does_not_know_is_refused(census):

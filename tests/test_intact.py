@@ -3,6 +3,7 @@
 import copy
 import math
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -10,11 +11,12 @@ from scipy import stats
 
 from esa_ray.evaluation import Intact, SignTest, continued, evaluate, log_sign_e_value, loops
 from esa_ray.evaluation import intact as intact_module
+from esa_ray.evaluation import tokens as tokens_module
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import Resumable
 from esa_ray.spec import PerturbSpec
-from tests.test_resume import CAPPED, MODELS, build
+from tests.test_resume import CAPPED, MODELS, _patched, build
 from tests.tiny import random_windows, tiny
 
 WINDOWS = random_windows(5, 10)
@@ -60,6 +62,103 @@ def test_kl_of_a_16_bit_model_is_taken_from_its_own_logits(dtype):
     with perturbed(catalogue(model), where(model), NOISE, 0):
         found, wanted = evaluate(model, WINDOWS, intact=intact).kl, true_kl(twin, model)
     assert found == pytest.approx(wanted, rel=1e-4, abs=5e-6)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Logits are made again wherever that is right, as where memory for them is dear."""
+    monkeypatch.setattr(intact_module, "KEEPS_LOGITS", frozenset())
+
+
+#: Models whose intact logits are needed: capped or scaled, or in 16 bits; and one whose blocks return tuples.
+NEEDED = [*((name, torch.float32) for name in sorted(CAPPED)), ("llama", torch.bfloat16), ("bloom", torch.float16)]
+
+
+def held(intact) -> str:
+    return type(intact._predictions).__name__
+
+
+@pytest.mark.parametrize(("name", "dtype"), NEEDED)
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_logits_that_are_made_again_are_the_ones_that_would_be_kept(as_on_a_gpu, name, dtype, batch_size):
+    model = build(name).to(dtype)
+    again, kept = (Intact(model, WINDOWS, 2, tail_stays=stays) for stays in (True, False))
+    assert (held(again), held(kept)) == ("States", "Logits")
+    assert again.nbytes < 0.6 * kept.nbytes  # 16 numbers a token instead of 48, its number, and the log-sum-exp
+    assert again.outcome == kept.outcome
+    twin, blocks = copy.deepcopy(model), [t for t in catalogue(model).tensors if t.layer is not None]
+    where_blocks = {t.name: np.arange(0, t.size, 3) for t in blocks if t.flat_weights().any()}
+    with perturbed(catalogue(model), where_blocks, NOISE, 0):
+        found, wanted = (evaluate(model, WINDOWS, batch_size, intact=i) for i in (again, kept))
+        truth = true_kl(twin, model)
+    assert found == wanted
+    assert found.kl == pytest.approx(truth, rel=1e-4, abs=5e-6)
+    assert not _patched(model)
+
+
+@pytest.mark.parametrize("promise", [{"head_stays": False, "tail_stays": True}, {"tail_stays": False}, {}])
+def test_logits_are_kept_where_what_makes_them_may_be_damaged(as_on_a_gpu, promise):
+    model = tiny("llama", dtype=torch.bfloat16)
+    twin, intact = copy.deepcopy(model), Intact(model, WINDOWS, **promise)
+    assert held(intact) == "Logits"
+    chosen = {"model.norm.weight": np.arange(0, 16, 2), "lm_head.weight": np.arange(0, 768, 3)}
+    with perturbed(catalogue(model), chosen, NOISE, 0):
+        found, wanted = evaluate(model, WINDOWS, intact=intact).kl, true_kl(twin, model)
+    assert found == pytest.approx(wanted, rel=1e-4, abs=5e-6)
+
+
+def reads_an_earlier_block(model) -> None:
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda _, __, output: seen.append(output))
+    model.model.norm.register_forward_pre_hook(lambda _, args: (args[0] + seen.pop(),))
+
+
+def rounds_anew(model) -> None:
+    calls = []
+    model.lm_head.register_forward_hook(
+        lambda _, __, output: output * (1 + 2.0**-6 * (calls.append(1) or len(calls) % 2))
+    )
+
+
+@pytest.mark.parametrize("strange", [reads_an_earlier_block, rounds_anew])
+def test_logits_are_kept_where_the_tail_does_not_make_them_again_to_the_bit(as_on_a_gpu, strange):
+    model = tiny("llama", dtype=torch.bfloat16)
+    strange(model)
+    assert held(Intact(model, WINDOWS, tail_stays=True)) == "Logits"
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_logits_are_kept_where_the_head_is_offloaded(as_on_a_gpu):
+    model = tiny("llama", dtype=torch.bfloat16)
+    accelerate.cpu_offload(model.lm_head, execution_device="cpu")
+    assert held(Intact(model, WINDOWS, tail_stays=True)) == "Logits"
+
+
+def test_a_plain_head_keeps_no_states_and_on_a_cpu_logits_are_kept(monkeypatch):
+    assert held(Intact(tiny("llama", dtype=torch.bfloat16), WINDOWS, tail_stays=True)) == "Logits"
+    monkeypatch.setattr(intact_module, "KEEPS_LOGITS", frozenset())
+    assert held(Intact(tiny("llama"), WINDOWS, tail_stays=True)) == "Expectations"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("chunk", [1, 48 * 13, 1 << 19])
+def test_divergence_doesn_t_depend_on_how_many_tokens_are_looked_at_together(name, chunk, monkeypatch):
+    model = build(name)
+    intact, wanted = Intact(model, WINDOWS, 2), None
+    with perturbed(catalogue(model), where(model), NOISE, 0):
+        whole = evaluate(model, WINDOWS, 2, intact=intact)
+        monkeypatch.setattr(tokens_module, "ON_CPU", chunk)
+        wanted = evaluate(model, WINDOWS, 2, intact=intact)
+    assert whole == wanted
+
+
+def test_a_batch_of_another_size_than_the_intact_one_has_its_own_windows(as_on_a_gpu):
+    model = tiny("llama")
+    intact = Intact(model, WINDOWS, 2)
+    with perturbed(catalogue(model), where(model), NOISE, 0):
+        apart = [evaluate(model, WINDOWS, n, intact=intact).kl for n in (1, 2, 3, 5)]
+    for kl in apart[1:]:
+        assert kl == pytest.approx(apart[0], rel=1e-4, abs=5e-6)
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -23,6 +23,7 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import HEAD_TOLERANCE, LinearHead, Resumable
 from esa_ray.spec import PerturbSpec
+from tests.questions import questions
 from tests.tiny import _GROUPED, FAMILIES, HEAD, HIDDEN, VOCAB, random_windows, state_bits, summed_nll, tiny
 
 _DEEP = {**_GROUPED, "num_hidden_layers": 4}
@@ -391,3 +392,48 @@ def test_jitter_is_as_large_as_the_rounding_that_float64_shows():
     with torch.no_grad():
         rounding = resumable.intact - np.array([float(summed_nll(twin, window)) for window in windows])
     assert 1 / 4 < np.std(noise) / np.std(rounding) < 4
+
+
+@pytest.mark.parametrize("head_shortcut", [True, False])
+def test_a_device_is_asked_for_all_windows_at_once(head_shortcut):
+    model, counts = tiny("gpt_neox"), []
+    for n in (2, 12):
+        resumable = Resumable(model, random_windows(n), 1, head_shortcut=head_shortcut)
+        with perturbed(
+            catalogue(model), {"gpt_neox.layers.1.mlp.dense_4h_to_h.weight": [3]}, PerturbSpec(kind="zero"), 0
+        ):
+            with questions() as asked:
+                resumable.delta_nll(1)
+            counts.append(asked)
+    assert counts[0] == counts[1]
+    assert counts[0] == {"cpu": 1, "numpy": 1, **({"tolist": 1} if head_shortcut else {})}
+    assert resumable.through_head > 0
+
+
+def test_changes_past_the_head_are_to_the_bit_those_of_each_batch_by_itself():
+    model = tiny("llama")
+    resumable = Resumable(model, random_windows(7), 2)
+    with perturbed(catalogue(model), {"model.layers.1.mlp.down_proj.weight": [3]}, PerturbSpec(kind="zero"), 0):
+        found, wanted = resumable.delta_nll(1), []
+        for number, head in enumerate(resumable._heads):
+            final = []
+            hook = model.lm_head.register_forward_pre_hook(lambda _, args, final=final: final.append(args[0]))
+            resumable.logits(1, number)
+            hook.remove()
+            with torch.inference_mode():
+                delta, _ = head.delta(final[0][:, :-1].flatten(0, 1))
+            wanted += delta.view(-1, 9).sum(-1).tolist()
+    assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError), (KeyError(1), EsaError)],
+)
+def test_a_check_that_runs_out_of_memory_says_nothing_of_the_model(monkeypatch, error, raised):
+    def logits(*_):
+        raise error
+
+    monkeypatch.setattr(Resumable, "logits", logits)
+    with pytest.raises(raised):
+        Resumable(tiny("llama"), WINDOWS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
 from esa_ray.grid import Cell, continuation
 from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.sites import Sites
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known
 
@@ -22,18 +24,32 @@ if TYPE_CHECKING:
 
     from esa_ray.data import Windows
     from esa_ray.models.addressing import Catalogue, WeightTensor
+    from esa_ray.perturb.known import Known
     from esa_ray.spec import DataSpec
 
 #: Share of the memory budget that hidden states of intact passes may take.
 STATES_SHARE = 0.5
 
 
+#: Sets of weights that are known at a time, and how many weights there may be in all of them.
+SETS, LARGEST = 8, 1 << 22
+
+
+@dataclass(frozen=True)
+class _Set:
+    """The weights that a cell damages; its ranking is held so that no other one gets its ``id``."""
+
+    ranking: pa.Table
+    sites: Sites
+    known: dict[str, Known]
+
+
 @dataclass
 class Damaging:
     """Runs cells on a model, which is intact before and after each.
 
-    ``head_stays`` promises that no cell touches the head; ``budget`` are the bytes that it may take above the weights
-    (None: no limit).
+    ``head_stays`` promises that no cell touches the head, ``tail_stays`` that none touches anything after the last
+    block; ``budget`` are the bytes that it may take above the weights (None: no limit).
     """
 
     model: PreTrainedModel
@@ -41,12 +57,17 @@ class Damaging:
     windows: Windows
     data: DataSpec
     head_stays: bool = True
+    tail_stays: bool = False
     budget: int | None = None
+    _sets: OrderedDict[tuple, _Set] = field(default_factory=OrderedDict, init=False, repr=False)
 
     @cached_property
     def intact(self) -> Intact:
         """What the intact model predicts on the evaluation windows; first asked for while it is intact."""
-        return Intact(self.model, self.windows.evaluation, self.data.batch_size, head_stays=self.head_stays)
+        return Intact(
+            self.model, self.windows.evaluation, self.data.batch_size, head_stays=self.head_stays,
+            tail_stays=self.tail_stays,
+        )  # fmt: skip
 
     @cached_property
     def _resumable(self) -> Resumable | None:
@@ -66,8 +87,9 @@ class Damaging:
         return None if fit > self.catalogue.layers else max(1, fit)
 
     def spare_memory(self) -> None:
-        """Forget all hidden states of intact passes; from now on those of one block at a time are kept."""
+        """Forget all hidden states of intact passes and all sets; from now on states of one block are kept."""
         self.__dict__.pop("_resumable", None)
+        self._sets.clear()
         self.budget = 1
 
     def prepared(self, tensors: Sequence[WeightTensor]) -> int | None:
@@ -108,9 +130,21 @@ class Damaging:
         prompts = self.windows.evaluation[: self.data.prompts, : self.data.window // 2]
         return [int(loops(text)) for text in continued(self.model, prompts, continuation(self.data))]
 
+    def _chosen(self, cell: Cell, ranking: pa.Table) -> tuple[Sites, dict[str, Known]]:
+        """The weights of a cell: those of the last few sets are known, since a set is damaged in many ways."""
+        key = (id(ranking), cell.group, cell.k, cell.part)
+        if key not in self._sets:
+            weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part)
+            self._sets[key] = _Set(ranking, Sites(self.catalogue, weights, intact=True), known)
+        self._sets.move_to_end(key)
+        mine = self._sets[key]
+        while len(self._sets) > SETS or (self._sets and sum(s.sites.n for s in self._sets.values()) > LARGEST):
+            self._sets.popitem(last=False)
+        return mine.sites, mine.known
+
     def run(self, cell: Cell, ranking: pa.Table) -> dict[str, Any]:
         """Damage, measure, restore: the columns of what was done and what came of it."""
-        weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part)
+        weights, known = self._chosen(cell, ranking)
         start = self.prepared([self.catalogue[name] for name in weights])
         assert self.intact  # measured before anything is damaged
         with perturbed(self.catalogue, weights, cell.perturbation, cell.draw, known) as edit:

@@ -123,7 +123,7 @@ class Worker:
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
-            budget=memory_budget,
+            tail_stays=all(tensor.layer is not None for tensor in self._scored()), budget=memory_budget,
         )  # fmt: skip
 
     def _read_text(self, expected: str | None) -> tuple[data.Windows, str]:

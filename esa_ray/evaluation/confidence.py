@@ -31,16 +31,22 @@ class Confidence:
     hits: list[int] = field(default_factory=lambda: [0] * BINS)
     nonfinite: int = 0
 
-    def add(self, logits_TV: Tensor, target_T: Tensor) -> None:
-        """Count one window's scored tokens."""
-        finite = torch.isfinite(logits_TV).all(-1)
-        self.nonfinite += int((~finite).sum())
-        p, choice = logits_TV[finite].float().softmax(-1).max(-1)
-        at = (p.double().cpu().numpy() * BINS).astype(int).clip(0, BINS - 1)
-        right = (choice == target_T[finite]).cpu().numpy()
+    def add(self, logits_BTV: Tensor, target_BT: Tensor) -> None:
+        """Count the scored tokens of some windows; a GPU is asked once for all of them."""
+        windows = [torch.stack(_choices(*window)) for window in zip(logits_BTV, target_BT, strict=True)]
+        p, right, finite = torch.stack(windows, dim=1).flatten(1).cpu().numpy()
+        p, right = p[finite > 0], right[finite > 0]
+        at = (p * BINS).astype(int).clip(0, BINS - 1)
+        self.nonfinite += int((finite == 0).sum())
         self.counts = (np.bincount(at, minlength=BINS) + self.counts).tolist()
-        self.sums = (np.bincount(at, p.double().cpu().numpy(), BINS) + self.sums).tolist()
+        self.sums = (np.bincount(at, p, BINS) + self.sums).tolist()
         self.hits = (np.bincount(at, right, BINS).astype(int) + self.hits).tolist()
+
+
+def _choices(logits_TV: Tensor, target_T: Tensor) -> list[Tensor]:
+    """Of each token the probability of the first choice, whether it is right, and whether all logits are finite."""
+    p_T, choice_T = logits_TV.float().softmax(-1).max(-1)
+    return [p_T.double(), (choice_T == target_T).double(), torch.isfinite(logits_TV).all(-1).double()]
 
 
 def confident(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) -> tuple[Outcome, Confidence]:
@@ -57,8 +63,7 @@ def confident(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8) 
 
     def forward(_: int, batch_BT: Tensor) -> Tensor:
         logits_BTV = model(batch_BT, use_cache=False).logits
-        for logits_TV, tokens_T in zip(logits_BTV, batch_BT.to(logits_BTV.device), strict=True):
-            found.add(logits_TV[:-1], tokens_T[1:])
+        found.add(logits_BTV[:, :-1], batch_BT.to(logits_BTV.device)[:, 1:])
         return logits_BTV
 
     return evaluate(model, windows, batch_size, forward=forward), found

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esa_ray.evaluation.outcome import Outcome, evaluate
-from esa_ray.scratch import in_file
+from esa_ray.evaluation.predictions import Expectations, Predictions, ways
+from esa_ray.evaluation.tokens import Divergence
+from esa_ray.models.places import input_device
+from esa_ray.resume.head import linear_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Intact logits beyond this many bytes lie in a file that the page cache serves.
 KEPT_BYTES = 1 << 30
+
+#: Where logits are kept although they could be made again: of SmolLM2-135M in bf16 on one core of a CPU, 8 windows of
+#: 128 tokens take 100 MB instead of 1.2, and their loss with KL 170 ms instead of 340.
+KEEPS_LOGITS = frozenset({"cpu"})
 
 
 class Intact:
@@ -29,9 +35,13 @@ class Intact:
 
     with h′ and z′ the damaged model's; what is small comes out of small differences, and so without cancellation.
     Keeping (SmolLM2-135M: 1,153 numbers instead of 49,152) beats recomputing p, which takes the head a second time
-    for every cell. Any other head (16 bits, capped or scaled logits, or one that
-    is itself damaged) needs the intact logits; these are kept in the dtype they come in, beyond 1 GiB in a file
-    without a name under ``$TMPDIR``.
+    for every cell.
+
+    Any other head (16 bits, capped or scaled logits, or one that is itself damaged) needs the intact logits. On a GPU
+    they are made again for every cell, batch by batch, from what left the last block, by the model's own final norm
+    and head: V/H times less memory, and no transfer. That needs a tail that stays intact, and makes the same bits,
+    which is checked. Everywhere else they are kept in the dtype they come in, beyond 1 GiB in files without a name
+    under ``$TMPDIR``.
 
     Parameters
     ----------
@@ -39,6 +49,8 @@ class Intact:
         Token windows, integers of shape (N, T).
     head_stays
         Promise that no damage touches the head's weights.
+    tail_stays
+        Promise that no damage touches anything that comes after the last block (final norm, head).
 
     Example
     -------
@@ -51,72 +63,75 @@ class Intact:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8, *, head_stays: bool = True):
-        head = model.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
-        #: Whether a few numbers a token are enough.
-        self.compact = plain and head_stays
-        self._windows = np.asarray(windows)
-        #: For each window E_p[W] and h, both (T−1, H), and the log-sum-exp of the logits.
-        self._expected: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._logits: list[Tensor] = []
-        #: Loss of the intact model; its ``kl`` is None.
-        self.outcome = self._gather(model, batch_size)
-        if self.compact and not self._expected:  # its logits are not what its head makes
-            self.compact = False
-            self.outcome = self._gather(model, batch_size)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: np.ndarray,
+        batch_size: int = 8,
+        *,
+        head_stays: bool = True,
+        tail_stays: bool = False,
+    ):
+        windows, plain = np.asarray(windows), linear_head(model) is not None
+        remade = head_stays and tail_stays and input_device(model).type not in KEEPS_LOGITS and not _head_is_away(model)
+        self._predictions: Predictions
+        for self._predictions in ways(
+            model, compact=plain and head_stays, remade=remade, in_files=_large(model, windows)
+        ):
+            outcome = _recorded(model, windows, batch_size, self._predictions)
+            if outcome:
+                #: Loss of the intact model; its ``kl`` is None.
+                self.outcome: Outcome = outcome
+                break
 
-    def _gather(self, model: PreTrainedModel, batch_size: int) -> Outcome:
-        def forward(number: int, batch_BT: Tensor) -> Tensor:
-            with self.watching(model) as seen:
-                logits_BTV = model(batch_BT, use_cache=False).logits
-            self._keep(model, logits_BTV, seen)
-            return logits_BTV
+    @property
+    def compact(self) -> bool:
+        """Whether 2H + 1 numbers a token are enough."""
+        return isinstance(self._predictions, Expectations)
 
-        return evaluate(model, self._windows, batch_size, forward=forward)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held, in memory and in files."""
+        return self._predictions.nbytes
 
-    def _keep(self, model: PreTrainedModel, logits_BTV: Tensor, seen: list[Tensor]) -> None:
-        if not self.compact:
-            n, t = self._windows.shape
-            large = n * t * logits_BTV.shape[-1] * logits_BTV.element_size() > KEPT_BYTES
-            for logits_TV in logits_BTV[:, :-1]:
-                self._logits.append(in_file(logits_TV) if large else logits_TV.cpu().clone())
-            return
-        head = model.get_output_embeddings()
-        if len(seen) != 1 or not torch.equal(head(seen[0]), logits_BTV):
-            return
-        for logits_TV, hidden_TH in zip(logits_BTV[:, :-1], seen[0][:, :-1], strict=True):
-            p_TV = logits_TV.softmax(-1)
-            # In float32 the softmax of a large vocabulary sums to 1 + 10⁻⁵ or so.
-            expected_TH = (p_TV @ head.weight).double() / p_TV.sum(-1, keepdim=True, dtype=torch.float64)
-            self._expected.append((expected_TH.float(), hidden_TH.clone(), logits_TV.logsumexp(-1).double()))
+    def watching(self, model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
+        """Collects what :meth:`against` needs of a damaged model's pass, for the length of a ``with`` block."""
+        return self._predictions.watching()
 
-    @contextmanager
-    def watching(self, model: PreTrainedModel) -> Iterator[list[Tensor]]:
-        """Collects what enters the head, for the length of a ``with`` block; nothing where logits are kept."""
-        seen: list[Tensor] = []
-        if not self.compact:
-            yield seen
-            return
-        hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            yield seen
-        finally:
-            hook.remove()
+    def against(self, windows: slice, seen: list[Tensor], device: torch.device) -> Divergence:
+        """What measures KL(intact ‖ damaged) on some windows, nats; rounding can make it slightly negative.
 
-    def kl(self, window: int, logits_TV: Tensor, partition_T: Tensor, hidden_TH: Tensor | None) -> float:
-        """KL(intact ‖ damaged) summed over a window's scored tokens, nats; rounding can make it slightly negative.
-
-        ``logits_TV`` are the damaged model's, ``partition_T`` their log-sum-exp, ``hidden_TH`` what entered the head.
+        ``seen`` was collected of the damaged model; its logits lie on ``device``.
         """
-        if self.compact:
-            assert hidden_TH is not None
-            here = logits_TV.device  # inputs of a head on another device are seen before they are moved to it
-            expected_TH, intact_TH, intact_T = (x.to(here) for x in self._expected[window])
-            hidden_TH = hidden_TH.to(here)
-            shift_T = (expected_TH.double() * (intact_TH.double() - hidden_TH.double())).sum(-1)
-            return float((shift_T + partition_T - intact_T).sum())
-        before_TV = self._logits[window].to(logits_TV.device).float()
-        p_TV = before_TV.softmax(-1)
-        shift_T = (p_TV * (before_TV - logits_TV)).sum(-1, dtype=torch.float64) / p_TV.sum(-1, dtype=torch.float64)
-        return float((shift_T + partition_T - before_TV.logsumexp(-1).double()).sum())
+        return self._predictions.against(windows, seen, device)
+
+
+def _head_is_away(model: PreTrainedModel) -> bool:
+    """Whether the head would have to be loaded to make logits again."""
+    head = model.get_output_embeddings()
+    return head is not None and any(parameter.is_meta for parameter in head.parameters())
+
+
+def _large(model: PreTrainedModel, windows: np.ndarray) -> bool:
+    width = model.config.get_text_config().vocab_size * model.dtype.itemsize
+    return bool(windows.size * width > KEPT_BYTES)
+
+
+class _Unfit(Exception):
+    """A way to keep predictions doesn't do for this model."""
+
+
+def _recorded(model: PreTrainedModel, windows: np.ndarray, batch_size: int, predictions: Predictions) -> Outcome | None:
+    """The intact model's loss, its predictions kept on the way; None if they can't be kept so."""
+
+    def forward(_: int, batch_BT: Tensor) -> Tensor:
+        with predictions.recording() as seen:
+            logits_BTV = model(batch_BT, use_cache=False).logits
+        if not predictions.keep(batch_BT, logits_BTV, seen):
+            raise _Unfit
+        return logits_BTV
+
+    try:
+        return evaluate(model, windows, batch_size, forward=forward)
+    except _Unfit:
+        return None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from esa_ray.evaluation.sequential import SignTest
+from esa_ray.evaluation.tokens import Divergence, scored
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
 
@@ -62,10 +63,10 @@ class Reference(Protocol):
         """Its loss."""
 
     def watching(self, model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
-        """Collects what :meth:`kl` needs of a forward pass, for the length of a ``with`` block."""
+        """Collects what :meth:`against` needs of a forward pass, for the length of a ``with`` block."""
 
-    def kl(self, window: int, logits_TV: Tensor, partition_T: Tensor, hidden_TH: Tensor | None) -> float:
-        """KL(undamaged ‖ damaged) summed over a window's scored tokens, nats."""
+    def against(self, windows: slice, seen: list[Tensor], device: torch.device) -> Divergence:
+        """What measures KL(undamaged ‖ damaged) on some windows, whose logits lie on ``device``."""
 
 
 @torch.inference_mode()
@@ -81,7 +82,7 @@ def evaluate(
     """Next-token loss of a model on token windows of shape (N, T).
 
     Each window has T−1 scored tokens; the first is context only. Log-probabilities are taken from fp32
-    logits, one window at a time, and summed in float64.
+    logits, a few tokens at a time, and summed in float64 where the logits are: a GPU is asked once for all windows.
 
     Parameters
     ----------
@@ -103,20 +104,27 @@ def evaluate(
     """
     windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
     test = SignTest(error_rate) if error_rate is not None and intact else None
-    nll: list[float] = []
-    hits: list[int] = []
-    kl: list[float] = []
+    found: list[Tensor] = []
     for number, batch_BT in enumerate(windows_NT.split(batch_size)):
-        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
-        with eval_mode(model), intact.watching(model) if intact else nothing as seen:
-            logits_BTV = forward(number, batch_BT) if forward else model(batch_BT, use_cache=False).logits
-        for row, (logits_TV, tokens_T) in enumerate(zip(logits_BTV, batch_BT.to(logits_BTV.device), strict=True)):
-            scores_TV, target_T = logits_TV[:-1].float(), tokens_T[1:]
-            partition_T = scores_TV.logsumexp(-1).double()
-            nll.append(float((partition_T - scores_TV.gather(-1, target_T[:, None])[:, 0].double()).sum()))
-            hits.append(int((scores_TV.argmax(-1) == target_T).sum()))
-            if intact:
-                kl.append(intact.kl(len(kl), scores_TV, partition_T, seen[0][row, :-1] if seen else None))
-        if test and intact and test.decides(np.subtract(nll, intact.outcome.nll[: len(nll)])):
-            break
-    return Outcome(nll=nll, tokens=[windows_NT.shape[1] - 1] * len(nll), hits=hits, kl=kl if intact else None)
+        found.append(_batch(model, number, batch_BT, batch_size, intact, forward))
+        if test and intact:
+            nll = torch.cat(found)[:, 0].tolist()
+            if test.decides(np.subtract(nll, intact.outcome.nll[: len(nll)])):
+                break
+    nll, hits, *kl = torch.cat(found).T.tolist()
+    return Outcome(
+        nll=nll, tokens=[windows_NT.shape[1] - 1] * len(nll), hits=list(map(int, hits)), kl=kl[0] if kl else None
+    )
+
+
+def _batch(
+    model: PreTrainedModel, number: int, batch_BT: Tensor, batch_size: int, intact: Reference | None,
+    forward: Forward | None,
+) -> Tensor:  # fmt: skip
+    """Loss, hits and divergence of a batch's windows, as :func:`scored` gives them."""
+    nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+    with eval_mode(model), intact.watching(model) if intact else nothing as seen:
+        logits_BTV = forward(number, batch_BT) if forward else model(batch_BT, use_cache=False).logits
+    here, first = logits_BTV.device, number * batch_size
+    divergence = intact.against(slice(first, first + len(batch_BT)), seen, here) if intact else None
+    return scored(logits_BTV, batch_BT.to(here), divergence)

@@ -23,7 +23,7 @@ from torch import nn
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.components import Part, parts_by_name, single
-from esa_ray.models.places import Place, values, weight_places, write
+from esa_ray.models.places import Place, bits, values, weight_places, write
 from esa_ray.models.structure import infer
 from esa_ray.spec import COMPONENTS
 
@@ -122,7 +122,8 @@ class WeightTensor:
         if self.offloaded:
             write(self.places, at, new)
         else:
-            self.flat_weights()[at] = new
+            # As integers: `scatter_` computes on 16-bit floats, and a NaN would lose its payload.
+            bits(self.flat_weights()).scatter_(0, at, bits(new))
 
     def locate(self, flat: np.ndarray) -> dict[str, np.ndarray | list]:
         """Flat indices → their component, expert, row and col."""

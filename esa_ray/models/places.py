@@ -89,14 +89,26 @@ class _Edited(Mapping[str, Tensor]):
             before, values = self.edits[key]
             keep = ~torch.isin(before, at)
             at, new = torch.cat([before[keep], at]), torch.cat([values[keep], new])
-        differs = (_bytes(beneath[at]) != _bytes(new)).any(dim=1)
-        self.edits.pop(key, None)
-        if differs.any():
-            self.edits[key] = at[differs], new[differs]
+        differs = bits(beneath[at]) != bits(new)
+        at, new = at[differs], new[differs]
+        # Nothing is forgotten until all is made: where memory runs out on the way, the edits are what they were.
+        if len(at):
+            self.edits[key] = at, new
+        else:
+            self.edits.pop(key, None)
 
 
-def _bytes(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.uint8).view(len(values), -1)
+#: Integers of a number's width, by its bytes.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(values: Tensor) -> Tensor:
+    """Stored numbers as integers of the same width, in the same memory, so that NaNs, too, equal themselves.
+
+    >>> bits(torch.tensor([1.0, -0.0], dtype=torch.bfloat16)).tolist()
+    [16256, -32768]
+    """
+    return values.view(_INTEGERS[values.element_size()])
 
 
 def _source(stored: Any, key: str) -> Tensor | Hashable:

@@ -6,18 +6,20 @@ originals back and checks them bit for bit. The model is never cloned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esa_ray.models.addressing import Catalogue, WeightTensor
-from esa_ray.perturb.bits import LAYOUT
+from esa_ray.models.addressing import Catalogue
+from esa_ray.models.places import bits
 from esa_ray.perturb.kinds import KINDS, Target
 from esa_ray.perturb.known import Known
+from esa_ray.perturb.sites import Group, Sites
 from esa_ray.spec import PerturbSpec
 
 
@@ -26,7 +28,7 @@ class NothingChangedError(RuntimeError):
 
 
 class NotRestoredError(RuntimeError):
-    """The weights differ from the originals after an edit: the model must not be used further."""
+    """The weights differ from the originals after an edit, or may: the model must not be used further."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +41,105 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class _Write:
-    weights: WeightTensor
-    at: Tensor
+class Write:
+    """New values for the weights of a group, beside those that stand there.
+
+    ``differ`` and ``any_differs`` are memory for truth values, one a weight and one for all of them: taking an edit
+    back is to ask for no memory, since that may have run out.
+    """
+
+    group: Group
     old: Tensor
     new: Tensor
+    differ: Tensor = field(init=False)
+    any_differs: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, shape in (("differ", self.old.shape), ("any_differs", ())):
+            object.__setattr__(self, name, torch.empty(shape, dtype=torch.bool, device=self.old.device))
+
+    def apply(self) -> None:
+        """Let the new values stand."""
+        for tensor, at, mine in zip(self.group.tensors, self.group.at, self._parts(self.new), strict=True):
+            tensor.write(at, mine)
+
+    def take_back(self) -> list[BaseException]:
+        """Let the old values stand again in every tensor that lets itself be written to; what others raise."""
+        failures: list[BaseException] = []
+        for tensor, at, mine in zip(self.group.tensors, self.group.at, self._parts(self.old), strict=True):
+            try:
+                tensor.write(at, mine)
+            except BaseException as error:  # whatever it is, the other tensors are to be restored
+                failures.append(error)
+        return failures
+
+    def check(self) -> Tensor:
+        """Whether a weight is not, bit for bit, what it was; the new values are written over by it."""
+        now = self.group.gathered(out=self.new)
+        torch.ne(bits(now), bits(self.old), out=self.differ)
+        return torch.any(self.differ, out=self.any_differs)
+
+    def _parts(self, values: Tensor) -> Sequence[Tensor]:
+        return values.split(self.group.sizes)
+
+    def summary(self) -> Tensor:
+        """How many weights change, and the square of the change's norm: float64, shape (2,)."""
+        # By value, so that −0 for 0 is no change; and by bits, since NaN differs from itself by value.
+        changed = (self.new != self.old) & (bits(self.new) != bits(self.old))
+        delta = self.new.double() - self.old.double()
+        return torch.stack([changed.sum().double(), delta.dot(delta)])
 
 
-def _bits(values: Tensor) -> Tensor:
-    view = LAYOUT.get(values.dtype)
-    return values.view(view[0]) if view else values
+def _restore(writes: Sequence[Write]) -> None:
+    """Let the old values stand again.
+
+    Raises
+    ------
+    NotRestoredError
+        From whatever was raised on the way, or if any weight is not bit for bit what it was.
+    """
+    failures = [error for write in writes for error in write.take_back()]
+    if failures:
+        raise NotRestoredError("writing back the originals of an edit failed") from failures[0]
+    try:
+        flags = [write.check() for write in writes]
+        differs = any(flags)
+    except BaseException as error:
+        raise NotRestoredError("whether an edit was taken back could not be checked") from error
+    if differs:
+        raise NotRestoredError("a perturbed weight was not restored bit for bit")
 
 
-def _target(tensor: WeightTensor, flat: np.ndarray, draw: tuple[int, ...], known: Known) -> Target:
-    if len(np.unique(flat)) != len(flat):
-        raise ValueError(f"{tensor.name}: a weight is addressed twice")
-    weights = tensor.flat_weights()
-    if len(flat) and not 0 <= flat.min() <= flat.max() < len(weights):
-        raise ValueError(f"{tensor.name}: a flat index is outside 0 … {len(weights) - 1}")
-    return Target(tensor, flat, weights[torch.tensor(flat, device=weights.device)], weights, draw, known)
+@contextmanager
+def written(writes: Sequence[Write]) -> Iterator[None]:
+    """New values for the length of a ``with`` block, then the old ones, bit for bit.
+
+    Raises
+    ------
+    NotRestoredError
+        If that fails, whatever the reason.
+    """
+    try:
+        for write in writes:
+            write.apply()
+        yield
+    finally:
+        _restore(writes)
 
 
-def _plan(target: Target, spec: PerturbSpec) -> _Write:
-    at = torch.tensor(target.flat, device=target.values.device)
-    return _Write(target.weights, at, target.values, KINDS[spec.kind](target, spec))
+def _planned(sites: Sites, spec: PerturbSpec, draw: tuple[int, ...], known: Mapping[str, Known]) -> list[Write]:
+    nothing = Known()
+    targets = [
+        Target(group, group.gathered(), draw, tuple(known.get(tensor.name, nothing) for tensor in group.tensors))
+        for group in sites.groups
+    ]
+    whole = [replace(target, whole=targets) for target in targets]
+    return [Write(target.group, target.values, KINDS[spec.kind](target, spec)) for target in whole]
 
 
-def _changed(w: _Write) -> Tensor:
-    # By value, so that −0 for 0 is no change; and by bits, since NaN differs from itself by value.
-    return (w.new != w.old) & (_bits(w.new) != _bits(w.old))
-
-
-def _summary(writes: list[_Write]) -> Applied:
-    delta = [(w.new.double() - w.old.double()).cpu().numpy() for w in writes]
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = float(np.sqrt(sum(float(np.dot(d, d)) for d in delta)))
-    return Applied(
-        n_weights=sum(len(w.at) for w in writes),
-        n_changed=sum(int(_changed(w).sum()) for w in writes),
-        delta_norm=norm,
-    )
+def _summary(writes: Sequence[Write], n: int) -> Applied:
+    changed, squares = zip(*[write.summary().tolist() for write in writes], strict=True) if writes else ((), ())
+    return Applied(n_weights=n, n_changed=int(sum(changed)), delta_norm=math.sqrt(sum(squares)))
 
 
 @contextmanager
@@ -94,7 +155,7 @@ def perturbed(
     Parameters
     ----------
     chosen
-        Flat indices by tensor name, each weight once.
+        Flat indices by tensor name, each weight once; as :class:`Sites` where a set is damaged again and again.
     seed
         Names the random stream of kinds that draw.
     known
@@ -108,7 +169,7 @@ def perturbed(
     NothingChangedError
         If not one weight changed its value.
     NotRestoredError
-        If the weights are not bit-identical to the originals at the end.
+        If the weights are not bit-identical to the originals at the end, or that can't be told.
 
     Example
     -------
@@ -121,18 +182,10 @@ def perturbed(
     2
     """
     draw = (seed,) if isinstance(seed, int) else tuple(seed)
-    facts = known or {}
-    targets = [_target(catalogue[name], flat, draw, facts.get(name, Known())) for name, flat in chosen.items()]
-    writes = [_plan(replace(target, whole=targets), spec) for target in targets]
-    applied = _summary(writes)
+    sites = chosen if isinstance(chosen, Sites) else Sites(catalogue, chosen)
+    writes = _planned(sites, spec, draw, known or {})
+    applied = _summary(writes, sites.n)
     if applied.n_changed == 0:
         raise NothingChangedError(f"{spec.label} changed none of {applied.n_weights} weights")
-    try:
-        for w in writes:
-            w.weights.write(w.at, w.new)
+    with written(writes):
         yield applied
-    finally:
-        for w in writes:
-            w.weights.write(w.at, w.old)
-        if not all(torch.equal(_bits(w.weights.flat_weights()[w.at]), _bits(w.old)) for w in writes):
-            raise NotRestoredError("a perturbed weight was not restored bit for bit")

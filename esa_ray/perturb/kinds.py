@@ -1,9 +1,13 @@
-"""The kinds of damage: old values in, new values out, nothing applied yet."""
+"""The kinds of damage: old values in, new values out, nothing applied yet.
+
+A kind sees all weights of a set that lie on one device in one dtype as one vector, and computes in float64 there:
++, −, ×, ÷ and √ round alike on every device. Draws and what is known of weights come from the host, in one upload.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from esa_ray.errors import EsaError
+from esa_ray.perturb import sites
 from esa_ray.perturb.bits import flip, random_masks
 from esa_ray.perturb.known import Known
 from esa_ray.randomness import normal, stream_key
@@ -20,78 +25,51 @@ from esa_ray.spec import PerturbSpec
 
 if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
-
-#: Weights of a tensor that are looked at together, so that a large one needs no second copy of itself.
-CHUNK = 1 << 22
+    from esa_ray.perturb.sites import Group
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The weights of one tensor that are to be damaged; ``draw`` names the random stream, ``whole`` all of the set."""
+    """Weights that are to be damaged; ``draw`` names the random stream, ``whole`` all of the set.
 
-    weights: WeightTensor
-    flat: np.ndarray
+    ``known`` has an entry for each tensor of the group.
+    """
+
+    group: Group
     values: Tensor
-    all_weights: Tensor
     draw: tuple[int, ...]
-    known: Known = field(default_factory=Known)
+    known: tuple[Known, ...]
     whole: Sequence[Target] = field(default=(), repr=False)
 
-    @property
-    def tensor(self) -> str:
-        """Its name."""
-        return self.weights.name
-
     @cached_property
-    def old(self) -> np.ndarray:
+    def old(self) -> Tensor:
         """The values in float64."""
-        return self.values.double().cpu().numpy()
+        return self.values.double()
 
-    def made(self, new: np.ndarray) -> Tensor:
+    def made(self, new: Tensor) -> Tensor:
         """New values in the weights' own dtype, rounded once."""
-        return torch.as_tensor(new).to(self.values.device, self.values.dtype)
+        return new.to(self.values.dtype, copy=True)  # what is remembered of tensors is not to be written over
 
-    def facts(self, name: str) -> np.ndarray:
-        """Score or gradient of the weights.
+    def of_each(self, draws: Callable[[WeightTensor, np.ndarray], np.ndarray]) -> np.ndarray:
+        """A float64 number for each weight, made on the host from a tensor and the flat indices of its weights."""
+        return np.concatenate([draws(t, flat) for t, flat in zip(self.group.tensors, self.group.flats, strict=True)])
+
+    def facts(self, name: str) -> list[np.ndarray]:
+        """Score or gradient of the weights, tensor by tensor.
 
         Raises
         ------
         EsaError
             If it isn't known.
         """
-        found = getattr(self.known, name)
-        if found is None or not np.isfinite(found).all():
-            raise EsaError(f"this kind of damage needs the {name} of every weight, and {self.tensor} has none")
-        return found
-
-    @cached_property
-    def lines(self) -> np.ndarray:
-        """Which output row (of which expert) each weight belongs to, as one number a weight."""
-        place = self.weights.locate(self.flat)
-        experts = np.array(place["expert"]) if self.weights.experts else 0
-        return experts * self.weights.rows + np.asarray(place["row"])
+        pairs = zip(self.group.tensors, self.known, strict=True)
+        return [_fact(tensor, getattr(known, name), name) for tensor, known in pairs]
 
 
-def _pieces(values: Tensor) -> Iterator[Tensor]:
-    return (piece.double() for piece in values.split(CHUNK))
-
-
-def _mean_and_std(values: Tensor) -> tuple[float, float]:
-    """Mean and (population) standard deviation of a whole tensor, in float64."""
-    n, mean = values.numel(), sum(float(p.sum()) for p in _pieces(values)) / values.numel()
-    return mean, math.sqrt(sum(float((p - mean).square().sum()) for p in _pieces(values)) / n)
-
-
-def _of_lines(target: Target, statistic: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """A statistic of every weight's own output row; ``statistic`` maps (lines, inputs) to (lines,)."""
-    tensor = target.weights
-    if len(tensor.shape) == 1:
-        return statistic(target.all_weights.view(-1, 1).double())[torch.as_tensor(target.lines)].cpu().numpy()
-    lines, where = np.unique(target.lines, return_inverse=True)
-    matrices = target.all_weights.view(-1, *tensor.shape[-2:])
-    expert, row = torch.as_tensor(lines // tensor.rows), torch.as_tensor(lines % tensor.rows)
-    mine = matrices[expert, :, row] if tensor.transposed else matrices[expert, row]
-    return statistic(mine.double()).cpu().numpy()[where]
+def _fact(tensor: WeightTensor, found: np.ndarray | None, name: str) -> np.ndarray:
+    if found is None or not np.isfinite(found).all():
+        raise EsaError(f"this kind of damage needs the {name} of every weight, and {tensor.name} has none")
+    return found
 
 
 def sign_flip(target: Target, spec: PerturbSpec) -> Tensor:
@@ -108,7 +86,7 @@ def zero(target: Target, spec: PerturbSpec) -> Tensor:
 
 def set_mean(target: Target, spec: PerturbSpec) -> Tensor:
     """w → the mean of its tensor."""
-    return target.made(np.full_like(target.old, _mean_and_std(target.all_weights)[0]))
+    return target.made(target.group.of_tensors(sites.mean))
 
 
 def scale(target: Target, spec: PerturbSpec) -> Tensor:
@@ -116,19 +94,24 @@ def scale(target: Target, spec: PerturbSpec) -> Tensor:
     return target.made(_strength(spec) * target.old)
 
 
-def _spread(target: Target, relative_to: str | None) -> np.ndarray | float:
+def _spread(target: Target, relative_to: str | None) -> Tensor:
     """What noise is scaled by: |w|, or the standard deviation of the tensor."""
-    return _mean_and_std(target.all_weights)[1] if relative_to == "tensor" else np.abs(target.old)
+    return target.group.of_tensors(sites.standard_deviation) if relative_to == "tensor" else target.old.abs()
 
 
 def _own_noise(target: Target) -> np.ndarray:
     """ε ~ N(0, 1) of (draw, weight): the same at every strength and in every set that holds the weight."""
-    return normal(stream_key(*target.draw, "gauss_noise", target.tensor), target.flat)
+    return target.of_each(lambda tensor, flat: normal(stream_key(*target.draw, "gauss_noise", tensor.name), flat))
 
 
 def gauss_noise(target: Target, spec: PerturbSpec) -> Tensor:
     """w + σ·|w|·ε (relative to the weight) or w + σ·std(tensor)·ε (relative to its tensor), ε ~ N(0, 1)."""
-    return target.made(target.old + _strength(spec) * _spread(target, spec.relative_to) * _own_noise(target))
+    return _noisy(target, spec, _own_noise(target))
+
+
+def _noisy(target: Target, spec: PerturbSpec, epsilon: np.ndarray) -> Tensor:
+    scaled = _strength(spec) * _spread(target, spec.relative_to) * target.group.upload(epsilon)
+    return target.made(target.old + scaled)
 
 
 def correlated(target: Target, spec: PerturbSpec) -> Tensor:
@@ -137,17 +120,24 @@ def correlated(target: Target, spec: PerturbSpec) -> Tensor:
     Cov(Δ_i, Δ_j) = σ²·s_i·s_j for weights that share a draw, with s the scale of each, and 0 for others. A tensor
     outside the blocks is a layer of its own; a component's draw is shared by all layers.
     """
-    tensor = target.weights
+
+    def of_component(tensor: WeightTensor, flat: np.ndarray) -> np.ndarray:
+        drawn = [_one_draw(target, "component", part.component) for part in tensor.parts]
+        return np.array(drawn)[tensor.part_of(flat)]
+
+    def of_layer(tensor: WeightTensor, flat: np.ndarray) -> np.ndarray:
+        return np.full(len(flat), _one_draw(target, "layer", tensor.name if tensor.layer is None else tensor.layer))
+
     if spec.shared == "row":
-        epsilon = normal(stream_key(*target.draw, "correlated row", tensor.name), target.lines)
-    elif spec.shared == "layer":
-        layer = tensor.name if tensor.layer is None else tensor.layer
-        epsilon = normal(stream_key(*target.draw, "correlated layer", layer), np.zeros(1))
+        keys = [stream_key(*target.draw, "correlated row", tensor.name) for tensor in target.group.tensors]
+        epsilon = np.concatenate([normal(*pair) for pair in zip(keys, target.group.lines, strict=True)])
     else:
-        drawn = [float(normal(stream_key(*target.draw, "correlated component", p.component), np.zeros(1))[0])
-                 for p in tensor.parts]  # fmt: skip
-        epsilon = np.array(drawn)[tensor.part_of(target.flat)]
-    return target.made(target.old + _strength(spec) * _spread(target, spec.relative_to) * epsilon)
+        epsilon = target.of_each(of_layer if spec.shared == "layer" else of_component)
+    return _noisy(target, spec, epsilon)
+
+
+def _one_draw(target: Target, shared: str, unit: object) -> float:
+    return float(normal(stream_key(*target.draw, f"correlated {shared}", unit), np.zeros(1))[0])
 
 
 def adaptive(target: Target, spec: PerturbSpec) -> Tensor:
@@ -157,19 +147,32 @@ def adaptive(target: Target, spec: PerturbSpec) -> Tensor:
     weight, but spent where the score is. "row": a = root mean square of the weight's own output row.
     """
     if spec.adapt == "row":
-        a = _of_lines(target, lambda lines_LI: lines_LI.square().mean(-1).sqrt())
+        a = target.group.of_rows(sites.row_root_mean_square)
+        scaled = _strength(spec) * a * target.group.upload(_own_noise(target))
     else:
-        a = target.facts("score") * _weight_per_score(target)
-    return target.made(target.old + _strength(spec) * a * _own_noise(target))
+        scores = zip(target.facts("score"), _weight_per_score(target), strict=True)
+        own = np.concatenate([score * per_score for score, per_score in scores])
+        scaled = target.group.upload(_strength(spec) * own * _own_noise(target))
+    return target.made(target.old + scaled)
 
 
-def _weight_per_score(target: Target) -> float:
-    """‖w‖/‖s‖ over the set: the one that the weights are part of, so that a part is damaged as it is in the whole."""
-    if target.known.weight_per_score is not None:
-        return target.known.weight_per_score
-    squares = [(float(t.old @ t.old), float(t.facts("score") @ t.facts("score"))) for t in target.whole or [target]]
-    weight, score = (math.fsum(s) for s in zip(*squares, strict=True))
-    return math.sqrt(weight / score) if score > 0 else 0.0
+def _weight_per_score(target: Target) -> Iterable[float]:
+    """‖w‖/‖s‖ over the set, for each tensor: that of the set which its weights are part of.
+
+    So a part of a set is damaged as it is in the whole.
+    """
+    given = [known.weight_per_score for known in target.known]
+    mine = _of_this_set(target.whole or [target]) if None in given else 0.0
+    return [mine if one is None else one for one in given]
+
+
+def _of_this_set(whole: Sequence[Target]) -> float:
+    weight, score = [], []
+    for target in whole:
+        olds = np.split(target.old.cpu().numpy(), np.cumsum(target.group.sizes)[:-1])
+        weight += [float(old @ old) for old in olds]
+        score += [float(s @ s) for s in target.facts("score")]
+    return math.sqrt(math.fsum(weight) / math.fsum(score)) if math.fsum(score) > 0 else 0.0
 
 
 def gradient_aligned(target: Target, spec: PerturbSpec) -> Tensor:
@@ -183,7 +186,8 @@ def gradient_opposed(target: Target, spec: PerturbSpec) -> Tensor:
 
 
 def _along(target: Target, step: float) -> Tensor:
-    return target.made(target.old + step * np.abs(target.old) * np.sign(target.facts("gradient")))
+    signs = target.group.upload(np.sign(np.concatenate(target.facts("gradient"))))
+    return target.made(target.old + step * target.old.abs() * signs)
 
 
 def quantize(target: Target, spec: PerturbSpec) -> Tensor:
@@ -193,21 +197,20 @@ def quantize(target: Target, spec: PerturbSpec) -> Tensor:
     the row or tensor as they stand, damaged or not.
     """
     levels = 2 ** (int(_strength(spec)) - 1) - 1
-    if spec.per == "tensor":
-        largest: np.ndarray | float = max(float(p.abs().max()) for p in _pieces(target.all_weights))
-    else:
-        largest = _of_lines(target, lambda lines_LI: lines_LI.abs().amax(-1))
-    step = np.asarray(largest) / levels
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rounded = np.where(step > 0, np.round(target.old / step) * step, 0.0)
-    return target.made(rounded)
+    group = target.group
+    most = group.of_tensors(sites.largest) if spec.per == "tensor" else group.of_rows(sites.row_largest)
+    step = sites.quotient(most, levels)
+    return target.made(torch.where(step > 0, (target.old / step).round() * step, 0.0))
 
 
 def bit_flip(target: Target, spec: PerturbSpec) -> Tensor:
     """XOR of the stored bits, each bit of the class with probability p; NaN and infinity can come out."""
-    p, bits = _strength(spec), str(spec.bits)
-    masks = random_masks(target.values.dtype, bits, p, target.flat, *target.draw, "bit_flip", target.tensor)
-    return flip(target.values, masks)
+    p, bits, dtype = _strength(spec), str(spec.bits), target.values.dtype
+    masks = [
+        random_masks(dtype, bits, p, flat, *target.draw, "bit_flip", tensor.name)
+        for tensor, flat in zip(target.group.tensors, target.group.flats, strict=True)
+    ]
+    return flip(target.values, np.concatenate(masks))
 
 
 def progressive(target: Target, spec: PerturbSpec) -> Tensor:
@@ -216,7 +219,7 @@ def progressive(target: Target, spec: PerturbSpec) -> Tensor:
     end = KINDS[spec.toward.kind](target, spec.toward)
     if spec.strength == 1.0:
         return end
-    return target.made(target.old + _strength(spec) * (end.double().cpu().numpy() - target.old))
+    return target.made(target.old + _strength(spec) * (end.double() - target.old))
 
 
 def _strength(spec: PerturbSpec) -> float:

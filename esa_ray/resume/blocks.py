@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +13,14 @@ from torch import Tensor, nn
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.addressing import _blocks
+from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
 from esa_ray.perturb.bits import LAYOUT
 from esa_ray.randomness import rademacher, stream_key
-from esa_ray.resume.head import LinearHead, token_nll
+from esa_ray.resume.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
+from esa_ray.resume.head import LinearHead, linear_head, token_nll
+from esa_ray.resume.recording import Recording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,98 +30,12 @@ if TYPE_CHECKING:
 #: A resumed intact model may differ from the intact pass by this much, in nats per token.
 RESUME_TOLERANCE = 1e-5
 
-Forward = Callable[..., Any]
-
-
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Other forwards for some modules, for the length of a ``with`` block; hooks and attributes stay."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward
-        yield
-    finally:
-        for module, forward_before in before.items():
-            vars(module).pop("forward", None)
-            if forward_before is not None:
-                vars(module)["forward"] = forward_before
-
 
 @torch.inference_mode()
 def _jitter(state: Tensor, key: int) -> Tensor:
     bits = LAYOUT[state.dtype][0]
     signs = torch.from_numpy(rademacher(key, state.numel())).view(state.shape).to(state.device, bits)
     return torch.where(state == 0, state, (state.contiguous().view(bits) + signs).view(state.dtype))
-
-
-def _hidden(args: tuple, kwargs: dict) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _like(hidden: Tensor, length: int | None) -> Tensor | tuple:
-    """As a block returned it: a tensor, or a tuple that begins with it."""
-    return hidden if length is None else (hidden, *[None] * (length - 1))
-
-
-def _hand_through(length: int | None, *args: Any, **kwargs: Any) -> Tensor | tuple:
-    """A block that does nothing."""
-    return _like(_hidden(args, kwargs), length)
-
-
-def _fed(forward: Forward, state: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A block on another hidden state than the one it is called with."""
-    return forward(state, *args[1:], **kwargs) if args else forward(**kwargs | {"hidden_states": state})
-
-
-def _catch(final: list[Tensor], hidden_BTH: Tensor) -> Tensor:
-    """A head that keeps its input and makes next to nothing of it."""
-    final.append(hidden_BTH)
-    return hidden_BTH[..., :1]
-
-
-@dataclass
-class _Pass:
-    """What an intact forward pass of one batch shows on its way."""
-
-    #: What entered each block; None where it isn't held.
-    states: list[Tensor | None] = field(default_factory=list)
-    #: Which blocks' states are held; None: all.
-    held: Container[int] | None = None
-    #: How each block returned its state: None as a tensor, else the length of a tuple.
-    lengths: list[int | None] = field(default_factory=list)
-    last: list[Tensor] = field(default_factory=list)
-    #: Modules called before the end of the last block, and after it.
-    early: set[nn.Module] = field(default_factory=set)
-    late: set[nn.Module] = field(default_factory=set)
-    #: Inputs and outputs of the head.
-    head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        wanted = self.held is None or len(self.states) in self.held
-        self.states.append(_hidden(args, kwargs) if wanted else None)
-
-    def leave(self, _: nn.Module, __: tuple, output: Any) -> None:
-        self.lengths.append(len(output) if isinstance(output, tuple) else None)
-        self.last = [output[0] if isinstance(output, tuple) else output]
-
-    def multiply(self, _: nn.Module, args: tuple, output: Tensor) -> None:
-        self.head.append((args[0], output))
-
-    def call(self, depth: int, module: nn.Module) -> None:
-        (self.late if len(self.lengths) == depth else self.early).add(module)
-
-    def run(self, model: PreTrainedModel, stack: list[nn.Module], outside: list[nn.Module], batch_BT: Tensor) -> Tensor:
-        """The logits, with all else noted; the model's hooks are what they were afterwards."""
-        with ExitStack() as hooks:
-            for block in stack:
-                hooks.callback(block.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
-                hooks.callback(block.register_forward_hook(self.leave).remove)
-            for module in outside:
-                hooks.callback(module.register_forward_pre_hook(lambda m, _: self.call(len(stack), m)).remove)
-            if model.get_output_embeddings() is not None:
-                hooks.callback(model.get_output_embeddings().register_forward_hook(self.multiply).remove)
-            return model(batch_BT, use_cache=False).logits
 
 
 class _Caught(Exception):
@@ -184,6 +100,7 @@ class Resumable:
         #: Resuming at these is checked against the intact loss.
         checked = {self.depth // 2, self.depth - 1, self.depth}
         self._hold = hold
+        self._linear = linear_head(model) if head_shortcut else None
         passes = [self._record(batch_BT, None if hold is None else checked) for batch_BT in self._batches]
         #: Summed NLL of each window of the intact model, nats, float64, shape (N,).
         self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
@@ -191,7 +108,7 @@ class Resumable:
             raise EsaError("the intact model's loss is NaN or infinite, so no damage can be measured; try --dtype fp32")
         self._states = [[*p.states, p.last[0]] for p in passes]
         self._lengths, self._late = passes[0].lengths, passes[0].late - passes[0].early
-        self._heads = self._shortcuts(passes) if head_shortcut else []
+        self._heads = self._shortcuts(passes)
         self._verify(checked)
         self._recent = sorted(checked - {self.depth}, reverse=True)
         self._evict()
@@ -223,7 +140,7 @@ class Resumable:
         found: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            found.append(_hidden(args, kwargs))
+            found.append(hidden(args, kwargs))
             raise _Caught
 
         hook = self._stack[layer].register_forward_pre_hook(catch, with_kwargs=True)
@@ -236,26 +153,26 @@ class Resumable:
             hook.remove()
         return found[0]
 
-    def _record(self, batch_BT: Tensor, held: Container[int] | None) -> _Pass:
+    def _record(self, batch_BT: Tensor, held: Container[int] | None) -> Recording:
         modules = self._model.named_modules()
         outside = [m for name, m in modules if m._parameters and not name.startswith(self._prefix)]
-        seen = _Pass(held=held)
+        seen = Recording(held=held)
         with eval_mode(self._model):
-            logits_BTV = seen.run(self._model, self._stack, outside, batch_BT)
+            logits_BTV = seen.run(self._model, self._stack, outside, self._linear, batch_BT)
         if len(seen.states) != self.depth or len(seen.lengths) != self.depth:
             raise EsaError(f"{type(self._model).__name__} does not run each block once; it can't be resumed")
         self._nll.append(_nll(logits_BTV, batch_BT))
-        seen.head = [(given, made) for given, made in seen.head if torch.equal(made, logits_BTV)]
+        # accelerate moves logits back to where the tokens are: the head's own may lie on another device.
+        seen.final = [given for given, made in seen.head if torch.equal(made.to(logits_BTV.device), logits_BTV)]
+        seen.head.clear()
         return seen
 
-    def _shortcuts(self, passes: list[_Pass]) -> list[LinearHead]:
+    def _shortcuts(self, passes: list[Recording]) -> list[LinearHead]:
         """One for each batch; none if the head isn't a plain linear map to the logits."""
-        head = self._model.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.weight.dtype == torch.float32 and not head.weight.is_meta
-        if not plain or any(len(p.head) != 1 for p in passes):
+        if self._linear is None or any(len(p.final) != 1 for p in passes):
             return []
         pairs = zip(self._batches, passes, strict=True)
-        return [LinearHead(head, p.head[0][0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
+        return [LinearHead(self._linear, p.final[0][:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b, p in pairs]
 
     def _verify(self, layers: set[int]) -> None:
         why = (
@@ -267,6 +184,8 @@ class Resumable:
             off = [self._run(layer, whole_head=True) for layer in layers]
             off += [self._run(self.depth - 1, whole_head=not self._heads)]
         except Exception as error:  # whatever a model raises that misses what its earlier blocks would have left
+            if out_of_memory(error):
+                raise
             raise EsaError(f"{why} ({first_line(error)})") from error
         if not (np.abs(off) <= RESUME_TOLERANCE * np.array(self.tokens)).all():
             raise EsaError(why)
@@ -285,7 +204,7 @@ class Resumable:
     def logits(self, layer: int | None, number: int) -> Tensor:
         """Logits (B, T, V) of a batch, by its number, of the model as it is now; ``layer`` as for :meth:`delta_nll`."""
         forwards = {} if layer is None else self._resuming(layer, self._state(number, layer))
-        with _replaced(forwards), eval_mode(self._model):
+        with replaced(forwards), eval_mode(self._model):
             return self._model(self._batches[number], use_cache=False).logits
 
     @torch.inference_mode()
@@ -330,20 +249,37 @@ class Resumable:
         return self.through_head / max(1, self.scored)
 
     def _run(self, layer: int | None, *, whole_head: bool) -> np.ndarray:
+        changes = self._through_head(layer) if whole_head else self._past_head(layer)
+        self.scored += sum(map(len, changes))
+        windows = [
+            delta_M.view(len(batch_BT), -1).sum(-1) for delta_M, batch_BT in zip(changes, self._batches, strict=True)
+        ]
+        return torch.cat(windows).cpu().numpy()
+
+    def _through_head(self, layer: int | None) -> list[Tensor]:
+        """Change of each token's NLL, batch by batch, from the logits."""
         found = []
         for number, batch_BT in enumerate(self._batches):
+            found.append((_nll(self.logits(layer, number), batch_BT) - self._nll[number]).flatten())
+            self.through_head += len(found[-1])
+        return found
+
+    def _past_head(self, layer: int | None) -> list[Tensor]:
+        """The same from what enters the head, which only few tokens pass through."""
+        damaged = []
+        for number in range(len(self._batches)):
             final: list[Tensor] = []
-            catching = {} if whole_head else {self._model.get_output_embeddings(): partial(_catch, final)}
-            with _replaced(catching):
-                logits_BTV = self.logits(layer, number)
-            if whole_head:
-                delta_M = (_nll(logits_BTV, batch_BT) - self._nll[number]).flatten()
-                headed = len(delta_M)
-            else:
-                delta_M, headed = self._heads[number].delta(final[0][:, :-1].flatten(0, 1))
-            self.scored, self.through_head = self.scored + len(delta_M), self.through_head + headed
-            found.append(delta_M.view(len(batch_BT), -1).sum(-1).cpu())
-        return torch.cat(found).numpy()
+            with replaced({self._model.get_output_embeddings(): partial(catch, final)}):
+                self.logits(layer, number)
+            damaged.append(final[0][:, :-1].flatten(0, 1))
+        estimates = [head.estimated(damaged_MH) for head, damaged_MH in zip(self._heads, damaged, strict=True)]
+        # The host asks the device once for all batches.
+        counts = torch.stack([unsure_M.sum() for _, unsure_M in estimates]).tolist()
+        self.through_head += sum(counts)
+        return [
+            head.measured(*estimate, count, damaged_MH)
+            for head, estimate, count, damaged_MH in zip(self._heads, estimates, counts, damaged, strict=True)
+        ]
 
     def _state(self, number: int, layer: int) -> Tensor:
         state = self._states[number][layer]
@@ -354,11 +290,11 @@ class Resumable:
     def _resuming(self, layer: int, state: Tensor) -> dict[nn.Module, Forward]:
         """Blocks before ``layer`` hand through, and the one at ``layer`` is fed what entered it when intact."""
         pairs = zip(self._stack[:layer], self._lengths, strict=False)
-        forwards: dict[nn.Module, Forward] = {block: partial(_hand_through, length) for block, length in pairs}
+        forwards: dict[nn.Module, Forward] = {block: partial(hand_through, length) for block, length in pairs}
         if layer < self.depth:
-            forwards[self._stack[layer]] = partial(_fed, self._stack[layer].forward, state)
+            forwards[self._stack[layer]] = partial(fed, self._stack[layer].forward, state)
         else:
-            forwards[self._stack[-1]] = lambda *_, **__: _like(state, self._lengths[-1])
+            forwards[self._stack[-1]] = partial(give, state, self._lengths[-1])
         return forwards
 
 

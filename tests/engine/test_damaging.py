@@ -10,7 +10,9 @@ from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import cell_id, cells
+from esa_ray.models.addressing import WeightTensor
 from esa_ray.models.sources import find
+from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
 from esa_ray.store import ablation_name
 from tests.tiny import state_bits
@@ -222,3 +224,70 @@ def test_workers_whose_hardware_rounds_otherwise_store_their_own_intact_loss(tin
     there.ablate(1)
     for row in there.store.read("ablations", ablation_name(1)).to_pylist():
         assert row["intact_nll"] == intact
+
+
+def a_cell(worker, *names: str):
+    """Cells of a study's super weights by their label's end, and the ranking that they are chosen from."""
+    mine = {cell.label: cell for cell in cells(worker.spec) if cell.group == "super"}
+    ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7")
+    return [next(c for label, c in mine.items() if label.endswith(name)) for name in names], ranking
+
+
+def test_a_set_is_looked_up_once_for_all_kinds_of_its_damage_and_the_last_few_are_known(run_all, monkeypatch):
+    kinds = (PerturbSpec(kind="zero"), PerturbSpec(kind="set_mean"))
+    parts = (Part(kind="layer", value=1), Part(kind="layer", value=0))
+    worker, rows = run_all(perturbations=kinds, parts=parts)
+    (*mine, first), ranking = a_cell(worker, "zero", "set_mean", "zero-layer-1", "set_mean-layer-1", "zero")
+    looked, real = [], damaging_module.chosen_and_known
+    monkeypatch.setattr(damaging_module, "chosen_and_known", lambda *a: looked.append(a[1:]) or real(*a))
+    monkeypatch.setattr(damaging_module, "SETS", 2)
+    worker.damaging._sets.clear()
+    for cell in (*mine, *mine):
+        assert worker.damaging.run(cell, ranking)["nll"] == rows[cell.label]["nll"]
+    assert [(group, part and part.value) for group, _, part in looked] == [("super", None), ("super", 1)]
+    (other,), _ = a_cell(worker, "zero-layer-0")
+    for cell in (other, first):  # the whole set was used longest ago, and so made room
+        worker.damaging.run(cell, ranking)
+    assert len(looked) == 4
+    again = ranking.slice(0)  # another ranking may hold other weights
+    worker.damaging.run(first, again)
+    assert len(looked) == 5
+
+
+def test_sets_too_large_to_be_known_are_looked_up_each_time(run_all, monkeypatch):
+    worker, rows = run_all(perturbations=(PerturbSpec(kind="zero"),))
+    (cell,), ranking = a_cell(worker, "zero")
+    monkeypatch.setattr(damaging_module, "LARGEST", 3)
+    for _ in range(2):
+        assert worker.damaging.run(cell, ranking)["nll"] == rows[cell.label]["nll"]
+        assert not worker.damaging._sets
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: ECC")])
+def test_a_cell_that_isn_t_taken_back_ends_the_process_and_is_not_run_again(tiny_study, tmp_path, monkeypatch, error):
+    spec = tiny_study.replace(seeds=(7,), topk=(4,), groups=("super",), perturbations=(PerturbSpec(kind="zero"),))
+    worker = Worker(spec, find(spec.model), str(tmp_path))
+    worker.rank(7)
+    (cell,), _ = a_cell(worker, "zero")
+    calls, real = [], WeightTensor.write
+
+    def write(self, at, new):
+        calls.append(self.name)
+        if len(calls) > len(set(calls)):  # a tensor's second write takes its edit back
+            raise error
+        real(self, at, new)
+
+    monkeypatch.setattr(WeightTensor, "write", write)
+    with pytest.raises(NotRestoredError) as raised:
+        worker.run(cell)
+    assert raised.value.__cause__ is error
+    (row,) = worker.store.read("cells", worker.store.names("cells")[0]).to_pylist()
+    assert row["status"] == "error"  # until a fresh process has run it
+
+
+@pytest.mark.parametrize(("components", "stays"), [(("down", "q"), True), (("down", "norm"), False)])
+def test_what_comes_after_the_blocks_is_promised_to_stay_only_where_no_cell_can_touch_it(
+    tiny_study, tmp_path, components, stays
+):
+    spec = tiny_study.replace(scores=(ScoreSpec(components=components),))
+    assert Worker(spec, find(spec.model), str(tmp_path)).damaging.tail_stays is stays

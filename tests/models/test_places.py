@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
-from esa_ray.models import load
+from esa_ray.models import addressing, load
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.offload import watch
 from esa_ray.models.places import input_device, is_offloaded, values, weight_places, write
 from esa_ray.models.sources import find
-from esa_ray.perturb.edit import NothingChangedError, perturbed
+from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
 from esa_ray.spec import ModelSpec, PerturbSpec
 from tests.models.conftest import (
     WINDOWS,
@@ -217,3 +218,43 @@ def test_a_mixture_without_a_folder_for_its_experts_is_an_error(tmp_path):
     spec = save(tmp_path / "model", "mixtral", False)
     with pytest.raises(EsaError, match="can't be loaded"):
         load_model(find(spec), "fp32", "auto", {"cpu": 20000})
+
+
+class OutOfMemoryAt(TorchFunctionMode):
+    """Lets the n-th copy of what a mask picks fail, counted from 0."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.left = n
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
+            self.left -= 1
+            if self.left < 0:
+                raise MemoryError
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_what_is_laid_over_a_file_stays_where_memory_runs_out_while_more_is_laid(on_disk, n):
+    tensor, at = catalogue(on_disk)["model.layers.3.mlp.down_proj.weight"], torch.arange(3)
+    stored = tensor.flat_weights()[:5]
+    tensor.write(at, torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(MemoryError), OutOfMemoryAt(n):
+        tensor.write(torch.tensor([2, 4]), torch.tensor([8.0, 9.0]))
+    assert tensor.flat_weights()[:5].tolist() == [1.0, 2.0, 3.0, *stored[3:].tolist()]
+    tensor.write(at, stored[:3])
+
+
+def test_an_edit_of_offloaded_weights_that_cannot_be_written_back_is_not_restored(on_disk, monkeypatch):
+    tensor, error = catalogue(on_disk)["model.layers.3.mlp.down_proj.weight"], MemoryError()
+
+    def write(*_):
+        raise error
+
+    with (
+        pytest.raises(NotRestoredError) as raised,
+        perturbed(catalogue(on_disk), {tensor.name: np.arange(4)}, PerturbSpec(kind="zero"), seed=0),
+    ):
+        monkeypatch.setattr(addressing, "write", write)
+    assert raised.value.__cause__ is error

@@ -1,5 +1,7 @@
 import math
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -8,11 +10,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from esa_ray.models.addressing import catalogue
-from esa_ray.perturb import edit as edit_module
+from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
 from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
+from tests.questions import questions
 from tests.tiny import FAMILIES, random_windows, state_bits, summed_nll, tiny
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -342,14 +344,111 @@ def test_a_choice_that_makes_no_sense_is_refused_before_anything_is_written(chos
     assert state_bits(model) == before
 
 
+UP = DOWN.replace("down", "up")
+
+
+def failing(monkeypatch, owner, name: str, error: BaseException, when) -> None:
+    """Let a method raise at those of its calls, counted from 0, for which ``when(number, *arguments)`` holds."""
+    real, calls = getattr(owner, name), count()
+
+    def method(*arguments, **more):
+        if when(next(calls), *arguments):
+            raise error
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def two_tensors():
+    model = tiny("llama")
+    return model, catalogue(model), {DOWN: np.arange(4), UP: np.arange(4)}
+
+
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
 def test_weights_that_do_not_come_back_are_an_error(monkeypatch):
     _, found, chosen = with_value([1.0, 2.0])
-    real = edit_module._plan
+    with pytest.raises(NotRestoredError, match="bit for bit"), perturbed(found, chosen, PerturbSpec(kind="zero"), 0):
+        monkeypatch.setattr(WeightTensor, "write", lambda *_: None)
 
-    def two_values_for_one_place(*arguments):
-        write = real(*arguments)
-        return edit_module._Write(write.weights, torch.zeros_like(write.at), write.old, write.new)
 
-    monkeypatch.setattr(edit_module, "_plan", two_values_for_one_place)
-    with pytest.raises(NotRestoredError), perturbed(found, chosen, PerturbSpec(kind="zero"), seed=0):
-        pass
+def test_a_weight_that_comes_back_with_another_sign_of_zero_is_an_error(monkeypatch):
+    _, found, chosen = with_value([0.0, 1.0])
+    real = WeightTensor.write
+    with pytest.raises(NotRestoredError, match="bit for bit"), perturbed(found, chosen, PerturbSpec(kind="zero"), 0):
+        monkeypatch.setattr(
+            WeightTensor, "write", lambda self, at, new: real(self, at, torch.where(new == 0, -0.0, new))
+        )
+    assert found[DOWN].flat_weights()[:2].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("error", [MEMORY, MemoryError(), RuntimeError("CUDA error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("body", [None, Boom()])
+@pytest.mark.parametrize("stuck", [DOWN, UP])
+def test_an_edit_that_cannot_be_written_back_is_not_restored_and_all_else_is(monkeypatch, error, body, stuck):
+    model, found, chosen = two_tensors()
+    before = state_bits(model)
+
+    def cell() -> None:
+        with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), 0):
+            failing(monkeypatch, WeightTensor, "write", error, lambda _, tensor, *__: tensor.name == stuck)
+            if body:
+                raise body
+
+    with pytest.raises(NotRestoredError) as raised:
+        cell()
+    assert raised.value.__cause__ is error
+    assert raised.value.__context__ in (error, body)
+    assert [name for name, bits in state_bits(model).items() if bits != before[name]] == [stuck]
+
+
+@pytest.mark.parametrize("error", [MEMORY, KeyboardInterrupt()])
+def test_an_edit_whose_restoration_cannot_be_checked_is_not_restored(monkeypatch, error):
+    model, found, chosen = two_tensors()
+    before = state_bits(model)
+    with pytest.raises(NotRestoredError) as raised, perturbed(found, chosen, PerturbSpec(kind="zero"), 0):
+        failing(monkeypatch, torch, "index_select", error, lambda *_: True)
+    assert raised.value.__cause__ is error
+    monkeypatch.undo()
+    assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("error", [MEMORY, KeyboardInterrupt()])
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_edit_that_cannot_be_applied_is_taken_back(monkeypatch, error, at):
+    model, found, chosen = two_tensors()
+    before, ran = state_bits(model), []
+    failing(monkeypatch, WeightTensor, "write", error, lambda number, *_: number == at)
+    with pytest.raises(type(error)), perturbed(found, chosen, PerturbSpec(kind="zero"), 0):
+        ran.append(1)
+    assert not ran
+    assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_taking_an_edit_back_asks_for_no_memory(dtype):
+    model = tiny("llama", dtype=dtype)
+    found, chosen = catalogue(model), {name: np.arange(300) for name in (DOWN, UP)}
+    before = state_bits(model)
+    with ExitStack() as stack, torch.profiler.profile(profile_memory=True) as profile:
+        stack.enter_context(perturbed(found, chosen, PerturbSpec(kind="zero"), 0))
+        with torch.profiler.record_function("restoring"):
+            stack.close()
+    assert state_bits(model) == before
+    (restoring,) = [event for event in profile.events() if event.name == "restoring"]
+    span, of_a_weight = restoring.time_range, sum(map(len, chosen.values()))
+    asked = [e.self_cpu_memory_usage for e in profile.events() if span.start <= e.time_range.start <= span.end]
+    assert len(asked) > 5
+    assert max(asked) < of_a_weight  # not even a byte each
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
+def test_an_edit_asks_a_device_twice_however_many_tensors_it_touches(spec):
+    found = catalogue(tiny("mixtral"))
+    for n in (2, len(found.tensors)):
+        chosen = {t.name: np.arange(6) for t in found.tensors[-n:]}
+        known = {name: replace(k, weight_per_score=1.0) for name, k in known_of(chosen).items()}
+        with questions() as asked, perturbed(found, chosen, spec, 0, known):
+            pass
+        assert asked == {"tolist": 1, "__bool__": 1}
