@@ -49,7 +49,7 @@ class PretendCards:
         self.ledger, self.tally = Ledger(), Tally()
         #: Whether torch makes a tensor because the program asks it to, and so where the program says.
         self.asked = False
-        self._failures: list[_Failure] = []
+        self._failures: list[Failure] = []
         self._active = ExitStack()
 
     def __enter__(self) -> PretendCards:
@@ -62,11 +62,10 @@ class PretendCards:
     def __exit__(self, *error: object) -> None:
         self._active.close()
 
-    def place(self, model: nn.Module, device: torch.device | str = "cuda:0") -> nn.Module:
+    def place(self, model: nn.Module, device: torch.device | str = "cuda:0") -> None:
         """Let all parameters and buffers of a model lie on a card, without copying them."""
         for tensor in (*model.parameters(), *model.buffers()):
             self.ledger.place(tensor, torch.device(device))
-        return model
 
     def device_of(self, tensor: Tensor) -> torch.device:
         """Where a tensor claims to lie."""
@@ -96,16 +95,16 @@ class PretendCards:
     @contextmanager
     def failing(
         self, fails: Callable[[str], bool], error: Exception, *, after: int = 0, sticky: bool = False
-    ) -> Iterator[None]:
+    ) -> Iterator[Failure]:
         """An error in place of an operation on a card, once ``after`` of the kind have passed.
 
         ``fails`` is asked for the operation's name in torch's ``aten`` (``"index_put_"``). It fails once; a ``sticky``
         error is raised by every later operation on a card, too, as those are that leave a CUDA context unusable.
         """
-        failure = _Failure(fails, error, after, sticky)
+        failure = Failure(fails, error, after, sticky)
         self._failures.append(failure)
         try:
-            yield
+            yield failure
         finally:
             self._failures.remove(failure)
 
@@ -141,8 +140,8 @@ class PretendCards:
 
 
 @dataclass
-class _Failure:
-    """An error that is to come."""
+class Failure:
+    """An error that is to come; ``raised`` once it has."""
 
     fails: Callable[[str], bool]
     error: Exception
@@ -159,7 +158,7 @@ class _Failure:
             self.passing -= 1
             return
         self.raised = True
-        raise self.error
+        raise type(self.error)(*self.error.args)
 
 
 class _Move(torch.autograd.Function):

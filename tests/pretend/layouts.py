@@ -52,16 +52,16 @@ def _original(family: str, tied: bool, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def whole(case: Case) -> PreTrainedModel:
-    """The case's model in main memory; every call gives a fresh copy."""
-    return copy.deepcopy(_original(case.family, case.tied, case.dtype))
+def whole(family: str, tied: bool, dtype: torch.dtype) -> PreTrainedModel:
+    """A model in main memory; every call gives a fresh copy."""
+    return copy.deepcopy(_original(family, tied, dtype))
 
 
 def spread(case: Case, cards: PretendCards, folder: str) -> PreTrainedModel:
-    """The same model, spread; ``folder`` takes what goes to disk. The cards must be entered."""
-    model = whole(case)
+    """A case's model, spread; ``folder`` takes what goes to disk. The cards must be entered."""
+    model = whole(case.family, case.tied, case.dtype)
     if case.layout == "one card":
-        return model.to("cuda:0")
+        return model.to(torch.device("cuda:0"))  # type: ignore[arg-type]
     places = device_map(model, *LAYOUTS[case.layout], tied=case.tied)
     return accelerate.dispatch_model(
         model, places, main_device="cuda:0", offload_dir=folder if "disk" in places.values() else None,
@@ -71,7 +71,8 @@ def spread(case: Case, cards: PretendCards, folder: str) -> PreTrainedModel:
 
 def device_map(model: PreTrainedModel, blocks: tuple[Where, ...], after: Where, *, tied: bool) -> dict[str, Where]:
     """accelerate's map from modules to devices; a tied head stays with the embedding."""
-    places, base, passed = {}, model.base_model_prefix, False
+    places: dict[str, Where] = {}
+    base, passed = model.base_model_prefix, False
     for name, module in getattr(model, base).named_children():
         if isinstance(module, nn.ModuleList) and len(module) == LAYERS:
             places |= {f"{base}.{name}.{number}": place for number, place in enumerate(blocks)}

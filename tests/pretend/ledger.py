@@ -42,7 +42,7 @@ class Ledger:
     def device_of(self, tensor: Tensor) -> torch.device:
         """Where a tensor claims to lie."""
         with torch._C.DisableTorchFunction():
-            if torch._C.TensorBase.is_meta.__get__(tensor):
+            if tensor.is_meta:
                 return META
             entry = self._entries.get(_key(tensor))
         return entry.device if entry else CPU

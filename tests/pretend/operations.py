@@ -7,7 +7,7 @@ are the exceptions, as torch treats them: numbers without dimensions, copies, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,9 @@ HOST_READS = frozenset(
      "bincount", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_unique", "_unique2"}
 )  # fmt: skip
 #: These look at one tensor, whatever others they are given.
-ONE_COUNTS = frozenset({"copy_", "expand_as", "view_as", "reshape_as", "is_same_size", "result_type", "set_", "set_data"})
+ONE_COUNTS = frozenset(
+    {"copy_", "expand_as", "view_as", "reshape_as", "is_same_size", "result_type", "set_", "set_data"}
+)
 #: These take no number from main memory in place of a tensor.
 STRICT = frozenset({"cat", "stack", "equal", "concat", "concatenate", "hstack", "vstack"})
 INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"})
@@ -53,7 +55,7 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _name(func: Any) -> str:
     return func.overloadpacket.__name__
 
@@ -124,14 +126,9 @@ class Operations(TorchDispatchMode):
         return here
 
     def _count(self, name: str, args: tuple, kwargs: dict, devices: Sequence[torch.device]) -> None:
-        tally = self._cards.tally
-        tally.operations += name not in VIEWS
-        if name in HOST_READS or (name == "where" and len(args) == 1):
-            tally.wait(name)
-        elif name == "isin" and _sorts(args):
-            tally.wait(name)
-        elif name == "repeat_interleave" and isinstance(args[-1], Tensor) and not kwargs.get("output_size"):
-            tally.wait(name)
+        self._cards.tally.operations += name not in VIEWS
+        if _reads(name, args, kwargs):
+            self._cards.tally.wait(name)
         elif name == "copy_":
             waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
             self._cards.carried(args[0], devices[1], devices[0], waits=waits or self._pageable(args[0], devices[0]))
@@ -181,6 +178,17 @@ def _agree(name: str, devices: Iterable[torch.device]) -> None:
         raise DeviceMismatch(
             f"Expected all tensors to be on the same device, but found at least two devices, {several}! ({name})"
         )
+
+
+def _reads(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether the host waits for a number, the size of a result for instance."""
+    if name == "where":
+        return len(args) == 1
+    if name == "isin":
+        return _sorts(args)
+    if name == "repeat_interleave":
+        return isinstance(args[-1], Tensor) and not kwargs.get("output_size")
+    return name in HOST_READS
 
 
 def _sorts(args: tuple) -> bool:

@@ -95,7 +95,7 @@ def _moves(cards: PretendCards) -> dict[str, Any]:
 
     def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         device, dtype, non_blocking, copy, layout = _wanted(of, args, kwargs)
-        return _moved(cards, self, device or of(self), dtype or self.dtype, non_blocking, copy=copy, layout=layout)
+        return _moved(cards, self, device or of(self), dtype or self.dtype, non_blocking, copy, layout)
 
     def cpu(self: Tensor, memory_format: Any = torch.preserve_format) -> Tensor:
         return to(self, CPU, memory_format=memory_format)
@@ -137,10 +137,9 @@ def _moved(
     tensor: Tensor,
     target: torch.device,
     dtype: torch.dtype,
-    non_blocking: bool,
-    *,
-    copy: bool,
-    layout: torch.memory_format,
+    non_blocking: bool = False,
+    copy: bool = False,
+    layout: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
     source = cards.device_of(tensor)
     if source.type == "meta" != target.type:
@@ -169,7 +168,7 @@ def _filled(cards: PretendCards, make: Callable[..., Tensor]) -> Callable[..., T
         if where is None or where.type not in ("cuda", "cpu"):
             found = cards.make(make, *args, **kwargs, **({} if where is None else {"device": where}))
         else:
-            found = cards.ledger.place(cards.make(make, *args, **kwargs), where)
+            found = cards.ledger.place(cards.make(make, *args, device=CPU, **kwargs), where)
             cards.tally.operations += on_card(where)
         return cards.ledger.pin(found) if pin_memory else found
 
@@ -178,7 +177,7 @@ def _filled(cards: PretendCards, make: Callable[..., Tensor]) -> Callable[..., T
 
 def _from_host(cards: PretendCards, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As ``make``; numbers of the host are uploaded where they are to lie on a card."""
-    of, keep = cards.ledger.device_of, {"copy": False, "layout": torch.preserve_format}
+    of = cards.ledger.device_of
 
     @functools.wraps(make)
     def made(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
@@ -193,7 +192,7 @@ def _from_host(cards: PretendCards, make: Callable[..., Tensor]) -> Callable[...
         if pin_memory:
             cards.ledger.pin(found)
         target = where or (of(args[0]) if own else source)
-        return found if target == source else _moved(cards, found, target, found.dtype, False, **keep)
+        return found if target == source else _moved(cards, found, target, found.dtype)
 
     return made
 

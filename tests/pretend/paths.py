@@ -1,18 +1,17 @@
-"""Every path through the science layer that touches a device, as a function of a model: what it finds, in plain numbers.
+"""Every path through the science layer that touches a device, as a function of a model that finds plain numbers.
 
 The same function runs on the CPU and on pretend cards, and what it finds has to be the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from torch import Tensor
@@ -90,7 +89,7 @@ class Bench:
         return Resumable(self.model, EVALUATION, BATCH, head_shortcut=False)
 
     def spec(self, metric: str, mode: str = "per_layer") -> ScoreSpec:
-        return ScoreSpec(metric=metric, mode=mode, components=self.components)
+        return ScoreSpec.model_validate({"metric": metric, "mode": mode, "components": self.components})
 
     @property
     def offloads(self) -> bool:
@@ -175,7 +174,9 @@ def _hessian(bench: Bench) -> Any:
 
 def _ranks(mode: str) -> Path:
     def ranks(bench: Bench) -> Any:
-        metrics = [m for m in ONE_PASS if m != "super_activation"] if mode == "per_layer" else ["grad_squared", "act_mag"]
+        metrics = (
+            [m for m in ONE_PASS if m != "super_activation"] if mode == "per_layer" else ["grad_squared", "act_mag"]
+        )
         return {m: _table(rank(bench.scores, bench.spec(m, mode), K, GROUPS, seed=SEED)) for m in metrics}
 
     return ranks
@@ -241,18 +242,16 @@ def _resumed(bench: Bench) -> Any:
     found = []
     for group in GROUPS:
         for block in range(1, bench.catalogue.layers):
-            mine = bench.ranking.filter(pa.compute.field("layer") >= block)
+            mine = bench.ranking.filter(pc.field("layer") >= block)
             weights, known = chosen_and_known(mine, group, K)
             assert first_block(mine, group, K) == block
+
+            def forward(number: int, _: Tensor, block: int = block) -> Tensor:
+                return bench.resumable.logits(block, number)
+
             with perturbed(bench.catalogue, weights, PerturbSpec(kind="sign_flip"), SEED, known):
-                found.append(
-                    vars(
-                        evaluate(
-                            bench.model, EVALUATION, BATCH, intact=intact, error_rate=0.4,
-                            forward=lambda number, _, block=block: bench.resumable.logits(block, number),
-                        )
-                    )
-                )  # fmt: skip
+                outcome = evaluate(bench.model, EVALUATION, BATCH, intact=intact, error_rate=0.4, forward=forward)
+            found.append(vars(outcome))
     return found
 
 
@@ -270,7 +269,7 @@ def _alone(bench: Bench) -> Any:
 
 @path("ablation")
 def _ablated(bench: Bench) -> Any:
-    found = []
+    found: list[Any] = []
     for layer in range(bench.catalogue.layers):
         parts = sublayers(bench.catalogue, layer)
         with observed(bench.model, parts, EVALUATION) as seen:
@@ -292,23 +291,3 @@ def _confidence(bench: Bench) -> Any:
 @path("generation")
 def _generated(bench: Bench) -> Any:
     return continued(bench.model, EVALUATION[:2, :6], 4).tolist()
-
-
-def difference(expected: Any, found: Any, tolerance: float = 0.0, where: str = "") -> str | None:
-    """Where two results differ first, in words; None if they are the same, NaN being the same as NaN."""
-    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
-        inside = (difference(expected[k], found[k], tolerance, f"{where}[{k!r}]") for k in expected)
-        return next(filter(None, inside), None)
-    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
-        pairs = enumerate(zip(expected, found, strict=True))
-        inside = (difference(e, f, tolerance, f"{where}[{i}]") for i, (e, f) in pairs)
-        return next(filter(None, inside), None)
-    if isinstance(expected, np.ndarray) and isinstance(found, np.ndarray):
-        return difference(expected.tolist(), found.tolist(), tolerance, where)
-    if isinstance(expected, float) and isinstance(found, float):
-        if math.isnan(expected) and math.isnan(found) or abs(expected - found) <= tolerance:
-            return None
-    return None if expected == found else f"{where}: {expected!r} on the CPU, {found!r} on the cards"[:400]
-
-
-__all__ = ["KINDS", "BY_SHORTCUT", "PATHS", "Bench", "difference"]

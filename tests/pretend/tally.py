@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import esa_ray
 
@@ -52,7 +53,8 @@ class Tally:
 
 def _line() -> str:
     """The innermost line of the package, and of the library that it called if that one synchronises."""
-    frame, library = sys._getframe(2), ""
+    frame: FrameType | None = sys._getframe(2)
+    library = ""
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_OURS):

@@ -1,0 +1,26 @@
+"""Where two results of nested plain values differ."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def difference(expected: Any, found: Any, tolerance: float = 0.0, where: str = "") -> str | None:
+    """Where two results differ first, in words; None if they are the same, NaN being the same as NaN."""
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        inside = (difference(expected[k], found[k], tolerance, f"{where}[{k!r}]") for k in expected)
+        return next(filter(None, inside), None)
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
+        pairs = enumerate(zip(expected, found, strict=True))
+        inside = (difference(e, f, tolerance, f"{where}[{i}]") for i, (e, f) in pairs)
+        return next(filter(None, inside), None)
+    if isinstance(expected, np.ndarray) and isinstance(found, np.ndarray):
+        return difference(expected.tolist(), found.tolist(), tolerance, where)
+    if isinstance(expected, float) and isinstance(found, float) and _close(expected, found, tolerance):
+        return None
+    return None if expected == found else f"{where}: {expected!r} on the CPU, {found!r} on the cards"[:400]
+
+
+def _close(expected: float, found: float, tolerance: float) -> bool:
+    return (math.isnan(expected) and math.isnan(found)) or abs(expected - found) <= tolerance
