@@ -238,7 +238,7 @@ for _label in KINDS:
 
 @path("cell resumed at its block, stopped early")
 def _resumed(bench: Bench) -> Any:
-    intact = Intact(bench.model, EVALUATION, BATCH)
+    intact, resumable = Intact(bench.model, EVALUATION, BATCH), bench.resumable  # made while nothing is damaged
     found = []
     for group in GROUPS:
         for block in range(1, bench.catalogue.layers):
@@ -247,7 +247,7 @@ def _resumed(bench: Bench) -> Any:
             assert first_block(mine, group, K) == block
 
             def forward(number: int, _: Tensor, block: int = block) -> Tensor:
-                return bench.resumable.logits(block, number)
+                return resumable.logits(block, number)
 
             with perturbed(bench.catalogue, weights, PerturbSpec(kind="sign_flip"), SEED, known):
                 outcome = evaluate(bench.model, EVALUATION, BATCH, intact=intact, error_rate=0.4, forward=forward)
