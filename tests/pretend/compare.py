@@ -12,10 +12,7 @@ ROUNDED = {"delta_norm": 1e-14}
 def difference(expected: Any, found: Any, tolerance: float = 0.0, where: str = "") -> str | None:
     """Where two results differ first, in words; None if they are the same, NaN being the same as NaN."""
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
-        inside = (
-            difference(expected[k], found[k], _of_column(k, expected[k], tolerance), f"{where}[{k!r}]")
-            for k in expected
-        )
+        inside = (difference(v, found[k], _of_column(k, v, tolerance), f"{where}[{k!r}]") for k, v in expected.items())
         return next(filter(None, inside), None)
     if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
         pairs = enumerate(zip(expected, found, strict=True))
@@ -29,7 +26,9 @@ def difference(expected: Any, found: Any, tolerance: float = 0.0, where: str = "
 
 
 def _of_column(name: Any, expected: Any, tolerance: float) -> float:
-    return max(tolerance, ROUNDED[name] * abs(expected)) if name in ROUNDED else tolerance
+    if name not in ROUNDED or not isinstance(expected, float) or not math.isfinite(expected):
+        return tolerance
+    return max(tolerance, ROUNDED[name] * abs(expected))
 
 
 def _close(expected: float, found: float, tolerance: float) -> bool:

@@ -3,7 +3,7 @@
 What it shows: operations on tensors of several devices, ``.numpy()`` of a tensor on a card, host synchronisations and
 bytes moved by line, a card's memory and its exhaustion, errors at a chosen operation. The kernels are those of the
 CPU: numbers are the CPU's bit for bit where the order of operations is. What it can't show: missing kernels,
-nondeterminism, streams, speed.
+nondeterminism, streams, speed, and what other threads than the one that entered it compute.
 """
 
 from __future__ import annotations

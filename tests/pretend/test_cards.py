@@ -78,6 +78,7 @@ def test_a_sticky_failure_stays(cards, x):
 
 def test_outside_nothing_is_left():
     before = {name: vars(torch.Tensor).get(name) for name in ("device", "to", "cpu", "numpy", "tolist", "__deepcopy__")}
+    real = torch.cuda.is_available()
     functions = torch.zeros, torch.tensor, torch.cuda.get_device_name, torch.cuda.is_available
     with PretendCards() as cards:
         x = torch.ones(3, device="cuda")
@@ -85,13 +86,14 @@ def test_outside_nothing_is_left():
         cards.place(model)
     assert {name: vars(torch.Tensor).get(name) for name in before} == before
     assert (torch.zeros, torch.tensor, torch.cuda.get_device_name, torch.cuda.is_available) == functions
-    assert not torch.cuda.is_available()
+    assert torch.cuda.is_available() == real
     assert x.device == CPU
     assert (x + torch.ones(3)).numpy().tolist() == [2.0] * 3
     assert state_bits(model) == state_bits(tiny("llama"))
     assert pickle.loads(pickle.dumps(x)).tolist() == [1.0] * 3
-    with pytest.raises((AssertionError, RuntimeError)):
-        torch.ones(3, device="cuda")
+    if not real:
+        with pytest.raises((AssertionError, RuntimeError)):
+            torch.ones(3, device="cuda")
 
 
 def test_after_an_error_inside_nothing_is_left_either():

@@ -27,3 +27,6 @@ def test_a_difference_is_found(expected, found):
     assert difference(expected, expected) is None
     assert difference([float("nan")], [float("nan")]) is None
     assert difference(1.0, 1.5, tolerance=0.5) is None
+    assert difference({"delta_norm": 1.0}, {"delta_norm": 1.0 + 2e-15}) is None
+    assert difference({"delta_norm": float("inf")}, {"delta_norm": 1.0})
+    assert difference({"nll": 1.0}, {"nll": 1.0 + 2e-15})
