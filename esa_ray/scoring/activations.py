@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.models.addressing import WeightTensor
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of one tensor, expert by expert: Σ x² and max |x| of inputs, max |y| of outputs."""
+
+    squares: Tensor
+    input_peaks: Tensor
+    output_peaks: Tensor
 
 
 class ActivationStatistics(Products):
@@ -27,14 +37,9 @@ class ActivationStatistics(Products):
     def __init__(self, tensors: Sequence[WeightTensor]):
         super().__init__(tensors)
         self.positions = 0
-        self._squares = [torch.zeros(self._shape(t, t.cols), dtype=torch.float64) for t in tensors]
-        self._input_peaks = [torch.zeros(self._shape(t, t.cols)) for t in tensors]
-        self._output_peaks = [torch.zeros(self._shape(t, t.rows)) for t in tensors]
-        self._seen = [torch.zeros(self._shape(t, 1), dtype=torch.int64) for t in tensors]
-
-    @staticmethod
-    def _shape(tensor: WeightTensor, n: int) -> tuple[int, ...]:
-        return (tensor.shape[0] if tensor.experts else 1, n)
+        self._kept: dict[int, _Kept] = {}
+        #: Positions that each tensor, or each of its experts, has seen.
+        self._seen = [[0] * (t.shape[0] if t.experts else 1) for t in tensors]
 
     def multiplied(self, product: Product) -> Tensor:
         """Note what goes in and comes out."""
@@ -44,29 +49,41 @@ class ActivationStatistics(Products):
         if not len(x):
             return result
         y = result.detach().reshape(-1, tensor.rows)
-        for kept in (self._squares, self._input_peaks, self._output_peaks):
-            kept[index] = kept[index].to(x.device)
-        self._squares[index][expert] += x.square().sum(0, dtype=torch.float64)
+        kept = self._of(index, x.device)
+        kept.squares[expert] += x.square().sum(0, dtype=torch.float64)
+        torch.maximum(kept.input_peaks[expert], x.abs().amax(0), out=kept.input_peaks[expert])
+        torch.maximum(kept.output_peaks[expert], y.abs().amax(0).float(), out=kept.output_peaks[expert])
         self._seen[index][expert] += len(x)
-        peak, other = self._input_peaks[index][expert], self._output_peaks[index][expert]
-        torch.maximum(peak, x.abs().amax(0), out=peak)
-        torch.maximum(other, y.abs().amax(0).float(), out=other)
         return result
+
+    def _of(self, index: int, device: torch.device) -> _Kept:
+        if index not in self._kept:
+            tensor, n = self.tensors[index], len(self._seen[index])
+            self._kept[index] = _Kept(
+                torch.zeros(n, tensor.cols, dtype=torch.float64, device=device),
+                torch.zeros(n, tensor.cols, device=device),
+                torch.zeros(n, tensor.rows, device=device),
+            )
+        return self._kept[index]
 
     def seen(self, index: int) -> bool:
         """Whether a tensor was seen to multiply anything."""
-        return bool(self._seen[index].any())
+        return any(self._seen[index])
 
     def statistic(self, name: str, index: int) -> Tensor:
         """A statistic of one tensor, fp32, of a shape that broadcasts to the tensor's."""
-        tensor, seen = self.tensors[index], self._seen[index]
+        tensor, kept = self.tensors[index], self._of(index, torch.device("cpu"))
         if name == "output_peak":
-            values = self._output_peaks[index]
+            values = kept.output_peaks
         elif name == "input_peak":
-            values = self._input_peaks[index]
+            values = kept.input_peaks
         else:
-            squares = self._squares[index]
-            values = (squares * (self.positions / seen.clamp(min=1)).to(squares.device)).sqrt().float()
+            values = (kept.squares * self._scale(index, kept.squares.device)).sqrt().float()
         by_row = (name == "output_peak") != tensor.transposed
         values = values[..., :, None] if by_row else values[..., None, :]
         return values if tensor.experts else values[0]
+
+    def _scale(self, index: int, device: torch.device) -> Tensor | float:
+        """N/n of a tensor, or of each of its experts."""
+        scales = [self.positions / max(1, n) for n in self._seen[index]]
+        return scales[0] if len(scales) == 1 else torch.tensor(scales, dtype=torch.float64, device=device)[:, None]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from esa_ray.resume import HEAD_TOLERANCE
+from esa_ray.scoring import gather
 from tests.pretend.compare import difference
 from tests.pretend.device import PretendCards
 from tests.pretend.layouts import Case, spread, whole
@@ -37,6 +42,10 @@ CASES = [
 ]
 
 
+def _plain_attention(_: PreTrainedModel) -> AbstractContextManager[None]:
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 class Benches:
     """Every case's model on the CPU and spread over one machine's cards, and what the CPU's found; each made once.
 
@@ -47,10 +56,15 @@ class Benches:
         self._cards, self._folder = PretendCards(), folder
         self._spread = lru_cache(maxsize=None)(self._make)
         self._whole = lru_cache(maxsize=None)(lambda *model: Bench(whole(*model)))
-        self._expected = lru_cache(maxsize=None)(lambda name, *model: PATHS[name](self._whole(*model)))
+        self._expected = lru_cache(maxsize=None)(self._on_cpu)
 
     def _make(self, case: Case) -> Bench:
         return Bench(spread(case, self._cards, tempfile.mkdtemp(dir=self._folder)))
+
+    def _on_cpu(self, name: str, *model: Any) -> Any:
+        # With the attention that scoring has on cards: the CPU's own rounds otherwise.
+        with mock.patch.object(gather, "reproducible_attention", _plain_attention):
+            return PATHS[name](self._whole(*model))
 
     def difference(self, case: Case, name: str) -> str | None:
         """Where a path finds something else on the case's cards than on the CPU, in words; None: nowhere."""

@@ -168,8 +168,16 @@ def _of_integers(func: Any, values: Tensor, *args: Any, **kwargs: Any) -> Tensor
     return func(values.double(), *args, **kwargs).to(values.dtype)
 
 
+def _widened(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """16-bit numbers multiplied into fp32, which cards alone do in one operation."""
+    if "dtype" not in func._overloadname:
+        return func(*args, **kwargs)
+    left, right, dtype = args
+    return torch.mm(left.to(dtype), right.to(dtype), **kwargs)
+
+
 #: Operations whose CPU kernel can't do what a card's does.
-ONLY_ON_CARDS = {"histc": _of_integers}
+ONLY_ON_CARDS = {"histc": _of_integers, "mm": _widened}
 
 
 def _agree(name: str, devices: Iterable[torch.device]) -> None:

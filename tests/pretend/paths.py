@@ -22,6 +22,7 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
 from esa_ray.fidelity import measure, sample
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
+from esa_ray.models.places import input_device
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known, first_block
@@ -145,7 +146,9 @@ def _scores(bench: Bench) -> Any:
 @path("scores, a range of blocks at a time")
 def _ranges(bench: Bench) -> Any:
     first = [t for t in bench.tensors if t.layer == 0]
-    activations = activation_bytes(bench.model, torch.as_tensor(CALIBRATION[0], device=bench.model.device))
+    activations = activation_bytes(
+        bench.model, bench.tensors, torch.as_tensor(CALIBRATION, device=input_device(bench.model))
+    )
     metrics = ("grad_x_weight", "grad_squared")
     scores = score_tensors(bench.model, bench.tensors, CALIBRATION, metrics, budget=peak_bytes(first, 2, activations))
     return _all_scores(bench, scores, metrics)
