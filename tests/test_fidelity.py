@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray import fidelity
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.fidelity import BORDERS, STRATA, measure, nudged, sample
@@ -17,7 +16,8 @@ from esa_ray.models.places import Place
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
-from esa_ray.scoring.scores import Scores
+from esa_ray.scoring import streaming
+from esa_ray.scoring.scores import Reading, Scores
 from tests.tiny import (
     PLANTED,
     random_windows,
@@ -31,22 +31,26 @@ from tests.tiny import (
 N = 24
 
 
-class Fake:
+class Fake(Scores):
     """Scores by tensor and metric, all given."""
 
     metrics = ("mine", "other")
 
     def __init__(self, tensors, values):
-        self.tensors, self._values = tuple(tensors), values
+        super().__init__(tensors, {}, tokens=1)
+        self._values = values
 
-    def of(self, metric, index):
-        return self.at(metric, index, slice(None))
-
-    def at(self, metric, index, flat):
-        return (self._values[index] if metric == "mine" else 2 * self._values[index])[flat]
+    def reading(self, metric, index):
+        return Given(self, metric, index)
 
     def signed(self, what, index, flat):
         return -self._values[index][flat] if what == "gradient" else None
+
+
+class Given(Reading):
+    def __call__(self, flat):
+        values = self.scores._values[self.index]
+        return (values if self.metric == "mine" else 2 * values)[flat]
 
 
 def a_tensor(name: str, layer: int, shape: tuple[int, int], *components: str) -> WeightTensor:
@@ -159,7 +163,8 @@ def test_a_larger_sample_holds_the_smaller_one_and_seeds_differ(heavy):
 def test_the_sample_does_not_depend_on_how_scores_are_stored_or_come_in_pieces(heavy, monkeypatch):
     table = sample(heavy, "mine", 300, seed=5, components=("down", "q"))
     rows = sorted(table.to_pylist(), key=lambda r: (r["tensor"], r["flat"]))
-    monkeypatch.setattr(fidelity, "PIECE", 37)
+    monkeypatch.setattr(streaming, "CHUNK", 137)
+    monkeypatch.setattr(streaming, "STRETCH", 450)
     other = Fake(heavy.tensors[::-1], [v.clone() for v in heavy._values[::-1]])
     other_rows = sample(other, "mine", 300, seed=5, components=("q", "down")).to_pylist()
     assert rows == sorted(other_rows, key=lambda r: (r["tensor"], r["flat"]))
