@@ -18,6 +18,7 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.scoring.histogram import PATTERNS, bin_of
+from esa_ray.scoring.pools import some_of
 from esa_ray.scoring.scores import Scores
 from esa_ray.scoring.streaming import Stretch, in_order, stretches
 
@@ -45,17 +46,20 @@ class Members:
     part: int | None = None
 
     @property
-    def outputs(self) -> np.ndarray:
-        """For every output of the tensor, whether its weights are members."""
-        whole = np.ones(self.tensor.rows, dtype=bool)
-        return whole if self.part is None else self.tensor.row_part == self.part
+    def outputs(self) -> np.ndarray | None:
+        """For every output of the tensor, whether its weights are members; None if all are."""
+        return None if self.part is None else some_of(self.tensor.row_part == self.part)
 
     def __len__(self) -> int:
-        return self.tensor.size // self.tensor.rows * int(self.outputs.sum())
+        outputs = self.outputs
+        return self.tensor.size // self.tensor.rows * (self.tensor.rows if outputs is None else int(outputs.sum()))
 
     def __getitem__(self, at: np.ndarray) -> np.ndarray:
         """The flat indices of the members with these numbers."""
-        tensor, mine = self.tensor, np.flatnonzero(self.outputs)
+        tensor, outputs = self.tensor, self.outputs
+        if outputs is None:
+            return at
+        mine = np.flatnonzero(outputs)
         if tensor.transposed:  # every row of storage holds all outputs of one input
             return at // len(mine) * tensor.rows + mine[at % len(mine)]
         output, col = np.divmod(at, tensor.cols)
@@ -123,7 +127,7 @@ def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None
     return np.array(chosen, dtype=np.int64)
 
 
-def _near(tensor: WeightTensor, outputs: np.ndarray, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _near(tensor: WeightTensor, outputs: np.ndarray | None, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Magnitudes and flat indices, in order of magnitude, of all weights that could be a match for some.
 
     Only the bins of a histogram are sorted that hold them, so this costs two passes over the weights instead of an
@@ -150,7 +154,7 @@ def _reach(supers: int) -> int:
     return reach
 
 
-def _counts(stretched: list[Stretch], outputs: np.ndarray) -> Iterator[np.ndarray]:
+def _counts(stretched: list[Stretch], outputs: np.ndarray | None) -> Iterator[np.ndarray]:
     """How many magnitudes every bin holds, stretch by stretch."""
 
     def counted(stretch: Stretch) -> Tensor:
@@ -174,7 +178,7 @@ def _bins_near(counts: np.ndarray, bins: np.ndarray, reach: int) -> np.ndarray:
     return borders.cumsum()[:-1] > 0
 
 
-def _in_bins(stretch: Stretch, outputs: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_bins(stretch: Stretch, outputs: np.ndarray | None, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bit patterns (as int64) and flat indices of a stretch's magnitudes that lie in some bins."""
     wanted = torch.as_tensor(bins, device=stretch.reading.weights.device)
     bits, flat = [], []

@@ -11,7 +11,7 @@ import torch
 
 from esa_ray.schema import QUANTILES, SCORE_STATS
 from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import pool_of, wanted
+from esa_ray.scoring.pools import pool_of, some_of, wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +163,9 @@ class _Described:
         self._whole, self._stretch = whole, stretch
         tensor, components = stretch.reading.tensor, whole.spec.components
         self._outputs = {
-            number: tensor.row_part == number for number, p in enumerate(tensor.parts) if p.component in components
+            number: some_of(tensor.row_part == number)
+            for number, part in enumerate(tensor.parts)
+            if part.component in components
         }
         self._pieces: dict[int, _Piece] = {}
 
@@ -173,7 +175,7 @@ class _Described:
         for number, outputs in self._outputs.items():
             values = chunk.of(outputs)
             if len(values):
-                piece = self._pieces.setdefault(number, _Piece(Histogram(values.device)))
+                piece = self._pieces.get(number) or self._pieces.setdefault(number, _Piece(Histogram(values.device)))
                 piece.histogram.add(values, chunk.ends if len(values) == len(chunk.scores) else None)
                 if errors is not None:
                     noise = chunk.of(outputs, errors).double().square().sum()

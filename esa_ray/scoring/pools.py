@@ -25,6 +25,11 @@ def holds(tensor: WeightTensor, components: Sequence[str]) -> bool:
     return any(part.component in components for part in tensor.parts)
 
 
-def wanted(tensor: WeightTensor, components: Sequence[str]) -> np.ndarray:
-    """For every output of a tensor, whether its component is asked for."""
-    return np.array([part.component in components for part in tensor.parts])[tensor.row_part]
+def wanted(tensor: WeightTensor, components: Sequence[str]) -> np.ndarray | None:
+    """For every output of a tensor, whether its component is asked for; None if all are."""
+    return some_of(np.array([part.component in components for part in tensor.parts])[tensor.row_part])
+
+
+def some_of(outputs: np.ndarray) -> np.ndarray | None:
+    """A mask, or None where it leaves nothing out."""
+    return None if outputs.all() else outputs

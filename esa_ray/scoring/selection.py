@@ -71,13 +71,14 @@ class Shortlist:
 
     def offer(self, scores: Tensor, tensor: int, start: int, eligible: Tensor | None = None) -> None:
         """Let some consecutive scores of one tensor compete, of which the first has the flat index ``start``."""
-        among = self._rivals(scores, eligible)
-        values = scores if among is None else scores[among]
-        kept = keep(values, self.k, largest=self.largest)
-        chosen = kept if among is None else among[kept]
+        chosen = self._rivals(scores, eligible)
+        if chosen is None:
+            chosen = keep(scores, self.k, largest=self.largest)
+        elif len(chosen) > self.k:
+            chosen = chosen[keep(scores[chosen], self.k, largest=self.largest)]
         if len(chosen):
             flat = chosen.cpu().numpy() + start
-            self.take(values[kept].float().cpu().numpy(), np.full(len(flat), tensor), flat)
+            self.take(scores[chosen].float().cpu().numpy(), np.full(len(flat), tensor), flat)
 
     def _rivals(self, scores: Tensor, eligible: Tensor | None) -> Tensor | None:
         """Places of the eligible scores that beat the threshold; None for all."""
@@ -170,7 +171,7 @@ class Competition:
 class _Competing:
     """Those of one stretch."""
 
-    def __init__(self, selector: Selector, pool: str, index: int, outputs: np.ndarray, damageable: bool):
+    def __init__(self, selector: Selector, pool: str, index: int, outputs: np.ndarray | None, damageable: bool):
         self._selector, self._pool, self._index = selector, pool, index
         self._outputs, self._damageable, self._n = outputs, damageable, 0
         self._found = selector.shortlist(pool)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from esa_ray.scoring.pools import holds
+from esa_ray.scoring.pools import holds, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,17 +78,17 @@ class Chunk:
         first = self.flat.start // shape[-1] % shape[-2]
         return slice(first, first + len(self.scores) // shape[-1])
 
-    def _along(self, wanted: np.ndarray) -> np.ndarray:
-        """Of a value for every output of the tensor, those of this chunk's outputs."""
+    def _along(self, wanted: np.ndarray | None) -> np.ndarray | None:
+        """Of a bool for every output of the tensor, those of this chunk's outputs; None if all are true."""
         tensor = self.reading.tensor
-        if len(tensor.shape) == 1:
-            return wanted[self.flat]
-        return wanted if tensor.transposed else wanted[self._rows]
+        if wanted is None or tensor.transposed:
+            return wanted
+        return some_of(wanted[self.flat if len(tensor.shape) == 1 else self._rows])
 
-    def mask(self, wanted: np.ndarray) -> Tensor | None:
+    def mask(self, wanted: np.ndarray | None) -> Tensor | None:
         """Mask of the weights whose outputs are wanted (a bool for each of the tensor's); None if all are."""
         outputs = self._along(wanted)
-        if outputs.all():
+        if outputs is None:
             return None
         mask, tensor = torch.as_tensor(outputs, device=self.scores.device), self.reading.tensor
         if len(tensor.shape) == 1:
@@ -96,16 +96,16 @@ class Chunk:
         shape = (len(self.scores) // tensor.shape[-1], tensor.shape[-1])
         return mask.view((1, -1) if tensor.transposed else (-1, 1)).expand(shape).flatten()
 
-    def eligible(self, wanted: np.ndarray, *, damageable: bool = False) -> Tensor | None:
+    def eligible(self, wanted: np.ndarray | None, *, damageable: bool = False) -> Tensor | None:
         """Mask of the weights whose outputs are wanted, and that can be damaged; None if all are."""
         masks = [m for m in (self.mask(wanted), self.damageable if damageable else None) if m is not None]
         return masks[0] & masks[-1] if masks else None
 
-    def of(self, wanted: np.ndarray, values: Tensor | None = None) -> Tensor:
+    def of(self, wanted: np.ndarray | None, values: Tensor | None = None) -> Tensor:
         """The scores (or other values of its weights) whose outputs are wanted."""
         values = self.scores if values is None else values
         outputs = self._along(wanted)
-        if outputs.all():
+        if outputs is None:
             return values
         tensor = self.reading.tensor
         at = torch.as_tensor(np.flatnonzero(outputs), device=values.device)
