@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from esa_ray import fidelity
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.fidelity import BORDERS, STRATA, measure, nudged, sample
@@ -312,3 +315,14 @@ def test_a_nudge_that_is_not_taken_back_is_an_error(monkeypatch):
 def test_an_edit_that_the_census_does_not_know_is_refused(census):
     with pytest.raises(EsaError, match="no edit 'bit_flip'; give some of zero, sign_flip"):
         measure(catalogue(census.model), census.resumable, census.drawn, ("bit_flip",))
+
+
+@given(st.lists(st.floats(0, 1e30), min_size=1, max_size=11), st.lists(st.floats(0, 2.0**100, width=32), max_size=20))
+@settings(deadline=None)
+def test_a_score_is_above_a_border_where_it_is_above_the_border_in_single_precision(borders, scores):
+    borders = np.sort(borders)
+    near = [float(np.nextafter(np.float32(b), np.float32(to))) for b in borders for to in (0, 1e38)]
+    values = np.array([*scores, *borders, *near], dtype=np.float32)
+    rounded = torch.from_numpy(fidelity._rounded_down(borders))
+    wanted = [sum(float(v) > b for b in borders) for v in values]
+    assert torch.bucketize(torch.from_numpy(values), rounded).tolist() == wanted
