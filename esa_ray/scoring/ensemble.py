@@ -53,7 +53,7 @@ class _Ranks:
 
 
 @dataclass(frozen=True)
-class _Combining:
+class Combining:
     """The combined scores of one tensor, for who reads them slice by slice (as :class:`Reading`)."""
 
     members: list[tuple[_Ranks, Reading]]
@@ -105,11 +105,11 @@ class RankEnsemble:
         walk(stretches(self._scores, metric, spec.components), [counting, competition])
         return {pool: _Ranks(histogram, top.pools[pool].best[0]) for pool, histogram in counting.pools.items()}
 
-    def reading(self, metric: str, index: int) -> _Combining:
+    def reading(self, metric: str, index: int) -> Combining:
         """One tensor's combined scores, to be read slice by slice."""
         pool = pool_of(self.tensors[index], self._mode)
         members = [(pools[pool], self._scores.reading(member, index)) for member, pools in self._ranks.items()]
-        return _Combining(members)
+        return Combining(members)
 
     def of(self, metric: str, index: int) -> Tensor:
         """One tensor's combined scores, 1-D, fp32."""

@@ -28,16 +28,20 @@ def keep(values: Tensor, k: int, *, largest: bool) -> Tensor:
     """
     if len(values) <= k:
         return torch.arange(len(values), device=values.device)
-    if values.device.type == "cpu" and values.dtype != torch.bfloat16:  # numpy partitions and compares faster
-        keys = values.numpy() if largest else -values.numpy()
-        threshold = np.partition(keys, len(keys) - k)[len(keys) - k]
-        above, equal = np.flatnonzero(keys > threshold), np.flatnonzero(keys == threshold)
-        return torch.from_numpy(np.sort(np.concatenate([above, equal[: k - len(above)]])))
+    if values.device.type == "cpu" and values.dtype != torch.bfloat16:
+        return torch.from_numpy(_kept(values.numpy() if largest else -values.numpy(), k))
     keys = values if largest else -values
     # ``torch.topk`` breaks ties as it likes. So it only finds the k-th value.
     threshold = torch.topk(keys, k, sorted=False).values.min()
-    above, equal = (torch.nonzero(found).flatten() for found in (keys > threshold, keys == threshold))
+    above, equal = torch.nonzero(keys > threshold).flatten(), torch.nonzero(keys == threshold).flatten()
     return torch.cat([above, equal[: k - len(above)]]).sort().values
+
+
+def _kept(keys: np.ndarray, k: int) -> np.ndarray:
+    # Numpy partitions and compares several times faster than torch does on the CPU.
+    threshold = np.partition(keys, len(keys) - k)[len(keys) - k]
+    above, equal = np.flatnonzero(keys > threshold), np.flatnonzero(keys == threshold)
+    return np.sort(np.concatenate([above, equal[: k - len(above)]]))
 
 
 def extreme(scores: Tensor, k: int, *, largest: bool, eligible: Tensor | None = None) -> np.ndarray:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.models.addressing import WeightTensor
-    from esa_ray.scoring.ensemble import RankEnsemble
+    from esa_ray.scoring.ensemble import Combining, RankEnsemble
     from esa_ray.scoring.scores import Reading, Scores
 
 #: Weights of a stretch.
@@ -35,7 +35,8 @@ STRETCH = 1 << 22
 #: Weights of a chunk on the CPU: few enough that torch starts no threads of its own for them.
 CHUNK = 1 << 15
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def at_once(device: torch.device) -> int:
@@ -47,7 +48,7 @@ def at_once(device: torch.device) -> int:
 class Chunk:
     """Some weights of one tensor, ``flat``, with their scores; 1-D."""
 
-    reading: Reading
+    reading: Reading | Combining
     flat: slice
     scores: Tensor
 
@@ -120,7 +121,7 @@ class Stretch:
 
     index: int
     expert: int | None
-    reading: Reading
+    reading: Reading | Combining
     flat: slice
 
     def chunks(self) -> Iterator[Chunk]:
