@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -198,6 +198,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
+                if isinstance(item, Stretch) and item.reading.weights.device.type != "cpu":
+                    wait(waiting)  # one at a time: its memory holds one stretch, and its queue is one
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
