@@ -1,4 +1,8 @@
-"""Time and peak memory of selection and of edits per million weights, beside torch.topk over a concatenation."""
+"""Time and peak memory of selection, rankings and edits per million weights.
+
+Beside selection stands torch.topk over a concatenation; beside a ranking with its statistics and matched controls
+stands one plain operation of torch or numpy for each thing that is asked, over whole tensors.
+"""
 
 import json
 import resource
@@ -11,10 +15,13 @@ import torch
 
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
+from esa_ray.scoring.ranking import ranked_and_described
+from esa_ray.scoring.scores import Scores
 from esa_ray.scoring.selection import Selector
-from esa_ray.spec import PerturbSpec
+from esa_ray.spec import PerturbSpec, ScoreSpec
 
 TENSORS, SIZE, K = 60, 2_000_000, 10_000
+RANKED = 1000
 
 
 def _tensors():
@@ -32,7 +39,7 @@ def streaming() -> list[float]:
     top = Selector(K)
     for index, scores in enumerate(_tensors()):
         top.add("model", index, scores)
-    return top.pools["model"].scores.tolist()
+    return top.pools["model"].best[0].tolist()
 
 
 def concatenated() -> list[float]:
@@ -45,6 +52,49 @@ def generation() -> list:
     for _ in _tensors():
         pass
     return []
+
+
+def _scored(layers: int):
+    """Random statistics for random weights in the shape of Llama-3.2-1B, of so many layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=64,
+    )  # fmt: skip
+    spec, generator = ScoreSpec(metric="grad_x_weight"), torch.Generator().manual_seed(0)
+    tensors = catalogue(LlamaForCausalLM(config).requires_grad_(False)).select(spec.components)
+    gradients = {i: torch.empty(t.shape).normal_(generator=generator) for i, t in enumerate(tensors)}
+    return Scores(tensors, {"gradient": gradients}, tokens=1000), spec
+
+
+def _plain(scores: Scores, spec: ScoreSpec) -> None:
+    """The same questions, one operation each: both ends of the order, counts and sums by bin, moments, an order."""
+    for index, tensor in enumerate(scores.tensors):
+        values = scores.of(spec.metric, index)
+        torch.topk(values, RANKED)
+        torch.topk(torch.where(tensor.flat_weights() != 0, -values, -torch.inf), RANKED)
+        bins, exact = values.view(torch.int32) >> 15, values.double()
+        torch.bincount(bins), torch.bincount(bins, exact)
+        torch.dot(exact, exact), values.min(), values.max()
+        np.argsort(tensor.flat_weights().abs().float().numpy(), kind="stable")
+
+
+def rankings(layers: int) -> dict[str, float]:
+    """Seconds per billion scores of ranking them, describing them and drawing matched controls."""
+    scores, spec = _scored(layers)
+    groups = ("super", "random_k", "matched_k", "bottom_k")
+    billion, cost = sum(t.size for t in scores.tensors) / 1e9, {}
+    routes = {
+        "ranked and described": lambda: ranked_and_described(scores, spec, RANKED, ("super", "bottom_k"), seed=0),
+        "with controls": lambda: ranked_and_described(scores, spec, RANKED, groups, seed=0),
+        "one operation each": lambda: _plain(scores, spec),
+    }
+    for name, route in routes.items():
+        started = time.perf_counter()
+        route()
+        cost[name] = (time.perf_counter() - started) / billion
+    return cost
 
 
 def edits() -> float:
@@ -77,6 +127,10 @@ def main(quick: bool = False) -> None:
         print(f"  {name:14s} {1e3 * seconds / million:6.2f} ms and {memory / million:6.3f} MB a million weights")
     assert found["streaming"]["digest"] == found["concatenated"]["digest"]
     print(f"  ratio          {cost['streaming'][0] / cost['concatenated'][0]:6.2f} in time, the same scores chosen")
+    cost = rankings(layers=1 if quick else 4)
+    for name, seconds in cost.items():
+        print(f"  {name:22s} {seconds:6.1f} s a billion scores on {torch.get_num_threads()} threads")
+    print(f"  ratio                  {cost['one operation each'] / cost['with controls']:6.1f} times faster")
     print(f"edits: {_in_a_process('edits')['result'] * 1e3:.0f} ms a million weights (plan, apply, restore, verify)")
 
 

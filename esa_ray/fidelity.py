@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from esa_ray.errors import EsaError
 from esa_ray.models.places import bits
 from esa_ray.perturb.edit import Write, perturbed, written
 from esa_ray.perturb.sites import group_of
-from esa_ray.randomness import stream_key, uniform
+from esa_ray.randomness import stream_key, uniform, uniform_on
 from esa_ray.schema import FIDELITY, SAMPLES
-from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import eligible, holds
-from esa_ray.scoring.selection import Selector
+from esa_ray.scoring.distribution import Counting
+from esa_ray.scoring.pools import holds, wanted
+from esa_ray.scoring.selection import Competition, Selector
+from esa_ray.scoring.streaming import stretches, walk
 from esa_ray.spec import PerturbSpec
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import Catalogue, WeightTensor
     from esa_ray.resume import Resumable
     from esa_ray.scoring.scores import Scores
+    from esa_ray.scoring.streaming import Chunk, Stretch
 
 #: Borders of the strata, as score quantiles within a component: finer at the top, since scores are heavy-tailed.
 BORDERS = (*(i / 10 for i in range(1, 10)), 0.99, 0.999)
@@ -41,8 +44,6 @@ STRATA = (*(f"0.{i}-{(i + 1) / 10:.1f}" for i in range(9)), "0.90-0.99", "0.99-0
 
 #: What :func:`measure` does to a weight; both have a known step.
 EDITS = ("zero", "sign_flip")
-
-PIECE = 1 << 22  # weights whose draws are made at once
 
 
 @dataclass
@@ -54,12 +55,15 @@ class _Stratum:
     draws: np.ndarray = field(default_factory=lambda: np.empty(0))
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
-    def add(self, draws: np.ndarray, tensor: int, flat: np.ndarray) -> None:
-        self.n += len(flat)
-        last = self.draws[-1] if len(self.draws) == self.quota else 2.0
-        rivals = np.flatnonzero(draws < last)
-        draws = np.concatenate([self.draws, draws[rivals]])
-        places = np.concatenate([self.places, np.stack([np.full(len(rivals), tensor), flat[rivals]], axis=1)])
+    @property
+    def last(self) -> float:
+        """What a draw must be smaller than to get in."""
+        return float(self.draws[-1]) if len(self.draws) == self.quota else 2.0
+
+    def add(self, draws: np.ndarray, places: np.ndarray, n: int) -> None:
+        """Let draws of weights compete that come after all others, the smallest of n."""
+        self.n += n
+        draws, places = np.concatenate([self.draws, draws]), np.concatenate([self.places, places])
         best = np.argsort(draws, kind="stable")[: self.quota]
         self.draws, self.places = draws[best], places[best]
 
@@ -73,18 +77,10 @@ class _Stratum:
 class _Part:
     """One component: its score quantiles, the weights that are always in, and its strata."""
 
+    component: str
     borders: np.ndarray
     certain: dict[int, np.ndarray]
     strata: list[_Stratum]
-
-
-def _population(scores: Scores, metric: str, component: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(tensor, its scores, mask of the weights of a component that can be damaged), a tensor at a time."""
-    for index, tensor in enumerate(scores.tensors):
-        if holds(tensor, (component,)):
-            mine, values = (tensor.flat_weights() != 0).cpu(), scores.of(metric, index).cpu()
-            mask = eligible(tensor, (component,), values)
-            yield index, values, mine if mask is None else mine & mask
 
 
 def _quotas(n: int) -> list[int]:
@@ -96,32 +92,70 @@ def _quotas(n: int) -> list[int]:
 def _prepare(scores: Scores, metric: str, component: str, n: int) -> _Part | None:
     *lower, highest = _quotas(n)
     first = highest // 2  # of the highest stratum, the other half is drawn
-    histogram, top = Histogram(), Selector(max(1, first))
-    held: list[int] = []
-    for index, values, mask in _population(scores, metric, component):
-        histogram.add(values[mask])
-        top.add(component, index, values, mask)
-        held.append(index)
+    counting, top = Counting("global", (component,), damageable=True), Selector(max(1, first))
+    competition = Competition(top, "global", (component,), damageable=True)
+    walk(stretches(scores, metric, (component,)), [counting, competition])
+    (histogram,), (pool,) = counting.pools.values(), top.pools.values()
     if not histogram.n:
         return None
-    best = top.pools[component]
-    certain = {index: np.sort(best.flat[:first][best.tensors[:first] == index]) for index in held}
+    _, tensors, flat = (found[:first] for found in pool.best)
+    held = [index for index, tensor in enumerate(scores.tensors) if holds(tensor, (component,))]
+    certain = {index: np.sort(flat[tensors == index]) for index in held}
     borders = np.array([histogram.quantile(p) for p in BORDERS])
-    return _Part(borders, certain, [_Stratum(q) for q in (*lower, highest - first)])
+    return _Part(component, borders, certain, [_Stratum(q) for q in (*lower, highest - first)])
 
 
-def _draw(part: _Part, scores: Scores, metric: str, component: str, seed: int) -> None:
-    """Let every weight that isn't always in compete in its stratum: the smallest draws are the sample."""
-    for index, values, mask in _population(scores, metric, component):
-        key = stream_key(seed, "fidelity", scores.tensors[index].name)
-        mask[torch.from_numpy(part.certain[index])] = False
-        flat = np.flatnonzero(mask.numpy())
-        for start in range(0, len(flat), PIECE):
-            piece = flat[start : start + PIECE]
-            draws, stratum = uniform(key, piece), _stratum(part, values.numpy()[piece])
-            for number, mine in enumerate(part.strata):
-                here = stratum == number
-                mine.add(draws[here], index, piece[here])
+class _Drawing:
+    """Lets every weight of a stretch that isn't always in compete in its stratum: the smallest draws are the sample."""
+
+    def __init__(self, part: _Part, seed: int, stretch: Stretch):
+        tensor, device = stretch.reading.tensor, stretch.reading.weights.device
+        self._part, self._index = part, stretch.index
+        self._outputs, self._key = wanted(tensor, (part.component,)), stream_key(seed, "fidelity", tensor.name)
+        self._borders = torch.from_numpy(_rounded_down(part.borders)).to(device)
+        self._last = torch.tensor([stratum.last for stratum in part.strata], dtype=torch.float64, device=device)
+        self._found = [_Stratum(stratum.quota) for stratum in part.strata]
+
+    def see(self, chunk: Chunk) -> None:
+        """Draw for a chunk's weights."""
+        at = self._competing(chunk)
+        flat, stratum = at + chunk.flat.start, torch.bucketize(chunk.scores[at], self._borders)
+        draws = _uniform(self._key, flat)
+        counts = torch.bincount(stratum, minlength=len(self._found)).tolist()
+        near = torch.nonzero(draws < self._last[stratum]).flatten()
+        draws_R, flat_R, stratum_R = (values[near].cpu().numpy() for values in (draws, flat, stratum))
+        places = np.stack([np.full(len(flat_R), self._index), flat_R], axis=1)
+        for number, (found, n) in enumerate(zip(self._found, counts, strict=True)):
+            here = np.flatnonzero(stratum_R == number)
+            found.add(draws_R[here], places[here], n)
+            if len(here):
+                self._last[number].clamp_(max=found.last)
+
+    def _competing(self, chunk: Chunk) -> Tensor:
+        """Places in the chunk of the weights that are drawn for."""
+        mask = chunk.eligible(self._outputs, damageable=True)
+        certain = self._part.certain[self._index]
+        certain = certain[(chunk.flat.start <= certain) & (certain < chunk.flat.stop)] - chunk.flat.start
+        if mask is None and not len(certain):
+            return torch.arange(len(chunk.scores), device=chunk.scores.device)
+        mask = torch.ones_like(chunk.scores, dtype=torch.bool) if mask is None else mask.clone()
+        mask[torch.from_numpy(certain).to(mask.device)] = False
+        return torch.nonzero(mask).flatten()
+
+    def hand_over(self) -> None:
+        """Let the smallest draws compete with those of earlier stretches."""
+        for stratum, found in zip(self._part.strata, self._found, strict=True):
+            stratum.add(found.draws, found.places, found.n)
+
+
+def _uniform(key: int, flat: Tensor) -> Tensor:
+    return torch.from_numpy(uniform(key, flat.numpy())) if flat.device.type == "cpu" else uniform_on(key, flat)
+
+
+def _rounded_down(borders: np.ndarray) -> np.ndarray:
+    # The largest fp32 that is no larger: an fp32 score is above the one where it is above the other.
+    nearest = borders.astype(np.float32)
+    return np.where(nearest > borders, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _stratum(part: _Part, values: np.ndarray) -> np.ndarray:
@@ -151,7 +185,7 @@ def sample(
 
     Weight a row by 1 / ``inclusion`` to speak of all weights.
 
-    Memory: one tensor's scores and draws, two passes over the scores.
+    Two passes over the scores.
 
     Parameters
     ----------
@@ -182,7 +216,7 @@ def sample(
     for number, component in enumerate(held):
         part = _prepare(scores, metric, component, each + (number < rest))
         if part is not None:
-            _draw(part, scores, metric, component, seed)
+            walk(stretches(scores, metric, (component,)), [partial(_Drawing, part, seed)])
             columns += _drawn(part, scores, metric)
     if not columns:
         raise EsaError(f"there are no non-zero weights of the components {', '.join(components)} to sample")

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esa_ray import fidelity
 from esa_ray.errors import EsaError
@@ -17,7 +19,8 @@ from esa_ray.models.places import Place
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
-from esa_ray.scoring.scores import Scores
+from esa_ray.scoring import streaming
+from esa_ray.scoring.scores import Reading, Scores
 from tests.questions import questions
 from tests.tiny import (
     PLANTED,
@@ -32,22 +35,26 @@ from tests.tiny import (
 N = 24
 
 
-class Fake:
+class Fake(Scores):
     """Scores by tensor and metric, all given."""
 
     metrics = ("mine", "other")
 
     def __init__(self, tensors, values):
-        self.tensors, self._values = tuple(tensors), values
+        super().__init__(tensors, {}, tokens=1)
+        self._values = values
 
-    def of(self, metric, index):
-        return self.at(metric, index, slice(None))
-
-    def at(self, metric, index, flat):
-        return (self._values[index] if metric == "mine" else 2 * self._values[index])[flat]
+    def reading(self, metric, index):
+        return Given(self, metric, index)
 
     def signed(self, what, index, flat):
         return -self._values[index][flat] if what == "gradient" else None
+
+
+class Given(Reading):
+    def __call__(self, flat):
+        values = self.scores._values[self.index]
+        return (values if self.metric == "mine" else 2 * values)[flat]
 
 
 def a_tensor(name: str, layer: int, shape: tuple[int, int], *components: str) -> WeightTensor:
@@ -160,7 +167,8 @@ def test_a_larger_sample_holds_the_smaller_one_and_seeds_differ(heavy):
 def test_the_sample_does_not_depend_on_how_scores_are_stored_or_come_in_pieces(heavy, monkeypatch):
     table = sample(heavy, "mine", 300, seed=5, components=("down", "q"))
     rows = sorted(table.to_pylist(), key=lambda r: (r["tensor"], r["flat"]))
-    monkeypatch.setattr(fidelity, "PIECE", 37)
+    monkeypatch.setattr(streaming, "CHUNK", 137)
+    monkeypatch.setattr(streaming, "STRETCH", 450)
     other = Fake(heavy.tensors[::-1], [v.clone() for v in heavy._values[::-1]])
     other_rows = sample(other, "mine", 300, seed=5, components=("q", "down")).to_pylist()
     assert rows == sorted(other_rows, key=lambda r: (r["tensor"], r["flat"]))
@@ -340,3 +348,14 @@ def test_a_single_weight_is_measured_with_as_few_questions_for_many_windows_as_f
 def test_an_edit_that_the_census_does_not_know_is_refused(census):
     with pytest.raises(EsaError, match="no edit 'bit_flip'; give some of zero, sign_flip"):
         measure(catalogue(census.model), census.resumable, census.drawn, ("bit_flip",))
+
+
+@given(st.lists(st.floats(0, 1e30), min_size=1, max_size=11), st.lists(st.floats(0, 2.0**100, width=32), max_size=20))
+@settings(deadline=None)
+def test_a_score_is_above_a_border_where_it_is_above_the_border_in_single_precision(borders, scores):
+    borders = np.sort(borders)
+    near = [float(np.nextafter(np.float32(b), np.float32(to))) for b in borders for to in (0, 1e38)]
+    values = np.array([*scores, *borders, *near], dtype=np.float32)
+    rounded = torch.from_numpy(fidelity._rounded_down(borders))
+    wanted = [sum(float(v) > b for b in borders) for v in values]
+    assert torch.bucketize(torch.from_numpy(values), rounded).tolist() == wanted

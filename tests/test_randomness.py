@@ -2,11 +2,21 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from esa_ray.randomness import normal, splitmix64, stream_key, uniform
+from esa_ray.randomness import (
+    normal,
+    rademacher,
+    rademacher_on,
+    splitmix64,
+    splitmix64_on,
+    stream_key,
+    uniform,
+    uniform_on,
+)
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -90,3 +100,36 @@ def test_uniform_stays_inside_the_open_interval_at_its_very_ends(output):
     assert splitmix64(key, np.arange(1)).tolist() == [output]
     assert 0.0 < uniform(key, np.arange(1))[0] < 1.0
     assert np.isfinite(normal(key, np.arange(1))[0])
+
+
+KEYS = [0, 1, 2**63 - 1, 2**63, MASK, stream_key(1337, "test")]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_words_on_a_device_are_those_of_the_sequential_generator(key):
+    sequential = SplitMix64(key)
+    wanted = [sequential.next() for _ in range(300)]
+    assert [word & MASK for word in splitmix64_on(key, torch.arange(300)).tolist()] == wanted
+
+
+@given(st.integers(0, MASK), st.lists(st.integers(0, 2**62), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_uniform_draws_on_a_device_are_those_of_numpy_to_the_last_bit(key, counters):
+    counter = np.array(counters)
+    assert uniform_on(key, torch.from_numpy(counter)).tolist() == uniform(key, counter).tolist()
+
+
+@pytest.mark.parametrize("output", [0, 1, 2**63, MASK - 2**11, MASK])
+def test_uniform_draws_on_a_device_stay_inside_the_open_interval(output):
+    assert 0.0 < float(uniform_on(key_whose_first_output_is(output), torch.arange(1))) < 1.0
+
+
+@pytest.mark.parametrize("n", [1, 7, 63, 64, 65, 1000, 4096])
+def test_signs_on_a_device_are_the_bits_of_the_words_lowest_first(n):
+    sequential, wanted = SplitMix64(9), []
+    for _ in range(-(-n // 64)):
+        word = sequential.next()
+        wanted += [1 if word >> bit & 1 else -1 for bit in range(64)]
+    signs = rademacher_on(9, n, "cpu")
+    assert signs.dtype == torch.int8
+    assert signs.tolist() == wanted[:n] == rademacher(9, n).tolist()

@@ -31,10 +31,11 @@ from esa_ray.models.sources import Source, find
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
+from esa_ray.scoring.ensemble import RankEnsemble
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import find_weight, listing
 from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import combined, rank, score_stats
+from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
@@ -258,20 +259,28 @@ class Worker:
         if self.spec.fidelity and seed == self.spec.seeds[0] and not self.store.has("samples", samples_name(seed)):
             self._sample(scores, seed)
         for spec in specs:
-            name, scored = ranking_name(spec.metric, spec.mode, seed), combined(scores, spec)
-            # What is stored stays: cells and census may have been measured by it.
-            if not self.store.has("score_stats", name):
-                self.store.write("score_stats", name, score_stats(scored, spec, seed=seed, model=model))
+            name = ranking_name(spec.metric, spec.mode, seed)
+            self._write_tables(name, combined(scores, spec), spec, depth, seed)
             if "weights" in self.spec.analyses and not self.store.has("sample_sizes", name):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
-            if not self.store.has("rankings", name):
-                ranking = rank(scored, spec, depth, self.spec.groups, seed=seed, model=model)
-                self.store.write("rankings", name, ranking)
         for weights in self.spec.lists:
             name = ranking_name(LISTED, weights.name, seed)
             if not self.store.has("rankings", name):
                 given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
                 self.store.write("rankings", name, given)
+
+    def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
+        """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
+        groups, model = self.spec.groups, self.source.name
+        ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
+        if not ranked and not described:
+            ranking, stats = ranked_and_described(scores, spec, depth, groups, seed=seed, model=model)
+            self.store.write("score_stats", name, stats)
+            self.store.write("rankings", name, ranking)
+        elif not described:
+            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+        elif not ranked:
+            self.store.write("rankings", name, rank(scores, spec, depth, groups, seed=seed, model=model))
 
     def _score(self, seed: int, growth: SampleSizes) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""

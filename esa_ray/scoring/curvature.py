@@ -11,7 +11,7 @@ import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
-from esa_ray.randomness import rademacher, stream_key
+from esa_ray.randomness import rademacher, rademacher_on, stream_key
 from esa_ray.scoring.gradients import window_nll
 from esa_ray.scoring.memory import Layout
 from esa_ray.scoring.products import experts_one_by_one
@@ -39,12 +39,16 @@ def twice_differentiable(model: PreTrainedModel) -> Iterator[None]:
 def _signs(tensors: Sequence[WeightTensor], seed: int, probe: int, window_T: Tensor) -> list[Tensor]:
     """Rademacher signs, one byte each: the same on every device, in every order of windows and for any tensors."""
     window = hashlib.sha256(window_T.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-    return [
-        torch.from_numpy(rademacher(stream_key(seed, "hutchinson", probe, window, t.name), t.size))
-        .view(t.shape)
-        .to(t.parameter.device)
-        for t in tensors
-    ]
+    keys = (stream_key(seed, "hutchinson", probe, window, t.name) for t in tensors)
+    return [_signs_of(t, key) for t, key in zip(tensors, keys, strict=True)]
+
+
+def _signs_of(tensor: WeightTensor, key: int) -> Tensor:
+    # Made where the weights are: on the host a probe of billions of weights would take longer than its passes.
+    device = tensor.parameter.device
+    if device.type == "cpu":
+        return torch.from_numpy(rademacher(key, tensor.size)).view(tensor.shape)
+    return rademacher_on(key, tensor.size, device).view(tensor.shape)
 
 
 def probe_bytes(tensors: Sequence[WeightTensor], part: Sequence[WeightTensor], activations: int) -> int:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 import torch
 
-from esa_ray.schema import QUANTILES
+from esa_ray.schema import QUANTILES, SCORE_STATS
 from esa_ray.scoring.histogram import Histogram
+from esa_ray.scoring.pools import pool_of, some_of, wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from esa_ray.scoring.scores import Effort
+    from esa_ray.scoring.streaming import Chunk, Stretch
+    from esa_ray.spec import ScoreSpec
 
 
 def gini(histogram: Histogram) -> float:
@@ -13,7 +26,7 @@ def gini(histogram: Histogram) -> float:
 
     Values of one bin count as equal, which changes it by less than 2⁻⁸.
     """
-    upto = histogram.counts.cumsum(0).double()
+    upto = histogram.upto.double()
     before = upto - histogram.counts
     n, total = histogram.n, histogram.total
     return float(((before + upto - n) * histogram.sums).sum()) / (n * total) if total > 0 else 0.0
@@ -78,3 +91,134 @@ def describe(histogram: Histogram) -> dict:
         "half_mass_fraction": half_mass_fraction(histogram),
         "tail_index": tail_index(histogram),
     }
+
+
+@dataclass
+class _Piece:
+    """All scores of one component of a tensor and expert: their histogram, and the sum of their squared errors."""
+
+    histogram: Histogram
+    noise: Tensor | None = None
+
+    def merge(self, other: _Piece) -> None:
+        """Add another's scores."""
+        self.histogram.merge(other.histogram)
+        if self.noise is not None and other.noise is not None:
+            self.noise = self.noise + other.noise.to(self.noise.device)
+
+
+class Distributions:
+    """How the scores of every tensor, component and expert are distributed (a ``Watcher``)."""
+
+    def __init__(self, spec: ScoreSpec, effort: Effort | None):
+        self.spec, self._effort = spec, effort
+        self._rows: list[dict[str, Any]] = []
+        self._open: dict[tuple[int, int | None, int], tuple[dict[str, Any], _Piece]] = {}
+
+    def __call__(self, stretch: Stretch) -> _Described:
+        """Begin with a stretch."""
+        return _Described(self, stretch)
+
+    def take(self, stretch: Stretch, pieces: dict[int, _Piece]) -> None:
+        """Add what a stretch holds of every component, by the number of the component's part."""
+        if any((stretch.index, stretch.expert) != key[:2] for key in self._open):
+            self._close()
+        tensor = stretch.reading.tensor
+        for number, piece in sorted(pieces.items()):
+            key = (stretch.index, stretch.expert, number)
+            if key in self._open:
+                self._open[key][1].merge(piece)
+            else:
+                where = {"tensor": tensor.name, "layer": tensor.layer, "component": tensor.parts[number].component}
+                self._open[key] = where | {"expert": stretch.expert}, piece
+
+    def _close(self) -> None:
+        """Make rows of what is complete, so that no more is held than one tensor's histograms."""
+        for _, (where, piece) in sorted(self._open.items(), key=lambda item: item[0][2]):
+            self._rows.append(where | describe(piece.histogram) | self._noise(piece))
+        self._open = {}
+
+    def _noise(self, piece: _Piece) -> dict[str, Any]:
+        """What an estimate took, and how much of a piece's scores is noise."""
+        if not self.spec.estimated or self._effort is None:
+            return {}
+        found: dict[str, Any] = {"probes": self._effort.probes, "probe_error": self._effort.relative_error}
+        if piece.noise is not None:
+            noise = float(piece.noise)
+            signal = piece.histogram.squares - noise
+            found["relative_error"] = (noise / signal) ** 0.5 if signal > 0 else None
+        return found
+
+    def table(self, *, seed: int, model: str) -> pa.Table:
+        """One row per tensor, component and expert (``schema.SCORE_STATS``)."""
+        self._close()
+        common = {"model": model, "metric": self.spec.metric, "mode": self.spec.mode, "seed": seed}
+        return pa.Table.from_pylist([common | row for row in self._rows], schema=SCORE_STATS)
+
+
+class _Described:
+    """Those of one stretch."""
+
+    def __init__(self, whole: Distributions, stretch: Stretch):
+        self._whole, self._stretch = whole, stretch
+        tensor, components = stretch.reading.tensor, whole.spec.components
+        self._outputs = {
+            number: some_of(tensor.row_part == number)
+            for number, part in enumerate(tensor.parts)
+            if part.component in components
+        }
+        self._pieces: dict[int, _Piece] = {}
+
+    def see(self, chunk: Chunk) -> None:
+        """Count a chunk's scores."""
+        errors = chunk.reading.error(chunk.flat) if self._whole.spec.estimated else None
+        for number, outputs in self._outputs.items():
+            values = chunk.of(outputs)
+            if len(values):
+                piece = self._pieces.get(number) or self._pieces.setdefault(number, _Piece(Histogram(values.device)))
+                piece.histogram.add(values, chunk.ends if len(values) == len(chunk.scores) else None)
+                if errors is not None:
+                    noise = chunk.of(outputs, errors).double().square().sum()
+                    piece.noise = noise if piece.noise is None else piece.noise + noise
+
+    def hand_over(self) -> None:
+        """Add them to those of earlier stretches."""
+        self._whole.take(self._stretch, self._pieces)
+
+
+class Counting:
+    """Histograms of the scores of some components, by pool (a ``Watcher``)."""
+
+    def __init__(self, mode: str, components: Sequence[str], *, damageable: bool = False):
+        self.mode, self.components, self.damageable = mode, components, damageable
+        self.pools: dict[str, Histogram] = {}
+
+    def __call__(self, stretch: Stretch) -> _Counted:
+        """Begin with a stretch."""
+        return _Counted(self, stretch)
+
+
+class _Counted:
+    """The histogram of one stretch."""
+
+    def __init__(self, whole: Counting, stretch: Stretch):
+        tensor = stretch.reading.tensor
+        self._whole, self._pool = whole, pool_of(tensor, whole.mode)
+        self._outputs = wanted(tensor, whole.components)
+        self._histogram = Histogram(stretch.reading.weights.device)
+
+    def see(self, chunk: Chunk) -> None:
+        """Count a chunk's scores."""
+        mask = chunk.eligible(self._outputs, damageable=self._whole.damageable)
+        if mask is None:
+            self._histogram.add(chunk.scores, chunk.ends)
+        else:
+            self._histogram.add(chunk.scores[mask])
+
+    def hand_over(self) -> None:
+        """Add it to its pool's."""
+        pools = self._whole.pools
+        if self._pool in pools:
+            pools[self._pool].merge(self._histogram)
+        else:
+            pools[self._pool] = self._histogram

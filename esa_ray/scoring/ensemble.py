@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import eligible, holds, pool_of
-from esa_ray.scoring.selection import Selector
+from esa_ray.scoring.distribution import Counting
+from esa_ray.scoring.histogram import Histogram, bin_of
+from esa_ray.scoring.pools import pool_of
+from esa_ray.scoring.selection import Competition, Selector
+from esa_ray.scoring.streaming import stretches, walk
 from esa_ray.spec import ScoreSpec, members
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from esa_ray.scoring.scores import Scores
+    from esa_ray.errors import EsaError
+    from esa_ray.models.addressing import WeightTensor
+    from esa_ray.scoring.scores import Reading, Scores
 
 
 #: So many of the highest scores of a pool are ranked exactly.
@@ -27,18 +31,53 @@ class _Ranks:
     """Ranks in one pool by one score: exact at the top, by a histogram below."""
 
     def __init__(self, histogram: Histogram, top: np.ndarray):
-        self.n, self._histogram = histogram.n, histogram
+        self.n = histogram.n
         self._top = torch.from_numpy(top[::-1].astype(np.float64))  # ascending
+        self._logs = (histogram.ranks() / (self.n + 1)).log()
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def of(self, values: Tensor) -> Tensor:
-        """The rank of each value from above, from 1, ties in the middle; float64."""
-        ranks, exact = self._histogram.ranks(values), values.double()
-        top = self._top.to(values.device)
+    def logs(self, values: Tensor) -> Tensor:
+        """ln(r / (n + 1)) of each value, r its rank from above, from 1, ties in the middle; float64."""
+        if values.device not in self._placed:
+            self._placed[values.device] = self._logs.to(values.device), self._top.to(values.device)
+        by_bin, top = self._placed[values.device]
+        logs = by_bin[bin_of(values)]
+        # Others may be equal to the last of the top, unless that is the whole pool.
+        whole = len(top) == self.n
+        known = slice(None) if whole else torch.nonzero(values.double() > top[0]).flatten()
+        exact = values[known].double()
         below = torch.searchsorted(top, exact)
         upto = torch.searchsorted(top, exact, right=True)
-        # Others may be equal to the last of the top, unless that is the whole pool.
-        known = exact > top[0] if len(top) < self.n else torch.ones_like(exact, dtype=torch.bool)
-        return torch.where(known, len(top) - upto + (upto - below + 1) / 2, ranks)
+        logs[known] = ((len(top) - upto + (upto - below + 1).double() / 2) / (self.n + 1)).log()
+        return logs
+
+
+@dataclass(frozen=True)
+class Combining:
+    """The combined scores of one tensor, for who reads them slice by slice (as :class:`Reading`)."""
+
+    members: list[tuple[_Ranks, Reading]]
+
+    @property
+    def tensor(self) -> WeightTensor:
+        """The tensor."""
+        return self.members[0][1].tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """All its weights, 1-D, in the model's dtype."""
+        return self.members[0][1].weights
+
+    def __call__(self, flat: Tensor | slice) -> Tensor:
+        """Scores of some of its weights, 1-D, fp32."""
+        return -torch.stack([ranks.logs(reading(flat)) for ranks, reading in self.members]).mean(0).float()
+
+    def error(self, flat: Tensor | slice) -> None:
+        """Ranks have no standard error."""
+
+    def refusal(self) -> EsaError:
+        """What to raise where a score is NaN or infinite."""
+        return self.members[0][1].refusal()
 
 
 class RankEnsemble:
@@ -61,17 +100,16 @@ class RankEnsemble:
         self._ranks = {metric: self._count(metric, spec) for metric in members(spec.metric)}
 
     def _count(self, metric: str, spec: ScoreSpec) -> dict[str, _Ranks]:
-        histograms: dict[str, Histogram] = defaultdict(Histogram)
-        top = Selector(EXACT)
-        for index, tensor in enumerate(self.tensors):
-            if not holds(tensor, spec.components):
-                continue
-            values = self._scores.of(metric, index)
-            mask = eligible(tensor, spec.components, values)
-            pool = pool_of(tensor, spec.mode)
-            top.add(pool, index, values, mask)
-            histograms[pool].add(values if mask is None else values[mask])
-        return {pool: _Ranks(histogram, top.pools[pool].scores) for pool, histogram in histograms.items()}
+        counting, top = Counting(spec.mode, spec.components), Selector(EXACT)
+        competition = Competition(top, spec.mode, spec.components)
+        walk(stretches(self._scores, metric, spec.components), [counting, competition])
+        return {pool: _Ranks(histogram, top.pools[pool].best[0]) for pool, histogram in counting.pools.items()}
+
+    def reading(self, metric: str, index: int) -> Combining:
+        """One tensor's combined scores, to be read slice by slice."""
+        pool = pool_of(self.tensors[index], self._mode)
+        members = [(pools[pool], self._scores.reading(member, index)) for member, pools in self._ranks.items()]
+        return Combining(members)
 
     def of(self, metric: str, index: int) -> Tensor:
         """One tensor's combined scores, 1-D, fp32."""
@@ -79,12 +117,7 @@ class RankEnsemble:
 
     def at(self, metric: str, index: int, flat: Tensor | slice) -> Tensor:
         """Combined scores of some of one tensor's weights, by flat index."""
-        pool = pool_of(self.tensors[index], self._mode)
-        logs = [
-            (pools[pool].of(self._scores.at(member, index, flat)) / (pools[pool].n + 1)).log()
-            for member, pools in self._ranks.items()
-        ]
-        return -torch.stack(logs).mean(0).float()
+        return self.reading(metric, index)(flat)
 
     def error(self, metric: str, index: int, flat: Tensor | slice) -> None:
         """Ranks have no standard error."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,52 +11,132 @@ from torch import Tensor
 SHIFT = 15
 #: Up to and including the bin of the largest finite float32.
 BINS = (0x7F7FFFFF >> SHIFT) + 1
+#: Bins of all bit patterns, infinity and NaN included.
+PATTERNS = 1 << (31 - SHIFT)
 #: Largest relative error of a value that is read from a bin.
 RELATIVE_ERROR = 2.0**-8
 
-_PIECE = 1 << 24  # weighted counts are made in float64: so many at a time
+_LOW = (1 << SHIFT) - 1
+# A count and a sum of low bits share one int64: sums of up to 2²³ values of 15 bits stay below 2³⁹.
+_COUNTED, _PACKED = 39, 1 << 23
+#: Values that are counted at once: what is made of them stays in a core's cache, or is launched on another device.
+_PIECE, _PIECE_ELSEWHERE = 1 << 15, 1 << 22
 
 
-def _bins(values: Tensor) -> Tensor:
-    # The bit patterns of non-negative floats are ordered as the floats are.
-    return values.contiguous().view(torch.int32) >> SHIFT
+def _bits(values: Tensor) -> Tensor:
+    # The bit patterns of non-negative floats are ordered as the floats are; −0 counts as 0.
+    return values.contiguous().view(torch.int32) & 0x7FFFFFFF
+
+
+@lru_cache(maxsize=1)
+def _bins() -> tuple[Tensor, Tensor]:
+    """The lowest value of every bin and the distance of neighbouring floats in it, float64, (BINS,)."""
+    number = torch.arange(BINS)
+    lowest = (number << SHIFT).int().view(torch.float32).double()
+    exponent = (number >> (23 - SHIFT)).clamp(min=1)  # subnormal floats are as far apart as the smallest normal ones
+    return lowest, torch.ldexp(torch.ones(BINS, dtype=torch.float64), exponent - 150)
 
 
 class Histogram:
     """Counts and sums by bin; sums, n, min and max are exact, and what is read from bins is within 2⁻⁸ of it.
 
-    Bins are float32 with the low 15 bits dropped: 65,280 of them, 1 MB in all, whatever the number of values.
-    So memory is O(1), and histograms of parts add up to that of the whole.
+    Bins are float32 with the low 15 bits dropped: 65,280 of them, 1.5 MB in all, whatever the number of values.
+    So memory is O(1), and histograms of parts add up to that of the whole. A bin's sum is count · (its lowest
+    value) + (sum of the dropped bits) · (distance of neighbouring floats). Both are counted in integers, so it has
+    one rounding and the same bits in any order of the values and on any device.
 
     >>> h = Histogram()
     >>> h.add(torch.tensor([1.0, 2.0, 4.0, 8.0]))
     >>> h.n, h.total, h.quantile(0.5)
     (4, 15.0, 4.0)
+
+    Parameters
+    ----------
+    device
+        Where the values lie and are counted.
     """
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(BINS, dtype=torch.int64)
-        self.sums = torch.zeros(BINS, dtype=torch.float64)
-        self.squares = 0.0
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._packed, self._counts, self._lows = torch.zeros(3, BINS, dtype=torch.int64, device=device)
+        self._pending = 0  # values in `_packed`
+        self._squares = torch.zeros((), dtype=torch.float64, device=device)
+        self._read: dict[str, Tensor] = {}
         self.min, self.max = float("inf"), 0.0
 
-    def add(self, values: Tensor) -> None:
-        """Count some more values: fp32, any shape, on any device, none negative, none NaN or infinite."""
-        for piece in values.detach().flatten().split(_PIECE):
-            if not len(piece):
-                continue
-            at = _bins(piece)
-            self.counts += torch.bincount(at, minlength=BINS).cpu()
-            exact = piece.double()
-            self.sums += torch.bincount(at, exact, minlength=BINS).cpu()
-            self.squares += float(torch.dot(exact, exact))
-            self.min = min(self.min, float(piece.min()))
-            self.max = max(self.max, float(piece.max()))
+    def add(self, values: Tensor, ends: tuple[float, float] | None = None) -> None:
+        """Count some more values: fp32, any shape, none negative, none NaN or infinite.
+
+        ``ends`` are their smallest and largest, where these are known.
+        """
+        for piece_N in values.detach().flatten().split(_PIECE if values.device.type == "cpu" else _PIECE_ELSEWHERE):
+            if len(piece_N):
+                low, high = ends or (float(piece_N.amin()), float(piece_N.amax()))
+                self.min, self.max = min(self.min, low), max(self.max, high)
+                self._count(piece_N)
+
+    def _count(self, piece_N: Tensor) -> None:
+        if self._pending + len(piece_N) > _PACKED:
+            self._unpack()
+        bits_N = _bits(piece_N)
+        self._packed.index_add_(0, bits_N >> SHIFT, (bits_N & _LOW).long().add_(1 << _COUNTED))
+        self._pending += len(piece_N)
+        exact_N = piece_N.double()
+        self._squares += torch.dot(exact_N, exact_N)
+        self._read = {}
+
+    def _unpack(self) -> None:
+        """Empty the packed counts into those that can't overflow."""
+        if self._pending:
+            self._counts += self._packed >> _COUNTED
+            self._lows += self._packed.bitwise_and_((1 << _COUNTED) - 1)
+            self._packed.zero_()
+            self._pending = 0
+
+    def merge(self, other: Histogram) -> None:
+        """Count what another one counted."""
+        self._unpack()
+        other._unpack()
+        for mine, its in zip(
+            (self._counts, self._lows, self._squares), (other._counts, other._lows, other._squares), strict=True
+        ):
+            mine += its.to(mine.device)
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+        self._read = {}
+
+    def _reading(self) -> dict[str, Tensor]:
+        """Counts, their running total and sums by bin, brought to the CPU once."""
+        if not self._read:
+            self._unpack()
+            counts, lows = self._counts.cpu(), self._lows.cpu()
+            lowest, distance = _bins()
+            sums = counts.double().mul_(lowest).add_(lows.double().mul_(distance))
+            self._read = {"counts": counts, "upto": counts.cumsum(0), "sums": sums}
+        return self._read
+
+    @property
+    def counts(self) -> Tensor:
+        """How many values every bin holds, (BINS,)."""
+        return self._reading()["counts"]
+
+    @property
+    def upto(self) -> Tensor:
+        """How many values every bin and those below it hold, (BINS,)."""
+        return self._reading()["upto"]
+
+    @property
+    def sums(self) -> Tensor:
+        """Sum of the values of every bin, float64, (BINS,)."""
+        return self._reading()["sums"]
+
+    @property
+    def squares(self) -> float:
+        """Sum of all squares, to float64's rounding."""
+        return float(self._squares)
 
     @property
     def n(self) -> int:
         """How many values were counted."""
-        return int(self.counts.sum())
+        return int(self.upto[-1])
 
     @property
     def total(self) -> float:
@@ -71,7 +153,7 @@ class Histogram:
         place = round(p * (self.n - 1))
         if place <= 0 or place >= self.n - 1:
             return self.min if place <= 0 else self.max
-        at = int(torch.searchsorted(self.counts.cumsum(0), place, right=True))
+        at = int(torch.searchsorted(self.upto, place, right=True))
         return min(max(float(self.means[at]), self.min), self.max)
 
     def largest(self, n: int) -> float:
@@ -84,13 +166,16 @@ class Histogram:
         partial = rest * float(sums[border] / counts[border]) if rest else 0.0
         return float(sums[full].sum()) + partial
 
-    def ranks(self, values: Tensor) -> Tensor:
-        """Place from above of each value among all counted, from 1: the middle of its bin's places, float64.
+    def ranks(self) -> Tensor:
+        """Place from above, from 1, of the values of every bin: the middle of the bin's places, float64, (BINS,).
 
         Two values in one bin share their place. So ln(rank) is off by at most ln(1 + c/2) with c the share of
         the places up to here that the bin holds, and exact where a bin holds one value.
         """
-        counts = self.counts.to(values.device)
-        upto = counts.flip(0).cumsum(0).flip(0)
-        middle = upto.double() - (counts.double() - 1) / 2
-        return middle[_bins(values).long()]
+        upto = self.counts.flip(0).cumsum(0).flip(0)
+        return upto.double() - (self.counts.double() - 1) / 2
+
+
+def bin_of(values: Tensor) -> Tensor:
+    """The bin of each value, int32."""
+    return _bits(values) >> SHIFT

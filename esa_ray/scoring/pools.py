@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from esa_ray.models.addressing import WeightTensor
 
 
@@ -28,7 +25,11 @@ def holds(tensor: WeightTensor, components: Sequence[str]) -> bool:
     return any(part.component in components for part in tensor.parts)
 
 
-def eligible(tensor: WeightTensor, components: Sequence[str], values: Tensor) -> Tensor | None:
-    """Flat mask of the weights whose component is asked for, where their values are; None if all are."""
-    wanted = np.array([part.component in components for part in tensor.parts])
-    return None if wanted.all() else torch.as_tensor(tensor.spread(wanted[tensor.row_part]), device=values.device)
+def wanted(tensor: WeightTensor, components: Sequence[str]) -> np.ndarray | None:
+    """For every output of a tensor, whether its component is asked for; None if all are."""
+    return some_of(np.array([part.component in components for part in tensor.parts])[tensor.row_part])
+
+
+def some_of(outputs: np.ndarray) -> np.ndarray | None:
+    """A mask, or None where it leaves nothing out."""
+    return None if outputs.all() else outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,18 +10,15 @@ import pyarrow as pa
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.schema import RANKINGS, SCORE_STATS
-from esa_ray.scoring.controls import matched_k, random_k
-from esa_ray.scoring.distribution import describe
+from esa_ray.schema import RANKINGS
+from esa_ray.scoring.controls import Members, matched_k, random_k
+from esa_ray.scoring.distribution import Distributions
 from esa_ray.scoring.ensemble import RankEnsemble
-from esa_ray.scoring.histogram import Histogram
-from esa_ray.scoring.pools import eligible, holds, pool_of
-from esa_ray.scoring.selection import Selector
+from esa_ray.scoring.selection import Competition, Selector
+from esa_ray.scoring.streaming import Watcher, stretches, walk
 from esa_ray.spec import members
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from esa_ray.models.addressing import WeightTensor
     from esa_ray.scoring.scores import Scores
     from esa_ray.spec import ScoreSpec
@@ -50,31 +47,64 @@ def rank(
     EsaError
         If k is larger than the smallest pool.
     """
+    scored, ends = combined(scores, spec), _Ends(spec, k, groups)
+    walk(stretches(scored, spec.metric, spec.components), ends.watchers)
+    return _ranking(scored, spec, ends, groups, seed=seed, model=model)
+
+
+def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
+    """One row per tensor, component and expert on how its scores are distributed (``schema.SCORE_STATS``)."""
     scored = combined(scores, spec)
-    top, bottom = Selector(k), Selector(k, largest=False)
-    for index, tensor in enumerate(scores.tensors):
-        if not holds(tensor, spec.components):
-            continue
-        values = scored.of(spec.metric, index)
-        mask = eligible(tensor, spec.components, values)
-        competes = pool_of(tensor, spec.mode)
-        top.add(competes, index, values, mask)
+    shapes = Distributions(spec, scores.effort)
+    walk(stretches(scored, spec.metric, spec.components), [shapes])
+    return shapes.table(seed=seed, model=model)
+
+
+def ranked_and_described(
+    scores: Scores | RankEnsemble, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = ""
+) -> tuple[pa.Table, pa.Table]:
+    """What :func:`rank` and :func:`score_stats` give, from one pass over the scores."""
+    scored, ends = combined(scores, spec), _Ends(spec, k, groups)
+    shapes = Distributions(spec, scores.effort)
+    walk(stretches(scored, spec.metric, spec.components), [*ends.watchers, shapes])
+    return _ranking(scored, spec, ends, groups, seed=seed, model=model), shapes.table(seed=seed, model=model)
+
+
+class _Ends:
+    """The extreme weights of every pool: the highest, and where they are asked for the lowest that aren't 0."""
+
+    def __init__(self, spec: ScoreSpec, k: int, groups: Sequence[str]):
+        self._k, self.top, self.bottom = k, Selector(k), Selector(k, largest=False)
+        self.watchers: list[Watcher] = [Competition(self.top, spec.mode, spec.components)]
         if "bottom_k" in groups:
-            nonzero = (tensor.flat_weights() != 0).to(values.device)
-            bottom.add(competes, index, values, nonzero if mask is None else nonzero & mask)
-    for name, pool in top.pools.items():
-        if pool.n < k:
-            raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
-    for name, pool in bottom.pools.items():
-        if pool.n < 2 * k:
-            raise EsaError(f"k={k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap")
-    picks = [("super", i, r, f) for i, r, f, _ in by_tensor(top)]
+            self.watchers.append(Competition(self.bottom, spec.mode, spec.components, damageable=True))
+
+    def check(self) -> None:
+        """Refuse a k that is too large for a pool."""
+        for name, pool in self.top.pools.items():
+            if pool.n < self._k:
+                raise EsaError(
+                    f"k={self._k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk"
+                )
+        for name, pool in self.bottom.pools.items():
+            if pool.n < 2 * self._k:
+                raise EsaError(
+                    f"k={self._k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap"
+                )
+
+
+def _ranking(
+    scores: Scores | RankEnsemble, spec: ScoreSpec, ends: _Ends, groups: Sequence[str], *, seed: int, model: str
+) -> pa.Table:
+    """The table of :func:`rank`, from the ends of the scores' order."""
+    ends.check()
+    picks = [("super", i, r, f) for i, r, f, _ in by_tensor(ends.top)]
     for group in (g for g in CONTROLS if g in groups):
-        for i, ranks, flat, _ in by_tensor(top):
+        for i, ranks, flat, _ in by_tensor(ends.top):
             parts = by_part(scores.tensors[i], ranks, flat)
             picks += [(group, i, r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
-    picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(bottom)]
-    tables = [_rows(scored, spec, group, i, r, f) for group, i, r, f in picks]
+    picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
+    tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
     return joined(tables, common, RANKINGS).sort_by(
         [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
@@ -85,22 +115,23 @@ def by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray, np.
     """(tensor index, ranks from 1, flat indices, scores) for every tensor with a selected weight, by rank."""
     found = []
     for pool in selector.pools.values():
-        for index in np.unique(pool.tensors):
-            at = np.flatnonzero(pool.tensors == index)
-            found.append((int(index), at + 1, pool.flat[at], pool.scores[at]))
+        scores, tensors, flat = pool.best
+        for index in np.unique(tensors):
+            at = np.flatnonzero(tensors == index)
+            found.append((int(index), at + 1, flat[at], scores[at]))
     return sorted(found, key=lambda item: item[0])
 
 
 def by_part(
     tensor: WeightTensor, ranks: np.ndarray, flat: np.ndarray
-) -> list[tuple[np.ndarray, tuple[WeightTensor, np.ndarray, np.ndarray | None]]]:
+) -> list[tuple[np.ndarray, tuple[WeightTensor, np.ndarray, Members | None]]]:
     """For every component in a tensor: its super weights' ranks, and (tensor, super weights, all its weights)."""
     part = tensor.part_of(flat)
     found = []
     for number in np.unique(part):
         mine = part == number
-        weights = None if len(tensor.parts) == 1 else tensor.weights_of(int(number))
-        found.append((ranks[mine], (tensor, flat[mine], weights)))
+        members = None if len(tensor.parts) == 1 else Members(tensor, int(number))
+        found.append((ranks[mine], (tensor, flat[mine], members)))
     return found
 
 
@@ -140,59 +171,3 @@ def joined(columns: list[dict[str, Any]], common: dict[str, Any], schema: pa.Sch
     merged = {name: [v for c in columns for v in c[name]] for name in columns[0]}
     n = len(next(iter(merged.values())))
     return pa.table({f.name: merged.get(f.name, [common.get(f.name)] * n) for f in schema}, schema=schema)
-
-
-def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
-    """One row per tensor, component and expert on how its scores are distributed (``schema.SCORE_STATS``)."""
-    rows: list[dict[str, Any]] = []
-    scored = combined(scores, spec)
-    common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
-    for index, tensor in enumerate(scores.tensors):
-        if not holds(tensor, spec.components):
-            continue
-        values = scored.of(spec.metric, index)
-        errors = scored.error(spec.metric, index, slice(None))
-        for where, mask in _pieces(tensor, spec.components):
-            histogram = Histogram()
-            histogram.add(_of_piece(tensor, values, mask))
-            error = None if errors is None else _of_piece(tensor, errors, mask)
-            rows.append(common | where | describe(histogram) | _effort(scores, spec, histogram, error))
-    return pa.Table.from_pylist(rows, schema=SCORE_STATS)
-
-
-def _pieces(tensor: WeightTensor, components: Sequence[str]) -> Iterator[tuple[dict[str, Any], tuple]]:
-    """What is told apart in a tensor, experts and components, and where: (expert, mask of output rows)."""
-    for expert in range(tensor.shape[0]) if tensor.experts else [None]:
-        for number, part in enumerate(tensor.parts):
-            if part.component in components:
-                where = {"tensor": tensor.name, "layer": tensor.layer, "component": part.component}
-                yield (
-                    where | {"expert": tensor.expert if expert is None else expert},
-                    (
-                        expert,
-                        tensor.row_part == number,
-                    ),
-                )
-
-
-def _of_piece(tensor: WeightTensor, values: Tensor, piece: tuple[int | None, np.ndarray]) -> Tensor:
-    expert, rows = piece
-    matrix = values.view(tensor.shape) if expert is None else values.view(tensor.shape)[expert]
-    if rows.all():
-        return matrix
-    mask = torch.as_tensor(rows, device=values.device)
-    return matrix[:, mask] if tensor.transposed else matrix[mask]
-
-
-def _effort(
-    scores: Scores | RankEnsemble, spec: ScoreSpec, histogram: Histogram, errors: Tensor | None
-) -> dict[str, Any]:
-    """What an estimate took, and how much of a piece's scores is noise."""
-    if not spec.estimated or scores.effort is None:
-        return {}
-    found: dict[str, Any] = {"probes": scores.effort.probes, "probe_error": scores.effort.relative_error}
-    if errors is not None:
-        noise = float(errors.double().square().sum())
-        signal = histogram.squares - noise
-        found["relative_error"] = (noise / signal) ** 0.5 if signal > 0 else None
-    return found

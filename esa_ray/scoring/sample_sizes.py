@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from esa_ray.schema import SAMPLE_SIZES
-from esa_ray.scoring.pools import eligible, holds, pool_of
 from esa_ray.scoring.ranking import by_tensor, joined, placed
-from esa_ray.scoring.selection import Selector
+from esa_ray.scoring.selection import Competition, Selector
 from esa_ray.scoring.steps import sizes
+from esa_ray.scoring.streaming import stretches, walk
 from esa_ray.spec import DATA_FREE, ScoreSpec, members
 
 if TYPE_CHECKING:
@@ -34,21 +34,14 @@ class SampleSizes:
         self.specs, self._k = [s for s in specs if growing(s)], k
         self.at = sizes(windows) if self.specs else ()
         self._tensors: tuple[WeightTensor, ...] = ()
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: the windows will pass once more."""
         self._best = {(spec, n): Selector(self._k) for spec in self.specs for n in self.at}
 
     def __call__(self, windows: int, scores: Scores, tensors: Sequence[int]) -> None:
         """Let some tensors' scores after so many windows compete."""
         self._tensors = scores.tensors  # and not the scores: they hold a whole range's accumulators
         for spec in (s for s in self.specs if s.metric in scores.metrics):
-            for index in tensors:
-                if holds(tensor := scores.tensors[index], spec.components):
-                    values = scores.of(spec.metric, index)
-                    mask = eligible(tensor, spec.components, values)
-                    self._best[spec, windows].add(pool_of(tensor, spec.mode), index, values, mask)
+            competition = Competition(self._best[spec, windows], spec.mode, spec.components)
+            walk(stretches(scores, spec.metric, spec.components, tensors), [competition])
 
     def table(self, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
         """The super sets by number of windows (``schema.SAMPLE_SIZES``); empty for a score that can't be watched."""

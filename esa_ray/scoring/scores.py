@@ -27,21 +27,56 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class _Places:
+class Reading:
+    """The scores of one tensor by one metric, for who reads them slice by slice: its weights are fetched once."""
+
     scores: Scores
+    metric: str
     index: int
+
+    @property
+    def tensor(self) -> WeightTensor:
+        """The tensor."""
+        return self.scores.tensors[self.index]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """All its weights, 1-D, in the model's dtype."""
+        return self.tensor.flat_weights()
+
+    def __call__(self, flat: Tensor | slice) -> Tensor:
+        """Scores of some of its weights, 1-D, fp32, as the formula gives them: they may be NaN or infinite."""
+        return METRICS[self.metric].score(_Places(self, flat))
+
+    def error(self, flat: Tensor | slice) -> Tensor | None:
+        """Standard errors of scores that are estimates; None for those that are not."""
+        error = METRICS[self.metric].error
+        return error(_Places(self, flat)) if error else None
+
+    def refusal(self) -> EsaError:
+        """What to raise where a score is NaN or infinite."""
+        return EsaError(
+            f"{self.metric} of {self.tensor.name} is NaN or infinite; the model overflows in {self.tensor.dtype}, "
+            "try --dtype fp32"
+        )
+
+
+@dataclass(frozen=True)
+class _Places:
+    reading: Reading
     flat: Tensor | slice
 
     @property
     def tokens(self) -> int:
-        return self.scores.tokens
+        return self.reading.scores.tokens
 
     @cached_property
     def weight(self) -> Tensor:
-        return self.scores.tensors[self.index].flat_weights()[self.flat].float()
+        return self.reading.weights[self.flat].float()
 
     def __getitem__(self, statistic: str) -> Tensor:
-        return self.scores.statistic(statistic, self.index, self.flat).to(self.weight.device)
+        reading = self.reading
+        return reading.scores.statistic(statistic, reading.index, self.flat).to(self.weight.device)
 
 
 class Scores:
@@ -77,6 +112,10 @@ class Scores:
         """One tensor's scores: 1-D, fp32, over its flat weights."""
         return self.at(metric, index, slice(None))
 
+    def reading(self, metric: str, index: int) -> Reading:
+        """One tensor's scores, to be read slice by slice."""
+        return Reading(self, metric, index)
+
     def at(self, metric: str, index: int, flat: Tensor | slice) -> Tensor:
         """The scores of some of one tensor's weights, by flat index.
 
@@ -85,19 +124,15 @@ class Scores:
         EsaError
             If one is NaN or infinite.
         """
-        scores = METRICS[metric].score(_Places(self, index, flat))
+        reading = self.reading(metric, index)
+        scores = reading(flat)
         if not torch.isfinite(scores.sum(dtype=torch.float64)):
-            tensor = self.tensors[index]
-            raise EsaError(
-                f"{metric} of {tensor.name} is NaN or infinite; the model overflows in {tensor.parameter.dtype}, "
-                "try --dtype fp32"
-            )
+            raise reading.refusal()
         return scores
 
     def error(self, metric: str, index: int, flat: Tensor | slice) -> Tensor | None:
         """Standard errors of scores that are estimates; None for those that are not."""
-        error = METRICS[metric].error if metric in METRICS else None
-        return error(_Places(self, index, flat)) if error else None
+        return self.reading(metric, index).error(flat) if metric in METRICS else None
 
     def signed(self, what: str, index: int, flat: Tensor | slice) -> Tensor | None:
         """First ("gradient") or second ("curvature") derivative of the NLL, nats per token; None if not gathered."""
@@ -124,5 +159,16 @@ class Scores:
             return values.view(-1)[flat]
         spread = values.expand(shape)
         if isinstance(flat, slice):
-            return spread.reshape(-1)[flat].float()
+            return _flat_slice(spread, *flat.indices(spread.numel())[:2]).float()
         return spread[torch.unravel_index(flat.to(spread.device), shape)].float()
+
+
+def _flat_slice(spread: Tensor, start: int, stop: int) -> Tensor:
+    """``spread.flatten()[start:stop]`` of an expanded tensor, of which only the rows in question are written out."""
+    if spread.dim() == 1 or start >= stop:
+        return spread.reshape(-1)[start:stop] if start < stop else spread.new_empty(0)
+    each = spread.numel() // len(spread)
+    first, last = start // each, (stop - 1) // each
+    if spread.dim() > 2 and first == last:  # within one expert
+        return _flat_slice(spread[first], start - first * each, stop - first * each)
+    return spread[first : last + 1].reshape(-1)[start - first * each : stop - first * each]

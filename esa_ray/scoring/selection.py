@@ -1,50 +1,130 @@
-"""Exact selection of extreme weights from scores that come one tensor at a time.
+"""Exact selection of extreme weights from scores that stream by.
 
 Order is total: by score, then tensor (in the model's own order), then flat index. So a ranking is the same on
-every machine, and the ranking for a smaller k is a prefix of the one for a larger k. Memory is O(pools × k +
-largest tensor).
+every machine, and the ranking for a smaller k is a prefix of the one for a larger k. Memory is O(pools × k).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from esa_ray.scoring.pools import pool_of, wanted
+
+if TYPE_CHECKING:
+    from esa_ray.scoring.streaming import Chunk, Stretch
+
+
+def keep(values: Tensor, k: int, *, largest: bool) -> Tensor:
+    """Places, ascending, of the k most extreme of some values, of equal ones the first.
+
+    >>> keep(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0]), 3, largest=True).tolist()
+    [1, 2, 3]
+    """
+    if len(values) <= k:
+        return torch.arange(len(values), device=values.device)
+    if values.device.type == "cpu" and values.dtype != torch.bfloat16:
+        return torch.from_numpy(_kept(values.numpy() if largest else -values.numpy(), k))
+    keys = values if largest else -values
+    # ``torch.topk`` breaks ties as it likes. So it only finds the k-th value.
+    threshold = torch.topk(keys, k, sorted=False).values.min()
+    above, equal = torch.nonzero(keys > threshold).flatten(), torch.nonzero(keys == threshold).flatten()
+    return torch.cat([above, equal[: k - len(above)]]).sort().values
+
+
+def _kept(keys: np.ndarray, k: int) -> np.ndarray:
+    # Numpy partitions and compares several times faster than torch does on the CPU.
+    threshold = np.partition(keys, len(keys) - k)[len(keys) - k]
+    above, equal = np.flatnonzero(keys > threshold), np.flatnonzero(keys == threshold)
+    return np.sort(np.concatenate([above, equal[: k - len(above)]]))
+
 
 def extreme(scores: Tensor, k: int, *, largest: bool, eligible: Tensor | None = None) -> np.ndarray:
     """Flat indices of the k most extreme scores, best first, ties by ascending index.
 
-    ``torch.topk`` breaks ties as it likes. So it only finds the k-th value: everything beyond it is in,
-    and of those equal to it the first ones.
-
     >>> extreme(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2, largest=True).tolist()
     [1, 2]
     """
-    keys = scores if largest else -scores
-    if eligible is not None:
-        keys = torch.where(eligible, keys, -torch.inf)
-    k = min(k, keys.numel() if eligible is None else int(eligible.sum()))
-    if k == 0:
-        return np.empty(0, dtype=np.int64)
-    threshold = torch.topk(keys, k, sorted=False).values.min()
-    above = torch.nonzero(keys > threshold).flatten()
-    equal = torch.nonzero(keys == threshold).flatten()[: k - len(above)]
-    chosen = torch.cat([above, equal])
-    order = torch.sort(keys[chosen], descending=True, stable=True).indices  # `chosen` ascends in each value
-    return chosen[order].cpu().numpy()
+    among = None if eligible is None else torch.nonzero(eligible).flatten()
+    values = scores if among is None else scores[among]
+    kept = keep(values, k, largest=largest)
+    order = torch.sort(values[kept], descending=largest, stable=True).indices  # `kept` ascends
+    chosen = kept[order]
+    return (chosen if among is None else among[chosen]).cpu().numpy()
+
+
+class Shortlist:
+    """The k most extreme of the scores offered so far, which come in ascending order of (tensor, flat index).
+
+    Holds at most twice as many, so that it is cut seldom, and no score that ``threshold`` already beats or equals:
+    of equal scores the first is in.
+    """
+
+    def __init__(self, k: int, *, largest: bool, threshold: float | None = None):
+        self.k, self.largest, self.threshold = k, largest, threshold
+        self.scores, self.tensors, self.flat = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def beaten_by(self, score: float) -> bool:
+        """Whether a score that comes now would get in."""
+        return self.threshold is None or (score > self.threshold if self.largest else score < self.threshold)
+
+    def offer(self, scores: Tensor, tensor: int, start: int, eligible: Tensor | None = None) -> None:
+        """Let some consecutive scores of one tensor compete, of which the first has the flat index ``start``."""
+        chosen = self._rivals(scores, eligible)
+        if chosen is None:
+            chosen = keep(scores, self.k, largest=self.largest)
+        elif len(chosen) > self.k:
+            chosen = chosen[keep(scores[chosen], self.k, largest=self.largest)]
+        if len(chosen):
+            flat = chosen.cpu().numpy() + start
+            self.take(scores[chosen].float().cpu().numpy(), np.full(len(flat), tensor), flat)
+
+    def _rivals(self, scores: Tensor, eligible: Tensor | None) -> Tensor | None:
+        """Places of the eligible scores that beat the threshold; None for all."""
+        if self.threshold is None:
+            return None if eligible is None else torch.nonzero(eligible).flatten()
+        if scores.device.type == "cpu" and scores.dtype != torch.bfloat16:
+            values = scores.numpy()
+            found = np.flatnonzero(values > self.threshold if self.largest else values < self.threshold)
+            return torch.from_numpy(found if eligible is None else found[eligible.numpy()[found]])
+        beats = scores > self.threshold if self.largest else scores < self.threshold
+        return torch.nonzero(beats if eligible is None else beats & eligible).flatten()
+
+    def take(self, scores: np.ndarray, tensors: np.ndarray, flat: np.ndarray) -> None:
+        """Let scores compete that come after all others."""
+        self.scores = np.concatenate([self.scores, scores])
+        self.tensors = np.concatenate([self.tensors, tensors])
+        self.flat = np.concatenate([self.flat, flat])
+        if len(self.scores) >= 2 * self.k or (self.threshold is None and len(self.scores) >= self.k):
+            self._cut()
+
+    def _cut(self) -> None:
+        kept = keep(torch.from_numpy(self.scores), self.k, largest=self.largest).numpy()
+        self.scores, self.tensors, self.flat = self.scores[kept], self.tensors[kept], self.flat[kept]
+        self.threshold = float(self.scores.min() if self.largest else self.scores.max())
+
+    def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The k most extreme: scores, tensors and flat indices, best first."""
+        order = np.lexsort((self.flat, self.tensors, -self.scores if self.largest else self.scores))[: self.k]
+        return self.scores[order], self.tensors[order], self.flat[order]
 
 
 @dataclass
 class Pool:
-    """The best k so far of one pool: parallel arrays, best first."""
+    """Those who compete with each other: how many they are, and the best of them."""
 
-    scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    tensors: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    flat: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    shortlist: Shortlist
     n: int = 0
+
+    @property
+    def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The k most extreme: scores, tensors and flat indices, best first."""
+        return self.shortlist.best()
 
 
 class Selector:
@@ -53,7 +133,7 @@ class Selector:
     >>> top = Selector(k=2)
     >>> top.add("layer 0", 0, torch.tensor([1.0, 5.0]))
     >>> top.add("layer 0", 1, torch.tensor([4.0, 0.0]))
-    >>> top.pools["layer 0"].scores.tolist()
+    >>> top.pools["layer 0"].best[0].tolist()
     [5.0, 4.0]
     """
 
@@ -61,20 +141,53 @@ class Selector:
         self.k, self.largest = k, largest
         self.pools: dict[object, Pool] = {}
 
+    def shortlist(self, pool: object) -> Shortlist:
+        """An empty list for scores that come after all that were taken so far."""
+        known = self.pools.get(pool)
+        return Shortlist(self.k, largest=self.largest, threshold=known.shortlist.threshold if known else None)
+
+    def take(self, pool: object, found: Shortlist, n: int) -> None:
+        """Let what a list found among n scores compete in a pool; lists must come in ascending order."""
+        mine = self.pools.setdefault(pool, Pool(Shortlist(self.k, largest=self.largest)))
+        mine.n += n
+        mine.shortlist.take(found.scores, found.tensors, found.flat)
+
     def add(self, pool: object, tensor: int, scores: Tensor, eligible: Tensor | None = None) -> None:
         """Let one tensor's scores compete in a pool; tensors must come in ascending order."""
-        mine = self.pools.setdefault(pool, Pool())
-        mine.n += scores.numel() if eligible is None else int(eligible.sum())
-        if len(mine.scores) == self.k:
-            # Only what beats the pool's last can get in (a tie loses to the earlier tensor): usually little.
-            last = float(mine.scores[-1])
-            beats = scores > last if self.largest else scores < last
-            rivals = torch.nonzero(beats if eligible is None else beats & eligible).flatten()
-            best = rivals[torch.as_tensor(extreme(scores[rivals], self.k, largest=self.largest))].cpu().numpy()
-        else:
-            best = extreme(scores, self.k, largest=self.largest, eligible=eligible)
-        values = np.concatenate([mine.scores, scores[torch.as_tensor(best)].float().cpu().numpy()])
-        tensors = np.concatenate([mine.tensors, np.full(len(best), tensor)])
-        flat = np.concatenate([mine.flat, best])
-        order = np.lexsort((flat, tensors, -values if self.largest else values))[: self.k]
-        mine.scores, mine.tensors, mine.flat = values[order], tensors[order], flat[order]
+        found = self.shortlist(pool)
+        found.offer(scores, tensor, 0, eligible)
+        self.take(pool, found, scores.numel() if eligible is None else int(eligible.sum()))
+
+
+class Competition:
+    """Lets all scores of some components compete by stretches (a ``Watcher``), each in the pool of its tensor."""
+
+    def __init__(self, selector: Selector, mode: str, components: Sequence[str], *, damageable: bool = False):
+        self.selector, self._mode, self._components, self._damageable = selector, mode, components, damageable
+
+    def __call__(self, stretch: Stretch) -> _Competing:
+        """Begin with a stretch."""
+        tensor = stretch.reading.tensor
+        pool, outputs = pool_of(tensor, self._mode), wanted(tensor, self._components)
+        return _Competing(self.selector, pool, stretch.index, outputs, self._damageable)
+
+
+class _Competing:
+    """Those of one stretch."""
+
+    def __init__(self, selector: Selector, pool: str, index: int, outputs: np.ndarray | None, damageable: bool):
+        self._selector, self._pool, self._index = selector, pool, index
+        self._outputs, self._damageable, self._n = outputs, damageable, 0
+        self._found = selector.shortlist(pool)
+
+    def see(self, chunk: Chunk) -> None:
+        """Note those of a chunk that would get in."""
+        eligible = chunk.eligible(self._outputs, damageable=self._damageable)
+        self._n += len(chunk.scores) if eligible is None else int(eligible.sum())
+        low, high = chunk.ends
+        if self._found.beaten_by(high if self._selector.largest else low):
+            self._found.offer(chunk.scores, self._index, chunk.flat.start, eligible)
+
+    def hand_over(self) -> None:
+        """Let them compete with those of earlier stretches."""
+        self._selector.take(self._pool, self._found, self._n)

@@ -7,8 +7,9 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.scoring import ensemble as module
 from esa_ray.scoring.ensemble import RankEnsemble
 from esa_ray.scoring.gather import score_tensors
-from esa_ray.scoring.pools import eligible, pool_of
+from esa_ray.scoring.pools import pool_of
 from esa_ray.scoring.ranking import rank
+from esa_ray.scoring.scores import Reading, Scores
 from esa_ray.spec import ScoreSpec
 from tests.tiny import random_windows, tiny
 
@@ -20,9 +21,9 @@ def brute_force(scores, spec) -> list[np.ndarray]:
     totals = [np.full(t.size, np.nan) for t in scores.tensors]
     for pool in {pool_of(t, spec.mode) for t in scores.tensors}:
         mine = [i for i, t in enumerate(scores.tensors) if pool_of(t, spec.mode) == pool]
-        masks = [eligible(scores.tensors[i], spec.components, scores.of(MEMBERS[0], i)) for i in mine]
         masks = [
-            np.ones(scores.tensors[i].size, bool) if m is None else m.numpy() for i, m in zip(mine, masks, strict=True)
+            np.isin(scores.tensors[i].locate(np.arange(scores.tensors[i].size))["component"], spec.components)
+            for i in mine
         ]
         combined = 0.0
         for metric in spec.metric.split("+"):
@@ -64,23 +65,17 @@ def test_below_the_exact_top_ranks_come_from_bins(monkeypatch):
 
 
 def test_what_all_members_put_high_comes_first_and_one_members_favourite_does_not():
-    class Fixed:
-        effort = None
-
+    class Fixed(Scores):
         def __init__(self, tensors, values):
-            self.tensors, self._values = tensors, values
+            super().__init__(tensors, {}, tokens=1)
+            self._values = values
 
-        def at(self, metric, index, flat):
-            return self._values[metric][index][flat]
+        def reading(self, metric, index):
+            return Given(self, metric, index)
 
-        def of(self, metric, index):
-            return self._values[metric][index]
-
-        def error(self, *_):
-            return None
-
-        def signed(self, *_):
-            return None
+    class Given(Reading):
+        def __call__(self, flat):
+            return self.scores._values[self.metric][self.index][flat]
 
     tensors = catalogue(tiny("llama")).select(("down",))[:1]
     n = tensors[0].size

@@ -7,8 +7,10 @@ from scipy import stats
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
+from esa_ray.randomness import stream_key, uniform
 from esa_ray.schema import RANKINGS, SCORE_STATS
-from esa_ray.scoring.controls import random_k
+from esa_ray.scoring import controls
+from esa_ray.scoring.controls import Members, matched_k, random_k
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import rank, score_stats
 from esa_ray.spec import ScoreSpec
@@ -169,14 +171,92 @@ def test_seeds_draw_different_controls_and_one_seed_the_same():
 
 
 def test_random_k_draws_every_other_weight_equally_often():
-    tensor = catalogue(tiny("llama"))["model.layers.0.self_attn.k_proj.weight"]
-    supers, eligible = np.array([3, 60, 127]), np.arange(3, 128)
-    counts = np.zeros(128)
-    for seed in range(1500):
-        counts[random_k(tensor, supers, eligible, seed)] += 1
+    tensor = catalogue(tiny("gpt2"))["transformer.h.0.attn.c_attn.weight"]
+    eligible = tensor.weights_of(1)
+    supers = eligible[[3, 60, 127]]
+    counts = np.zeros(tensor.size)
+    for seed in range(2500):
+        counts[random_k(tensor, supers, Members(tensor, 1), seed)] += 1
     others = np.setdiff1d(eligible, supers)
-    assert counts.sum() == counts[others].sum() == 3 * 1500
+    assert counts.sum() == counts[others].sum() == 3 * 2500
     assert stats.chisquare(counts[others]).pvalue > 1e-4
+
+
+def one_by_one(tensor, supers, eligible, seed) -> list[int]:
+    """The definition of ``random_k``: draws in turn, each again until it is free."""
+    key, counter = stream_key(seed, "random_k", tensor.name, int(eligible[0])), 0
+    taken, chosen = set(supers.tolist()), []
+    for _ in supers:
+        draw = int(supers[0])
+        while draw in taken:
+            draw = int(eligible[int(uniform(key, np.array([counter]))[0] * len(eligible))])
+            counter += 1
+        taken.add(draw)
+        chosen.append(draw)
+    return chosen
+
+
+def by_full_order(tensor, supers, eligible, seed) -> list[int]:
+    """The definition of ``matched_k``: all magnitudes in stable order, 32 neighbours on either side."""
+    magnitude = tensor.flat_weights().abs().float().numpy()
+    order = np.argsort(magnitude[eligible], kind="stable")
+    ordered, candidates = magnitude[eligible][order], eligible[order]
+    taken, chosen = set(supers.tolist()), []
+    for flat in supers:
+        centre, width, near = int(np.searchsorted(ordered, magnitude[flat])), 32, []
+        while not near:
+            near = [i for i in candidates[max(0, centre - width) : centre + width].tolist() if i not in taken]
+            width *= 2
+        u = uniform(stream_key(seed, "matched_k", tensor.name), np.array([flat]))[0]
+        chosen.append(near[int(u * len(near))])
+        taken.add(chosen[-1])
+    return chosen
+
+
+FUSED = {
+    "gpt2": "transformer.h.0.attn.c_attn.weight",
+    "gpt_neox": "gpt_neox.layers.0.attention.query_key_value.weight",
+    "phi3": "model.layers.0.self_attn.qkv_proj.weight",
+    "mixtral": "model.layers.0.mlp.experts.gate_up_proj",
+    "llama": "model.layers.0.mlp.down_proj.weight",
+}
+
+
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("values", ["drawn", "ties", "bf16", "orders of magnitude"])
+def test_controls_are_those_of_a_full_order_and_of_single_draws(family, values):
+    model = with_ties_and_zeros(family) if values == "ties" else tiny(family)
+    model = model.bfloat16() if values == "bf16" else model
+    tensor = catalogue(model)[FUSED[family]]
+    if values == "orders of magnitude":  # few weights a bin, and runs of bins far apart
+        with torch.no_grad():
+            tensor.flat_weights().pow_(5)
+    rng = np.random.default_rng(0)
+    for part in range(len(tensor.parts)):
+        eligible = tensor.weights_of(part)
+        largest = eligible[np.argsort(-tensor.flat_weights()[torch.from_numpy(eligible)].abs().float().numpy())]
+        for n in (1, 7, len(eligible) // 4):
+            for supers in (rng.permutation(eligible)[:n], largest[:n]):
+                members = None if len(tensor.parts) == 1 else Members(tensor, part)
+                assert random_k(tensor, supers, members, 5).tolist() == one_by_one(tensor, supers, eligible, 5)
+                assert matched_k(tensor, supers, members, 5).tolist() == by_full_order(tensor, supers, eligible, 5)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_members_are_the_weights_of_a_part_in_order(family):
+    tensor = catalogue(tiny(family))[FUSED[family]]
+    for part in range(len(tensor.parts)):
+        members = Members(tensor, part)
+        assert members[np.arange(len(members))].tolist() == tensor.weights_of(part).tolist()
+
+
+def test_matched_k_sorts_no_more_than_the_neighbourhoods():
+    tensor = catalogue(tiny("llama"))["model.layers.0.mlp.down_proj.weight"]
+    weights = tensor.flat_weights()
+    with torch.no_grad():  # four bins of 96 weights each, far apart
+        weights.copy_((1 + torch.arange(len(weights)) % 96 / 1e5) * 16.0 ** (torch.arange(len(weights)) // 96))
+    _, found = controls._near(tensor, None, weights[:1].numpy())
+    assert sorted(found.tolist()) == list(range(2 * 96))  # its own bin, and the next, which is within reach
 
 
 def test_matched_k_takes_a_near_neighbour_in_magnitude():

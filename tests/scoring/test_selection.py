@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -49,9 +47,9 @@ def test_a_selector_keeps_what_sorting_everything_would_keep(tensors, k, largest
         rows.setdefault(pool, []).extend(mine)
     assert selector.pools.keys() == rows.keys()
     for name, pool in selector.pools.items():
-        wanted = by_sorting(rows[name], k, largest)
-        assert list(zip(pool.tensors.tolist(), pool.flat.tolist(), strict=True)) == [(t, f) for _, t, f in wanted]
-        assert pool.scores.tolist() == [s for s, _, _ in wanted]
+        wanted, (best, numbers, flat) = by_sorting(rows[name], k, largest), pool.best
+        assert list(zip(numbers.tolist(), flat.tolist(), strict=True)) == [(t, f) for _, t, f in wanted]
+        assert best.tolist() == [s for s, _, _ in wanted]
         assert pool.n == len(rows[name])
 
 
@@ -81,4 +79,33 @@ def test_with_nothing_eligible_nothing_is_chosen():
     selector = Selector(2)
     selector.add("p", 0, torch.ones(4), none)
     assert selector.pools["p"].n == 0
-    assert math.prod(selector.pools["p"].flat.shape) == 0
+    assert [len(found) for found in selector.pools["p"].best] == [0, 0, 0]
+
+
+@given(
+    st.lists(st.lists(score, min_size=1, max_size=9), min_size=1, max_size=8),
+    st.integers(1, 6),
+    st.booleans(),
+    st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_lists_of_stretches_that_began_together_give_what_sorting_everything_would(pieces, k, largest, data):
+    # A stretch knows the threshold of when it began, which others that are handed over before it don't raise.
+    selector, rows, start = Selector(k, largest=largest), [], 0
+    waiting = []
+    for values in pieces:
+        found = selector.shortlist("p")
+        for at, value in enumerate(values):
+            if found.beaten_by(value):
+                found.offer(torch.tensor([value]), 0, start + at)
+        rows += [(s, 0, start + i) for i, s in enumerate(torch.tensor(values).tolist())]
+        start += len(values)
+        waiting.append((found, len(values)))
+        while waiting and data.draw(st.booleans()):
+            selector.take("p", *waiting.pop(0))
+    for found, n in waiting:
+        selector.take("p", found, n)
+    wanted, (best, _, flat) = by_sorting(rows, k, largest), selector.pools["p"].best
+    assert list(zip(best.tolist(), flat.tolist(), strict=True)) == [(s, f) for s, _, f in wanted]
+    assert selector.pools["p"].n == len(rows)
+    assert len(selector.pools["p"].shortlist.scores) < 2 * k or k == 1
