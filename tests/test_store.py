@@ -175,7 +175,7 @@ def test_the_same_study_claims_its_directory_again_and_learns_what_was_resolved(
     ("changes", "field"),
     [
         ({"topk": (7,)}, "topk"),
-        ({"data": {"window": 64}}, "data.window"),
+        ({"data": {"window": 64, "batch_size": 8}}, "data.window"),
         ({"model": {"source": "other"}}, "model.source"),
         ({"perturbations": ()}, "perturbations"),
         ({"seeds": (1, 2)}, "seeds"),

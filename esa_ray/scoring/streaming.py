@@ -61,7 +61,7 @@ class Chunk:
         EsaError
             If one is NaN or infinite.
         """
-        found = float(self.scores.amin()), float(self.scores.amax())
+        found = tuple(torch.stack([*self.scores.aminmax()]).tolist())
         if not np.isfinite(found).all():
             raise self.reading.refusal()
         return found

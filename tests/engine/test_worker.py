@@ -170,7 +170,7 @@ def test_scoring_that_runs_out_of_memory_goes_on_with_half_and_gives_the_same_ta
         assert plenty.store.read(name, key).equals(short.store.read(name, key)), name
 
 
-@pytest.mark.parametrize("step", ["score_stats", "rank", "listing"])
+@pytest.mark.parametrize("step", ["ranked_and_described", "listing"])
 def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_same_tables(
     new_worker, monkeypatch, tmp_path, step
 ):
@@ -201,7 +201,7 @@ def test_ranking_that_never_finds_memory_says_so(new_worker, monkeypatch):
     def never(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(worker_module, "rank", never)
+    monkeypatch.setattr(worker_module, "ranked_and_described", never)
     actor = _actor(new_worker())
     actor._worker.memory_budget = 2**28
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):

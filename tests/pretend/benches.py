@@ -42,8 +42,13 @@ CASES = [
 ]
 
 
-def _plain_attention(_: PreTrainedModel) -> AbstractContextManager[None]:
+def _plain(_: PreTrainedModel) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
+
+
+def attention_of_cards() -> AbstractContextManager[object]:
+    """Scoring on the CPU with the attention that it has on cards: the CPU's own rounds otherwise."""
+    return mock.patch.object(gather, "reproducible_attention", _plain)
 
 
 class Benches:
@@ -62,8 +67,7 @@ class Benches:
         return Bench(spread(case, self._cards, tempfile.mkdtemp(dir=self._folder)))
 
     def _on_cpu(self, name: str, *model: Any) -> Any:
-        # With the attention that scoring has on cards: the CPU's own rounds otherwise.
-        with mock.patch.object(gather, "reproducible_attention", _plain_attention):
+        with attention_of_cards():
             return PATHS[name](self._whole(*model))
 
     def difference(self, case: Case, name: str) -> str | None:

@@ -36,13 +36,13 @@ GROUPS = ("super", "random_k", "matched_k", "bottom_k")
 GRADIENTS = ("grad_x_weight", "grad_x_weight_abs", "grad_squared")
 
 # What is measured: 8 blocks of 7 matrices, bf16, 4 calibration windows, 16 evaluation windows in batches of 8, k = 20.
-#                               budget   measured when it was set
+#                               budget   what the first version of each took
 SCORING_A_WINDOW = 4  #                  1.3 of gradients (1 transformers' own), 169 of act_mag (3 a matrix)
-EDIT_AND_RESTORE = 6  #                  190 of sign_flip (5 a matrix that is touched, 38 of them), 380 of quantize
+EDIT_AND_RESTORE = 6  #                  190 of sign_flip (5 a matrix that is touched, 38 of them)
 EVALUATION_WITH_KL = 6  #                67 with kept logits (4 a window), 51 with kept head inputs (3 a window)
 CELL = 10  #                             257 of sign_flip, 333 of gauss_noise, 447 of quantize
-RANKING_A_TENSOR = 3  #                  42 by grad_x_weight, 47 by act_mag, with all four groups
-STATISTICS_A_TENSOR = 2  #               8
+RANKING_A_TENSOR = 48  #                 42 by grad_x_weight, 47 by act_mag: some 10 for each of four groups
+STATISTICS_A_TENSOR = 5  #               8
 SINGLE_WEIGHT = 10  #                    11 an edit, 2 of them transformers' own
 
 

@@ -15,6 +15,7 @@ from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, Protocol, ScoreSpec, StudySpec
 from tests.engine.conftest import TEXT, save_model
+from tests.pretend.benches import attention_of_cards
 from tests.pretend.compare import difference
 from tests.pretend.operations import VIEWS
 from tests.tiny import tiny
@@ -70,7 +71,8 @@ def _on_card(study: StudySpec, folder) -> Worker:
 
 def test_a_study_on_a_card_has_the_rows_of_the_cpu(study, cards, tmp_path):
     found = _all_of_it(_on_card(study, tmp_path / "card"))
-    expected = _all_of_it(Worker(study, find(study.model), str(tmp_path / "cpu")))
+    with attention_of_cards():
+        expected = _all_of_it(Worker(study, find(study.model), str(tmp_path / "cpu")))
     assert {len(rows) > 0 for rows in expected.values()} == {True}
     assert (differs := difference(expected, found)) is None, differs
 
