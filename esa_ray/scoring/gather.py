@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
@@ -153,6 +154,31 @@ def _found(
     return found
 
 
+def _planned(
+    model: PreTrainedModel,
+    tensors: Sequence[WeightTensor],
+    windows_NT: Tensor,
+    size: int,
+    at: Sequence[int],
+    statistics: int,
+    budget: int | None,
+) -> tuple[tuple[Tensor, ...], Layout]:
+    """How windows pass, and where their statistics are accumulated: half as many together if need be, and again."""
+    passing, on_device = batches(windows_NT, size, at), windows_NT.device.type != "cpu"
+    if not statistics or budget is None:
+        # A device too small for all weights is too small for these.
+        away = statistics and on_device and any(t.offloaded for t in tensors)
+        return passing, Layout.whole(len(tensors), "cpu" if away else None)
+    activations = activation_bytes(model, tensors, max(passing, key=len))
+    need = partial(peak_bytes, statistics=statistics, activations=activations)
+    try:
+        return passing, plan(tensors, need, budget, offload=need(tensors, statistics=0) if on_device else None)
+    except EsaError:
+        if size == 1:
+            raise
+    return _planned(model, tensors, windows_NT, -(-size // 2), at, statistics, budget)
+
+
 def score_tensors(
     model: PreTrainedModel,
     tensors: Sequence[WeightTensor],
@@ -196,7 +222,8 @@ def score_tensors(
         bits.
     budget
         Bytes above the weights that accumulators, gradients and activations may take on any one device
-        (:func:`esa_ray.scoring.memory.plan`); None is no limit. It changes no score.
+        (:func:`esa_ray.scoring.memory.plan`); None is no limit. It changes no score: but where a batch doesn't fit
+        with one block's accumulators, half as many windows pass together, which changes rounding.
     probes, relative_error, seed, probed
         When the Hessian's diagonal is known well enough, the stream of its random signs, and which tensors (by
         index; None: all) a probe spans: the estimate depends on it.
@@ -226,20 +253,9 @@ def score_tensors(
     torch.Size([256])
     """
     backward, forward, probing = (needed(metrics, pass_) for pass_ in ("backward", "forward", "probes"))
-    device = input_device(model)
-    windows_NT = torch.as_tensor(np.asarray(windows), device=device)
-    passing = batches(windows_NT, batch_size, watch_at)
+    windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
     used = uses(model, tensors, windows_NT) if backward else Uses(frozenset(range(len(tensors))), 1.0)
-    largest = max(passing, key=len)
-    activations = activation_bytes(model, tensors, largest) if budget is not None and backward else 0
-    need = partial(peak_bytes, statistics=len(backward), activations=activations)
-    bare = peak_bytes(tensors, 0, activations) if device.type != "cpu" else None
-    if not backward:
-        layout = Layout.whole(len(tensors))
-    elif budget is None and device.type != "cpu" and any(t.offloaded for t in tensors):
-        layout = Layout.whole(len(tensors), "cpu")  # a device too small for the weights is too small for these
-    else:
-        layout = plan(tensors, need, budget, offload=bare)
+    passing, layout = _planned(model, tensors, windows_NT, batch_size, watch_at, len(backward), budget)
     gathering = _Gathering(model, tensors, passing, layout, used, watch, watch_at)
     if backward or forward:
         gathering.passes(backward, forward)

@@ -156,7 +156,7 @@ def plan(
             return Layout.whole(len(tensors), "cpu", offload)
         raise EsaError(
             f"scoring needs {_size(peak)} above the weights for one transformer block, more than the memory "
-            f"budget of {_size(budget)}; raise --memory-budget, or lower --batch-size or --window"
+            f"budget of {_size(budget)}; raise --memory-budget, or lower --window"
         )
     return Layout(tuple(tuple(part) for part in ranges), None, peak)
 

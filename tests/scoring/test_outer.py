@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.modes import eval_mode
+from esa_ray.scoring import gather
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.gradients import WindowGradients, batch_nll, window_nll, zeros
+from esa_ray.scoring.memory import activation_bytes, peak_bytes
 from esa_ray.scoring.outer import ProductGradients, Rows
 from esa_ray.scoring.products import Product, experts_one_by_one
 from esa_ray.scoring.steps import batches, sizes
@@ -227,3 +230,25 @@ def test_batches_hold_all_windows_in_order_and_end_wherever_scores_are_looked_at
     assert max(map(len, found)) <= 8
     ends = set(np.cumsum([len(b) for b in found]).tolist())
     assert ends >= set(sizes(n)) | ({5} if n > 5 else set())
+
+
+def test_where_a_batch_does_not_fit_with_one_block_fewer_windows_pass_together(monkeypatch):
+    model, windows = tiny("llama"), random_windows(6, 9)
+    tensors = catalogue(model).select(MATRICES)
+    block = [t for t in tensors if t.layer == 0]
+
+    def budget(n: int) -> int:
+        return peak_bytes(block, 3, activation_bytes(model, tensors, torch.as_tensor(windows[:n])))
+
+    shapes, real = [], gather.batch_nll
+    monkeypatch.setattr(gather, "batch_nll", lambda m, w, **more: shapes.append(len(w)) or real(m, w, **more))
+    wanted = score_tensors(model, tensors, windows, SCORES, batch_size=6)
+    assert max(shapes) == 3  # six windows are looked at after three
+    shapes.clear()
+    found = score_tensors(model, tensors, windows, SCORES, batch_size=6, budget=budget(3) - 1)
+    assert max(shapes) == 2
+    for metric in SCORES:
+        for index in range(len(tensors)):
+            torch.testing.assert_close(found.of(metric, index), wanted.of(metric, index), rtol=1e-3, atol=1e-7)
+    with pytest.raises(EsaError, match="memory budget"):
+        score_tensors(model, tensors, windows, SCORES, batch_size=6, budget=budget(1) - 1)
