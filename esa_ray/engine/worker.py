@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -17,13 +16,14 @@ from esa_ray import data
 from esa_ray.ablation import observed, silenced, sublayers
 from esa_ray.engine.damaging import Damaging
 from esa_ray.engine.measuring import Measuring
+from esa_ray.engine.rankings import Rankings
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
-from esa_ray.fidelity import measure, sample
-from esa_ray.grid import GRADIENT_SCORE, Cell, Resolved, cell_id
+from esa_ray.fidelity import measure
+from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
 from esa_ray.models import device as gpus
-from esa_ray.models.addressing import WeightTensor, catalogue
+from esa_ray.models.addressing import catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
@@ -31,14 +31,7 @@ from esa_ray.models.sources import Source, find
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
-from esa_ray.scoring.ensemble import RankEnsemble
-from esa_ray.scoring.gather import score_tensors
-from esa_ray.scoring.listing import find_weight, listing
-from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
-from esa_ray.scoring.sample_sizes import SampleSizes
-from esa_ray.scoring.scores import Scores
-from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
+from esa_ray.spec import StudySpec
 from esa_ray.store import CENSUS_PACKET, Store, ablation_name, fidelity_name, protocol_name, ranking_name, samples_name
 from esa_ray.tasks import answers_name
 
@@ -121,10 +114,11 @@ class Worker:
         self._check_layers()
         where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
         self.device, self._versions = f"{where} on {platform.node()}", versions(device)
+        self.rankings = Rankings(self.model, self.catalogue, self.windows, spec, self.store, source.name)
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
-            tail_stays=all(tensor.layer is not None for tensor in self._scored()), budget=memory_budget,
+            tail_stays=all(tensor.layer is not None for tensor in self.rankings.tensors), budget=memory_budget,
         )  # fmt: skip
 
     def _read_text(self, expected: str | None) -> tuple[data.Windows, str]:
@@ -139,29 +133,9 @@ class Worker:
         if deep:
             raise EsaError(f"--layers {deep[0]:g}: the model has the blocks 0 to {self.catalogue.layers - 1}")
 
-    def _listed(self) -> list[WeightTensor]:
-        """The tensors of the study's lists.
-
-        Raises
-        ------
-        EsaError
-            If the model has no weight of a listed name.
-        """
-        weights = [w for given in self.spec.lists for w in given.weights]
-        for weight in weights:
-            find_weight(self.catalogue, weight)
-        names = {w.tensor for w in weights}
-        return [t for t in self.catalogue.tensors if t.name in names]
-
-    def _scored(self) -> tuple[WeightTensor, ...]:
-        """Every tensor that a ranking can name, in the model's order."""
-        components = tuple(dict.fromkeys(c for s in self.spec.scores for c in s.components))
-        wanted = {t.name for t in (*self.catalogue.select(components), *self._listed())}
-        return tuple(t for t in self.catalogue.tensors if t.name in wanted)
-
     def _may_touch_head(self) -> bool:
         head = self.model.get_output_embeddings()
-        return any(place.owner is head for tensor in self._scored() for place in tensor.places)
+        return any(place.owner is head for tensor in self.rankings.tensors for place in tensor.places)
 
     def describe(self) -> dict[str, Any]:
         """What was found: part of ``study.json`` and of the report's method section."""
@@ -226,7 +200,7 @@ class Worker:
         return {f"intact_{name}": None if own[name] == stored.get(name) else own[name] for name in ("nll", "hits")}
 
     def rank(self, seed: int) -> dict[str, Any]:
-        """Score, select and store every ranking of a seed; all gradient scores share one backward pass.
+        """Score, select and store every ranking of a seed (:class:`Rankings`).
 
         Where memory runs out, on the way to the last table, all begins again with half the budget: the same scores, a
         smaller range of blocks at a time. What is stored by then stays.
@@ -234,7 +208,7 @@ class Worker:
         started = time.perf_counter()
         while True:
             try:
-                self._rank(seed)
+                self.rankings.write(seed, self.memory_budget)
                 break
             except Exception as error:
                 smaller = self._smaller_budget()
@@ -248,65 +222,6 @@ class Worker:
     def _smaller_budget(self) -> int:
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return (self.memory_budget or 4 * weights) // 2
-
-    def _rank(self, seed: int) -> None:
-        """One attempt at a seed's tables; what it gathered is gone when it ends, however it ends."""
-        specs, depth, model = self.spec.scores, max(self.spec.topk), self.source.name
-        growth = SampleSizes(
-            specs if "weights" in self.spec.analyses else (), depth, self.spec.data.calibration_windows
-        )
-        scores = self._score(seed, growth)
-        if self.spec.fidelity and seed == self.spec.seeds[0] and not self.store.has("samples", samples_name(seed)):
-            self._sample(scores, seed)
-        for spec in specs:
-            name = ranking_name(spec.metric, spec.mode, seed)
-            self._write_tables(name, combined(scores, spec), spec, depth, seed)
-            if "weights" in self.spec.analyses and not self.store.has("sample_sizes", name):
-                self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
-        for weights in self.spec.lists:
-            name = ranking_name(LISTED, weights.name, seed)
-            if not self.store.has("rankings", name):
-                given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
-                self.store.write("rankings", name, given)
-
-    def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
-        """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
-        groups, model = self.spec.groups, self.source.name
-        ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
-        if not ranked and not described:
-            ranking, stats = ranked_and_described(scores, spec, depth, groups, seed=seed, model=model)
-            self.store.write("score_stats", name, stats)
-            self.store.write("rankings", name, ranking)
-        elif not described:
-            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
-        elif not ranked:
-            self.store.write("rankings", name, rank(scores, spec, depth, groups, seed=seed, model=model))
-
-    def _score(self, seed: int, growth: SampleSizes) -> Scores:
-        """All scores that the study ranks by, and the gradients that its kinds of damage need."""
-        specs, tensors = self.spec.scores, self._scored()
-        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
-        probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
-        return score_tensors(
-            self.model, tensors, self.windows.calibration(seed),
-            tuple(dict.fromkeys([*(s.metric for s in specs), *gradient])), batch_size=self.spec.data.batch_size,
-            budget=self.memory_budget, seed=seed, watch=growth, watch_at=growth.at, **probing,
-        )  # fmt: skip
-
-    @staticmethod
-    def _probing(spec: ScoreSpec, tensors: Sequence[WeightTensor]) -> dict[str, Any]:
-        """A probe spans the estimated scores' own components, whatever else the study scores."""
-        probed = [i for i, tensor in enumerate(tensors) if holds(tensor, spec.components)]
-        return {"probes": spec.probes, "relative_error": spec.relative_error, "probed": probed}
-
-    def _sample(self, scores: Scores, seed: int) -> None:
-        """Draw the weights of the fidelity census, by quantiles of the study's first score."""
-        first = self.spec.scores[0]
-        drawn = sample(
-            scores, members(first.metric)[0], self.spec.fidelity, seed=seed, components=first.components,
-            model=self.source.name,
-        )  # fmt: skip
-        self.store.write("samples", samples_name(seed), drawn)
 
     @cached_property
     def _resumable(self) -> Resumable:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from esa_ray.engine import damaging as damaging_module
-from esa_ray.engine import worker as worker_module
+from esa_ray.engine import rankings as rankings_module
 from esa_ray.engine.actor import Meters, ModelActor
 from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
@@ -159,10 +159,10 @@ def test_a_cell_that_runs_out_of_memory_is_tried_once_more_and_comes_out_the_sam
 def test_scoring_that_runs_out_of_memory_goes_on_with_half_and_gives_the_same_tables(new_worker, monkeypatch, tmp_path):
     plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
     for worker in (plenty, short):
-        worker.spec = worker.spec.replace(analyses=("weights",))
+        worker.rankings.spec = worker.spec.replace(analyses=("weights",))
     plenty.rank(7)
     short.memory_budget = 2**30
-    calls = _once_out_of_memory(monkeypatch, worker_module, "score_tensors", MemoryError(), work_first=True)
+    calls = _once_out_of_memory(monkeypatch, rankings_module, "score_tensors", MemoryError(), work_first=True)
     short.rank(7)
     assert [c["budget"] for c in calls] == [2**30, 2**29]
     for name in ("rankings", "score_stats", "sample_sizes"):
@@ -177,17 +177,17 @@ def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_sa
     plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
     given = WeightList(name="given", weights=(WeightName(tensor=DOWN, row=3, col=5),))
     for worker in (plenty, short):
-        worker.spec = worker.spec.replace(analyses=("weights",), lists=(given,))
+        worker.rankings.spec = worker.spec.replace(analyses=("weights",), lists=(given,))
     plenty.rank(7)
     short.memory_budget = 2**30
-    budgets, score = [], worker_module.score_tensors
+    budgets, score = [], rankings_module.score_tensors
     monkeypatch.setattr(
-        worker_module,
+        rankings_module,
         "score_tensors",
         lambda *a, budget, **kw: budgets.append(budget) or score(*a, budget=budget, **kw),
     )
     error = RuntimeError("CUDA error: out of memory")
-    calls = _once_out_of_memory(monkeypatch, worker_module, step, error, work_first=True)
+    calls = _once_out_of_memory(monkeypatch, rankings_module, step, error, work_first=True)
     short.rank(7)
     assert budgets == [2**30, 2**29]
     assert len(calls) == 2
@@ -201,7 +201,7 @@ def test_ranking_that_never_finds_memory_says_so(new_worker, monkeypatch):
     def never(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(worker_module, "ranked_and_described", never)
+    monkeypatch.setattr(rankings_module, "ranked_and_described", never)
     actor = _actor(new_worker())
     actor._worker.memory_budget = 2**28
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
@@ -273,7 +273,7 @@ def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker
         raise MemoryError
 
     budgets = []
-    monkeypatch.setattr(worker_module, "score_tensors", never)
+    monkeypatch.setattr(rankings_module, "score_tensors", never)
     actor = _actor(new_worker())
     actor._worker.memory_budget = 2**29
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
