@@ -50,7 +50,7 @@ class ActivationStatistics(Products):
             return result
         y = result.detach().reshape(-1, tensor.rows)
         kept = self._of(index, x.device)
-        kept.squares[expert] += x.square().sum(0, dtype=torch.float64)
+        kept.squares[expert].add_(x.square().sum(0, dtype=torch.float64))
         torch.maximum(kept.input_peaks[expert], x.abs().amax(0), out=kept.input_peaks[expert])
         torch.maximum(kept.output_peaks[expert], y.abs().amax(0).float(), out=kept.output_peaks[expert])
         self._seen[index][expert] += len(x)

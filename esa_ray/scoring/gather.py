@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,12 @@ from esa_ray.scoring.curvature import HessianDiagonal, probe_bytes
 from esa_ray.scoring.gradients import Totals, WindowGradients, batch_nll, zeros
 from esa_ray.scoring.memory import Layout, activation_bytes, peak_bytes, plan
 from esa_ray.scoring.metrics import needed
-from esa_ray.scoring.outer import ProductGradients
+from esa_ray.scoring.outer import NotOnceError, ProductGradients
 from esa_ray.scoring.precision import reproducible_attention
 from esa_ray.scoring.products import experts_one_by_one
 from esa_ray.scoring.scores import Effort, Scores
 from esa_ray.scoring.steps import batches
-from esa_ray.scoring.uses import Uses, uses
+from esa_ray.scoring.uses import HEADROOM, Uses, uses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,24 +49,46 @@ class _Gathering:
     watch: Watch | None = None
     at: Sequence[int] = ()
     statistics: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    #: Whether the range in work was looked at.
+    told: bool = False
 
     def passes(self, backward: Sequence[str], forward: Sequence[str]) -> None:
         """Backward and forward statistics of all tensors."""
         for part in self.layout.ranges:
-            once = [i for i in part if i in self.used.once]
             with ExitStack() as around:
                 around.enter_context(eval_mode(self.model))
-                around.enter_context(reproducible_attention(self.model))
+                if backward:  # forward passes alone are the same on every run
+                    around.enter_context(reproducible_attention(self.model))
                 around.enter_context(reloading(self.model))  # before anything that looks at weights in place
-                if backward and once:
-                    self._products(once, backward, forward)
-                elif forward:
-                    self._forward(once, forward)
-                if rest := [i for i in part if i not in self.used.once]:
-                    if backward:
-                        self._windows(rest, backward)
-                    if forward:
-                        self._forward(rest, forward)
+                once = [i for i in part if i in self.used.once] if backward else []
+                while once and not self._done(partial(self._products, once, backward, forward), once):
+                    pass
+                rest = [i for i in part if i not in once]
+                while backward and rest and not self._done(partial(self._windows, rest, backward), rest):
+                    pass
+                if forward and rest:
+                    self._forward(rest, forward)
+
+    def _done(self, run: Callable[[], None], part: list[int]) -> bool:
+        """Whether a range is through. If not it begins again: with a smaller loss scale, or without one of its tensors.
+
+        Raises
+        ------
+        EsaError
+            If that shows only after the range was looked at.
+        """
+        self.told = False
+        try:
+            run()
+            return True
+        except _OverflowError:
+            why = "gradients overflow in float16 in some windows; try --dtype fp32"
+            self.used = replace(self.used, scale=max(1.0, self.used.scale / HEADROOM))
+        except NotOnceError as found:  # real passes use it otherwise than the trial did
+            why = f"{self.tensors[part.pop(found.index)].name} is used otherwise in some windows than in others"
+        if self.told:
+            raise EsaError(why)
+        return False
 
     def _products(self, part: Sequence[int], backward: Sequence[str], forward: Sequence[str]) -> None:
         """Of matrices that are multiplied with once: a batch a pass, forward statistics on the way."""
@@ -84,6 +106,7 @@ class _Gathering:
                     loss = batch_nll(self.model, windows_BT, scale=gradients.scale)
                 if loss.requires_grad:  # or text reaches none of them
                     loss.backward()
+                _check(gradients)
                 self._tell(seen, part, gradients.totals, inputs, forward)
         self._keep(part, gradients.totals, inputs, forward)
 
@@ -98,6 +121,7 @@ class _Gathering:
                     loss = batch_nll(self.model, window_BT, scale=gradients.scale)
                     if loss.requires_grad:
                         loss.backward()
+                _check(gradients)
                 self._tell(seen, part, gradients.totals)
         self._keep(part, gradients.totals)
 
@@ -129,7 +153,7 @@ class _Gathering:
         forward: Sequence[str] = (),
     ) -> None:
         if self.watch and seen in self.at:
-            found = _found(part, totals, inputs, forward)
+            found, self.told = _found(part, totals, inputs, forward), True
             self.watch(seen, Scores(self.tensors, found, seen * (self.batches[0].shape[1] - 1)), part)
 
     def _keep(
@@ -142,6 +166,16 @@ class _Gathering:
         for name, values in _found(part, totals, inputs, forward).items():
             kept = {i: self.layout.keep(self.tensors[i], v) if name in totals else v for i, v in values.items()}
             self.statistics.setdefault(name, {}).update(kept)
+
+
+class _OverflowError(Exception):
+    """The loss scale is too large: a gradient is NaN or infinite."""
+
+
+def _check(gradients: ProductGradients | WindowGradients) -> None:
+    totals = [total for values in gradients.totals.values() for total in values]
+    if gradients.scale > 1 and not all(bool(torch.isfinite(total.sum())) for total in totals):
+        raise _OverflowError
 
 
 def _found(

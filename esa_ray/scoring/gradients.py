@@ -58,15 +58,12 @@ class _SummedNLL(torch.autograd.Function):
     """Summed next-token NLL; its gradient p − 1_y is made at once, in the logits' dtype, a window's fp32 at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, tokens_BT: Tensor, scale: float) -> Tensor:
-        """Σ_t −log p_t(y_t), float64, of next tokens y; ``scale`` multiplies the gradient before it is rounded.
-
-        Logits of windows beyond those of ``tokens_BT`` count for nothing.
-        """
+    def forward(ctx: Any, logits_BTV: Tensor, tokens_BT: Tensor, scale: float, windows: Sequence[int]) -> Tensor:
+        """Σ_t −log p_t(y_t) of some windows, float64, y the next tokens; ``scale`` multiplies the gradient."""
         gradient_BTV = torch.zeros_like(logits_BTV)
         total = torch.zeros((), dtype=torch.float64, device=logits_BTV.device)
-        for logits_TV, tokens_T, into_TV in zip(logits_BTV, tokens_BT, gradient_BTV, strict=False):
-            scores_TV, next_T = logits_TV[:-1].float(), tokens_T[1:, None]
+        for n in windows:
+            scores_TV, next_T, into_TV = logits_BTV[n, :-1].float(), tokens_BT[n, 1:, None], gradient_BTV[n]
             log_p_TV = scores_TV.log_softmax(-1)
             total -= log_p_TV.gather(-1, next_T).sum(dtype=torch.float64)
             p_TV = log_p_TV.exp_()
@@ -76,13 +73,13 @@ class _SummedNLL(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient as it was made: the loss is where a backward pass begins."""
-        return ctx.saved_tensors[0], None, None
+        return ctx.saved_tensors[0], None, None, None
 
 
 def batch_nll(model: PreTrainedModel, windows_BT: Tensor, *, scale: float = 1.0, only: int | None = None) -> Tensor:
-    """Summed next-token NLL of a batch (or its first windows ``only``) in nats, float64; differentiable once.
+    """Summed next-token NLL of a batch (or of its window ``only``) in nats, float64; differentiable once.
 
     Its gradient comes out multiplied by ``scale``.
 
@@ -90,7 +87,8 @@ def batch_nll(model: PreTrainedModel, windows_BT: Tensor, *, scale: float = 1.0,
     arXiv:1710.03740); whoever folds the gradients divides by it.
     """
     logits_BTV = model(windows_BT, use_cache=False).logits
-    return _SummedNLL.apply(logits_BTV, windows_BT[:only].to(logits_BTV.device), scale)
+    windows = range(len(windows_BT)) if only is None else (only,)
+    return _SummedNLL.apply(logits_BTV, windows_BT.to(logits_BTV.device), scale, windows)
 
 
 @contextmanager

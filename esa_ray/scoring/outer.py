@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from esa_ray.scoring import routing
 from esa_ray.scoring.fold import fold_windows
 from esa_ray.scoring.gradients import Totals, frozen
 from esa_ray.scoring.products import Product, Products, experts_one_by_one
@@ -36,19 +37,29 @@ class _Heard(torch.autograd.Function):
     """A product whose weight asks for no gradient: its backward pass hands on what that would be made of."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, product: Product, fold: Fold) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, run: Callable[[], Tensor], transposed: bool, fold: Fold
+    ) -> Tensor:
         """Y. The ``anchor`` requires a gradient, so that there is a backward pass though nothing else does."""
         ctx.save_for_backward(x, weight)
-        ctx.fold, ctx.transposed = fold, product.stored_transposed
-        return product.run()
+        ctx.fold, ctx.transposed = fold, transposed
+        return run()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor | None, None, None, None, None]:
         """∂L/∂X where that is asked for."""
         (dy,), (x, weight) = outputs, ctx.saved_tensors
         ctx.fold(x, dy)
         dx = torch.matmul(dy, weight.T if ctx.transposed else weight) if ctx.needs_input_grad[1] else None
-        return None, dx, None, None, None
+        return None, dx, None, None, None, None
+
+
+class NotOnceError(Exception):
+    """A matrix (by index) of which a forward pass doesn't make one product of rows that are known to be whose."""
+
+    def __init__(self, index: int):
+        self.index = index
+        super().__init__(index)
 
 
 class Rows:
@@ -62,13 +73,13 @@ class Rows:
         self.offsets, self.order = offsets, order
 
     @classmethod
-    def dense(cls, rows: int, windows: int) -> Rows:
-        """``rows`` rows of equal windows."""
-        return cls([n * (rows // windows) for n in range(windows + 1)])
+    def dense(cls, windows: int, tokens: int) -> Rows:
+        """A row a token of equal windows."""
+        return cls([n * tokens for n in range(windows + 1)])
 
     @classmethod
-    def routed(cls, positions: Tensor, tokens: int, windows: int) -> Rows:
-        """Rows gathered from these positions of a batch of ``windows`` × ``tokens``."""
+    def routed(cls, positions: Tensor, windows: int, tokens: int) -> Rows:
+        """Rows that come from these positions of a batch of ``windows`` × ``tokens``."""
         window, order = torch.sort(positions // tokens, stable=True)
         return cls(torch.searchsorted(window, torch.arange(windows + 1, device=window.device)), order)
 
@@ -83,12 +94,19 @@ class ProductGradients(Products):
     All batches run inside ``with gradients.around():``. Each one's forward pass runs inside
     ``with gradients.of(windows_BT):``, its backward pass outside of that.
 
+    Whose rows an expert sees is followed from where they are gathered (:mod:`esa_ray.scoring.routing`).
+
     Parameters
     ----------
     tensors
-        Matrices that a forward pass multiplies with once (:func:`esa_ray.scoring.uses.multiplied_once`).
+        Matrices that a forward pass multiplies with once (:func:`esa_ray.scoring.uses.uses`).
     totals
         Their accumulators, from :func:`esa_ray.scoring.gradients.zeros`.
+
+    Raises
+    ------
+    NotOnceError
+        In a forward pass that does otherwise: a matrix is used in pieces, or on rows that come from nobody knows where.
     """
 
     def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor], totals: Totals):
@@ -97,12 +115,12 @@ class ProductGradients(Products):
         #: What the loss was multiplied by.
         self.scale = 1.0
         self._shape = (0, 0)
-        self._gathered: Tensor | None = None
+        self._made: set[tuple[int, int]] = set()
         self._anchor = torch.zeros((), requires_grad=True)
 
     def of(self, windows_BT: Tensor) -> ProductGradients:
         """The context in which to run a batch forward."""
-        self._shape, self._gathered = (len(windows_BT), windows_BT.shape[1]), None
+        self._shape, self._made = (len(windows_BT), windows_BT.shape[1]), set()
         return self
 
     @contextmanager
@@ -112,27 +130,30 @@ class ProductGradients(Products):
             yield
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
-        """Notes which positions of the batch were gathered last: what an expert computes on."""
+        """Follows rows that were gathered from the batch."""
         result = run()
-        if func is Tensor.__getitem__ and args[0].dim() == 2 and len(args[0]) == self._shape[0] * self._shape[1]:
-            at = args[1][-1] if isinstance(args[1], tuple) else args[1]
-            if isinstance(at, Tensor) and at.dim() == 1 and at.dtype == torch.int64 and args[0].is_floating_point():
-                self._gathered = at
+        routing.follow(func, args, kwargs, result, self._shape[0] * self._shape[1])
         return result
 
     def multiplied(self, product: Product) -> Tensor:
         """Let the backward pass fold what this product's weight would get as gradient."""
+        rows, which = self._rows(product), (product.index, product.expert)
+        if rows is None or which in self._made:
+            raise NotOnceError(product.index)
+        self._made.add(which)
         # The product itself mustn't outlive the forward pass: an offloaded weight would stay with it.
-        fold = partial(self.fold, product.index, product.expert, self._rows(product))
-        return _Heard.apply(self._anchor, product.inputs, product.weight, product, fold)
+        fold, transposed = partial(self.fold, *which, rows), self.tensors[product.index].transposed
+        result = _Heard.apply(self._anchor, product.inputs, product.weight, product.run, transposed, fold)
+        routing.hand_on(product.inputs, result)
+        return result
 
-    def _rows(self, product: Product) -> Rows:
-        tensor, (windows, tokens) = self.tensors[product.index], self._shape
-        n = product.inputs.numel() // tensor.cols
-        routed = tensor.experts or tensor.expert is not None
-        if routed and self._gathered is not None and len(self._gathered) == n:
-            return Rows.routed(self._gathered, tokens, windows)
-        return Rows.dense(n, windows)
+    def _rows(self, product: Product) -> Rows | None:
+        """Whose rows they are; None if that isn't known."""
+        positions = routing.positions(product.inputs)
+        if positions is not None:
+            return Rows.routed(positions, *self._shape)
+        n = product.inputs.numel() // self.tensors[product.index].cols
+        return Rows.dense(*self._shape) if n == self._shape[0] * self._shape[1] else None
 
     def fold(self, index: int, expert: int, rows: Rows, x: Tensor, dy: Tensor) -> None:
         """Inputs and output gradients of a product: its windows' gradients are added up."""

@@ -1,8 +1,8 @@
 """Products with a model's matrices, seen while it runs.
 
-A matrix is recognised by its memory in the call that multiplies with it, not by the module that makes the call. So
-Linear, GPT-2's Conv1D and the slices of a 3-D expert parameter are all seen the same way, and each expert sees the
-tokens that are routed to it and no others.
+A matrix is recognised by its memory, shape and strides in the call that multiplies with it, not by the module that
+makes the call. So Linear, GPT-2's Conv1D and the slices of a 3-D expert parameter are all seen the same way, and each
+expert sees the tokens that are routed to it and no others. A part of a matrix, or one that is turned round, isn't it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,12 @@ def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Product:
-    """One product Y = X·Wᵀ: the tensor that W is of (by index), its expert, X (…, inputs), W as stored, and how."""
+    """One product Y = X·Wᵀ: the tensor that W is of (by index), its expert, X (…, inputs), and W as stored."""
 
     index: int
     expert: int
     inputs: Tensor
     weight: Tensor
-    #: Whether W is stored (in, out), so that Y = X·W.
-    stored_transposed: bool
     #: Makes Y.
     run: Callable[[], Tensor]
 
@@ -64,7 +62,7 @@ class Products(TorchFunctionMode):
     def __init__(self, tensors: Sequence[WeightTensor]):
         super().__init__()
         self.tensors = tensors
-        self._places: dict[int, tuple[int, int]] = {}  # memory → (tensor, expert)
+        self._places: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # memory → tensor, expert, strides
 
     def multiplied(self, product: Product) -> Tensor:
         """A product comes by; gives Y."""
@@ -84,7 +82,7 @@ class Products(TorchFunctionMode):
 
     def _placed(self, index: int, parameter: Tensor) -> None:
         for expert, matrix in enumerate(parameter.detach() if self.tensors[index].experts else [parameter]):
-            self._places[matrix.data_ptr()] = index, expert
+            self._places[matrix.data_ptr()] = index, expert, matrix.stride()
 
     def _gone(self, index: int) -> None:
         # The memory of an offloaded weight becomes another one's.
@@ -93,20 +91,21 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         run = partial(func, *args, **kwargs)
+        product = None
         if func is linear:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            return self._through(named["input"], named["weight"], run, stored_transposed=False)
-        if func is torch.addmm and not {"alpha", "beta"} & kwargs.keys():  # Conv1D: bias + X·W
+            product = self._product(named["input"], named["weight"], run, transposed=False)
+        elif func is torch.addmm and not {"alpha", "beta"} & kwargs.keys():  # Conv1D: bias + X·W
             named = dict(zip(("input", "mat1", "mat2"), args, strict=False)) | kwargs
-            return self._through(named["mat1"], named["mat2"], run, stored_transposed=True)
-        return self.other(func, args, kwargs, run)
+            product = self._product(named["mat1"], named["mat2"], run, transposed=True)
+        return self.multiplied(product) if product else self.other(func, args, kwargs, run)
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
         return run()
 
-    def _through(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, stored_transposed: bool) -> Tensor:
-        if weight.data_ptr() not in self._places:
-            return run()
-        index, expert = self._places[weight.data_ptr()]
-        return self.multiplied(Product(index, expert, x, weight, stored_transposed, run))
+    def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
+        index, expert, strides = self._places.get(weight.data_ptr(), (-1, 0, ()))
+        if index < 0 or weight.stride() != strides or self.tensors[index].transposed != transposed:
+            return None
+        return Product(index, expert, x, weight, run) if weight.shape == self.tensors[index].shape[-2:] else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.scoring.gradients import batch_nll
-from esa_ray.scoring.outer import ProductGradients, Rows
+from esa_ray.scoring.outer import NotOnceError, ProductGradients, Rows
 from esa_ray.scoring.products import Product
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
 
 #: Tokens of a trial window.
-TOKENS = 4
+TOKENS = 8
 #: A float16 gradient may grow so many times beyond the trial's largest before it overflows.
-HEADROOM = 256.0
+HEADROOM = 16.0
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ class Uses:
 
 
 class _Trial(ProductGradients):
-    """Counts products, notes every other use, and sees whether the windows stay apart."""
+    """Notes every use that isn't one product, and sees whether the windows stay apart."""
 
     def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor]):
         super().__init__(model, tensors, {})
-        self.products: Counter[tuple[int, int]] = Counter()
         self.otherwise: set[int] = set()
-        #: For every product's gradient: its tensor, its largest value, and the largest that the second window has.
+        #: For every product's gradient: its tensor, its largest value, and the largest in rows of the other window.
         self._seen: list[tuple[int, Tensor]] = []
+        self._window = 0
         self._spans: list[tuple[int, int, int]] = []  # first and last byte, tensor
 
     def _placed(self, index: int, parameter: Tensor) -> None:
@@ -70,8 +69,13 @@ class _Trial(ProductGradients):
         return index if memory < start + size else None
 
     def multiplied(self, product: Product) -> Tensor:
-        self.products[product.index, product.expert] += 1
-        return super().multiplied(product)
+        if (used := self._tensor_at(product.inputs.data_ptr())) is not None:
+            self.otherwise.add(used)
+        try:
+            return super().multiplied(product)
+        except NotOnceError:
+            self.otherwise.add(product.index)
+            return product.run()
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         result = super().other(func, args, kwargs, run)
@@ -87,24 +91,26 @@ class _Trial(ProductGradients):
         if len(dy_RO):
             largest_R = dy_RO.abs().amax(1).float()
             second_R = torch.arange(len(dy_RO), device=dy.device) >= rows.offsets[1]
-            self._seen.append((index, torch.stack([largest_R.max(), torch.where(second_R, largest_R, 0.0).max()])))
+            strange_R = second_R if self._window == 0 else ~second_R
+            self._seen.append((index, torch.stack([largest_R.max(), torch.where(strange_R, largest_R, 0.0).max()])))
 
     def run(self, two_BT: Tensor, scale: float) -> float:
-        """Forward and backward, the loss being the first window's alone; the largest gradient, NaN if one is."""
-        with eval_mode(self._model), torch.enable_grad(), reloading(self._model), self.around():
-            with self.of(two_BT):
-                loss = batch_nll(self._model, two_BT, scale=scale, only=1)
-            if loss.requires_grad:
-                loss.backward()
+        """Forward and backward, the loss being one window's alone, then the other's; the largest gradient, or NaN."""
+        for self._window in range(2):
+            with eval_mode(self._model), torch.enable_grad(), reloading(self._model), self.around():
+                with self.of(two_BT):
+                    loss = batch_nll(self._model, two_BT, scale=scale, only=self._window)
+                if loss.requires_grad:
+                    loss.backward()
         return self._ended()
 
     def _ended(self) -> float:
-        # Matrices of which rows of the second window have a gradient are noted; each device is asked once.
+        # Matrices are noted of which rows of a window have a gradient whose loss it isn't; each device is asked once.
         largest = 0.0
         for device in {found.device for _, found in self._seen}:
             mine = [(index, found) for index, found in self._seen if found.device == device]
             values_2 = torch.stack([found for _, found in mine]).cpu()
-            self.otherwise |= {index for (index, _), (_, second) in zip(mine, values_2.tolist(), strict=True) if second}
+            self.otherwise |= {i for (i, _), (_, strange) in zip(mine, values_2.tolist(), strict=True) if strange}
             largest = float(values_2[:, 0].max().maximum(torch.tensor(largest)))
         return largest
 
@@ -114,28 +120,29 @@ def _in_memory(value: Any) -> bool:
 
 
 def uses(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Tensor) -> Uses:
-    """Try a model on the first tokens of two windows, whose loss is the first one's alone.
+    """Try a model on the first tokens of two windows, whose loss is one's alone and then the other's.
 
     A matrix counts as multiplied with once where a forward pass makes one product with it (each of its experts), does
-    nothing else with it, and where no row that would be taken for the second window's has a gradient.
+    nothing else with it, and where no row that would be taken for one window's has a gradient of the other's loss. A
+    trial is short: what it can't see, real passes still refuse (:class:`esa_ray.scoring.outer.NotOnceError`).
     """
     two_BT = windows_NT[[0, min(1, len(windows_NT) - 1)], :TOKENS]
     trial = _Trial(model, tensors)
     largest = trial.run(two_BT, 1.0)
-    twice = {index for (index, _), n in trial.products.items() if n > 1}
     matrices = {index for index, tensor in enumerate(tensors) if len(tensor.shape) > 1}
     scale = 1.0
-    if any(t.dtype == torch.float16 for t in tensors) and 0 < largest < math.inf:
-        scale = _loss_scale(lambda s: _Trial(model, tensors).run(two_BT, s), largest)
-    return Uses(frozenset(matrices - twice - trial.otherwise), scale)
+    if any(t.dtype == torch.float16 for t in tensors) and math.isfinite(largest):
+        scale = _loss_scale(lambda s: _Trial(model, tensors).run(two_BT, s))
+    return Uses(frozenset(matrices - trial.otherwise), scale)
 
 
-def _loss_scale(largest_at: Callable[[float], float], unscaled: float) -> float:
+def _loss_scale(largest_at: Callable[[float], float]) -> float:
     """A power of two that leaves float16 gradients ``HEADROOM`` before they overflow, wherever in the model.
 
-    Those that were seen tell where to begin; what overflows above them arrives there as infinity or NaN.
+    Tried from the largest that the logits' own gradients, of at most 1, allow; what overflows anywhere arrives at the
+    matrices below as infinity or NaN.
     """
-    scale = 2.0 ** math.floor(math.log2(torch.finfo(torch.float16).max / unscaled))
+    scale = 2.0**15
     while not math.isfinite(largest_at(scale)):
         scale /= 4
     return max(scale / HEADROOM, min(1.0, scale))

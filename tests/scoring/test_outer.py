@@ -3,17 +3,20 @@
 import copy
 import gc
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.modes import eval_mode
-from esa_ray.scoring import gather
+from esa_ray.scoring import gather, routing
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.gradients import WindowGradients, batch_nll, window_nll, zeros
 from esa_ray.scoring.memory import activation_bytes, peak_bytes
@@ -21,7 +24,7 @@ from esa_ray.scoring.outer import ProductGradients, Rows
 from esa_ray.scoring.products import Product, experts_one_by_one
 from esa_ray.scoring.steps import batches, sizes
 from esa_ray.scoring.uses import uses
-from tests.tiny import FAMILIES, random_windows, summed_nll, tiny
+from tests.tiny import FAMILIES, HIDDEN, random_windows, summed_nll, tiny, window_gradients
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
 STATISTICS = ("gradient", "gradient_abs", "gradient_square")
@@ -102,10 +105,22 @@ def test_small_gradients_of_a_float16_model_do_not_vanish():
             float(found.of("grad_x_weight_abs", index).sum()),
             float(wanted.of("grad_x_weight_abs", index).sum()),
         )
-        assert mine == pytest.approx(truth, rel=0.05)
+        assert mine == pytest.approx(truth, rel=0.1)
     # What the loss scale is for.
     truth = [float(wanted.statistic("gradient_abs", i, slice(None)).sum()) for i in range(len(tensors))]
     assert max(abs(float(u.sum()) / t - 1) for u, t in zip(unscaled, truth, strict=True)) > 0.3
+
+
+def test_a_loss_scale_that_proves_too_large_is_lowered(monkeypatch):
+    model, windows = tiny("llama", dtype=torch.float16), random_windows(3, 9)
+    tensors = catalogue(model).select(("q", "norm"))
+    wanted = score_tensors(model, tensors, windows, ["grad_squared"])
+    monkeypatch.setattr(gather, "uses", lambda *a: replace(uses(*a), scale=2.0**15))
+    found = score_tensors(model, tensors, windows, ["grad_squared"])
+    for index in range(len(tensors)):
+        torch.testing.assert_close(
+            found.of("grad_squared", index), wanted.of("grad_squared", index), rtol=1e-2, atol=1e-6
+        )
 
 
 def test_a_batchs_loss_is_the_sum_of_its_windows_and_so_is_its_gradient():
@@ -119,7 +134,7 @@ def test_a_batchs_loss_is_the_sum_of_its_windows_and_so_is_its_gradient():
         sum(float(summed_nll(tiny("gpt2").double(), w)) for w in windows.numpy()), rel=1e-6
     )
     torch.testing.assert_close(found, 4 * wanted, rtol=1e-5, atol=1e-6)
-    (first,) = torch.autograd.grad(batch_nll(stand_in, windows, only=1), logits)
+    (first,) = torch.autograd.grad(batch_nll(stand_in, windows, only=0), logits)
     assert (first[1:] == 0).all()
     torch.testing.assert_close(first[0], wanted[0], rtol=1e-5, atol=1e-6)
 
@@ -169,7 +184,7 @@ def test_rows_that_mix_windows_are_noticed():
 
 def test_routed_rows_are_put_in_order_of_their_windows():
     positions = torch.tensor([13, 2, 7, 0, 14, 6])  # windows of 5 tokens: 2, 0, 1, 0, 2, 1
-    rows = Rows.routed(positions, tokens=5, windows=4)
+    rows = Rows.routed(positions, windows=4, tokens=5)
     assert rows.sorted(positions).tolist() == [2, 0, 7, 6, 13, 14]
     assert rows.offsets.tolist() == [0, 2, 4, 6, 6]
 
@@ -252,3 +267,132 @@ def test_where_a_batch_does_not_fit_with_one_block_fewer_windows_pass_together(m
             torch.testing.assert_close(found.of(metric, index), wanted.of(metric, index), rtol=1e-3, atol=1e-7)
     with pytest.raises(EsaError, match="memory budget"):
         score_tensors(model, tensors, windows, SCORES, batch_size=6, budget=budget(1) - 1)
+
+
+class Pieces(nn.Linear):
+    """A Linear that uses its weight otherwise than as one matrix, with the same result."""
+
+    def forward(self, x):
+        w, half, cols = self.weight, self.out_features // 2, self.in_features
+        return {
+            "rows apart": lambda: torch.cat([linear(x, w[:half]), linear(x, w[half:])], -1),
+            "columns apart": lambda: linear(x[..., :8], w[:, :8]) + linear(x[..., 8:], w[:, 8:]),
+            "tokens apart": lambda: torch.cat([linear(part, w) for part in x.split(6, dim=1)], 1),
+            "turned round": lambda: linear(x, w.t().contiguous().t()),
+            "merged": lambda: linear(x, linear(w, torch.eye(cols, dtype=w.dtype))),
+            "by matmul": lambda: x @ w.t(),
+        }[self.how]()
+
+
+def squares_of_exact_gradients(model, tensors, windows):
+    return [(g**2).sum(0) for g in window_gradients(model, [t.name for t in tensors], windows)]
+
+
+def assert_exact(model, tensors, windows):
+    scores = score_tensors(model, tensors, windows, ["grad_squared"], batch_size=4)
+    for index, wanted in enumerate(squares_of_exact_gradients(model, tensors, windows)):
+        found = scores.of("grad_squared", index).double().numpy() * scores.tokens
+        np.testing.assert_allclose(found, wanted.ravel(), rtol=1e-3, atol=2e-5 * wanted.max())
+
+
+@pytest.mark.parametrize(
+    "how", ["rows apart", "columns apart", "tokens apart", "turned round", "merged", "by matmul"]
+)  # fmt: skip
+def test_a_matrix_that_is_used_in_pieces_or_turned_round_scores_right_all_the_same(how):
+    # Windows are longer than a trial's: tokens fall apart in real passes alone.
+    model, windows = tiny("llama"), random_windows(5, 17)
+    projection = model.model.layers[1].mlp.up_proj
+    projection.__class__, projection.how = Pieces, how
+    tensors = [t for t in catalogue(model).select(("up", "down")) if t.layer == 1]
+    assert_exact(model, tensors, windows)
+
+
+class Routed(nn.Module):
+    """A mixture of an MLP's copies, each of which computes on the tokens that it is given, picked in some way."""
+
+    def __init__(self, mlp, how, attribute):
+        super().__init__()
+        setattr(self, attribute, nn.ModuleList(copy.deepcopy(mlp) for _ in range(3)))
+        self.router, self.how, self.attribute = nn.Linear(HIDDEN, 3, bias=False), how, attribute
+        with torch.no_grad():
+            for number, expert in enumerate(getattr(self, attribute)):
+                for parameter in expert.parameters():
+                    parameter.add_(0.1 * number * torch.randn(parameter.shape, generator=torch.manual_seed(number)))
+            self.router.weight.normal_(generator=torch.manual_seed(7))
+
+    def forward(self, x):
+        flat = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.router(flat).softmax(-1).topk(2, dim=-1)
+        made = torch.zeros_like(flat)
+        for number, expert in enumerate(getattr(self, self.attribute)):
+            token, place = torch.where(chosen == number)
+            by = weights[token, place, None]  # another gather, before the tokens' own
+            if self.how == "index_select":
+                mine = flat.index_select(0, token)
+            elif self.how == "mask":
+                mask = (chosen == number).any(-1)
+                by, mine, token = weights[mask][chosen[mask] == number][:, None], flat[mask], torch.nonzero(mask)[:, 0]
+            elif self.how == "picked twice":
+                mine = flat[token.flip(0)][torch.arange(len(token)).flip(0)]
+            elif self.how == "unfollowed":
+                mine = torch.gather(flat, 0, token[:, None].expand(-1, flat.shape[-1]))
+            else:
+                mine = flat[None, token].reshape(-1, flat.shape[-1])
+            made = made.index_add(0, token, expert(mine) * by)
+        return made.view(x.shape)
+
+
+@pytest.mark.parametrize("attribute", ["experts", "routed_experts"])
+@pytest.mark.parametrize("how", ["plain", "index_select", "mask", "picked twice", "unfollowed"])
+def test_experts_that_are_modules_get_the_rows_of_their_windows_however_tokens_are_picked(how, attribute):
+    model, windows = tiny("llama"), random_windows(6, 11)
+    model.model.layers[1].mlp = Routed(model.model.layers[1].mlp, how, attribute)
+    model.requires_grad_(False)
+    tensors = [t for t in catalogue(model).tensors if attribute in t.name]
+    assert len(tensors) == 9
+    assert_exact(model, tensors, windows)
+
+
+def test_a_trial_sees_rows_that_are_taken_for_the_wrong_windows(monkeypatch):
+    model = tiny("mixtral")
+    tensors = catalogue(model).select(("gate", "up", "down"))
+    windows = torch.as_tensor(random_windows(2))
+    assert len(uses(model, tensors, windows).once) == len(tensors)
+    for window in (0, 1):
+
+        def all_of_one(positions, windows, tokens, window=window):
+            return Rows([0, 0, len(positions)] if window else [0, len(positions), len(positions)])
+
+        monkeypatch.setattr(Rows, "routed", staticmethod(all_of_one))
+        assert not uses(model, tensors, windows).once
+
+
+def test_positions_travel_row_by_row_and_are_lost_otherwise():
+    batch, index = torch.randn(6, 4), torch.tensor([5, 1, 2])
+    model = nn.Linear(4, 3)
+
+    class Following(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            routing.follow(func, args, kwargs or {}, result, rows=6)
+            return result
+
+    with Following():
+        picked = batch[index]
+        kept = [torch.nn.functional.silu(picked) * picked.float(), *picked.chunk(2, -1), model(picked), picked[..., 1:],
+                batch[None, index].reshape(-1, 4), torch.index_select(batch, 0, index)]  # fmt: skip
+        lost = [
+            picked.flip(0),
+            picked.T,
+            picked.cumsum(0),
+            picked[1:],
+            batch[index, index % 4],
+            batch + 1,
+            picked.view(-1),
+        ]
+        again = picked[torch.tensor([2, 0])]
+        masked = batch[torch.tensor([True, False, True, False, False, True])]
+    assert all(torch.equal(routing.positions(t), index) for t in kept)
+    assert all(routing.positions(t) is None for t in lost)
+    assert routing.positions(again).tolist() == [2, 5]
+    assert routing.positions(masked).tolist() == [0, 2, 5]
