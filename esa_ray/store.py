@@ -67,6 +67,13 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def _batches(stored: dict[str, Any], different: list[str]) -> str:
+    """What to add to the same command where the default has changed since: batches once held 8 windows of any length."""
+    if different != ["data.batch_size"]:
+        return ""
+    return f" and --batch-size {stored['spec']['data']['batch_size']}"
+
+
 def _differences(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
@@ -248,7 +255,7 @@ class Store:
             return None  # it was refused before it computed anything: the mended command may have the place
         raise EsaError(
             f"{self.place} holds another study (it differs in {', '.join(different[:5])}); "
-            "choose another --out-dir, or repeat the command it was made with"
+            f"choose another --out-dir, or repeat the command it was made with{_batches(stored, different)}"
         )
 
     def _foreign(self) -> bool:

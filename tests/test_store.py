@@ -191,6 +191,14 @@ def test_another_study_is_refused_and_the_field_that_differs_is_named(tmp_path, 
     assert named.split(", ") == [field]
 
 
+def test_a_study_of_the_former_batches_is_told_how_to_go_on(tmp_path):
+    store, then = Store(tmp_path), SPEC.replace(data={"window": 64, "batch_size": 8})
+    store.save_study(then, {}, {})
+    store.write("baselines", "baseline", [{"study": "s"}])
+    with pytest.raises(EsaError, match="it was made with and --batch-size 8"):
+        store.claim(SPEC.replace(data={"window": 64}))
+
+
 def test_a_study_that_computed_nothing_gives_its_place_to_the_mended_command(tmp_path):
     store = Store(tmp_path)
     store.save_study(SPEC, {"model": "abc"}, {})

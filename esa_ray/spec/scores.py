@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -93,12 +94,16 @@ class DataSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("batch_size") is not None:
-            return given
-        window = given.get("window", WINDOW)
-        size = max(1, BATCH_TOKENS // window) if isinstance(window, int) and window > 0 else 1
-        return given | {"batch_size": size}
+    def _unsaid(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("batch_size", 1) is None:
+            return {name: value for name, value in given.items() if name != "batch_size"}
+        return given
+
+    @model_validator(mode="after")
+    def _filled(self) -> DataSpec:
+        if "batch_size" not in self.model_fields_set:
+            object.__setattr__(self, "batch_size", _filling(self.window))
+        return self
 
     @model_validator(mode="after")
     def _enough_windows(self) -> DataSpec:
@@ -107,6 +112,18 @@ class DataSpec(Spec):
                 f"prompts are taken from the {self.evaluation_windows} evaluation windows; lower --prompts"
             )
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> DataSpec:
+        """The same with some fields changed; a batch that went by the window goes by the new one."""
+        changes = dict(update or {})
+        if self.batch_size == _filling(self.window):
+            changes.setdefault("batch_size", None)
+        return super().model_copy(update=changes, deep=deep)
+
+
+def _filling(window: int) -> int:
+    """Windows that hold ``BATCH_TOKENS`` tokens, at least one."""
+    return max(1, BATCH_TOKENS // window)
 
 
 class ScoreSpec(Spec):
