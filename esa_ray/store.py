@@ -68,7 +68,7 @@ def _json(value: Any) -> bytes:
 
 
 def _batches(stored: dict[str, Any], different: list[str]) -> str:
-    """What to add to the same command where the default has changed since: batches once held 8 windows of any length."""
+    """What to add to the same command where the default has changed since: it once was 8 windows of any length."""
     if different != ["data.batch_size"]:
         return ""
     return f" and --batch-size {stored['spec']['data']['batch_size']}"
