@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -71,7 +72,11 @@ class Bench:
             if poisoned(error):  # nothing on this card can be trusted any more
                 raise
             self.note(what, "failed", met=False, note=f"{type(error).__name__}: {first_line(error)[:200]}")
-            del error
+            # The ``with`` block holds the error until this returns, and its frames hold what the work had made.
+            each: BaseException | None = error
+            while each:
+                traceback.clear_frames(each.__traceback__)
+                each = each.__cause__ or each.__context__
             self.free()
 
     def sync(self) -> None:
@@ -121,7 +126,7 @@ class Bench:
 
 
 #: Units in which a CPU's figure says nothing of a card.
-SPEEDS = ("of bare", "s", "MB", "of formula", "of full forwards", "a cell", "of one alone")
+SPEEDS = ("of bare", "s", "MB", "of formula", "of full forwards", "a cell", "of one alone", "of one range")
 
 
 def _status(field_name: str) -> int:

@@ -57,7 +57,7 @@ def exhausted(bench: Bench, work: Callable[[], object]) -> str:
 def works(model: PreTrainedModel, text, evaluation) -> dict[str, Callable[[], object]]:
     """What memory runs out in, by name."""
     weights, scores = catalogue(model), scores_of(model, text, METRICS)
-    ranking, intact = rank(scores, SPEC, K, GROUPS, seed=0), Intact(model, evaluation)
+    ranking, intact = rank(scores, SPEC, K, GROUPS, seed=0), Intact(model, evaluation, tail_stays=True)
     return {
         "scoring": lambda: scores_of(model, text, METRICS),
         "a ranking": lambda: rank(scores, SPEC, K, GROUPS, seed=0),
