@@ -159,6 +159,20 @@ def test_peak_memory_is_what_work_takes_above_what_was_held(card, monkeypatch):
     assert card.peak(lambda: None) == 700
 
 
+def test_peak_memory_on_the_cpu_is_that_of_tensors():
+    bench = Bench(torch.device("cpu"))
+
+    def work():
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.zeros(50_000)
+        return kept
+
+    held = torch.zeros(10_000)
+    assert bench.peak(work) == pytest.approx(4 * 51_000, abs=512)  # the allocator rounds up
+    assert len(held) == 10_000
+
+
 def test_waits_for_a_card_are_counted_by_line_and_torchs_own_notice_is_not_one(card, monkeypatch):
     def mode(name):
         if name == "warn":

@@ -31,7 +31,7 @@ METRICS, SPEC, K = ("grad_x_weight", "act_mag"), ScoreSpec(metric="grad_x_weight
 def needed(bench: Bench, work: Callable[[], object]) -> int:
     """Bytes that some work takes of the device; on the CPU what :class:`Rationed` counts."""
     if bench.full:
-        return bench.peak(work) or 0
+        return bench.peak(work)
     with Rationed() as counted:
         work()
     return counted.made

@@ -190,7 +190,7 @@ def _run(bench: Bench, label: str, passes: Passes, metrics: Sequence[str], *, de
     beside = "forward and backward" if gradients else "forward"
     note = f"{TOKENS * n / spent:.4g} tokens/s, {n} windows, {size} a pass, beside {beside} passes"
     bench.note(f"{label}: {what}", share, "of bare", note=note, **goal)
-    if gradients and peak is not None:
+    if gradients:
         _peak(bench, f"{label}: {what}", peak, foreseen(model, passes.tensors, size, metrics, budget))
 
 
