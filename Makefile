@@ -51,12 +51,14 @@ format: $(VENV)/.installed
 bench: $(VENV)/.model
 	$(BIN)/python -m benchmarks
 
-# Both need neither Ray nor a model. Without a card the first measures the CPU, and the second runs nothing.
+# Both need neither Ray nor a model. Without a card the first measures the CPU, and the second tests the fold alone,
+# by PyTorch's operations and, where Triton is installed, in its interpreter.
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python -m benchmarks gpu
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest tests/scoring/test_fold.py tests/scoring/test_kernels.py
 
 scaling: $(VENV)/.model
 	$(BIN)/esa zoo train

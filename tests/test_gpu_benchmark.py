@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from benchmarks.gpu import run as benchmark
 from benchmarks.gpu.bench import Bench, OutOfTimeError, within
 from benchmarks.gpu.cells import drawn, synchronisations
-from benchmarks.gpu.models import LLAMA, MIXTRAL, fitting_layers
+from benchmarks.gpu.models import BODY, LLAMA, MIXTRAL, PYTHIA, fitting_layers, random_model
 from benchmarks.gpu.scarcity import Rationed
+from benchmarks.gpu.scoring import GRADIENTS, foreseen
 from esa_ray.models.addressing import catalogue
 from tests.tiny import tiny
 
@@ -106,6 +108,33 @@ def test_a_failure_is_a_figure_and_an_error_of_the_card_ends_the_part():
             raise error
 
 
+def test_a_failure_has_let_go_of_its_memory_when_memory_is_given_back(monkeypatch):
+    bench, held = Bench(torch.device("cpu")), []
+
+    def work():
+        large = torch.zeros(3)
+        held.append(weakref.ref(large))
+        try:
+            raise ValueError("the first")
+        except ValueError:
+            raise RuntimeError("the second, raised because of it") from None
+
+    monkeypatch.setattr("benchmarks.gpu.bench.give_back_memory", lambda: held.append(held[0]()))
+    with bench.trying("this"):
+        work()
+    assert held[1:] == [None]
+
+
+def test_what_fits_is_a_pass_of_as_many_windows_as_the_formula_takes():
+    model = random_model(PYTHIA, Bench(torch.device("cpu")))
+    tensors = catalogue(model).select(BODY)
+    sizes, whole = foreseen(model, tensors, 4, GRADIENTS, 1 << 40)
+    assert max(sizes) == 4
+    assert sum(sizes) == 8
+    assert len(whole.ranges) == 1
+    assert len(foreseen(model, tensors, 4, GRADIENTS, whole.peak - 1)[1].ranges) > 1
+
+
 @pytest.fixture
 def card(monkeypatch):
     """A bench that takes this for a card of 80 GB, 71 of them free, with what torch would say of one."""
@@ -130,6 +159,20 @@ def test_peak_memory_is_what_work_takes_above_what_was_held(card, monkeypatch):
     assert card.peak(lambda: None) == 700
 
 
+def test_peak_memory_on_the_cpu_is_that_of_tensors():
+    bench = Bench(torch.device("cpu"))
+
+    def work():
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.zeros(50_000)
+        return kept
+
+    held = torch.zeros(10_000)
+    assert bench.peak(work) == pytest.approx(4 * 51_000, abs=512)  # the allocator rounds up
+    assert len(held) == 10_000
+
+
 def test_waits_for_a_card_are_counted_by_line_and_torchs_own_notice_is_not_one(card, monkeypatch):
     def mode(name):
         if name == "warn":
@@ -144,7 +187,7 @@ def test_waits_for_a_card_are_counted_by_line_and_torchs_own_notice_is_not_one(c
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
     found = synchronisations(card, work)
     assert sum(found.values()) == 3
-    assert next(iter(found)).startswith("test_gpu_benchmark.py:")
+    assert next(iter(found)).startswith("tests/test_gpu_benchmark.py:")
 
 
 def test_drawn_weights_are_so_many_a_block_and_none_twice():

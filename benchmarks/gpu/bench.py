@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,11 @@ class Bench:
             if poisoned(error):  # nothing on this card can be trusted any more
                 raise
             self.note(what, "failed", met=False, note=f"{type(error).__name__}: {first_line(error)[:200]}")
-            del error
+            # The ``with`` block holds the error until this returns, and its frames hold what the work had made.
+            each: BaseException | None = error
+            while each:
+                traceback.clear_frames(each.__traceback__)
+                each = each.__cause__ or each.__context__
             self.free()
 
     def sync(self) -> None:
@@ -92,20 +97,20 @@ class Bench:
             found.append(time.perf_counter() - started)
         return float(np.median(found))
 
-    def peak(self, work: Callable[[], object]) -> int | None:
-        """Bytes that some work takes above what was held before; None where the system doesn't tell."""
+    def peak(self, work: Callable[[], object]) -> int:
+        """Bytes of tensors that some work takes above what was held before."""
         self.free()
         if self.full:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             work()
             return torch.cuda.max_memory_allocated(self.device) - before
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
             work()
-            return _status("VmHWM") - before
-        return None
+        # The profiler's own list of events adds what an operation allocates up; this one has every change by itself.
+        events = seen.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+        return max(accumulate((n for _, n in changes), initial=0))
 
     def room(self) -> int:
         """Bytes that are free on the device, less a tenth for what allocators waste."""
@@ -121,12 +126,7 @@ class Bench:
 
 
 #: Units in which a CPU's figure says nothing of a card.
-SPEEDS = ("of bare", "s", "MB", "of formula", "of full forwards", "a cell", "of one alone")
-
-
-def _status(field_name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field_name)).split()[1]) * 1024
+SPEEDS = ("of bare", "s", "MB", "of full forwards", "a cell", "of one alone", "of one range")
 
 
 @contextmanager

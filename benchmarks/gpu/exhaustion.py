@@ -31,7 +31,7 @@ METRICS, SPEC, K = ("grad_x_weight", "act_mag"), ScoreSpec(metric="grad_x_weight
 def needed(bench: Bench, work: Callable[[], object]) -> int:
     """Bytes that some work takes of the device; on the CPU what :class:`Rationed` counts."""
     if bench.full:
-        return bench.peak(work) or 0
+        return bench.peak(work)
     with Rationed() as counted:
         work()
     return counted.made
@@ -57,7 +57,7 @@ def exhausted(bench: Bench, work: Callable[[], object]) -> str:
 def works(model: PreTrainedModel, text, evaluation) -> dict[str, Callable[[], object]]:
     """What memory runs out in, by name."""
     weights, scores = catalogue(model), scores_of(model, text, METRICS)
-    ranking, intact = rank(scores, SPEC, K, GROUPS, seed=0), Intact(model, evaluation)
+    ranking, intact = rank(scores, SPEC, K, GROUPS, seed=0), Intact(model, evaluation, tail_stays=True)
     return {
         "scoring": lambda: scores_of(model, text, METRICS),
         "a ranking": lambda: rank(scores, SPEC, K, GROUPS, seed=0),

@@ -21,6 +21,7 @@ from esa_ray.evaluation import Intact, evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.device import pin_arithmetic
 from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.sites import Sites
 
 FRACTION, GOAL = 0.45, 1.0
 
@@ -35,7 +36,8 @@ def worker(device: str, fraction: float, seconds: float) -> None:
         torch.set_num_threads(1)
     model = random_model(PYTHIA, bench)
     weights, text = catalogue(model), windows(model, 8)
-    intact, chosen = Intact(model, text, BATCH), drawn(weights, 0, 20)
+    intact = Intact(model, text, BATCH, tail_stays=True)
+    chosen = Sites(weights, drawn(weights, 0, 20), intact=True)
     print("ready", flush=True)
     sys.stdin.readline()
     ends, done, losses = time.perf_counter() + seconds, 0, set()

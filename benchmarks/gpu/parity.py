@@ -47,7 +47,7 @@ def score_errors(model: PreTrainedModel, truth: PreTrainedModel, text: np.ndarra
 
 def damage(model: PreTrainedModel, ranking, text: np.ndarray) -> np.ndarray:
     """Loss and divergence of each cell, nats per token: (cells, 2)."""
-    weights, intact, found = catalogue(model), Intact(model, text), []
+    weights, intact, found = catalogue(model), Intact(model, text, tail_stays=True), []
     for group in GROUPS:
         o = cell(weights, ranking, group, K, FLIP, lambda: evaluate(model, text, intact=intact))
         found.append([o.nll_per_token, sum(o.kl) / sum(o.tokens)])

@@ -67,11 +67,10 @@ def ranking(bench: Bench) -> None:
                 note="" if whole else f"foreseen from one of {blocks} blocks", **goal,
             )  # fmt: skip
             peak = bench.peak(ways(one, k)[what])
-            if peak is not None:
-                bench.note(
-                    f"{short(name)}: {what}: peak memory above the scores", peak / max(t.size for t in tensors) / 4,
-                    "× the largest tensor in fp32",
-                )  # fmt: skip
+            bench.note(
+                f"{short(name)}: {what}: peak memory above the scores", peak / max(t.size for t in tensors) / 4,
+                "× the largest tensor in fp32",
+            )  # fmt: skip
 
 
 def _scored(model, tensors: Sequence, text) -> Scores:

@@ -63,12 +63,13 @@ def scarce(device: torch.device, room: int) -> Iterator[None]:
             yield
         return
     give_back_memory()
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved(device) + room) / total), device)
+    card = torch.cuda.current_device() if device.index is None else device.index  # a fraction wants a number
+    total = torch.cuda.get_device_properties(card).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved(card) + room) / total), card)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, card)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from benchmarks.gpu.models import BODY
 from esa_ray.evaluation import Intact, evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.sites import Sites
 from esa_ray.scoring.chosen import chosen_and_known
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import rank, score_stats
@@ -61,7 +62,7 @@ def scores_of(model: PreTrainedModel, calibration: np.ndarray, metrics: Sequence
 def cell(weights, ranking: pa.Table, group: str, k: int, spec: PerturbSpec, work):
     """Damage a set of a ranking, do some work, and take the damage back."""
     chosen, known = chosen_and_known(ranking, group, k)
-    with perturbed(weights, chosen, spec, 0, known):
+    with perturbed(weights, Sites(weights, chosen, intact=True), spec, 0, known):
         return work()
 
 
@@ -73,7 +74,7 @@ def table(
     weights, scores = catalogue(model), scores_of(model, calibration)
     spec = ScoreSpec(metric=metric, components=BODY)
     ranking = rank(scores, spec, k, GROUPS, seed=0)
-    intact = Intact(model, evaluation)
+    intact = Intact(model, evaluation, tail_stays=True)
     cells = {}
     for kind in kinds:
         for group in GROUPS:

@@ -90,6 +90,11 @@ class Intact:
         return isinstance(self._predictions, Expectations)
 
     @property
+    def kind(self) -> str:
+        """How predictions are kept: as ``"Expectations"``, ``"States"`` or ``"Logits"``."""
+        return type(self._predictions).__name__
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are held, in memory and in files."""
         return self._predictions.nbytes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,6 +17,8 @@ from torch import nn
 from esa_ray.sizes import GPU_SHARE
 
 DRIVER = Path("/proc/driver/nvidia/version")
+#: Cards older than Ampere aren't served by Triton's tensor-core products.
+AMPERE = (8, 0)
 
 
 def has_bf16() -> bool:
@@ -58,11 +63,31 @@ def arithmetic() -> str:
     return ",".join(name for name, on in flags.items() if on) or "exact"
 
 
+def kernels_wanted(device: torch.device | int) -> bool:
+    """Whether a GPU is to run Triton's kernels: from Ampere on, unless the environment has ``ESA_TRITON=0``."""
+    return os.environ.get("ESA_TRITON") != "0" and torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def folds_by() -> str:
+    """What folds gradients on the GPUs of this process: ``"triton-3.6.0"``, ``"torch"``, or both with a plus.
+
+    Nothing is compiled to find out. Should the kernel fail its trial, a warning says so once gradients are folded.
+    """
+    if find_spec("triton") is None:
+        return "torch"
+    try:
+        kernel = f"triton-{version('triton')}"
+    except PackageNotFoundError:  # a build under another name, as AMD's
+        kernel = "triton"
+    found = {kernel if kernels_wanted(n) else "torch" for n in range(torch.cuda.device_count())}
+    return "+".join(sorted(found)) or "torch"
+
+
 def versions() -> dict[str, str]:
-    """Of a process on GPUs, what else can change a number: CUDA, the driver, and how products are rounded."""
+    """Of a process on GPUs, what else can change a number: CUDA, the driver, how products are rounded and folded."""
     found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", DRIVER.read_text()) if DRIVER.exists() else None
     toolkit = {"cuda": torch.version.cuda} if torch.version.cuda else {"hip": torch.version.hip or "unknown"}
-    return toolkit | ({"driver": found[0]} if found else {}) | {"arithmetic": arithmetic()}
+    return toolkit | ({"driver": found[0]} if found else {}) | {"arithmetic": arithmetic(), "fold": folds_by()}
 
 
 def take_share(part: float) -> None:

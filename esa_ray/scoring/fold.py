@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from esa_ray.models.exhaustion import out_of_memory
+from esa_ray.models.device import kernels_wanted
+from esa_ray.models.exhaustion import out_of_memory, poisoned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +36,6 @@ Fold: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor, Tensor, Offsets, floa
 _WIDENING_PRODUCT = torch.version.hip is None and "dtype_out" in torch.ops.aten.mm.overloads()
 #: Rows and columns of a weight that are taken at once where there is no kernel: a gradient of 64 MB.
 _TILE = 4096
-#: Cards older than Ampere aren't served by Triton's tensor-core products.
-_AMPERE = (8, 0)
 
 
 def fold_windows(
@@ -51,8 +50,8 @@ def fold_windows(
 
     g_n is summed in fp32 and never rounded to 16 bits. No order of additions is left to chance, a statistic has the
     same bits alone as in company, and windows have the same bits call by call as in one call. On CUDA devices from
-    Ampere on one kernel does it. If it can't be had or is wrong there, PyTorch's own operations do what they do
-    everywhere else, and a warning says so.
+    Ampere on one kernel does it, unless the environment has ``ESA_TRITON=0``. If it can't be had or is wrong there,
+    PyTorch's own operations do what they do everywhere else, and a warning says so.
 
     Parameters
     ----------
@@ -121,7 +120,7 @@ def _product(left_TM: Tensor, right_TN: Tensor, scale: float, out: Tensor) -> No
 @cache
 def _route(device: torch.device, dtype: torch.dtype, names: frozenset[str]) -> Fold:
     """How a CUDA device folds."""
-    return fold_plainly if torch.cuda.get_device_capability(device) < _AMPERE else tried_kernel(device, dtype, names)
+    return tried_kernel(device, dtype, names) if kernels_wanted(device) else fold_plainly
 
 
 def tried_kernel(device: torch.device, dtype: torch.dtype, names: Iterable[str]) -> Fold:
@@ -133,8 +132,8 @@ def tried_kernel(device: torch.device, dtype: torch.dtype, names: Iterable[str])
         # fp32 rounding is near 1e-6 here; TF32 or a gradient rounded to 16 bits would be 3e-4 and more.
         trouble = "" if off < 1e-5 else f"the kernel is off by {off:.1e} of the largest value"
     except Exception as error:
-        if out_of_memory(error):
-            raise  # says nothing about the kernel
+        if out_of_memory(error) or poisoned(error):
+            raise  # the one says nothing about the kernel, and after the other nothing else would work
         trouble = f"{type(error).__name__}: {error}".splitlines()[0]
     if not trouble:
         return fold

@@ -133,6 +133,7 @@ def fold(
             widen=isinstance(_fold, InterpretedFunction),
             num_warps=WARPS,
             num_stages=3,
+            enable_fp_fusion=True,  # what every release does unless asked; newer ones warn of it unless asked
         )
 
 

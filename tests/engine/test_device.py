@@ -84,7 +84,30 @@ def test_what_rounds_stands_among_the_versions_of_a_process_on_gpus(monkeypatch,
     assert {k: found[k] for k in ("cuda", "driver", "arithmetic")} == {
         "cuda": "12.8", "driver": "570.124.06", "arithmetic": "exact",
     }  # fmt: skip
-    assert not {"cuda", "driver", "arithmetic"} & versions().keys()
+    assert found["fold"] == device.folds_by()
+    assert not {"cuda", "driver", "arithmetic", "fold"} & versions().keys()
+
+
+AMPERE, TURING = ("A100", (8, 0)), ("T4", (7, 5))
+
+
+@pytest.mark.parametrize(
+    ("cards", "installed", "environment", "wanted"),
+    [
+        ([AMPERE], True, None, "triton-3.6.0"), ([AMPERE], True, "1", "triton-3.6.0"), ([AMPERE], True, "0", "torch"),
+        ([AMPERE], False, None, "torch"), ([TURING], True, None, "torch"),
+        ([AMPERE, TURING], True, None, "torch+triton-3.6.0"),
+    ],
+)  # fmt: skip
+def test_what_folds_gradients_is_told_without_compiling(monkeypatch, cards, installed, environment, wanted):
+    gpus(monkeypatch, *cards)
+    monkeypatch.setattr(device, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(device, "version", lambda _: "3.6.0")
+    if environment is None:
+        monkeypatch.delenv("ESA_TRITON", raising=False)
+    else:
+        monkeypatch.setenv("ESA_TRITON", environment)
+    assert device.folds_by() == wanted
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ import torch
 from benchmarks.gpu.parity import exact, score_errors
 from benchmarks.gpu.subject import METRICS, scores_of, table
 from esa_ray.evaluation import Intact, evaluate
+from esa_ray.evaluation import intact as intact_module
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.device import folds_by, kernels_wanted
 from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.sites import Sites
 from esa_ray.resume import Resumable
+from esa_ray.scoring import fold as folding
 from esa_ray.spec import PerturbSpec
 from tests.tiny import random_windows, tiny
 
@@ -32,7 +36,8 @@ def test_cells_are_those_of_float64(device, family):
     for model in (tiny(family).to(device), exact(tiny(family))):
         weights = catalogue(model)
         tensor = next(t for t in weights.tensors if t.layer == 1 and t.parts[0].component == "down")
-        intact, chosen = Intact(model, TEXT), {tensor.name: torch.arange(0, tensor.size, 5).numpy()}
+        intact = Intact(model, TEXT, tail_stays=True)
+        chosen = Sites(weights, {tensor.name: torch.arange(0, tensor.size, 5).numpy()}, intact=True)
         with perturbed(weights, chosen, PerturbSpec(kind="sign_flip"), 0):
             found.append(evaluate(model, TEXT, intact=intact))
     here, truth = found
@@ -40,6 +45,34 @@ def test_cells_are_those_of_float64(device, family):
     assert here.nll == pytest.approx(truth.nll, abs=1e-4)
     assert here.kl == pytest.approx(truth.kl, abs=1e-4)
     assert max(truth.kl) > 0.01  # the damage shows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_divergence_from_logits_made_again_is_that_from_kept_ones(device, family, dtype, monkeypatch):
+    monkeypatch.setattr(intact_module, "KEEPS_LOGITS", frozenset())  # on the CPU, too, they are made again
+    model = tiny(family, dtype=dtype).to(device)
+    weights = catalogue(model)
+    again, kept = (Intact(model, TEXT, 4, tail_stays=stays) for stays in (True, False))
+    assert (again.kind, kept.kind) == ("States", "Logits")
+    tensor = next(t for t in weights.tensors if t.layer == 1 and t.parts[0].component == "down")
+    chosen = Sites(weights, {tensor.name: torch.arange(0, tensor.size, 5).numpy()}, intact=True)
+    with perturbed(weights, chosen, PerturbSpec(kind="sign_flip"), 0):
+        found = [evaluate(model, TEXT, 4, intact=intact).kl for intact in (again, kept)]
+    # The same logits to the bit, whose softmax over 48 numbers a kernel may sum in an order of its own.
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert min(found[1]) > 1e-3  # the damage shows
+    assert max(map(abs, evaluate(model, TEXT, 4, intact=again).kl)) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or not kernels_wanted(0), reason="needs a CUDA device from Ampere on")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_card_from_ampere_on_folds_by_the_kernel(dtype):
+    from esa_ray.scoring import kernels
+
+    assert folding._route(torch.device("cuda:0"), dtype, frozenset(folding.FOLDS)) is kernels.fold
+    assert "triton" in folds_by()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

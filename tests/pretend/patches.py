@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
+from esa_ray.scoring import fold
 from tests.pretend.ledger import CPU, on_card
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ def patched(cards: PretendCards) -> Iterator[None]:
     """All of the module's replacements, for the length of a ``with`` block."""
     _device_constructors()  # torch remembers its own functions the first time: they must not be these
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {"ESA_TRITON": "0"}))  # which knows no pretend cards
+        fold._route.cache_clear()  # what a real card of the same number does, and once they are gone what these do
+        stack.callback(fold._route.cache_clear)
         for owner, replacements in (
             (Tensor, _methods(cards)),
             (torch, _functions(cards)),

@@ -201,6 +201,15 @@ def _cell(measured: Measured, label: str, k: int = 20, windows: int = 16) -> Tal
     return measured.tally(cell)
 
 
+@pytest.mark.parametrize("label", ["sign_flip-1", "quantize-4"])
+def test_a_cell_whose_intact_logits_are_made_again_waits_a_few_times(measured, label):
+    again = Measured(measured.cards, measured.model)
+    again.top, again.resumable = measured.top, measured.resumable
+    again.intact = Intact(measured.model, measured.evaluation, BATCH, tail_stays=True)
+    assert (measured.intact.kind, again.intact.kind) == ("Logits", "States")
+    assert_within(_cell(again, label), CELL)
+
+
 @pytest.mark.parametrize("label", ["sign_flip-1", "gauss_noise-0.1", "quantize-4"])
 def test_a_cell_waits_a_few_times(measured, label):
     assert_within(_cell(measured, label), CELL)

@@ -6,6 +6,7 @@ magnitudes. Inputs in 16 bits are what they are: products of them are exact in f
 
 import sys
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,27 @@ def test_without_triton_pytorch_folds_and_a_warning_says_so(monkeypatch):
     monkeypatch.delitem(sys.modules, "esa_ray.scoring.kernels", raising=False)
     with pytest.warns(UserWarning, match="bfloat16 on cpu fold without the Triton kernel: .*triton"):
         assert tried_kernel(torch.device("cpu"), torch.bfloat16, FOLDS) is fold_plainly
+
+
+@pytest.mark.parametrize(
+    ("environment", "capability", "kernel"), [("0", (9, 0), False), ("1", (9, 0), True), ("1", (7, 5), False)]
+)
+def test_the_environment_turns_the_kernel_off(monkeypatch, environment, capability, kernel):
+    monkeypatch.setenv("ESA_TRITON", environment)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(folding, "tried_kernel", lambda *_: "the kernel")
+    route = folding._route.__wrapped__(torch.device("cuda:0"), torch.float32, frozenset(FOLDS))
+    assert route == ("the kernel" if kernel else fold_plainly)
+
+
+def test_a_poisoned_device_is_no_matter_of_the_kernel(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(folding, "_disagreement", fails)
+    monkeypatch.setitem(sys.modules, "esa_ray.scoring.kernels", SimpleNamespace(fold=None))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tried_kernel(torch.device("cpu"), torch.bfloat16, FOLDS)
 
 
 def test_one_statistic_alone_has_the_bits_that_it_has_in_company():
