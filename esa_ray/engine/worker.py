@@ -202,8 +202,9 @@ class Worker:
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed (:class:`Rankings`).
 
-        Where memory runs out, on the way to the last table, all begins again with half the budget: the same scores, a
-        smaller range of blocks at a time. What is stored by then stays.
+        Where memory runs out, on the way to the last table, all begins again with half the budget: a smaller range of
+        blocks at a time, with the same scores, or where one block's accumulators leave no room for a batch fewer
+        windows together, which changes rounding alone. What is stored by then stays.
         """
         started = time.perf_counter()
         while True:
