@@ -190,14 +190,14 @@ class Worker:
         return self.store.read("baselines", "baseline").to_pylist()[0]
 
     def _intact(self) -> dict[str, Any]:
-        """The intact model's outcome here, where the stored baseline's isn't the same to the bit (``intact_nll``, …).
+        """The intact model's loss here, where the stored baseline's isn't the same to the bit.
 
         Other hardware rounds otherwise, and damage is to be measured against the same rounding.
         """
-        own = vars(self.damaging.intact.outcome)
+        own = self.damaging.intact.outcome.nll
         measured = "_baseline" in vars(self) or self.store.has("baselines", "baseline")  # asked of a bucket but once
         stored = self._baseline if measured else {}
-        return {f"intact_{name}": None if own[name] == stored.get(name) else own[name] for name in ("nll", "hits")}
+        return {"intact_nll": None if own == stored.get("nll") else own}
 
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed (:class:`Rankings`).
