@@ -62,7 +62,6 @@ _INTACT = {
         "the intact model's summed NLL of each evaluation window where this row was computed, nats; null where it is "
         "the stored baseline's to the bit",
     ),
-    "intact_hits": (pa.list_(_INT), "its right top-1 predictions there; null where they are the stored baseline's"),
 }
 _WEIGHT = {
     "tensor": (_TEXT, "name of the parameter"),

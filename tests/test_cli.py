@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from esa_ray import cli
+from esa_ray.doctor import machine
 from esa_ray.grid import plan
 from experiments.__main__ import names
 
@@ -305,6 +306,34 @@ def test_a_packaged_model_is_foreseen_in_the_dtype_that_it_would_have(esa):
     line = "esa run --model SmolLM2-135M-Instruct --perturb zero --plan --on h100"
     assert _facts(esa(line)[1])["on"].endswith("in fp32")
     assert _facts(esa(line + " --dtype bf16")[1])["on"].endswith("in bf16")
+
+
+def test_a_directory_is_foreseen_in_the_dtype_that_it_would_have(esa, tmp_path):
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
+    for dtype, words in (("float32", "in fp32"), ("bfloat16", "in bf16")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+        code, out, err = esa(f"esa run --model {tmp_path} --perturb zero --plan --on h100")
+        assert (code, err) == (0, "")
+        assert _facts(out)["on"].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("capability", "rows"),
+    [
+        # 134,515,008 weights of 2 bytes where the card has bf16, else of 4; 70,426,624 of 2; 0.73 GB of process.
+        ((8, 0), {"SmolLM2, dense, in bf16": "1.0", "Pythia, dense, in fp16": "0.9", "OLMo, dense, in fp32": "5.4"}),
+        ((7, 5), {"SmolLM2, dense, in fp32": "1.3", "Pythia, dense, in fp16": "0.9", "OLMo, dense, in fp32": "5.4"}),
+    ],
+)
+def test_models_take_of_a_gpu_here_what_their_dtype_takes(esa, monkeypatch, capability, rows):
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a card", 16 * 10**9, 15 * 10**9, capability)])
+    out = esa("esa models --family smollm,pythia,olmo")[1].splitlines()
+    assert max(map(len, out)) <= 80
+    first = {"SmolLM2": "SmolLM2-135M ", "Pythia": "pythia-70m ", "OLMo": "OLMo-1B-hf "}
+    for title, damage in rows.items():
+        assert title in out
+        row = next(line for line in out if first[title.split(",")[0]] in line)
+        assert row[38:].split()[4] == damage
 
 
 def test_models_are_listed_as_they_fit_a_card(esa):

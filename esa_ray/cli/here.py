@@ -30,13 +30,14 @@ def models(
 ) -> None:
     """List models known by name, with the memory that each task needs in an actor, and what fits this machine.
 
-    Counts are made from configs, without any weights. "score" holds every score in memory at once, "ranges" one range
-    of blocks at a time; "damage" holds the weights alone. "here" is the hungriest of the three that fits. "blocks" are
-    the parameters without embedding and output head. With --on, "cards" are how many of them hold the weights and the
-    scoring of one block range at a time, and "s/M" the seconds to score a million tokens, at 40% of what the card's
-    maker states unless it was measured.
+    Counts are made from configs, without any weights, in the dtype that each model would be computed in. "score" holds
+    every score in memory at once, "ranges" one range of blocks at a time; "damage" holds the weights alone. "here" is
+    the hungriest of the three that fits. "blocks" are the parameters without embedding and output head. With --on,
+    "cards" are how many of them hold the weights and the scoring of one block range at a time, and "s/M" the seconds
+    to score a million tokens, at 40% of what the card's maker states unless it was measured.
     """
     from esa_ray.doctor import finding, machine
+    from esa_ray.models.sources import on_card
 
     if dtype not in ("auto", *options.WIDTHS):
         raise EsaError(f"--dtype is auto or one of {', '.join(options.WIDTHS)}, not {dtype!r}")
@@ -44,17 +45,22 @@ def models(
         _models_on(on, family, models_file, dtype)
         return
     gpus = machine.gpus()
-    room, width = machine.rooms(gpus), options.WIDTHS["bf16" if gpus else "fp32"]
-    width = options.WIDTHS.get(dtype, width)
-    found = _of_family(family, models_file)
-    places = " and ".join(f"{each / 1e9:.1f} GB of {device} memory" for device, each in room.items())
-    console.out(f"{places} for models here, at {width} bytes a weight; needs in GB")
+    room, bf16 = machine.rooms(gpus), not any(gpu.emulated for gpu in gpus)
+
+    def computed(model: Known, device: str) -> str:
+        auto = on_card(model.dtype, bf16=bf16) if device == "GPU" else "fp32"
+        return auto if dtype == "auto" else dtype
+
+    found, shown = _of_family(family, models_file), "GPU" if gpus else "CPU"
+    places = " and ".join(f"{each / 1e9:.1f} GB of {device}" for device, each in room.items())
+    console.out(f"{places} memory for models here; needs on {shown} in GB")
     console.out(f"{'':<38}{'weights':>7}{'blocks':>7}{'damage':>7}{'ranges':>7}{'score':>7} here")
-    for title, series in groupby(found, key=lambda m: f"{m.family}, {m.kind}"):
+    for title, series in groupby(found, key=lambda m: f"{m.family}, {m.kind}, in {computed(m, shown)}"):
         console.out(title)
         for model in series:
-            needed = model.memory(width)
-            fits = (task for task in TASKS if any(needed[task] <= each for each in room.values()))
+            needs = {device: model.memory(options.WIDTHS[computed(model, device)]) for device in room}
+            needed = needs[shown]
+            fits = (task for task in TASKS if any(needs[device][task] <= each for device, each in room.items()))
             counts = (finding.count(n) for n in (model.parameters.total, model.parameters.body))
             cells = [*counts, *(f"{needed[task] / 1e9:.1f}" for task in reversed(TASKS))]
             here = next(fits, "–").removeprefix("score in block ")
@@ -81,18 +87,19 @@ def _models_on(on: str, family: str, models_file: str | None, dtype: str) -> Non
     from esa_ray.models.cards import card
 
     asked = card(on)
-    dtype = asked.dtype(dtype)
-    found, width = _of_family(family, models_file), options.WIDTHS[dtype]
+    found = [(model, asked.dtype(dtype, model.dtype)) for model in _of_family(family, models_file)]
     from esa_ray.doctor import finding
     from esa_ray.models.cost import passes
 
-    console.out(f"{asked.room / 1e9:.1f} GB for models on one {asked.title}, in {dtype}; needs in GB")
-    console.out(f"time {asked.basis(dtype)}")
+    console.out(f"{asked.room / 1e9:.1f} GB for models on one {asked.title}; needs in GB")
+    for computed in dict.fromkeys(computed for _, computed in found):
+        console.out(f"time in {computed} {asked.basis(computed)}")
     console.out(f"{'':<38}{'weights':>7}{'damage':>7}{'ranges':>7}{'score':>7}{'cards':>6}{'s/M':>8}")
-    for title, series in groupby(found, key=lambda m: f"{m.family}, {m.kind}"):
+    for title, series in groupby(found, key=lambda m: f"{m[0].family}, {m[0].kind}, in {m[1]}"):
         console.out(title)
-        for model in series:
-            needed, made = model.memory(width), passes(model.hollow(dtype), asked, dtype)
+        for model, computed in series:
+            needed = model.memory(options.WIDTHS[computed])
+            made = passes(model.hollow(computed), asked, computed)
             cells = [f"{needed[task] / 1e9:.1f}" for task in reversed(TASKS)]
             seconds = made.backward(MILLION / WINDOW, WINDOW, 1, model.parameters.body)
             count = math.ceil(needed["score in block ranges"] / asked.room)

@@ -64,12 +64,9 @@ def _on(spec: StudySpec, name: str) -> list[str]:
 
     asked, source = card(name), spec.model.source
     from esa_ray.models.cost import study_lines
-    from esa_ray.models.known import hollow
-    from esa_ray.models.sources import PACKAGED
+    from esa_ray.models.known import hollow, stored_dtype
 
-    # What comes as GGUF is computed in fp32 unless another dtype is asked for.
-    gguf = source in PACKAGED and spec.model.dtype == "auto"
-    dtype = asked.dtype("fp32" if gguf else spec.model.dtype)
+    dtype = asked.dtype(spec.model.dtype, stored_dtype(source))
     return study_lines(spec, plan(spec), hollow(source, dtype), asked, dtype)
 
 

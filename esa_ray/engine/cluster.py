@@ -32,17 +32,21 @@ from esa_ray.sizes import OBJECT_STORE
 
 #: Seconds to wait for GPUs that a cluster was asked to start.
 GPU_PATIENCE = 1200
-#: Seconds of waiting after which it is said what for.
+#: Seconds of waiting after which it is said what for, and that the first GPU to answer waits for the others.
 PATIENCE = 30
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the placement has to know of a study: its model, its dtype, and into how many pieces its work falls."""
+    """What the placement has to know of a study: its model, its dtype, and into how many pieces its work falls.
+
+    ``asked`` is the dtype of the spec, and ``resolved`` the one that an earlier run of the study came to, which stays.
+    """
 
     source: Source
-    dtype: str
+    asked: str
     pieces: int
+    resolved: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def _cards(nodes: Sequence[Node], say: Callable[[str], None]) -> dict[str, list[
         _cancel(asked)
         say("all GPUs are taken; waiting for one (or compute on CPUs: --gpus 0)")
         asked = _ask(nodes, 0.01)
-        ready = ray.wait(list(asked), num_returns=1)[0]
+        ray.wait(list(asked), num_returns=1)
+        ready = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)[0]
     found: dict[str, list[Card]] = {}
     try:
         for answer in ready:
@@ -90,7 +95,16 @@ def _cards(nodes: Sequence[Node], say: Callable[[str], None]) -> dict[str, list[
         ) from None
     finally:
         _cancel(set(asked) - set(ready))
+    _say_of_silent(nodes, found, say)
     return found
+
+
+def _say_of_silent(nodes: Sequence[Node], found: Mapping[str, Sequence[Card]], say: Callable[[str], None]) -> None:
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    silent = {node.name: node.gpus - len(found.get(node.name, ())) for node in nodes}
+    words = [f"{n} of {hosts.get(name, name)}" for name, n in silent.items() if n]
+    if words:
+        say(f"GPUs that others hold are left out: {', '.join(words)}")
 
 
 def _ask(nodes: Sequence[Node], part: float) -> dict[ray.ObjectRef, str]:
@@ -109,12 +123,13 @@ def _cancel(answers: Iterable[ray.ObjectRef]) -> None:
 
 
 def with_cards(nodes: Sequence[Node], cards: Mapping[str, Sequence[Card]]) -> list[Node]:
-    """The nodes with what is known of their GPUs; one whose GPUs are all taken has none to give."""
+    """The nodes with the GPUs that answered and what is known of them; all others are taken, and none of theirs."""
 
     def known(node: Node, mine: Sequence[Card]) -> Node:
         if not mine:
             return dataclasses.replace(node, gpus=0)
-        return dataclasses.replace(node, card=min(c.free for c in mine), bf16=all(c.bf16 for c in mine))
+        free = min(c.free for c in mine)
+        return dataclasses.replace(node, gpus=len(mine), card=free, bf16=all(c.bf16 for c in mine))
 
     return [known(node, cards.get(node.name, ())) for node in nodes]
 
@@ -177,11 +192,11 @@ def waves(
         nodes = with_cards(nodes, cards)
         first = left[:1] if alone[left[0]] else [i for i in left if not alone[i]]
         dtypes = {i: computed_in(models[i], nodes) for i in first}
-        _say_of_bf16([models[i] for i in first], nodes, cards, say)
+        _say_of_bf16({models[i]: dtypes[i] for i in first}, nodes, cards, say)
         sizes = [
             Size(
                 weight_bytes(models[i].source, dtypes[i], on_gpu=bool(cards)), models[i].pieces,
-                bf16=bool(cards) and dtypes[i] == "bf16" != models[i].dtype,
+                bf16=dtypes[i] == "bf16" != models[i].asked and _bf16_is_there(nodes),
             )
             for i in first
         ]  # fmt: skip
@@ -195,24 +210,27 @@ def computed_in(model: Model, nodes: Sequence[Node]) -> str:
 
     One node with bf16 is enough: a model of that dtype then runs there alone.
     """
-    cards = [node for node in nodes if node.room]
-    return compute_dtype(model.source, model.dtype, on_gpu=bool(cards), bf16=any(node.bf16 for node in cards))
+    on_gpu = any(node.room for node in nodes)
+    return compute_dtype(model.source, model.resolved or model.asked, on_gpu=on_gpu, bf16=_bf16_is_there(nodes))
+
+
+def _bf16_is_there(nodes: Sequence[Node]) -> bool:
+    return any(node.room and node.bf16 for node in nodes)
 
 
 def _say_of_bf16(
-    models: Sequence[Model], nodes: Sequence[Node], cards: Mapping[str, Sequence[Card]], say: Callable[[str], None]
+    dtypes: Mapping[Model, str], nodes: Sequence[Node], cards: Mapping[str, Sequence[Card]], say: Callable[[str], None]
 ) -> None:
     without = sorted({card.name for mine in cards.values() for card in mine if not card.bf16})
-    concerned = (
-        [m.source.name for m in models if m.dtype == "auto" and own_dtype(m.source) == "bf16"] if without else []
-    )
-    if not concerned:
-        return
-    if any(node.room and node.bf16 for node in nodes):
-        say(f"{', '.join(without)} can't compute in bf16; {', '.join(concerned)} runs on the other GPUs alone")
-    else:
+    concerned = [m for m in dtypes if m.asked == "auto" and own_dtype(m.source) == "bf16"] if without else []
+    there = _bf16_is_there(nodes)
+    if alone := [m.source.name for m in concerned if dtypes[m] == "bf16" and there]:
+        say(f"{', '.join(without)} can't compute in bf16; {', '.join(alone)} runs on the other GPUs alone")
+    if begun := [m.source.name for m in concerned if dtypes[m] == "bf16" and not there]:
+        say(f"{', '.join(without)} can't compute in bf16; {', '.join(begun)} began in it and goes on, slowly")
+    if wider := [m.source.name for m in concerned if dtypes[m] == "fp32" and not there]:
         say(
-            f"{', '.join(without)} can't compute in bf16; {', '.join(concerned)} is computed in fp32, which holds all "
+            f"{', '.join(without)} can't compute in bf16; {', '.join(wider)} is computed in fp32, which holds all "
             "numbers of bf16 (--dtype fp16 takes half the memory, and overflows beyond 65,504)"
         )
 

@@ -145,12 +145,9 @@ class Work:
     @property
     def model(self) -> cluster.Model:
         """What the placement has to know."""
-        return cluster.Model(self.source, self.dtype, self.pieces)
-
-    @property
-    def dtype(self) -> str:
-        """A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU."""
-        return self.resolved.dtype if self.resolved else self.spec.model.dtype
+        # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
+        resolved = self.resolved.dtype if self.resolved else None
+        return cluster.Model(self.source, self.spec.model.dtype, self.pieces, resolved)
 
     def start(self, placement: Placement, memory_budget: int | None) -> None:
         """Start its model actors."""

@@ -190,20 +190,21 @@ class Worker:
         return self.store.read("baselines", "baseline").to_pylist()[0]
 
     def _intact(self) -> dict[str, Any]:
-        """The intact model's outcome here, where the stored baseline's isn't the same to the bit (``intact_nll``, …).
+        """The intact model's loss here, where the stored baseline's isn't the same to the bit.
 
         Other hardware rounds otherwise, and damage is to be measured against the same rounding.
         """
-        own = vars(self.damaging.intact.outcome)
+        own = self.damaging.intact.outcome.nll
         measured = "_baseline" in vars(self) or self.store.has("baselines", "baseline")  # asked of a bucket but once
         stored = self._baseline if measured else {}
-        return {f"intact_{name}": None if own[name] == stored.get(name) else own[name] for name in ("nll", "hits")}
+        return {"intact_nll": None if own == stored.get("nll") else own}
 
     def rank(self, seed: int) -> dict[str, Any]:
         """Score, select and store every ranking of a seed (:class:`Rankings`).
 
-        Where memory runs out, on the way to the last table, all begins again with half the budget: the same scores, a
-        smaller range of blocks at a time. What is stored by then stays.
+        Where memory runs out, on the way to the last table, all begins again with half the budget: a smaller range of
+        blocks at a time, with the same scores, or where one block's accumulators leave no room for a batch fewer
+        windows together, which changes rounding alone. What is stored by then stays.
         """
         started = time.perf_counter()
         while True:

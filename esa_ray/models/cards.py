@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 
 from esa_ray.errors import EsaError
+from esa_ray.models.sources import on_card
 from esa_ray.sizes import GPU_SHARE
 
 #: Share of the stated operations a second that is taken to be reached where nothing was measured.
@@ -38,8 +39,8 @@ class Card:
         """Bytes that an actor may fill."""
         return self.memory * GPU_SHARE
 
-    def dtype(self, asked: str) -> str:
-        """What "auto" comes to on it: bf16 where it computes in that, else fp32, which holds all numbers of bf16.
+    def dtype(self, asked: str, own: str) -> str:
+        """What "auto" comes to on it for a model whose weights are of the dtype ``own``: that, as in a run.
 
         Raises
         ------
@@ -48,7 +49,7 @@ class Card:
         """
         if asked == "bf16" and not self.bf16:
             raise EsaError(f"{self.title} doesn't compute in bf16; take --dtype fp16 or fp32, or another card for --on")
-        return asked if asked != "auto" else "bf16" if self.bf16 else "fp32"
+        return asked if asked != "auto" else on_card(own, bf16=self.bf16)
 
     def rate(self, dtype: str) -> float:
         """Operations a second that passes are taken to reach."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.models.sources import PACKAGED, Source, own_dtype
 from esa_ray.models.zoo.recipes import PREFIX, recipe
 from esa_ray.sizes import BARE_SET, PROCESS, WORKING_SET
 
@@ -33,8 +34,8 @@ class Series(BaseModel):
     """Models of one family: the config they share, and by hub id what is each one's own.
 
     ``kind`` says whether each token passes all weights ("dense") or a router chooses experts ("moe"); ``tuning``
-    whether a model was trained on text alone ("base") or also on instructions ("instruct"). ``config`` are fields of
-    transformers' config of that ``model_type``.
+    whether a model was trained on text alone ("base") or also on instructions ("instruct"). ``dtype`` is that of the
+    published weights, and ``config`` are fields of transformers' config of that ``model_type``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +44,7 @@ class Series(BaseModel):
     kind: Literal["dense", "moe"]
     tuning: Literal["base", "instruct"] = "base"
     model_type: str
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     config: dict[str, Any] = {}
     models: dict[str, dict[str, Any]]
 
@@ -76,6 +78,7 @@ class Known:
     kind: str
     tuning: str
     model_type: str
+    dtype: str
     config: dict[str, Any]
 
     @cached_property
@@ -137,8 +140,7 @@ def hollow(source: str, dtype: str) -> PreTrainedModel:
     """
     from transformers import AutoConfig
 
-    match = next((m for m in known() if source in (m.name, m.name.rpartition("/")[2])), None)
-    if match:
+    if match := _named(source):
         return match.hollow(dtype)
     if source.startswith(PREFIX):
         from esa_ray.models.zoo.training import architecture
@@ -156,6 +158,26 @@ def hollow(source: str, dtype: str) -> PreTrainedModel:
         f"--on needs the sizes of {source}, which nothing here tells; name a model as `esa models` does, or a "
         "directory with its config.json"
     )
+
+
+def stored_dtype(source: str) -> str:
+    """The dtype of a model's weights, of one that :func:`hollow` takes; fp32 where nothing tells it.
+
+    >>> stored_dtype("EleutherAI/pythia-70m"), stored_dtype("zoo:llama-1m")
+    ('fp16', 'fp32')
+    """
+    directory = Path(source).expanduser()
+    if source in PACKAGED or source.startswith(PREFIX):  # what comes as GGUF is unpacked to fp32
+        return "fp32"
+    if match := _named(source):
+        return match.dtype
+    if (directory / "config.json").is_file():
+        return own_dtype(Source(source, "directory", str(directory), ""))
+    return "fp32"
+
+
+def _named(source: str) -> Known | None:
+    return next((m for m in known() if source in (m.name, m.name.rpartition("/")[2])), None)
 
 
 def counted(model: PreTrainedModel) -> Parameters:
@@ -186,7 +208,7 @@ def facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     Family and tuning are those of the model of that name in :func:`known` (a directory may have the last part of it),
     or what the model's own config says of its origin, else its type and null.
     """
-    match = next((m for m in known() if name in (m.name, m.name.rpartition("/")[2])), None)
+    match = _named(name)
     config, parameters, (chosen, experts) = model.config.get_text_config(), counted(model), routed(model)
     own = getattr(model.config, ORIGIN, None) or {}
     return {
@@ -239,7 +261,7 @@ def _models(text: str, name: str) -> list[Known]:
         raise EsaError(f"{name} is no JSON: {first_line(error)}") from None
     return [
         Known(
-            model, each.family, each.kind, own.get("tuning", each.tuning), each.model_type,
+            model, each.family, each.kind, own.get("tuning", each.tuning), each.model_type, each.dtype,
             each.config | {k: v for k, v in own.items() if k != "tuning"},
         )
         for each in series

@@ -337,7 +337,15 @@ def compute_dtype(source: Source, dtype: str, *, on_gpu: bool, bf16: bool = True
     """
     if dtype != "auto":
         return dtype
-    own = own_dtype(source) if on_gpu else "fp32"
+    return on_card(own_dtype(source), bf16=bf16) if on_gpu else "fp32"
+
+
+def on_card(own: str, *, bf16: bool) -> str:
+    """What "auto" means on a GPU, of weights of some dtype.
+
+    >>> on_card("bf16", bf16=False), on_card("fp16", bf16=False), on_card("fp32", bf16=True)
+    ('fp32', 'fp16', 'fp32')
+    """
     return "fp32" if own == "bf16" and not bf16 else own
 
 

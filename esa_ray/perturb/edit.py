@@ -91,23 +91,38 @@ class Write:
 
 
 def _restore(writes: Sequence[Write]) -> None:
-    """Let the old values stand again.
+    """Let the old values stand again; where that fails, once more, since memory may be free by then.
+
+    An interrupt on the way is raised when all is restored.
 
     Raises
     ------
     NotRestoredError
-        From whatever was raised on the way, or if any weight is not bit for bit what it was.
+        From what was raised first on the way, or if any weight is not bit for bit what it was.
     """
-    failures = [error for write in writes for error in write.take_back()]
-    if failures:
-        raise NotRestoredError("writing back the originals of an edit failed") from failures[0]
+    first = _failure(writes)
+    if first is None:
+        return
+    if _failure(writes):
+        raise first
+    if first.__cause__ and not isinstance(first.__cause__, Exception):
+        raise first.__cause__
+
+
+def _failure(writes: Sequence[Write]) -> NotRestoredError | None:
+    """Write the old values back wherever that can be done, and check; what went wrong, whatever it was."""
+    words = "writing back the originals of an edit failed"
     try:
+        failures = [error for write in writes for error in write.take_back()]
+        if failures:
+            raise failures[0]
+        words = "whether an edit was taken back could not be checked"
         flags = [write.check() for write in writes]
-        differs = any(flags)
+        return NotRestoredError("a perturbed weight was not restored bit for bit") if any(flags) else None
     except BaseException as error:
-        raise NotRestoredError("whether an edit was taken back could not be checked") from error
-    if differs:
-        raise NotRestoredError("a perturbed weight was not restored bit for bit")
+        failure = NotRestoredError(words)
+        failure.__cause__ = error
+        return failure
 
 
 @contextmanager

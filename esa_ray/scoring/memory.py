@@ -36,7 +36,8 @@ class Layout:
     """Which tensors are accumulated together, and where.
 
     With several ranges, what a range gave is put away in files under ``$TMPDIR`` that the page cache serves, and
-    memory holds one range. The numbers are the same in every layout.
+    memory holds one range. The numbers are the same in every layout, as long as as many windows pass together: where
+    none fits, scoring tries smaller batches, which changes rounding alone.
 
     ``ranges`` are tensor indices, ``device`` where accumulators live (None: with each weight), ``peak`` the bytes
     above the weights that :func:`plan` foresaw.

@@ -13,9 +13,13 @@ from esa_ray.engine import cluster
 from esa_ray.engine.cluster import Card, Model, computed_in, with_cards
 from esa_ray.engine.crew import GIVE_UP, Crew, Seats
 from esa_ray.engine.placement import Node, Size, place
+from esa_ray.engine.work import Work
 from esa_ray.errors import EsaError
+from esa_ray.grid import Resolved
 from esa_ray.models.sources import Source
 from esa_ray.sizes import PROCESS, WORKING_SET
+from esa_ray.spec import ModelSpec, StudySpec
+from esa_ray.store import Store
 
 GPU = 80 * 10**9
 
@@ -152,6 +156,57 @@ def test_a_gpu_that_something_else_fills_is_taken_for_what_it_has_left():
     assert alone(nodes, 6 * 10**9).homes == ("a", "a")
 
 
+class Answering:
+    """What ``_cards`` needs of Ray, with GPUs of which some answer: to the first question, and to the second."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, monkeypatch, whole: dict[str, int], parts: dict[str, int]):
+        self.answers, self.waits, self.cancelled = {1.0: whole, 0.01: parts}, [], []
+        monkeypatch.setattr(cluster, "ray", self)
+        monkeypatch.setattr(cluster, "_ask", self.ask)
+
+    def ask(self, nodes, part):
+        asked = {n.name: n.gpus if part == 1 else 1 for n in nodes}
+        return {(name, i, part): name for name, gpus in asked.items() for i in range(gpus)}
+
+    def wait(self, refs, num_returns, timeout=None):
+        assert timeout is not None or num_returns == 1  # whoever waits for all does so for a while
+        self.waits.append(timeout)
+        ready = [ref for ref in refs if ref[1] < self.answers[ref[2]].get(ref[0], 0)]
+        return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
+
+    def get(self, ref):
+        return Card("H100", GPU, True)
+
+    def cancel(self, ref, force):
+        self.cancelled.append(ref)
+
+    def nodes(self):
+        return [{"NodeID": name, "NodeManagerHostname": f"host-{name}"} for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "parts", "gpus", "words"),
+    [
+        ({"a": 4, "b": 4, "c": 4}, {}, [4, 4, 4], None),
+        ({"a": 1, "b": 4}, {}, [1, 4, 0], "3 of host-a, 4 of host-c"),
+        ({}, {"a": 1, "b": 1, "c": 1}, [1, 1, 1], "3 of host-a, 3 of host-b, 3 of host-c"),
+        ({}, {"b": 1}, [0, 1, 0], "4 of host-a, 3 of host-b, 4 of host-c"),
+    ],
+)  # fmt: skip
+def test_gpus_count_that_answer_and_it_is_said_which_do_not(monkeypatch, whole, parts, gpus, words):
+    nodes, said = [box(gpus=4, name=name) for name in "abc"], []
+    ray_ = Answering(monkeypatch, whole, parts)
+    found = with_cards(nodes, cluster._cards(nodes, said.append))
+    assert [node.gpus for node in found] == gpus
+    assert said[1 - bool(whole) :] == ([f"GPUs that others hold are left out: {words}"] if words else [])
+    assert ray_.waits == ([cluster.PATIENCE] if whole else [cluster.PATIENCE, None, cluster.PATIENCE])
+    assert len(alone(found, 40 * 10**9).seats) == sum(gpus)  # a whole GPU each
+    asked = 12 if whole else 12 + 3  # what doesn't answer is not left behind to take a GPU later
+    assert len(ray_.cancelled) == asked - sum((whole or parts).values())
+
+
 def test_two_actors_on_one_gpu_are_told_their_parts_and_one_alone_is_not():
     assert alone([box()], 300_000_000).arguments(0)["gpu_share"] == 0.5
     assert "gpu_share" not in alone([box()], 40 * 10**9).arguments(0)
@@ -172,20 +227,27 @@ def test_auto_is_bf16_where_a_gpu_has_it_and_fp32_where_none_does(tmp_path, own,
     assert computed_in(Model(Source("m", "directory", str(tmp_path), "0"), asked, 1), nodes) == wanted
 
 
+MIXED = {"old": False, "new": True}
+
+
 @pytest.mark.parametrize(
-    ("cards", "asked", "dtype", "homes", "sentence"),
+    ("cards", "asked", "resolved", "dtype", "homes", "sentence"),
     [
-        ({"old": False}, "auto", "fp32", ("old",), "T4 can't compute in bf16; m is computed in fp32"),
-        ({"old": False, "new": True}, "auto", "bf16", ("new",), "T4 can't compute in bf16; m runs on the other GPUs"),
-        ({"old": False}, "bf16", "bf16", ("old",), None),
-        ({"new": True}, "auto", "bf16", ("new",), None),
+        ({"old": False}, "auto", None, "fp32", ("old",), "T4 can't compute in bf16; m is computed in fp32"),
+        (MIXED, "auto", None, "bf16", ("new",), "T4 can't compute in bf16; m runs on the other GPUs"),
+        ({"old": False}, "bf16", None, "bf16", ("old",), None),
+        ({"new": True}, "auto", None, "bf16", ("new",), None),
+        (MIXED, "auto", "bf16", "bf16", ("new",), "T4 can't compute in bf16; m runs on the other GPUs"),
+        (MIXED, "bf16", "bf16", "bf16", ("old",), None),
+        (MIXED, "auto", "fp32", "fp32", ("old",), None),
+        ({"old": False}, "auto", "bf16", "bf16", ("old",), "T4 can't compute in bf16; m began in it"),
     ],
 )
 def test_a_study_is_placed_by_the_dtype_that_its_gpus_have_and_it_is_said_where_that_is_another(
-    tmp_path, monkeypatch, cards, asked, dtype, homes, sentence
+    tmp_path, monkeypatch, cards, asked, resolved, dtype, homes, sentence
 ):
     (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16"}))
-    model = Model(Source("m", "directory", str(tmp_path), "0"), asked, 1)
+    model = Model(Source("m", "directory", str(tmp_path), "0"), asked, 1, resolved)
     found = {name: [Card("H100" if bf16 else "T4", GPU, bf16)] for name, bf16 in cards.items()}
     monkeypatch.setattr(cluster, "nodes_alive", lambda: [Node(8, 64e9, 1, name) for name in cards])
     monkeypatch.setattr(cluster, "_cards", lambda nodes, say: found)
@@ -198,6 +260,14 @@ def test_a_study_is_placed_by_the_dtype_that_its_gpus_have_and_it_is_said_where_
     assert seat.budget == 72 * 10**9 * part - weights - PROCESS
     assert len(said) == bool(sentence)
     assert all(sentence in words for words in said)
+
+
+def test_a_study_that_goes_on_says_what_was_asked_and_what_that_came_to(tmp_path):
+    spec = StudySpec(name="x", model=ModelSpec(source="m", dtype="auto"), perturbations=(), topk=(1,), seeds=(1,))
+    work = Work(spec, Store(tmp_path), Source("m", "directory", "m", "0"))
+    assert (work.model.asked, work.model.resolved) == ("auto", None)
+    work.resolved = Resolved("0", "bf16", "t")
+    assert (work.model.asked, work.model.resolved) == ("auto", "bf16")
 
 
 def test_a_model_in_bf16_runs_on_the_gpus_that_have_it_alone():

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from esa_ray.engine.sweep import run_study
 from esa_ray.engine.worker import Worker
 from esa_ray.models.sources import find
+from esa_ray.scoring import memory
+from esa_ray.scoring.steps import batches
 from esa_ray.spec import METRICS, ScoreSpec
 from esa_ray.store import Store, ranking_name
 
@@ -80,9 +83,6 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
     source = find(spec.model)
     few = spec.replace(scores=SCORES[:4], fidelity=0)
     free = Worker(few, source, str(tmp_path / "free"))
-    from esa_ray.scoring import memory
-    from esa_ray.scoring.steps import batches
-
     sizes = []
     plan = memory.plan
 
@@ -91,12 +91,12 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
         sizes.append(len(layout.ranges))
         return layout
 
-    tensors = [t for t in free.catalogue.select(few.scores[0].components) if t.layer == 0]
-    import torch
-
-    batch = torch.as_tensor(max(batches(free.windows.calibration(7), few.data.batch_size), key=len))
+    # What accumulating for one block takes beside a batch of all windows that pass together.
+    tensors = free.rankings.tensors
+    block = [t for t in tensors if t.layer == 0]
+    batch = max(batches(torch.as_tensor(free.windows.calibration(7)), few.data.batch_size), key=len)
     activations = memory.activation_bytes(free.model, tensors, batch)
-    tight = Worker(few, source, str(tmp_path / "tight"), memory_budget=memory.peak_bytes(tensors, 3, activations))
+    tight = Worker(few, source, str(tmp_path / "tight"), memory_budget=memory.peak_bytes(block, 3, activations))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esa_ray.scoring.gather.plan", counted)
         tight.rank(7)

@@ -10,7 +10,8 @@ from esa_ray.grid import plan
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.cards import ASSUMED, Card, card, cards
 from esa_ray.models.cost import DOUBLE, Memory, Passes, activations, passes, span, study_lines
-from esa_ray.models.known import counted, hollow
+from esa_ray.models.known import counted, hollow, stored_dtype
+from esa_ray.models.sources import compute_dtype, find
 from esa_ray.scoring.memory import activation_bytes
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
 from tests.tiny import random_windows, tiny
@@ -49,11 +50,37 @@ def test_a_measured_card_goes_by_what_was_measured_and_says_so():
     assert PLAIN.basis("bf16") == "assumes 40% of 1 TFLOP/s; not measured"
 
 
-def test_auto_is_bf16_where_there_is_any():
-    assert card("l4").dtype("auto") == "bf16"
-    assert card("t4").dtype("auto") == "fp32"
+@pytest.mark.parametrize(
+    ("on", "own", "wanted"),
+    [
+        ("l4", "bf16", "bf16"), ("l4", "fp32", "fp32"), ("l4", "fp16", "fp16"),
+        ("t4", "bf16", "fp32"), ("t4", "fp32", "fp32"), ("t4", "fp16", "fp16"),
+    ],
+)  # fmt: skip
+def test_auto_is_the_weights_own_dtype_and_fp32_for_bf16_on_a_card_without_it(on, own, wanted):
+    assert card(on).dtype("auto", own) == wanted
+    assert card(on).dtype("fp16", own) == "fp16"
+
+
+def test_bf16_is_refused_by_a_card_without_it():
+    assert card("l4").dtype("bf16", "fp32") == "bf16"
     with pytest.raises(EsaError, match="fp16"):
-        card("t4").dtype("bf16")
+        card("t4").dtype("bf16", "bf16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_directory_is_foreseen_in_the_dtype_that_a_run_on_a_card_computes_in(tmp_path, dtype):
+    tiny("llama", dtype=dtype).save_pretrained(tmp_path)
+    source = find(ModelSpec(source=str(tmp_path)))
+    for on in ("h100", "t4"):
+        run = compute_dtype(source, "auto", on_gpu=True, bf16=card(on).bf16)
+        assert card(on).dtype("auto", stored_dtype(str(tmp_path))) == run
+
+
+def test_the_dtype_of_weights_is_known_by_name():
+    assert stored_dtype("meta-llama/Llama-3.1-8B") == stored_dtype("Qwen2.5-7B") == "bf16"
+    assert stored_dtype("pythia-70m") == "fp16"
+    assert stored_dtype("allenai/OLMo-1B-hf") == stored_dtype("SmolLM2-135M-Instruct") == "fp32"
 
 
 def test_passes_take_their_operations():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from esa_ray.models.addressing import WeightTensor, catalogue
-from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
+from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, Write, perturbed
 from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
 from tests.questions import questions
@@ -412,6 +412,36 @@ def test_an_edit_whose_restoration_cannot_be_checked_is_not_restored(monkeypatch
     assert raised.value.__cause__ is error
     monkeypatch.undo()
     assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("error", [MEMORY, KeyboardInterrupt()])
+@pytest.mark.parametrize("body", [None, Boom()])
+def test_originals_that_can_be_written_back_at_the_second_try_are(monkeypatch, error, body):
+    model, found, chosen = two_tensors()
+    before, raised = state_bits(model), None
+    try:
+        with perturbed(found, chosen, PerturbSpec(kind="sign_flip"), 0):
+            failing(monkeypatch, WeightTensor, "write", error, lambda number, *_: number == 0)
+            if body:
+                raise body
+    except BaseException as caught:
+        raised = caught
+    assert state_bits(model) == before
+    assert raised is (error if isinstance(error, KeyboardInterrupt) else body)
+
+
+@pytest.mark.parametrize("step", ["take_back", "_parts", "check"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_anywhere_in_a_restoration_leaves_no_damage_unsaid(monkeypatch, step, times):
+    model, found, chosen = two_tensors()
+    before, error = state_bits(model), KeyboardInterrupt()
+    with (
+        pytest.raises(NotRestoredError if times > 1 else KeyboardInterrupt) as raised,
+        perturbed(found, chosen, PerturbSpec(kind="zero"), 0),
+    ):
+        failing(monkeypatch, Write, step, error, lambda number, *_: number < times)
+    assert raised.value is error or raised.value.__cause__ is error
+    assert (state_bits(model) == before) == (times == 1 or step == "check")
 
 
 @pytest.mark.parametrize("error", [MEMORY, KeyboardInterrupt()])
