@@ -51,7 +51,7 @@ _OUTCOME = {
     "worker": (_TEXT, "the process that computed it, as host/pid; null in studies of older versions"),
     "version": (
         _TEXT,
-        "version of esa-ray, torch and transformers; on GPUs of CUDA and the driver, and how they round",
+        "version of esa-ray, torch and transformers; on GPUs of CUDA and the driver, and how they round and fold",
     ),
     "created": (pa.timestamp("us", tz="UTC"), "when the row was written"),
 }
