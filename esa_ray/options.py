@@ -35,7 +35,7 @@ Components = Annotated[
 Probes = Annotated[int | None, typer.Option(help="Most probes of hutchinson_diag and hutchinson_abs.  [default: 8]")]
 ProbeError = Annotated[float | None, typer.Option(help="Relative error at which probing ends.  [default: 0.1]")]
 MemoryBudget = Annotated[
-    str | None, typer.Option(help="What scoring may take beside the weights in each actor, e.g. 4GB.")
+    str | None, typer.Option(help="What scoring may take beside the weights on any one device, e.g. 4GB.")
 ]
 Fidelity = Annotated[int, typer.Option(help="Damage so many single weights to see what each score is worth.")]
 Data = Annotated[str, typer.Option(help="pydoc, a .txt, .jsonl or .parquet file or a directory of them, or hf:NAME.")]
