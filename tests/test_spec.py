@@ -271,5 +271,5 @@ def test_a_batch_holds_as_many_windows_as_make_a_thousand_tokens_unless_it_is_sa
     assert DataSpec(window=window, batch_size=3).batch_size == 3
     assert DataSpec(window=window).model_copy(update={"calibration_windows": 5}).batch_size == windows
     assert DataSpec().model_copy(update={"window": window}) == DataSpec(window=window)
-    assert DataSpec(batch_size=5).model_copy(update={"window": window}).batch_size == 5
+    assert DataSpec(batch_size=8).model_copy(update={"window": window}).batch_size == 8
     assert DataSpec.model_validate({"window": str(window)}) == DataSpec(window=window)

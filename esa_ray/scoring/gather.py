@@ -85,7 +85,9 @@ class _Gathering:
             why = "gradients overflow in float16 in some windows; try --dtype fp32"
             self.used = replace(self.used, scale=max(1.0, self.used.scale / HEADROOM))
         except NotOnceError as found:  # real passes use it otherwise than the trial did
-            why = f"{self.tensors[part.pop(found.index)].name} is used otherwise in some windows than in others"
+            names = [self.tensors[part[at]].name for at in sorted(found.indices)]
+            why = f"{names[0]} is used otherwise in some windows than in others; score without --weight-analysis"
+            part[:] = [index for at, index in enumerate(part) if at not in found.indices]
         if self.told:
             raise EsaError(why)
         return False
@@ -104,6 +106,7 @@ class _Gathering:
                         inputs.positions += windows_BT.numel()
                         run.enter_context(inputs)
                     loss = batch_nll(self.model, windows_BT, scale=gradients.scale)
+                gradients.certain()
                 if loss.requires_grad:  # or text reaches none of them
                     loss.backward()
                 _check(gradients)

@@ -11,13 +11,16 @@ So one backward pass of the batch gives every g_n, none of which is ever held lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from esa_ray.scoring import routing
 from esa_ray.scoring.fold import fold_windows
@@ -55,11 +58,11 @@ class _Heard(torch.autograd.Function):
 
 
 class NotOnceError(Exception):
-    """A matrix (by index) of which a forward pass doesn't make one product of rows that are known to be whose."""
+    """Matrices (by index) of which a forward pass doesn't make one product, on rows that are known to be whose."""
 
-    def __init__(self, index: int):
-        self.index = index
-        super().__init__(index)
+    def __init__(self, indices: Iterable[int]):
+        self.indices = frozenset(indices)
+        super().__init__(sorted(self.indices))
 
 
 class Rows:
@@ -103,10 +106,8 @@ class ProductGradients(Products):
     totals
         Their accumulators, from :func:`esa_ray.scoring.gradients.zeros`.
 
-    Raises
-    ------
-    NotOnceError
-        In a forward pass that does otherwise: a matrix is used in pieces, or on rows that come from nobody knows where.
+    A forward pass may do otherwise: use a matrix in pieces, or on rows that come from nobody knows where. Such matrices
+    are ``refused``, and :meth:`certain` raises. What isn't a product is looked for in the first batch alone.
     """
 
     def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor], totals: Totals):
@@ -116,11 +117,15 @@ class ProductGradients(Products):
         self.scale = 1.0
         self._shape = (0, 0)
         self._made: set[tuple[int, int]] = set()
+        #: Matrices that aren't multiplied with once.
+        self.refused: set[int] = set()
+        self._looking = True
+        self._spans: list[tuple[int, int, int]] = []  # first byte, bytes, tensor
         self._anchor = torch.zeros((), requires_grad=True)
 
     def of(self, windows_BT: Tensor) -> ProductGradients:
         """The context in which to run a batch forward."""
-        self._shape, self._made = (len(windows_BT), windows_BT.shape[1]), set()
+        self._shape, self._made, self._spans = (len(windows_BT), windows_BT.shape[1]), set(), []
         return self
 
     @contextmanager
@@ -129,17 +134,54 @@ class ProductGradients(Products):
         with frozen(self._model), experts_one_by_one(self._model):
             yield
 
+    def certain(self) -> None:
+        """Make sure, after a forward pass, that all matrices are multiplied with once.
+
+        Raises
+        ------
+        NotOnceError
+            If some aren't.
+        """
+        self._looking = False
+        if self.refused:
+            raise NotOnceError(self.refused)
+
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
-        """Follows rows that were gathered from the batch."""
+        """Follows rows that were gathered from the batch, and sees matrices that enter another operation."""
         result = run()
         routing.follow(func, args, kwargs, result, self._shape[0] * self._shape[1])
+        if self._looking:
+            made = [t for t in tree_leaves(result) if _in_memory(t)]
+            given = {self._tensor_at(t) for t in tree_leaves((args, kwargs)) if made and _in_memory(t)}
+            views = {self._tensor_at(t) for t in made}
+            self.refused |= {index for index in given - views if index is not None}
         return result
+
+    def _placed(self, index: int, parameter: Tensor) -> None:
+        super()._placed(index, parameter)
+        insort(self._spans, (parameter.data_ptr(), parameter.nbytes, index))
+
+    def _gone(self, index: int) -> None:
+        super()._gone(index)
+        self._spans = [span for span in self._spans if span[2] != index]
+
+    def _tensor_at(self, values: Tensor) -> int | None:
+        """The matrix in whose memory a tensor begins."""
+        memory = values.data_ptr()
+        at = bisect_right(self._spans, (memory, math.inf)) - 1
+        if at < 0:
+            return None
+        start, size, index = self._spans[at]
+        return index if memory < start + size else None
 
     def multiplied(self, product: Product) -> Tensor:
         """Let the backward pass fold what this product's weight would get as gradient."""
         rows, which = self._rows(product), (product.index, product.expert)
+        if self._looking and (used := self._tensor_at(product.inputs)) is not None:
+            self.refused.add(used)
         if rows is None or which in self._made:
-            raise NotOnceError(product.index)
+            self.refused.add(product.index)
+            return product.run()
         self._made.add(which)
         # The product itself mustn't outlive the forward pass: an offloaded weight would stay with it.
         fold, transposed = partial(self.fold, *which, rows), self.tensors[product.index].transposed
@@ -162,3 +204,7 @@ class ProductGradients(Products):
         pair = (x_RI, dy_RO) if tensor.transposed else (dy_RO, x_RI)
         totals = {name: mine[index][expert] if tensor.experts else mine[index] for name, mine in self.totals.items()}
         fold_windows(totals, *pair, rows.offsets, scale=1 / self.scale)
+
+
+def _in_memory(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.scoring.gradients import batch_nll
-from esa_ray.scoring.outer import NotOnceError, ProductGradients, Rows
-from esa_ray.scoring.products import Product
+from esa_ray.scoring.outer import ProductGradients, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from esa_ray.models.addressing import WeightTensor
 
-#: Tokens of a trial window.
-TOKENS = 8
+#: Tokens of a trial window; and where experts are modules of their own, each of which has to be met.
+TOKENS, TOKENS_OF_EXPERTS = 8, 64
 #: A float16 gradient may grow so many times beyond the trial's largest before it overflows.
 HEADROOM = 16.0
 
@@ -41,50 +38,18 @@ class Uses:
 
 
 class _Trial(ProductGradients):
-    """Notes every use that isn't one product, and sees whether the windows stay apart."""
+    """Sees which matrices are multiplied with once, and whether the windows stay apart."""
 
     def __init__(self, model: PreTrainedModel, tensors: Sequence[WeightTensor]):
         super().__init__(model, tensors, {})
-        self.otherwise: set[int] = set()
         #: For every product's gradient: its tensor, its largest value, and the largest in rows of the other window.
         self._seen: list[tuple[int, Tensor]] = []
         self._window = 0
-        self._spans: list[tuple[int, int, int]] = []  # first and last byte, tensor
 
-    def _placed(self, index: int, parameter: Tensor) -> None:
-        super()._placed(index, parameter)
-        self._spans = sorted(
-            [*(s for s in self._spans if s[2] != index), (parameter.data_ptr(), parameter.nbytes, index)]
-        )
-
-    def _gone(self, index: int) -> None:
-        super()._gone(index)
-        self._spans = [s for s in self._spans if s[2] != index]
-
-    def _tensor_at(self, memory: int) -> int | None:
-        at = bisect_right(self._spans, (memory, math.inf)) - 1
-        if at < 0:
-            return None
-        start, size, index = self._spans[at]
-        return index if memory < start + size else None
-
-    def multiplied(self, product: Product) -> Tensor:
-        if (used := self._tensor_at(product.inputs.data_ptr())) is not None:
-            self.otherwise.add(used)
-        try:
-            return super().multiplied(product)
-        except NotOnceError:
-            self.otherwise.add(product.index)
-            return product.run()
-
-    def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
-        result = super().other(func, args, kwargs, run)
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and not t.is_meta]
-        if made:
-            given = {self._tensor_at(t.data_ptr()) for t in tree_leaves((args, kwargs)) if _in_memory(t)}
-            views = {self._tensor_at(t.data_ptr()) for t in made}
-            self.otherwise |= {index for index in given - views if index is not None}
-        return result
+    @property
+    def once(self) -> set[int]:
+        """Matrices with a gradient that was seen, and no doubt about it."""
+        return {index for index, _ in self._seen} - self.refused
 
     def fold(self, index: int, expert: int, rows: Rows, x: Tensor, dy: Tensor) -> None:
         dy_RO = rows.sorted(dy.detach().reshape(-1, self.tensors[index].rows))
@@ -110,30 +75,26 @@ class _Trial(ProductGradients):
         for device in {found.device for _, found in self._seen}:
             mine = [(index, found) for index, found in self._seen if found.device == device]
             values_2 = torch.stack([found for _, found in mine]).cpu()
-            self.otherwise |= {i for (i, _), (_, strange) in zip(mine, values_2.tolist(), strict=True) if strange}
+            self.refused |= {i for (i, _), (_, strange) in zip(mine, values_2.tolist(), strict=True) if strange}
             largest = float(values_2[:, 0].max().maximum(torch.tensor(largest)))
         return largest
-
-
-def _in_memory(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_meta
 
 
 def uses(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Tensor) -> Uses:
     """Try a model on the first tokens of two windows, whose loss is one's alone and then the other's.
 
     A matrix counts as multiplied with once where a forward pass makes one product with it (each of its experts), does
-    nothing else with it, and where no row that would be taken for one window's has a gradient of the other's loss. A
-    trial is short: what it can't see, real passes still refuse (:class:`esa_ray.scoring.outer.NotOnceError`).
+    nothing else with it, and where no row that would be taken for one window's has a gradient of the other's loss. One
+    that the trial doesn't meet doesn't count. A trial is short: real passes look again
+    (:meth:`esa_ray.scoring.outer.ProductGradients.certain`).
     """
-    two_BT = windows_NT[[0, min(1, len(windows_NT) - 1)], :TOKENS]
-    trial = _Trial(model, tensors)
+    tokens = TOKENS if all(t.expert is None for t in tensors) else TOKENS_OF_EXPERTS
+    two_BT = windows_NT[[0, min(1, len(windows_NT) - 1)], :tokens]
+    trial, scale = _Trial(model, tensors), 1.0
     largest = trial.run(two_BT, 1.0)
-    matrices = {index for index, tensor in enumerate(tensors) if len(tensor.shape) > 1}
-    scale = 1.0
     if any(t.dtype == torch.float16 for t in tensors) and math.isfinite(largest):
         scale = _loss_scale(lambda s: _Trial(model, tensors).run(two_BT, s))
-    return Uses(frozenset(matrices - trial.otherwise), scale)
+    return Uses(frozenset(trial.once), scale)
 
 
 def _loss_scale(largest_at: Callable[[float], float]) -> float:

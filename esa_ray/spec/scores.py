@@ -115,10 +115,8 @@ class DataSpec(Spec):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> DataSpec:
         """The same with some fields changed; a batch that went by the window goes by the new one."""
-        changes = dict(update or {})
-        if self.batch_size == _filling(self.window):
-            changes.setdefault("batch_size", None)
-        return super().model_copy(update=changes, deep=deep)
+        unsaid = set() if "batch_size" in self.model_fields_set else {"batch_size"}
+        return type(self).model_validate(self.model_dump(exclude=unsaid) | dict(update or {}))
 
 
 def _filling(window: int) -> int:

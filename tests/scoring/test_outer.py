@@ -281,6 +281,8 @@ class Pieces(nn.Linear):
             "turned round": lambda: linear(x, w.t().contiguous().t()),
             "merged": lambda: linear(x, linear(w, torch.eye(cols, dtype=w.dtype))),
             "by matmul": lambda: x @ w.t(),
+            "by matmul in real passes": lambda: x @ w.t() if x.shape[1] > 8 else linear(x, w),
+            "in real passes twice": lambda: linear(x, w) if x.shape[1] <= 8 else linear(x, w) / 2 + x @ w.t() / 2,
         }[self.how]()
 
 
@@ -288,23 +290,28 @@ def squares_of_exact_gradients(model, tensors, windows):
     return [(g**2).sum(0) for g in window_gradients(model, [t.name for t in tensors], windows)]
 
 
-def assert_exact(model, tensors, windows):
-    scores = score_tensors(model, tensors, windows, ["grad_squared"], batch_size=4)
+def assert_exact(model, tensors, windows, budget=None):
+    scores = score_tensors(model, tensors, windows, ["grad_squared"], batch_size=4, budget=budget)
     for index, wanted in enumerate(squares_of_exact_gradients(model, tensors, windows)):
         found = scores.of("grad_squared", index).double().numpy() * scores.tokens
         np.testing.assert_allclose(found, wanted.ravel(), rtol=1e-3, atol=2e-5 * wanted.max())
 
 
-@pytest.mark.parametrize(
-    "how", ["rows apart", "columns apart", "tokens apart", "turned round", "merged", "by matmul"]
+USES = (
+    "rows apart", "columns apart", "tokens apart", "turned round", "merged", "by matmul", "by matmul in real passes",
+    "in real passes twice",
 )  # fmt: skip
-def test_a_matrix_that_is_used_in_pieces_or_turned_round_scores_right_all_the_same(how):
+
+
+@pytest.mark.parametrize("budget", [None, 10**12])
+@pytest.mark.parametrize("how", USES)
+def test_a_matrix_that_is_used_in_pieces_or_turned_round_scores_right_all_the_same(how, budget):
     # Windows are longer than a trial's: tokens fall apart in real passes alone.
     model, windows = tiny("llama"), random_windows(5, 17)
     projection = model.model.layers[1].mlp.up_proj
     projection.__class__, projection.how = Pieces, how
     tensors = [t for t in catalogue(model).select(("up", "down")) if t.layer == 1]
-    assert_exact(model, tensors, windows)
+    assert_exact(model, tensors, windows, budget)
 
 
 class Routed(nn.Module):
