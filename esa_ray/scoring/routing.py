@@ -55,7 +55,9 @@ def follow(func: Any, args: tuple, kwargs: dict, result: Any, rows: int) -> None
 def _gathered(values: Tensor, index: Any, rows: int) -> Tensor | None:
     parts = list(index) if isinstance(index, tuple) else [index]
     if all(isinstance(part, slice) or part is Ellipsis for part in parts):
-        return positions(values)  # of columns; fewer rows are no longer as many
+        before = positions(values)
+        first = parts[0] if parts and isinstance(parts[0], slice) and values.dim() == 2 else slice(None)
+        return None if before is None else before[first]
     if parts[0] is None:
         del parts[0]
     whole = [part for part in parts[1:] if part is not Ellipsis and part != slice(None)]

@@ -392,14 +392,15 @@ def test_positions_travel_row_by_row_and_are_lost_otherwise():
             picked.flip(0),
             picked.T,
             picked.cumsum(0),
-            picked[1:],
+            picked[..., None],
             batch[index, index % 4],
             batch + 1,
             picked.view(-1),
         ]
-        again = picked[torch.tensor([2, 0])]
+        again, part = picked[torch.tensor([2, 0])], picked[1:]
         masked = batch[torch.tensor([True, False, True, False, False, True])]
     assert all(torch.equal(routing.positions(t), index) for t in kept)
     assert all(routing.positions(t) is None for t in lost)
     assert routing.positions(again).tolist() == [2, 5]
+    assert routing.positions(part).tolist() == [1, 2]
     assert routing.positions(masked).tolist() == [0, 2, 5]
