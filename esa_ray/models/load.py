@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` → ``"fp32"``."""
-    return next(name for name, value in DTYPES.items() if value == dtype)
-
-
 def resolve_dtype(source: Source, dtype: str, device: str) -> str:
     """The dtype that "auto" means on this machine (:func:`esa_ray.models.sources.compute_dtype`)."""
     return compute_dtype(source, dtype, on_gpu=device != "cpu", bf16=has_bf16())
