@@ -20,6 +20,7 @@ from esa_ray.spec import (
     Spec,
     StudySpec,
     WeightList,
+    first_stored,
     members,
 )
 
@@ -185,9 +186,14 @@ def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
             "dtype": resolved.dtype,
             "data": _data_identity(data, resolved),
             # A list is what it names, whatever it is called.
-            **cell.model_dump(exclude={"listed": {"name"}}),
+            **_as_first_stored(cell.model_dump(exclude={"listed": {"name"}})),
         }
     )
+
+
+def _as_first_stored(cell: dict[str, Any]) -> dict[str, Any]:
+    score = cell.get("score")
+    return {**cell, "score": {**score, "components": first_stored(score["components"])}} if score else cell
 
 
 def continuation(data: DataSpec) -> int:

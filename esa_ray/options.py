@@ -30,7 +30,11 @@ TopK = Annotated[str, typer.Option(help="Weights per pool.")]
 Seeds = Annotated[str, typer.Option(help="Each draws its own calibration windows.")]
 MaxSamples = Annotated[int, typer.Option(help="Calibration windows a seed.")]
 Components = Annotated[
-    str, typer.Option(help="attention, ffn, or q, k, v, o, gate, up, down, router, embed, head, norm.")
+    str,
+    typer.Option(
+        help="Groups (attention, ffn, mixer), single components (q, k, v, o, gate, up, down, router, embed, head, "
+        "norm, mixer_in, …), or tensors by name (* for anything)."
+    ),
 ]
 Probes = Annotated[int | None, typer.Option(help="Most probes of hutchinson_diag and hutchinson_abs.  [default: 8]")]
 ProbeError = Annotated[float | None, typer.Option(help="Relative error at which probing ends.  [default: 0.1]")]

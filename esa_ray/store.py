@@ -19,7 +19,7 @@ from esa_ray.errors import EsaError
 from esa_ray.identity import IDENTITY_VERSION
 from esa_ray.place import Place
 from esa_ray.schema import TABLES
-from esa_ray.spec import StudySpec
+from esa_ray.spec import ScoreSpec, StudySpec
 
 #: Small files of cells that are packed into one. Four thousand of them take seconds to read, one takes milliseconds.
 PACK_AT = 512
@@ -248,7 +248,10 @@ class Store:
             )
         wanted = spec.model_dump(mode="json")
         # Its name is where it stands, not what it asks.
-        different = [d for d in _differences(_plain(stored.get("spec")), wanted) if d != "name"]
+        asked = _plain(stored.get("spec"))
+        for score in asked.get("scores", ()):
+            score["components"] = list(ScoreSpec(components=score["components"]).components)
+        different = [d for d in _differences(asked, wanted) if d != "name"]
         if not different:
             return stored.get("resolved")
         if not results:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from esa_ray.spec import (
+    BLOCK_COMPONENTS,
     KINDS,
     DataSpec,
     ModelSpec,
@@ -11,9 +12,11 @@ from esa_ray.spec import (
     ScoreSpec,
     StudySpec,
     explain,
+    first_stored,
 )
 
-ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down", "router")
+ATTENTION = ("q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate")
+FFN = ("gate", "up", "down", "router")
 
 
 def study(**changes) -> StudySpec:
@@ -77,14 +80,30 @@ def test_labels_tell_variants_and_strengths_apart():
     ("asked", "got"),
     [
         (("attention",), ATTENTION),
+        (("q", "k", "v", "o"), ATTENTION),
         (("ffn",), FFN),
         (("ffn", "attention"), ATTENTION + FFN),
+        (("q", "k", "v", "o", *FFN), BLOCK_COMPONENTS),
+        (("*.A_log", "q", "lm_head.weight"), ("q", "*.A_log", "lm_head.weight")),
         (("down", "q", "down"), ("q", "down")),
         (("norm", "head", "embed"), ("embed", "head", "norm")),
     ],
 )
 def test_components_are_expanded_deduplicated_and_put_in_one_order(asked, got):
     assert ScoreSpec(components=asked).components == got
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"),
+    [
+        (("attention", "ffn", "mixer"), ("q", "k", "v", "o", *FFN)),
+        (("attention",), ("q", "k", "v", "o")),
+        (("attention", "ffn"), ATTENTION + FFN),
+        (("q", "v"), ("q", "v")),
+    ],
+)
+def test_what_was_scored_before_there_were_mixers_is_hashed_as_it_was(asked, stored):
+    assert first_stored(ScoreSpec(components=asked).components) == stored
 
 
 @pytest.mark.parametrize("components", [(), ("qkv",), ("attention", "bias")])

@@ -18,7 +18,11 @@ MANY_SHAPES = [
 ]  # fmt: skip
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
-COMPONENT_ORDER = ["q", "k", "v", "o", "gate", "up", "down", "router", "embed", "head", "norm"]
+COMPONENT_ORDER = [
+    "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate", "gate", "up", "down", "router", "mixer_in", "mixer_gate",
+    "mixer_q", "mixer_k", "mixer_v", "mixer_b", "mixer_c", "mixer_dt", "mixer_conv", "mixer_out", "embed", "head",
+    "norm", "decay", "other",
+]  # fmt: skip
 #: Below this |ΔNLL| the axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
 LINEAR_BELOW = 1e-3
 

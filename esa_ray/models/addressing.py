@@ -25,7 +25,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.models.components import Part, parts_by_name, single
 from esa_ray.models.places import Place, bits, values, weight_places, write
 from esa_ray.models.structure import infer
-from esa_ray.spec import COMPONENTS
+from esa_ray.spec import COMPONENTS, asks_for
 
 if TYPE_CHECKING:
     import torch
@@ -175,10 +175,13 @@ class Catalogue:
         return self.by_name[name]
 
     def select(self, components: tuple[str, ...]) -> tuple[WeightTensor, ...]:
-        """The tensors that hold any of these components."""
-        chosen = tuple(t for t in self.tensors if any(p.component in components for p in t.parts))
+        """The tensors that hold any of these components (:func:`esa_ray.spec.asks_for`)."""
+        chosen = tuple(t for t in self.tensors if any(asks_for(components, p.component, t.name) for p in t.parts))
         if not chosen:
-            raise EsaError(f"the model has no weights of the components {', '.join(components)}")
+            there = dict.fromkeys(part.component for tensor in self.tensors for part in tensor.parts)
+            raise EsaError(
+                f"the model has no weights of the components {', '.join(components)}; it has {', '.join(there)}"
+            )
         return chosen
 
 

@@ -144,8 +144,7 @@ def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card
 
 
 def _scored(spec: StudySpec, model: PreTrainedModel) -> list[WeightTensor]:
-    wanted = {c for s in spec.scores for c in s.components}
-    return [t for t in catalogue(model).tensors if any(p.component in wanted for p in t.parts)]
+    return list(catalogue(model).select(tuple(c for s in spec.scores for c in s.components)))
 
 
 def _seconds(spec: StudySpec, plan_: Plan, found: Passes, memory: Memory, ranges: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from esa_ray.schema import QUANTILES, SCORE_STATS
 from esa_ray.scoring.histogram import Histogram
 from esa_ray.scoring.pools import pool_of, some_of, wanted
+from esa_ray.spec import asks_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +166,7 @@ class _Described:
         self._outputs = {
             number: some_of(tensor.row_part == number)
             for number, part in enumerate(tensor.parts)
-            if part.component in components
+            if asks_for(components, part.component, tensor.name)
         }
         self._pieces: dict[int, _Piece] = {}
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from esa_ray.spec import asks_for
+
 if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
 
@@ -22,12 +24,14 @@ def pool_of(tensor: WeightTensor, mode: str) -> str:
 
 def holds(tensor: WeightTensor, components: Sequence[str]) -> bool:
     """Whether any of its weights has one of these components."""
-    return any(part.component in components for part in tensor.parts)
+    return any(asks_for(components, part.component, tensor.name) for part in tensor.parts)
 
 
 def wanted(tensor: WeightTensor, components: Sequence[str]) -> np.ndarray | None:
     """For every output of a tensor, whether its component is asked for; None if all are."""
-    return some_of(np.array([part.component in components for part in tensor.parts])[tensor.row_part])
+    return some_of(
+        np.array([asks_for(components, part.component, tensor.name) for part in tensor.parts])[tensor.row_part]
+    )
 
 
 def some_of(outputs: np.ndarray) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from esa_ray.spec.damage import (
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
 from esa_ray.spec.scores import (
+    BLOCK_COMPONENTS,
     COMPONENT_GROUPS,
     COMPONENTS,
     DATA_FREE,
@@ -30,11 +31,15 @@ from esa_ray.spec.scores import (
     Mode,
     ModelSpec,
     ScoreSpec,
+    asks_for,
+    first_stored,
+    is_tensor_name,
     members,
 )
 from esa_ray.spec.study import DRAWN_CONTROLS, Group, Search, StudySpec
 
 __all__ = [
+    "BLOCK_COMPONENTS",
     "COMPONENTS",
     "COMPONENT_GROUPS",
     "DATA_FREE",
@@ -63,6 +68,9 @@ __all__ = [
     "StudySpec",
     "WeightList",
     "WeightName",
+    "asks_for",
     "explain",
+    "first_stored",
+    "is_tensor_name",
     "members",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -16,19 +17,61 @@ Metric = Literal[
 ]  # fmt: skip
 Mode = Literal["per_layer", "per_tensor", "global"]
 Trust = Literal["remote_code", "pickle"]
-Component = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "embed", "head", "norm"]
-
-COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("q", "k", "v", "o"),
-    "ffn": ("gate", "up", "down", "router"),
-}
+Component = Literal[
+    "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate",
+    "gate", "up", "down", "router",
+    "mixer_in", "mixer_gate", "mixer_q", "mixer_k", "mixer_v", "mixer_b", "mixer_c", "mixer_dt", "mixer_conv",
+    "mixer_out",
+    "embed", "head", "norm", "decay", "other",
+]  # fmt: skip
 COMPONENTS: tuple[str, ...] = get_args(Component)
+
+#: ``mixer`` is what stands in attention's place in state-space and linear-attention blocks. What Mamba
+#: (arXiv:2312.00752) calls x, z, B, C and Δ are ``mixer_in``, ``mixer_gate``, ``mixer_b``, ``mixer_c``, ``mixer_dt``; A
+#: multiplies no activations and is ``decay``, beside the groups as norms are.
+COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate"),
+    "ffn": ("gate", "up", "down", "router"),
+    "mixer": tuple(c for c in COMPONENTS if c.startswith("mixer_")),
+}
+#: What is scored by default: every matrix of the blocks that is known.
+BLOCK_COMPONENTS = tuple(c for group in COMPONENT_GROUPS.values() for c in group)
+_FIRST_ATTENTION = ("q", "k", "v", "o")
+_FIRST_BLOCK = (*_FIRST_ATTENTION, *COMPONENT_GROUPS["ffn"])
 
 METRICS: tuple[str, ...] = get_args(Metric)
 #: Scores that are estimated with random probes.
 PROBED = frozenset({"hutchinson_diag", "hutchinson_abs"})
 #: Scores that don't depend on any text, and so not on the seed.
 DATA_FREE = frozenset({"magnitude"})
+
+
+def asks_for(components: Sequence[str], component: str, tensor: str) -> bool:
+    """Whether a selection takes the weights of a component in a tensor: by the component, or by the tensor's name.
+
+    >>> asks_for(("q", "*.A_log"), "k", "h.0.attn.weight"), asks_for(("q", "*.A_log"), "other", "h.0.A_log")
+    (False, True)
+    """
+    return component in components or any(is_tensor_name(c) and fnmatchcase(tensor, c) for c in components)
+
+
+def first_stored(components: Sequence[str]) -> tuple[str, ...]:
+    """A selection as it is hashed: as studies stored it when attention had four components and there were no mixers.
+
+    >>> first_stored(BLOCK_COMPONENTS), first_stored(("down", "q"))
+    (('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'router'), ('down', 'q'))
+    """
+    if tuple(components) == BLOCK_COMPONENTS:
+        return _FIRST_BLOCK
+    later = set(COMPONENT_GROUPS["attention"]) - set(_FIRST_ATTENTION)
+    if not set(COMPONENT_GROUPS["attention"]) <= set(components) or set(_FIRST_BLOCK) <= set(components):
+        return tuple(components)
+    return tuple(c for c in components if c not in later)
+
+
+def is_tensor_name(component: str) -> bool:
+    """Whether a selected "component" is a tensor's name, or a pattern of names."""
+    return "." in component or "*" in component
 
 
 def members(metric: str) -> tuple[str, ...]:
@@ -128,6 +171,7 @@ class ScoreSpec(Spec):
     """One ranking of weights: by which score, among which pool, over which components.
 
     ``metric`` is a score, or several joined by "+": their rank ensemble (:mod:`esa_ray.scoring.ensemble`).
+    ``components`` are names of components, groups of them, and names of tensors, in which ``*`` stands for anything.
     ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
     so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
 
@@ -137,7 +181,7 @@ class ScoreSpec(Spec):
 
     metric: str = "grad_x_weight"
     mode: Mode = "per_layer"
-    components: tuple[str, ...] = ("attention", "ffn")
+    components: tuple[str, ...] = tuple(COMPONENT_GROUPS)
     probes: int | None = Field(default=None, ge=2)
     relative_error: float | None = Field(default=None, gt=0)
 
@@ -155,11 +199,18 @@ class ScoreSpec(Spec):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = {c for name in value for c in COMPONENT_GROUPS.get(name, (name,))}
-        if unknown := sorted(names - set(COMPONENTS)):
-            raise ValueError(f"{unknown[0]!r} is not one of attention, ffn, {', '.join(COMPONENTS)}")
+        tensors = sorted(filter(is_tensor_name, names))
+        if unknown := sorted(names - {*COMPONENTS, *tensors}):
+            raise ValueError(
+                f"{unknown[0]!r} is not one of {', '.join((*COMPONENT_GROUPS, *COMPONENTS))}, nor a tensor's name"
+            )
         if not names:
             raise ValueError("at least one component is needed")
-        return tuple(c for c in COMPONENTS if c in names)
+        if names == set(_FIRST_BLOCK):
+            names = set(BLOCK_COMPONENTS)
+        elif names >= set(_FIRST_ATTENTION):
+            names |= set(COMPONENT_GROUPS["attention"])
+        return (*(c for c in COMPONENTS if c in names), *tensors)
 
     @model_validator(mode="after")
     def _defined(self) -> ScoreSpec:
@@ -168,7 +219,7 @@ class ScoreSpec(Spec):
             if "down" not in self.components:
                 raise ValueError("super_activation is defined for down-projections alone; add down to --components")
             object.__setattr__(self, "components", ("down",))
-        if "act_mag" in parts and (undefined := {"embed", "norm"} & set(self.components)):
+        if "act_mag" in parts and (undefined := {"embed", "norm", "decay"} & set(self.components)):
             raise ValueError(
                 f"act_mag is defined for matrices that multiply activations; leave {' and '.join(sorted(undefined))} "
                 "out of --components"
