@@ -120,8 +120,6 @@ def load_model(
     device: str = "auto",
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | None = None,
-    *,
-    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """A model in eval mode, without gradients, on ``device`` ("cpu", "cuda", "cuda:1" or "auto" for a device map).
 
@@ -151,7 +149,6 @@ def load_model(
             device_map=_device_map(device),
             max_memory=dict(max_memory) if max_memory else None,
             offload_folder=offload_folder,
-            attn_implementation=attention,
             use_safetensors=not source.pickled,
             weights_only=True,
             trust_remote_code=source.runs_code,
