@@ -174,7 +174,7 @@ def _with(cell: Cell, **changes: Any) -> Cell:
 def _data_identity(data: DataSpec, resolved: Resolved) -> dict:
     # Where the text came from is not part of the question; what it says is. The batch shape is: it
     # decides the order of floating-point sums.
-    return {"text": resolved.text, **data.model_dump(exclude={"source", "text_column", "split"})}
+    return {"text": resolved.text, **data.model_dump(exclude={"source", "text_column", "chat", "split"})}
 
 
 def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:

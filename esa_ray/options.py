@@ -42,8 +42,19 @@ MemoryBudget = Annotated[
     str | None, typer.Option(help="What scoring may take beside the weights on any one device, e.g. 4GB.")
 ]
 Fidelity = Annotated[int, typer.Option(help="Damage so many single weights to see what each score is worth.")]
-Data = Annotated[str, typer.Option(help="pydoc, a .txt, .jsonl or .parquet file or a directory of them, or hf:NAME.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the text in a table.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="pydoc; a text, .jsonl, .json, .csv, .parquet or .arrow file, compressed or not, a directory of them or a "
+        "quoted pattern ('*.txt'); or hf:NAME[:CONFIG]."
+    ),
+]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Column of the text in rows.  [default: text; messages with --chat]")
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="The column holds messages, which the tokenizer's chat template writes down.")
+]
 Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
 Window = Annotated[int, typer.Option(help="Tokens a window.")]
 EvalWindows = Annotated[int, typer.Option(help="Evaluation windows, the same for all seeds.")]
@@ -257,6 +268,7 @@ def build(name: str | None = None, **fields: Any) -> StudySpec:
             named = draft.model_dump(mode="json", exclude={"name"})
             # A field that came later must not rename every study that leaves it alone.
             named["model"] = {k: v for k, v in named["model"].items() if k != "trust" or v}
+            named["data"] = {k: v for k, v in named["data"].items() if k != "chat" or v}
             named = {k: v for k, v in named.items() if k != "protocols" or v}
             name = study_name(named)
         return StudySpec.model_validate({"name": name, **fields})
@@ -372,7 +384,8 @@ def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Prot
         name=slug(last_part(o.out_dir)) if o.out_dir else None,
         model={"source": o.model, "dtype": o.dtype, "revision": o.revision, "trust": items(o.trust)},
         data={
-            "source": o.data, "text_column": o.text_column, "split": o.split, "window": o.window,
+            "source": o.data, "text_column": o.text_column or ("messages" if o.chat else "text"), "chat": o.chat,
+            "split": o.split, "window": o.window,
             "calibration_windows": o.max_samples, "evaluation_windows": o.eval_windows,
             "batch_size": o.batch_size, "bos": o.bos, "prompts": o.prompts,
         },

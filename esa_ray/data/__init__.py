@@ -5,15 +5,17 @@ line, and the stream is cut into windows of T tokens (BOS included where it is u
 shorter than a window is dropped. Everything is plain and deterministic, and the draw of windows
 depends on hashes alone, so no library's random generator can change it.
 
-``documents`` reads sources, ``packing`` makes windows of them and ``splitting`` divides these. All of it works
-in parts, so that :mod:`esa_ray.engine.corpus` can do the same with a corpus larger than memory.
+``documents`` reads sources: ``files`` finds them, ``formats`` tells what they are, ``pieces`` cuts them and ``reading``
+reads these, with a module for each kind of rows. ``packing`` makes windows of documents and ``splitting`` divides
+these. All of it works in parts, so that :mod:`esa_ray.engine.corpus` can do the same with a corpus larger than memory.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from esa_ray.data.documents import anchored, is_large, read_documents, text_fingerprint
+from esa_ray.data.documents import read_documents, text_fingerprint
+from esa_ray.data.files import anchored, is_large
 from esa_ray.data.packing import pack, uses_bos
 from esa_ray.data.splitting import Windows, split
 from esa_ray.spec import DataSpec
@@ -41,5 +43,5 @@ def windows(
     documents: list[str] | None = None,
 ) -> Windows:
     """Read (unless ``documents`` are given), pack and split a text in one step."""
-    tokens = pack(documents if documents is not None else read_documents(spec), tokenizer, spec)
+    tokens = pack(documents if documents is not None else read_documents(spec, tokenizer), tokenizer, spec)
     return split(tokens, spec, seeds, bos=uses_bos(spec, tokenizer))

@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,13 @@ import numpy as np
 import ray
 from filelock import FileLock
 
-from esa_ray.data import Windows, anchored, split, uses_bos
-from esa_ray.data.documents import PIECE_BYTES, Fingerprint, Piece, files, framed, kept, no_text, pieces, read_piece
+from esa_ray.data import Windows, anchored, hub, split, uses_bos
+from esa_ray.data.chat import renderer
+from esa_ray.data.documents import Fingerprint, framed, no_text
+from esa_ray.data.files import files
 from esa_ray.data.packing import Packed, encoder, windows_of
+from esa_ray.data.pieces import PIECE_BYTES, Piece, pieces
+from esa_ray.data.reading import read_piece
 from esa_ray.errors import EsaError
 from esa_ray.machine import cache_dir
 from esa_ray.models.sources import Source
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: To be raised whenever the same corpus would be packed otherwise than before.
-VERSION = 1
+VERSION = 2
 #: Bytes of text that leave a tokenising process together.
 BATCH_BYTES = 4 * 2**20
 #: Pieces that a process has at a time: one in work and one waiting.
@@ -47,7 +51,7 @@ IN_FLIGHT = 2
 def prepare(
     spec: DataSpec, source: Source, seeds: tuple[int, ...], *, piece_bytes: int = PIECE_BYTES
 ) -> tuple[Windows, str]:
-    """The evaluation windows of a corpus of files, what ``seeds`` calibrate on, and the text's fingerprint.
+    """The evaluation windows of a corpus, what ``seeds`` calibrate on, and the text's fingerprint.
 
     The same, bit for bit, as ``data.windows(spec, tokenizer, seeds).for_seeds(seeds)`` and
     ``data.text_fingerprint``. To be called where Ray is connected. The packed corpus stays in ``packed`` of
@@ -56,7 +60,7 @@ def prepare(
     Parameters
     ----------
     spec
-        A file or directory that every node sees by the same path.
+        A file, directory or pattern that every node sees by the same path, or a hub data set.
     source
         The model whose tokenizer is used.
     piece_bytes
@@ -76,8 +80,10 @@ def _key(spec: DataSpec, source: Source) -> str:
     states = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files(spec)]
     question = {
         "version": VERSION,
-        "files": states,
+        "files": states or hub.state(spec),
+        "split": spec.split,
         "column": spec.text_column,
+        "chat": spec.chat,
         "model": [source.kind, source.fingerprint],
         "tokenizers": importlib.metadata.version("tokenizers"),
         "window": spec.window,
@@ -205,10 +211,10 @@ class _Tokeniser:
         self.spec, self.source = spec, source
 
     @cached_property
-    def _encode(self) -> Callable[[str], np.ndarray]:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         from esa_ray.models.load import load_tokenizer
 
-        return encoder(load_tokenizer(self.source))
+        return load_tokenizer(self.source)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Rows of :class:`Piece` → tables of documents; what the user can mend is a row too, in its place."""
@@ -221,10 +227,10 @@ class _Tokeniser:
     def _tables(self, piece: Piece) -> Iterator[pa.Table]:
         texts: list[bytes] = []
         tokens: list[bytes] = []
-        held = 0
-        for document in kept(read_piece(piece, self.spec.text_column), self.spec):
+        held, encode = 0, encoder(self._tokenizer)
+        for document in read_piece(piece, self.spec, renderer(self._tokenizer) if self.spec.chat else None):
             texts.append(framed(document))
-            tokens.append(self._encode(document).tobytes())
+            tokens.append(encode(document).tobytes())
             held += len(texts[-1])
             if held >= BATCH_BYTES:
                 yield _table(texts, tokens)

@@ -46,7 +46,7 @@ class Measuring:
         cut = self.spec.data.model_copy(
             update={"window": context, "calibration_windows": windows, "evaluation_windows": 2, "prompts": 0}
         )
-        return data.windows(cut, load_tokenizer(self.source), self.spec.seeds, data.read_documents(cut))
+        return data.windows(cut, load_tokenizer(self.source), self.spec.seeds)
 
     def protocol(self, name: str, context: int, seed: int) -> dict[str, Any]:
         """Loss and confidence on a seed's windows of one length; a length beyond the model's own is an empty row."""

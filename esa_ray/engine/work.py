@@ -7,12 +7,12 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from esa_ray import data
-from esa_ray.data.documents import LARGE
+from esa_ray.data.files import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
@@ -33,6 +33,9 @@ from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
 from esa_ray.store import PACK_AT, Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Blocks that a model which wasn't loaded yet has at least, or nearly.
 SOME_BLOCKS = range(8)
@@ -101,8 +104,16 @@ class Work:
                     f"packing {self.spec.data.source} failed ({first_line(error)[:160]}); run the same command again"
                 ) from None
         else:
-            self.text = data.text_fingerprint(data.read_documents(self.spec.data))
+            self.text = data.text_fingerprint(data.read_documents(self.spec.data, self._tokenizer()))
         self.look()
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """What writes chat rows down; it takes torch, which a driver does without otherwise."""
+        if not self.spec.data.chat:
+            return None
+        from esa_ray.models.load import load_tokenizer
+
+        return load_tokenizer(self.source)
 
     def look(self) -> None:
         """Learn what stands in the store now.

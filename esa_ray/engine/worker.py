@@ -122,7 +122,8 @@ class Worker:
         )  # fmt: skip
 
     def _read_text(self, expected: str | None) -> tuple[data.Windows, str]:
-        tokenizer, documents = load_tokenizer(self.source), data.read_documents(self.spec.data)
+        tokenizer = load_tokenizer(self.source)
+        documents = data.read_documents(self.spec.data, tokenizer)
         found = data.text_fingerprint(documents)
         if expected not in (None, found):
             raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")

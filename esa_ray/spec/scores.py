@@ -117,6 +117,8 @@ BATCH_TOKENS = 1024
 class DataSpec(Spec):
     """A text, and how it is cut into calibration windows (for scores) and evaluation windows (for damage).
 
+    A table's text stands in ``text_column``; with ``chat`` that holds messages, which the tokenizer's template writes
+    down. ``split`` is that of a hub data set.
     ``window`` is the number of tokens in a window, BOS included; T-1 of them are scored.
     ``calibration_windows`` is drawn anew by every seed; the ``evaluation_windows`` are the same for all,
     and the two never overlap. ``batch_size`` windows pass a model at a time: by default as many as hold
@@ -127,6 +129,7 @@ class DataSpec(Spec):
 
     source: str = Field(default="pydoc", min_length=1)
     text_column: str = "text"
+    chat: bool = False
     split: str = "train"
     window: int = Field(default=WINDOW, ge=2)
     calibration_windows: int = Field(default=128, ge=1)

@@ -12,6 +12,8 @@ from filelock import FileLock
 
 from esa_ray import data
 from esa_ray.data import packing
+from esa_ray.data.pieces import pieces
+from esa_ray.data.reading import read_piece
 from esa_ray.engine import corpus
 from esa_ray.errors import EsaError
 from esa_ray.models.sources import find
@@ -174,7 +176,7 @@ def test_errors_are_those_of_the_plain_route_and_leave_nothing_half_done(tmp_pat
 def test_a_parquet_file_without_the_column_is_refused_as_in_the_plain_route(tmp_path, source, here):
     spec = write(tmp_path / "a.parquet", random_rows(0, 30)).model_copy(update={"text_column": "body"})
     for route in (data.read_documents, lambda spec: corpus.prepare(spec, source, SEEDS)):
-        with pytest.raises(EsaError, match=r"a\.parquet has no column 'body'; name one with --text-column"):
+        with pytest.raises(EsaError, match=r"a\.parquet has no column 'body' but text; name one with --text-column"):
             route(spec)
 
 
@@ -242,10 +244,10 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path, source, her
     with pytest.raises(EsaError, match="changed while"):
         corpus.prepare(spec, source, SEEDS)
     monkeypatch.setattr(corpus, "_write", write_tokens)
-    parts = list(data.documents.pieces(spec))
+    parts = list(pieces(spec))
     path.write_text(path.read_text() + "\n")
     with pytest.raises(EsaError, match="another file"):
-        list(data.documents.read_piece(parts[0], "text"))
+        list(read_piece(parts[0], spec))
 
 
 def test_a_cache_that_cannot_be_written_is_refused_with_its_name(tmp_path, source, here, monkeypatch):

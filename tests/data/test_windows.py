@@ -1,19 +1,14 @@
 import hashlib
-import json
 import math
 import pickle
 from itertools import combinations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from esa_ray.data import documents as documents_module
-from esa_ray.data import is_large, pack, packing, read_documents, split, splitting, text_fingerprint, uses_bos, windows
-from esa_ray.data.documents import pieces, read_piece
+from esa_ray.data import pack, packing, read_documents, split, splitting, text_fingerprint, uses_bos, windows
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 from tests.tiny import BOS_ID, FIRST_BYTE, byte_tokenizer
@@ -173,60 +168,6 @@ def test_the_fingerprint_sees_every_character_and_every_border():
     assert text_fingerprint(["ab", "c"]) == text_fingerprint(["ab", "c"])
 
 
-def test_documents_are_read_from_text_jsonl_and_parquet_and_empty_ones_left_out(tmp_path):
-    rows = ["first", " \n", "zweites ü"]
-    (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": r}) for r in rows) + "\n\n", encoding="utf-8")
-    pq.write_table(pa.table({"body": rows}), tmp_path / "a.parquet")
-    assert read_documents(DataSpec(source=str(tmp_path / "a.txt"))) == ["one\n\ntwo"]
-    for name in ("a.jsonl", "a.parquet"):
-        found = read_documents(DataSpec(source=str(tmp_path / name), text_column="body"))
-        assert found == ["first", "zweites ü"]
-
-
-@pytest.mark.parametrize(
-    ("name", "raw"),
-    [
-        ("missing.txt", None),
-        ("empty.txt", b""),
-        ("blank.txt", b" \n\n"),
-        ("latin.txt", b"\xff\xfe\xfa"),
-        ("broken.jsonl", b"{not json}\n"),
-        ("column.jsonl", b'{"body": "x"}\n'),
-        ("list.jsonl", b"[1, 2]\n"),
-        ("null.jsonl", b'{"text": null}\n'),
-        ("number.jsonl", b'{"text": 3}\n'),
-        ("broken.parquet", b"PAR1garbage"),
-    ],
-)
-def test_a_text_that_cannot_be_read_is_an_esa_error_that_names_it(tmp_path, name, raw):
-    path = tmp_path / name
-    if raw is not None:
-        path.write_bytes(raw)
-    with pytest.raises(EsaError) as caught:
-        read_documents(DataSpec(source=str(path)))
-    assert name in str(caught.value)
-
-
-def test_a_parquet_file_without_the_column_or_with_nulls_is_an_esa_error_or_read_without_them(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"body": ["x", None, "y"]}), path)
-    with pytest.raises(EsaError, match=r"a\.parquet"):
-        read_documents(DataSpec(source=str(path)))
-    assert read_documents(DataSpec(source=str(path), text_column="body")) == ["x", "y"]
-
-
-def test_a_hub_data_set_is_read_by_its_library(tmp_path):
-    # The library takes a folder for a data set's name, so the real path runs without a hub.
-    pytest.importorskip("datasets")
-    pq.write_table(pa.table({"body": ["first", "second"]}), tmp_path / "train.parquet")
-    assert read_documents(spec(source=f"hf:{tmp_path}", text_column="body")) == ["first", "second"]
-    with pytest.raises(EsaError, match="body"):
-        read_documents(spec(source=f"hf:{tmp_path}", text_column="text"))
-    with pytest.raises(EsaError, match="can't be loaded"):
-        read_documents(spec(source=f"hf:{tmp_path}/nothing"))
-
-
 def slow_split(tokens: list[tuple[int, ...]], mine: DataSpec, seeds: tuple[int, ...]) -> tuple | None:
     """Evaluation, pool and draws by the definition, window by window; None where the text isn't enough."""
 
@@ -325,56 +266,3 @@ def test_windows_in_a_file_are_those_that_were_written(tmp_path, near, monkeypat
     assert len(packed) == 50
     for index in (slice(0, 50), slice(40, 60), np.array([49, 0, 7, 7]), np.arange(10, 20)):
         assert packed[index].tolist() == tokens[index].tolist()
-
-
-def write_rows(path, rows, group=3, end="\n"):
-    if path.suffix == ".parquet":
-        pq.write_table(
-            pa.table({"id": range(len(rows)), "text": pa.array(rows, pa.string())}), path, row_group_size=group
-        )
-    else:
-        lines = [json.dumps({"text": row}, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)]
-        path.write_bytes(end.join(lines).encode())
-
-
-ROWS = ["one", "", "zweites ü, 漢字 🙂", None, "a\nb\r\nc", "  ", "long " * 40, "x", "two\u2028lines", "one"]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.parquet"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n \n", "\r"])
-def test_pieces_of_any_size_hold_the_rows_of_the_file(tmp_path, name, end):
-    write_rows(tmp_path / name, ROWS, end=end)
-    mine, counts = DataSpec(source=str(tmp_path / name)), set()
-    for piece_bytes in (1, 2, 10, 37, 100, 10**6):
-        parts = list(pieces(mine, piece_bytes))
-        assert [row for part in parts for row in read_piece(part, "text")] == ROWS
-        counts.add(len(parts))
-    assert max(counts) >= 4 or end == "\r"  # which is no line end to cut at
-    assert min(counts) == 1
-
-
-def test_a_directory_is_read_by_name_and_other_files_in_it_are_left_out(tmp_path):
-    write_rows(tmp_path / "b.jsonl", ["third", "fourth"])
-    write_rows(tmp_path / "a.parquet", ["first", "second"])
-    write_rows(tmp_path / "c.ndjson", ["fifth"])
-    (tmp_path / "README.md").write_text("no document")
-    (tmp_path / ".a.jsonl").write_text("no document")
-    (tmp_path / "d.jsonl").mkdir()
-    assert read_documents(DataSpec(source=str(tmp_path))) == ["first", "second", "third", "fourth", "fifth"]
-    with pytest.raises(EsaError, match="directory without"):
-        read_documents(DataSpec(source=str(tmp_path / "d.jsonl")))
-
-
-def test_a_corpus_is_large_by_the_bytes_of_all_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "LARGE", 100)
-    write_rows(tmp_path / "a.jsonl", ["x" * 50])
-    assert not is_large(DataSpec(source=str(tmp_path)))
-    write_rows(tmp_path / "b.jsonl", ["x" * 50])
-    assert is_large(DataSpec(source=str(tmp_path)))
-    assert not is_large(DataSpec(source="pydoc"))
-    assert not is_large(DataSpec(source="hf:some/thing"))
-    (tmp_path / "a.txt").write_text("x" * 101)
-    with pytest.raises(EsaError, match=r"a\.txt.*one document a row"):
-        is_large(DataSpec(source=str(tmp_path / "a.txt")))
-    with pytest.raises(EsaError, match="missing"):
-        is_large(DataSpec(source=str(tmp_path / "missing.jsonl")))
