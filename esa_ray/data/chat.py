@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,38 @@ Render = Callable[[object], str]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 
 
+#: What today is for templates that write it down (Llama 3's default), or a text would be another one every day.
+TODAY = datetime.date(2024, 7, 26)
+#: Goes before a template: takes the place of transformers' own function, which asks the clock.
+_DATED = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(
+        f"|replace('{part}', '{TODAY.strftime(part)}')"
+        for part in ("%-d", "%-m", "%d", "%m", "%Y", "%y", "%B", "%b", "%A", "%a", "%H", "%M", "%S")
+    )
+    + " }}{% endmacro %}"
+)
+
+
+def template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenizer's own template, for which today is :data:`TODAY`.
+
+    Raises
+    ------
+    EsaError
+        If it has none.
+    """
+    try:
+        return _DATED + tokenizer.get_chat_template()
+    except ValueError:  # also where it has several and doesn't say which one is meant
+        raise EsaError(
+            f"--chat needs a chat template, and the tokenizer of {tokenizer.name_or_path or 'this model'} has none; "
+            "name a model that was tuned to chat, or give rows of text"
+        ) from None
+
+
 def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
-    """What writes messages down by the tokenizer's own template, without the BOS that a template begins with.
+    """What writes messages down by the tokenizer's template, without the BOS that a template begins with.
 
     That one is left out because windows begin with BOS as ``DataSpec.bos`` says, and would have it twice.
 
@@ -27,18 +58,14 @@ def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
     EsaError
         If the tokenizer has no template.
     """
-    if not tokenizer.chat_template:
-        raise EsaError(
-            f"--chat needs a chat template, and the tokenizer of {tokenizer.name_or_path or 'this model'} has none; "
-            "name a model that was tuned to chat, or give rows of text"
-        )
+    form = template(tokenizer)
 
     def render(value: object) -> str:
         said = messages(value)
         if not said:
             return ""
         try:
-            text = str(tokenizer.apply_chat_template(said, tokenize=False))
+            text = str(tokenizer.apply_chat_template(said, chat_template=form, tokenize=False))
         except Exception as error:  # whatever a template raises
             raise ValueError(f"holds messages that the tokenizer's template refuses ({first_line(error)})") from None
         return text.removeprefix(tokenizer.bos_token or "")

@@ -25,7 +25,7 @@ import ray
 from filelock import FileLock
 
 from esa_ray.data import Windows, anchored, hub, split, uses_bos
-from esa_ray.data.chat import renderer
+from esa_ray.data.chat import renderer, template
 from esa_ray.data.documents import Fingerprint, framed, no_text
 from esa_ray.data.files import files
 from esa_ray.data.packing import Packed, encoder, windows_of
@@ -77,13 +77,15 @@ def prepare(
 
 
 def _key(spec: DataSpec, source: Source) -> str:
+    from esa_ray.models.load import load_tokenizer
+
     states = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files(spec)]
     question = {
         "version": VERSION,
         "files": states or hub.state(spec),
         "split": spec.split,
         "column": spec.text_column,
-        "chat": spec.chat,
+        "chat": template(load_tokenizer(source)) if spec.chat else None,
         "model": [source.kind, source.fingerprint],
         "tokenizers": importlib.metadata.version("tokenizers"),
         "window": spec.window,

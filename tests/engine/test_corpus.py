@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,10 @@ from esa_ray.data.pieces import pieces
 from esa_ray.data.reading import read_piece
 from esa_ray.engine import corpus
 from esa_ray.errors import EsaError
+from esa_ray.models.load import load_tokenizer
 from esa_ray.models.sources import find
 from esa_ray.spec import DataSpec, ModelSpec
+from tests.data.writing import COMPRESSIONS, TEXTS
 from tests.tiny import BOS_ID, FIRST_BYTE, byte_tokenizer
 
 SEEDS = (3, 8)
@@ -68,11 +71,11 @@ def write(path, rows):
     return DataSpec(source=str(path), window=24, calibration_windows=8, evaluation_windows=5)
 
 
-def assert_same(found, spec):
+def assert_same(found, spec, tokenizer=None):
     """Against the plain route, which reads, packs and splits in memory."""
     windows, text = found
-    documents = data.read_documents(spec)
-    wanted = data.windows(spec, byte_tokenizer(), SEEDS, documents)
+    documents = data.read_documents(spec, tokenizer)
+    wanted = data.windows(spec, tokenizer or byte_tokenizer(), SEEDS, documents)
     assert text == data.text_fingerprint(documents)
     assert (windows.bos, windows.total, windows.pool) == (wanted.bos, len(wanted.tokens), len(wanted.pool_index))
     assert windows.evaluation.dtype == wanted.evaluation.dtype
@@ -90,6 +93,53 @@ def test_pieces_of_any_size_give_the_windows_of_the_plain_route(case, piece_byte
     spec = spec.model_copy(update={"bos": ["auto", "never", "always"][case // 2]})
     assert_same(corpus.prepare(spec, source, SEEDS, piece_bytes=piece_bytes), spec)
     assert here[0] > 10 or piece_bytes > 150
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.jsonl", "array.json", "a.csv"])
+def test_files_that_cannot_be_cut_give_the_windows_of_the_plain_route(name, suffix, tmp_path, source, here):
+    path = tmp_path / (name + suffix)
+    path.write_bytes(COMPRESSIONS[suffix](TEXTS[name]([row for row in random_rows(1, 80) if row]).encode()))
+    spec = DataSpec(source=str(path), window=24, calibration_windows=8, evaluation_windows=5)
+    assert_same(corpus.prepare(spec, source, SEEDS, piece_bytes=150), spec)
+
+
+def test_a_pattern_of_prose_gives_the_windows_of_the_plain_route(tmp_path, source, here):
+    for i, row in enumerate(filter(None, random_rows(2, 80))):
+        (tmp_path / f"{i:02d}.txt").write_text(row, encoding="utf-8")
+    spec = DataSpec(source=f"{tmp_path}/*.txt", window=24, calibration_windows=8, evaluation_windows=5)
+    assert_same(corpus.prepare(spec, source, SEEDS), spec)
+
+
+def test_a_hub_data_set_is_packed_as_it_comes_and_found_again(tmp_path, source, here, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        write(tmp_path / "set" / f"train-{i}.parquet", random_rows(i, 60))
+    spec = DataSpec(source=f"hf:{tmp_path}/set", window=24, calibration_windows=8, evaluation_windows=5)
+    assert_same(corpus.prepare(spec, source, SEEDS), spec)
+    assert_same(corpus.prepare(spec, source, SEEDS), spec)
+    assert here == [3]
+    write(tmp_path / "set" / "train-1.parquet", random_rows(5, 60))
+    data.hub._loaded.cache_clear()
+    assert_same(corpus.prepare(spec, source, SEEDS), spec)
+    assert here == [3, 3]
+
+
+def test_chat_rows_are_packed_by_the_template_that_the_model_has_now(tmp_path, model_dir, here):
+    rows = [{"messages": [{"role": "user", "content": row}]} for row in random_rows(1, 80) if row]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = DataSpec(
+        source=str(tmp_path / "a.jsonl"), text_column="messages", chat=True, window=24, calibration_windows=8,
+        evaluation_windows=5,
+    )  # fmt: skip
+    mine = shutil.copytree(model_dir, tmp_path / "model")
+    for i, shape in enumerate(["{{ bos_token }}<{{ messages[0].content }}>", "[{{ messages[0].content }}]"]):
+        (mine / "chat_template.jinja").write_text(shape)
+        model = find(ModelSpec(source=str(mine)))
+        assert_same(corpus.prepare(spec, model, SEEDS), spec, load_tokenizer(model))
+        assert len(here) == i + 1
 
 
 def test_the_packed_file_is_the_text_cut_by_hand(tmp_path, source, here, cache):
