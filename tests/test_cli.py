@@ -60,6 +60,25 @@ def test_a_plan_counts_cells_and_shared_work(esa):
     assert facts["results"] == "outputs/esa/llama31_8b/gauss_0p02_k100"
 
 
+def test_a_study_without_chat_rows_is_called_what_it_always_was(esa):
+    # The name that earlier versions gave.
+    facts = _facts(esa("esa run --model x --perturb zero --plan")[1])
+    assert facts["results"] == "results/x-grad_x_weight-per_layer-k100-zero-42f3e8"
+    assert _facts(esa("esa run --model x --perturb zero --chat --plan")[1])["results"] != facts["results"]
+
+
+@pytest.mark.parametrize(
+    ("said", "column", "chat"),
+    [("", "text", False), ("--chat", "messages", True), ("--chat --text-column chosen", "chosen", True)],
+)
+def test_chat_rows_stand_in_messages_unless_another_column_is_named(esa, monkeypatch, said, column, chat):
+    seen = []
+    run_module = importlib.import_module("esa_ray.cli.run")
+    monkeypatch.setattr(run_module, "execute", lambda studies, **options: seen.extend(studies) or 0)
+    assert esa(f"esa run --model x --perturb zero {said}")[0] == 0
+    assert (seen[0][0].data.text_column, seen[0][0].data.chat) == (column, chat)
+
+
 def test_comma_lists_make_a_grid(esa):
     line = "esa run --model x --topk 50,100,200 --perturb sign_flip,zero,bit_flip --perturb-scale 0.005,0.01,0.05 "
     facts = _facts(esa(line + "--perturb-prob 0.1,0.2 --controls random_k --seeds 1,2 --plan")[1])
@@ -160,6 +179,13 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
             ["t.parquet", "can't be read"],
         ),
         (lambda d: (d / "t.txt").write_text("  "), "--data t.txt --model .", ["holds no text"]),
+        (
+            lambda d: (d / "t.json").write_text('{"messages": [{"role": "user", "content": "x"}]}'),
+            "--data t.json --model .",
+            ["t.json, line 1 has no column 'text' but messages", "--chat --text-column messages"],
+        ),
+        (lambda d: (d / "t.CSV").write_text("a;b\n1;2"), "--data t.CSV --model .", ["t.CSV, line 1 has no", "a, b"]),
+        (lambda d: (d / "t.json").write_text("[]"), "--data t.json --chat --model .", ["--model", "no tokenizer"]),
         (lambda d: None, "--data " + 300 * "x" + " --model .", ["is no file"]),
         (lambda d: None, "--revision abc --model .", ["--revision belongs to a hub model"]),
     ],

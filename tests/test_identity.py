@@ -154,7 +154,7 @@ def test_how_long_an_estimate_was_probed_is_part_of_its_identity(more):
 
 
 def test_where_the_text_came_from_is_no_part_of_identity():
-    elsewhere = DataSpec(**(dict(DATA) | {"source": "hf:x", "text_column": "body", "split": "test"}))
+    elsewhere = DataSpec(**(dict(DATA) | {"source": "hf:x", "text_column": "body", "split": "test", "chat": True}))
     assert cell_id(CELL, elsewhere, RESOLVED) == cell_id(CELL, DATA, RESOLVED)
 
 

@@ -205,6 +205,18 @@ def test_a_study_that_computed_nothing_gives_its_place_to_the_mended_command(tmp
     assert store.claim(SPEC.replace(topk=(1,))) is None
 
 
+def test_a_study_of_a_time_before_chat_rows_is_the_same_study(tmp_path):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {"model": "abc"}, {})
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert content["spec"]["data"].pop("chat") is False
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    store.write("baselines", "baseline", [{"study": "s"}])
+    assert store.claim(SPEC) == {"model": "abc"}
+    with pytest.raises(EsaError, match=r"differs in data\.chat"):
+        store.claim(SPEC.replace(data=SPEC.data.model_copy(update={"chat": True})))
+
+
 def test_a_renamed_directory_holds_the_same_study(tmp_path):
     store = Store(tmp_path)
     store.save_study(SPEC, {"model": "abc"}, {})

@@ -25,7 +25,9 @@ def no_column(column: str, have: Iterable[str]) -> str:
     "has no column 'text' but Text, url; name one with --text-column"
     """
     names = list(map(str, have))
-    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "") or "none at all"
+    # Whatever a file calls its columns, a sentence is a line.
+    plain = [name if name.isprintable() and len(name) < 40 else f"{name!r:.40}" for name in names[:SHOWN]]
+    shown = ", ".join(plain) + (", …" if len(names) > SHOWN else "") or "none at all"
     chats = [name for name in CHAT_COLUMNS if name in names]
     mend = f"chat rows are read by --chat --text-column {chats[0]}" if chats else "name one with --text-column"
     return f"has no column {column!r} but {shown}; {mend}"

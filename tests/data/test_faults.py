@@ -39,6 +39,7 @@ LINES = [
     ('{"text": ["a", "b"]}', "line 201 has ['a', 'b'] in 'text', which is no text"),
     ('{"text": {"a": 1}}', "line 201 has {'a': 1} in 'text', which is no text"),
     ('{"body": "x", "Text": "y"}', "line 201 has no column 'text' but body, Text; name one with --text-column"),
+    ('{"a\\nb": "x"}', r"line 201 has no column 'text' but 'a\nb'; name"),
     ("{}", "line 201 has no column 'text' but none at all"),
     ('"a string"', "line 201 holds 'a string', which is no JSON object"),
     ("[1, 2]", "line 201 holds [1, 2], which is no JSON object"),
