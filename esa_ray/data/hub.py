@@ -59,6 +59,13 @@ def state(spec: DataSpec) -> str:
     return str(_builder(name, config).cache_dir)
 
 
+def revision(spec: DataSpec) -> str | None:
+    """The commit of a data set, or a hash of its files' states; None for another source, or if it can't be had now."""
+    with contextlib.suppress(EsaError):
+        return str(_builder(*_question(spec)[:2]).hash) if is_hub(spec) else None
+    return None
+
+
 def _question(spec: DataSpec) -> tuple[str, str, str]:
     name, _, config = spec.source.removeprefix("hf:").partition(":")
     return name, config, spec.split

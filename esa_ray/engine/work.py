@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from esa_ray import data
+from esa_ray.data import hub
 from esa_ray.data.files import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
@@ -180,6 +181,8 @@ class Work:
         fresh = self.resolved is None
         self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
         if fresh:
+            if revision := hub.revision(self.spec.data):
+                found["data_revision"] = revision
             self.store.save_study(self.spec, found, versions, cells=len(cells(self.spec)))
 
     def landed(self, finished: int) -> None:
