@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from esa_ray.data import hub
 from esa_ray.data.formats import DAMAGED, PACKED, format_of, named, opened
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
@@ -25,7 +26,7 @@ OWN = ("/dev/stdin", "/dev/fd/", "/proc/")
 
 def is_path(spec: DataSpec) -> bool:
     """Whether a source is files, and neither ``pydoc`` nor a hub data set."""
-    return spec.source != "pydoc" and not spec.source.startswith("hf:")
+    return spec.source != "pydoc" and not hub.is_hub(spec)
 
 
 def anchored(spec: DataSpec) -> DataSpec:
@@ -126,9 +127,7 @@ def is_large(spec: DataSpec) -> bool:
     EsaError
         If it is large and a single document, or not there.
     """
-    if spec.source.startswith("hf:"):
-        from esa_ray.data import hub
-
+    if hub.is_hub(spec):
         return hub.size(spec, LARGE) > LARGE
     total = 0
     for path in files(spec):

@@ -15,7 +15,7 @@ from esa_ray.errors import EsaError
 
 #: Suffix, in any case → what the rows of such a file are.
 KINDS = {
-    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson"), "lines"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".ldjson"), "lines"),
     ".json": "json",
     **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
     **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),

@@ -96,7 +96,7 @@ class Work:
             if self.spec.protocols:
                 raise EsaError(
                     f"--data {self.spec.data.source} is more than a protocol measures on; give a sample of it, of at "
-                    f"most {LARGE >> 20} MiB"
+                    f"most {LARGE >> 20} MiB" + ", as by --split 'train[:1%]'" * hub.is_hub(self.spec.data)
                 )
             try:
                 self.windows, self.text = result(_packed.remote(self.spec, self.source))

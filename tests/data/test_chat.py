@@ -85,8 +85,12 @@ def test_no_window_has_a_bos_behind_its_first_place(tmp_path, adds_bos, bos):
 
 
 def test_a_template_that_asks_for_the_date_writes_the_same_one_every_day(tmp_path):
-    shape = "{{ strftime_now('%d %b %Y') }}{% set form = '%Y-%m-%d %A %-d' %}{{ strftime_now(form) }}"
-    wanted = "26 Jul 2024" + "2024-07-26 Friday 26"
+    shape = (
+        "{% macro head(sep) %}{{ strftime_now('%d %b %Y') }}{{ sep }}{% endmacro %}"
+        "{% if strftime_now is defined %}{{ head('/') }}{% endif %}"
+        "{% set form = '%Y-%m-%d %A %-d' %}{{ strftime_now(form) }}"
+    )
+    wanted = "26 Jul 2024/" + "2024-07-26 Friday 26"
     assert documents(tmp_path, [USER], template=shape) == [wanted]
 
 

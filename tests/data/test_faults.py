@@ -1,9 +1,11 @@
 """A file that can't be read right is refused in a sentence that names the file and its line or row."""
 
+import contextlib
 import os
 import re
-import sys
+import tempfile
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -229,8 +231,29 @@ def test_a_text_that_cannot_be_read_is_an_esa_error_that_names_it(tmp_path, name
     assert name in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "a.jsonl").write_text(GOOD)
-    (tmp_path / "a.jsonl").chmod(0)
-    assert "can't be read: Permission denied" in refusal(tmp_path / "a.jsonl")
+@contextlib.contextmanager
+def nobody():
+    """Not as root, who may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "asked", "named"),
+    [("a.jsonl", "a.jsonl", "a.jsonl"), ("a.jsonl", "*.jsonl", "a.jsonl"), ("a.jsonl", ".", "a.jsonl"),
+     (".", "a.jsonl", "a.jsonl"), (".", ".", "")],
+)  # fmt: skip
+def test_what_may_not_be_read_is_refused_with_the_reason(closed, asked, named):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        Path(folder, "a.jsonl").write_text(GOOD)
+        os.chmod(Path(folder, closed), 0)
+        with nobody(), pytest.raises(EsaError, match=f"{Path(folder, named)} can't be read: Permission denied"):
+            read(Path(folder, asked))
+        os.chmod(folder, 0o755)
