@@ -13,6 +13,8 @@ from esa_ray.spec import DataSpec
 
 #: Rows that are in memory at a time.
 ROWS = 1000
+#: Bytes of a Parquet column that are fetched at a time.
+BUFFER = 8 * 2**20
 #: Rows of a piece of a data set that lies on disk.
 PIECE_ROWS = 2**16
 
@@ -82,8 +84,18 @@ def _streamed(spec: DataSpec) -> Any:
 
 @lru_cache(maxsize=2)
 def _loaded(name: str, config: str, split: str, streaming: bool) -> Any:
+    if not streaming:
+        with _loading(name):
+            return _datasets().load_dataset(name, config or None, split=split)
+    builder = _builder(name, config)
+    if hasattr(builder.config, "fragment_scan_options"):  # Parquet, which Arrow otherwise holds whole files of
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(
+            pre_buffer=False, use_buffered_stream=True, buffer_size=BUFFER
+        )
     with _loading(name):
-        return _datasets().load_dataset(name, config or None, split=split, streaming=streaming)
+        return builder.as_streaming_dataset(split=split)
 
 
 def _builder(name: str, config: str) -> Any:

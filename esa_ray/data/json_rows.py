@@ -14,6 +14,7 @@ CHARACTERS = 2**18
 #: An error that far before the end of what was read isn't one of its having been cut there.
 MARGIN = 16
 _SPACE = " \t\n\r"
+_OTHER_NAME = "if this is JSON over several lines, or in one array, name the file .json"
 
 
 def json_lines(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[int, object]]:
@@ -24,6 +25,8 @@ def json_lines(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[
             try:
                 row = decode(line)
             except (ValueError, RecursionError) as error:
+                if line.strip() in ("{", "["):
+                    raise Fault(number, f"holds no more than {line.strip()}; {_OTHER_NAME}") from None
                 raise _no_json(number, error) from None
             yield number, _cell(row, column, number)
 
@@ -138,7 +141,8 @@ def _no_json(line: int, error: BaseException) -> Fault:
 
 def _cell(row: object, column: str, line: int) -> object:
     if not isinstance(row, dict):
-        raise Fault(line, f"holds {row!r:.40}, which is no JSON object; write {{{json.dumps(column)}: …}}")
+        mend = _OTHER_NAME if isinstance(row, list) else f"write {{{json.dumps(column)}: …}}"
+        raise Fault(line, f"holds {row!r:.40}, which is no JSON object; {mend}")
     if column in row:
         return row[column]
     what = no_column(column, row)

@@ -1,6 +1,7 @@
 """The same rows are the same documents, however a file holds them."""
 
 import sqlite3
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -8,7 +9,10 @@ import pandas as pd
 import pytest
 
 from esa_ray.data import json_rows, text_fingerprint
+from esa_ray.data.pieces import pieces
+from esa_ray.data.reading import read_piece
 from esa_ray.errors import EsaError
+from esa_ray.spec import DataSpec
 from tests.data.writing import COMPRESSIONS, HARD, TABLES, TEXTS, json_array, json_lines, parquet, read, table
 
 
@@ -107,6 +111,21 @@ def test_json_is_the_same_wherever_reading_stops_in_between(tmp_path, name, char
     rows = ["one", 'ü \u2028 🙂 \\ " \\u00e9', "", 'x": [1.5e-3, true, -Infinity', "{", "]", "last"]
     (tmp_path / name).write_text(TEXTS[name](rows))
     assert read(tmp_path / name) == [row for row in rows if row]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "array.json", "a.csv", "a.tsv"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_is_read_without_being_held(tmp_path, name, suffix):
+    path, rows = tmp_path / (name + suffix), [f"{i} " + "words " * 150 for i in range(9_000)]
+    path.write_bytes(COMPRESSIONS[suffix](TEXTS[name](rows).encode()))
+    spec = DataSpec(source=str(path))
+    (piece,) = pieces(spec)
+    tracemalloc.start()
+    size = sum(map(len, read_piece(piece, spec)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > 8_000_000
+    assert peak < 2_000_000
 
 
 def test_a_json_file_of_one_object_is_one_document(tmp_path):
