@@ -17,7 +17,7 @@ _PLAIN: dict[str, Any] = {
 _GPT: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 24,
                         "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 _GROUPED = {**_PLAIN, "num_key_value_heads": 2, "head_dim": 4}
-_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 _LATENT = {**_PLAIN, "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 4,
            "qk_rope_head_dim": 2, "v_head_dim": 6, "head_dim": 2}  # fmt: skip
 _DEEPSEEK = {**_LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 1,
@@ -76,10 +76,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "ffn_hidden_size": 24, "expert_ffn_hidden_size": 8, "n_routed_experts": 4, "zero_expert_num": 2,
          "moe_topk": 2},
     ),
-    "qwen2_moe": ("qwen2_moe", {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 14}),
+    "qwen2_moe": ("qwen2_moe", {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 12}),
     "qwen3_next": (
         "qwen3_next",
-        {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 14, "layer_types": ["full_attention"] * 2},
+        {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 12, "layer_types": ["full_attention"] * 2},
     ),
     "afmoe": (
         "afmoe",
