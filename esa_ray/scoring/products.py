@@ -79,6 +79,10 @@ class Products(TorchFunctionMode):
         """
         return None
 
+    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product whose inputs or outputs stand on several axes, the last ones; gives Y, or None to be ``other``."""
+        return None
+
     def __enter__(self) -> Any:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
@@ -108,6 +112,9 @@ class Products(TorchFunctionMode):
         if getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
             made = self._by_operator(*args, run)
             return self.other(func, args, kwargs, run) if made is None else made
+        if func is torch.einsum and len(args) == 3 and not kwargs:
+            made = self._by_letters(*args, run)
+            return self.other(func, args, kwargs, run) if made is None else made
         product = None
         if func is linear:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
@@ -129,6 +136,17 @@ class Products(TorchFunctionMode):
         if operand.dim() != 2 or weight.stride() != strides or weight.shape != tensor.shape[-2:]:
             return None
         return self.multiplied(Product(index, expert, x, weight, run))
+
+    def _by_letters(self, letters: str, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product by ``einsum``, if it sums the last axes of X and the first or last of all of a matrix."""
+        index, _, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0 or operand.numel() != self.tensors[index].size or self.tensors[index].experts:
+            return None
+        a, b, made = letters.replace(" ", "").replace("->", ",").split(",")
+        summed, free = ("".join(c for c in b if (c in made) == kept) for kept in (False, True))
+        in_out = {summed + free: True, free + summed: False}.get(b)
+        whole = a.endswith(summed) and made.endswith(free) and not set(free) & set(a) and strides[-1] == 1
+        return self.summed(index, x, run) if whole and in_out == self.tensors[index].transposed else None
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
