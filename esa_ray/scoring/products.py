@@ -79,10 +79,6 @@ class Products(TorchFunctionMode):
         """
         return None
 
-    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
-        """A product whose inputs or outputs stand on several axes, the last ones; gives Y, or None to be ``other``."""
-        return None
-
     def __enter__(self) -> Any:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
@@ -112,9 +108,6 @@ class Products(TorchFunctionMode):
         if getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
             made = self._by_operator(*args, run)
             return self.other(func, args, kwargs, run) if made is None else made
-        if func is torch.einsum and len(args) == 3 and not kwargs:
-            made = self._by_letters(*args, run)
-            return self.other(func, args, kwargs, run) if made is None else made
         product = None
         if func is linear:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
@@ -137,6 +130,17 @@ class Products(TorchFunctionMode):
             return None
         return self.multiplied(Product(index, expert, x, weight, run))
 
+    def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
+        """Any other operation; gives its result."""
+        made = self._by_letters(*args, run) if func is torch.einsum and len(args) == 3 and not kwargs else None
+        return run() if made is None else made
+
+    def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
+        index, expert, strides = self._places.get(weight.data_ptr(), (-1, 0, ()))
+        if index < 0 or weight.stride() != strides or self.tensors[index].transposed != transposed:
+            return None
+        return Product(index, expert, x, weight, run) if weight.shape == self.tensors[index].shape[-2:] else None
+
     def _by_letters(self, letters: str, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
         """A product by ``einsum``, if it sums the last axes of X and the first or last of all of a matrix."""
         index, _, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
@@ -148,12 +152,6 @@ class Products(TorchFunctionMode):
         whole = a.endswith(summed) and made.endswith(free) and not set(free) & set(a) and strides[-1] == 1
         return self.summed(index, x, run) if whole and in_out == self.tensors[index].transposed else None
 
-    def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
-        """Any other operation; gives its result."""
-        return run()
-
-    def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
-        index, expert, strides = self._places.get(weight.data_ptr(), (-1, 0, ()))
-        if index < 0 or weight.stride() != strides or self.tensors[index].transposed != transposed:
-            return None
-        return Product(index, expert, x, weight, run) if weight.shape == self.tensors[index].shape[-2:] else None
+    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product whose inputs or outputs stand on several axes, the last ones; gives Y, or None to be ``other``."""
+        return None
