@@ -7,6 +7,7 @@ expert sees the tokens that are routed to it and no others. A part of a matrix, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ class Products(TorchFunctionMode):
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
-        made = self._by_letters(*args, run) if func is torch.einsum and len(args) == 3 and not kwargs else None
+        contracts = func is torch.einsum and len(args) == 3 and re.fullmatch(r"[^,]+,[^,]+->[^,]*", str(args[0]))
+        made = self._by_letters(*args, run) if contracts else None
         return run() if made is None else made
 
     def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
