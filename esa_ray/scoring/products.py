@@ -7,6 +7,7 @@ expert sees the tokens that are routed to it and no others. A part of a matrix, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from esa_ray.models.addressing import WeightTensor
+
+
+#: Operations X·M beside ``linear`` and ``addmm``.
+MATMULS = frozenset({"matmul", "__matmul__", "mm", "bmm"})
 
 
 @contextmanager
@@ -68,6 +73,13 @@ class Products(TorchFunctionMode):
         """A product comes by; gives Y."""
         return product.run()
 
+    def all_experts(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """All experts multiply at once, each its part of X (experts, rows, inputs); gives Y, or None to be ``other``.
+
+        Rows that were routed to others are zero.
+        """
+        return None
+
     def __enter__(self) -> Any:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
@@ -81,7 +93,10 @@ class Products(TorchFunctionMode):
         self._places.clear()
 
     def _placed(self, index: int, parameter: Tensor) -> None:
-        for expert, matrix in enumerate(parameter.detach() if self.tensors[index].experts else [parameter]):
+        tensor, whole = self.tensors[index], parameter.detach()
+        if whole.shape != tensor.shape and whole.is_contiguous():
+            whole = whole.view(tensor.shape)
+        for expert, matrix in enumerate(whole if tensor.experts else [whole]):
             self._places[matrix.data_ptr()] = index, expert, matrix.stride()
 
     def _gone(self, index: int) -> None:
@@ -91,6 +106,9 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         run = partial(func, *args, **kwargs)
+        if getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
+            made = self._by_operator(*args, run)
+            return self.other(func, args, kwargs, run) if made is None else made
         product = None
         if func is linear:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
@@ -100,12 +118,42 @@ class Products(TorchFunctionMode):
             product = self._product(named["mat1"], named["mat2"], run, transposed=True)
         return self.multiplied(product) if product else self.other(func, args, kwargs, run)
 
+    def _by_operator(self, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """X·M, if M is one of the matrices as it is stored, or turned round, or all experts of one."""
+        index, expert, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0:
+            return None
+        tensor = self.tensors[index]
+        if tensor.experts and operand.shape == tensor.shape and x.dim() == 3:
+            return self.all_experts(index, x, run) if tensor.transposed else None
+        weight = operand if tensor.transposed else operand.mT
+        if operand.dim() != 2 or weight.stride() != strides or weight.shape != tensor.shape[-2:]:
+            return None
+        return self.multiplied(Product(index, expert, x, weight, run))
+
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
-        return run()
+        contracts = func is torch.einsum and len(args) == 3 and re.fullmatch(r"[^,]+,[^,]+->[^,]*", str(args[0]))
+        made = self._by_letters(args[0], args[1], args[2], run) if contracts else None
+        return run() if made is None else made
 
     def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
         index, expert, strides = self._places.get(weight.data_ptr(), (-1, 0, ()))
         if index < 0 or weight.stride() != strides or self.tensors[index].transposed != transposed:
             return None
         return Product(index, expert, x, weight, run) if weight.shape == self.tensors[index].shape[-2:] else None
+
+    def _by_letters(self, letters: str, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product by ``einsum``, if it sums the last axes of X and the first or last of all of a matrix."""
+        index, _, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0 or operand.numel() != self.tensors[index].size or self.tensors[index].experts:
+            return None
+        a, b, made = letters.replace(" ", "").replace("->", ",").split(",")
+        summed, free = ("".join(c for c in b if (c in made) == kept) for kept in (False, True))
+        in_out = {summed + free: True, free + summed: False}.get(b)
+        whole = a.endswith(summed) and made.endswith(free) and not set(free) & set(a) and strides[-1] == 1
+        return self.summed(index, x, run) if whole and in_out == self.tensors[index].transposed else None
+
+    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product whose inputs or outputs stand on several axes, the last ones; gives Y, or None to be ``other``."""
+        return None
