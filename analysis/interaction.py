@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p
-from analysis.damage import WHAT, baseline, corrected, costs
+from analysis.damage import WHAT, baseline, corrected, costs, differences
 from analysis.paired import aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
@@ -63,7 +63,7 @@ def interaction(study: Study) -> pl.DataFrame:
 def _compared(together: pl.DataFrame, members: list[pl.DataFrame], base: dict[str, Any]) -> dict[str, Any]:
     """The set against its members, each by its cells of all seeds."""
     cells = pl.concat([together, *members])
-    seeds, d = aligned([costs(rows, base) for rows in (together, *members)])
+    seeds, d = aligned([differences(together, base), *(costs(rows, base) for rows in members)])
     row: dict[str, Any] = {
         "seeds": len(seeds),
         "left_out": together["seed"].n_unique() - len(seeds),

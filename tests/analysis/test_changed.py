@@ -190,6 +190,12 @@ def test_a_member_that_cannot_be_changed_adds_nothing_to_the_sum_of_single_damag
     assert row["by_member"] == pytest.approx([0.2, 0.0, 0.4])
 
 
+def test_of_a_set_that_cannot_be_changed_there_is_no_interaction(tmp_path):
+    rows = [unchangeable(s, part=part, part_value=i) for s in SEEDS for part, i in ((None, None), ("only", 1.0))]
+    row = the(interaction(study_of(tmp_path / "s", rows)))
+    assert (row["seeds"], row["left_out"], row["interaction"]) == (0, 3, None)
+
+
 def test_a_rest_that_cannot_be_changed_is_recovered_whole(tmp_path):
     rows = test_recovery.planted(2.0, {})
     rows += [unchangeable(s, part="all_but_first", part_value=0.5) for s in SEEDS]
