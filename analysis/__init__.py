@@ -6,6 +6,7 @@ study.cells, study.rankings, study.score_stats, study.baselines   # Polars frame
 study.sample_sizes, study.samples, study.fidelity                 # empty unless "weights" was analysed
 analysis.effects(study)                                           # ΔNLL by group with intervals
 analysis.comparisons(study)                                       # super against each control
+analysis.changes(study)                                           # how many weights the damage changed
 analysis.jaccard(study)                                           # agreement of seeds
 analysis.jaccard_by_k(study), analysis.jaccard_by_windows(study)  # … against size of set and of text
 analysis.stable_from(study), analysis.outlier_seeds(study)        # from where on it is stable; odd seeds
@@ -27,6 +28,7 @@ analysis.across_studies([study, other])                           # … and seve
 
 from analysis.across import across_studies
 from analysis.agreement import ensemble_stability, score_agreement, score_correlations
+from analysis.changed import changes
 from analysis.clusters import clusters
 from analysis.convergence import jaccard_by_k, jaccard_by_windows, stable_from
 from analysis.damage import baseline, comparisons, effects
@@ -66,6 +68,7 @@ __all__ = [
     "blocks",
     "calibration",
     "calibration_deciles",
+    "changes",
     "charts",
     "clusters",
     "comparisons",

@@ -27,11 +27,12 @@ WHAT: dict[str, Any] = {
     "variant": pl.String, "damage": pl.String, "chosen": pl.String,
 }  # fmt: skip
 EFFECTS: dict[str, Any] = WHAT | {
-    "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "delta_nll": pl.Float64,
-    "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
+    "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "empty": pl.Int64,
+    "delta_nll": pl.Float64, "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
     "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
     "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
-    "delta_norm": pl.Float64, "n_weights": pl.Int64, "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
+    "delta_norm": pl.Float64, "n_weights": pl.Int64, "n_changed": pl.Float64,
+    "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
 }  # fmt: skip
 COMPARISONS: dict[str, Any] = WHAT | {
     "control": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "difference": pl.Float64, "low": pl.Float64,
@@ -109,6 +110,15 @@ def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarra
     return dict(zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True))
 
 
+def costs(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """As :func:`differences`, with 0 for a part of a set that has no weights which the damage can change.
+
+    Such a part is the intact model: leaving it out would make sums and shares those of the other seeds.
+    """
+    nothing = np.zeros(len(base["nll"]))
+    return dict.fromkeys(rows.filter(pl.col("status") == "empty")["seed"].to_list(), nothing) | differences(rows, base)
+
+
 def common_windows(rows: Iterable[np.ndarray]) -> np.ndarray:
     """D, (S, W): rows of windows, all cut to the first W that the shortest of them has."""
     rows = list(rows)
@@ -149,7 +159,9 @@ def effects(study: Study) -> pl.DataFrame:
     every cell has. ``perplexity`` is exp of the mean NLL (a geometric mean over seeds), ``delta_ppl`` its
     difference to the intact model's. ``kl`` is KL(intact ‖ damaged) in nats per token, over all windows and seeds;
     ``loop_rate`` the share of prompts whose greedy continuation ends in a loop; both null where they weren't
-    measured. Diverged cells are counted and never averaged in.
+    measured. Diverged cells are counted and never averaged in. Cells that happened to change no weight are outcomes
+    like all others, of ΔNLL 0; ``n_changed`` is the mean number of weights that were changed. ``empty`` counts the
+    seeds whose set holds no weight that the damage can change.
     """
     base, rows = baseline(study), []
     for what, cells in kinds_of_damage(study):
@@ -164,6 +176,7 @@ def effects(study: Study) -> pl.DataFrame:
                 "seeds": mine["seed"].n_unique(),
                 "diverged": counts.get("diverged", 0),
                 "errors": counts.get("error", 0),
+                "empty": counts.get("empty", 0),
             }
             rows.append(row | _effect(mine, base))
     return pl.DataFrame(rows, schema=EFFECTS)
@@ -176,7 +189,7 @@ def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
         return {}
     d, ok = common_windows(by_seed.values()), cells.filter(pl.col("status") == "ok")
     interval, of_mean = damage_interval(d), crossed_interval(d)
-    delta, rate = float(d.mean()), base["nll_per_token"]
+    delta, rate, windows = float(d.mean()), base["nll_per_token"], d.shape[1]
     return {
         "delta_nll": delta,
         "low": interval.low,
@@ -188,19 +201,25 @@ def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
         "delta_ppl": _perplexity(rate + delta) - base["perplexity"],
         "delta_ppl_low": _perplexity(rate + interval.low) - base["perplexity"],
         "delta_ppl_high": _perplexity(rate + interval.high) - base["perplexity"],
-        "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
+        "accuracy": _summed(ok, "hits", windows) / _summed(ok, "tokens", windows),
         "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
         "n_weights": int(ok["n_weights"][0]),
-        "windows": d.shape[1],
-        **_further_outcomes(ok),
+        "n_changed": ok["n_changed"].mean(),
+        "windows": windows,
+        **_further_outcomes(ok, windows),
     }
 
 
-def _further_outcomes(ok: pl.DataFrame) -> dict[str, float | None]:
+def _summed(rows: pl.DataFrame, name: str, windows: int) -> float:
+    """Sum over rows and their first windows: those that all have, else the ones that ran on would count for more."""
+    return float(rows[name].list.head(windows).list.sum().sum())
+
+
+def _further_outcomes(ok: pl.DataFrame, windows: int) -> dict[str, float | None]:
     told = ok.filter(pl.col("kl").is_not_null())
     loops = ok["loops"].drop_nulls().explode().drop_nulls()
     return {
-        "kl": float(told["kl"].list.sum().sum()) / int(told["tokens"].list.sum().sum()) if len(told) else None,
+        "kl": _summed(told, "kl", windows) / _summed(told, "tokens", windows) if len(told) else None,
         "loop_rate": float(loops.mean()) if len(loops) else None,  # type: ignore[arg-type]
     }
 

@@ -39,7 +39,9 @@ RATIOS: dict[str, Any] = {
 
 
 def effect_size(x: np.ndarray) -> np.ndarray:
-    """Hedges' g of windows' differences x (…, W): J · mean/sd, J = 1 − 3/(4(W − 1) − 1); infinite without spread.
+    """Hedges' g of windows' differences x (…, W): J · mean/sd, J = 1 − 3/(4(W − 1) − 1).
+
+    Infinite where all are the same, and 0 where all are 0: then nothing differs.
 
     >>> round(float(effect_size(np.array([1.0, 2.0, 3.0]))), 4)
     1.1429
@@ -47,7 +49,8 @@ def effect_size(x: np.ndarray) -> np.ndarray:
     n = x.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         g = (1 - 3 / (4 * (n - 1) - 1)) * x.mean(axis=-1) / x.std(axis=-1, ddof=1)
-    return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), g, np.where(x.mean(axis=-1) < 0, -np.inf, np.inf))
+    alike = np.where(x.any(axis=-1), np.where(x.mean(axis=-1) < 0, -np.inf, np.inf), 0.0)
+    return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), g, alike)
 
 
 def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
@@ -152,12 +155,14 @@ def _told(members: list[tuple[dict[str, Any], pl.DataFrame]], control: str, base
     pairs = [p for p in pairs if p[2]]
     row: dict[str, Any] = {"left_out": len(members) - len(pairs)}
     if not pairs:
-        return row | {"why_not": "a cell of every pair diverged or failed"}
+        return row | {"why_not": "a cell of every pair diverged, failed or had nothing to change"}
     windows = min(p[3] for p in pairs)
     x = np.array([np.mean([d[:windows] for d in p[2].values()], axis=0) for p in pairs])
     row |= {"strengths": [p[0] for p in pairs], "windows": windows, "seeds": min(len(p[2]) for p in pairs)}
     if windows < 2 * FEWEST_WINDOWS:
         return row | {"why_not": f"{windows} windows are too few to choose on one half and measure on the other"}
+    if not x.any():
+        return row | {"why_not": "the two cost the same in every window: there is nothing to tell them by"}
     gs, fitted = effect_size(x), cross_fit(x)
     row |= {"gs": [float(g) if np.isfinite(g) else None for g in gs], "best_strength": pairs[int(np.argmax(gs))][0]}
     if not np.isfinite(fitted.g):

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p
-from analysis.damage import WHAT, baseline, corrected, differences
+from analysis.damage import WHAT, baseline, corrected, costs, differences
 from analysis.paired import aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
 
@@ -39,7 +39,8 @@ def interaction(study: Study) -> pl.DataFrame:
 
     Additivity is in ΔNLL, which is bounded in practice: a loss near that of guessing can't grow much more, so that
     sets of members which are each fatal look subadditive. A seed of which any of these cells diverged or is missing
-    has no sum and is left out; ``diverged`` counts such cells. It is the interaction of all orders at once (the
+    has no sum and is left out; ``diverged`` counts such cells. A member that the damage can't change (``empty``: say a
+    weight that is 0, zeroed) costs 0. It is the interaction of all orders at once (the
     deviation from Bliss independence in log-likelihood: Bliss 1939, Ann. Appl. Biol. 26:585).
     """
     if study.baselines.is_empty() or study.cells.filter(pl.col("part") == "only").is_empty():
@@ -62,7 +63,7 @@ def interaction(study: Study) -> pl.DataFrame:
 def _compared(together: pl.DataFrame, members: list[pl.DataFrame], base: dict[str, Any]) -> dict[str, Any]:
     """The set against its members, each by its cells of all seeds."""
     cells = pl.concat([together, *members])
-    seeds, d = aligned([differences(rows, base) for rows in (together, *members)])
+    seeds, d = aligned([differences(together, base), *(costs(rows, base) for rows in members)])
     row: dict[str, Any] = {
         "seeds": len(seeds),
         "left_out": together["seed"].n_unique() - len(seeds),

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from analysis.crossed import damage_interval
-from analysis.damage import WHAT, baseline, differences
+from analysis.damage import WHAT, baseline, costs, differences
 from analysis.inference import bootstrap_means
 from analysis.paired import aligned, bounds, by_group, named
 from analysis.recovery import NO_DAMAGE, ratio
@@ -26,6 +26,7 @@ LAYERS: dict[str, Any] = WHAT | {
 
 #: Why a block has no damage: there is nothing to damage in it.
 NO_WEIGHTS = "the set has no weights in this block"
+UNCHANGEABLE = "the damage can't change the set's weights in this block"
 
 
 @lru_cache(maxsize=8)
@@ -35,12 +36,13 @@ def layer_damage(study: Study) -> pl.DataFrame:
     ``delta_nll`` in nats per token with its 95% interval for further windows and seeds; ``share`` is what part of the
     whole set's damage that is, paired by seed and window, with Fieller's interval (:func:`analysis.recovery.ratio`).
     Shares needn't add up to 1: blocks can break the model together, or each alone. ``n_weights`` is the mean over
-    seeds. ``empty`` counts the seeds whose set has no weights in that block, so that there was nothing to damage;
+    seeds. ``empty`` counts the seeds whose set has no weights in that block that the damage can change, so that there
+    was nothing to do;
     ``delta_nll`` is of the others.
 
     ``worst`` marks the block that costs most, ``worst_in`` is the share of bootstrap resamples (of seeds and windows)
-    in which it is this one, among the blocks that have a cell with a finite loss; a seed without weights in one of
-    these counts as costing nothing there. Null where these blocks have no seed in common. Cells that diverged are
+    in which it is this one, among the blocks that have a cell with a finite loss; a seed with nothing to damage in one
+    of these counts as costing nothing there. Null where these blocks have no seed in common. Cells that diverged are
     counted and left out; where a block of a group diverged in some seed, there is no telling which is worst, and
     ``worst`` is null.
     """
@@ -74,7 +76,8 @@ def _alone(mine: pl.DataFrame, whole: dict[int, np.ndarray], base: dict[str, Any
     }
     _, d = aligned([alone])
     if not alone:
-        return row | {"why_not": NO_WEIGHTS if empty == len(mine) else "no cell has a finite loss"}
+        nothing = UNCHANGEABLE if row["n_weights"] else NO_WEIGHTS
+        return row | {"why_not": nothing if empty == len(mine) else "no cell has a finite loss"}
     row |= {"windows": d.shape[2], "delta_nll": float(d.mean())}
     row["low"], row["high"] = bounds(damage_interval(d[0]))
     found = ratio(*aligned([alone, whole])[1])
@@ -86,12 +89,8 @@ def _alone(mine: pl.DataFrame, whole: dict[int, np.ndarray], base: dict[str, Any
 
 
 def _costs(mine: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """One block's damage by seed, 0 where the set has no weights in it: such a cell is the intact model."""
-    found = differences(mine, base)
-    if not found:
-        return {}
-    nothing = np.zeros(max(map(len, found.values())))
-    return found | dict.fromkeys(mine.filter(pl.col("status") == "empty")["seed"].to_list(), nothing)
+    """One block's damage by seed, 0 where there was nothing to damage; none of a block that never had anything."""
+    return costs(mine, base) if (mine["status"] == "ok").any() else {}
 
 
 def _worst(tables: dict[int, dict[int, np.ndarray]]) -> dict[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ import polars as pl
 from scipy import optimize
 
 from analysis.crossed import crossed_interval, damage_interval
-from analysis.damage import WHAT, baseline, differences
+from analysis.damage import WHAT, baseline, costs, differences
 from analysis.inference import Interval
 from analysis.paired import aligned, bounds, by_group, named
 from analysis.study import DAMAGE, Study
@@ -90,7 +90,7 @@ def recovery(study: Study) -> pl.DataFrame:
         whole = study.whole.filter(*same, pl.col("group") == group)
         for (fraction,), mine in cells.sort("part_value").group_by("part_value", maintain_order=True):
             found = {part: mine.filter(pl.col("part") == part) for part in (FIRST, LAST)}
-            both = _orders(differences(found[FIRST], base), differences(found[LAST], base), differences(whole, base))
+            both = _orders(costs(found[FIRST], base), costs(found[LAST], base), differences(whole, base))
             for part, rest in found.items():
                 if rest.height:
                     key = named(study, what) | {"group": group, "part": part, "fraction": fraction}
@@ -99,7 +99,7 @@ def recovery(study: Study) -> pl.DataFrame:
 
 
 def _recovered(rest: pl.DataFrame, whole: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
-    seeds, d = aligned([differences(rest, base), differences(whole, base)])
+    seeds, d = aligned([costs(rest, base), differences(whole, base)])
     cells = pl.concat([rest, whole])
     row: dict[str, Any] = {
         "seeds": len(seeds),

@@ -13,6 +13,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from analysis import wording
+from analysis.changed import controls_hold_zeros
 from analysis.damage import TREATED, baseline, comparisons, effects, in_question
 from analysis.distribution import gaussian_product_tail, has_magnitude, scored_tensors
 from analysis.figures import LINEAR_BELOW, charts
@@ -112,6 +113,7 @@ def context(study: Study) -> dict[str, Any]:
         "headline": _headline(study) if damaged else None,
         "effects": _folded(study, effects(study)) if damaged else [],
         "charted": effects(study).filter(in_question(study))["chosen"].unique().to_list() if damaged else [],
+        "controls_hold_zeros": controls_hold_zeros(study),
         "has_kl": damaged and effects(study)["kl"].is_not_null().any(),
         "has_loops": damaged and effects(study)["loop_rate"].is_not_null().any(),
         "tests": _folded(study, tests) if damaged else [],

@@ -114,7 +114,7 @@ class Response:
         usable = np.isfinite(raw) & (raw > 1e-9 * max(size.max(), 1e-9))
         if usable.sum() < 2:
             return np.full(len(raw), max(0.01 * float(size.max()), 1e-9))
-        x, y = np.log(np.maximum(size, raw))[usable], np.log(raw[usable])
+        x, y = np.log(np.maximum(size, raw)[usable]), np.log(raw[usable])
         slope = float(np.clip(np.cov(x, y)[0, 1] / x.var(ddof=1) if x.var() > 0 else 0.0, 0, 1))
         floor = np.nan_to_num(raw, nan=0.0)
         return np.exp(y.mean() + slope * (np.log(np.maximum(np.maximum(size, floor), np.exp(x.min()))) - x.mean()))

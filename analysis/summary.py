@@ -12,6 +12,7 @@ from rich.table import Table
 
 from analysis import wording
 from analysis.census import ORDERS
+from analysis.changed import empty_words, unchanged_words, unlike_words
 from analysis.convergence import CRITERION, stable_from
 from analysis.damage import GROUP_ORDER, baseline, comparisons, effects
 from analysis.fidelity import fidelity_correlations
@@ -66,7 +67,9 @@ def _intact(study: Study) -> Table:
 def _outcome(row: dict[str, Any]) -> str:
     delta = row["delta_nll"]
     lost = f" ({row['diverged']} NaN)" if row["diverged"] else ""
-    return ("diverged" if row["diverged"] else "failed") if delta is None else wording.signed(delta) + lost
+    if delta is not None:
+        return wording.signed(delta) + lost
+    return "diverged" if row["diverged"] else "failed" if row["errors"] else "can't change"
 
 
 def _weights(study: Study) -> Table:
@@ -166,6 +169,8 @@ def print_summary(study: Study, console: Console) -> None:
             f"[dim]p: the largest over the controls; for further {further}, Holm.\n"
             "Intervals, effect sizes and single seeds are in the report.[/]\n"
         )
+        for line in filter(None, [unchanged_words(study), unlike_words(study), empty_words(study)]):
+            console.print(escape(line))
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):
         judged.add_row(v.id, MARKS[v.status], v.claim)

@@ -65,7 +65,8 @@ def timeline(study: Study) -> pl.DataFrame:
     -------
     pl.DataFrame
         One row a cell and one for the intact model (``intact``), by time: ``cell_id, what`` (the damage in words),
-        ``intact, status, seconds, tokens`` (scored in all windows), ``worker`` (host/pid), ``host, process`` (its
+        ``intact, status, seconds, tokens`` (scored in all windows; 0 of a cell that changed no weight, and so took no
+        pass), ``worker`` (host/pid), ``host, process`` (its
         number on that host, from 1, by its first cell), ``start = created − seconds``, ``end = created`` (UTC),
         ``session`` (from 1), and ``at, until``: start and end in seconds of running time since the first cell began,
         pauses cut out. Null is what isn't known: times of cells that killed their process and so have no ``seconds``,
@@ -101,9 +102,11 @@ def _words(study: Study) -> list[str]:
 
 def _timed(rows: pl.DataFrame) -> pl.DataFrame:
     length = pl.duration(microseconds=(pl.col("seconds") * 1e6).round().cast(pl.Int64))
+    passed = (pl.col("n_changed") != 0).fill_null(True) if "n_changed" in rows.columns else pl.lit(True)
+    tokens = pl.when(passed).then(pl.col("tokens").list.sum()).fill_null(0).alias("tokens")
     return rows.select(
-        "cell_id", "what", "intact", "status", "seconds", "worker",
-        pl.col("tokens").list.sum().fill_null(0), (pl.col("created") - length).alias("start"),
+        "cell_id", "what", "intact", "status", "seconds", "worker", tokens,
+        (pl.col("created") - length).alias("start"),
         pl.col("created").alias("end"),
     )  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from analysis.changed import unlike_words
 from analysis.damage import comparisons, effects
 from analysis.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
 from analysis.dose import dose_response
@@ -112,7 +113,7 @@ def significance(table: pl.DataFrame) -> Verdict:
     names = [f"{r['damage']} {r['chosen']} vs {r['control']}" for r in weak.iter_rows(named=True)]
     more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
     evidence = worst + (f"; not for {', '.join(names[:MOST_SHOWN])}{more}" if names else "") + (
-        f"; {skipped} could not be tested (diverged or failed)" if skipped else ""
+        f"; {skipped} could not be tested (diverged, failed or nothing to change)" if skipped else ""
     )  # fmt: skip
     return Verdict("P3.7c", claim, _judge(not names and not skipped), evidence)
 
@@ -288,6 +289,13 @@ def protocol_verdicts(study: Study) -> list[Verdict]:
     return [steady(study), undegraded(study)] if study.spec.get("protocols") else []
 
 
+def _cautious(verdict: Verdict, caution: str) -> Verdict:
+    """A verdict on a comparison with controls, and what speaks against the comparison."""
+    if not caution or verdict.status == "open":
+        return verdict
+    return replace(verdict, evidence=f"{verdict.evidence}; but {caution}")
+
+
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     if study.spec.get("protocols"):
@@ -299,9 +307,9 @@ def verdicts(study: Study) -> list[Verdict]:
     elif study.spec["perturbations"] and not study.baselines.is_empty():
         table, tests = effects(study), comparisons(study)
         found += [
-            sign_flip_ratio(table),
-            hierarchy(table),
-            significance(tests),
+            _cautious(sign_flip_ratio(table), unlike_words(study, "sign_flip")),
+            _cautious(hierarchy(table), unlike_words(study)),
+            _cautious(significance(tests), unlike_words(study)),
             dose(study),
         ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))

@@ -117,7 +117,7 @@ FlippedBits = Annotated[str | None, typer.Option("--bits", help="Bits that flip:
 NoiseScale = Annotated[
     str | None, typer.Option("--noise-scale", help="Noise is relative to each weight or its tensor: weight, tensor.")
 ]
-Controls = Annotated[str, typer.Option(help="Control(s): random_k, matched_k, bottom_k.")]
+Controls = Annotated[str, typer.Option(help="Control(s), of weights that aren't 0: random_k, matched_k, bottom_k.")]
 Weights = Annotated[
     str,
     typer.Option(help="Also damage given weights: .csv, .jsonl or .parquet of tensor,row,col, or a study's directory."),

@@ -13,8 +13,8 @@ SCHEMA_VERSION = "1"
 #: The probabilities of ``score_stats.quantiles``.
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
 
-#: A cell's outcome. ``diverged``: the loss was NaN or infinite, which is a result; ``empty``: the part of the set holds
-#: no weights, so there was nothing to do; ``error``: no result.
+#: A cell's outcome. ``diverged``: the loss was NaN or infinite, which is a result; ``empty``: the set, or
+#: its part, holds no weights that the damage can ever change, so there was nothing to do; ``error``: no result.
 STATUSES = ("ok", "diverged", "empty", "error")
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -32,7 +32,10 @@ _WHAT = {
     "data": (_TEXT, "the text source"),
 }
 _OUTCOME = {
-    "status": (_TEXT, "ok, diverged (NaN or infinite loss), empty (no weights to damage) or error (no result)"),
+    "status": (
+        _TEXT,
+        "ok, diverged (NaN or infinite loss), empty (no weights that the damage can change) or error (no result)",
+    ),
     "error": (_TEXT, "why there is no result; null otherwise"),
     "nll": (pa.list_(_FLOAT), "summed next-token NLL of each evaluation window, nats"),
     "tokens": (pa.list_(_INT), "scored tokens of each evaluation window"),
@@ -94,12 +97,16 @@ CELLS = _schema(
         "of a path; null where the kind has no variants",
     ),
     n_weights=(_INT, "weights addressed"),
-    n_changed=(_INT, "weights whose value changed"),
+    n_changed=(
+        _INT,
+        "weights whose value changed; of an ok cell 0 where a draw or the rounding happened to change none: then its "
+        "outcome is the intact model's, to the bit",
+    ),
     delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
     **_OUTCOME,
     **_INTACT,
     windows=(_INT, "evaluation windows used: all of the study's, unless the cell was stopped early"),
-    resumed_at=(_INT, "block from which the forward pass was resumed; null for full forward passes"),
+    resumed_at=(_INT, "block from which the forward pass was resumed; null for full forward passes, and for none"),
     restored=(pa.bool_(), "the weights were bit-identical to the originals afterwards"),
 )
 

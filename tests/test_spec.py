@@ -24,6 +24,23 @@ def study(**changes) -> StudySpec:
 
 
 @pytest.mark.parametrize(
+    "label",
+    ["scale-1.00000001", "sign_flip-1e-9", "gradient_aligned-1e-9", "gradient_opposed-2e-8", "progressive-zero-1e-8",
+     "progressive-sign_flip-1e-8", "progressive-gradient_aligned-0.001-0.00001"],
+)  # fmt: skip
+def test_a_step_that_rounds_away_in_every_dtype_is_refused_in_a_sentence(label):
+    with pytest.raises(ValidationError, match=r"can never change a weight: .* rounds away in fp32"):
+        PerturbSpec.parse(label)
+
+
+@pytest.mark.parametrize(
+    "label", ["scale-1.0000001", "sign_flip-0.0000001", "gauss_noise-1e-30", "bit_flip-1e-30", "progressive-zero-1e-7"]
+)
+def test_a_step_that_fp32_can_take_and_a_draw_however_rare_are_not_refused(label):
+    PerturbSpec.parse(label)
+
+
+@pytest.mark.parametrize(
     ("kind", "strength", "variant"),
     [("sign_flip", 1.0, None), ("zero", None, None), ("gauss_noise", 0.02, "weight"), ("bit_flip", 0.05, "all")],
 )
@@ -52,6 +69,9 @@ def test_what_is_filled_in_and_what_is_spelled_out_are_equal_and_hash_alike():
         {"kind": "explode"},
         {"kind": "bit_flip", "bits": "parity"},
         {"kind": "zero", "colour": "red"},
+        {"kind": "scale", "strength": 1.0},
+        {"kind": "bit_flip", "strength": 0.0},
+        {"kind": "progressive", "strength": 0.0},
     ],
 )
 def test_a_perturbation_that_makes_no_sense_is_refused(fields):

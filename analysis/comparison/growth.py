@@ -16,7 +16,7 @@ import polars as pl
 from scipy import stats
 
 from analysis.comparison.loading import scored_weights
-from analysis.damage import baseline, differences
+from analysis.damage import baseline, costs
 from analysis.inference import LEVEL
 from analysis.study import Study
 
@@ -181,14 +181,15 @@ def shared_damage(studies: Sequence[Study]) -> Damage | None:
 def curve(study: Study, damage: Damage | None, group: str = "super") -> Curve | None:
     """Damage to the first score's sets, by size, over the seeds that were tried at every size; None without any.
 
-    A cell that diverged counts as worse than anything (:data:`DIVERGED`): it is never left out.
+    A cell that diverged counts as worse than anything (:data:`DIVERGED`), and one whose weights the damage can't change
+    as no damage: neither is left out.
     """
     if damage is None:
         return None
     first, (kind, strength, variant) = study.spec["scores"][0], damage
     rows = study.whole.filter(
         (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]) & (pl.col("group") == group)
-        & (pl.col("perturbation") == kind) & pl.col("status").is_in(["ok", "diverged"])
+        & (pl.col("perturbation") == kind) & pl.col("status").is_in(["ok", "diverged", "empty"])
         & pl.col("strength").eq_missing(pl.lit(strength, dtype=pl.Float64))
         & pl.col("variant").eq_missing(pl.lit(variant, dtype=pl.String))
     )  # fmt: skip
@@ -201,7 +202,7 @@ def curve(study: Study, damage: Damage | None, group: str = "super") -> Curve | 
         return None
     sizes, values, diverged = [], [], []
     for mine in by_size.values():
-        found = differences(mine, base)
+        found = costs(mine, base)
         worst = np.full(len(base["nll"]), DIVERGED)
         values.append([found.get(seed, worst) for seed in seeds])
         sizes.append(int(mine["n_weights"].max()))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from analysis.sections.agreement import scores, stability
+from analysis.sections.changed import changed
 from analysis.sections.dose import dose, kinds
 from analysis.sections.fidelity import fidelity
 from analysis.sections.intact import intact
@@ -19,7 +20,7 @@ from analysis.study import Study
 __all__ = ["ON_DAMAGE", "ON_RUN", "ON_WEIGHTS", "Section", "sections"]
 
 
-ON_DAMAGE = (intact, search, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
+ON_DAMAGE = (intact, search, changed, dose, kinds, together, layers, recovery, transfer, repeatability, kinds_together)
 ON_WEIGHTS = (stability, scores, where, modes, structure, fidelity)
 ON_RUN = (ran,)
 

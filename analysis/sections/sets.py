@@ -134,7 +134,7 @@ def _lost(r: dict[str, Any]) -> str:
     """Which of a block's cells have no finite loss, and why."""
     counts = [(r["diverged"], "diverged"), (r["errors"], "failed")]
     if r["seeds"]:
-        counts.append((r["empty"], "without weights"))
+        counts.append((r["empty"], "with nothing to change"))
     return ", ".join(f"{n} {word}" for n, word in counts if n) or r["why_not"] or ""
 
 
@@ -171,10 +171,12 @@ def _unranked(rows: pl.DataFrame) -> str:
     """The blocks that had nothing to damage, and those whose cells failed: neither has a place among the others."""
     none = rows.filter(pl.col("seeds") == 0)
     empty = none.filter((pl.col("empty") > 0) & (pl.col("errors") == 0) & (pl.col("diverged") == 0))
-    failed, text = none.filter(pl.col("errors") > 0), ""
-    if len(empty):
-        text += f" The set has no weights in {empty['layer'].n_unique()} of {rows['layer'].n_unique()} blocks: "
-        text += f"{_blocks(empty).partition(' ')[2]}."
+    failed, text, blocks = none.filter(pl.col("errors") > 0), "", rows["layer"].n_unique()
+    without = pl.col("n_weights") == 0
+    for mine, words in ((empty.filter(without), "has no weights"), (empty.filter(~without), "has nothing to change")):
+        if len(mine):
+            text += f" The set {words} in {mine['layer'].n_unique()} of {blocks} blocks: "
+            text += f"{_blocks(mine).partition(' ')[2]}."
     return text + (f" Not measured, as cells failed: {_blocks(failed)}." if len(failed) else "")
 
 

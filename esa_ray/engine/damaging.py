@@ -13,7 +13,7 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
 from esa_ray.grid import Cell, continuation
 from esa_ray.models.blocks import width
-from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.edit import planned
 from esa_ray.perturb.sites import Sites
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known
@@ -122,8 +122,15 @@ class Damaging:
 
     def baseline(self) -> dict[str, Any]:
         """Outcome columns of the intact model."""
-        outcome = self.intact.outcome
-        return vars(outcome) | {"loops": self._loops(outcome)}
+        return vars(self.intact.outcome) | {"loops": self._intact_loops}
+
+    @cached_property
+    def _intact_loops(self) -> list[int] | None:
+        return self._loops(self.intact.outcome)
+
+    def unchanged(self) -> dict[str, Any]:
+        """Outcome columns of a model none of whose weights changed: the intact one's, to the bit and without a pass."""
+        return self.baseline() | {"kl": [0.0] * len(self.intact.outcome.nll)}
 
     def _loops(self, outcome: Outcome) -> list[int] | None:
         if not self.data.prompts or outcome.diverged:
@@ -146,13 +153,17 @@ class Damaging:
     def run(self, cell: Cell, ranking: pa.Table) -> dict[str, Any]:
         """Damage, measure, restore: the columns of what was done and what came of it."""
         weights, known = self._chosen(cell, ranking)
-        start = self.prepared([self.catalogue[name] for name in weights])
         assert self.intact  # measured before anything is damaged
-        with perturbed(self.catalogue, weights, cell.perturbation, cell.draw, known) as edit:
-            found = self.measure(start, cell.early_stop)
-        # `perturbed` has checked the restoration bit for bit, or raised.
+        edit, start = planned(self.catalogue, weights, cell.perturbation, cell.draw, known), None
+        if edit.applied.n_changed:
+            start = self.prepared([self.catalogue[name] for name in weights])
+            with edit.standing():
+                found = self.measure(start, cell.early_stop)
+        else:
+            found = self.unchanged()
+        # The edit has checked its restoration bit for bit, or raised.
         diverged = Outcome(found["nll"], found["tokens"], found["hits"]).diverged
-        return vars(edit) | found | {
+        return vars(edit.applied) | found | {
             "windows": len(found["nll"]), "resumed_at": start, "restored": True,
             "status": "diverged" if diverged else "ok",
         }  # fmt: skip

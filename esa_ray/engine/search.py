@@ -94,7 +94,9 @@ class SearchTrial(CellTrial):
 
 
 def mean_damage(rows: list[dict[str, Any]], baseline: float) -> float:
-    """Mean ΔNLL over seeds, nats per token; NaN if a cell diverged. What is too little to change a weight costs 0.
+    """Mean ΔNLL over seeds, nats per token; NaN if a cell diverged.
+
+    What changed no weight costs 0, and so does damage that can't change a weight of the set (status ``empty``).
 
     Raises
     ------
@@ -102,9 +104,7 @@ def mean_damage(rows: list[dict[str, Any]], baseline: float) -> float:
         If a cell failed: the search can't go on without its damage.
     """
     total = len(rows)
-    rows = [row for row in rows if not (row.get("error") or "").startswith("NothingChangedError")]
-    if not rows:
-        return 0.0
+    rows = [row for row in rows if row["status"] != "empty"]
     if failed := next((row for row in rows if row["status"] == "error"), None):
         raise EsaError(f"a cell of the search failed: {failed['error']}")
     if any(row["status"] != "ok" for row in rows):

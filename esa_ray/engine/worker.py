@@ -30,6 +30,7 @@ from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
 from esa_ray.perturb.edit import NotRestoredError
+from esa_ray.perturb.fixed import UnchangeableError, rounds_away
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
 from esa_ray.spec import StudySpec
@@ -116,6 +117,7 @@ class Worker:
         where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
         self.device, self._versions = f"{where} on {platform.node()}", versions(device)
         self.rankings = Rankings(self.model, self.catalogue, self.windows, spec, self.store, source.name)
+        self._check_steps()
         self._ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
@@ -134,6 +136,15 @@ class Worker:
         deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]
         if deep:
             raise EsaError(f"--layers {deep[0]:g}: the model has the blocks 0 to {self.catalogue.layers - 1}")
+
+    def _check_steps(self) -> None:
+        dtypes = {tensor.dtype for tensor in self.rankings.tensors}
+        for perturbation in self.spec.perturbations:
+            if rounds_away(perturbation, dtypes):
+                raise EsaError(
+                    f"{perturbation.label} can never change a weight in {self.dtype}, where {perturbation.step:.2g} of "
+                    "one rounds away; give another strength, or --dtype fp32"
+                )
 
     def _may_touch_head(self) -> bool:
         head = self.model.get_output_embeddings()
@@ -315,8 +326,9 @@ class Worker:
         fatal: Exception | None = None
         try:
             row |= self._damaged(cell) | self._intact()
-        except EmptyPartError:
-            row |= {"status": "empty", "n_weights": 0, "n_changed": 0, "delta_norm": 0.0}
+        except (EmptyPartError, UnchangeableError) as error:
+            n = error.n_weights if isinstance(error, UnchangeableError) else 0
+            row |= {"status": "empty", "error": str(error), "n_weights": n, "n_changed": 0, "delta_norm": 0.0}
         except EsaError:
             raise  # a cause the user can mend, the same for every cell
         except Exception as error:  # whatever it is, it is this cell's alone, unless it ends this process

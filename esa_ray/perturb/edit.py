@@ -17,14 +17,11 @@ from torch import Tensor
 
 from esa_ray.models.addressing import Catalogue
 from esa_ray.models.places import bits
+from esa_ray.perturb.fixed import check_changeable
 from esa_ray.perturb.kinds import KINDS, Target
 from esa_ray.perturb.known import Known
 from esa_ray.perturb.sites import Group, Sites
 from esa_ray.spec import PerturbSpec
-
-
-class NothingChangedError(RuntimeError):
-    """The perturbation left every weight as it was, so its effect can't be measured."""
 
 
 class NotRestoredError(RuntimeError):
@@ -142,19 +139,55 @@ def written(writes: Sequence[Write]) -> Iterator[None]:
         _restore(writes)
 
 
-def _planned(sites: Sites, spec: PerturbSpec, draw: tuple[int, ...], known: Mapping[str, Known]) -> list[Write]:
+@dataclass(frozen=True)
+class Edit:
+    """New values for a set of weights, not standing yet, and what they amount to."""
+
+    writes: tuple[Write, ...]
+    applied: Applied
+
+    @contextmanager
+    def standing(self) -> Iterator[Applied]:
+        """Let the new values stand for the length of a ``with`` block; where none differs, nothing is written.
+
+        Raises
+        ------
+        NotRestoredError
+            If the weights are not bit-identical to the originals at the end, or that can't be told.
+        """
+        with written(self.writes if self.applied.n_changed else ()):
+            yield self.applied
+
+
+def _targets(sites: Sites, draw: tuple[int, ...], known: Mapping[str, Known]) -> list[Target]:
     nothing = Known()
     targets = [
         Target(group, group.gathered(), draw, tuple(known.get(tensor.name, nothing) for tensor in group.tensors))
         for group in sites.groups
     ]
-    whole = [replace(target, whole=targets) for target in targets]
-    return [Write(target.group, target.values, KINDS[spec.kind](target, spec)) for target in whole]
+    return [replace(target, whole=targets) for target in targets]
 
 
 def _summary(writes: Sequence[Write], n: int) -> Applied:
     changed, squares = zip(*[write.summary().tolist() for write in writes], strict=True) if writes else ((), ())
     return Applied(n_weights=n, n_changed=int(sum(changed)), delta_norm=math.sqrt(sum(squares)))
+
+
+def planned(
+    catalogue: Catalogue,
+    chosen: Mapping[str, np.ndarray],
+    spec: PerturbSpec,
+    seed: int | tuple[int, ...],
+    known: Mapping[str, Known] | None = None,
+) -> Edit:
+    """What damage makes of chosen weights, and of how many; nothing is written yet. As :func:`perturbed`."""
+    sites = chosen if isinstance(chosen, Sites) else Sites(catalogue, chosen)
+    targets = _targets(sites, (seed,) if isinstance(seed, int) else tuple(seed), known or {})
+    writes = tuple(Write(target.group, target.values, KINDS[spec.kind](target, spec)) for target in targets)
+    applied = _summary(writes, sites.n)
+    if not applied.n_changed:
+        check_changeable(targets, spec)
+    return Edit(writes, applied)
 
 
 @contextmanager
@@ -166,6 +199,10 @@ def perturbed(
     known: Mapping[str, Known] | None = None,
 ) -> Iterator[Applied]:
     """Damage chosen weights for the length of a ``with`` block, then put back the originals.
+
+    A draw, or an edit, that happens to change nothing is an outcome like any other: ``n_changed`` is 0, and the model
+    in the block is the intact one to the bit. Damage that can never change a weight of this set is refused before the
+    block runs (:mod:`esa_ray.perturb.fixed`).
 
     Parameters
     ----------
@@ -181,8 +218,8 @@ def perturbed(
     ------
     EsaError
         If the kind needs scores or gradients that aren't given.
-    NothingChangedError
-        If not one weight changed its value.
+    UnchangeableError
+        If the kind can change not one of these weights, at no strength and by no draw, or there are none.
     NotRestoredError
         If the weights are not bit-identical to the originals at the end, or that can't be told.
 
@@ -196,11 +233,5 @@ def perturbed(
     ...     edit.n_changed
     2
     """
-    draw = (seed,) if isinstance(seed, int) else tuple(seed)
-    sites = chosen if isinstance(chosen, Sites) else Sites(catalogue, chosen)
-    writes = _planned(sites, spec, draw, known or {})
-    applied = _summary(writes, sites.n)
-    if applied.n_changed == 0:
-        raise NothingChangedError(f"{spec.label} changed none of {applied.n_weights} weights")
-    with written(writes):
+    with planned(catalogue, chosen, spec, seed, known).standing() as applied:
         yield applied

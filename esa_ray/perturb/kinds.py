@@ -46,6 +46,11 @@ class Target:
         """The values in float64."""
         return self.values.double()
 
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss at each weight, float64; raises as :meth:`facts` does."""
+        return self.group.upload(np.concatenate(self.facts("gradient")))
+
     def made(self, new: Tensor) -> Tensor:
         """New values in the weights' own dtype, rounded once."""
         return new.to(self.values.dtype, copy=True)  # what is remembered of tensors is not to be written over
@@ -94,8 +99,8 @@ def scale(target: Target, spec: PerturbSpec) -> Tensor:
     return target.made(_strength(spec) * target.old)
 
 
-def _spread(target: Target, relative_to: str | None) -> Tensor:
-    """What noise is scaled by: |w|, or the standard deviation of the tensor."""
+def spread(target: Target, relative_to: str | None) -> Tensor:
+    """What noise is scaled by: |w|, or the standard deviation of the tensor; float64."""
     return target.group.of_tensors(sites.standard_deviation) if relative_to == "tensor" else target.old.abs()
 
 
@@ -110,7 +115,7 @@ def gauss_noise(target: Target, spec: PerturbSpec) -> Tensor:
 
 
 def _noisy(target: Target, spec: PerturbSpec, epsilon: np.ndarray) -> Tensor:
-    scaled = _strength(spec) * _spread(target, spec.relative_to) * target.group.upload(epsilon)
+    scaled = _strength(spec) * spread(target, spec.relative_to) * target.group.upload(epsilon)
     return target.made(target.old + scaled)
 
 
@@ -147,13 +152,22 @@ def adaptive(target: Target, spec: PerturbSpec) -> Tensor:
     weight, but spent where the score is. "row": a = root mean square of the weight's own output row.
     """
     if spec.adapt == "row":
-        a = target.group.of_rows(sites.row_root_mean_square)
-        scaled = _strength(spec) * a * target.group.upload(_own_noise(target))
+        scaled = _strength(spec) * own_scale(target, spec) * target.group.upload(_own_noise(target))
     else:
-        scores = zip(target.facts("score"), _weight_per_score(target), strict=True)
-        own = np.concatenate([score * per_score for score, per_score in scores])
-        scaled = target.group.upload(_strength(spec) * own * _own_noise(target))
+        scaled = target.group.upload(_strength(spec) * _by_score(target) * _own_noise(target))
     return target.made(target.old + scaled)
+
+
+def own_scale(target: Target, spec: PerturbSpec) -> Tensor:
+    """What ``adaptive`` scales each weight's noise by, float64."""
+    if spec.adapt == "row":
+        return target.group.of_rows(sites.row_root_mean_square)
+    return target.group.upload(_by_score(target))
+
+
+def _by_score(target: Target) -> np.ndarray:
+    scores = zip(target.facts("score"), _weight_per_score(target), strict=True)
+    return np.concatenate([score * per_score for score, per_score in scores])
 
 
 def _weight_per_score(target: Target) -> Iterable[float]:

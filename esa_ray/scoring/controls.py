@@ -4,6 +4,10 @@ Each control gives one weight for each super weight, in the same tensor and comp
 and never a super weight itself. So for every k the control has the same counts as the set that it controls
 for. It does depend on the depth of the ranking, the largest k that it was drawn for: which weights are super
 weights, and so left out, follows from it. The depth is therefore part of a control cell's identity.
+
+A weight that is exactly 0 (pruned, padded) is no control for one that isn't: most damage leaves 0 where it is, and a
+set that can't be damaged looks harmless. So controls are drawn among the weights that aren't 0. Only of a super weight
+that is 0 itself the control is another 0, while there are others: so such damage changes as many controls as supers.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from esa_ray.randomness import stream_key, uniform
 from esa_ray.scoring.histogram import PATTERNS, bin_of
 from esa_ray.scoring.pools import some_of
 from esa_ray.scoring.scores import Scores
-from esa_ray.scoring.streaming import Stretch, in_order, stretches
+from esa_ray.scoring.streaming import STRETCH, Stretch, in_order, stretches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,55 +70,128 @@ class Members:
         return (output // len(mine) * tensor.rows + mine[output % len(mine)]) * tensor.cols + col
 
 
-def _check_enough(tensor: WeightTensor, n: int, wanted: int) -> None:
+def _check_enough(tensor: WeightTensor, n: int, wanted: int, which: str = "") -> None:
     if n < 2 * wanted:
         raise EsaError(
-            f"{tensor.name} holds {n} weights of a component, too few for {wanted} super weights and as many "
+            f"{tensor.name} holds {n} {which}weights of a component, too few for {wanted} super weights and as many "
             "controls; lower --topk"
         )
 
 
+#: What of a component's weights controls are drawn among where some are 0.
+NOT_ZERO = "non-zero "
+
+#: Draws a control after which a component's weights are all looked at, instead of drawing on.
+PATIENCE = 64
+
+
+class _Urn:
+    """The weights of a component that no one has taken yet, to be drawn uniformly by one stream of draws."""
+
+    def __init__(self, tensor: WeightTensor, among: Members, supers: np.ndarray, group: str, seed: int):
+        _check_enough(tensor, len(among), len(supers))
+        self.tensor, self.among, self._weights = tensor, among, tensor.flat_weights()
+        self.taken: set[int] = set(supers.tolist())
+        self._key = stream_key(seed, group, tensor.name, int(among[np.array([0])][0]))
+        # What is drawn first is looked up together with the super weights: a device is asked once.
+        self._first = next(self._draws(2 * len(supers)))
+        #: |w| of each super weight.
+        self.magnitude, self._first_magnitude = np.split(
+            self._magnitudes(np.concatenate([supers, self._first])), [len(supers)]
+        )
+
+    def _draws(self, at_once: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Uniform draws with replacement, without end."""
+        counter = np.arange(start, start + max(1, at_once))
+        while True:
+            yield self.among[(uniform(self._key, counter) * len(self.among)).astype(np.int64)]
+            counter += len(counter)
+
+    def _magnitudes(self, flat: np.ndarray) -> np.ndarray:
+        return self._weights[torch.as_tensor(flat)].abs().float().cpu().numpy()
+
+    def _looked_up(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The draws, and which of them are exactly 0; −0 is, NaN isn't."""
+        yield self._first, self._first_magnitude == 0
+        for draws in self._draws(len(self._first), start=len(self._first)):
+            yield draws, self._magnitudes(draws) == 0
+
+    def draw(self, n: int, *, zero: bool) -> list[int]:
+        """So many weights that are 0, or that aren't; fewer where there are no more."""
+        chosen: list[int] = []
+        looked, missed = 0, False
+        for draws, zeros in self._looked_up():
+            looked, missed = looked + len(draws), missed or bool((zeros != zero).any())
+            for draw in draws[zeros == zero].tolist():
+                if len(chosen) < n and draw not in self.taken:
+                    self.taken.add(draw)
+                    chosen.append(draw)
+            if len(chosen) == n or (missed and looked >= PATIENCE * n):
+                break
+        return chosen + self._rest(n - len(chosen), zero=zero) if len(chosen) < n else chosen
+
+    def _rest(self, n: int, *, zero: bool) -> list[int]:
+        """The same of a component that hardly has such weights: all are listed, and shuffled."""
+        numbers = (np.arange(i, min(i + STRETCH, len(self.among))) for i in range(0, len(self.among), STRETCH))
+        listed = [flat[(self._magnitudes(flat) == 0) == zero] for flat in map(self.among.__getitem__, numbers)]
+        free = np.array([i for i in np.concatenate(listed).tolist() if i not in self.taken], dtype=np.int64)
+        found = free[np.argsort(uniform(stream_key(self._key, "listed"), free), kind="stable")[:n]].tolist()
+        self.taken.update(found)
+        return found
+
+    def zeros(self) -> tuple[np.ndarray, np.ndarray]:
+        """(controls of the super weights that are 0, which super weights are without one yet)."""
+        zero = self.magnitude == 0
+        chosen, left = np.empty(len(zero), np.int64), np.ones(len(zero), bool)
+        if zero.any():
+            found = self.draw(int(zero.sum()), zero=True)
+            at = np.flatnonzero(zero)[: len(found)]
+            chosen[at], left[at] = found, False
+        return chosen, left
+
+
 def random_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int) -> np.ndarray:
-    """One uniformly drawn other weight for each super weight, without replacement.
+    """One uniformly drawn other weight for each super weight, without replacement; 0 just where that is 0.
 
     ``supers`` are flat indices by rank, ``eligible`` the weights to draw from (None: the whole tensor).
+
+    Raises
+    ------
+    EsaError
+        If there are too few.
     """
-    among = Members(tensor) if eligible is None else eligible
-    _check_enough(tensor, len(among), len(supers))
-    first = int(among[np.array([0])][0])
-    draws = _draws(among, stream_key(seed, "random_k", tensor.name, first), 2 * len(supers))
-    taken: set[int] = set(supers.tolist())
-    chosen: list[int] = []
-    for draw in draws:
-        if len(chosen) == len(supers):
-            break
-        if draw not in taken:
-            taken.add(draw)
-            chosen.append(draw)
-    return np.array(chosen, dtype=np.int64)
-
-
-def _draws(among: Members, key: int, at_once: int) -> Iterator[int]:
-    """Uniform draws with replacement, without end."""
-    counter = np.arange(max(1, at_once))
-    while True:
-        yield from among[(uniform(key, counter) * len(among)).astype(np.int64)].tolist()
-        counter += len(counter)
+    urn = _Urn(tensor, Members(tensor) if eligible is None else eligible, supers, "random_k", seed)
+    chosen, left = urn.zeros()
+    if left.any():
+        found = urn.draw(wanted := int(left.sum()), zero=False)
+        if len(found) < wanted:
+            _check_enough(tensor, len(found) + int((urn.magnitude != 0).sum()), wanted, NOT_ZERO)
+        chosen[left] = found
+    return chosen
 
 
 def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int) -> np.ndarray:
     """For each super weight a random other one of similar magnitude: among its nearest neighbours in rank of |w|.
 
     Where the set is the very largest weights of a tensor nothing larger is left, so a match can be smaller. Of
-    equal magnitudes the lower flat index ranks lower.
+    equal magnitudes the lower flat index ranks lower. A weight that is 0 matches those that are 0, and no others.
+
+    Raises
+    ------
+    EsaError
+        If there are too few.
     """
-    among = Members(tensor) if eligible is None else eligible
-    _check_enough(tensor, len(among), len(supers))
-    magnitude = tensor.flat_weights()[torch.as_tensor(supers)].abs().float().cpu().numpy()
-    ordered, candidates = _near(tensor, among.outputs, magnitude)
-    place = np.searchsorted(ordered, magnitude)
-    pick = uniform(stream_key(seed, "matched_k", tensor.name), supers)
-    taken: set[int] = set(supers.tolist())
+    urn = _Urn(tensor, Members(tensor) if eligible is None else eligible, supers, "matched_k", seed)
+    chosen, left = urn.zeros()
+    if left.any():
+        pick = uniform(stream_key(seed, "matched_k", tensor.name), supers[left])
+        chosen[left] = _matched(urn, urn.magnitude[left], pick)
+    return chosen
+
+
+def _matched(urn: _Urn, magnitude: np.ndarray, pick: np.ndarray) -> list[int]:
+    ordered, candidates = _near(urn.tensor, urn.among.outputs, magnitude)
+    place, taken = np.searchsorted(ordered, magnitude), urn.taken
     chosen: list[int] = []
     for centre, u in zip(place.tolist(), pick.tolist(), strict=True):
         width = MATCH_NEIGHBOURS // 2
@@ -124,17 +201,18 @@ def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None
             width *= 2
         chosen.append(near[int(u * len(near))])
         taken.add(chosen[-1])
-    return np.array(chosen, dtype=np.int64)
+    return chosen
 
 
 def _near(tensor: WeightTensor, outputs: np.ndarray | None, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes and flat indices, in order of magnitude, of all weights that could be a match for some.
+    """Magnitudes and flat indices, in order of magnitude, of all non-zero weights that could match some.
 
     Only the bins of a histogram are sorted that hold them, so this costs two passes over the weights instead of an
     order of all. What lies between two runs of such bins is left out, beyond every match's reach.
     """
     stretched = list(stretches(Scores([tensor], {}, 0), "magnitude", [part.component for part in tensor.parts]))
     counts = sum(_counts(stretched, outputs), start=np.zeros(PATTERNS, np.int64))
+    _check_enough(tensor, int(counts.sum()), len(magnitudes), NOT_ZERO)
     bins = _bins_near(counts, np.unique(bin_of(torch.from_numpy(magnitudes)).numpy()), _reach(len(magnitudes)))
 
     def found(stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
@@ -155,13 +233,13 @@ def _reach(supers: int) -> int:
 
 
 def _counts(stretched: list[Stretch], outputs: np.ndarray | None) -> Iterator[np.ndarray]:
-    """How many magnitudes every bin holds, stretch by stretch."""
+    """How many magnitudes above 0 every bin holds, stretch by stretch."""
 
     def counted(stretch: Stretch) -> Tensor:
         counts = torch.zeros(PATTERNS, dtype=torch.int64, device=stretch.reading.weights.device)
         for chunk in stretch.chunks():
-            bins = bin_of(chunk.of(outputs))
-            counts.index_add_(0, bins, torch.ones_like(bins, dtype=torch.int64))
+            magnitudes = chunk.of(outputs)
+            counts.index_add_(0, bin_of(magnitudes), (magnitudes != 0).long())
         return counts
 
     return (counts.cpu().numpy() for counts in in_order(counted, stretched))
@@ -179,11 +257,11 @@ def _bins_near(counts: np.ndarray, bins: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _in_bins(stretch: Stretch, outputs: np.ndarray | None, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bit patterns (as int64) and flat indices of a stretch's magnitudes that lie in some bins."""
+    """Bit patterns (as int64) and flat indices of a stretch's magnitudes above 0 that lie in some bins."""
     wanted = torch.as_tensor(bins, device=stretch.reading.weights.device)
     bits, flat = [], []
     for chunk in stretch.chunks():
-        mask, inside = chunk.mask(outputs), wanted[bin_of(chunk.scores)]
+        mask, inside = chunk.mask(outputs), wanted[bin_of(chunk.scores)] & (chunk.scores != 0)
         at = torch.nonzero(inside if mask is None else inside & mask).flatten()
         bits.append(chunk.scores[at].view(torch.int32).long().cpu().numpy())
         flat.append(at.cpu().numpy() + chunk.flat.start)

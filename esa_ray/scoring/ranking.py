@@ -40,7 +40,8 @@ def rank(
 
     ``super`` holds the k largest scores, ``bottom_k`` the k smallest among non-zero weights (a weight of
     exactly 0 scores 0 by construction and can't be damaged in proportion to itself). ``random_k`` and
-    ``matched_k`` draw one other weight for each super weight, in the same tensor and component, at the same rank.
+    ``matched_k`` draw one other weight for each super weight, in the same tensor and component, at the same rank, and
+    exactly 0 just where the super weight is, as long as there are others: what is 0 can't be damaged as the rest can.
 
     Raises
     ------

@@ -43,6 +43,8 @@ _DEFAULT_STRENGTH: dict[str, float | None] = {
     "gradient_aligned": 0.1, "gradient_opposed": 0.1, "correlated": 0.1, "adaptive": 0.1, "quantize": 4.0,
     "progressive": 0.5,
 }  # fmt: skip
+#: Bits of mantissa of fp32, the finest dtype that a model is loaded in.
+LONGEST_MANTISSA = 23
 #: Kinds whose strengths ``--perturb-scale`` gives.
 SCALED = (
     "sign_flip", "scale", "gauss_noise", "gradient_aligned", "gradient_opposed", "correlated", "adaptive",
@@ -93,6 +95,13 @@ class PerturbSpec(Spec):
     ``adaptive`` by "score" spreads the expected ‖Δ‖² of ``gauss_noise`` over the set in proportion to its squared
     scores, a = s·‖w‖/‖s‖ over the whole set; by "row" a is the root mean square of the weight's own output row.
 
+    Damage that can never change a weight is refused before it runs: here where kind and strength say so
+    (``scale`` by 1, steps that round away in every dtype), by the worker where the model's dtype does, and in its own
+    cell, whose status is then ``empty``, where every weight of the set is one that the kind leaves as it is
+    (:mod:`esa_ray.perturb.fixed`), say a set of zeros under ``zero``. A draw, or an edit, that happened to change
+    nothing is an outcome instead, ΔNLL 0, and counts in every mean: without it the cost of rare bit flips would be
+    that of the cells in which a bit flipped.
+
     >>> PerturbSpec.parse("bit_flip-mantissa-0.05").label, PerturbSpec(kind="quantize", strength=3).label
     ('bit_flip-mantissa-0.05', 'quantize-3')
     """
@@ -125,6 +134,11 @@ class PerturbSpec(Spec):
             object.__setattr__(self, name, value)
         if self.toward is not None and self.toward.kind == "progressive":
             raise ValueError("progressive leads toward another kind, not toward itself")
+        if self.step_rounds_away(LONGEST_MANTISSA):
+            raise ValueError(
+                f"{self.label} can never change a weight: {self.step:.2g} of one rounds away in fp32 and in every "
+                "shorter dtype; give another strength"
+            )
         return self
 
     @classmethod
@@ -193,6 +207,30 @@ class PerturbSpec(Spec):
         if self.kind == "scale":
             return abs(1 - self.strength)
         return 1 / (2 ** (self.strength - 1) - 1) if self.kind == "quantize" else self.strength
+
+    @property
+    def step(self) -> float | None:
+        """By which share of itself every weight moves, |Δw|/|w|; None where that isn't the same for all."""
+        shares = {"zero": 1.0, "sign_flip": 2 * self._given, "scale": abs(1 - self._given)}
+        if self.toward is not None:
+            return None if self.toward.step is None else self._given * self.toward.step
+        return self._given if self.kind in GRADIENT_KINDS else shares.get(self.kind)
+
+    @property
+    def _given(self) -> float:
+        return self.strength or 0.0
+
+    def step_rounds_away(self, mantissa: int) -> bool:
+        """Whether its step is so small that a dtype with so many bits of mantissa has no other number so near.
+
+        Half of the distance to the next number is 2^−(mantissa + 2) of a weight or more; a tie goes to the weight
+        itself where it is just that. Kinds that draw, and those that move weights to a grid or a mean, aren't judged.
+
+        >>> spec = PerturbSpec.parse("scale-1.001")
+        >>> spec.step_rounds_away(7), spec.step_rounds_away(10)  # bf16, fp16
+        (True, False)
+        """
+        return self.step is not None and self.step <= 2.0 ** -(mantissa + 2)
 
     @property
     def series(self) -> tuple[str, ...]:

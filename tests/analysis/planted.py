@@ -14,6 +14,8 @@ RATE = 3.0
 def damaged(directory, damages, delta, *, seeds=(1, 2, 3), windows=8, groups=("super", "random_k"), vocabulary=None):
     """A study whose cells cost ``delta(group, damage, seed)`` nats per token in each window; None: it diverged.
 
+    A cell that costs exactly 0 changed no weight.
+
     ``damages`` are (perturbation, strength) or (perturbation, strength, k, variant). The intact model has RATE nats
     per token on average.
     """
@@ -32,7 +34,8 @@ def damaged(directory, damages, delta, *, seeds=(1, 2, 3), windows=8, groups=("s
                 rows.append(common | {
                     "cell_id": f"{kind}{strength}{k}{variant}{group}{seed}", "metric": "grad_x_weight",
                     "mode": "global", "k": k, "seed": seed, "group": group, "perturbation": kind,
-                    "strength": strength, "variant": variant, "n_weights": k, "n_changed": k, "delta_norm": 1.0,
+                    "strength": strength, "variant": variant, "n_weights": k, "delta_norm": 1.0,
+                    "n_changed": k if costs is None or np.any(costs) else 0,
                     "restored": True, "nll": nll.tolist(), "tokens": [TOKENS] * n, "hits": [40] * n,
                     "status": "diverged" if costs is None else "ok",
                 })  # fmt: skip

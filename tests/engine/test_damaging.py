@@ -167,18 +167,18 @@ def test_a_list_that_names_what_the_model_has_not_is_refused_before_anything_is_
 
 def test_a_part_of_adaptive_noise_is_what_it_is_in_the_whole_set(run_all, monkeypatch):
     change, current = [], {}
-    apply, measure = damaging_module.perturbed, damaging_module.Damaging.measure
+    plan, measure = damaging_module.planned, damaging_module.Damaging.measure
 
     def listen(catalogue, chosen, *arguments):
         current["where"] = (catalogue, chosen)
-        return apply(catalogue, chosen, *arguments)
+        return plan(catalogue, chosen, *arguments)
 
     def look(self, *arguments):
         catalogue, chosen = current["where"]
         change.append({(n, int(i)): float(catalogue[n].flat_weights()[i]) for n, flat in chosen.items() for i in flat})
         return measure(self, *arguments)
 
-    monkeypatch.setattr(damaging_module, "perturbed", listen)
+    monkeypatch.setattr(damaging_module, "planned", listen)
     monkeypatch.setattr(damaging_module.Damaging, "measure", look)
     run_all(
         perturbations=(PerturbSpec(kind="adaptive"),), scores=(ScoreSpec(mode="global"),), one_by_one=True,

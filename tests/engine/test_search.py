@@ -98,11 +98,14 @@ def test_a_search_refuses_what_it_would_ignore(changes, words):
         StudySpec(**base | changes)
 
 
-def test_what_is_too_little_to_change_a_weight_is_no_damage():
-    nothing = {"status": "error", "error": "NothingChangedError: quantize-16 changed none of 1 weights"}
+def test_what_changed_no_weight_counts_as_no_damage_in_a_mean_over_seeds():
+    nothing = {"status": "ok", "nll": [10.0], "tokens": [10], "n_changed": 0}
+    unchangeable = {"status": "empty", "nll": None, "error": "zero can't change any of the 1 weights"}
     ok = {"status": "ok", "nll": [30.0], "tokens": [10], "error": None}
-    assert search.mean_damage([nothing], 1.0) == 0.0
-    assert search.mean_damage([nothing, ok], 1.0) == pytest.approx((0 + 2.0) / 2)
+    for none in (nothing, unchangeable):
+        assert search.mean_damage([none], 1.0) == 0.0
+        assert search.mean_damage([none, ok], 1.0) == pytest.approx((0 + 2.0) / 2)
+        assert math.isnan(search.mean_damage([none, {"status": "diverged"}], 1.0))
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 """The worker without Ray: cells from their row alone, exact restoration, errors as rows."""
 
 import math
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from torch.nn.functional import cross_entropy
 from esa_ray.engine import damaging as damaging_module
 from esa_ray.engine import rankings as rankings_module
 from esa_ray.engine.actor import Meters, ModelActor
+from esa_ray.engine.lacking import missing_cells
 from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, cell_id, cells
 from esa_ray.models.sources import find
-from esa_ray.spec import PerturbSpec, WeightList, WeightName
+from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
 from tests.tiny import state_bits
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -104,14 +106,81 @@ def test_a_diverged_cell_is_an_outcome_of_its_own(new_worker):
     assert row["error"] is None
 
 
-def test_noise_too_weak_to_change_anything_is_an_error(new_worker):
+def test_noise_too_weak_to_change_anything_costs_nothing_and_takes_no_pass(new_worker, monkeypatch):
+    worker = new_worker()
+    worker.rank(7)
+    base = worker.damaging.baseline()
+    for name in ("evaluate", "continued"):
+        monkeypatch.setattr(damaging_module, name, None)  # a call would fail
+    for changes in ({}, {"early_stop": 0.2}):
+        weak = PerturbSpec(kind="gauss_noise", strength=1e-12)
+        cell = cells(worker.spec)[0].model_copy(update={"perturbation": weak, **changes})
+        worker.run(cell)
+        row = _stored(worker, cell)
+        assert (row["status"], row["error"], row["restored"], row["resumed_at"]) == ("ok", None, True, None)
+        assert (row["n_weights"], row["n_changed"], row["delta_norm"], row["windows"]) == (6, 0, 0.0, 5)
+        assert (row["nll"], row["hits"], row["tokens"]) == (base["nll"], base["hits"], base["tokens"])
+        assert row["kl"] == [0.0] * 5
+
+
+def test_prompts_of_a_cell_that_changed_nothing_end_as_those_of_the_intact_model(tiny_study, tmp_path, monkeypatch):
+    worker = Worker(
+        tiny_study.replace(data=tiny_study.data.model_copy(update={"prompts": 2})),
+        find(tiny_study.model),
+        str(tmp_path),
+    )
+    worker.rank(7)
+    worker.baseline()
+    monkeypatch.setattr(damaging_module, "continued", None)  # nothing is generated again
+    cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="bit_flip", strength=1e-12)})
+    worker.run(cell)
+    assert _stored(worker, cell)["loops"] == worker.store.read("baselines", "baseline").to_pylist()[0]["loops"]
+
+
+def test_damage_that_can_change_no_weight_of_its_set_is_refused_in_its_own_cell(tiny_study, tmp_path):
+    spec = tiny_study.replace(groups=("super", "random_k", "matched_k"))
+    worker = Worker(spec, find(spec.model), str(tmp_path))
+    with torch.no_grad():  # all weights that the score could choose, of one block
+        for name, parameter in worker.model.named_parameters():
+            if ".layers.1." in name and parameter.dim() > 1:
+                parameter.zero_()
+    worker.rank(7)
+    whole = cells(worker.spec)[0]
+    part = whole.model_copy(update={"part": Part(kind="layer", value=1)})
+    worker.run(whole)
+    told = worker.run(part)
+    assert _stored(worker, whole)["status"] == "ok"
+    row = _stored(worker, part)
+    assert (row["status"], row["nll"], row["n_weights"], row["n_changed"]) == ("empty", None, 3, 0)
+    assert row["error"] == "zero can't change any of the 3 weights, as every one is 0"
+    assert told["status"] == "empty"
+
+
+def test_cells_of_older_versions_that_failed_because_nothing_changed_are_run_again(new_worker):
     worker = new_worker()
     worker.rank(7)
     cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="gauss_noise", strength=1e-12)})
+    spec = worker.spec.replace(perturbations=(cell.perturbation,), seeds=(7,), topk=(3,), groups=("super",))
+    identity = cell_id(cell, spec.data, worker.resolved)
+    old = {"cell_id": identity, **cell.columns, "status": "error", "error": "NothingChangedError: changed none of 6"}
+    worker.store.write("cells", f"{cell.label}-{identity}", [old])
+    assert [c.label for c in missing_cells(worker.store, spec, worker.resolved)] == [cell.label]
     worker.run(cell)
-    row = _stored(worker, cell)
-    assert row["status"] == "error"
-    assert "changed none" in row["error"]
+    assert (_stored(worker, cell)["status"], _stored(worker, cell)["n_changed"]) == ("ok", 0)
+    assert missing_cells(worker.store, spec, worker.resolved) == []
+
+
+@pytest.mark.parametrize(("dtype", "refused"), [("bf16", True), ("fp16", False)])
+def test_a_step_that_always_rounds_away_is_refused_once_the_dtype_is_known(tiny_study, tmp_path, dtype, refused):
+    spec = tiny_study.replace(
+        model=tiny_study.model.model_copy(update={"dtype": dtype}),
+        perturbations=(PerturbSpec(kind="scale", strength=1.001),),
+    )
+    with ExitStack() as stack:
+        if refused:
+            words = r"scale-1.001 can never change a weight in bf16, where 0.001 of one rounds away; .* --dtype fp32"
+            stack.enter_context(pytest.raises(EsaError, match=words))
+        Worker(spec, find(spec.model), str(tmp_path))
 
 
 def _once_out_of_memory(monkeypatch, module, name, error, *, work_first=False):

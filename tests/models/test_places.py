@@ -15,7 +15,8 @@ from esa_ray.models.load import load_model
 from esa_ray.models.offload import watch
 from esa_ray.models.places import input_device, is_offloaded, values, weight_places, write
 from esa_ray.models.sources import find
-from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, perturbed
+from esa_ray.perturb.edit import NotRestoredError, perturbed
+from esa_ray.perturb.fixed import UnchangeableError
 from esa_ray.spec import ModelSpec, PerturbSpec
 from tests.models.conftest import (
     WINDOWS,
@@ -113,11 +114,11 @@ def test_nested_edits_come_undone_in_turn(pair):
     assert all_bits(away) == bits
 
 
-def test_an_edit_that_changes_nothing_is_refused_on_disk_as_well(on_disk):
+def test_an_edit_that_can_change_nothing_is_refused_on_disk_as_well(on_disk):
     tensor = catalogue(on_disk)["model.layers.3.mlp.down_proj.weight"]
     with perturbed(catalogue(on_disk), {tensor.name: np.arange(4)}, PerturbSpec(kind="zero"), seed=0):
         again = perturbed(catalogue(on_disk), {tensor.name: np.arange(4)}, PerturbSpec(kind="zero"), seed=0)
-        with pytest.raises(NothingChangedError), again:
+        with pytest.raises(UnchangeableError), again:
             pass
         assert tensor.flat_weights()[:4].tolist() == [0.0] * 4
 

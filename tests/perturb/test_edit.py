@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from esa_ray.models.addressing import WeightTensor, catalogue
-from esa_ray.perturb.edit import NothingChangedError, NotRestoredError, Write, perturbed
+from esa_ray.perturb.edit import NotRestoredError, Write, perturbed
+from esa_ray.perturb.fixed import UnchangeableError, rounds_away
 from esa_ray.perturb.known import Known
 from esa_ray.spec import PerturbSpec
 from tests.questions import questions
@@ -94,11 +95,11 @@ def test_any_sequence_of_edits_broken_off_or_not_leaves_every_bit_in_place(famil
         failure = data.draw(st.sampled_from([None, Boom, KeyboardInterrupt]))
         try:
             spec, seed = data.draw(st.sampled_from(SPECS)), data.draw(st.integers(0, 5))
-            with perturbed(found, chosen, spec, seed, known_of(chosen)):
-                assert state_bits(model) != before
+            with perturbed(found, chosen, spec, seed, known_of(chosen)) as applied:
+                assert (state_bits(model) == before) == (applied.n_changed == 0)
                 if failure:
                     raise failure
-        except (Boom, KeyboardInterrupt, NothingChangedError):
+        except (Boom, KeyboardInterrupt, UnchangeableError):
             pass
         assert state_bits(model) == before
 
@@ -280,30 +281,129 @@ def test_infinity_and_nan_are_outcomes_of_a_bit_flip_and_are_taken_back():
     assert state_bits(model) == before
 
 
-@pytest.mark.parametrize(
-    ("given_values", "spec"),
-    [
-        ([0.0, 0.0], PerturbSpec(kind="zero")),
-        ([0.0, -0.0], PerturbSpec(kind="zero")),
-        ([0.0, -0.0], PerturbSpec(kind="sign_flip")),
-        ([0.0, 0.0], PerturbSpec(kind="gauss_noise")),
-        ([1.0, 2.0], PerturbSpec(kind="bit_flip", strength=1e-12)),
-        ([1.0, 2.0], PerturbSpec(kind="gauss_noise", strength=1e-12)),
-    ],
-    ids=lambda x: x.label if isinstance(x, PerturbSpec) else str(x),
-)
-def test_a_perturbation_that_changes_nothing_is_an_error_and_the_body_never_runs(given_values, spec):
+def run_nothing(given_values, label, known=None):
+    """What damage that changes nothing amounts to; the block must run, on weights that are as they were to the bit."""
     model, found, chosen = with_value(given_values)
+    before, inside = state_bits(model), []
+    with perturbed(found, chosen, PerturbSpec.parse(label), 0, known) as applied:
+        inside.append(state_bits(model))
+    assert inside == [before]
+    assert state_bits(model) == before
+    return applied
+
+
+@pytest.mark.parametrize(
+    ("given_values", "label"),
+    [
+        ([1.0, 2.0], "bit_flip-1e-12"),
+        ([1.0, 2.0], "bit_flip-sign-1e-12"),
+        ([0.0, 2.0], "bit_flip-sign-1e-12"),
+        ([0.0, 0.0], "bit_flip-1e-12"),
+        ([1.0, 2.0], "gauss_noise-1e-12"),
+        ([0.0, -0.0], "gauss_noise-tensor-1e-60"),
+        ([1e3, -0.0], "quantize-4"),
+        ([1e3], "quantize-2"),
+        ([1e3], "progressive-quantize-4-0.5"),
+        ([1.0, -1.0], "adaptive-row-1e-12"),
+        ([1.0], "correlated-1e-12"),
+    ],
+)
+def test_a_draw_or_an_edit_that_happens_to_change_nothing_is_an_outcome(given_values, label):
+    applied = run_nothing(given_values, label)
+    assert (applied.n_weights, applied.n_changed, applied.delta_norm) == (len(given_values), 0, 0.0)
+
+
+def test_a_mean_that_weights_have_already_is_an_outcome():
+    model, found, chosen = with_value([0.0, 0.0])
+    rest = model.model.layers[0].mlp.down_proj.weight.data.view(-1)
+    rest[2:193] = -rest[193:384]  # values and their negatives, and two zeros: the mean is 0
+    with perturbed(found, chosen, PerturbSpec(kind="set_mean"), seed=0) as applied:
+        pass
+    assert (applied.n_weights, applied.n_changed) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["zero", "sign_flip", "sign_flip-0.3", "scale-0.5", "gauss_noise-0.5", "correlated-0.5", "correlated-layer-0.5",
+     "gradient_aligned", "gradient_opposed", "quantize-4", "quantize-tensor-2", "bit_flip-sign-1", "adaptive",
+     "progressive-zero-0.5", "progressive-gauss_noise-0.5-0.3"],
+)  # fmt: skip
+def test_zeros_under_damage_in_proportion_to_the_weight_are_refused_and_the_body_never_runs(label):
+    model, found, chosen = with_value([0.0, -0.0, 0.0])
+    known = {DOWN: Known(score=np.zeros(3), gradient=np.ones(3))}
     before, ran = state_bits(model), []
-    with pytest.raises(NothingChangedError), perturbed(found, chosen, spec, seed=0):
+    with (
+        pytest.raises(UnchangeableError, match=r"can't change any of the 3 weights, as .* 0$") as refused,
+        perturbed(found, chosen, PerturbSpec.parse(label), 0, known),
+    ):
         ran.append(1)
     assert not ran
+    assert refused.value.n_weights == 3
     assert state_bits(model) == before
 
 
-def test_choosing_no_weights_at_all_is_an_error():
-    with pytest.raises(NothingChangedError), perturbed(catalogue(tiny()), {}, PerturbSpec(kind="zero"), seed=0):
+@pytest.mark.parametrize("kind", ["gradient_aligned", "gradient_opposed", "progressive-gradient_aligned-0.5"])
+def test_weights_without_a_gradient_cannot_follow_it(kind):
+    _, found, chosen = with_value([1.0, 0.0, 3.0])
+    spec = PerturbSpec.parse(kind)
+    for gradient, refused in (([0.0, 5.0, 0.0], True), ([0.0, 5.0, 1e-30], False)):
+        known = {DOWN: Known(gradient=np.array(gradient))}
+        with ExitStack() as stack:
+            if refused:
+                stack.enter_context(pytest.raises(UnchangeableError, match="every one is 0 or has gradient 0"))
+            applied = stack.enter_context(perturbed(found, chosen, spec, 0, known))
+            assert applied.n_changed == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("gauss_noise-tensor-0.5", "relative to"),
+        ("correlated-tensor-0.5", "relative to"),
+        ("adaptive-row-0.5", "adapted to"),
+    ],
+)
+def test_noise_is_refused_where_its_own_measure_is_zero_and_not_where_the_weight_is(label, words):
+    model, found, chosen = with_value([0.0, 0.0])
+    spec = PerturbSpec.parse(label)
+    with perturbed(found, chosen, spec, seed=0) as applied:
+        assert applied.n_changed == 2
+    model.model.layers[0].mlp.down_proj.weight.data.zero_()
+    with pytest.raises(UnchangeableError, match=words), perturbed(found, chosen, spec, seed=0):
         pass
+
+
+def test_choosing_no_weights_at_all_is_an_error():
+    with (
+        pytest.raises(UnchangeableError, match="zero has no weights to change"),
+        perturbed(catalogue(tiny()), {}, PerturbSpec(kind="zero"), seed=0),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("dtype", "mantissa"), [(torch.bfloat16, 7), (torch.float16, 10)])
+def test_steps_that_are_said_to_round_away_do_for_every_number_of_the_dtype_and_larger_ones_do_not(dtype, mantissa):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    w = bits.view(dtype)
+    w = w[torch.isfinite(w)]
+    edge = 2.0 ** -(mantissa + 2)
+    for step, stays in ((edge, True), (1.01 * edge, False)):
+        for factor in (1 + step, 1 - step):
+            spec = PerturbSpec(kind="scale", strength=factor)
+            assert spec.step_rounds_away(mantissa) == stays
+            if stays:
+                assert torch.equal((w.double() * factor).to(dtype), w)
+    assert not torch.equal((w.double() * (1 - 1.01 * edge)).to(dtype), w)
+
+
+def test_a_step_rounds_away_only_where_it_does_in_all_dtypes_of_the_weights():
+    spec = PerturbSpec.parse("progressive-sign_flip-0.001")  # 0.002 of a weight
+    assert rounds_away(PerturbSpec.parse("gradient_aligned-0.001"), [torch.bfloat16])
+    assert not rounds_away(spec, [torch.bfloat16])
+    assert rounds_away(PerturbSpec.parse("progressive-sign_flip-0.0009"), [torch.bfloat16])
+    assert not rounds_away(PerturbSpec.parse("scale-1.001"), [torch.bfloat16, torch.float32])
+    for chance in ("gauss_noise-1e-30", "bit_flip-1e-30", "quantize-16", "set_mean"):
+        assert not rounds_away(PerturbSpec.parse(chance), [torch.bfloat16])
 
 
 def test_one_changed_weight_among_unchanged_ones_is_enough_and_is_counted():
@@ -315,11 +415,9 @@ def test_one_changed_weight_among_unchanged_ones_is_enough_and_is_counted():
 
 def test_a_nan_that_no_bit_of_flips_is_not_counted_as_changed():
     _, found, chosen = with_value([math.nan, math.nan])
-    with (
-        pytest.raises(NothingChangedError),
-        perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1e-12), seed=0),
-    ):
+    with perturbed(found, chosen, PerturbSpec(kind="bit_flip", strength=1e-12), seed=0) as applied:
         pass
+    assert (applied.n_weights, applied.n_changed) == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import count
 
 import numpy as np
 import pytest
@@ -182,27 +183,36 @@ def test_random_k_draws_every_other_weight_equally_often():
     assert stats.chisquare(counts[others]).pvalue > 1e-4
 
 
-def one_by_one(tensor, supers, eligible, seed) -> list[int]:
-    """The definition of ``random_k``: draws in turn, each again until it is free."""
-    key, counter = stream_key(seed, "random_k", tensor.name, int(eligible[0])), 0
-    taken, chosen = set(supers.tolist()), []
-    for _ in supers:
-        draw = int(supers[0])
-        while draw in taken:
+def drawn_like(tensor, supers, eligible, group, seed, taken) -> dict[int, int]:
+    """Super weight → its control: draws in turn, each again until it is free and 0 just where the super weight is."""
+    key, weights, found = stream_key(seed, group, tensor.name, int(eligible[0])), tensor.flat_weights(), {}
+    for flat in supers.tolist():
+        for counter in count():
             draw = int(eligible[int(uniform(key, np.array([counter]))[0] * len(eligible))])
-            counter += 1
+            if draw not in taken and (weights[draw] == 0) == (weights[flat] == 0):
+                break
         taken.add(draw)
-        chosen.append(draw)
-    return chosen
+        found[flat] = draw
+    return found
+
+
+def one_by_one(tensor, supers, eligible, seed) -> list[int]:
+    """The definition of ``random_k``."""
+    return list(drawn_like(tensor, supers, eligible, "random_k", seed, set(supers.tolist())).values())
 
 
 def by_full_order(tensor, supers, eligible, seed) -> list[int]:
-    """The definition of ``matched_k``: all magnitudes in stable order, 32 neighbours on either side."""
-    magnitude = tensor.flat_weights().abs().float().numpy()
+    """The definition of ``matched_k``: all magnitudes but 0 in stable order, 32 neighbours on either side."""
+    magnitude, taken = tensor.flat_weights().abs().float().numpy(), set(supers.tolist())
+    zeros = drawn_like(tensor, supers[magnitude[supers] == 0], eligible, "matched_k", seed, taken)
+    eligible = eligible[magnitude[eligible] > 0]
     order = np.argsort(magnitude[eligible], kind="stable")
     ordered, candidates = magnitude[eligible][order], eligible[order]
-    taken, chosen = set(supers.tolist()), []
-    for flat in supers:
+    chosen = []
+    for flat in supers.tolist():
+        if flat in zeros:
+            chosen.append(zeros[flat])
+            continue
         centre, width, near = int(np.searchsorted(ordered, magnitude[flat])), 32, []
         while not near:
             near = [i for i in candidates[max(0, centre - width) : centre + width].tolist() if i not in taken]
@@ -240,6 +250,83 @@ def test_controls_are_those_of_a_full_order_and_of_single_draws(family, values):
                 members = None if len(tensor.parts) == 1 else Members(tensor, part)
                 assert random_k(tensor, supers, members, 5).tolist() == one_by_one(tensor, supers, eligible, 5)
                 assert matched_k(tensor, supers, members, 5).tolist() == by_full_order(tensor, supers, eligible, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "part", "supers", "drawn", "matched"),
+    [
+        ("llama", "model.layers.0.mlp.down_proj.weight", None, [375, 93, 212, 36, 214, 90],
+         [18, 114, 292, 68, 360, 86], [343, 124, 320, 366, 192, 113]),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight", 1, [265, 267, 741, 166, 602, 452],
+         [355, 310, 116, 511, 702, 454], [693, 213, 270, 318, 113, 64]),
+        ("mixtral", "model.layers.1.mlp.experts.gate_up_proj", 1, [2232, 1475, 1524, 1265, 2042, 2146],
+         [669, 2159, 1338, 2302, 748, 2143], [551, 1331, 2101, 701, 503, 545]),
+    ],
+    ids=["llama", "gpt2", "mixtral"],
+)  # fmt: skip
+def test_controls_in_a_model_without_zeros_are_the_ones_that_stored_studies_have(
+    family, name, part, supers, drawn, matched
+):
+    tensor = catalogue(tiny(family))[name]
+    members = None if part is None else Members(tensor, part)
+    assert random_k(tensor, np.array(supers), members, 5).tolist() == drawn
+    assert matched_k(tensor, np.array(supers), members, 5).tolist() == matched
+
+
+def with_few_left(alive: int, dtype: torch.dtype = torch.float32):
+    """A 16 × 24 matrix in which so many weights aren't 0, in places and signs of zeros drawn anew."""
+    tensor, rng = catalogue(tiny("llama").to(dtype))["model.layers.0.mlp.down_proj.weight"], np.random.default_rng(1)
+    places = rng.permutation(tensor.size)
+    with torch.no_grad():
+        tensor.flat_weights()[torch.from_numpy(places[alive:])] = 0.0
+        tensor.flat_weights()[torch.from_numpy(places[alive::2])] *= -1.0
+    return tensor, places[:alive], places[alive:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("control", [random_k, matched_k])
+@pytest.mark.parametrize("alive", [8, 9, 40, 192])
+def test_no_control_is_zero_in_a_pruned_tensor_be_there_only_as_many_as_are_needed(control, alive, dtype):
+    tensor, there, _ = with_few_left(alive, dtype)
+    for seed in range(20):
+        found = control(tensor, there[:4], None, seed).tolist()
+        assert set(found) <= set(there[4:].tolist())
+        assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize("control", [random_k, matched_k])
+def test_fewer_weights_than_super_weights_and_controls_need_are_counted_without_the_zeros(control):
+    tensor, there, _ = with_few_left(7)
+    with pytest.raises(EsaError, match="holds 7 non-zero weights of a component, too few for 4 super weights"):
+        control(tensor, there[:4], None, 1)
+
+
+def test_the_few_weights_that_a_pruned_tensor_has_left_are_drawn_equally_often():
+    tensor, there, _ = with_few_left(12)  # so few that they are listed
+    counts = np.zeros(tensor.size)
+    for seed in range(1500):
+        counts[random_k(tensor, there[:3], None, seed)] += 1
+    assert counts.sum() == counts[there[3:]].sum() == 3 * 1500
+    assert stats.chisquare(counts[there[3:]]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("control", [random_k, matched_k])
+@pytest.mark.parametrize("gone", [2, 3, 6, 200])
+def test_a_super_weight_that_is_zero_has_a_control_that_is_zero_while_there_are_others(control, gone):
+    tensor, there, zeros = with_few_left(384 - gone)
+    supers = np.array([there[0], zeros[0], there[1], zeros[1]])
+    magnitude, found = tensor.flat_weights().abs().numpy(), control(tensor, supers, None, 3)
+    assert len({*found.tolist(), *supers.tolist()}) == 8
+    assert (magnitude[found[[0, 2]]] > 0).all()
+    assert (magnitude[found[[1, 3]]] == 0).sum() == min(gone - 2, 2)
+
+
+def test_a_weight_that_is_nan_is_not_taken_for_a_zero():
+    tensor, there, _ = with_few_left(8)
+    with torch.no_grad():
+        tensor.flat_weights()[int(there[5])] = float("nan")
+    drawn = random_k(tensor, there[:4], None, 0)
+    assert sorted(drawn.tolist()) == sorted(there[4:].tolist())
 
 
 @pytest.mark.parametrize("family", FUSED)
