@@ -71,7 +71,8 @@ def _delta_by_key_head(m: Any) -> Stack:
 KINDS = (
     # One head after the other has its own x and dt projection; rows of x and z alternate.
     Kind(("ZambaMambaMixer",),
-         {"in_proj": Stacked(lambda m: ((X, 1), (Z, 1)), repeats=True), "x_proj_weight": Stacked(_selective, repeats=True),
+         {"in_proj": Stacked(lambda m: ((X, 1), (Z, 1)), repeats=True),
+          "x_proj_weight": Stacked(_selective, repeats=True),
           "dt_proj_weight": DT, "out_proj": OUT, "A_log": "decay"}),
     Kind(("Mamba2Mixer", "BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Zamba2MambaMixer"),
          {"in_proj": Stacked(_state_space_dual), "out_proj": OUT, "A_log": "decay"}),

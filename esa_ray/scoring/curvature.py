@@ -67,7 +67,8 @@ class HessianDiagonal:
 
     One draw of z spans all tensors at once; each window has its own, so a probe is Σ_n z_n ⊙ H_n z_n over all N
     windows, by one double backward pass each. E[z_i z_j] = 0 for i ≠ j leaves the diagonal; the standard error
-    is that of the mean over probes. Signed, never rectified before averaging, fp32.
+    is that of the mean over probes. Signed, never rectified before averaging, fp32. What no window's loss depends on
+    (blocks that text never runs) has no curvature: zero.
 
     Memory above the weights: :func:`probe_bytes`. With several ranges the mean and variance lie in files.
 
@@ -123,13 +124,19 @@ class HessianDiagonal:
         current = [torch.zeros_like(parameters[i], dtype=torch.float32) for i in part]
         for window_T in windows_NT:
             signs = _signs(self.tensors, self.seed, self.probes, window_T)
-            gradients = torch.autograd.grad(window_nll(self.model, window_T[None]), parameters, create_graph=True)
+            loss = window_nll(self.model, window_T[None])
+            if not loss.requires_grad:  # text reaches none of them
+                continue
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            reached = [(g, z) for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
+            if not reached:  # the loss is linear in what it reaches
+                continue
             # The parts of the product may lie on several devices.
-            along = torch.stack(
-                [(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in zip(gradients, signs, strict=True)]
-            ).sum()
-            del gradients
-            products = torch.autograd.grad(along, [parameters[i] for i in part], materialize_grads=True)
+            along = torch.stack([(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]).sum()
+            del gradients, reached
+            products = torch.autograd.grad(
+                along, [parameters[i] for i in part], materialize_grads=True, allow_unused=True
+            )
             for total, i, product in zip(current, part, products, strict=True):
                 total.add_(product.float().mul_(signs[i]))
         scored = windows_NT[:, 1:].numel()

@@ -3,13 +3,14 @@
 A matrix is recognised by its memory, shape and strides in the call that multiplies with it, not by the module that
 makes the call. So Linear, GPT-2's Conv1D and the slices of a 3-D expert parameter are all seen the same way, and each
 expert sees the tokens that are routed to it and no others. A part of a matrix, or one that is turned round, isn't it.
+Heads that compute apart and convolutions multiply with a stack of matrices at once (:mod:`esa_ray.scoring.stacks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,23 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from esa_ray.models.offload import watch
+from esa_ray.scoring import stacks
+from esa_ray.scoring.stacks import Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from esa_ray.models.addressing import WeightTensor
+
+#: Operations that multiply by matrices → the names of their arguments.
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    linear: ("input", "weight"),
+    torch.addmm: ("input", "mat1", "mat2"),
+    torch.baddbmm: ("input", "batch1", "batch2"),
+    torch.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), ("input", "other")),
+}
 
 
 @contextmanager
@@ -50,6 +62,8 @@ class Product:
     weight: Tensor
     #: Makes Y.
     run: Callable[[], Tensor]
+    #: Whether the model makes Yᵀ = W·Xᵀ.
+    turned: bool = False
 
 
 class Products(TorchFunctionMode):
@@ -67,6 +81,10 @@ class Products(TorchFunctionMode):
     def multiplied(self, product: Product) -> Tensor:
         """A product comes by; gives Y."""
         return product.run()
+
+    def stacked(self, stack: Stack) -> Tensor:
+        """Products with a stack of matrices come by; gives what they give together."""
+        return stack.run()
 
     def __enter__(self) -> Any:
         self._watching = ExitStack()
@@ -90,15 +108,39 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        run = partial(func, *args, **kwargs)
-        product = None
+        run, names = partial(func, *args, **kwargs), _ARGUMENTS.get(func)
+        found = self._found(func, dict(zip(names, args, strict=False)) | kwargs, run) if names else None
+        if isinstance(found, Stack):
+            return self.stacked(found)
+        if found is None:
+            return self.other(func, args, kwargs, run)
+        return self.multiplied(found).mT if found.turned else self.multiplied(found)
+
+    def _found(self, func: Any, given: dict[str, Any], run: Callable[[], Tensor]) -> Product | Stack | None:
         if func is linear:
-            named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            product = self._product(named["input"], named["weight"], run, transposed=False)
-        elif func is torch.addmm and not {"alpha", "beta"} & kwargs.keys():  # Conv1D: bias + X·W
-            named = dict(zip(("input", "mat1", "mat2"), args, strict=False)) | kwargs
-            product = self._product(named["mat1"], named["mat2"], run, transposed=True)
-        return self.multiplied(product) if product else self.other(func, args, kwargs, run)
+            return self._product(given["input"], given["weight"], run, transposed=False)
+        if func is torch.addmm:  # Conv1D: bias + X·W
+            scaled = {"alpha", "beta"} & given.keys()
+            return None if scaled else self._product(given["mat1"], given["mat2"], run, transposed=True)
+        if func is torch.conv1d:
+            index = self._whole(given["weight"])
+            return None if index is None else stacks.convolution(index, given, run)
+        if func is torch.baddbmm:
+            index = self._whole(given["batch2"])
+            return None if index is None else stacks.batched(index, given["batch1"], run)
+        x, weight = given["other"], given["input"]
+        if weight.dim() > 2:
+            index = self._whole(weight)
+            return None if index is None else stacks.by_head(index, x, weight, run)
+        product = self._product(x.mT, weight, lambda: run().mT, transposed=False) if x.dim() > 1 else None
+        return product and replace(product, turned=True)
+
+    def _whole(self, weight: Tensor) -> int | None:
+        """The tensor of more than two axes, held by no experts, that an operand is all of."""
+        index = self._places.get(weight.data_ptr(), (-1,))[0]
+        if index < 0 or self.tensors[index].experts or weight.numel() != self.tensors[index].size:
+            return None
+        return index if weight.is_contiguous() else None
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
