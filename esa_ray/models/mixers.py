@@ -48,10 +48,15 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of mixer: the ends of its classes' names, and what its parameters are, by their names in the module."""
+    """A kind of mixer: the ends of its classes' names, and what its parameters are, by their names in the module.
+
+    Parameters ``by_head`` hold a matrix for every head, which sees its own inputs; ``in_out`` says how it is stored.
+    """
 
     classes: tuple[str, ...]
     parameters: dict[str, str | Stacked]
+    by_head: frozenset[str] = frozenset()
+    in_out: bool = False
 
 
 def _selective(m: Any) -> Stack:
@@ -73,7 +78,8 @@ KINDS = (
     Kind(("ZambaMambaMixer",),
          {"in_proj": Stacked(lambda m: ((X, 1), (Z, 1)), repeats=True),
           "x_proj_weight": Stacked(_selective, repeats=True),
-          "dt_proj_weight": DT, "out_proj": OUT, "A_log": "decay"}),
+          "dt_proj_weight": DT, "out_proj": OUT, "A_log": "decay"},
+         by_head=frozenset({"x_proj_weight", "dt_proj_weight", "A_log", "D"})),
     Kind(("Mamba2Mixer", "BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Zamba2MambaMixer"),
          {"in_proj": Stacked(_state_space_dual), "out_proj": OUT, "A_log": "decay"}),
     Kind(("MambaMixer",),
@@ -92,7 +98,8 @@ KINDS = (
     Kind(("ShortConv",),
          {"in_proj": Stacked(lambda m: tuple((c, m.in_proj.in_features) for c in (B, C, X))), "out_proj": OUT}),
     Kind(("RecurrentGemmaRecurrentBlock",), {"linear_x": X, "linear_y": Z, "linear_out": OUT}),
-    Kind(("RecurrentGemmaRglru",), {"input_gate_weight": DT, "recurrent_gate_weight": DT, "recurrent_param": "decay"}),
+    Kind(("RecurrentGemmaRglru",), {"input_gate_weight": DT, "recurrent_gate_weight": DT, "recurrent_param": "decay"},
+         by_head=frozenset({"input_gate_weight", "recurrent_gate_weight"}), in_out=True),
     Kind(("RwkvSelfAttention",),
          {"receptance": Z, "key": K, "value": V, "output": OUT, "time_decay": "decay", "time_first": "decay"}),
     # The receptance of RWKV's channel mixing gates what comes out of it, not what goes in.
@@ -137,3 +144,17 @@ def mixer_parts(model: PreTrainedModel, name: str, rows: int) -> tuple[Part, ...
         if what is not None:
             return single(what, rows) if isinstance(what, str) else what.parts(owner, rows)
     return None
+
+
+def head_axes(owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """How a parameter that holds something for every head is stored; None if it holds none.
+
+    Matrices on inputs of a head's own are a stack of matrices, as experts are. Else a head's rows follow the other's.
+    """
+    kind = _kind(owner)
+    if kind is None or leaf not in kind.by_head:
+        return None
+    if leaf.endswith("_weight"):
+        return {"shape": shape, "transposed": kind.in_out, "experts": True}
+    rows, cols = int(np.prod(shape[:2])), int(np.prod(shape[2:]))
+    return {"shape": (rows, cols) if cols > 1 else (rows,), "transposed": False, "experts": False}

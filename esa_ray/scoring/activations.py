@@ -65,7 +65,7 @@ class ActivationStatistics(Products):
         kept.squares.add_(x_SRI.square().sum(1, dtype=torch.float64))
         torch.maximum(kept.input_peaks, x_SRI.abs().amax(1), out=kept.input_peaks)
         torch.maximum(kept.output_peaks, y_SRO.abs().amax(1), out=kept.output_peaks)
-        self._seen[index][0] += x_SRI.shape[1]
+        self._seen[index] = [n + x_SRI.shape[1] for n in self._seen[index]]
         return result
 
     def _of(self, index: int, device: torch.device, sizes: tuple[int, int, int] | None = None) -> _Kept:
@@ -103,7 +103,5 @@ class ActivationStatistics(Products):
 
 
 def _as_stored(values: Tensor, kept: _Kept, tensor: WeightTensor) -> Tensor:
-    """Values (S, O or 1, I or 1) of a stack's matrices, as its tensor holds them."""
-    if len(values) == tensor.shape[0]:
-        return values
+    """Values (S, O or 1, I or 1) of a convolution's matrices, as its tensor holds them: (channels, what they see)."""
     return values.expand(len(values), kept.output_peaks.shape[1], kept.squares.shape[1]).reshape(tensor.shape)

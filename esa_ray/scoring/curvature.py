@@ -132,13 +132,15 @@ class HessianDiagonal:
             if not reached:  # the loss is linear in what it reaches
                 continue
             # The parts of the product may lie on several devices.
-            along = torch.stack([(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]).sum()
+            along = torch.stack(
+                [(g * z.view_as(g)).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]
+            ).sum()
             del gradients, reached
             products = torch.autograd.grad(
                 along, [parameters[i] for i in part], materialize_grads=True, allow_unused=True
             )
             for total, i, product in zip(current, part, products, strict=True):
-                total.add_(product.float().mul_(signs[i]))
+                total.add_(product.float().mul_(signs[i].view_as(product)))
         scored = windows_NT[:, 1:].numel()
         return [total.div_(scored) for total in current]
 
@@ -146,7 +148,7 @@ class HessianDiagonal:
         # Welford's update: the variance of close numbers without cancellation.
         for i, estimate in zip(part, estimates, strict=True):
             mean, m2 = self.mean[i], self._squared_deviations[i]
-            estimate = estimate.to(mean.device)
+            estimate = estimate.to(mean.device).view(mean.shape)
             delta = estimate - mean
             mean.add_(delta, alpha=1 / (self.probes + 1))
             m2.addcmul_(delta, estimate - mean)

@@ -136,11 +136,10 @@ class Products(TorchFunctionMode):
         return product and replace(product, turned=True)
 
     def _whole(self, weight: Tensor) -> int | None:
-        """The tensor of more than two axes, held by no experts, that an operand is all of."""
+        """The tensor that an operand of more than two axes is all of."""
         index = self._places.get(weight.data_ptr(), (-1,))[0]
-        if index < 0 or self.tensors[index].experts or weight.numel() != self.tensors[index].size:
-            return None
-        return index if weight.is_contiguous() else None
+        whole = index >= 0 and weight.numel() == self.tensors[index].size and weight.is_contiguous()
+        return index if whole else None
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
