@@ -20,7 +20,7 @@ _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 5, "mamba_n_g
 _DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 3, "linear_value_head_dim": 6}
 _MOE = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
         "shared_expert_intermediate_size": 8}  # fmt: skip
-_LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4,
+_LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6,
            "num_key_value_heads": 4}  # fmt: skip
 _KDA = {"linear_num_heads": 2, "linear_head_dim": 6, "n_routed_experts": 3, "n_group": 1, "topk_group": 1}
 _LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"]}

@@ -47,8 +47,8 @@ def _signs_of(tensor: WeightTensor, key: int) -> Tensor:
     # Made where the weights are: on the host a probe of billions of weights would take longer than its passes.
     device = tensor.parameter.device
     if device.type == "cpu":
-        return torch.from_numpy(rademacher(key, tensor.size)).view(tensor.shape)
-    return rademacher_on(key, tensor.size, device).view(tensor.shape)
+        return torch.from_numpy(rademacher(key, tensor.size)).view(tensor.parameter.shape)
+    return rademacher_on(key, tensor.size, device).view(tensor.parameter.shape)
 
 
 def probe_bytes(tensors: Sequence[WeightTensor], part: Sequence[WeightTensor], activations: int) -> int:
@@ -121,7 +121,7 @@ class HessianDiagonal:
     def _probe(self, windows_NT: Tensor, part: Sequence[int]) -> list[Tensor]:
         """Σ_n z_n ⊙ H_n z_n per token, for some of the tensors; z spans all of them all the same."""
         parameters = [t.parameter for t in self.tensors]
-        current = [torch.zeros_like(parameters[i], dtype=torch.float32) for i in part]
+        current = [torch.zeros_like(parameters[i], dtype=torch.float32).view(self.tensors[i].shape) for i in part]
         for window_T in windows_NT:
             signs = _signs(self.tensors, self.seed, self.probes, window_T)
             loss = window_nll(self.model, window_T[None])
@@ -132,15 +132,13 @@ class HessianDiagonal:
             if not reached:  # the loss is linear in what it reaches
                 continue
             # The parts of the product may lie on several devices.
-            along = torch.stack(
-                [(g * z.view_as(g)).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]
-            ).sum()
+            along = torch.stack([(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]).sum()
             del gradients, reached
             products = torch.autograd.grad(
                 along, [parameters[i] for i in part], materialize_grads=True, allow_unused=True
             )
             for total, i, product in zip(current, part, products, strict=True):
-                total.add_(product.float().mul_(signs[i].view_as(product)))
+                total.add_(product.float().mul_(signs[i]).reshape(total.shape))
         scored = windows_NT[:, 1:].numel()
         return [total.div_(scored) for total in current]
 
@@ -148,7 +146,7 @@ class HessianDiagonal:
         # Welford's update: the variance of close numbers without cancellation.
         for i, estimate in zip(part, estimates, strict=True):
             mean, m2 = self.mean[i], self._squared_deviations[i]
-            estimate = estimate.to(mean.device).view(mean.shape)
+            estimate = estimate.to(mean.device)
             delta = estimate - mean
             mean.add_(delta, alpha=1 / (self.probes + 1))
             m2.addcmul_(delta, estimate - mean)
