@@ -78,17 +78,17 @@ KINDS = (
     Kind(("ZambaMambaMixer",),
          {"in_proj": Stacked(lambda m: ((X, 1), (Z, 1)), repeats=True),
           "x_proj_weight": Stacked(_selective, repeats=True),
-          "dt_proj_weight": DT, "out_proj": OUT, "A_log": "decay"},
+          "dt_proj_weight": DT, "conv1d": CONV, "out_proj": OUT, "A_log": "decay"},
          by_head=frozenset({"x_proj_weight", "dt_proj_weight", "A_log", "D"})),
     Kind(("Mamba2Mixer", "BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Zamba2MambaMixer"),
-         {"in_proj": Stacked(_state_space_dual), "out_proj": OUT, "A_log": "decay"}),
+         {"in_proj": Stacked(_state_space_dual), "conv1d": CONV, "out_proj": OUT, "A_log": "decay"}),
     Kind(("MambaMixer",),
          {"in_proj": Stacked(lambda m: ((X, m.intermediate_size), (Z, m.intermediate_size))),
-          "x_proj": Stacked(_selective), "dt_proj": DT, "out_proj": OUT, "A_log": "decay"}),
+          "x_proj": Stacked(_selective), "dt_proj": DT, "conv1d": CONV, "out_proj": OUT, "A_log": "decay"}),
     Kind(("GatedDeltaNet", "DeltaAttention"),
          {"in_proj_qkvz": Stacked(_delta_by_key_head, repeats=True), "in_proj_ba": DT,
           "in_proj_qkv": Stacked(lambda m: ((Q, m.key_dim), (K, m.key_dim), (V, m.value_dim))),
-          "in_proj_z": Z, "in_proj_b": DT, "in_proj_a": DT, "out_proj": OUT,
+          "in_proj_z": Z, "in_proj_b": DT, "in_proj_a": DT, "conv1d": CONV, "out_proj": OUT,
           "q_proj": Q, "k_proj": K, "v_proj": V, "a_proj": DT, "b_proj": DT, "o_proj": OUT,
           "g_proj": Z, "g_a_proj": Z, "g_b_proj": Z, "A_log": "decay"}),
     Kind(("ForgetGate",), {"f_proj": DT, "f_a_proj": DT, "f_b_proj": DT, "A_log": "decay"}),
@@ -96,8 +96,9 @@ KINDS = (
          {"qkv_proj": Stacked(lambda m: ((Q, m.head_dim), (K, m.head_dim), (V, m.head_dim)), repeats=True),
           "output_gate": Z, "out_proj": OUT}),
     Kind(("ShortConv",),
-         {"in_proj": Stacked(lambda m: tuple((c, m.in_proj.in_features) for c in (B, C, X))), "out_proj": OUT}),
-    Kind(("RecurrentGemmaRecurrentBlock",), {"linear_x": X, "linear_y": Z, "linear_out": OUT}),
+         {"in_proj": Stacked(lambda m: tuple((c, m.in_proj.in_features) for c in (B, C, X))), "conv": CONV,
+          "out_proj": OUT}),
+    Kind(("RecurrentGemmaRecurrentBlock",), {"linear_x": X, "linear_y": Z, "conv_1d": CONV, "linear_out": OUT}),
     Kind(("RecurrentGemmaRglru",), {"input_gate_weight": DT, "recurrent_gate_weight": DT, "recurrent_param": "decay"},
          by_head=frozenset({"input_gate_weight", "recurrent_gate_weight"}), in_out=True),
     Kind(("RwkvSelfAttention",),
@@ -111,6 +112,11 @@ KINDS = (
     Kind(("xLSTMFeedForward",),
          {"proj_up_gate": "gate", "proj_up": "up", "proj_down": "down",
           "proj_up_gate_z": Stacked(lambda m: (("gate", m.up_proj_dim), ("up", m.up_proj_dim)))}),
+    # Convolutions beside attention: of keys, values and what sub-layers give; of queries and keys; of n-grams.
+    Kind(("ShortConvolution",), {"conv1d": CONV}),
+    Kind(("ZayaCCAProjection",),
+         {"v_proj_current": "v", "v_proj_delayed": "v", "conv_qk_depthwise": CONV, "conv_qk_grouped": CONV}),
+    Kind(("Qwen4ExpTextPLELayer",), {"key_proj": K, "value_proj": V, "conv1d": CONV}),
 )  # fmt: skip
 
 
@@ -122,8 +128,7 @@ def _kind(module: nn.Module) -> Kind | None:
 def mixer_parts(model: PreTrainedModel, name: str, rows: int) -> tuple[Part, ...] | None:
     """The parts of a parameter with ``rows`` outputs that belongs to a mixer; None if it belongs to none.
 
-    Every convolution over time in a block is ``mixer_conv``: its rows are channels, its columns what a channel sees,
-    tap by tap.
+    A convolution's rows are its channels, its columns what a channel sees, tap by tap.
 
     Example
     -------
@@ -135,8 +140,6 @@ def mixer_parts(model: PreTrainedModel, name: str, rows: int) -> tuple[Part, ...
     path = name.split(".")
     if path[-1].endswith("bias"):
         return None
-    if isinstance(model.get_submodule(".".join(path[:-1])), nn.Conv1d):
-        return single(CONV, rows)
     for depth in (1, 2):  # the mixer owns the parameter, or the module that does
         owner, leaf = model.get_submodule(".".join(path[:-depth])), path[-depth]
         kind = _kind(owner)
