@@ -38,11 +38,12 @@ MIXERS: dict[str, dict] = {
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 5, "n_groups": 2, "chunk_size": 4,
                    "layers_block_type": ["linear_attention", "full_attention", "mlp"], "num_hidden_layers": 3},
     "zamba": {"mamba_d_state": 5, "mamba_dt_rank": 3, "n_mamba_heads": 2, "num_hidden_layers": 3,
-              "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_key_value_heads": 4},
+              "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_key_value_heads": 4,
+              "tie_word_embeddings": True},
     "zamba2": {"mamba_d_state": 5, "mamba_ngroups": 2, "n_mamba_heads": 4, "mamba_headdim": 8, "chunk_size": 4,
                "num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_mem_blocks": 1,
                "num_key_value_heads": 4, "adapter_rank": 3, "use_shared_attention_adapter": True,
-               "attention_head_dim": 8},
+               "attention_head_dim": 8, "tie_word_embeddings": True},
     "qwen3_next": _DELTA | _MOE | _LINEAR_AND_FULL,
     "qwen3_5_text": _DELTA | _LINEAR_AND_FULL,
     "qwen3_5_moe_text": _DELTA | _MOE | _LINEAR_AND_FULL,
@@ -74,6 +75,9 @@ def _original(kind: str, changes: tuple) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():  # xLSTM's gates and Zamba's first Δ begin at zero, which hides all behind
+            if parameter.dim() > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
     return model.eval().requires_grad_(False)
 
 
