@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from esa_ray.models.load import _settle
+
 VOCAB, HIDDEN = 48, 16
 
 _COMMON = {
@@ -78,6 +80,7 @@ def _original(kind: str, changes: tuple) -> PreTrainedModel:
         for parameter in model.parameters():  # xLSTM's gates and Zamba's first Δ begin at zero, which hides all behind
             if parameter.dim() > 1 and not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
+    _settle(model.eval())
     return model.eval().requires_grad_(False)
 
 

@@ -107,6 +107,18 @@ def _check_finite(source: Source, model: PreTrainedModel) -> None:
             )
 
 
+def _settle(model: PreTrainedModel) -> None:
+    """Let a model do now what it does to its own weights in its first forward, so that they stay as they are.
+
+    RWKV halves the outputs of every few blocks, and its hidden states with them. What is offloaded would stay whole.
+    """
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            if any(parameter.is_meta for parameter in module.parameters()):
+                model.config.rescale_every = 0
+            module._rescale_layers()
+
+
 def _device_map(device: str) -> str | dict[str, torch.device] | None:
     if device in ("cpu", "auto"):
         return None if device == "cpu" else device  # without a map the weights stay a memory map of the file
@@ -157,5 +169,6 @@ def load_model(
     except Exception as error:  # a broken file raises whatever its reader raises
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     model.eval().requires_grad_(False)
+    _settle(model)
     _check_finite(source, model)
     return model
