@@ -128,7 +128,7 @@ NAMES = {
     "down": ("down_proj", "fc2", "fc_out", "mlp.c_proj", "mlp.Wo", "dense_4h_to_h", "output.dense", "lin2",
              "ff.layer_2", "feed_forward.output", "feed_forward.w2", "ffn.w_out", "output_linear"),
     "router": ("router", "mlp.gate", "block_sparse_moe.gate", "moe.gate", "feed_forward.gate", "router.gate",
-               "router.layer", "router.classifier", "shared_expert_gate"),
+               "router.layer", "router.classifier", "gate.wg", "shared_expert_gate"),
 }  # fmt: skip
 
 #: Last words of a tensor's name → the layout of every model type that has it.
@@ -155,6 +155,7 @@ OWN: dict[str, dict[str, str | Layout]] = {
     "codegen": {"qkv_proj": _codegen},
     "gpt_bigcode": {"attn.c_attn": _bigcode},
     "dbrx": {"experts.mlp.w1": "gate", "experts.mlp.v1": "up", "experts.mlp.w2": "down"},
+    "moshi": {"mlp.fc1": _parts("gate", "up")},
     "jetmoe": {"self_attention.experts.input_linear": "q", "self_attention.experts.output_linear": "o"},
 }
 for _model_type in ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"):
@@ -162,7 +163,7 @@ for _model_type in ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwe
 
 #: Parts of a block whose matrices have the names of others but aren't these: what picks the tokens that attention
 #: looks at, low-rank additions, matrices inside a norm.
-APART = ("indexer.", "compressor.", "adapter", "norm.", "lora_")
+APART = ("indexer.", "compressor.", "adapter", "layernorm.", "lora_")
 
 IN_OUT, EXPERTS = "stored (in, out)", "a matrix of all experts, one after the other"
 #: Model type → last words → what the tensors' own modules don't say of how they are stored.

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -113,10 +113,11 @@ def _settle(model: PreTrainedModel) -> None:
     RWKV halves the outputs of every few blocks, and its hidden states with them. What is offloaded would stay whole.
     """
     for module in model.modules():
-        if hasattr(module, "_rescale_layers"):
+        rescale: Any = getattr(module, "_rescale_layers", None)
+        if rescale is not None:
             if any(parameter.is_meta for parameter in module.parameters()):
                 model.config.rescale_every = 0
-            module._rescale_layers()
+            rescale()
 
 
 def _device_map(device: str) -> str | dict[str, torch.device] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
     from esa_ray.models.addressing import WeightTensor
 
-#: Operations that multiply by matrices → the names of their arguments.
+
+#: Functions that multiply by matrices → the names of their arguments.
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     linear: ("input", "weight"),
     torch.addmm: ("input", "mat1", "mat2"),
     torch.baddbmm: ("input", "batch1", "batch2"),
     torch.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), ("input", "other")),
 }
+#: Operators X·M.
+MATMULS = frozenset({"matmul", "__matmul__", "mm", "bmm"})
 
 
 @contextmanager
@@ -62,8 +64,6 @@ class Product:
     weight: Tensor
     #: Makes Y.
     run: Callable[[], Tensor]
-    #: Whether the model makes Yᵀ = W·Xᵀ.
-    turned: bool = False
 
 
 class Products(TorchFunctionMode):
@@ -82,8 +82,15 @@ class Products(TorchFunctionMode):
         """A product comes by; gives Y."""
         return product.run()
 
+    def all_experts(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """All experts multiply at once, each its part of X (experts, rows, inputs); gives Y, or None to be ``other``.
+
+        Rows that were routed to others are zero.
+        """
+        return None
+
     def stacked(self, stack: Stack) -> Tensor:
-        """Products with a stack of matrices come by; gives what they give together."""
+        """Heads or channels of a convolution multiply at once, each on inputs of its own; gives what they give."""
         return stack.run()
 
     def __enter__(self) -> Any:
@@ -99,7 +106,10 @@ class Products(TorchFunctionMode):
         self._places.clear()
 
     def _placed(self, index: int, parameter: Tensor) -> None:
-        for expert, matrix in enumerate(parameter.detach() if self.tensors[index].experts else [parameter]):
+        tensor, whole = self.tensors[index], parameter.detach()
+        if whole.shape != tensor.shape and whole.is_contiguous():
+            whole = whole.view(tensor.shape)
+        for expert, matrix in enumerate(whole if tensor.experts else [whole]):
             self._places[matrix.data_ptr()] = index, expert, matrix.stride()
 
     def _gone(self, index: int) -> None:
@@ -108,38 +118,53 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        run, names = partial(func, *args, **kwargs), _ARGUMENTS.get(func)
-        found = self._found(func, dict(zip(names, args, strict=False)) | kwargs, run) if names else None
-        if isinstance(found, Stack):
-            return self.stacked(found)
-        if found is None:
-            return self.other(func, args, kwargs, run)
-        return self.multiplied(found).mT if found.turned else self.multiplied(found)
+        run, made, names = partial(func, *args, **kwargs), None, _ARGUMENTS.get(func)
+        if names:
+            made = self._by_function(func, dict(zip(names, args, strict=False)) | kwargs, run)
+        elif getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
+            made = self._by_operator(*args, run)
+            made = self._from_left(*args, run) if made is None else made
+        return self.other(func, args, kwargs, run) if made is None else made
 
-    def _found(self, func: Any, given: dict[str, Any], run: Callable[[], Tensor]) -> Product | Stack | None:
+    def _by_function(self, func: Any, given: dict[str, Any], run: Callable[[], Tensor]) -> Tensor | None:
+        product, stack = None, None
         if func is linear:
-            return self._product(given["input"], given["weight"], run, transposed=False)
-        if func is torch.addmm:  # Conv1D: bias + X·W
-            scaled = {"alpha", "beta"} & given.keys()
-            return None if scaled else self._product(given["mat1"], given["mat2"], run, transposed=True)
-        if func is torch.conv1d:
-            index = self._whole(given["weight"])
-            return None if index is None else stacks.convolution(index, given, run)
-        if func is torch.baddbmm:
-            index = self._whole(given["batch2"])
-            return None if index is None else stacks.batched(index, given["batch1"], run)
-        x, weight = given["other"], given["input"]
-        if weight.dim() > 2:
-            index = self._whole(weight)
-            return None if index is None else stacks.by_head(index, x, weight, run)
-        product = self._product(x.mT, weight, lambda: run().mT, transposed=False) if x.dim() > 1 else None
-        return product and replace(product, turned=True)
+            product = self._product(given["input"], given["weight"], run, transposed=False)
+        elif func is torch.addmm and not {"alpha", "beta"} & given.keys():  # Conv1D: bias + X·W
+            product = self._product(given["mat1"], given["mat2"], run, transposed=True)
+        elif func is torch.conv1d and (index := self._whole(given["weight"])) is not None:
+            stack = stacks.convolution(index, given, run)
+        elif func is torch.baddbmm and (index := self._whole(given["batch2"])) is not None:
+            stack = stacks.batched(index, given["batch1"], run)
+        return self.multiplied(product) if product else self.stacked(stack) if stack else None
 
-    def _whole(self, weight: Tensor) -> int | None:
+    def _from_left(self, operand: Tensor, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """W·X, if W is one of the matrices as it is stored, or those of all heads."""
+        if operand.dim() > 2:
+            index = self._whole(operand)
+            stack = None if index is None else stacks.by_head(index, x, operand, run)
+            return self.stacked(stack) if stack else None
+        product = self._product(x.mT, operand, lambda: run().mT, transposed=False) if x.dim() > 1 else None
+        return self.multiplied(product).mT if product else None
+
+    def _whole(self, operand: Tensor) -> int | None:
         """The tensor that an operand of more than two axes is all of."""
-        index = self._places.get(weight.data_ptr(), (-1,))[0]
-        whole = index >= 0 and weight.numel() == self.tensors[index].size and weight.is_contiguous()
+        index = self._places.get(operand.data_ptr(), (-1,))[0]
+        whole = index >= 0 and operand.numel() == self.tensors[index].size and operand.is_contiguous()
         return index if whole else None
+
+    def _by_operator(self, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """X·M, if M is one of the matrices as it is stored, or turned round, or all experts of one."""
+        index, expert, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0:
+            return None
+        tensor = self.tensors[index]
+        if tensor.experts and operand.shape == tensor.shape and x.dim() == 3:
+            return self.all_experts(index, x, run) if tensor.transposed else None
+        weight = operand if tensor.transposed else operand.mT
+        if operand.dim() != 2 or weight.stride() != strides or weight.shape != tensor.shape[-2:]:
+            return None
+        return self.multiplied(Product(index, expert, x, weight, run))
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
