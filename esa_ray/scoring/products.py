@@ -148,7 +148,7 @@ class Products(TorchFunctionMode):
         return self.multiplied(product).mT if product else None
 
     def _whole(self, operand: Tensor) -> int | None:
-        """The tensor that an operand of more than two axes is all of."""
+        """The tensor that an operand of more than two axes is all of, as it is stored."""
         index = self._places.get(operand.data_ptr(), (-1,))[0]
         whole = index >= 0 and operand.numel() == self.tensors[index].size and operand.is_contiguous()
         return index if whole else None
@@ -159,6 +159,8 @@ class Products(TorchFunctionMode):
         if index < 0:
             return None
         tensor = self.tensors[index]
+        if operand.dim() == x.dim() == 3 and not tensor.transposed and self._whole(operand.mT) is not None:
+            return self.stacked(stacks.batched(index, x, run))
         if tensor.experts and operand.shape == tensor.shape and x.dim() == 3:
             return self.all_experts(index, x, run) if tensor.transposed else None
         weight = operand if tensor.transposed else operand.mT
