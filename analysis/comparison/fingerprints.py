@@ -26,7 +26,7 @@ from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.quantities import measured, reference
 from analysis.distribution import tensor_sums
 from analysis.study import Study
-from esa_ray.spec import BLOCK_COMPONENTS
+from analysis.where import GROUPS
 
 RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 99, 5
 #: Models of a class, and classes, from which on a class can be learnt with one left out.
@@ -47,7 +47,7 @@ INDEPENDENT = (
 #: Those that vary over orders of magnitude.
 LOGARITHMIC = frozenset({"half_mass_fraction", "tenth_collapse_fraction", "tail_index"})
 #: Routers left out: how many weights they have goes by the number of experts.
-COMPONENTS = tuple(c for c in BLOCK_COMPONENTS if c != "router")
+COMPONENTS = tuple(c for group in GROUPS.values() for c in group if c != "router")
 
 
 def _shares(study: Study) -> dict[str, float]:

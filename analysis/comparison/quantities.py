@@ -31,9 +31,9 @@ from analysis.damage import baseline
 from analysis.distribution import tensor_sums
 from analysis.stability import jaccard
 from analysis.study import Study
-from esa_ray.spec import COMPONENT_GROUPS
+from analysis.where import GROUPS
 
-ATTENTION = COMPONENT_GROUPS["attention"]
+ATTENTION = GROUPS["attention"]
 
 
 @dataclass(frozen=True)
