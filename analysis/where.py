@@ -82,6 +82,16 @@ def hotspot_ranks(study: Study) -> pl.DataFrame:
     )
 
 
+def silent_blocks(study: Study) -> dict[str, list[int]]:
+    """For each score the layers in which it is 0 for every weight in every seed, of those that have some.
+
+    Text doesn't reach them (as blocks that look at pictures alone), or their weights are 0 themselves.
+    """
+    zero = magnitudes(study).drop_nulls("layer").group_by("metric", "layer").agg((pl.col("max") == 0).all())
+    found = zero.filter("max").sort("metric", "layer").group_by("metric", maintain_order=True).agg("layer")
+    return {row["metric"]: row["layer"] for row in found.iter_rows(named=True)}
+
+
 def _bounds(values: np.ndarray, low: float = -np.inf, high: float = np.inf) -> dict[str, float | None]:
     interval = t_interval(values)
     if not np.isfinite(interval.low):

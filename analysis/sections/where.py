@@ -13,7 +13,7 @@ from analysis.modes import mode_comparison, mode_costs, spread
 from analysis.sections.parts import Figure, Section, Table, score_order
 from analysis.structure import DRAWS, line_concentration, residual_channels
 from analysis.study import Study, first_score
-from analysis.where import HOT, depth_pattern, hotspot_ranks, sides
+from analysis.where import HOT, depth_pattern, hotspot_ranks, sides, silent_blocks
 
 
 def _of(table: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -37,6 +37,9 @@ def where(study: Study) -> Section | None:
     names = ", ".join(f"layer {layer} {c}" for layer, c in mine.select("layer", "component").iter_rows())
     seeds = max(hot["seeds"])
     answer = f"By {lead}, the blocks among the {HOT} hottest in every one of {seeds} seeds: {names or 'none'}."
+    if silent := silent_blocks(study).get(lead):
+        names = ", ".join(map(str, silent))
+        answer += f" Every weight of layers {names} scores 0: text doesn't reach them, or they are 0 themselves."
     side = sides(study).filter(pl.col("metric") == lead).unique("side", keep="first", maintain_order=True)
     for s in side.iter_rows(named=True):
         answer += (

@@ -11,7 +11,7 @@ from analysis.clusters import cut, silhouette
 from analysis.figures.style import COMPONENT_ORDER
 from analysis.modes import effective_number
 from analysis.structure import _holm, concentration, least_count, poisson_binomial_tail, shapes
-from analysis.where import GROUPS
+from analysis.where import GROUPS, silent_blocks
 from esa_ray.spec import COMPONENT_GROUPS, COMPONENTS
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import HOT_CHANNEL, LAYERS, SHAPES
@@ -70,6 +70,12 @@ def test_mixers_are_a_side_of_their_own(tmp_path):
     assert (attention["weight_share"], mixer["weight_share"]) == pytest.approx((10 / 70, 30 / 70))
     assert (attention["mass_share"], mixer["mass_share"]) == pytest.approx((60 / 300, 180 / 300))
     assert (attention["set_share"], mixer["set_share"]) == (0.25, 0.25)
+
+
+def test_blocks_that_score_zero_throughout_are_told(tmp_path):
+    score_stats = [stats_row(s, n, c, m, 10) | {"max": m * 9} for s in (1, 2) for n, c, m in
+                   ((0, "q", 1.0), (1, "q", 0.0), (1, "up", 0.0), (2, "q", 0.0), (2, "up", s - 1.0))]  # fmt: skip
+    assert silent_blocks(with_tables(tmp_path / "s", score_stats=score_stats)) == {"grad_x_weight": [1]}
 
 
 def test_a_model_of_mixers_alone_has_no_sides_and_its_report_none(tmp_path):
