@@ -27,7 +27,7 @@ OK, NOT_RUN, NO_CLAIM = "ok", "not run", "no claim"
 
 
 def prove(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, str]:
-    """For each component and kind of tensor "ok", or what an edit of one of its rows changed wrongly.
+    """For each component and kind of tensor "ok", or what an edit of one of its rows changed wrongly in some block.
 
     Kinds are patterns of names, ``*`` for numbers. "not run": text never comes to any tensor of that kind. "no claim":
     it is ``other``, or a mixer's. The model is in memory in float32; afterwards it is what it was.
@@ -38,8 +38,9 @@ def prove(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, str]:
         for tensor in catalogue.tensors:
             for number, part in enumerate(tensor.parts):
                 key = f"{part.component} {pattern(tensor.name)}"
-                if found.get(key, NOT_RUN) == NOT_RUN:
-                    found[key] = _proved(watched, tensor, number)
+                if found.get(key, OK) in (OK, NOT_RUN):
+                    result = _proved(watched, tensor, number)
+                    found[key] = found.get(key, NOT_RUN) if result == NOT_RUN else result
     return found
 
 
@@ -80,7 +81,8 @@ def _heads(edit: Edit) -> str:
     pairs = zip(edit.attended(edit.before), edit.attended(after), strict=True)
     changes = [(which, b, a) for b, a in pairs if (which := {c for c in "qkv" if changed(b[c], a[c], -1)})]
     if not changes:
-        return "attention doesn't change" if edit.multiplies else NOT_RUN
+        unchanged = "attention doesn't change" if edit.attended(after) else "attention isn't seen"
+        return unchanged if edit.multiplies else NOT_RUN
     which, before, behind = changes[0]
     if which != {component}:
         return f"{' and '.join(sorted(which))} of attention change"
@@ -134,9 +136,9 @@ def _bent(edit: Edit, key: tuple[str, int], component: str) -> str:
     return "it passes no activation" if straight else "it passes an activation"
 
 
-def _only(before: Tensor, after: Tensor, axis: int, wanted: int) -> str | None:
+def _only(before: Tensor, after: Tensor, axis: int, *wanted: int) -> str | None:
     found = changed(before, after, axis)
-    return None if found == {wanted} else f"channels {sorted(found)[:8]} change, not {wanted}"
+    return None if found == set(wanted) else f"channels {sorted(found)[:8]} change, not {', '.join(map(str, wanted))}"
 
 
 def _channel(edit: Edit) -> str:
@@ -145,7 +147,7 @@ def _channel(edit: Edit) -> str:
     pairs: list[tuple[Tensor, Tensor]] = []
     if owner in edit.before.outputs:
         pairs = list(zip(edit.before.outputs[owner], after.outputs[owner], strict=True))
-    elif key in edit.before.made:
+    if key in edit.before.made and not any(b.shape[-1] == edit.tensor.rows for b, _ in pairs):
         pairs = [(edit.before.made[key], after.made[key])]
     if not any(b.any() for b, _ in pairs):
         return NOT_RUN
@@ -158,11 +160,12 @@ def _channel(edit: Edit) -> str:
 def _latent(edit: Edit) -> str:
     """Exactly that channel of the latent enters the matrix that makes heads of it."""
     component = edit.component
-    into = next((t for t in edit.takers("q" if component == "q_latent" else "v") if t.cols == len(edit.rows)), None)
+    n = len(edit.rows)
+    into = next((t for t in edit.takers("q" if component == "q_latent" else "v") if t.cols % n == 0), None)
     key = (into.name, 0) if into else None
-    if key is None or key not in edit.before.inputs:
+    if into is None or key not in edit.before.inputs:
         return "nothing takes the latent in" if edit.multiplies else NOT_RUN
-    return _only(edit.before.inputs[key], edit.seen().inputs[key], -1, edit.ordinal) or OK
+    return _only(edit.before.inputs[key], edit.seen().inputs[key], -1, *range(edit.ordinal, into.cols, n)) or OK
 
 
 def _gate_of_heads(edit: Edit) -> str:
@@ -172,7 +175,8 @@ def _gate_of_heads(edit: Edit) -> str:
     if into is None or key not in edit.before.inputs:
         return NOT_RUN
     after = edit.seen()
-    for b, a in zip(edit.attended(edit.before), edit.attended(after), strict=True):
+    # Blocks that run again see their own changes.
+    for b, a in zip(edit.attended(edit.before)[:1], edit.attended(after)[:1], strict=True):
         if any(changed(b[c], a[c], -1) for c in "qkv"):
             return "what enters attention changes"
     each = into.cols // len(edit.rows)

@@ -31,7 +31,7 @@ class Seen:
     inputs: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     made: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     lookups: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    attended: dict[int | None, list[dict[str, Tensor]]] = field(default_factory=dict)
+    attended: list[tuple[int | None, dict[str, Tensor]]] = field(default_factory=list)
     outputs: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
     logits: Tensor | None = None
 
@@ -83,7 +83,7 @@ class _Mode(TorchFunctionMode):
 
     def _attended(self, three: dict[str, Tensor]) -> None:
         heads = {c: values.detach().clone() for c, values in three.items()}
-        self.seen.attended.setdefault(self.layer(), []).append(heads)
+        self.seen.attended.append((self.layer(), heads))
 
 
 def _like(result: Any, values: Tensor) -> bool:
@@ -131,6 +131,10 @@ class Watched:
                 around.callback(block.register_forward_pre_hook(lambda *_, n=number: layer.__setitem__(0, n)).remove)
             for norm in self._inner_norms():
                 around.callback(norm.register_forward_hook(_unchanged).remove)
+            for module in self.model.modules():  # Gemma 3n's neurons otherwise depend on how large the others are
+                if getattr(module, "activation_sparsity", None):
+                    around.callback(setattr, module, "activation_sparsity", module.activation_sparsity)
+                    module.activation_sparsity = 0.0
             around.enter_context(_Mode(seen, self.memory, lambda: layer[0]))
             seen.logits = self.model(self.tokens, use_cache=False).logits.detach()
         return seen
@@ -215,7 +219,8 @@ class Edit:
 
     def attended(self, seen: Seen) -> list[dict[str, Tensor]]:
         """What entered attention in the tensor's layer."""
-        return seen.attended.get(self.tensor.layer, [])
+        mine = self.tensor.layer
+        return [three for layer, three in seen.attended if mine in (None, layer)]
 
     def seen(self, change: Callable[[Tensor], Tensor] = other_row) -> Seen:
         """A pass with the row changed."""

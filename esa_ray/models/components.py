@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,7 +65,7 @@ def parts_by_name(name: str, rows: int, config: Any) -> tuple[Part, ...] | None:
 
     ``config`` is the model's, or :class:`esa_ray.models.layouts.Sizes`.
     """
-    if any(word in name for word in APART):
+    if re.search(APART, name):
         return None
     found = in_model(name, config.model_type, OWN)
     if found is None and (words := ending(name, TOLD)):

@@ -105,6 +105,10 @@ def _gated_queries(s: Sizes, rows: int) -> Runs:
     return [("q", s.head), ("attn_gate", s.head)], True
 
 
+def _gated_latent_queries(s: Sizes, rows: int) -> Runs:
+    return [("q", s.qk_nope_head_dim + s.qk_rope_head_dim), ("attn_gate", s.v_head_dim)], True
+
+
 def _experts_gate_up(s: Sizes, rows: int) -> Runs:
     """Halves, but where transformers' experts say that the rows alternate."""
     return (_parts if getattr(s, "is_concatenated", True) else _alternating)("gate", "up")(s, rows)
@@ -119,7 +123,7 @@ NAMES = {
     "o": ("o_proj", "wo", "attn.Wo", "attn.c_proj", "attn.out_proj", "self_attn.out_proj", "encoder_attn.out_proj",
           "cross_attn.out_proj", "attention.dense", "attention.out_proj", "attention.output.dense",
           "crossattention.output.dense", "self_attention.dense", "self_attn.dense", "multi_head_attention.dense",
-          "out_lin", "attention_out", "rel_attn.o"),
+          "out_lin", "attention_out", "rel_attn.o", "self_attn.o_b_proj"),
     "q_latent": ("q_a_proj",),
     "attn_gate": ("attn.gate_proj", "self_attn.gate_proj", "self_attn.g_proj"),
     "gate": ("gate_proj", "feed_forward.w1", "w_in.w_0"),
@@ -128,7 +132,7 @@ NAMES = {
     "down": ("down_proj", "fc2", "fc_out", "mlp.c_proj", "mlp.Wo", "dense_4h_to_h", "output.dense", "lin2",
              "ff.layer_2", "feed_forward.output", "feed_forward.w2", "ffn.w_out", "output_linear"),
     "router": ("router", "mlp.gate", "block_sparse_moe.gate", "moe.gate", "feed_forward.gate", "router.gate",
-               "router.layer", "router.classifier", "gate.wg", "shared_expert_gate"),
+               "router.layer", "router.classifier", "gate.wg", "mixer.gate", "shared_expert_gate"),
 }  # fmt: skip
 
 #: Last words of a tensor's name → the layout of every model type that has it.
@@ -155,15 +159,19 @@ OWN: dict[str, dict[str, str | Layout]] = {
     "codegen": {"qkv_proj": _codegen},
     "gpt_bigcode": {"attn.c_attn": _bigcode},
     "dbrx": {"experts.mlp.w1": "gate", "experts.mlp.v1": "up", "experts.mlp.w2": "down"},
+    "axk2": {"q_gate_proj": _gated_latent_queries},
     "moshi": {"mlp.fc1": _parts("gate", "up")},
     "jetmoe": {"self_attention.experts.input_linear": "q", "self_attention.experts.output_linear": "o"},
 }
-for _model_type in ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"):
+for _model_type in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"):
     OWN[_model_type] = {"self_attn.q_proj": _gated_queries}
 
-#: Parts of a block whose matrices have the names of others but aren't these: what picks the tokens that attention
-#: looks at, low-rank additions, matrices inside a norm.
-APART = ("indexer.", "compressor.", "adapter", "layernorm.", "lora_")
+#: Modules whose matrices have the names of others but aren't these: what picks the tokens that attention looks at,
+#: low-rank additions, matrices inside a norm or a router, memories of n-grams.
+APART = r"(indexer|compressor|layernorm|router_mlp|\bple)\.|adapter|lora_"
+
+#: Words in the names of what reads no text.
+NO_TEXT = ("vision", "visual", "image", "img", "audio", "speech")
 
 IN_OUT, EXPERTS = "stored (in, out)", "a matrix of all experts, one after the other"
 #: Model type → last words → what the tensors' own modules don't say of how they are stored.

@@ -16,7 +16,7 @@ from torch import nn
 
 from esa_ray.models.blocks import Blocks, text_config
 from esa_ray.models.components import Part, in_model, parts_by_name, single
-from esa_ray.models.layouts import EXPERTS, IN_OUT, STORED_IN, Sizes
+from esa_ray.models.layouts import EXPERTS, IN_OUT, NO_TEXT, STORED_IN, Sizes
 from esa_ray.models.mixers import head_axes, mixer_parts
 from esa_ray.models.places import Place, weight_places
 from esa_ray.models.structure import infer
@@ -67,13 +67,14 @@ def _tensor(model: PreTrainedModel, blocks: Blocks, places: tuple[Place, ...]) -
     (layer, stem), expert = blocks.place(name), re.search(r"\bexperts\.(\d+)\.", name)
     stem = stem.removesuffix(".weight")
     sizes = Sizes(_around(model, name), text_config(model))
+    of_text = not any(word in name.lower() for word in NO_TEXT)
     norm = _is_norm(places[0])
     tensor = WeightTensor(
         name=name, layer=layer, parts=(), expert=int(expert[1]) if expert else None, places=places,
         **_stored(stem, places[0], sizes, vector=norm),
     )  # fmt: skip
-    inside = name.startswith(blocks.decoder)
-    if component := _edge(model, places) or ("norm" if norm else None):
+    inside = of_text and name.startswith(blocks.decoder)
+    if component := _edge(model, places) or ("norm" if norm and of_text else None):
         return replace(tensor, parts=single(component, tensor.rows))
     if inside and (layer is not None or re.search(r"\.\d+\.", name)):
         parts = mixer_parts(model, name, tensor.rows) or parts_by_name(stem, tensor.rows, sizes)
@@ -91,7 +92,8 @@ def _around(model: nn.Module, name: str) -> list[nn.Module]:
 def _is_norm(place: Place) -> bool:
     name, kind = place.name.lower(), type(place.owner).__name__.lower()
     named = "norm" in name or ".ln_" in name
-    return (named and len(place.parameter.shape) == 1) or ("norm" in kind and place.leaf == "weight")
+    scale = "norm" in kind and place.leaf == "weight" and not isinstance(place.owner, nn.Embedding | nn.Linear)
+    return scale or (named and len(place.parameter.shape) == 1)
 
 
 def _stored(stem: str, place: Place, sizes: Sizes, *, vector: bool) -> dict[str, Any]:
