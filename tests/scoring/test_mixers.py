@@ -59,7 +59,8 @@ def test_windows_that_meet_in_a_mixer_take_a_pass_each(monkeypatch):
         return real(x.flip(0), *args, **kwargs)
 
     monkeypatch.setattr(file, "causal_conv1d_fn", meeting)
-    tensors = catalogue(model).select(("mixer_conv", "mixer_in"))
+    # The last block's convolution still sees of each row what that row's loss depends on.
+    tensors = [t for t in catalogue(model).select(("mixer_conv", "mixer_in")) if t.layer == 0]
     assert not uses(model, tensors, torch.as_tensor(windows)).once
 
 
