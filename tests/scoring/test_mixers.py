@@ -1,13 +1,16 @@
 """Scores of mixers against plain autograd, one window at a time, and against what hooks see, in float64."""
 
 import copy
+import inspect
 import sys
+import types
 
 import accelerate
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
@@ -76,6 +79,36 @@ def test_scores_of_offloaded_mixers_are_those_of_resident_ones(kind):
         for metric in ("grad_squared", "act_mag"):
             one, other = (scores.of(metric, index) for scores in found)
             torch.testing.assert_close(one, other, msg=tensor.name)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("mamba", "mamba_selective_scan"), ("lfm2", "causal_conv1d_fn"),
+                                                ("qwen3_next", "torch_chunk_gated_delta_rule")])  # fmt: skip
+def test_no_score_needs_kernels_of_other_packages_or_is_kept_from_by_them(kind, function, monkeypatch):
+    model, windows = tiny_mixer(kind), random_windows(2, 9)
+    tensors = [t for t in catalogue(model).select((*BLOCK_COMPONENTS, "norm")) if t.layer is not None]
+    metrics = ["grad_squared", "grad_x_weight", "hutchinson_abs"]
+    wanted = score_tensors(model, tensors, windows, metrics, probes=2)
+    file = sys.modules[type(model).__module__]
+
+    def installed(*args, **kwargs):
+        pytest.fail("a kernel is called")
+
+    # The decorator that transformers puts on these functions, as it is where the package is there.
+    reference = inspect.unwrap(getattr(file, function))
+    package = types.ModuleType("kernels_of_somebody")
+    setattr(package, function, installed)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    decorated = use_kernel_func_from_hub_with_fallback(function, package.__name__)(reference)
+    monkeypatch.setattr(file, function, decorated)
+    found = score_tensors(model, tensors, windows, metrics, probes=2)
+    for index in range(len(tensors)):
+        for metric in metrics:
+            assert torch.equal(found.of(metric, index), wanted.of(metric, index))
+    matrices = [t for t in tensors if len(t.shape) > 1]
+    score_tensors(model, matrices, windows, ["act_mag"]).of("act_mag", len(matrices) - 1)
+    assert getattr(file, function) is decorated
+    with pytest.raises(pytest.fail.Exception, match="kernel"):
+        model(torch.as_tensor(windows), use_cache=False)
 
 
 def test_act_mag_of_what_multiplies_nothing_is_refused_in_a_sentence():
