@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from filelock import FileLock
@@ -16,9 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.machine import cache_dir
+from esa_ray.models.architecture import configured
 from esa_ray.models.device import has_bf16
+from esa_ray.models.dry import check_fit
+from esa_ray.models.fitting import refuse_misfit
 from esa_ray.models.places import values, weight_places
 from esa_ray.models.sources import Source, compute_dtype
+from esa_ray.models.tokenizing import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +35,11 @@ def resolve_dtype(source: Source, dtype: str, device: str) -> str:
     return compute_dtype(source, dtype, on_gpu=device != "cpu", bf16=has_bf16())
 
 
+def _loaded(directory: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model, and what transformers says of its loading."""
+    return cast("Any", AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **how))
+
+
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file as an fp32 safetensors directory, all or nothing."""
     with tempfile.TemporaryDirectory() as alone:
@@ -39,10 +48,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         # directory. Neither is what was fingerprinted.
         link = Path(alone) / "model.gguf"
         link.symlink_to(gguf)
-        model = AutoModelForCausalLM.from_pretrained(
-            alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False
-        )
+        model, info = _loaded(alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=str(link), trust_remote_code=False)
+    refuse_misfit(str(gguf), model, info)
     # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -72,6 +80,8 @@ def ensure_directory(source: Source) -> str:
         if not target.is_dir():
             try:
                 _convert_gguf(Path(source.path), target)
+            except EsaError:
+                raise
             except Exception as error:  # no GGUF after all, an unknown architecture, a full disk
                 raise EsaError(f"--model {source.path} can't be converted: {first_line(error)}") from None
     return str(target)
@@ -90,11 +100,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     EsaError
         If there is none that transformers can load.
     """
-    directory = ensure_directory(source)
-    try:
-        return AutoTokenizer.from_pretrained(directory, revision=source.revision, trust_remote_code=source.runs_code)
-    except Exception as error:  # transformers raises a dozen kinds here
-        raise EsaError(f"--model {source.name} has no tokenizer that can be loaded: {first_line(error)}") from None
+    return opened(source, ensure_directory(source))
 
 
 def _check_finite(source: Source, model: PreTrainedModel) -> None:
@@ -137,14 +143,18 @@ def load_model(
     Raises
     ------
     EsaError
-        If the directory holds no model that transformers can load, or a weight is NaN or infinite.
+        If the directory holds no model that transformers can load or another one than its config describes, or a
+        weight is NaN or infinite.
     """
     _quiet()
     if source.pickled:  # or transformers asks a service on the hub to convert the repository
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    directory = ensure_directory(source)
+    config = configured(source, directory)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            ensure_directory(source),
+        model, info = _loaded(
+            directory,
+            config=config,
             dtype=DTYPES[dtype],
             device_map=_device_map(device),
             max_memory=dict(max_memory) if max_memory else None,
@@ -155,7 +165,9 @@ def load_model(
             revision=source.revision,
         )
     except Exception as error:  # a broken file raises whatever its reader raises
+        check_fit(source)
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
+    refuse_misfit(source.name, model, info)
     model.eval().requires_grad_(False)
     _check_finite(source, model)
     return model
