@@ -33,6 +33,7 @@ from esa_ray.engine.tuning import Watch, fit
 from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, chunks
+from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
 from esa_ray.store import Store
@@ -127,6 +128,7 @@ def run_studies(
                 connect()
             work.read_text()
         todo = [work for work in works if work.lacks]
+        check_apart([(work.spec, work.source) for work in todo if work.resolved is None])
         if todo:
             connect()
             try:

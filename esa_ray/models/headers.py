@@ -44,7 +44,7 @@ def beginning(path: Path, n: int = 64) -> bytes:
 
 
 def refuse_stand_in(path: Path) -> None:
-    """Refuse what stands where a file should: git-lfs's pointer to it, a web page, nothing.
+    """Refuse what stands where a file should: git-lfs's pointer to it, a web page.
 
     Raises
     ------
@@ -56,8 +56,6 @@ def refuse_stand_in(path: Path) -> None:
         raise EsaError(f"{path} is git-lfs's pointer to the file and not the file; run: git -C {path.parent} lfs pull")
     if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise EsaError(f"{path} is a web page and not the file; download it again, logged in where that is needed")
-    if not first:
-        raise EsaError(f"{path} is empty; fetch it again")
 
 
 def header(path: Path) -> dict[str, Entry]:
