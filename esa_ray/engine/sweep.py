@@ -201,7 +201,8 @@ def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -
     """Models loaded, rankings and baselines stored."""
     loading: list[list[Job]] = [[("describe", ())] * len(work.crew.actors) for work in works]
     for work, found in zip(works, _share(works, "loading", loading, reporter, check), strict=True):
-        work.described(found[0])
+        if former := work.described(found[0]):
+            reporter.say(f"what another command left in {work.store.place} and this one can't use is now in {former}")
     seeds = [missing_seeds(work.store, work.spec) for work in works]
     scoring: list[list[Job]] = [[*(("rank", (seed,)) for seed in mine), ("baseline", ())] for mine in seeds]
     for work, mine, found in zip(works, seeds, _share(works, "scoring", scoring, reporter, check), strict=True):
