@@ -11,11 +11,15 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from esa_ray import data
 from esa_ray.errors import EsaError
 from esa_ray.models.sources import Source
-from esa_ray.spec import StudySpec
+from esa_ray.spec import COMPONENTS, StudySpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def check(spec: StudySpec, source: Source) -> None:
@@ -26,8 +30,8 @@ def check(spec: StudySpec, source: Source) -> None:
     Raises
     ------
     EsaError
-        If its files aren't those of the model that its config describes, or its tokenizer makes tokens that it has no
-        embedding of.
+        If its files aren't those of the model that its config describes, its tokenizer makes tokens that it has no
+        embedding of, or it has no weights of the names in the study's lists.
     """
     from esa_ray.models.dry import check_fit
     from esa_ray.models.tokenizing import check_tokens, opened
@@ -35,11 +39,29 @@ def check(spec: StudySpec, source: Source) -> None:
     model = check_fit(source)
     if model is None:
         return
+    _check_lists(spec, model)
     tokenizer, rows = opened(source, source.path), model.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values(), default=0) < rows or data.is_large(spec.data):
         return
     windows = data.windows(spec.data, tokenizer, spec.seeds)
     check_tokens(source.name, [windows.evaluation, *(windows.calibration(seed) for seed in spec.seeds)], int(rows))
+
+
+def _check_lists(spec: StudySpec, model: PreTrainedModel) -> None:
+    """See whether a hollow model has the weights of the study's lists, where names alone tell what its tensors are."""
+    from esa_ray.models.addressing import catalogue
+    from esa_ray.models.naming import find_weight
+
+    if not spec.lists:
+        return
+    try:
+        found = catalogue(model)
+    except EsaError:  # only a forward pass tells, and a hollow model makes none
+        return
+    if {part.component for tensor in found.tensors for part in tensor.parts} <= set(COMPONENTS):
+        for given in spec.lists:
+            for weight in given.weights:
+                find_weight(found, weight)
 
 
 def check_apart(asked: Sequence[tuple[StudySpec, Source]]) -> None:
