@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -113,6 +114,23 @@ def _check_finite(source: Source, model: PreTrainedModel) -> None:
             )
 
 
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute the buffers that no file holds as the model's class does.
+
+    transformers gives them memory that nobody wrote, and leaves their values to the class' ``_init_weights``: its own
+    classes know of that, and code that comes with a model mostly doesn't.
+    """
+    stored = model.state_dict()
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    if not computed:
+        return
+    with init_empty_weights(include_buffers=False):
+        twin = type(model)(model.config)
+    for name, buffer in twin.named_buffers():
+        if name in computed:
+            computed[name].copy_(buffer)
+
+
 def _device_map(device: str) -> str | dict[str, torch.device] | None:
     if device in ("cpu", "auto"):
         return None if device == "cpu" else device  # without a map the weights stay a memory map of the file
@@ -168,6 +186,8 @@ def load_model(
         check_fit(source)
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     refuse_misfit(source.name, model, info)
+    if source.runs_code:
+        _compute_buffers(model)
     model.eval().requires_grad_(False)
     _check_finite(source, model)
     return model
