@@ -104,6 +104,15 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return opened(source, ensure_directory(source))
 
 
+def _check_numbers(source: Source, model: PreTrainedModel) -> None:
+    """Refuse weights that transformers left in the codes that the file holds."""
+    if codes := [name for name, p in model.named_parameters() if p.element_size() == 1]:
+        raise EsaError(
+            f"--model {source.name} is quantized, and this transformers computes {codes[0]} not back to numbers; take "
+            "the model that it was made from, or pip install -U transformers"
+        )
+
+
 def _check_finite(source: Source, model: PreTrainedModel) -> None:
     for place, *_ in weight_places(model):
         # One weight at a time, so that offloaded ones never stand in memory together. A sum is finite only if
@@ -186,6 +195,7 @@ def load_model(
         check_fit(source)
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     refuse_misfit(source.name, model, info)
+    _check_numbers(source, model)
     if source.runs_code:
         _compute_buffers(model)
     model.eval().requires_grad_(False)

@@ -214,6 +214,10 @@ def _hub(name: str, revision: str | None, trust: tuple[str, ...]) -> Source:
     index, pattern = (PICKLES_INDEX, PICKLES) if pickled else (INDEX, SAFETENSORS)
     check_names(name, content, hub.small_file(name, index, commit), pattern)
     quantized.check(name, content)
+    if hub.small_file(name, "adapter_config.json", commit):
+        raise EsaError(
+            f"--model {name} holds an adapter beside the model; merge the two first, in a directory of your own"
+        )
     words = hub.small_file(name, "tokenizer_config.json", commit)
     asks_for_code(name, [config, *([words] if words else [])], trust)
     return Source(name, "hub", name, commit, trust, pickled)

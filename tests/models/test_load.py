@@ -221,6 +221,31 @@ def test_computed_buffers_and_parts_beside_the_language_model_change_nothing(tmp
     assert torch.equal(loaded(directory)(WINDOW).logits, tiny()(WINDOW).logits)
 
 
+def test_blocks_that_predict_further_tokens_are_left_out_where_the_config_tells_of_them(tmp_path):
+    directory = rewritten(
+        saved(tmp_path / "m"),
+        lambda s: s | {"model.layers.2.eh_proj.weight": torch.ones(3)},
+        num_nextn_predict_layers=1,
+    )
+    check_fit(find(spec(directory)))
+    assert torch.equal(loaded(directory)(WINDOW).logits, tiny()(WINDOW).logits)
+
+
+def test_weights_that_are_left_as_codes_are_refused(tmp_path, monkeypatch):
+    """As by a transformers that computes no FP8 back."""
+    from esa_ray.models import load
+
+    def left(*_, **__):
+        model = tiny()
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight.data = weight.data.to(torch.float8_e4m3fn)
+        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+
+    monkeypatch.setattr(load, "_loaded", left)
+    with pytest.raises(EsaError, match=rf"is quantized, and .* computes {re.escape(DOWN)} not back"):
+        loaded(saved(tmp_path / "m"))
+
+
 def test_another_depth_is_told_from_both_sides(tmp_path):
     directory = saved(tmp_path / "m")
     edit(directory / "config.json", num_hidden_layers=1)

@@ -471,6 +471,27 @@ def test_pickles_on_the_hub_are_taken_only_where_there_is_nothing_else(hub):
     assert not find(ModelSpec(source="some/one")).pickled
 
 
+def test_an_adapter_beside_a_model_on_the_hub_is_refused_too(hub):
+    plain(hub)
+    edit(hub / "adapter_config.json", base_model_name_or_path="x")
+    with pytest.raises(EsaError, match="holds an adapter beside the model"):
+        find(ModelSpec(source="some/one"))
+
+
+def test_an_adapter_alone_on_the_hub_tells_the_merge(hub, monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    hub.mkdir(parents=True)
+    edit(hub / "adapter_config.json", base_model_name_or_path="x")
+
+    def download(name, file, revision=None):
+        raise EntryNotFoundError(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(EsaError, match=r"is an adapter .*from_pretrained\('some/one'\)\.merge_and_unload"):
+        find(ModelSpec(source="some/one"))
+
+
 def test_no_index_on_the_hub_leads_to_a_pickle(hub):
     plain(hub)
     (hub / sources.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "evil.bin"}}))
