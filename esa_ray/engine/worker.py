@@ -28,7 +28,7 @@ from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
-from esa_ray.models.tokenizing import check_tokens
+from esa_ray.models.tokenizing import check_tokens, embedded
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
@@ -132,7 +132,7 @@ class Worker:
 
     def _check_tokens(self) -> None:
         read = [self.windows.evaluation, *(self.windows.calibration(seed) for seed in self.spec.seeds)]
-        check_tokens(self.source.name, read, self.model.get_input_embeddings().weight.shape[0])
+        check_tokens(self.source.name, read, embedded(self.model))
 
     def _check_layers(self) -> None:
         deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]

@@ -34,17 +34,17 @@ def check(spec: StudySpec, source: Source) -> None:
         embedding of, or it has no weights of the names in the study's lists.
     """
     from esa_ray.models.dry import check_fit
-    from esa_ray.models.tokenizing import check_tokens, opened
+    from esa_ray.models.tokenizing import check_tokens, embedded, opened
 
     model = check_fit(source)
     if model is None:
         return
     _check_lists(spec, model)
-    tokenizer, rows = opened(source, source.path), model.get_input_embeddings().weight.shape[0]
+    tokenizer, rows = opened(source, source.path), embedded(model)
     if max(tokenizer.get_vocab().values(), default=0) < rows or data.is_large(spec.data):
         return
     windows = data.windows(spec.data, tokenizer, spec.seeds)
-    check_tokens(source.name, [windows.evaluation, *(windows.calibration(seed) for seed in spec.seeds)], int(rows))
+    check_tokens(source.name, [windows.evaluation, *(windows.calibration(seed) for seed in spec.seeds)], rows)
 
 
 def _check_lists(spec: StudySpec, model: PreTrainedModel) -> None:

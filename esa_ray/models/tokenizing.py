@@ -13,7 +13,7 @@ from esa_ray.models.files import has_vocabulary
 from esa_ray.models.sources import Source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: File of a vocabulary → the package that reads it.
 READERS = {"*.tiktoken": "tiktoken", "tekken.json": "mistral-common", "*.model": "sentencepiece protobuf"}
@@ -73,6 +73,11 @@ def _elsewhere(path: Path) -> str:
     return f"copy the tokenizer's files {where} (tokenizer.json, tokenizer_config.json) beside its config.json"
 
 
+def embedded(model: PreTrainedModel) -> int:
+    """How many tokens a model has an embedding of: 0 to this number less one."""
+    return int(next(model.get_input_embeddings().parameters()).shape[0])
+
+
 def check_tokens(name: str, windows: Iterable[np.ndarray], rows: int) -> None:
     """Refuse windows with a token that the model has no embedding of.
 
@@ -83,7 +88,7 @@ def check_tokens(name: str, windows: Iterable[np.ndarray], rows: int) -> None:
     windows
         What the model is to read: tokens, each array (N, T).
     rows
-        Rows of its input embedding.
+        How many tokens it has an embedding of (:func:`embedded`).
 
     Raises
     ------

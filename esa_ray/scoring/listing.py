@@ -32,10 +32,10 @@ def listing(
     """
     places: dict[str, tuple[list[int], list[int]]] = {}
     for number, weight in enumerate(weights.weights, 1):
-        tensor, flat = find_weight(catalogue, weight)
+        tensor, at = find_weight(catalogue, weight)
         in_order, found = places.setdefault(tensor.name, ([], []))
         in_order.append(number)
-        found.append(flat)
+        found.append(at)
     index = {tensor.name: i for i, tensor in enumerate(scores.tensors)}
     picks: list[tuple[str, int, np.ndarray, np.ndarray]] = []
     for name, (in_order, found) in places.items():
