@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
@@ -12,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError
 from esa_ray.models import quantized
 from esa_ray.models.sources import Source, config_of
 
@@ -45,6 +46,7 @@ def configured(source: Source, directory: str) -> PreTrainedConfig:
     """
     if source.kind != "gguf":
         told = config_of(source)
+        _check_dtype(source.name, told)
         if not source.runs_code:
             _check_type(source.name, told)
     try:
@@ -69,9 +71,15 @@ def _dequantized(config: PreTrainedConfig) -> None:
             part.quantization_config = {**asked, "dequantize": True}
 
 
+def _told(error: Exception) -> str:
+    """An error in one line; those that speak of Python alone with their kind."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}"
+
+
 def _config_trouble(error: Exception) -> str:
     return (
-        f"transformers {version('transformers')} makes nothing of its config.json ({first_line(error)[:160]}); if a "
+        f"transformers {version('transformers')} makes nothing of its config.json ({_told(error)[:200]}); if a "
         "newer one wrote it: pip install -U transformers, else fetch it again"
     )
 
@@ -94,6 +102,17 @@ def _check_type(name: str, config: dict[str, Any]) -> None:
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise EsaError(f"--model {name} ({classes}) is a model of images and text; {_text_model(config)}")
     raise EsaError(f"--model {name} ({classes}) is no causal language model; choose one")
+
+
+def _check_dtype(name: str, config: dict[str, Any]) -> None:
+    """Refuse a dtype that isn't written as torch calls it."""
+    for key in ("dtype", "torch_dtype"):
+        said = config.get(key)
+        if isinstance(said, str) and not isinstance(getattr(torch, said, None), torch.dtype):
+            raise EsaError(
+                f'--model {name} says "{key}": "{said}" in its config.json, which torch has not; write "float32", '
+                '"bfloat16" or "float16"'
+            )
 
 
 def _classes(config: dict[str, Any]) -> str:

@@ -193,7 +193,8 @@ def load_model(
         )
     except Exception as error:  # a broken file raises whatever its reader raises
         check_fit(source)
-        raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
+        why = first_line(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)[:160]
+        raise EsaError(f"--model {source.name} can't be loaded: {why}") from None
     refuse_misfit(source.name, model, info)
     _check_numbers(source, model)
     if source.runs_code:

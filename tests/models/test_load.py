@@ -436,6 +436,28 @@ def test_a_type_that_transformers_does_not_know_is_named_with_its_version(tmp_pa
     assert "no model_type" in refused(directory)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "torch.bfloat16"}, 'says "dtype": "torch.bfloat16".*write "float32", "bfloat16"'),
+        ({"dtype": None, "torch_dtype": "fp16"}, 'says "torch_dtype": "fp16"'),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers.*two.*pip install -U transformers"),
+        ({"hidden_size": 15}, "makes nothing of its config.json .*15"),
+    ],
+)
+def test_a_config_that_transformers_makes_nothing_of_is_told_by_its_field(tmp_path, changes, words):
+    directory = saved(tmp_path / "m")
+    edit(directory / "config.json", **changes)
+    assert re.search(words, refused(directory))
+
+
+def test_a_kind_of_rotation_that_nobody_knows_is_told(tmp_path):
+    directory = saved(tmp_path / "m")
+    edit(directory / "config.json", rope_scaling={"type": "nonsense"})
+    with pytest.raises(EsaError, match=r"can't be loaded: KeyError.*nonsense"):
+        loaded(directory)
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_a_kernel_that_the_config_asks_for_is_not_needed(tmp_path, key):
     directory = saved(tmp_path / "m")
