@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.models.naming import PROJECTIONS
 from esa_ray.scoring.chosen import picked
 from esa_ray.spec import LISTED, WeightList, explain
 from esa_ray.store import Store, ranking_name
@@ -81,12 +82,12 @@ def read_weights(path: str | Path) -> WeightList:
 
 
 def _with_names(table: pa.Table) -> pa.Table:
-    """The same with our columns' names, and a tensor's name where a file counts blocks instead."""
+    """The same with our columns' names, and every tensor under one spelling, so that one list is one question."""
     found = table.rename_columns(_headers(table.column_names))
-    if "layer" not in found.column_names:
+    if not {"tensor", "layer"} & set(found.column_names):
         return found
-    layers = found["layer"].to_pylist()
-    names = found["tensor"].to_pylist() if "tensor" in found.column_names else [DOWN] * len(layers)
+    layers = found["layer"].to_pylist() if "layer" in found.column_names else [None] * len(found)
+    names = found["tensor"].to_pylist() if "tensor" in found.column_names else [DOWN] * len(found)
     full = [_full(name, layer) for name, layer in zip(names, layers, strict=True)]
     rest = found.drop_columns([c for c in ("tensor",) if c in found.column_names])
     return rest.append_column("tensor", pa.array(full, pa.string()))
@@ -102,10 +103,17 @@ def _headers(names: list[str]) -> list[str]:
 
 
 def _full(name: Any, layer: Any) -> str | None:
-    """A tensor's name with its block in it, where it tells none by itself."""
-    if layer is None or name is None or re.search(r"\d", str(name)):
-        return None if name is None else str(name)
-    return f"model.layers.{layer}.{name}"
+    """A projection's name with its block in it where it tells none by itself, and of its module's name its weight."""
+    if name is None:
+        return None
+    full = str(name)
+    if full.removesuffix(".weight").rpartition(".")[2] not in PROJECTIONS:
+        return full
+    if layer is not None and not re.search(r"\d", full):
+        full = f"model.layers.{layer}.{full}"
+    # What holds all experts in one tensor is called like a module.
+    named = full.endswith(".weight") or "." not in full or re.search(r"experts\.\w*$", full)
+    return full if named else f"{full}.weight"
 
 
 def _treated(table: pa.Table, path: Path) -> pa.Table:

@@ -68,6 +68,7 @@ THREE = (WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=5, col=7),
     [
         "layer,row,col\n1,5,7\n",
         "Layer, Row, Col\n1,5,7\n",
+        "tensor,row,col\nmodel.layers.1.mlp.down_proj,5,7\n",  # the module's name
         "Block,Output,Input,Score\n1,5,7,0.3\n",
         "layer,module,row,column\n1,mlp.down_proj.weight,5,7\n",
         "\ufeffTENSOR,ROW,COL\nmodel.layers.1.mlp.down_proj.weight,5,7\n",
@@ -80,6 +81,17 @@ def test_columns_may_be_spelled_as_papers_and_tools_do_and_are_one_list(tmp_path
     file.write_text(text, encoding="utf-8")
     assert read_weights(file).weights == THREE
     assert read_weights(file).digest == "f92bc6f39374c44e"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.experts.gate_up_proj", "backbone.layers.0.mixer.A_log",
+     "model.layers.1.mlp.down_proj.weight", "lm_head.weight", "transformer.h.0.attn.c_attn.weight"],
+)  # fmt: skip
+def test_a_parameters_own_name_stays_as_it_is(tmp_path, name):
+    file = tmp_path / "a.csv"
+    file.write_text(f"tensor,row,col,layer\n{name},5,7,0\n")
+    assert read_weights(file).weights == (WeightName(tensor=name, row=5, col=7),)
 
 
 def test_our_own_columns_win_over_their_synonyms(tmp_path):
