@@ -7,6 +7,8 @@ import sys
 import pytest
 from tokenizers import AddedToken
 
+from esa_ray.engine import sweep
+from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.models import precheck
 from esa_ray.models.sources import find
@@ -100,3 +102,35 @@ def test_a_model_that_is_right_passes_in_another_process(tmp_path, text):
         capture_output=True, check=True,
     )  # fmt: skip
     assert ended.stdout.decode().splitlines()[-1] == "null"
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """Whoever asks for a cluster fails."""
+
+    def asked(*_, **__):
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr(sweep.cluster, "connected", asked)
+
+
+def test_a_study_is_refused_before_it_asks_for_a_cluster(tmp_path, text, no_cluster):
+    directory = saved(tmp_path / "m")
+    right = study(directory, text)
+    with pytest.raises(AssertionError, match="a cluster was asked for"):  # what is right goes on to one
+        sweep.run_study(right, tmp_path / "out")
+    rewritten(directory, lambda state: {k: v for k, v in state.items() if k != "model.norm.weight"})
+    with pytest.raises(EsaError, match=r"lacks model\.norm\.weight"):
+        sweep.run_study(right, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_actor_checks_tokens_for_itself(tmp_path, text):
+    """As of a GGUF file, whose tokenizer nobody sees before."""
+    directory, other = saved(tmp_path / "m"), tmp_path / "other.txt"
+    other.write_text("letters, which are tokens above 47" * 200)
+    asked = study(directory, str(other))
+    with pytest.raises(EsaError, match=rf"makes token {2 + ord('w')} of this text"):
+        Worker(asked, find(asked.model), str(tmp_path / "out"))
+    asked = study(directory, text)
+    assert Worker(asked, find(asked.model), str(tmp_path / "out")).describe()["vocabulary"] == VOCAB
