@@ -50,8 +50,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         link = Path(alone) / "model.gguf"
         link.symlink_to(gguf)
         model, info = _loaded(alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False)
+        refuse_misfit(str(gguf), model, info)
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=str(link), trust_remote_code=False)
-    refuse_misfit(str(gguf), model, info)
     # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -317,6 +317,9 @@ def test_block_fp8_is_computed_back(tmp_path):
     assert torch.equal(model.model.layers[0].mlp.down_proj.weight, stored[DOWN].float() * scale)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.7", reason="transformers asks for an accelerator where torch 2.6 raises if there is none"
+)
 def test_mxfp4_experts_are_computed_back(tmp_path):
     """Two E2M1 numbers a byte, low half first, times 2^(scale − 127) for each 32 of a row."""
     torch.manual_seed(0)
