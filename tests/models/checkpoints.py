@@ -4,9 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from esa_ray.errors import EsaError
+from esa_ray.models.dry import check_fit
+from esa_ray.models.load import load_model
+from esa_ray.models.sources import find
 from esa_ray.spec import ModelSpec
 from tests.tiny import byte_tokenizer, tiny
 
@@ -46,3 +51,20 @@ def sharded(directory: Path, shards: int = 2, family: str = "llama") -> Path:
 
 def spec(directory: Path, *trust) -> ModelSpec:
     return ModelSpec(source=str(directory), trust=trust)
+
+
+def loaded(directory: Path, *trust):
+    """The model, as an actor on a CPU has it."""
+    return load_model(find(spec(directory, *trust)), "fp32", "cpu")
+
+
+def refused(directory: Path, *trust) -> str:
+    """The sentence, which must be the same before anything is loaded and while it is."""
+    source = find(spec(directory, *trust))
+    with pytest.raises(EsaError) as before:
+        check_fit(source)
+    with pytest.raises(EsaError) as then:
+        load_model(source, "fp32", "cpu")
+    assert str(before.value) == str(then.value)
+    assert "\n" not in str(before.value)
+    return str(before.value)
