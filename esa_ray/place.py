@@ -208,6 +208,7 @@ class Place:
         """Rename a file (an object store copies and deletes); one that is gone already is no error."""
         try:
             if self.path is not None:
+                Path(self._at(target)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self._at(name), self._at(target))
             else:
                 self._remote[0].move(self._at(name), self._at(target))

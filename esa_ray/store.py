@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from esa_ray import tables
 from esa_ray.errors import EsaError
-from esa_ray.identity import IDENTITY_VERSION
+from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.place import Place
 from esa_ray.schema import TABLES
-from esa_ray.spec import ScoreSpec, StudySpec
+from esa_ray.spec import LISTED, ScoreSpec, StudySpec
 
 #: Small files of cells that are packed into one. Four thousand of them take seconds to read, one takes milliseconds.
 PACK_AT = 512
@@ -90,6 +90,42 @@ def _plain(spec: Any) -> Any:
         return StudySpec.model_validate(spec).model_dump(mode="json")
     except ValidationError:
         return spec
+
+
+def _asked(stored: dict[str, Any]) -> Any:
+    """What a stored study asks, in today's words."""
+    asked = _plain(stored.get("spec"))
+    for score in asked.get("scores", ()):
+        score["components"] = list(ScoreSpec(components=score["components"]).components)
+    return asked
+
+
+#: Tables that prepare cells; each of the others holds answers.
+PREPARED = ("baselines", "rankings", "score_stats", "sample_sizes", "samples")
+#: Fields of a study that its baseline is computed from, and those that its rankings are computed from besides.
+OF_BASELINE = ("data",)
+OF_RANKINGS = ("scores", "groups", "lists", "analyses", "fidelity", "perturbations")
+
+
+def _usable(stored: dict[str, Any], spec: StudySpec, resolved: dict[str, Any]) -> dict[str, set[str]]:
+    """table → names of what another study prepared, and this one would compute alike."""
+    asked, wanted = _asked(stored), spec.model_dump(mode="json")
+    alike = all(stored["resolved"].get(key) == resolved.get(key) for key in ("model", "dtype", "text"))
+    if (
+        stored.get("identity", 2) != IDENTITY_VERSION
+        or not alike
+        or any(asked.get(f) != wanted[f] for f in OF_BASELINE)
+    ):
+        return {}
+    found = {"baselines": {"baseline"}}
+    # Controls leave out all super weights of the largest k, so a ranking of another depth holds others.
+    deepest = max(asked.get("topk") or [0]) == max(spec.topk)
+    if deepest and all(asked.get(f) == wanted[f] for f in OF_RANKINGS):
+        pools = [*((s.metric, s.mode) for s in spec.scores), *((LISTED, given.name) for given in spec.lists)]
+        names = {ranking_name(*pool, seed) for pool in pools for seed in spec.seeds}
+        found |= dict.fromkeys(("rankings", "score_stats", "sample_sizes"), names)
+        found["samples"] = {samples_name(spec.seeds[0])}
+    return found
 
 
 class Store:
@@ -246,20 +282,50 @@ class Store:
                 f"{self.place} was made by a version that computed cells otherwise; `esa report` still reads it, "
                 "but to compute choose another --out-dir"
             )
-        wanted = spec.model_dump(mode="json")
         # Its name is where it stands, not what it asks.
-        asked = _plain(stored.get("spec"))
-        for score in asked.get("scores", ()):
-            score["components"] = list(ScoreSpec(components=score["components"]).components)
-        different = [d for d in _differences(asked, wanted) if d != "name"]
+        different = [d for d in _differences(_asked(stored), spec.model_dump(mode="json")) if d != "name"]
         if not different:
             return stored.get("resolved")
-        if not results:
-            return None  # it was refused before it computed anything: the mended command may have the place
+        if not self.answered(stored):
+            return None  # the mended command may have the place (make_way)
         raise EsaError(
             f"{self.place} holds another study (it differs in {', '.join(different[:5])}); "
             f"choose another --out-dir, or repeat the command it was made with{_batches(stored, different)}"
         )
+
+    def answered(self, stored: dict[str, Any]) -> bool:
+        """Whether anything is here that the stored study asked for.
+
+        That is a cell with a result, a measurement of the census, of blocks or of the intact model, or a search's end;
+        of a study without damage also a ranking. Baseline and rankings of any other only prepare its cells.
+        """
+        alone = () if stored["spec"].get("perturbations") else ("rankings",)
+        if self.searched() or any(self.names(t) for t in TABLES if t in alone or t not in (*PREPARED, "cells")):
+            return True
+        try:
+            return any(status != "error" for status in self.cell_statuses().values())
+        except tables.UnreadableError:  # nobody knows what it held
+            return True
+
+    def make_way(self, spec: StudySpec, resolved: dict[str, Any]) -> str | None:
+        """Give the place to a study, and say in which folder what it can't use was put; None if there was no such.
+
+        For whoever has the place to itself, and after :meth:`claim`. What prepared another study, which has no answer
+        yet, stays where this one would compute the same; all else moves into a folder of its own, a whole place with
+        that study's ``study.json``. Nothing is deleted.
+        """
+        stored = self.load_study()
+        if stored is None:
+            return None
+        usable = _usable(stored, spec, resolved)
+        former = [(t, n) for t in TABLES for n in self.names(t) if n not in usable.get(t, ())]
+        if not former:
+            return None
+        folder = f"former-{digest({'spec': stored['spec'], 'resolved': stored['resolved']})}"
+        self.place.write(f"{folder}/study.json", self.place.read("study.json"))
+        for table, name in former:
+            self.place.move(tables.file(table, name), f"{folder}/{tables.file(table, name)}")
+        return folder
 
     def _foreign(self) -> bool:
         return any(not name.startswith(".") and name != RUNNING for name in self.place.names())

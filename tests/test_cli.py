@@ -169,7 +169,8 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("make", "arguments", "words"),
     [
-        (lambda d: (d / "m.gguf").write_bytes(b"no gguf"), "--model m.gguf", ["m.gguf", "converted"]),
+        (lambda d: (d / "m.gguf").write_bytes(b"no gguf"), "--model m.gguf", ["m.gguf is no GGUF file"]),
+        (lambda d: (d / "m.gguf").write_bytes(b"GGUF and no more"), "--model m.gguf", ["m.gguf", "converted"]),
         (lambda d: (d / "t.jsonl").write_text("[1]"), "--data t.jsonl --model .", ["t.jsonl", "no JSON object"]),
         (lambda d: (d / "t.jsonl").write_text('{"text": 3}'), "--data t.jsonl --model .", ["no text"]),
         (lambda d: (d / "t.txt").write_bytes(b"\xff\xfe\xfa"), "--data t.txt --model .", ["t.txt", "can't be read"]),
@@ -193,7 +194,7 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
 def test_files_that_are_not_what_they_should_be(esa, tmp_path, monkeypatch, make, arguments, words):
     monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(8))
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     make(tmp_path)
     code, _, err = esa(f"esa run {arguments}")
     assert code == 2, err

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from esa_ray import schema
+from esa_ray.engine.lacking import resolution
 from esa_ray.errors import EsaError
 from esa_ray.identity import IDENTITY_VERSION
+from esa_ray.models.sources import Source
 from esa_ray.place import Place
 from esa_ray.schema import TABLES
 from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
@@ -184,7 +186,7 @@ def test_the_same_study_claims_its_directory_again_and_learns_what_was_resolved(
 def test_another_study_is_refused_and_the_field_that_differs_is_named(tmp_path, changes, field):
     store = Store(tmp_path)
     store.save_study(SPEC, {}, {})
-    store.write("baselines", "baseline", [{"study": "s"}])
+    store.write("cells", "a", rows("x"))
     with pytest.raises(EsaError) as caught:
         store.claim(SPEC.replace(**changes))
     named = str(caught.value).partition("differs in ")[2].partition(")")[0]
@@ -194,7 +196,7 @@ def test_another_study_is_refused_and_the_field_that_differs_is_named(tmp_path, 
 def test_a_study_of_the_former_batches_is_told_how_to_go_on(tmp_path):
     store, then = Store(tmp_path), SPEC.replace(data={"window": 64, "batch_size": 8})
     store.save_study(then, {}, {})
-    store.write("baselines", "baseline", [{"study": "s"}])
+    store.write("cells", "a", rows("x"))
     with pytest.raises(EsaError, match="it was made with and --batch-size 8"):
         store.claim(SPEC.replace(data={"window": 64}))
 
@@ -211,10 +213,127 @@ def test_a_study_of_a_time_before_chat_rows_is_the_same_study(tmp_path):
     content = json.loads((tmp_path / "study.json").read_text())
     assert content["spec"]["data"].pop("chat") is False
     (tmp_path / "study.json").write_text(json.dumps(content))
-    store.write("baselines", "baseline", [{"study": "s"}])
+    store.write("cells", "a", rows("x"))
     assert store.claim(SPEC) == {"model": "abc"}
     with pytest.raises(EsaError, match=r"differs in data\.chat"):
         store.claim(SPEC.replace(data=SPEC.data.model_copy(update={"chat": True})))
+
+
+# -- a place where another study has no answer yet
+
+FOUND = {"model": "abc", "dtype": "fp32", "text": "def"}
+RANKED = "grad_x_weight-per_layer-s1337"
+
+
+def prepared(directory, spec=SPEC) -> Store:
+    """A study that stored its baseline and a ranking, and then was refused."""
+    store = Store(directory)
+    store.save_study(spec, FOUND, {})
+    store.write("baselines", "baseline", [{"study": "s"}])
+    for table in ("rankings", "score_stats"):
+        store.write(table, RANKED, [{"metric": "grad_x_weight"}])
+    return store
+
+
+def contents(directory) -> dict[str, bytes]:
+    return {
+        name: (directory / name).read_bytes() for name in everything_under(directory) if (directory / name).is_file()
+    }
+
+
+@pytest.mark.parametrize("status", [None, "error"])
+def test_a_mended_command_gets_the_place_and_keeps_the_baseline_and_nothing_is_lost(tmp_path, status):
+    store = prepared(tmp_path, SPEC.replace(topk=(1_000_000,)))
+    if status:
+        store.write("cells", "a", [{"cell_id": "x", "status": status}])
+    before = contents(tmp_path)
+    assert store.claim(SPEC) is None
+    assert contents(tmp_path) == before  # who only looks moves nothing
+    folder = store.make_way(SPEC, FOUND)
+    assert folder.startswith("former-")
+    assert store.names("baselines") == ["baseline"]
+    assert [store.names(t) for t in ("rankings", "score_stats", "cells")] == [[], [], []]
+    # What was put aside is a place by itself, in which the former command goes on.
+    former = Store(tmp_path / folder)
+    assert former.claim(SPEC.replace(topk=(1_000_000,))) == FOUND
+    assert former.names("rankings") == [RANKED]
+    after = contents(tmp_path)
+    assert set(before.values()) <= set(after.values())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "stay"),
+    [
+        ({"topk": (7, 9)}, {"topk": (5, 9)}, True),  # scored at the same largest k
+        ({"repeats": 2}, {"repeats": 3}, True),
+        ({"topk": (7,)}, {"topk": (9,)}, False),
+        ({"groups": ("super",)}, {"groups": ("super", "random_k")}, False),
+        ({}, {"perturbations": (PerturbSpec(kind="gradient_aligned"),)}, False),
+        ({}, {"seeds": (2,)}, False),
+        ({}, {"seeds": (1337, 2)}, True),
+        ({}, {"scores": ({"metric": "grad_x_weight", "components": ("down",)},)}, False),
+    ],
+)
+def test_a_ranking_stays_only_where_it_would_come_out_the_same(tmp_path, then, now, stay):
+    store = prepared(tmp_path, SPEC.replace(**then))
+    assert store.claim(SPEC.replace(**now)) is None
+    folder = store.make_way(SPEC.replace(**now), FOUND)
+    assert (folder is None) == stay
+    assert store.names("rankings") == ([RANKED] if stay else [])
+    assert store.names("baselines") == ["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"data": {"window": 64}}, FOUND), ({}, FOUND | {"model": "other"}), ({}, FOUND | {"dtype": "bf16"})],
+)
+def test_a_baseline_of_another_model_dtype_or_text_is_put_aside(tmp_path, changes, found):
+    store = prepared(tmp_path)
+    store.make_way(SPEC.replace(**changes), found)
+    assert store.names("baselines") == []
+
+
+@pytest.mark.parametrize("table", ["cells", "fidelity", "ablations", "protocols", "tasks"])
+def test_a_place_with_an_answer_is_given_to_nobody(tmp_path, table):
+    store = prepared(tmp_path)
+    store.write(table, "one", [{"status": "ok"} if "status" in TABLES[table].names else {}])
+    with pytest.raises(EsaError, match="holds another study"):
+        store.claim(SPEC.replace(topk=(7,)))
+
+
+def test_a_ranking_is_the_answer_of_a_study_without_damage(tmp_path):
+    asked = StudySpec(name="s", model=ModelSpec(source="m"))
+    with pytest.raises(EsaError, match="holds another study"):
+        prepared(tmp_path / "done", asked).claim(asked.replace(topk=(7,)))
+    refused = Store(tmp_path / "refused")
+    refused.save_study(asked, FOUND, {})
+    refused.write("baselines", "baseline", [{"study": "s"}])
+    assert refused.claim(asked.replace(topk=(7,))) is None
+
+
+def test_a_place_whose_cells_cannot_be_read_is_given_to_nobody(tmp_path):
+    store = prepared(tmp_path)
+    store.write("cells", "a", rows("x"))
+    (tmp_path / "cells" / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EsaError, match="holds another study"):
+        store.claim(SPEC.replace(topk=(7,)))
+
+
+def test_a_mended_model_gets_the_place_where_nothing_was_measured_on_the_broken_one(tmp_path):
+    store, source = prepared(tmp_path), Source("m", "directory", "/m", "mended")
+    assert resolution(store, SPEC, source, "def") is None
+    store.write("cells", "a", rows("x"))
+    with pytest.raises(EsaError, match="another model under the same name"):
+        resolution(store, SPEC, source, "def")
+
+
+def test_a_bucket_makes_way_too(bucket):
+    store = Store(bucket)
+    store.save_study(SPEC.replace(topk=(1_000_000,)), FOUND, {})
+    store.write("rankings", RANKED, [{"metric": "grad_x_weight"}])
+    folder = store.make_way(SPEC, FOUND)
+    assert store.names("rankings") == []
+    assert store.place.exists(f"{folder}/rankings/{RANKED}.parquet")
 
 
 def test_a_renamed_directory_holds_the_same_study(tmp_path):

@@ -60,11 +60,52 @@ def test_of_a_table_of_rankings_the_super_weights_are_taken_by_rank_and_no_contr
     assert [(w.tensor, w.col) for w in read_weights(file).weights] == [("t0", 4), ("t1", 9), ("t2", 8), ("t3", 1)]
 
 
+THREE = (WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=5, col=7),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "layer,row,col\n1,5,7\n",
+        "Layer, Row, Col\n1,5,7\n",
+        "tensor,row,col\nmodel.layers.1.mlp.down_proj,5,7\n",  # the module's name
+        "Block,Output,Input,Score\n1,5,7,0.3\n",
+        "layer,module,row,column\n1,mlp.down_proj.weight,5,7\n",
+        "\ufeffTENSOR,ROW,COL\nmodel.layers.1.mlp.down_proj.weight,5,7\n",
+        "name,out,in\nmodel.layers.1.mlp.down_proj.weight,5,7\n",
+        "layer,tensor,row,col\n0,model.layers.1.mlp.down_proj.weight,5,7\n",  # a full name tells its own block
+    ],
+)
+def test_columns_may_be_spelled_as_papers_and_tools_do_and_are_one_list(tmp_path, text):
+    file = tmp_path / "a.CSV"
+    file.write_text(text, encoding="utf-8")
+    assert read_weights(file).weights == THREE
+    assert read_weights(file).digest == "f92bc6f39374c44e"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.experts.gate_up_proj", "backbone.layers.0.mixer.A_log",
+     "model.layers.1.mlp.down_proj.weight", "lm_head.weight", "transformer.h.0.attn.c_attn.weight"],
+)  # fmt: skip
+def test_a_parameters_own_name_stays_as_it_is(tmp_path, name):
+    file = tmp_path / "a.csv"
+    file.write_text(f"tensor,row,col,layer\n{name},5,7,0\n")
+    assert read_weights(file).weights == (WeightName(tensor=name, row=5, col=7),)
+
+
+def test_our_own_columns_win_over_their_synonyms(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("name,tensor,in,row,col\nmine,a.weight,9,5,7\n")
+    assert read_weights(file).weights == (WeightName(tensor="a.weight", row=5, col=7),)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("a.csv", "tensor,col\nx,1\n", "no column 'row'"),
-        ("a.csv", "tensor,row,column\nx,5,7\n", "no column 'col'"),
+        ("a.csv", "tensor,row,place\nx,5,7\n", "no column 'col'"),
+        ("a.csv", "row,col\n5,7\n", r"no column 'tensor'; it needs tensor \(or layer\)"),
         ("a.csv", "tensor,row,col\nx,5,\ny,1,2\n", "leaves 'col' empty in 1 rows"),
         ("a.csv", "tensor,row,col\nx,-1,0\n", "greater than or equal to 0"),
         ("a.csv", "tensor,row,col\nx,1,0\nx,1,0\n", "stands twice"),

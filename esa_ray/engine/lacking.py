@@ -30,6 +30,8 @@ def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Reso
     found = Resolved(source.fingerprint, stored["dtype"], text)
     for what, flag in (("model", "--model"), ("text", "--data")):
         if getattr(found, what) != stored[what]:
+            if not store.answered(store.load_study() or {"spec": {}}):
+                return None  # mended before anything was measured on it
             raise EsaError(
                 f"{store.place} was made with another {what} under the same name ({flag}); "
                 "bring that one back, or choose another --out-dir"

@@ -15,6 +15,7 @@ from esa_ray import data, tasks
 from esa_ray.errors import EsaError, first_line
 from esa_ray.evaluation import confident
 from esa_ray.models.load import load_tokenizer
+from esa_ray.models.tokenizing import check_tokens, embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ class Measuring:
         if limit and context > limit:
             return told | {"status": "empty", "error": f"longer than the model's context of {limit} tokens"}
         windows = self._windows(self._protocol(name).windows, context).calibration(seed)
+        check_tokens(self.source.name, [windows], embedded(self.model))
         # As many tokens a batch as the study's own batches have.
         batch = max(1, self.spec.data.batch_size * self.spec.data.window // context)
         if self._gpu:

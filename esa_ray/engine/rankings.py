@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.fidelity import sample
 from esa_ray.grid import GRADIENT_SCORE
+from esa_ray.models.naming import find_weight
 from esa_ray.scoring.gather import score_tensors
-from esa_ray.scoring.listing import find_weight, listing
+from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
 from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
@@ -48,9 +49,8 @@ class Rankings:
         """
         components = tuple(dict.fromkeys(c for s in self.spec.scores for c in s.components))
         listed = [weight for given in self.spec.lists for weight in given.weights]
-        for weight in listed:
-            find_weight(self.catalogue, weight)
-        wanted = {t.name for t in self.catalogue.select(components)} | {weight.tensor for weight in listed}
+        named = {find_weight(self.catalogue, weight)[0].name for weight in listed}
+        wanted = {t.name for t in self.catalogue.select(components)} | named
         return tuple(t for t in self.catalogue.tensors if t.name in wanted)
 
     def write(self, seed: int, budget: int | None) -> None:

@@ -33,6 +33,7 @@ from esa_ray.engine.tuning import Watch, fit
 from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, chunks
+from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
 from esa_ray.store import Store
@@ -127,6 +128,7 @@ def run_studies(
                 connect()
             work.read_text()
         todo = [work for work in works if work.lacks]
+        check_apart([(work.spec, work.source) for work in todo if work.resolved is None])
         if todo:
             connect()
             try:
@@ -199,7 +201,8 @@ def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -
     """Models loaded, rankings and baselines stored."""
     loading: list[list[Job]] = [[("describe", ())] * len(work.crew.actors) for work in works]
     for work, found in zip(works, _share(works, "loading", loading, reporter, check), strict=True):
-        work.described(found[0])
+        if former := work.described(found[0]):
+            reporter.say(f"what another command left in {work.store.place} and this one can't use is now in {former}")
     seeds = [missing_seeds(work.store, work.spec) for work in works]
     scoring: list[list[Job]] = [[*(("rank", (seed,)) for seed in mine), ("baseline", ())] for mine in seeds]
     for work, mine, found in zip(works, seeds, _share(works, "scoring", scoring, reporter, check), strict=True):

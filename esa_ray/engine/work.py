@@ -175,15 +175,20 @@ class Work:
         )  # fmt: skip
         self.crew = Crew(actors, new=True)
 
-    def described(self, found: dict[str, Any]) -> None:
-        """Keep what an actor found, and write it down for a study that is new."""
+    def described(self, found: dict[str, Any]) -> str | None:
+        """Keep what an actor found, and write it down for a study that is new.
+
+        Returns the folder of what prepared another study here, if there was one.
+        """
         versions = found.pop("versions") | {"ray": ray.__version__}
         fresh = self.resolved is None
         self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
+        former = self.store.make_way(self.spec, found) if fresh else None
         if fresh:
             if revision := hub.revision(self.spec.data):
                 found["data_revision"] = revision
             self.store.save_study(self.spec, found, versions, cells=len(cells(self.spec)))
+        return former
 
     def landed(self, finished: int) -> None:
         """Some cells came in; once many have, their files are packed."""

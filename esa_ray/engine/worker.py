@@ -29,6 +29,7 @@ from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
+from esa_ray.models.tokenizing import check_tokens, embedded
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.perturb.fixed import UnchangeableError, rounds_away
 from esa_ray.resume import Resumable
@@ -112,6 +113,7 @@ class Worker:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
+        self._check_tokens()
         self.catalogue = catalogue(self.model)
         self._check_layers()
         where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
@@ -131,6 +133,10 @@ class Worker:
         if expected not in (None, found):
             raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
         return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
+
+    def _check_tokens(self) -> None:
+        read = [self.windows.evaluation, *(self.windows.calibration(seed) for seed in self.spec.seeds)]
+        check_tokens(self.source.name, read, embedded(self.model))
 
     def _check_layers(self) -> None:
         deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]

@@ -7,18 +7,23 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.machine import cache_dir
+from esa_ray.models.architecture import configured
 from esa_ray.models.device import has_bf16
+from esa_ray.models.dry import check_fit
+from esa_ray.models.fitting import refuse_misfit
 from esa_ray.models.places import values, weight_places
 from esa_ray.models.sources import Source, compute_dtype
+from esa_ray.models.tokenizing import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +36,11 @@ def resolve_dtype(source: Source, dtype: str, device: str) -> str:
     return compute_dtype(source, dtype, on_gpu=device != "cpu", bf16=has_bf16())
 
 
+def _loaded(directory: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model, and what transformers says of its loading."""
+    return cast("Any", AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **how))
+
+
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file as an fp32 safetensors directory, all or nothing."""
     with tempfile.TemporaryDirectory() as alone:
@@ -39,9 +49,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         # directory. Neither is what was fingerprinted.
         link = Path(alone) / "model.gguf"
         link.symlink_to(gguf)
-        model = AutoModelForCausalLM.from_pretrained(
-            alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False
-        )
+        model, info = _loaded(alone, gguf_file=str(link), dtype=torch.float32, trust_remote_code=False)
+        refuse_misfit(str(gguf), model, info)
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=str(link), trust_remote_code=False)
     # The weights are plain fp32 by now; transformers refuses to save while it thinks them quantized.
     if hasattr(model.config, "quantization_config"):
@@ -72,6 +81,8 @@ def ensure_directory(source: Source) -> str:
         if not target.is_dir():
             try:
                 _convert_gguf(Path(source.path), target)
+            except EsaError:
+                raise
             except Exception as error:  # no GGUF after all, an unknown architecture, a full disk
                 raise EsaError(f"--model {source.path} can't be converted: {first_line(error)}") from None
     return str(target)
@@ -90,11 +101,16 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     EsaError
         If there is none that transformers can load.
     """
-    directory = ensure_directory(source)
-    try:
-        return AutoTokenizer.from_pretrained(directory, revision=source.revision, trust_remote_code=source.runs_code)
-    except Exception as error:  # transformers raises a dozen kinds here
-        raise EsaError(f"--model {source.name} has no tokenizer that can be loaded: {first_line(error)}") from None
+    return opened(source, ensure_directory(source))
+
+
+def _check_numbers(source: Source, model: PreTrainedModel) -> None:
+    """Refuse weights that transformers left in the codes that the file holds."""
+    if codes := [name for name, p in model.named_parameters() if p.element_size() == 1]:
+        raise EsaError(
+            f"--model {source.name} is quantized, and this transformers computes {codes[0]} not back to numbers; take "
+            "the model that it was made from, or pip install -U transformers"
+        )
 
 
 def _check_finite(source: Source, model: PreTrainedModel) -> None:
@@ -118,6 +134,23 @@ def _settle(model: PreTrainedModel) -> None:
             if any(parameter.is_meta for parameter in module.parameters()):
                 model.config.rescale_every = 0
             rescale()
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute the buffers that no file holds as the model's class does.
+
+    transformers gives them memory that nobody wrote, and leaves their values to the class' ``_init_weights``: its own
+    classes know of that, and code that comes with a model mostly doesn't.
+    """
+    stored = model.state_dict()
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    if not computed:
+        return
+    with init_empty_weights(include_buffers=False):
+        twin = type(model)(model.config)
+    for name, buffer in twin.named_buffers():
+        if name in computed:
+            computed[name].copy_(buffer)
 
 
 def _device_map(device: str) -> str | dict[str, torch.device] | None:
@@ -150,14 +183,18 @@ def load_model(
     Raises
     ------
     EsaError
-        If the directory holds no model that transformers can load, or a weight is NaN or infinite.
+        If the directory holds no model that transformers can load or another one than its config describes, or a
+        weight is NaN or infinite.
     """
     _quiet()
     if source.pickled:  # or transformers asks a service on the hub to convert the repository
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    directory = ensure_directory(source)
+    config = configured(source, directory)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            ensure_directory(source),
+        model, info = _loaded(
+            directory,
+            config=config,
             dtype=DTYPES[dtype],
             device_map=_device_map(device),
             max_memory=dict(max_memory) if max_memory else None,
@@ -168,7 +205,13 @@ def load_model(
             revision=source.revision,
         )
     except Exception as error:  # a broken file raises whatever its reader raises
-        raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
+        check_fit(source)
+        why = first_line(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)[:160]
+        raise EsaError(f"--model {source.name} can't be loaded: {why}") from None
+    refuse_misfit(source.name, model, info)
+    _check_numbers(source, model)
+    if source.runs_code:
+        _compute_buffers(model)
     model.eval().requires_grad_(False)
     _settle(model)
     _check_finite(source, model)

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+import re
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from esa_ray.errors import EsaError
+from esa_ray.models import hub, quantized
+from esa_ray.models.code import CODE_FILES, asks_for_code
+from esa_ray.models.files import (
+    INDEX,
+    PICKLED_WHOLE,
+    PICKLES,
+    PICKLES_INDEX,
+    RANKS,
+    SAFETENSORS,
+    WHOLE,
+    adapter,
+    check_names,
+    instead,
+    read_json,
+    weight_files,
+    word_files,
+)
+from esa_ray.models.headers import Entry, beginning, headers, refuse_stand_in
 from esa_ray.models.zoo.recipes import PREFIX, directory
 from esa_ray.spec import ModelSpec
-
-#: Files that can name Python code for transformers to run; those of them that a model has.
-CODE_FILES = ("config.json", "tokenizer_config.json")
-#: Weight files, and which of several holds what.
-SAFETENSORS, INDEX = "*.safetensors", "model.safetensors.index.json"
-PICKLES, PICKLES_INDEX = "pytorch_model*.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -108,15 +117,28 @@ def _find(spec: ModelSpec) -> Source:
         path.is_dir()
     except OSError as error:  # a name too long for a path, a directory that may not be searched
         raise EsaError(f"--model {name[:80]} can't be looked for: {error.strerror}") from None
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise EsaError(f"--model {name}: no such file")
-        return Source(path.stem, "gguf", str(path.resolve()), file_sha256(path))
+    if path.suffix.lower() == ".gguf":
+        return _gguf(name, path)
     if path.is_dir():
         return _directory(path, spec.trust)
+    if path.is_file():
+        raise EsaError(f"--model {name} is a file; give the directory that it lies in: --model {path.parent}")
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise EsaError(f"--model {name}: no such directory")
     return _hub(name, spec.revision, spec.trust)
+
+
+def _gguf(name: str, path: Path) -> Source:
+    if not path.is_file():
+        raise EsaError(f"--model {name}: no such file")
+    refuse_stand_in(path)
+    if beginning(path, 4) != b"GGUF":
+        raise EsaError(f"--model {name} is no GGUF file; fetch it again")
+    if part := re.search(r"-\d{5}-of-(\d{5})$", path.stem):
+        raise EsaError(
+            f"--model {name} is one of {int(part[1])} parts; join them: llama-gguf-split --merge {path.name} WHOLE.gguf"
+        )
+    return Source(path.stem, "gguf", str(path.resolve()), file_sha256(path))
 
 
 def _packaged(name: str, packaged: Packaged) -> Source:
@@ -137,158 +159,97 @@ def _zoo(name: str, trust: tuple[str, ...]) -> Source:
     return replace(_directory(path, trust), name=f"zoo-{name}")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
-        found = None
-    if not isinstance(found, dict):
-        raise EsaError(f"{path} is no JSON object that can be read; fetch it again")
-    return found
-
-
-def _code(value: Any) -> Iterator[str]:
-    """Every class that an ``auto_map`` names, at any depth: configs hold configs."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _texts(inner) if key == "auto_map" else _code(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _code(inner)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
-        if isinstance(inner, dict | list):
-            yield from _texts(inner)
-        elif inner is not None:
-            yield str(inner)
-
-
-def _known(config: dict[str, Any]) -> bool:
-    """Whether transformers has a class of its own for this config's architecture."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return config.get("model_type") in CONFIG_MAPPING_NAMES
-
-
-def _asks_for_code(name: str, files: Iterable[Path], trust: tuple[str, ...]) -> bool:
-    """Whether the model wants code of its own to run, and may.
-
-    Raises
-    ------
-    EsaError
-        If it may not, or that code lies where no fingerprint covers it.
-    """
-    classes = [(file, each) for file in files if file.is_file() for each in _code(_json(file))]
-    if "remote_code" not in trust:
-        # Many models of known architectures still carry the code that they once needed; nothing of it runs then.
-        classes = [(file, each) for file, each in classes if file.name != "config.json" or not _known(_json(file))]
-    if not classes:
-        return False
-    file, _ = classes[0]
-    if "remote_code" not in trust:
-        raise EsaError(
-            f"--model {name} brings Python code of its own (auto_map in {file.name}), which is not run here; read "
-            "that code, and if you trust it add --trust remote_code"
-        )
-    if elsewhere := [each for _, each in classes if "--" in each]:
-        raise EsaError(
-            f"--model {name} takes its code from another repository ({elsewhere[0].split('--')[0]}), which no "
-            "fingerprint covers; put model and code into one directory"
-        )
-    return True
-
-
-def _check_weight_files(name: str, config: dict[str, Any], index: Path | None, pattern: str) -> None:
-    """Refuse a model whose config or index leads to other files than its own of this pattern.
-
-    transformers opens whatever these entries name: it unpickles what doesn't end in .safetensors, and it reads what
-    lies in another directory, which the fingerprint then doesn't cover.
-    """
-    named = [str(config["transformers_weights"])] if config.get("transformers_weights") else []
-    if index is not None and index.is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise EsaError(f"{index} has no weight_map; fetch it again")
-        named += map(str, shards.values())
-    for file in dict.fromkeys(named):
-        if file != INDEX and ("/" in file or not fnmatchcase(file, pattern)):
-            raise EsaError(
-                f"--model {name} names {file!r} among its weights, where only {pattern} of its own belong; convert "
-                "or fetch it again"
-            )
-
-
 def _directory(path: Path, trust: tuple[str, ...]) -> Source:
-    weights = sorted(path.glob(SAFETENSORS))
-    pickles = sorted(path.glob(PICKLES))
-    if not (path / "config.json").is_file():
-        raise EsaError(f"--model {path} has no config.json, so it holds no transformers model")
+    config = _config_in(path)
     if (path / "adapter_config.json").is_file():
-        raise EsaError(f"--model {path} holds an adapter beside the model; merge the two first")
-    if not weights and not pickles:
-        raise EsaError(f"--model {path} has no weights: no *.safetensors")
-    if not weights and "pickle" not in trust:
+        if not any((path / file).is_file() for file in (WHOLE, INDEX, PICKLED_WHOLE, PICKLES_INDEX)):
+            raise EsaError(f"--model {path} {adapter(path)}")
+        raise EsaError(f"--model {path} holds an adapter beside the model; merge the two first, or move it away")
+    if ranks := sorted(path.glob(RANKS)):
+        raise EsaError(
+            f"--model {path} holds the parts that single processes saved ({ranks[0].name}), which transformers prefers "
+            "to the whole; move one of the two away"
+        )
+    pickled = not any(path.glob(SAFETENSORS))
+    if pickled:
+        _check_pickles(path, trust)
+    index, pattern = (PICKLES_INDEX, PICKLES) if pickled else (INDEX, SAFETENSORS)
+    check_names(str(path), config, path / index, pattern)
+    quantized.check(str(path), config)
+    weights = weight_files(path, config, pickled=pickled)
+    files = [path / "config.json", *word_files(path), *weights]
+    if asks_for_code(str(path), (path / file for file in CODE_FILES), trust):
+        files += sorted(path.rglob("*.py"))
+    for file in files:
+        refuse_stand_in(file)
+    if not pickled:
+        quantized.check_dtypes(str(path), config, headers(weights))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}:{file_sha256(file)}\n".encode())
+    return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest(), trust, pickled)
+
+
+def _config_in(path: Path) -> dict[str, Any]:
+    if (path / "config.json").is_file():
+        return read_json(path / "config.json")
+    raise EsaError(f"--model {path} {instead(path) or 'has no config.json, so it holds no transformers model'}")
+
+
+def _check_pickles(path: Path, trust: tuple[str, ...]) -> None:
+    """Refuse pickled weights that aren't trusted, and a directory without any weights that load."""
+    if not any(path.glob(PICKLES)) or (path / "pytorch_model_fsdp.bin").is_file():
+        raise EsaError(f"--model {path} {instead(path) or 'has no weights: no *.safetensors'}")
+    if "pickle" not in trust:
         raise EsaError(
             f"--model {path} has no *.safetensors, and its pickled weights are not loaded, since a pickle can run "
             "code; convert them, or if you trust them add --trust pickle"
         )
-    index, pattern = (INDEX, SAFETENSORS) if weights else (PICKLES_INDEX, PICKLES)
-    _check_weight_files(str(path), _json(path / "config.json"), path / index, pattern)
-    digest = hashlib.sha256()
-    words = [p for pattern in ("tokenizer*", "vocab*", "merges*", "special_tokens*") for p in path.glob(pattern)]
-    files = [path / "config.json", *sorted(p for p in words if p.is_file()), *(weights or pickles)]
-    if _asks_for_code(str(path), (path / file for file in CODE_FILES), trust):
-        files += sorted(path.rglob("*.py"))
-    for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}:{file_sha256(file)}\n".encode())
-    return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest(), trust, not weights)
 
 
 def _hub(name: str, revision: str | None, trust: tuple[str, ...]) -> Source:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception as error:  # the hub's client has a dozen kinds for "not found" and "not reachable"
-        raise EsaError(
-            f"--model {name}: neither a directory here nor a model the hub gave "
-            f"({type(error).__name__}); check the name and the network, or give a local directory or GGUF file"
-        ) from None
-    commit, content = config.parent.name, _json(config)
-    pickled = "pickle" in trust and _hub_is_pickled(name, config)
+    config = hub.config_file(name, revision)
+    commit, content = config.parent.name, read_json(config)
+    pickled = "pickle" in trust and hub.is_pickled(name, config)
     index, pattern = (PICKLES_INDEX, PICKLES) if pickled else (INDEX, SAFETENSORS)
-    _check_weight_files(name, content, _hub_file(name, index, commit), pattern)
-    words = _hub_file(name, "tokenizer_config.json", commit)
-    _asks_for_code(name, [config, *([words] if words else [])], trust)
+    check_names(name, content, hub.small_file(name, index, commit), pattern)
+    quantized.check(name, content)
+    if hub.small_file(name, "adapter_config.json", commit):
+        raise EsaError(
+            f"--model {name} holds an adapter beside the model; merge the two first, in a directory of your own"
+        )
+    words = hub.small_file(name, "tokenizer_config.json", commit)
+    asks_for_code(name, [config, *([words] if words else [])], trust)
     return Source(name, "hub", name, commit, trust, pickled)
 
 
-def _hub_file(name: str, file: str, commit: str) -> Path | None:
-    """A small file of a hub repository; None if it has none of that name."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file, revision=commit))
-    except EntryNotFoundError:  # or no network and no copy here, and then transformers has none either
-        return None
-    except Exception as error:
-        raise EsaError(
-            f"--model {name}: the hub gave its config and not {file} ({type(error).__name__}); try again"
-        ) from None
+def config_of(source: Source) -> dict[str, Any]:
+    """The config of a directory or a hub repository, as its file says it."""
+    if source.kind == "directory":
+        return read_json(Path(source.path) / "config.json")
+    return hub.config(source.path, source.fingerprint)
 
 
-def _hub_is_pickled(name: str, config: Path) -> bool:
-    """Whether a hub repository has pickled weights alone; without a network, whether the cached snapshot has."""
-    from huggingface_hub import list_repo_files
+def files_of(source: Source) -> list[Path]:
+    """The weight files of a directory that load.
 
-    try:
-        files = list_repo_files(name, revision=config.parent.name)
-    except Exception:
-        files = [p.name for p in config.parent.iterdir()]
-    return not any(Path(f).name == f and f.endswith(".safetensors") for f in files)
+    Raises
+    ------
+    EsaError
+        If some of them are gone.
+    """
+    return weight_files(Path(source.path), config_of(source), pickled=source.pickled)
+
+
+def tensors_of(source: Source) -> dict[str, Entry]:
+    """What stands in the safetensors of a directory or a hub repository, by name.
+
+    Raises
+    ------
+    EsaError
+        If there are none, or they are broken.
+    """
+    return headers(files_of(source)) if source.kind == "directory" else hub.tensors(source.path, source.fingerprint)
 
 
 def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
@@ -301,28 +262,28 @@ def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
     if source.kind == "gguf":
         return Path(source.path).stat().st_size * 2 * width
     if source.pickled:
-        size, config = _pickles(source)
-        stored = config.get("dtype") or config.get("torch_dtype")
+        stored = config_of(source).get("dtype") or config_of(source).get("torch_dtype")
+        local = source.kind == "directory"
+        size = (
+            sum(p.stat().st_size for p in files_of(source))
+            if local
+            else hub.pickled_bytes(source.path, source.fingerprint)
+        )
         return size // (4 if stored == "float32" else 2) * width
-    if source.kind == "directory":
-        return sum(_safetensors_weights(p) for p in Path(source.path).glob(SAFETENSORS)) * width
-    from huggingface_hub import get_safetensors_metadata
+    return quantized.count(tensors_of(source)) * width
 
-    try:
-        metadata = get_safetensors_metadata(source.path, revision=source.fingerprint)
-        return sum(metadata.parameter_count.values()) * width
-    except Exception as error:
-        raise EsaError(
-            f"--model {source.name}: the hub has no safetensors of it ({type(error).__name__}); if you trust its "
-            "pickled weights add --trust pickle"
-        ) from None
+
+def _pickled_bytes(source: Source) -> int:
+    if source.kind == "directory":
+        return sum(p.stat().st_size for p in files_of(source))
+    return hub.pickled_bytes(source.path, source.fingerprint)
 
 
 def own_dtype(source: Source) -> str:
     """The dtype of a model's weights as its config names it; fp32 where that names none, and of a GGUF file."""
     if source.kind == "gguf":
         return "fp32"
-    config = _config(source)
+    config = config_of(source)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     named = next((d for part in parts if (d := part.get("dtype") or part.get("torch_dtype"))), None)
     return {"bfloat16": "bf16", "float16": "fp16"}.get(str(named).removeprefix("torch."), "fp32")
@@ -347,38 +308,3 @@ def on_card(own: str, *, bf16: bool) -> str:
     ('fp32', 'fp16', 'fp32')
     """
     return "fp32" if own == "bf16" and not bf16 else own
-
-
-def _config(source: Source) -> dict[str, Any]:
-    if source.kind == "directory":
-        return _json(Path(source.path) / "config.json")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return _json(Path(hf_hub_download(source.path, "config.json", revision=source.fingerprint)))
-    except Exception as error:
-        raise EsaError(f"--model {source.name}: the hub gives no config of it ({type(error).__name__})") from None
-
-
-def _pickles(source: Source) -> tuple[int, dict[str, Any]]:
-    """Bytes of the pickled weight files, and the config beside them."""
-    if source.kind == "directory":
-        path = Path(source.path)
-        return sum(p.stat().st_size for p in path.glob(PICKLES)), _json(path / "config.json")
-    from huggingface_hub import hf_hub_download, model_info
-
-    try:
-        config = _json(Path(hf_hub_download(source.path, "config.json", revision=source.fingerprint)))
-        files = model_info(source.path, revision=source.fingerprint, files_metadata=True).siblings or []
-    except Exception as error:
-        raise EsaError(f"--model {source.name}: the hub gives no list of its files ({type(error).__name__})") from None
-    return sum(f.size or 0 for f in files if Path(f.rfilename).match(PICKLES)), config
-
-
-def _safetensors_weights(path: Path) -> int:
-    try:
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    except (ValueError, OverflowError, MemoryError):
-        raise EsaError(f"{path} is no safetensors file; fetch it again") from None
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

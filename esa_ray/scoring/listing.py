@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from esa_ray.errors import EsaError
+from esa_ray.models.naming import find_weight
 from esa_ray.schema import RANKINGS
 from esa_ray.scoring.ranking import CONTROLS, by_part, facts, joined
 from esa_ray.spec import LISTED
@@ -16,7 +17,7 @@ from esa_ray.spec import LISTED
 if TYPE_CHECKING:
     from esa_ray.models.addressing import Catalogue
     from esa_ray.scoring.scores import Scores
-    from esa_ray.spec import WeightList, WeightName
+    from esa_ray.spec import WeightList
 
 
 def listing(
@@ -31,15 +32,16 @@ def listing(
     """
     places: dict[str, tuple[list[int], list[int]]] = {}
     for number, weight in enumerate(weights.weights, 1):
-        in_order, found = places.setdefault(weight.tensor, ([], []))
+        tensor, at = find_weight(catalogue, weight)
+        in_order, found = places.setdefault(tensor.name, ([], []))
         in_order.append(number)
-        found.append(find_weight(catalogue, weight))
+        found.append(at)
     index = {tensor.name: i for i, tensor in enumerate(scores.tensors)}
     picks: list[tuple[str, int, np.ndarray, np.ndarray]] = []
     for name, (in_order, found) in places.items():
         ranks, flat = np.array(in_order), np.array(found)
         if len(set(found)) < len(found):
-            raise EsaError(f"the list {weights.name} names a weight of {name} twice")
+            raise EsaError(f"the list {weights.name} names a weight of {name} twice; take one of the two out")
         picks.append((LISTED, index[name], ranks, flat))
         for group in (g for g in CONTROLS if g in groups):
             parts = by_part(scores.tensors[index[name]], ranks, flat)
@@ -51,26 +53,3 @@ def listing(
     ]  # fmt: skip
     common = {"model": model, "metric": LISTED, "mode": weights.name, "seed": seed}
     return joined(tables, common, RANKINGS).sort_by([("group", "ascending"), ("rank", "ascending")])
-
-
-def find_weight(catalogue: Catalogue, weight: WeightName) -> int:
-    """The flat index of a weight in its tensor.
-
-    Raises
-    ------
-    EsaError
-        If the model has no such tensor, or the tensor no such row, column or expert.
-    """
-    tensor = catalogue.by_name.get(weight.tensor)
-    if tensor is None:
-        raise EsaError(f"the model has no weights named {weight.tensor}")
-    experts = tensor.shape[0] if tensor.experts else None
-    if (experts is None) != (weight.expert is None) and tensor.experts:
-        raise EsaError(f"{tensor.name} holds {experts} experts; say which one of them")
-    limits = [("row", weight.row, tensor.rows), ("col", weight.col, tensor.cols)]
-    if experts is not None and weight.expert is not None:
-        limits.append(("expert", weight.expert, experts))
-    for name, value, limit in limits:
-        if value >= limit:
-            raise EsaError(f"{tensor.name} has no {name} {value}: they go from 0 to {limit - 1}")
-    return tensor.index(weight.row, weight.col, weight.expert)

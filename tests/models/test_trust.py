@@ -200,6 +200,27 @@ def test_trusted_code_runs_and_its_model_computes(tmp_path, marker, modules):
     assert torch.equal(model(WINDOW).logits, tiny()(WINDOW).logits)
 
 
+def test_buffers_that_trusted_code_computes_are_what_it_computes(tmp_path, modules):
+    """No file holds them, and their class says nothing of them to transformers."""
+    directory = with_code(tmp_path / "m", None)
+    code = directory / "modeling_own.py"
+    code.write_text(
+        code.read_text().replace(
+            "    config_class = OwnConfig\n",
+            "    config_class = OwnConfig\n"
+            "    def __init__(self, config):\n"
+            "        super().__init__(config)\n"
+            "        self.register_buffer('table', torch.arange(4096.0), persistent=False)\n",
+        )
+    )
+    code.write_text(f"import torch\n{code.read_text()}")
+    torch.full((4096,), torch.pi)  # what memory that nobody writes may hold
+    model = load_model(find(ModelSpec(source=str(directory), trust=("remote_code",))), "fp32", "cpu")
+    assert torch.equal(model.table, torch.arange(4096.0))
+    assert torch.equal(model.model.rotary_emb.inv_freq, tiny().model.rotary_emb.inv_freq)
+    assert torch.equal(model(WINDOW).logits, tiny()(WINDOW).logits)
+
+
 def test_a_trusted_tokenizer_is_the_models_own(tmp_path, modules):
     directory = with_code(tmp_path / "m", None, "tokenizer_config.json")
     found = load_tokenizer(find(ModelSpec(source=str(directory), trust=("remote_code",))))
@@ -448,6 +469,27 @@ def test_pickles_on_the_hub_are_taken_only_where_there_is_nothing_else(hub):
     as_pickles(hub)
     assert find(ModelSpec(source="some/one", trust=("pickle",))).pickled
     assert not find(ModelSpec(source="some/one")).pickled
+
+
+def test_an_adapter_beside_a_model_on_the_hub_is_refused_too(hub):
+    plain(hub)
+    edit(hub / "adapter_config.json", base_model_name_or_path="x")
+    with pytest.raises(EsaError, match="holds an adapter beside the model"):
+        find(ModelSpec(source="some/one"))
+
+
+def test_an_adapter_alone_on_the_hub_tells_the_merge(hub, monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    hub.mkdir(parents=True)
+    edit(hub / "adapter_config.json", base_model_name_or_path="x")
+
+    def download(name, file, revision=None):
+        raise EntryNotFoundError(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(EsaError, match=r"is an adapter .*from_pretrained\('some/one'\)\.merge_and_unload"):
+        find(ModelSpec(source="some/one"))
 
 
 def test_no_index_on_the_hub_leads_to_a_pickle(hub):

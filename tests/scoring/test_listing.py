@@ -7,10 +7,11 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.naming import find_weight
 from esa_ray.perturb.edit import perturbed
 from esa_ray.scoring.chosen import EmptyPartError, chosen, first_block
 from esa_ray.scoring.gather import score_tensors
-from esa_ray.scoring.listing import find_weight, listing
+from esa_ray.scoring.listing import listing
 from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
 from tests.tiny import FAMILIES, PLANTED, random_windows, tiny, with_planted_super_weight
 

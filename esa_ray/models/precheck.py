@@ -1,0 +1,99 @@
+"""What a model's files tell before a cluster starts: whether they fit its config, and its tokenizer fits the model.
+
+In a process of its own: whoever drives a study holds no model, and torch would cost it hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from esa_ray import data
+from esa_ray.errors import EsaError
+from esa_ray.models.sources import Source
+from esa_ray.spec import COMPONENTS, StudySpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check(spec: StudySpec, source: Source) -> None:
+    """See whether a study's model can be loaded and reads the study's text, without loading it.
+
+    A GGUF file is converted first, and code of a model's own isn't run here: both are left to who loads the model.
+
+    Raises
+    ------
+    EsaError
+        If its files aren't those of the model that its config describes, its tokenizer makes tokens that it has no
+        embedding of, or it has no weights of the names in the study's lists.
+    """
+    from esa_ray.models.dry import check_fit
+    from esa_ray.models.tokenizing import check_tokens, embedded, opened
+
+    model = check_fit(source)
+    if model is None:
+        return
+    _check_lists(spec, model)
+    tokenizer, rows = opened(source, source.path), embedded(model)
+    if max(tokenizer.get_vocab().values(), default=0) < rows or data.is_large(spec.data):
+        return
+    windows = data.windows(spec.data, tokenizer, spec.seeds)
+    check_tokens(source.name, [windows.evaluation, *(windows.calibration(seed) for seed in spec.seeds)], rows)
+
+
+def _check_lists(spec: StudySpec, model: PreTrainedModel) -> None:
+    """See whether a hollow model has the weights of the study's lists, where names alone tell what its tensors are."""
+    from esa_ray.models.addressing import catalogue
+    from esa_ray.models.naming import find_weight
+
+    if not spec.lists:
+        return
+    try:
+        found = catalogue(model)
+    except EsaError:  # only a forward pass tells, and a hollow model makes none
+        return
+    if {part.component for tensor in found.tensors for part in tensor.parts} <= set(COMPONENTS):
+        for given in spec.lists:
+            for weight in given.weights:
+                find_weight(found, weight)
+
+
+def check_apart(asked: Sequence[tuple[StudySpec, Source]]) -> None:
+    """The same of several, in another process unless torch is here already.
+
+    Raises
+    ------
+    EsaError
+        For the first that is refused.
+    """
+    if "torch" in sys.modules or not asked:
+        for spec, source in asked:
+            check(spec, source)
+        return
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(
+        [sys.executable, "-m", __name__], input=pickle.dumps(list(asked)), capture_output=True, env=environment
+    )
+    # A process that dies of something else has told nothing; who loads the model will.
+    if ended.returncode == 0 and (sentence := json.loads(ended.stdout.decode().splitlines()[-1])):
+        raise EsaError(sentence)
+
+
+def _main() -> None:
+    sentence = None
+    try:
+        for spec, source in pickle.load(sys.stdin.buffer):
+            check(spec, source)
+    except EsaError as error:
+        sentence = str(error)
+    print(json.dumps(sentence))
+
+
+if __name__ == "__main__":
+    _main()
