@@ -17,6 +17,8 @@ from rich.console import Console
 from esa_ray import doctor as package
 from esa_ray.doctor import cluster, examine, machine, places, show, software
 from esa_ray.doctor.finding import Finding
+from esa_ray.host import groups, libraries
+from tests.test_host import answering
 
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")
@@ -30,8 +32,8 @@ def bare(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "scratch"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(groups, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(groups, "CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     return SimpleNamespace(groups=tmp_path / "groups", own=tmp_path / "cgroup", scratch=tmp_path / "scratch" / "ray")
@@ -55,7 +57,7 @@ def test_the_strictest_control_group_counts_and_max_is_no_limit(bare):
     write(bare.groups / "user" / "me", cpu__max="max 100000\n")
     write(bare.groups / "user", cpu__max="250000 100000\n")
     write(bare.groups, cpu__max="400000 100000\n")
-    assert machine.cores() == (2.5, "a control group")
+    assert groups.cores() == (2.5, "a control group")
     write(bare.groups / "user", cpu__max="50000 100000\n")
     assert machine.cpus().state == "note"
 
@@ -63,23 +65,23 @@ def test_the_strictest_control_group_counts_and_max_is_no_limit(bare):
 def test_a_container_that_sees_the_hosts_path_is_limited_by_the_root(bare):
     bare.own.write_text("0::/docker/abc\n")
     write(bare.groups, cpu__max="300000 100000\n")
-    assert machine.cores()[0] == 3
+    assert groups.cores()[0] == 3
 
 
 def test_control_groups_of_version_1(bare, monkeypatch):
     bare.own.write_text("5:cpu,cpuacct:/job\n7:memory:/job\n9:pids:/other\n")
     write(bare.groups / "cpu" / "other", cpu__cfs_quota_us="1\n", cpu__cfs_period_us="100000\n")  # not ours
     write(bare.groups / "cpu" / "job", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
-    assert machine.cores()[0] == 8
+    assert groups.cores()[0] == 8
     write(bare.groups / "cpu" / "job", cpu__cfs_quota_us="150000\n")
-    assert machine.cores()[0] == 1.5
+    assert groups.cores()[0] == 1.5
     memory(monkeypatch, 10 * GB)
     stat = "inactive_file 1\ntotal_inactive_file 500\n"
     write(
         bare.groups / "memory" / "job", memory__limit_in_bytes="4000000000", memory__usage_in_bytes="1000000000",
         memory__stat=stat,
     )  # fmt: skip
-    assert machine.available_memory() == (3 * GB + 500, True)
+    assert groups.available_memory() == (3 * GB + 500, True)
 
 
 def memory(monkeypatch, available, total=32 * GB):
@@ -92,13 +94,13 @@ def test_memory_is_the_systems_unless_a_group_allows_less(bare, monkeypatch):
     assert machine.memory() == Finding("memory", "ok", "20.0 GB available of 32.0 GB")
     bare.own.write_text("0::/\n")
     write(bare.groups, memory__max="max\n", memory__current="1\n")
-    assert machine.available_memory() == (20 * GB, False)
+    assert groups.available_memory() == (20 * GB, False)
     # 8 GB allowed, 5 used, of which 1 is page cache: 4 can be had.
     write(bare.groups, memory__max=f"{8 * GB}\n", memory__current=f"{5 * GB}\n", memory__stat=f"inactive_file {GB}\n")
-    assert machine.available_memory() == (4 * GB, True)
+    assert groups.available_memory() == (4 * GB, True)
     assert "4.0 GB available of 32.0 GB (a control group" in machine.memory().sentence
     write(bare.groups, memory__current=f"{10 * GB}\n")
-    assert machine.available_memory() == (0, True)
+    assert groups.available_memory() == (0, True)
 
 
 def test_the_largest_models_are_those_that_the_placement_still_puts_there(monkeypatch):
@@ -215,8 +217,8 @@ def planted_package(monkeypatch, requires, installed, python=">=3.11"):
     for line in requires:
         stated["Requires-Dist"] = line
     stated["Requires-Python"] = python
-    monkeypatch.setattr(software, "_stated", lambda: stated)
-    monkeypatch.setattr(software, "version_of", installed.get)
+    monkeypatch.setattr(libraries, "stated", lambda: stated)
+    monkeypatch.setattr(libraries, "version_of", installed.get)
 
 
 def test_libraries_are_held_against_the_stated_ranges(monkeypatch):
@@ -246,12 +248,16 @@ def test_what_pyproject_states_is_what_is_checked():
 
 
 def test_optional_libraries(monkeypatch):
-    monkeypatch.setattr(software, "version_of", {"optuna": "5.0"}.get)
+    monkeypatch.setattr(libraries, "version_of", {"optuna": "5.0"}.get)
     found = software.optional()
     assert found.state == "note"
     assert "installed: optuna 5.0; without: datasets (--data hf:NAME), mlflow" in found.sentence
-    monkeypatch.setattr(software, "version_of", lambda name: "1")
+    monkeypatch.setattr(libraries, "version_of", lambda name: "99")
     assert software.optional().state == "ok"
+    monkeypatch.setattr(libraries, "version_of", {"optuna": "3.6"}.get)
+    found = software.optional()
+    assert found.state == "problem"
+    assert "out of range: optuna 3.6 (needed: >=4)" in found.sentence
 
 
 def test_a_missing_demo_model_comes_with_the_command_that_brings_it(monkeypatch):
@@ -364,9 +370,9 @@ def test_a_temporary_directory_that_nobody_makes_is_a_problem(tmp_path, monkeypa
 
 @pytest.fixture
 def listening():
-    """host:port of something that listens."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        yield f"127.0.0.1:{found.getsockname()[1]}"
+    """host:port of something that speaks HTTP/2, as a cluster does."""
+    with answering(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as found:
+        yield found
 
 
 def test_no_cluster_is_fine():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import stat
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from esa_ray.doctor.finding import PATIENCE, Finding, size, text_of
+from esa_ray.doctor.finding import PATIENCE, Finding, size
+from esa_ray.errors import EsaError
+from esa_ray.host import launchers, sockets
+from esa_ray.host.address import answering, noted, trouble
+from esa_ray.host.groups import text_of
 from esa_ray.sizes import OBJECT_STORE
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -18,38 +20,47 @@ SHARED_MEMORY = Path("/dev/shm")
 OPEN_FILES = 4096
 
 
-def _answers(address: str) -> bool:
-    """Whether anything listens at ``host:port`` or ``ray://host:port``."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=PATIENCE):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
 def cluster() -> Finding:
     """The Ray cluster that a study would use, and what an ended one has left behind."""
-    scratch = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    note = Path(scratch) / "ray" / "ray_current_cluster"
+    note, address = noted(), os.environ.get("RAY_ADDRESS", "")
     here = text_of(note).strip()
-    alive = bool(here) and _answers(here)
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address and address != "local" and not (alive if address == "auto" else _answers(address)):
-        return Finding(
-            "Ray cluster", "problem", f"RAY_ADDRESS is {address}, where no cluster answers; start one, or unset it"
-        )
-    if here and not alive:
+    gone = trouble(here, PATIENCE) if here else ""
+    if address and address != "local":
+        try:
+            answering(address, "RAY_ADDRESS")
+        except EsaError as error:
+            return Finding("Ray cluster", "problem", str(error))
+        return Finding("Ray cluster", "ok", f"studies go to {address} (RAY_ADDRESS)")
+    if gone:
         return Finding(
             "Ray cluster", "note",
-            f"{note} names one that is gone ({here}); esa runs without it, but a bare ray.init() may hang on it: "
-            f"rm {note}",
+            f"{note} names one that is gone ({here}: {gone}); esa runs without it, but a bare ray.init() may hang on "
+            f"it: rm {note}",
         )  # fmt: skip
-    if address and address != "local":
-        return Finding("Ray cluster", "ok", f"studies go to {address} (RAY_ADDRESS)")
     if here:
         return Finding("Ray cluster", "ok", f"one runs here at {here}; to use it add --address auto")
     return Finding("Ray cluster", "ok", "none announced; every run starts one here and stops it")
+
+
+def place() -> Finding:
+    """Where a Ray of our own would keep its sockets: they have short paths, and not every directory is ours."""
+    wanted, setting = sockets.asked()
+    why = sockets.trouble(wanted)
+    if not why:
+        return Finding("Ray directory", "ok", f"{wanted}: short enough for sockets, and can be written to")
+    mend = f"set {setting} to a short directory with room that you can write to, as in RAY_TMPDIR=/tmp/me"
+    if found := sockets.instead():
+        return Finding("Ray directory", "note", f"{wanted}: {why}; esa takes {found} instead; {mend}")
+    return Finding("Ray directory", "problem", f"{wanted}: {why}; {mend}")
+
+
+def launcher() -> Finding:
+    """Whether this process is one of several, as those that a launcher starts."""
+    try:
+        launchers.alone()
+    except EsaError as error:
+        return Finding("launcher", "problem", str(error))
+    return Finding("launcher", "ok", "none has started this process more than once")
 
 
 def token() -> Finding:
