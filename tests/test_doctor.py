@@ -17,7 +17,7 @@ from rich.console import Console
 from esa_ray import doctor as package
 from esa_ray.doctor import cluster, examine, machine, places, show, software
 from esa_ray.doctor.finding import Finding
-from esa_ray.host import groups, libraries
+from esa_ray.host import address, groups, libraries
 from tests.test_host import answering
 
 GB = 10**9
@@ -33,6 +33,7 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "scratch"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(groups, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(address, "_head_runs", lambda: False)
     monkeypatch.setattr(groups, "CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
@@ -375,6 +376,30 @@ def listening():
         yield found
 
 
+def test_a_rank_of_a_launcher_is_a_problem(monkeypatch):
+    assert cluster.launcher().state == "ok"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert cluster.launcher().state == "problem"
+    assert "torchrun" in cluster.launcher().sentence
+
+
+def test_where_ray_cant_live_is_noted_with_what_is_taken_instead(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/none")
+    assert cluster.place() == Finding(
+        "Ray directory", "ok", "/tmp/none/ray: short enough for sockets, and can be written to"
+    )
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 70)
+    monkeypatch.setattr(cluster.sockets, "_of_ours", lambda: [Path("/tmp/esa-none")])
+    found = cluster.place()
+    assert found.state == "note"
+    assert "75 bytes long, and paths of sockets leave" in found.sentence
+    assert "esa takes /tmp/esa-none/ray instead; set RAY_TMPDIR to a short" in found.sentence
+    assert not Path("/tmp/esa-none").exists()
+    monkeypatch.setattr(cluster.sockets, "_of_ours", list)
+    assert cluster.place().state == "problem"
+
+
 def test_no_cluster_is_fine():
     assert cluster.cluster().state == "ok"
 
@@ -383,9 +408,9 @@ def test_an_address_is_tried(monkeypatch, listening):
     monkeypatch.setenv("RAY_ADDRESS", f"ray://{listening}")
     assert cluster.cluster().state == "ok"
     assert f"ray://{listening}" in cluster.cluster().sentence
-    for address in (f"127.0.0.1:{unused_port()}", "auto", "no port:x"):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert cluster.cluster().state == "problem", address
+    for given in (f"127.0.0.1:{unused_port()}", "auto", "no port:x"):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        assert cluster.cluster().state == "problem", given
         assert "RAY_ADDRESS" in cluster.cluster().sentence
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert cluster.cluster().state == "ok"
@@ -441,11 +466,12 @@ def test_the_object_store_is_the_one_that_a_run_asks_for(monkeypatch):
     assert asked["object_store_memory"] == machine.OBJECT_STORE
 
 
-def test_few_open_files_are_noted(monkeypatch):
+@pytest.mark.parametrize(("look", "least"), [(cluster.open_files, 4096), (cluster.processes, 2048)])
+def test_few_open_files_and_processes_are_noted(monkeypatch, look, least):
     no_limit = cluster.resource.RLIM_INFINITY
-    for hard, state in ((4095, "note"), (4096, "ok"), (no_limit, "ok")):
+    for hard, state in ((least - 1, "note"), (least, "ok"), (no_limit, "ok")):
         monkeypatch.setattr(cluster.resource, "getrlimit", lambda _, hard=hard: (64, hard))
-        assert cluster.open_files().state == state
+        assert look().state == state
 
 
 # -- all of it

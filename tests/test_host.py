@@ -284,3 +284,15 @@ def test_too_little_room_is_told(monkeypatch, tmp_path):
     for free, fits in ((sockets.ROOM, True), (sockets.ROOM - 1, False)):
         monkeypatch.setattr(sockets.shutil, "disk_usage", lambda p, free=free: usage._replace(free=free))
         assert (sockets.trouble(Path("/tmp/ray")) == "") == fits
+
+
+# -- limits, cores and memory
+
+
+def test_soft_limits_are_raised_to_the_hard_ones():
+    code = (
+        "import resource as r; from esa_ray.host.limits import raised; kinds = (r.RLIMIT_NOFILE, r.RLIMIT_NPROC); "
+        "[r.setrlimit(kind, (100, 300)) for kind in kinds]; raised(); print([r.getrlimit(kind) for kind in kinds])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[(300, 300), (300, 300)]"

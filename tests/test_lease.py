@@ -96,7 +96,7 @@ def test_a_process_number_that_was_given_to_another_process_is_no_sign_of_life(p
         pass
 
 
-def test_a_driver_of_another_machine_is_taken_over_once_it_was_silent_for_that_long(place, clock):
+def test_a_driver_of_another_machine_is_taken_over_once_it_is_silent(place, clock):
     leave(place, host="elsewhere", machine="another")
     told = []
     with held(place, told.append, clock):

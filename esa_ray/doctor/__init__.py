@@ -49,6 +49,7 @@ def examine(directory: str | Path = "results") -> Iterator[Finding]:
     yield cluster.token()
     yield cluster.shared_memory()
     yield cluster.open_files()
+    yield cluster.processes()
 
 
 def show(finding: Finding, console: Console) -> None:

@@ -10,14 +10,12 @@ from pathlib import Path
 
 from esa_ray.doctor.finding import PATIENCE, Finding, size
 from esa_ray.errors import EsaError
-from esa_ray.host import launchers, sockets
+from esa_ray.host import launchers, limits, sockets
 from esa_ray.host.address import answering, noted, trouble
 from esa_ray.host.groups import text_of
 from esa_ray.sizes import OBJECT_STORE
 
 SHARED_MEMORY = Path("/dev/shm")
-#: Ray warns below this; it raises a soft limit to the hard one by itself.
-OPEN_FILES = 4096
 
 
 def cluster() -> Finding:
@@ -93,11 +91,17 @@ def shared_memory() -> Finding:
 
 def open_files() -> Finding:
     """Whether Ray can open as many files and connections as it wants."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        return Finding("open files", "ok", "no limit")
-    if hard < OPEN_FILES:
-        return Finding(
-            "open files", "note", f"at most {hard}, and Ray wants {OPEN_FILES} or more; raise it: ulimit -n 8192"
-        )
-    return Finding("open files", "ok", f"at most {hard}")
+    return _limit("open files", limits.most(resource.RLIMIT_NOFILE), limits.OPEN_FILES, "ulimit -n 8192")
+
+
+def processes() -> Finding:
+    """Whether Ray can start its processes and their threads."""
+    return _limit("processes", limits.most(resource.RLIMIT_NPROC), limits.PROCESSES, "ulimit -u 4096")
+
+
+def _limit(name: str, most: int | None, wanted: int, mend: str) -> Finding:
+    if most is None:
+        return Finding(name, "ok", "no limit")
+    if most < wanted:
+        return Finding(name, "note", f"at most {most}, and Ray wants {wanted} or more; raise it: {mend}")
+    return Finding(name, "ok", f"at most {most}")

@@ -17,7 +17,7 @@ import ray
 from esa_ray import host
 from esa_ray.errors import EsaError, first_line
 from esa_ray.host import address as addresses
-from esa_ray.host import groups, sockets
+from esa_ray.host import groups, limits, sockets
 from esa_ray.sizes import OBJECT_STORE
 
 
@@ -33,6 +33,8 @@ def _private_token() -> None:
         path = Path(given) if given else Path.home() / ".ray" / "auth_token"
         if path.is_file() and os.access(path, os.R_OK):
             return
+        if not given and Path.home().stat().st_uid != os.getuid():  # sudo: its owner couldn't read what we leave there
+            raise PermissionError
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
@@ -71,6 +73,7 @@ def _told_to_end() -> Iterator[None]:
 def _of_our_own() -> dict:
     """How a cluster of our own is started: where there is room for it, with the cores and memory that we may use."""
     _private_token()
+    limits.raised()
     place, cores = sockets.place(), groups.cores()[0]
     memory, limited = groups.available_memory()
     options: dict = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
