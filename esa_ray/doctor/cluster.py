@@ -63,10 +63,10 @@ def launcher() -> Finding:
 
 def token() -> Finding:
     """Whether others on this machine may read Ray's authentication token."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
     try:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
         mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: a user without a home
         return Finding("Ray token", "ok", "none yet; the first run makes one and keeps it private")
     if mode & 0o077:
         return Finding(

@@ -57,8 +57,9 @@ def libraries() -> Finding:
 
 def optional() -> Finding:
     """Libraries that only some commands need."""
-    there = [f"{name} {found}" for name in OPTIONAL if (found := libs.version_of(name))]
-    lacking = [f"{name} ({use})" for name, use in OPTIONAL.items() if not libs.version_of(name)]
+    here = {name: libs.version_of(name) or libs.version_of(f"{name}-skinny") for name in OPTIONAL}
+    there = [f"{name} {version}" for name, version in here.items() if version]
+    lacking = [f"{name} ({use})" for name, use in OPTIONAL.items() if not here[name]]
     words = f"installed: {', '.join(there) or 'none'}"
     if old := libs.outside([r for extra in EXTRAS for r in libs.required(extra)], missing=False):
         return Finding("optional", "problem", f"{words}; out of range: {', '.join(old)}; pip install -U what you use")

@@ -26,7 +26,7 @@ def _private_token() -> None:
 
     Where there is no home to keep it in, it lives in the environment of this process and of those that it starts.
     """
-    if "RAY_AUTH_TOKEN" in os.environ or os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+    if "RAY_AUTH_TOKEN" in os.environ or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
