@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+
+import psutil
 
 from esa_ray.errors import EsaError
 
@@ -38,12 +41,13 @@ def copies() -> tuple[str, int, int] | None:
 
 
 def _ancestors() -> str:
-    import psutil
-
-    try:
-        return " ".join(word for parent in psutil.Process().parents() for word in parent.cmdline())
-    except psutil.Error:
-        return ""
+    """The command lines of the processes that led to this one, as far as they may be read."""
+    words: list[str] = []
+    with contextlib.suppress(psutil.Error):
+        for parent in psutil.Process().parents():
+            with contextlib.suppress(psutil.Error):
+                words += parent.cmdline()
+    return " ".join(words)
 
 
 def alone() -> None:
