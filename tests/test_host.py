@@ -273,7 +273,7 @@ def test_no_place_of_ours_is_one_that_others_can_write_to(monkeypatch, ours):
     monkeypatch.setattr(sockets, "asked", lambda: (Path("/tmp/esa-x/ray"), "TMPDIR"))
     ours.mkdir()
     ours.chmod(0o777)
-    with pytest.raises(EsaError, match="can't keep its sockets in /tmp/esa-x/ray: it is full; set TMPDIR to a short"):
+    with pytest.raises(EsaError, match=r"sockets in /tmp/esa-x/ray \(TMPDIR\): it is full; set RAY_TMPDIR to a short"):
         sockets.place()
     ours.chmod(0o700)
     assert sockets.place().directory == ours / "ray"

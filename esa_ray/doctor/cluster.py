@@ -46,10 +46,9 @@ def place() -> Finding:
     why = sockets.trouble(wanted)
     if not why:
         return Finding("Ray directory", "ok", f"{wanted}: short enough for sockets, and can be written to")
-    mend = f"set {setting} to a short directory with room that you can write to, as in RAY_TMPDIR=/tmp/me"
     if found := sockets.instead():
-        return Finding("Ray directory", "note", f"{wanted}: {why}; esa takes {found} instead; {mend}")
-    return Finding("Ray directory", "problem", f"{wanted}: {why}; {mend}")
+        return Finding("Ray directory", "note", f"{wanted} ({setting}): {why}; esa takes {found} instead")
+    return Finding("Ray directory", "problem", f"{wanted} ({setting}): {why}; {sockets.MEND}")
 
 
 def launcher() -> Finding:

@@ -20,6 +20,7 @@ from esa_ray.host.disk import nearest, unwritable
 LONGEST, OF_RAY = 107, len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 #: Free bytes that Ray needs for its logs, at least.
 ROOM = 50 * 10**6
+MEND = "set RAY_TMPDIR to a short directory with room that you can write to"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def place() -> Place:
         return Place()
     found = instead()
     if found is None or not _made(found.parent):
-        raise EsaError(
-            f"Ray can't keep its sockets in {wanted}: {why}; set {setting} to a short directory with room that you can "
-            "write to, as in RAY_TMPDIR=/tmp/me"
-        )
+        raise EsaError(f"Ray can't keep its sockets in {wanted} ({setting}): {why}; {MEND}")
     root = wanted.parent
     spills = root.is_dir() and not unwritable(root) and shutil.disk_usage(root).free >= ROOM
     return Place(found, root if spills else None)
