@@ -366,6 +366,19 @@ def test_a_temporary_directory_that_nobody_makes_is_a_problem(tmp_path, monkeypa
     assert "TMPDIR" in found.sentence
 
 
+def test_a_home_that_is_missing_or_unknown_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.home().state == "ok"
+    monkeypatch.setenv("HOME", "/proc")  # not even root writes there
+    assert places.home().state == "note"
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    assert "it is not there" in places.home().sentence
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert places.home() == Finding(
+        "home", "problem", "this user has no home directory; set HOME to one that you can write to, as in HOME=/tmp/me"
+    )
+
+
 # -- Ray
 
 

@@ -38,6 +38,7 @@ def examine(directory: str | Path = "results") -> Iterator[Finding]:
     found = machine.gpus()
     yield from machine.gpu_findings(found)
     yield from machine.capacities(found)
+    yield places.home()
     yield places.results(str(directory))
     yield places.place("temporary", places.temporary_directory())
     yield places.place("cache", cache_dir())

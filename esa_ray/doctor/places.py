@@ -11,6 +11,7 @@ from pathlib import Path
 from esa_ray.doctor.finding import GB, Finding, size
 from esa_ray.errors import EsaError
 from esa_ray.host.disk import nearest, unwritable
+from esa_ray.host.home import known
 from esa_ray.place import Place, is_uri
 
 #: Free space below which a place is worth a word: results are small; converted models and files of scores aren't.
@@ -23,6 +24,17 @@ FULL = 0.95
 def temporary_directory() -> Path:
     """``$TMPDIR`` as Ray takes it, whether or not it is there, or Python's choice."""
     return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+
+
+def home() -> Finding:
+    """Whether this user has a home that can be written to; caches and Ray's token go there."""
+    try:
+        path = known()
+    except EsaError as error:
+        return Finding("home", "problem", str(error))
+    if why := "it is not there" if not path.is_dir() else unwritable(path):
+        return Finding("home", "note", f"{path}: {why}; Ray's token lives in memory, caches need ESA_CACHE, HF_HOME")
+    return Finding("home", "ok", f"{path}: can be written to")
 
 
 def results(location: str) -> Finding:

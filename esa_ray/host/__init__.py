@@ -6,7 +6,7 @@ doctor says the same beforehand.
 
 from __future__ import annotations
 
-from esa_ray.host import launchers, libraries
+from esa_ray.host import home, launchers, libraries
 
 __all__ = ["ready"]
 
@@ -17,7 +17,8 @@ def ready() -> None:
     Raises
     ------
     EsaError
-        If a launcher has started several, or a library is missing or older than the package states.
+        If a launcher has started several, this user has no home, or a library is missing or out of its range.
     """
     launchers.alone()
+    home.known()
     libraries.fitting()
