@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-gpu lint format bench bench-gpu scaling docs clean help
+.PHONY: demo test test-lowest test-gpu lint format bench bench-gpu scaling docs clean help
 
 help:
 	@echo "make demo    install, fetch the model, run the quickstart study, write its report"
 	@echo "make test    install, run all tests"
+	@echo "make test-lowest   the same with the lowest version of every library, in .venv-lowest (docs/versions.md)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
 	@echo "make bench-gpu, make test-gpu   what a GPU costs and gives beside goals, and the tests for one; on a machine with one"
@@ -39,6 +40,10 @@ test: $(VENV)/.model
 	$(BIN)/python -m pytest -m "not ray" -n auto
 	$(BIN)/python -m pytest -m ray
 
+# Fetches PyPI's torch of that age, a CUDA build with 3 GB of libraries. Tests on Ray are those of one sweep and of jobs.
+test-lowest: $(VENV)/.installed
+	$(BIN)/python tests/lowest.py .venv-lowest
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +73,4 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m analysis.documents
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-lowest

@@ -78,7 +78,23 @@ def _write(place: Place, mine: Holder) -> None:
     place.write(RUNNING, json.dumps(vars(mine)).encode())
 
 
-def _wait_for(place: Place, other: Holder, say: Callable[[str], None]) -> None:
+class Clock:
+    """What a lease knows of time: how much has passed, and how to let some pass."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
+
+    def ended(self, end: threading.Event, seconds: float) -> bool:
+        """Let time pass, unless an end comes first; whether it did."""
+        return end.wait(seconds)
+
+
+def _wait_for(place: Place, other: Holder, say: Callable[[str], None], clock: Clock) -> None:
     """Come back once the other driver is known to be dead.
 
     Raises
@@ -90,14 +106,14 @@ def _wait_for(place: Place, other: Holder, say: Callable[[str], None]) -> None:
         return
     if other.machine != this_machine():
         say(f"waiting up to {STALE:.0f} s to see whether {other} still works on this study")
-        until = time.monotonic() + STALE
-        while time.monotonic() < until:
+        until = clock.now() + STALE
+        while clock.now() < until:
             now = holder(place)
             if now is None:
                 return
             if now != other:
                 break
-            time.sleep(min(1.0, BEAT))
+            clock.pause(min(1.0, BEAT))
         else:
             return
     raise EsaError(
@@ -108,15 +124,15 @@ def _wait_for(place: Place, other: Holder, say: Callable[[str], None]) -> None:
 class Lease:
     """The right to compute a study; :attr:`lost` says who took it over, if this driver seemed dead for too long."""
 
-    def __init__(self, place: Place, mine: Holder):
-        self.place, self.mine = place, mine
+    def __init__(self, place: Place, mine: Holder, clock: Clock | None = None):
+        self.place, self.mine, self._clock = place, mine, clock or Clock()
         self.lost: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def _keep(self) -> None:
         beat = 0
-        while not self._ended.wait(BEAT):
+        while not self._clock.ended(self._ended, BEAT):
             with contextlib.suppress(EsaError):  # a full disk, a network that fails: told by whoever stores results
                 now = holder(self.place)
                 if now is not None and now.owner != self.mine.owner:
@@ -139,7 +155,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(place: Place, say: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+def held(place: Place, say: Callable[[str], None] = lambda _: None, clock: Clock | None = None) -> Iterator[Lease]:
     """Have a study to oneself for the length of a block.
 
     Raises
@@ -158,10 +174,10 @@ def held(place: Place, say: Callable[[str], None] = lambda _: None) -> Iterator[
     True
     """
     if other := holder(place):
-        _wait_for(place, other, say)
+        _wait_for(place, other, say, clock or Clock())
     mine = Holder.myself()
     _write(place, mine)
     if (now := holder(place)) is not None and now.owner != mine.owner:
         raise EsaError(f"{place} is being computed by {now}; wait for it, or stop that one")
-    with Lease(place, mine) as lease:
+    with Lease(place, mine, clock) as lease:
         yield lease

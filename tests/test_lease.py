@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
 from esa_ray import lease, machine
 from esa_ray.errors import EsaError
-from esa_ray.lease import Holder, held, holder
+from esa_ray.lease import BEAT, STALE, Clock, Holder, held, holder
 from esa_ray.place import Place
 from esa_ray.store import RUNNING
 
@@ -18,6 +19,43 @@ from esa_ray.store import RUNNING
 @pytest.fixture(params=["directory", "bucket"])
 def place(request, tmp_path, bucket):
     return Place(tmp_path if request.param == "directory" else bucket)
+
+
+class Standing(Clock):
+    """A clock that goes on only when it is told to, or when somebody does nothing but wait for it."""
+
+    def __init__(self):
+        self.time, self.waiting, self._moved = 0.0, 0, threading.Condition()
+
+    def now(self):
+        return self.time
+
+    def pause(self, seconds):
+        self.time += seconds
+
+    def ended(self, end, seconds):
+        with self._moved:
+            until, self.waiting = self.time + seconds, self.waiting + 1
+            self._moved.notify_all()
+            while self.time < until and not end.is_set():
+                self._moved.wait(0.01)  # whoever sets the end doesn't know of this clock
+            return end.is_set()
+
+    def beats(self, lease, n=1):
+        """Let a lease give signs of life: back once it waits again, or has given up."""
+        for _ in range(n):
+            with self._moved:
+                while not self.waiting and lease._thread.is_alive():
+                    self._moved.wait(0.01)
+                before, self.time = self.waiting, self.time + BEAT
+                self._moved.notify_all()
+                while self.waiting == before and lease._thread.is_alive():
+                    self._moved.wait(0.01)
+
+
+@pytest.fixture
+def clock():
+    return Standing()
 
 
 def leave(place, **changes):
@@ -58,77 +96,92 @@ def test_a_process_number_that_was_given_to_another_process_is_no_sign_of_life(p
         pass
 
 
-def test_a_driver_of_another_machine_is_taken_over_once_it_is_silent(place, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 0.6)
-    monkeypatch.setattr(lease, "BEAT", 0.1)
+def test_a_driver_of_another_machine_is_taken_over_once_it_is_silent(place, clock):
     leave(place, host="elsewhere", machine="another")
     told = []
-    with held(place, told.append):
+    with held(place, told.append, clock):
         assert holder(place).host != "elsewhere"
+        assert STALE <= clock.time < STALE + BEAT
     assert "elsewhere" in told[0]
 
 
-def test_a_driver_of_another_machine_that_lives_is_not(place, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 5.0)
-    monkeypatch.setattr(lease, "BEAT", 0.1)
+def test_a_driver_of_another_machine_that_lives_is_not(place, clock):
     leave(place, host="elsewhere", machine="another")
-    beats = iter(range(1, 10**6))
-    real = lease.holder
 
-    def beating(where):
-        leave(place, host="elsewhere", machine="another", beat=next(beats))
-        return real(where)
+    class Beating(Standing):
+        def pause(self, seconds):
+            super().pause(seconds)
+            if self.time > STALE - BEAT:  # the last moment
+                leave(place, host="elsewhere", machine="another", beat=1)
 
-    monkeypatch.setattr(lease, "holder", beating)
-    with pytest.raises(EsaError, match="elsewhere"), held(place):
+    with pytest.raises(EsaError, match="elsewhere"), held(place, clock=Beating()):
         pass
 
 
-def test_who_seemed_dead_and_was_taken_over_learns_it_and_leaves_the_other_alone(place, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    with held(place) as mine:
+def test_a_driver_that_ends_while_it_is_waited_for_leaves_the_place_at_once(place):
+    leave(place, host="elsewhere", machine="another")
+
+    class Ending(Standing):
+        def pause(self, seconds):
+            super().pause(seconds)
+            place.delete([RUNNING])
+
+    clock = Ending()
+    with held(place, clock=clock):
+        assert clock.time < STALE
+
+
+def test_who_seemed_dead_and_was_taken_over_learns_it_and_leaves_the_other_alone(place, clock):
+    with held(place, clock=clock) as mine:
         leave(place, host="elsewhere", machine="another")
-        mine._thread.join(5)
+        clock.beats(mine)
         assert "elsewhere" in mine.lost
     assert holder(place).host == "elsewhere"
 
 
-def test_signs_of_life_are_given(place, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    with held(place) as mine:
-        for _ in range(200):
-            if (holder(place) or mine.mine).beat >= 2:
-                break
-            mine._ended.wait(0.05)
-        assert holder(place).beat >= 2
+def test_signs_of_life_are_given(place, clock):
+    with held(place, clock=clock) as mine:
+        for beat in range(3):
+            assert holder(place).beat == beat
+            clock.beats(mine)
 
 
-def test_two_containers_of_one_name_are_told_apart(place, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 0.3)
+def test_the_real_clock_goes_and_an_end_is_not_waited_for(place):
+    clock, end = Clock(), threading.Event()
+    before = clock.now()
+    clock.pause(0.01)
+    assert clock.now() >= before + 0.01
+    assert not clock.ended(end, 0.01)
+    end.set()
+    assert clock.ended(end, 10**6)
+
+
+def test_two_containers_of_one_name_are_told_apart(place, clock):
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     leave(place, machine="another boot", pid=int(child.stdout))  # a number that nobody has here
     told = []
-    with held(place, told.append):
+    with held(place, told.append, clock):
         assert told  # it was given time
 
 
-def test_a_failing_network_ends_no_sign_of_life(place, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    real, calls = lease.holder, []
+def test_a_failing_network_ends_no_sign_of_life(place, clock, monkeypatch):
+    real, fails = lease.holder, []
 
     def failing(where):
-        calls.append(where)
-        if len(calls) in (3, 4):
-            raise EsaError("503 SlowDown")
+        if fails:
+            raise EsaError(fails.pop())
         return real(where)
 
     monkeypatch.setattr(lease, "holder", failing)
-    with held(place) as mine:
-        while len(calls) < 6:
-            mine._ended.wait(0.05)
-        assert mine._thread.is_alive()
+    with held(place, clock=clock) as mine:
+        fails += ["503 SlowDown", "503 SlowDown"]
+        clock.beats(mine, 2)
+        assert not fails
+        assert holder(place).beat == 0
+        clock.beats(mine, 2)
+        assert holder(place).beat == 2
         leave(place, host="elsewhere", machine="another")
-        mine._thread.join(5)
+        clock.beats(mine)
         assert "elsewhere" in mine.lost
 
 

@@ -361,7 +361,7 @@ def test_the_local_cluster_lets_nobody_in_without_its_token(tmp_path):
             process.kill()
             process.wait()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            cluster.communicate("\n", timeout=20)
+            cluster.communicate("\n", timeout=120)
         cluster.kill()
         cluster.wait()
 

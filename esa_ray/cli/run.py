@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from esa_ray import options
+from esa_ray import host, options
 from esa_ray.cli.app import app, console
 from esa_ray.cli.show import show_plan, show_results
 from esa_ray.errors import EsaError
@@ -47,6 +47,7 @@ def execute(
         for spec, directory in studies:
             show_plan(spec, directory, on)
         return 0
+    host.ready()
     from esa_ray.engine.sweep import run_studies
     from esa_ray.progress import reporter
 

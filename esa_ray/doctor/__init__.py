@@ -38,15 +38,19 @@ def examine(directory: str | Path = "results") -> Iterator[Finding]:
     found = machine.gpus()
     yield from machine.gpu_findings(found)
     yield from machine.capacities(found)
+    yield places.home()
     yield places.results(str(directory))
     yield places.place("temporary", places.temporary_directory())
     yield places.place("cache", cache_dir())
     yield from software.packaged()
     yield software.hub()
+    yield cluster.launcher()
     yield cluster.cluster()
+    yield cluster.place()
     yield cluster.token()
     yield cluster.shared_memory()
     yield cluster.open_files()
+    yield cluster.processes()
 
 
 def show(finding: Finding, console: Console) -> None:

@@ -5,59 +5,67 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import stat
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from esa_ray.doctor.finding import PATIENCE, Finding, size, text_of
+from esa_ray.doctor.finding import PATIENCE, Finding, size
+from esa_ray.errors import EsaError
+from esa_ray.host import launchers, limits, sockets
+from esa_ray.host.address import answering, noted, trouble
+from esa_ray.host.groups import text_of
 from esa_ray.sizes import OBJECT_STORE
 
 SHARED_MEMORY = Path("/dev/shm")
-#: Ray warns below this; it raises a soft limit to the hard one by itself.
-OPEN_FILES = 4096
-
-
-def _answers(address: str) -> bool:
-    """Whether anything listens at ``host:port`` or ``ray://host:port``."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=PATIENCE):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 def cluster() -> Finding:
     """The Ray cluster that a study would use, and what an ended one has left behind."""
-    scratch = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    note = Path(scratch) / "ray" / "ray_current_cluster"
+    note, address = noted(), os.environ.get("RAY_ADDRESS", "")
     here = text_of(note).strip()
-    alive = bool(here) and _answers(here)
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address and address != "local" and not (alive if address == "auto" else _answers(address)):
-        return Finding(
-            "Ray cluster", "problem", f"RAY_ADDRESS is {address}, where no cluster answers; start one, or unset it"
-        )
-    if here and not alive:
+    gone = trouble(here, PATIENCE) if here else ""
+    if address and address != "local":
+        try:
+            answering(address, "RAY_ADDRESS")
+        except EsaError as error:
+            return Finding("Ray cluster", "problem", str(error))
+        return Finding("Ray cluster", "ok", f"studies go to {address} (RAY_ADDRESS)")
+    if gone:
         return Finding(
             "Ray cluster", "note",
-            f"{note} names one that is gone ({here}); esa runs without it, but a bare ray.init() may hang on it: "
-            f"rm {note}",
+            f"{note} names one that is gone ({here}: {gone}); esa runs without it, but a bare ray.init() may hang on "
+            f"it: rm {note}",
         )  # fmt: skip
-    if address and address != "local":
-        return Finding("Ray cluster", "ok", f"studies go to {address} (RAY_ADDRESS)")
     if here:
         return Finding("Ray cluster", "ok", f"one runs here at {here}; to use it add --address auto")
     return Finding("Ray cluster", "ok", "none announced; every run starts one here and stops it")
 
 
+def place() -> Finding:
+    """Where a Ray of our own would keep its sockets: they have short paths, and not every directory is ours."""
+    wanted, setting = sockets.asked()
+    why = sockets.trouble(wanted)
+    if not why:
+        return Finding("Ray directory", "ok", f"{wanted}: short enough for sockets, and can be written to")
+    if found := sockets.instead():
+        return Finding("Ray directory", "note", f"{wanted} ({setting}): {why}; esa takes {found} instead")
+    return Finding("Ray directory", "problem", f"{wanted} ({setting}): {why}; {sockets.MEND}")
+
+
+def launcher() -> Finding:
+    """Whether this process is one of several, as those that a launcher starts."""
+    try:
+        launchers.alone()
+    except EsaError as error:
+        return Finding("launcher", "problem", str(error))
+    return Finding("launcher", "ok", "none has started this process more than once")
+
+
 def token() -> Finding:
     """Whether others on this machine may read Ray's authentication token."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
     try:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
         mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: a user without a home
         return Finding("Ray token", "ok", "none yet; the first run makes one and keeps it private")
     if mode & 0o077:
         return Finding(
@@ -82,11 +90,17 @@ def shared_memory() -> Finding:
 
 def open_files() -> Finding:
     """Whether Ray can open as many files and connections as it wants."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        return Finding("open files", "ok", "no limit")
-    if hard < OPEN_FILES:
-        return Finding(
-            "open files", "note", f"at most {hard}, and Ray wants {OPEN_FILES} or more; raise it: ulimit -n 8192"
-        )
-    return Finding("open files", "ok", f"at most {hard}")
+    return _limit("open files", limits.most(resource.RLIMIT_NOFILE), limits.OPEN_FILES, "ulimit -n 8192")
+
+
+def processes() -> Finding:
+    """Whether Ray can start its processes and their threads."""
+    return _limit("processes", limits.most(resource.RLIMIT_NPROC), limits.PROCESSES, "ulimit -u 4096")
+
+
+def _limit(name: str, most: int | None, wanted: int, mend: str) -> Finding:
+    if most is None:
+        return Finding(name, "ok", "no limit")
+    if most < wanted:
+        return Finding(name, "note", f"at most {most}, and Ray wants {wanted} or more; raise it: {mend}")
+    return Finding(name, "ok", f"at most {most}")

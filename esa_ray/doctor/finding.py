@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 State = Literal["ok", "note", "problem"]
@@ -37,11 +36,3 @@ def count(n: float) -> str:
     ('135 M', '7.2 B', '0')
     """
     return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.0f} M" if n >= 1e6 else "0"
-
-
-def text_of(path: Path) -> str:
-    """A file's content; nothing if it can't be read."""
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""

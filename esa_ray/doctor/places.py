@@ -10,6 +10,8 @@ from pathlib import Path
 
 from esa_ray.doctor.finding import GB, Finding, size
 from esa_ray.errors import EsaError
+from esa_ray.host.disk import nearest, unwritable
+from esa_ray.host.home import known
 from esa_ray.place import Place, is_uri
 
 #: Free space below which a place is worth a word: results are small; converted models and files of scores aren't.
@@ -22,6 +24,17 @@ FULL = 0.95
 def temporary_directory() -> Path:
     """``$TMPDIR`` as Ray takes it, whether or not it is there, or Python's choice."""
     return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+
+
+def home() -> Finding:
+    """Whether this user has a home that can be written to; caches and Ray's token go there."""
+    try:
+        path = known()
+    except EsaError as error:
+        return Finding("home", "problem", str(error))
+    if why := "it is not there" if not path.is_dir() else unwritable(path):
+        return Finding("home", "note", f"{path}: {why}; Ray's token lives in memory, caches need ESA_CACHE, HF_HOME")
+    return Finding("home", "ok", f"{path}: can be written to")
 
 
 def results(location: str) -> Finding:
@@ -41,18 +54,14 @@ def results(location: str) -> Finding:
 def place(name: str, path: Path) -> Finding:
     """Free space where a directory is or will be, and whether it can be written to: found by writing."""
     path = Path(os.path.expanduser(path))
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    there = nearest(path)
     elsewhere = f"name another place ({SETTINGS[name]})"
     if not there.is_dir():
         return Finding(name, "problem", f"{path}: {there} is a file; {elsewhere}")
     if name == "temporary" and not path.is_dir():  # nobody makes this one
         return Finding(name, "problem", f"{path} is not there; make it, or {elsewhere}")
-    try:
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(b"x")
-            file.flush()
-    except OSError as error:
-        return Finding(name, "problem", f"{path} can't be written to ({error.strerror}); {elsewhere}")
+    if why := unwritable(there):
+        return Finding(name, "problem", f"{path} can't be written to ({why}); {elsewhere}")
     usage = shutil.disk_usage(there)
     words = f"{path}: {size(usage.free)} free"
     if usage.free < ROOM[name]:

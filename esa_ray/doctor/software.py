@@ -9,13 +9,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib import metadata
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from esa_ray.doctor.finding import PATIENCE, Finding
 from esa_ray.errors import EsaError
+from esa_ray.host import libraries as libs
 from esa_ray.models.sources import PACKAGED, find
 from esa_ray.spec import ModelSpec
 
@@ -26,26 +25,13 @@ OPTIONAL = {
     "mlflow": "MLflow tracking",
     "wandb": "W&B tracking",
 }
-
-
-def _stated() -> metadata.PackageMetadata | None:
-    try:
-        return metadata.metadata("esa-ray")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def version_of(name: str) -> str | None:
-    """The version of an installed library; None if it isn't."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+#: The extras that bring them.
+EXTRAS = ("hub", "search", "tasks", "track")
 
 
 def python() -> Finding:
     """Python itself, against the range that the package states."""
-    here, stated = platform.python_version(), _stated()
+    here, stated = platform.python_version(), libs.stated()
     wanted = stated["Requires-Python"] if stated and "Requires-Python" in stated else ""
     if not SpecifierSet(wanted).contains(here, prereleases=True):
         return Finding(
@@ -58,29 +44,25 @@ def python() -> Finding:
 
 def libraries() -> Finding:
     """What is installed of what the package requires, against its ranges."""
-    stated = _stated()
-    texts = (stated.get_all("Requires-Dist") if stated else None) or []
-    required = [r for r in map(Requirement, texts) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    required = libs.required()
     if not required:
         return Finding(
             "libraries", "note", "esa-ray is not installed as a package, so nothing states what it needs: pip install ."
         )
-    wrong = [
-        f"{each.name} {found or 'is missing'} (needed: {each.specifier or 'any version'})"
-        for each in required
-        if (found := version_of(each.name)) is None or not each.specifier.contains(found, prereleases=True)
-    ]
-    if wrong:
-        return Finding("libraries", "problem", f"{'; '.join(wrong)}; run: pip install -U esa-ray")
-    shown = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "transformers", "ray", "polars"))
+    if wrong := libs.outside(required):
+        return Finding("libraries", "problem", f"{'; '.join(wrong)}; run: {libs.MEND}")
+    shown = ", ".join(f"{name} {libs.version_of(name)}" for name in ("torch", "transformers", "ray", "polars"))
     return Finding("libraries", "ok", f"all {len(required)} within their ranges: {shown}")
 
 
 def optional() -> Finding:
     """Libraries that only some commands need."""
-    there = [f"{name} {found}" for name in OPTIONAL if (found := version_of(name))]
-    lacking = [f"{name} ({use})" for name, use in OPTIONAL.items() if not version_of(name)]
+    here = {name: libs.version_of(name) or libs.version_of(f"{name}-skinny") for name in OPTIONAL}
+    there = [f"{name} {version}" for name, version in here.items() if version]
+    lacking = [f"{name} ({use})" for name, use in OPTIONAL.items() if not here[name]]
     words = f"installed: {', '.join(there) or 'none'}"
+    if old := libs.outside([r for extra in EXTRAS for r in libs.required(extra)], missing=False):
+        return Finding("optional", "problem", f"{words}; out of range: {', '.join(old)}; pip install -U what you use")
     if not lacking:
         return Finding("optional", "ok", words)
     return Finding("optional", "note", f"{words}; without: {', '.join(lacking)}; pip install what you want to use")

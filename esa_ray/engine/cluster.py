@@ -1,34 +1,21 @@
-"""Connect to Ray, learn what its nodes and GPUs have, and give each study its turn."""
+"""Learn what the nodes and GPUs of the connected cluster have, and give each study its turn."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import os
-import secrets
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-# Tune's new console output can't be silenced; its loggers would write three files a trial.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-# Tune answers Ctrl-C by returning as if all were done.
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-# A cluster of one's own would serve its metrics to the whole network; a standing one has its own settings.
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from esa_ray.engine.connection import connected
 from esa_ray.engine.placement import Node, Placement, Size, place
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.sources import Source, compute_dtype, own_dtype, weight_bytes
-from esa_ray.sizes import OBJECT_STORE
+
+__all__ = ["Card", "Model", "at_head", "await_gpus", "computed_in", "connected", "nodes_alive", "waves", "with_cards"]
 
 #: Seconds to wait for GPUs that a cluster was asked to start.
 GPU_PATIENCE = 1200
@@ -233,63 +220,3 @@ def _say_of_bf16(
             f"{', '.join(without)} can't compute in bf16; {', '.join(wider)} is computed in fp32, which holds all "
             "numbers of bf16 (--dtype fp16 takes half the memory, and overflows beyond 65,504)"
         )
-
-
-def _private_token(address: str | None) -> None:
-    """Make the token of a cluster of one's own before Ray does, which would let everyone on the machine read it."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
-        if path.is_file():
-            path.chmod(0o600)
-        elif not address and "RAY_AUTH_TOKEN" not in os.environ and os.environ.get("RAY_AUTH_MODE", "token") == "token":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Make SIGTERM (`ray job stop`, a scheduler) end the block as Ctrl-C does, so that what it holds is let go.
-
-    Ray installs a handler of its own when it connects.
-    """
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: letting go takes a second
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[None]:
-    """Use the cluster at hand (``$RAY_ADDRESS``, or ``address``), or start one here and stop it afterwards."""
-    if ray.is_initialized():
-        yield
-        return
-    level = logging.INFO if verbose else logging.ERROR
-    options: dict = {"log_to_driver": verbose, "logging_level": level}
-    if address := address or os.environ.get("RAY_ADDRESS"):
-        options["address"] = address
-    else:
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    _private_token(address)
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise EsaError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from None
-    if not verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
-        with _told_to_end():
-            yield
-    finally:
-        ray.shutdown()

@@ -1,0 +1,109 @@
+"""How a cluster of our own is started on planted machines, and what is said of one that can't be joined."""
+
+import os
+import platform
+import stat
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private.utils import check_version_info
+
+from esa_ray.engine import connection
+from esa_ray.errors import EsaError
+from esa_ray.host import groups, sockets
+from esa_ray.sizes import OBJECT_STORE
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch, tmp_path):
+    """All cores, no groups, a home, and no setting of Ray's."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "x")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(groups, "cores", lambda: (16.0, ""))
+    monkeypatch.setattr(groups, "available_memory", lambda: (10**10, False))
+    monkeypatch.setattr(sockets, "place", sockets.Place)
+    monkeypatch.setattr(connection.limits, "raised", lambda: None)
+
+
+def test_a_plain_machine_is_left_to_ray():
+    assert connection._of_our_own() == {
+        "address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("cores", "wanted"), [(4.0, 4), (2.5, 2), (0.5, 1)])
+def test_ray_gets_the_cores_that_a_scheduler_left_us(monkeypatch, cores, wanted):
+    monkeypatch.setattr(groups, "cores", lambda: (cores, "a control group"))
+    assert connection._of_our_own()["num_cpus"] == wanted
+
+
+def test_ray_gets_the_memory_that_a_control_group_leaves(monkeypatch):
+    monkeypatch.setattr(groups, "available_memory", lambda: (10**9, True))
+    assert connection._of_our_own()["_memory"] == 10**9 - OBJECT_STORE
+
+
+def test_sockets_and_spilled_objects_may_lie_apart(monkeypatch):
+    monkeypatch.setattr(sockets, "place", lambda: sockets.Place(Path("/tmp/esa-1/ray"), Path("/scratch")))
+    options = connection._of_our_own()
+    assert options["_temp_dir"] == "/tmp/esa-1/ray"
+    assert options["object_spilling_directory"] == "/scratch"
+
+
+def test_a_token_is_made_for_this_user_alone_and_kept(tmp_path):
+    path = tmp_path / "home" / ".ray" / "auth_token"
+    connection._private_token()
+    made = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(made) == 64
+    connection._private_token()
+    assert path.read_text() == made
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize("home", ["file", "foreign", "none"])
+def test_without_a_home_the_token_lives_in_the_environment(tmp_path, monkeypatch, home):
+    if home == "file":
+        (tmp_path / "home" / ".ray").write_text("")
+    elif home == "foreign":  # sudo
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    else:
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    connection._private_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert not (tmp_path / "home" / ".ray" / "auth_token").exists()
+
+
+def test_two_versions_that_dont_fit_are_both_named():
+    theirs = {"ray_version": "2.40.0", "python_version": "3.12.1"}
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info(theirs, "10.0.0.1")
+    here = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    assert connection._why(caught.value) == (
+        f"it runs Ray 2.40.0 and Python 3.12.1, and this process {here}; make them the same"
+    )
+
+
+def test_a_dead_cluster_is_refused_before_ray_tries_for_minutes(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with (
+        pytest.raises(EsaError, match=r"no Ray cluster at 127.0.0.1:9 \(RAY_ADDRESS\): connection refused"),
+        connection.connected(),
+    ):
+        pass
+
+
+def test_what_ray_cant_do_is_a_sentence(monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", full)
+    with pytest.raises(EsaError, match=r"this machine: .Errno 28. No space left"), connection.connected():
+        pass
