@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from benchmarks.architectures.shrink import CHOSEN, EXPERTS, HEAD, HEADS, INNER, NARROW, VOCABULARY, WIDTH, tiny
 
@@ -15,7 +21,7 @@ _QWEN4 = {"ple_layer_ids": [1], "heads_per_ngram": 2, "ngram_vocab_size_base": 3
           "make_ngram_vocab_size_divisible_by": 4, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
           "indexer_budget": 8, "indexer_compress_ratio": 4}  # fmt: skip
 _DOTS3 = {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS, "swa_q_lora_rank": 8, "swa_head_dim": 12,
-          "swa_kv_lora_rank": 8, "swa_qk_nope_head_dim": 4, "swa_v_head_dim": 8, "per_layer_config": None,
+          "swa_kv_lora_rank": 12, "swa_qk_nope_head_dim": 4, "swa_v_head_dim": 8,
           "head_dim": 12}  # fmt: skip
 _BLT = {"hidden_size_global": WIDTH}
 #: What a type needs beside the sizes that all have; a dictionary is of a config inside its config.
@@ -49,6 +55,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": _DOTS3,
     "dots3_note": {"text_config": _DOTS3, "vision_config": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH},
                    "audio_config": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH}},
+    "emu3": {"vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8,
+                           "codebook_size": 8, "latent_channels": 8, "attn_resolutions": []},
+             "vocabulary_map": {"<image>": VOCABULARY - 1, "<|extra_200|>": VOCABULARY - 2}
+             | {f"<|visual token {i:06d}|>": 200 + i for i in range(8)}},
+    "opt": {"word_embed_proj_dim": WIDTH // 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2},
+    "xlstm": {"hidden_size": 128},  # its inner widths are multiples of 64
     "bailing_hybrid": {"num_expert_group": 2, "topk_group": 1, "num_experts": 2 * EXPERTS},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4,
                                                                   "mrope_section": [2, 1, 1]}}},
@@ -92,14 +108,28 @@ def livened(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def config(kind: str) -> PreTrainedConfig:
+    """The tiny config of a type."""
+    return tiny(kind, **OVERRIDES.get(kind, {}))
+
+
 def build(kind: str) -> PreTrainedModel:
     """A tiny random model of a type, as ``AutoModelForCausalLM`` makes it."""
     torch.manual_seed(0)
-    return livened(AutoModelForCausalLM.from_config(tiny(kind, **OVERRIDES.get(kind, {})), dtype=torch.float32))
+    return livened(AutoModelForCausalLM.from_config(config(kind), dtype=torch.float32).eval())
+
+
+def published(kind: str) -> PreTrainedModel:
+    """The model whose checkpoint people have of this type: the whole, where the language model is a part of it."""
+    model, whole = build(kind), config(kind)
+    if whole.get_text_config() is whole or type(model.config) is type(whole):
+        return model
+    torch.manual_seed(0)
+    return livened(AutoModelForImageTextToText.from_config(whole, dtype=torch.float32).eval())
 
 
 def write(kind: str, directory: Path) -> Path:
-    """Such a model and its tokenizer in a directory."""
-    build(kind).eval().save_pretrained(directory)
+    """A model as it is published, and its tokenizer, in a directory."""
+    published(kind).save_pretrained(directory)
     tokenizer().save_pretrained(directory)
     return directory

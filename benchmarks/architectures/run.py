@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.architectures.checks import CHECKS, NEEDED, DoesNotApply, Subject
 from benchmarks.architectures.recipes import NOT_ALONE, write
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError
 
 #: Seconds that one type may take.
 SECONDS = 120
@@ -43,7 +43,7 @@ def tried(kind: str) -> dict[str, Any]:
         try:
             subject = Subject(write(kind, Path(scratch) / kind))
         except Exception as error:  # whatever a class can lack here
-            return found | {"absent": f"{type(error).__name__}: {first_line(error)}"}
+            return found | {"absent": f"{type(error).__name__}: {_said(error)}"}
         for name, check in CHECKS.items():
             found["checks"][name] = _said_once(found["checks"], _checked(subject, check))
     return found
@@ -64,7 +64,11 @@ def _checked(subject: Subject, check: Any) -> dict[str, Any]:
     except (AssertionError, EsaError) as error:
         return {"status": "failed", "note": str(error)}
     except Exception as error:  # a bug is a row of the table
-        return {"status": "failed", "note": f"{type(error).__name__}: {first_line(error)}"}
+        return {"status": "failed", "note": f"{type(error).__name__}: {_said(error)}"}
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _child(kind: str, pipe: Connection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 WIDTH, HEADS, HEAD, INNER, NARROW, EXPERTS, CHOSEN = 32, 4, 8, 64, 16, 4, 2
 VOCABULARY, POSITIONS, WINDOW = 258, 256, 16
@@ -46,7 +46,7 @@ SIZES: tuple[tuple[int, str], ...] = (
 TINY = {name: size for size, names in SIZES for name in names.split()}
 DEPTHS = frozenset(
     "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
-    "num_encoder_layers num_layers_per_stack".split()
+    "num_encoder_layers".split()
 )
 #: Fields that stand at None until someone says.
 UNSET = frozenset(
@@ -55,12 +55,12 @@ UNSET = frozenset(
 SPREAD = {"initializer_range": 0.2, "init_std": 0.2, "initializer_factor": 0.2}
 
 
-def own_fields(config: PretrainedConfig) -> dict[str, Any]:
+def own_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """What a config's class has beyond what all have."""
     return {name: value for name, value in config.to_dict().items() if name not in _COMMON}
 
 
-_COMMON = frozenset(PretrainedConfig().to_dict()) - {"bos_token_id", "eos_token_id", "pad_token_id"}
+_COMMON = frozenset(PreTrainedConfig().to_dict()) - {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 def kinds(value: Any, depth: int) -> list[Any] | None:
@@ -71,13 +71,13 @@ def kinds(value: Any, depth: int) -> list[Any] | None:
     return each if 0 < len(each) < depth else None
 
 
-def shrunk(config: PretrainedConfig, **more: Any) -> dict[str, Any]:
+def shrunk(config: PreTrainedConfig, **more: Any) -> dict[str, Any]:
     """Fields of a tiny config of this one's class; ``more`` wins.
 
     Lists with an entry a block keep one of each kind, and the model has as many blocks.
     """
     fields, found = own_fields(config), {}
-    inner = {n: sub for n, sub in vars(config).items() if isinstance(sub, PretrainedConfig)}
+    inner = {n: sub for n, sub in vars(config).items() if isinstance(sub, PreTrainedConfig)}
     depth = next((fields[name] for name in fields if name in DEPTHS and fields[name]), 0)
     lists = {name: k for name, value in fields.items() if name not in more and (k := kinds(value, depth))}
     blocks = max([2, *map(len, lists.values())])
@@ -110,7 +110,7 @@ def _token(name: str, value: Any) -> int | None:
     return special.get(name.removesuffix("_token_id"), None if value is None else NEVER)
 
 
-def tiny(kind: str, **more: Any) -> PretrainedConfig:
+def tiny(kind: str, **more: Any) -> PreTrainedConfig:
     """A tiny config of a model type; ``more`` are fields of its own."""
     usual = AutoConfig.for_model(kind)
     return AutoConfig.for_model(kind, **shrunk(usual, **more))
