@@ -6,20 +6,20 @@ A check returns a note where it holds, raises :class:`DoesNotApply` where there 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.architectures import references
 from benchmarks.architectures.shrink import NEVER
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import Outcome, evaluate
+from esa_ray.evaluation import Intact, Outcome, evaluate
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.places import bits, weight_places
@@ -34,7 +34,7 @@ WINDOWS, TOKENS, CHOSEN = 4, 32, 5
 LOSS, SCORE, SMALL = 1e-5, 2e-4, 1e-6
 
 
-class DoesNotApply(Exception):  # noqa: N818
+class DoesNotApply(Exception):
     """There is nothing to check, and why."""
 
 
@@ -54,15 +54,6 @@ def state_bits(model: PreTrainedModel) -> dict[str, Tensor]:
 def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     """Names of tensors whose bits differ, or that only one has."""
     return [n for n in one.keys() | other.keys() if n not in one or n not in other or not torch.equal(one[n], other[n])]
-
-
-def plain_nll(model: PreTrainedModel, windows: np.ndarray) -> Tensor:
-    """Summed next-token NLL of each window, by one window at a time through the model and cross-entropy."""
-    found = []
-    for window_T in torch.from_numpy(windows):
-        logits_TV = model(window_T[None]).logits[0, :-1]
-        found.append(cross_entropy(logits_TV.float(), window_T[1:], reduction="sum"))
-    return torch.stack(found)
 
 
 @dataclass
@@ -116,10 +107,14 @@ def close(mine: list[float], other: list[float], what: str) -> float:
 def loading(subject: Subject) -> str:
     """The same weights by both roads and twice by ours; the same loss; windows that don't meet; no look ahead."""
     load_tokenizer(find(ModelSpec(source=str(subject.directory))))
-    assert not (names := differing(state_bits(subject.model), state_bits(subject.load()))), f"loads otherwise: {names}"
-    assert not (names := differing(state_bits(subject.model), state_bits(subject.plain))), f"isn't plain: {names}"
+    loaded = state_bits(subject.model)
+    assert not (names := differing(loaded, state_bits(subject.load()))), f"loads otherwise: {names[:3]}"
     with torch.no_grad():
-        off = close(subject.intact.nll, plain_nll(subject.plain, subject.evaluation).tolist(), "the intact loss")
+        off = close(
+            subject.intact.nll, references.plain_nll(subject.plain, subject.evaluation).tolist(), "the intact loss"
+        )
+    assert not (names := differing(loaded, state_bits(subject.model))), f"running the model changes {names[:3]}"
+    assert not (names := differing(loaded, state_bits(subject.plain))), f"plain weights differ: {names[:3]}"
     close(subject.intact.nll, evaluate(subject.model, subject.evaluation, 1).nll, "a window alone")
     assert evaluate(subject.model, subject.evaluation).nll == subject.intact.nll, "a second evaluation differs"
     assert causal(subject.model), "a position's logits depend on tokens that come after it"
@@ -219,7 +214,7 @@ def scores(subject: Subject) -> str:
     """Gradient scores of every addressed weight equal plain autograd's, window by window; Wanda's that of a hook."""
     tensors = subject.weights.tensors
     mine = score_tensors(subject.model, tensors, subject.calibration, METRICS)
-    reference = _autograd(subject.plain, [t.name for t in tensors], subject.calibration)
+    reference = references.autograd(subject.plain, [t.name for t in tensors], subject.calibration)
     worst = (0.0, "")
     for metric in METRICS:
         largest = max(float(values.max()) for values in reference[metric])
@@ -231,74 +226,55 @@ def scores(subject: Subject) -> str:
     return f"off by {worst[0]:.0e}"
 
 
-def _autograd(model: PreTrainedModel, names: list[str], windows: np.ndarray) -> dict[str, list[Tensor]]:
-    parameters = dict(model.named_parameters())
-    wanted, tokens = [parameters[n] for n in names], windows.shape[0] * (windows.shape[1] - 1)
-    for parameter in wanted:
-        parameter.requires_grad_(True)
-    total = [torch.zeros_like(p) for p in wanted]
-    squares = [torch.zeros_like(p) for p in wanted]
-    for window in windows:
-        with torch.enable_grad():
-            loss = plain_nll(model, window[None]).sum()
-        for at, gradient in enumerate(torch.autograd.grad(loss, wanted, allow_unused=True)):
-            if gradient is not None:
-                total[at] += gradient
-                squares[at] += gradient.square()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    weighted = [(g * p.detach()).abs() / tokens for g, p in zip(total, wanted, strict=True)]
-    return {"grad_x_weight": weighted, "grad_squared": [s / tokens for s in squares]}
-
-
 def activations(subject: Subject) -> str:
-    """|W|·‖X‖ of every matrix that is a Linear's, from a hook before it; one that saw n of N tokens counts N/n."""
-    tensors = [t for t in subject.weights.tensors if type(t.places[0].owner).__name__ in ("Linear", "Conv1D")]
-    tensors = [t for t in tensors if len(t.shape) == 2 and t.places[0].leaf == "weight"]
-    if not tensors:
-        raise DoesNotApply("no matrix is a Linear's")
-    squares, seen = _inputs(subject.plain, [t.name for t in tensors], subject.calibration)
+    """√(N/n)·|W|·‖X‖ of every matrix and expert that saw n of N tokens: by hooks, and by products beneath them."""
+    tensors = [t for t in subject.weights.tensors if len(t.shape) > 1 and not _unmultiplied(t)]
+    linear = [t.name for t in tensors if type(t.places[0].owner).__name__ in ("Linear", "Conv1D")]
+    hooks = references.hooked(subject.plain, linear, subject.calibration)
+    products = references.multiplied(subject.plain, [t.name for t in tensors], subject.calibration)
     mine = score_tensors(subject.model, tensors, subject.calibration, ["act_mag"])
-    met = 0
+    met, refused = 0, 0
     for index, tensor in enumerate(tensors):
-        if tensor.name not in squares:
+        experts = range(tensor.shape[0] if tensor.experts else 1)
+        by_product = [products.get((tensor.name, expert)) for expert in experts]
+        seen = [[hooks[tensor.name]]] if tensor.name in hooks else []
+        seen += [by_product] if any(by_product) and not any(i and i.odd for i in by_product) else []
+        try:
+            values = mine.of("act_mag", index)
+        except EsaError:
+            refused += bool(seen)
             continue
-        norm = (squares[tensor.name] * subject.calibration.size / seen[tensor.name]).sqrt()
-        stored = dict(subject.plain.named_parameters())[tensor.name].detach()
-        wanted = stored.abs() * (norm[:, None] if tensor.transposed else norm)
-        off = float((mine.of("act_mag", index) - wanted.flatten()).abs().max() / wanted.max())
-        assert off <= SCORE, f"act_mag of {tensor.name} differs from a hook's by {off:.1e} of the largest"
-        met += 1
+        for inputs in seen:
+            _norms_hold(subject, tensor, values, inputs)
+            met += 1
     if not met:
-        raise DoesNotApply("text passes no Linear as a module")
-    return f"{met} matrices"
+        raise DoesNotApply("text passes no matrix")
+    return f"{met} matrices" + (f", {refused} refused by name" if refused else "")
 
 
-@torch.no_grad()
-def _inputs(model: PreTrainedModel, names: list[str], windows: np.ndarray) -> tuple[dict[str, Tensor], dict[str, int]]:
-    squares: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
-    hooks = []
+def _unmultiplied(tensor: WeightTensor) -> bool:
+    return bool({part.component for part in tensor.parts} & {"embed", "norm", "decay"})
 
-    def look(name: str, args: tuple, kwargs: dict) -> None:
-        x = args[0] if args else kwargs["input"]
-        x = x.detach().reshape(-1, x.shape[-1])
-        squares[name] = squares.get(name, torch.zeros(x.shape[-1])) + x.double().square().sum(0)
-        seen[name] = seen.get(name, 0) + len(x)
 
-    for name in names:
-        module = model.get_submodule(name.removesuffix(".weight"))
-        hook = module.register_forward_pre_hook(lambda m, a, k, name=name: look(name, a, k), with_kwargs=True)
-        hooks.append(hook)
-    plain_nll(model, windows)
-    for hook in hooks:
-        hook.remove()
-    return squares, {name: n for name, n in seen.items() if n}
+def _norms_hold(
+    subject: Subject, tensor: WeightTensor, mine: Tensor, inputs: Sequence[references.Inputs | None]
+) -> None:
+    stored = dict(subject.plain.named_parameters())[tensor.name].detach()
+    for expert, found in enumerate(inputs):
+        if found is None:  # no token was routed to it
+            continue
+        norm = (found.squares * subject.calibration.size / max(1, found.rows)).sqrt()
+        matrix, values = (
+            v.view(tensor.shape)[expert] if tensor.experts else v.view(tensor.shape) for v in (stored, mine)
+        )
+        wanted = matrix.abs() * (norm[:, None] if tensor.transposed else norm)
+        off = float((values - wanted).abs().max() / wanted.max())
+        assert off <= SCORE, f"act_mag of {tensor.name} is off by {off:.1e} of the largest"
 
 
 def damage(subject: Subject) -> str:
     """Damage of the five highest-scored weights has a finite, repeatable cost, and is taken back bit for bit."""
-    before, found = state_bits(subject.model), []
+    before, found, intact = state_bits(subject.model), [], Intact(subject.model, subject.evaluation)
     for metric in ("grad_x_weight", "magnitude"):
         chosen = _chosen(subject, metric)
         for kind in ("sign_flip", "zero"):
@@ -307,7 +283,10 @@ def damage(subject: Subject) -> str:
             for _ in range(2):
                 with perturbed(subject.weights, chosen, spec, seed=0) as edit:
                     assert edit.n_changed == CHOSEN, f"{kind} changed {edit.n_changed} of {CHOSEN} weights"
-                    costs.append(evaluate(subject.model, subject.evaluation).nll)
+                    outcome = evaluate(subject.model, subject.evaluation, intact=intact)
+                    costs.append(outcome.nll)
+                    told = references.divergence(subject.plain, subject.model, subject.evaluation)
+            close(outcome.kl or [], told, "the divergence")
             assert np.isfinite(costs).all(), f"{kind} makes the loss infinite or NaN"
             assert costs[0] == costs[1], f"{kind} costs another time otherwise"
             found.append(sum(costs[0]) / sum(subject.intact.tokens) - subject.intact.nll_per_token)
@@ -357,5 +336,4 @@ CHECKS: dict[str, Callable[[Subject], object]] = {
     "damage": damage, "resumed": resuming,
 }  # fmt: skip
 #: A type works if these hold.
-NEEDED = ("loads", "coverage", "scores", "activations", "damage")
-_ = nn
+NEEDED = ("loads", "coverage", "proofs", "scores", "activations", "damage")

@@ -60,6 +60,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
              "vocabulary_map": {"<image>": VOCABULARY - 1, "<|extra_200|>": VOCABULARY - 2}
              | {f"<|visual token {i:06d}|>": 200 + i for i in range(8)}},
     "opt": {"word_embed_proj_dim": WIDTH // 2},
+    "rwkv": {"rescale_every": 1},
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
@@ -105,6 +106,9 @@ def livened(model: PreTrainedModel) -> PreTrainedModel:
             parameter.add_(0.1 * noise)
         elif size < 0.1:
             parameter.mul_(0.2 / size)
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):  # which experts a token goes to: by default all to the first one
+            table.copy_(torch.argsort(torch.rand(len(table), EXPERTS, generator=generator))[:, : table.shape[1]])
     return model
 
 

@@ -106,7 +106,11 @@ def line(found: dict[str, Any]) -> str:
     """One type in a line."""
     if why := found.get("absent") or found.get("ended"):
         return f"{found['type']:28s} {'absent' if found.get('absent') else 'ENDED'}: {why[:120]}"
-    bad = [f"{n}: {c['note']}" for n, c in found["checks"].items() if c["status"] == "failed" and c["note"] != "as coverage"]
+    bad = [
+        f"{n}: {c['note']}"
+        for n, c in found["checks"].items()
+        if c["status"] == "failed" and c["note"] != "as coverage"
+    ]
     return f"{found['type']:28s} {found['seconds']:5.1f} s  {'works' if works(found) else 'FAILS'}  {' | '.join(bad)}"
 
 
@@ -115,9 +119,10 @@ def run(kinds: Iterable[str], say: Any = print) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind in kinds:
-        rows.append(apart(kind))
+        found = apart(kind)
+        rows.append(found | {"works": works(found)})
         say(line(rows[-1]))
     environment = {name: version(name) for name in ("torch", "transformers")}
     return {"environment": environment | {"date": datetime.now(UTC).date().isoformat()}, "types": rows}

@@ -29,7 +29,8 @@ SIZES: tuple[tuple[int, str], ...] = (
     "attention_heads num_encoder_attention_heads num_decoder_attention_heads mamba_n_heads mamba_num_heads "
     "linear_num_heads linear_num_value_heads n_mamba_heads swa_num_attention_heads num_global_attention_heads"),
     (2, "num_key_value_heads num_kv_heads linear_num_key_heads swa_num_key_value_heads index_n_heads "
-    "num_shared_experts n_shared_experts moe_num_shared_experts num_global_key_value_heads n_groups mamba_n_groups mamba_ngroups"),
+    "num_shared_experts n_shared_experts moe_num_shared_experts num_global_key_value_heads n_groups "
+    "mamba_n_groups mamba_ngroups"),
     (HEAD, "head_dim qk_rope_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim v_head_dim dim_head "
     "kv_lora_rank q_lora_rank mamba_d_state state_size ssm_state_size index_head_dim swa_head_dim kv_channels "
     "attention_head_dim attention_head_size global_head_dim mamba_dt_rank time_step_rank"),
@@ -45,12 +46,13 @@ SIZES: tuple[tuple[int, str], ...] = (
 )  # fmt: skip
 TINY = {name: size for size, names in SIZES for name in names.split()}
 DEPTHS = frozenset(
-    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
+    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "  # noqa: SIM905
     "num_encoder_layers".split()
 )
 #: Fields that stand at None until someone says.
 UNSET = frozenset(
-    "head_dim n_inner num_experts_per_tok n_routed_experts n_shared_experts num_key_value_heads ple_embed_dim".split()
+    "head_dim n_inner num_experts_per_tok n_routed_experts n_shared_experts num_key_value_heads "  # noqa: SIM905
+    "ple_embed_dim".split()
 )
 SPREAD = {"initializer_range": 0.2, "init_std": 0.2, "initializer_factor": 0.2}
 
