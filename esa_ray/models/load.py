@@ -19,6 +19,7 @@ from esa_ray.machine import cache_dir
 from esa_ray.models.device import has_bf16
 from esa_ray.models.places import values, weight_places
 from esa_ray.models.sources import Source, compute_dtype
+from esa_ray.models.trial import check_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,7 +138,8 @@ def load_model(
     Raises
     ------
     EsaError
-        If the directory holds no model that transformers can load, or a weight is NaN or infinite.
+        If the directory holds no model that transformers can load, a weight is NaN or infinite, or a prediction
+        depends on later tokens.
     """
     _quiet()
     if source.pickled:  # or transformers asks a service on the hub to convert the repository
@@ -158,4 +160,5 @@ def load_model(
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     model.eval().requires_grad_(False)
     _check_finite(source, model)
+    check_causal(source.name, model)
     return model
