@@ -87,7 +87,7 @@ def random_windows(n: int, length: int = 10, *, seed: int = 0, vocab: int = VOCA
 
 def summed_nll(model: PreTrainedModel, window: np.ndarray) -> torch.Tensor:
     """The definition, spelled out: minus the sum of the log-probabilities of each next token."""
-    logits = model(torch.as_tensor(window)[None]).logits[0]
+    logits = model(torch.as_tensor(window)[None], use_cache=False).logits[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = torch.zeros((), dtype=logits.dtype)
     for t in range(len(window) - 1):
@@ -101,8 +101,8 @@ def window_gradients(
     """Per parameter: the gradient of each window's summed NLL by torch.autograd.grad, (N, *shape), float64."""
     twin = copy.deepcopy(model).requires_grad_(True)
     twin = twin.double() if double else twin
-    if twin.config.model_type == "mixtral":  # the grouped kernel knows no float64; this is another path, too
-        twin.config._experts_implementation = "eager"
+    if getattr(twin.config, "_experts_implementation", None):
+        twin.config._experts_implementation = "eager"  # the grouped kernel knows no float64; this is another path, too
     parameters = dict(twin.named_parameters())
     wanted = [parameters[name] for name in names]
     found: list[list[np.ndarray]] = [[] for _ in names]

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
-INTERLEAVED_QKV = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom"})
+from esa_ray.models.layouts import APART, FUSED, NAMES, OWN, Layout, Runs
 
-# Last words of a tensor's name → its component. Where one word means different things the block it
-# stands in decides (GPT-2's c_proj is the output of attention and of the MLP).
-SINGLE = {
-    "q": ("q_proj", "wq", "query", "q_attn"),
-    "k": ("k_proj", "wk", "key"),
-    "v": ("v_proj", "wv", "value"),
-    "o": ("o_proj", "wo", "attn.c_proj", "attn.out_proj", "self_attn.out_proj", "attention.dense",
-          "attention.out_proj", "self_attention.dense", "self_attn.dense"),
-    "gate": ("gate_proj",),
-    "up": ("up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
-    "down": ("down_proj", "fc2", "fc_out", "mlp.c_proj", "dense_4h_to_h"),
-    "router": ("router", "mlp.gate", "block_sparse_moe.gate", "moe.gate"),
-}  # fmt: skip
-FUSED = {
-    ("q", "k", "v"): ("qkv_proj", "query_key_value", "attn.c_attn", "Wqkv"),
-    ("gate", "up"): ("gate_up_proj",),
-}
+Found = TypeVar("Found")
+#: Last words → a component, or the layout of several.
+TOLD: dict[str, str | Layout] = {words: c for c, several in NAMES.items() for words in several} | FUSED
 
 
 @dataclass(frozen=True)
@@ -40,38 +29,50 @@ class Part:
     period: int
 
 
-def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
-    return any(name == s or name.endswith("." + s) for s in suffixes)
-
-
 def single(component: str, rows: int) -> tuple[Part, ...]:
     """One component that fills the whole tensor."""
     return (Part(component, 0, rows, rows),)
 
 
-def _stacked(components: tuple[str, ...], sizes: list[int]) -> tuple[Part, ...]:
+def ending(name: str, table: Iterable[str]) -> str | None:
+    """The longest of some last words that a name ends in.
+
+    >>> ending("self_attn.gate_proj", ("gate_proj", "attn.gate_proj", "self_attn.gate_proj"))
+    'self_attn.gate_proj'
+    """
+    found = [words for words in table if name == words or name.endswith(f".{words}")]
+    return max(found, key=len, default=None)
+
+
+def in_model(name: str, model_type: str, tables: Mapping[str, Mapping[str, Found]]) -> Found | None:
+    """What a model type's own table says of a name."""
+    table = tables.get(model_type, {})
+    words = ending(name, table)
+    return None if words is None else table[words]
+
+
+def _of_runs(runs: Runs, rows: int) -> tuple[Part, ...] | None:
+    """Parts from their sizes; None if these don't fill the matrix."""
+    (stretches, repeats), sizes = runs, [run for _, run in runs[0]]
     total, starts = sum(sizes), np.cumsum([0, *sizes])
-    return tuple(Part(c, int(s), n, total) for c, s, n in zip(components, starts, sizes, strict=False))
+    if min(sizes) <= 0 or rows % total or (rows != total and not repeats):
+        return None
+    return tuple(Part(c, int(start), run, total) for (c, run), start in zip(stretches, starts, strict=False))
 
 
-def _fused(components: tuple[str, ...], rows: int, config) -> tuple[Part, ...] | None:
-    if components != ("q", "k", "v"):
-        return _stacked(components, [rows // 2, rows // 2]) if rows % 2 == 0 else None
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if config.model_type in INTERLEAVED_QKV:
-        return tuple(Part(c, i * head, head, 3 * head) for i, c in enumerate(components))
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    sizes = [heads * head, kv * head, kv * head]
-    return _stacked(components, sizes) if sum(sizes) == rows else None
+def parts_by_name(name: str, rows: int, config: Any) -> tuple[Part, ...] | None:
+    """The parts of a matrix with ``rows`` outputs by the last words of its name; None if they tell nothing.
 
-
-def parts_by_name(name: str, rows: int, config) -> tuple[Part, ...] | None:
-    """The parts of a matrix with ``rows`` outputs by the last words of its name; None if they tell nothing."""
-    for component, suffixes in SINGLE.items():
-        if _ends(name, suffixes):
-            return single(component, rows)
-    for components, suffixes in FUSED.items():
-        if _ends(name, suffixes):
-            return _fused(components, rows, config)
-    return None
+    ``config`` is the model's, or :class:`esa_ray.models.layouts.Sizes`.
+    """
+    if re.search(APART, name):
+        return None
+    found = in_model(name, config.model_type, OWN)
+    if found is None and (words := ending(name, TOLD)):
+        found = TOLD[words]
+    if found is None or isinstance(found, str):
+        return single(found, rows) if found else None
+    try:
+        return _of_runs(found(config, rows), rows)
+    except AttributeError:  # a model of that name that has no such sizes
+        return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esa_ray.errors import EsaError, first_line
-from esa_ray.models.addressing import _blocks
+from esa_ray.models.blocks import stack
 from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
@@ -64,8 +64,8 @@ class Resumable:
     Raises
     ------
     EsaError
-        If the model resumed from the middle or last block doesn't reproduce its own loss within
-        ``RESUME_TOLERANCE`` (later blocks read more of earlier ones than the hidden state), or its loss is not
+        If the model has no one list of blocks, or resumed from the middle or last block doesn't reproduce its own loss
+        within ``RESUME_TOLERANCE`` (later blocks read more of earlier ones than the hidden state), or its loss is not
         finite.
 
     Example
@@ -90,8 +90,8 @@ class Resumable:
         head_shortcut: bool = True,
     ):
         self._model = model
-        self._prefix, self.depth = _blocks(model)
-        self._stack: list[nn.Module] = list(model.get_submodule(self._prefix[:-1]).children())
+        self._prefix, self._stack = stack(model)
+        self.depth = len(self._stack)
         #: Scored tokens of each window.
         self.tokens = [windows.shape[1] - 1] * len(windows)
         windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))

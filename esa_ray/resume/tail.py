@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from esa_ray.models.addressing import _blocks
+from esa_ray.models.blocks import stack
 from esa_ray.models.modes import eval_mode
 from esa_ray.resume.forwards import Forward, give, hand_through, replaced
 
@@ -23,7 +23,7 @@ class Tail:
     Raises
     ------
     EsaError
-        If the model has no list of blocks.
+        If the model has no one list of blocks.
 
     Example
     -------
@@ -39,7 +39,7 @@ class Tail:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self._stack: list[nn.Module] = list(model.get_submodule(_blocks(model)[0][:-1]).children())
+        self._stack = stack(model)[1]
         self._lengths: dict[nn.Module, int | None] = {}
 
     @contextmanager

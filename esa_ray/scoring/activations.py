@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ class ActivationStatistics(Products):
     def __init__(self, tensors: Sequence[WeightTensor]):
         super().__init__(tensors)
         self.positions = 0
+        #: Tensors that are known to multiply nothing; their statistics are zero.
+        self.idle: set[int] = set()
         self._kept: dict[int, _Kept] = {}
         #: Positions that each tensor, or each of its experts, has seen.
         self._seen = [[0] * (t.shape[0] if t.experts else 1) for t in tensors]
@@ -44,17 +46,28 @@ class ActivationStatistics(Products):
     def multiplied(self, product: Product) -> Tensor:
         """Note what goes in and comes out."""
         result = product.run()
-        index, expert, tensor = product.index, product.expert, self.tensors[product.index]
-        x = product.inputs.detach().reshape(-1, tensor.cols).float()
+        self._note(product.index, product.expert, product.inputs, result)
+        return result
+
+    def all_experts(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """The same of all experts at once."""
+        result = run()
+        for expert, (mine, made) in enumerate(zip(x.detach(), result.detach(), strict=True)):
+            routed = mine.any(-1)
+            self._note(index, expert, mine[routed], made[routed])
+        return result
+
+    def _note(self, index: int, expert: int, inputs: Tensor, outputs: Tensor) -> None:
+        tensor = self.tensors[index]
+        x = inputs.detach().reshape(-1, tensor.cols).float()
         if not len(x):
-            return result
-        y = result.detach().reshape(-1, tensor.rows)
+            return
+        y = outputs.detach().reshape(-1, tensor.rows)
         kept = self._of(index, x.device)
         kept.squares[expert].add_(x.square().sum(0, dtype=torch.float64))
         torch.maximum(kept.input_peaks[expert], x.abs().amax(0), out=kept.input_peaks[expert])
         torch.maximum(kept.output_peaks[expert], y.abs().amax(0).float(), out=kept.output_peaks[expert])
         self._seen[index][expert] += len(x)
-        return result
 
     def _of(self, index: int, device: torch.device) -> _Kept:
         if index not in self._kept:
@@ -69,6 +82,10 @@ class ActivationStatistics(Products):
     def seen(self, index: int) -> bool:
         """Whether a tensor was seen to multiply anything."""
         return any(self._seen[index])
+
+    def known(self, index: int) -> bool:
+        """Whether a tensor's statistics are known: it was seen, or it is known to multiply nothing."""
+        return index in self.idle or self.seen(index)
 
     def statistic(self, name: str, index: int) -> Tensor:
         """A statistic of one tensor, fp32, of a shape that broadcasts to the tensor's."""

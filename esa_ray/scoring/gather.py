@@ -25,7 +25,7 @@ from esa_ray.scoring.precision import reproducible_attention
 from esa_ray.scoring.products import experts_one_by_one
 from esa_ray.scoring.scores import Effort, Scores
 from esa_ray.scoring.steps import batches
-from esa_ray.scoring.uses import HEADROOM, Uses, uses
+from esa_ray.scoring.uses import HEADROOM, Uses, reached, uses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +138,16 @@ class _Gathering:
                 with inputs:
                     self.model(windows_BT, use_cache=False)
                 self._tell(seen, part, {}, inputs, forward)
+        self._idle(part, inputs)
         self._keep(part, {}, inputs, forward)
+
+    def _idle(self, part: Sequence[int], inputs: ActivationStatistics) -> None:
+        """Say of matrices that no text comes to (cross-attention without anything to cross to) that they saw none."""
+        unseen = [at for at in range(len(part)) if not inputs.seen(at)]
+        if unseen:
+            some = [self.tensors[part[at]] for at in unseen]
+            busy = set().union(*(reached(self.model, some, windows_BT) for windows_BT in self.batches))
+            inputs.idle |= {at for number, at in enumerate(unseen) if number not in busy}
 
     def _numbered(self) -> Iterator[tuple[int, Tensor]]:
         """Every batch, with the number of windows up to its end."""
@@ -187,7 +196,7 @@ def _found(
     """Statistic → tensor index → its values, of what a range has gathered so far."""
     found = {name: dict(zip(part, values, strict=True)) for name, values in totals.items()}
     for name in forward if inputs else ():
-        found[name] = {i: inputs.statistic(name, at) for at, i in enumerate(part) if inputs.seen(at)}  # type: ignore[union-attr]
+        found[name] = {i: inputs.statistic(name, at) for at, i in enumerate(part) if inputs.known(at)}  # type: ignore[union-attr]
     return found
 
 

@@ -140,7 +140,7 @@ class WindowGradients:
         assert parameter.grad is not None
         gradient, parameter.grad = parameter.grad, None
         first = next(iter(self.totals.values()))[index]
-        gradient = gradient.to(first.device, torch.float32)
+        gradient = gradient.to(first.device, torch.float32).reshape(first.shape)
         if self.scale != 1:
             gradient = gradient / self.scale
         for name, totals in self.totals.items():

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
 
 
+#: Operations X·M beside ``linear`` and ``addmm``.
+MATMULS = frozenset({"matmul", "__matmul__", "mm", "bmm"})
+
+
 @contextmanager
 def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
     """Mixture-of-experts layers compute expert by expert for the length of a ``with`` block, not in one kernel."""
@@ -68,6 +72,13 @@ class Products(TorchFunctionMode):
         """A product comes by; gives Y."""
         return product.run()
 
+    def all_experts(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """All experts multiply at once, each its part of X (experts, rows, inputs); gives Y, or None to be ``other``.
+
+        Rows that were routed to others are zero.
+        """
+        return None
+
     def __enter__(self) -> Any:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
@@ -81,7 +92,10 @@ class Products(TorchFunctionMode):
         self._places.clear()
 
     def _placed(self, index: int, parameter: Tensor) -> None:
-        for expert, matrix in enumerate(parameter.detach() if self.tensors[index].experts else [parameter]):
+        tensor, whole = self.tensors[index], parameter.detach()
+        if whole.shape != tensor.shape and whole.is_contiguous():
+            whole = whole.view(tensor.shape)
+        for expert, matrix in enumerate(whole if tensor.experts else [whole]):
             self._places[matrix.data_ptr()] = index, expert, matrix.stride()
 
     def _gone(self, index: int) -> None:
@@ -91,6 +105,9 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         run = partial(func, *args, **kwargs)
+        if getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
+            made = self._by_operator(*args, run)
+            return self.other(func, args, kwargs, run) if made is None else made
         product = None
         if func is linear:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
@@ -99,6 +116,19 @@ class Products(TorchFunctionMode):
             named = dict(zip(("input", "mat1", "mat2"), args, strict=False)) | kwargs
             product = self._product(named["mat1"], named["mat2"], run, transposed=True)
         return self.multiplied(product) if product else self.other(func, args, kwargs, run)
+
+    def _by_operator(self, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """X·M, if M is one of the matrices as it is stored, or turned round, or all experts of one."""
+        index, expert, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0:
+            return None
+        tensor = self.tensors[index]
+        if tensor.experts and operand.shape == tensor.shape and x.dim() == 3:
+            return self.all_experts(index, x, run) if tensor.transposed else None
+        weight = operand if tensor.transposed else operand.mT
+        if operand.dim() != 2 or weight.stride() != strides or weight.shape != tensor.shape[-2:]:
+            return None
+        return self.multiplied(Product(index, expert, x, weight, run))
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from esa_ray.models.modes import eval_mode
-from esa_ray.models.offload import reloading
-from esa_ray.scoring.gradients import batch_nll
+from esa_ray.models.offload import on_gradient, reloading
+from esa_ray.scoring.gradients import batch_nll, frozen
 from esa_ray.scoring.outer import ProductGradients, Rows
 
 if TYPE_CHECKING:
@@ -95,6 +97,29 @@ def uses(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Te
     if any(t.dtype == torch.float16 for t in tensors) and math.isfinite(largest):
         scale = _loss_scale(lambda s: _Trial(model, tensors).run(two_BT, s))
     return Uses(frozenset(trial.once), scale)
+
+
+def reached(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Tensor) -> set[int]:
+    """Which tensors (by index) the loss of any window depends on, whatever a model does with them: one pass a window.
+
+    Tells blocks that text never runs from matrices that are multiplied with where nobody sees it.
+    """
+    found: set[int] = set()
+
+    def arrived(index: int, parameter: Tensor) -> None:
+        parameter.grad = None
+        found.add(index)
+
+    with ExitStack() as around:
+        for context in (eval_mode(model), torch.enable_grad(), reloading(model), frozen(model)):
+            around.enter_context(context)
+        for index, tensor in enumerate(tensors):
+            around.enter_context(on_gradient(tensor, partial(arrived, index)))
+        for window_BT in windows_NT.split(1):
+            loss = batch_nll(model, window_BT)
+            if loss.requires_grad:
+                loss.backward()
+    return found
 
 
 def _loss_scale(largest_at: Callable[[float], float]) -> float:

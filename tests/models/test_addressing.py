@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
+from esa_ray.spec import BLOCK_COMPONENTS
 from tests.tiny import EXPERTS, FAMILIES, HEAD, HIDDEN, INNER, KV_HEADS, LAYERS, VOCAB, random_windows, tiny
 
 CATALOGUES = {family: catalogue(tiny(family)) for family in FAMILIES}
@@ -243,11 +244,25 @@ def test_select_gives_the_tensors_that_hold_a_component_and_refuses_what_is_not_
         found.select(("head",))  # tied: the embedding is the one storage
 
 
-def test_a_matrix_in_a_block_that_nobody_knows_is_an_error_that_names_it():
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**tiny("llama").config.to_diff_dict(), "dtype": "float32"}))
-    model.model.layers[1].mlp.extra_proj = torch.nn.Linear(4, 4)
-    with pytest.raises(EsaError, match=r"model\.layers\.1\.mlp\.extra_proj\.weight"):
-        catalogue(model)
+def test_a_matrix_that_nobody_knows_is_other_and_asked_for_by_its_name_alone():
+    model = tiny("llama")
+    model.model.layers[1].mlp.extra = nn.Linear(4, 5)
+    model.model.entrance = nn.Linear(6, 7)
+    model.model.layers[0].mlp.filter = nn.Conv1d(8, 8, 3, groups=8)
+    found = catalogue(model)
+    weights = {
+        "model.layers.*.mlp.extra.weight": 20,
+        "model.entrance.weight": 42,
+        "model.layers.*.mlp.filter.weight": 24,
+    }
+    assert found.unknown == weights
+    assert not any("mlp.extra" in t.name for t in found.select(BLOCK_COMPONENTS))
+    assert [t.name for t in found.select(("*.extra.weight",))] == ["model.layers.1.mlp.extra.weight"]
+    assert [t.name for t in found.select(("other",))] == [
+        "model.layers.0.mlp.filter.weight", "model.layers.1.mlp.extra.weight", "model.entrance.weight",
+    ]  # fmt: skip
+    assert [t.layer for t in found.select(("other",))] == [0, 1, None]
+    assert (found["model.layers.0.mlp.filter.weight"].rows, found["model.layers.0.mlp.filter.weight"].cols) == (8, 3)
 
 
 def test_a_tensor_that_is_not_contiguous_is_refused_rather_than_edited_in_a_copy():
@@ -284,8 +299,8 @@ def test_a_matrix_with_another_one_fused_in_is_not_taken_for_one():
     assert [t.parts[0].component for t in found] == ["q", "o", "up", "down"]
     for name in ("q_proj", "up_proj"):
         rows = 2 * whole[name][1]
-        with pytest.raises(EsaError, match=f"layers.0.{name}"):
-            catalogue(OneWay(**whole | {name: (16, rows)}))
+        found = catalogue(OneWay(**whole | {name: (16, rows)})).unknown
+        assert found == {f"layers.*.{name}.weight": 16 * rows}
 
 
 def test_experts_stored_by_input_say_so():

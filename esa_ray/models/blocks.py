@@ -1,0 +1,120 @@
+"""Where a model's transformer blocks are: lists of modules, found by what they are rather than by their names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from esa_ray.errors import EsaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The lists that a model's blocks stand in (their names), the main one first, and how many blocks there are.
+
+    Most models have one list. XLM keeps attention and feed-forward layers in one each. A model whose blocks stand in
+    no list has none, and so no layers.
+
+    >>> Blocks(("h",), 2).place("h.1.attn.weight"), Blocks(("h",), 2).place("wte.weight")
+    ((1, 'attn.weight'), (None, 'wte.weight'))
+    """
+
+    lists: tuple[str, ...]
+    depth: int
+    #: Name of the text decoder, with the dot; what stands elsewhere reads no text (vision towers, audio encoders).
+    decoder: str = ""
+
+    def place(self, name: str) -> tuple[int | None, str]:
+        """Layer of a parameter and its name in the block; of what is in no block None and the whole name."""
+        for found in self.lists:
+            if match := re.match(re.escape(found) + r"\.(\d+)\.(.+)", name):
+                return int(match[1]), match[2]
+        return None, name
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The part of a model's config that is about the text it writes."""
+    try:
+        return model.config.get_text_config(decoder=True)
+    except ValueError:  # several parts could be
+        return model.config
+
+
+def blocks(model: PreTrainedModel) -> Blocks:
+    """Find a model's blocks: in its text decoder the list as long as the config says, else the longest.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> blocks(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)))
+    Blocks(lists=('transformer.h',), depth=1, decoder='transformer.')
+    """
+    decoder, depth = _decoder(model), getattr(text_config(model), "num_hidden_layers", None)
+    every = {name: list(found.children()) for name, found in _lists(model)}
+    inside = {name: found for name, found in every.items() if name.startswith(decoder)} or every
+    if not inside:
+        return Blocks((), 0, decoder)
+
+    def fitness(name: str) -> tuple[bool, int, int]:
+        weights = sum(p.numel() for block in inside[name] for p in block.parameters())
+        return len(inside[name]) == depth, len(inside[name]), weights
+
+    main = max(inside, key=fitness)
+    return Blocks((main, *_beside(main, inside)), len(inside[main]), decoder if inside is not every else "")
+
+
+def stack(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
+    """The name of a model's one list of blocks, with the dot, and the blocks.
+
+    Raises
+    ------
+    EsaError
+        If they stand in no list, or in several.
+    """
+    found = blocks(model)
+    if len(found.lists) != 1:
+        where = f"several lists ({', '.join(found.lists)})" if found.lists else "no list"
+        raise EsaError(f"{type(model).__name__} has its blocks in {where}; it can't be resumed from one of them")
+    return f"{found.lists[0]}.", list(model.get_submodule(found.lists[0]).children())
+
+
+def _decoder(model: PreTrainedModel) -> str:
+    """The name of the module that reads and writes text, with the dot; empty where that is the whole model."""
+    try:
+        found: Any = model.get_decoder()
+    except Exception:  # whatever a model's own code raises
+        return ""
+    return next((f"{name}." for name, module in model.named_modules() if module is found and name), "")
+
+
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules whose children are numbered from 0 on, have weights, and are in no such module themselves."""
+    for name, module in model.named_modules():
+        children = [child for child, _ in module.named_children()]
+        numbered = bool(children) and children == [str(n) for n in range(len(children))]
+        if numbered and name and not re.search(r"\.\d+(\.|$)", name) and next(module.parameters(), None) is not None:
+            yield name, module
+
+
+def _beside(main: str, found: dict[str, list[nn.Module]]) -> list[str]:
+    """Lists beside the main one that hold other parts of the same blocks: as long, each part norms or several matrices.
+
+    A list of single matrices isn't: Gemma 3n's projections before its first block may be as many.
+    """
+
+    def part(module: nn.Module) -> bool:
+        return sum(p.dim() > 1 for p in module.parameters()) != 1
+
+    parent, length = main.rpartition(".")[0], len(found[main])
+    return [
+        name
+        for name, modules in found.items()
+        if name != main and name.rpartition(".")[0] == parent and len(modules) == length
+        if all(map(part, modules))
+    ]
