@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -108,6 +108,19 @@ def _check_finite(source: Source, model: PreTrainedModel) -> None:
             )
 
 
+def _settle(model: PreTrainedModel) -> None:
+    """Let a model do now what it does to its own weights in its first forward, so that they stay as they are.
+
+    RWKV halves the outputs of every few blocks, and its hidden states with them. What is offloaded would stay whole.
+    """
+    for module in model.modules():
+        rescale: Any = getattr(module, "_rescale_layers", None)
+        if rescale is not None:
+            if any(parameter.is_meta for parameter in module.parameters()):
+                model.config.rescale_every = 0
+            rescale()
+
+
 def _device_map(device: str) -> str | dict[str, torch.device] | None:
     if device in ("cpu", "auto"):
         return None if device == "cpu" else device  # without a map the weights stay a memory map of the file
@@ -159,6 +172,7 @@ def load_model(
     except Exception as error:  # a broken file raises whatever its reader raises
         raise EsaError(f"--model {source.name} can't be loaded: {first_line(error)}") from None
     model.eval().requires_grad_(False)
+    _settle(model)
     _check_finite(source, model)
     check_causal(source.name, model)
     return model

@@ -17,6 +17,7 @@ from torch import nn
 from esa_ray.models.blocks import Blocks, text_config
 from esa_ray.models.components import Part, in_model, parts_by_name, single
 from esa_ray.models.layouts import EXPERTS, IN_OUT, NO_TEXT, STORED_IN, Sizes
+from esa_ray.models.mixers import head_axes, mixer_parts
 from esa_ray.models.places import Place, weight_places
 from esa_ray.models.structure import infer
 from esa_ray.models.tensors import WeightTensor
@@ -76,7 +77,8 @@ def _tensor(model: PreTrainedModel, blocks: Blocks, places: tuple[Place, ...]) -
     if component := _edge(model, places) or ("norm" if norm and of_text else None):
         return replace(tensor, parts=single(component, tensor.rows))
     if inside and (layer is not None or re.search(r"\.\d+\.", name)):
-        return replace(tensor, parts=parts_by_name(stem, tensor.rows, sizes) or ())
+        parts = mixer_parts(model, name, tensor.rows) or parts_by_name(stem, tensor.rows, sizes)
+        return replace(tensor, parts=parts or ())
     is_embedding = inside and layer is None and isinstance(owner, nn.Embedding)
     return replace(tensor, parts=single("embed", tensor.rows)) if is_embedding else tensor
 
@@ -101,6 +103,8 @@ def _stored(stem: str, place: Place, sizes: Sizes, *, vector: bool) -> dict[str,
     attention's heads are (out, in) or (in, out) with one of the two divided.
     """
     shape, owner = tuple(place.parameter.shape), place.owner
+    if by_head := head_axes(owner, place.leaf, shape):
+        return by_head
     how = in_model(stem, sizes.model_type, STORED_IN) or frozenset()
     kind = type(owner).__name__
     stacked = len(shape) == 3 and ("expert" in kind.lower() or re.search(r"\bexperts\b", stem) is not None)

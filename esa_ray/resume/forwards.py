@@ -36,17 +36,17 @@ def like(state: Tensor, length: int | None) -> Tensor | tuple:
     return state if length is None else (state, *[None] * (length - 1))
 
 
-def hand_through(length: int | None, *args: Any, **kwargs: Any) -> Tensor | tuple:
+def hand_through(length: int | None, /, *args: Any, **kwargs: Any) -> Tensor | tuple:
     """A block that does nothing."""
     return like(hidden(args, kwargs), length)
 
 
-def give(state: Tensor, length: int | None, *_: Any, **__: Any) -> Tensor | tuple:
+def give(state: Tensor, length: int | None, /, *_: Any, **__: Any) -> Tensor | tuple:
     """A block that returns this state, whatever it is called with."""
     return like(state, length)
 
 
-def fed(forward: Forward, state: Tensor, *args: Any, **kwargs: Any) -> Any:
+def fed(forward: Forward, state: Tensor, /, *args: Any, **kwargs: Any) -> Any:
     """A block on another hidden state than the one it is called with."""
     return forward(state, *args[1:], **kwargs) if args else forward(**kwargs | {"hidden_states": state})
 

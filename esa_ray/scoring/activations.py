@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from esa_ray.scoring.products import Product, Products
+from esa_ray.scoring.stacks import Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of one tensor, expert by expert: Σ x² and max |x| of inputs, max |y| of outputs."""
+    """Of one tensor, matrix by matrix (expert, head, channel): Σ x² and max |x| of inputs, max |y| of outputs."""
 
     squares: Tensor
     input_peaks: Tensor
@@ -69,13 +70,25 @@ class ActivationStatistics(Products):
         torch.maximum(kept.output_peaks[expert], y.abs().amax(0).float(), out=kept.output_peaks[expert])
         self._seen[index][expert] += len(x)
 
-    def _of(self, index: int, device: torch.device) -> _Kept:
+    def stacked(self, stack: Stack) -> Tensor:
+        """Note what goes into every matrix of a stack and comes out."""
+        result, index = stack.run(), stack.index
+        x_SRI, y_SRO = stack.inputs().detach().float(), stack.outputs(result.detach()).float()
+        kept = self._of(index, x_SRI.device, (len(x_SRI), x_SRI.shape[-1], y_SRO.shape[-1]))
+        kept.squares.add_(x_SRI.square().sum(1, dtype=torch.float64))
+        torch.maximum(kept.input_peaks, x_SRI.abs().amax(1), out=kept.input_peaks)
+        torch.maximum(kept.output_peaks, y_SRO.abs().amax(1), out=kept.output_peaks)
+        self._seen[index] = [n + x_SRI.shape[1] for n in self._seen[index]]
+        return result
+
+    def _of(self, index: int, device: torch.device, sizes: tuple[int, int, int] | None = None) -> _Kept:
         if index not in self._kept:
-            tensor, n = self.tensors[index], len(self._seen[index])
+            tensor = self.tensors[index]
+            n, cols, rows = sizes or (len(self._seen[index]), tensor.cols, tensor.rows)
             self._kept[index] = _Kept(
-                torch.zeros(n, tensor.cols, dtype=torch.float64, device=device),
-                torch.zeros(n, tensor.cols, device=device),
-                torch.zeros(n, tensor.rows, device=device),
+                torch.zeros(n, cols, dtype=torch.float64, device=device),
+                torch.zeros(n, cols, device=device),
+                torch.zeros(n, rows, device=device),
             )
         return self._kept[index]
 
@@ -98,9 +111,14 @@ class ActivationStatistics(Products):
             values = (kept.squares * self._scale(index, kept.squares.device)).sqrt().float()
         by_row = (name == "output_peak") != tensor.transposed
         values = values[..., :, None] if by_row else values[..., None, :]
-        return values if tensor.experts else values[0]
+        return values if tensor.experts else values[0] if len(values) == 1 else _as_stored(values, kept, tensor)
 
     def _scale(self, index: int, device: torch.device) -> Tensor | float:
         """N/n of a tensor, or of each of its experts."""
         scales = [self.positions / max(1, n) for n in self._seen[index]]
         return scales[0] if len(scales) == 1 else torch.tensor(scales, dtype=torch.float64, device=device)[:, None]
+
+
+def _as_stored(values: Tensor, kept: _Kept, tensor: WeightTensor) -> Tensor:
+    """Values (S, O or 1, I or 1) of a convolution's matrices, as its tensor holds them: (channels, what they see)."""
+    return values.expand(len(values), kept.output_peaks.shape[1], kept.squares.shape[1]).reshape(tensor.shape)

@@ -47,8 +47,8 @@ def _signs_of(tensor: WeightTensor, key: int) -> Tensor:
     # Made where the weights are: on the host a probe of billions of weights would take longer than its passes.
     device = tensor.parameter.device
     if device.type == "cpu":
-        return torch.from_numpy(rademacher(key, tensor.size)).view(tensor.shape)
-    return rademacher_on(key, tensor.size, device).view(tensor.shape)
+        return torch.from_numpy(rademacher(key, tensor.size)).view(tensor.parameter.shape)
+    return rademacher_on(key, tensor.size, device).view(tensor.parameter.shape)
 
 
 def probe_bytes(tensors: Sequence[WeightTensor], part: Sequence[WeightTensor], activations: int) -> int:
@@ -67,7 +67,8 @@ class HessianDiagonal:
 
     One draw of z spans all tensors at once; each window has its own, so a probe is Σ_n z_n ⊙ H_n z_n over all N
     windows, by one double backward pass each. E[z_i z_j] = 0 for i ≠ j leaves the diagonal; the standard error
-    is that of the mean over probes. Signed, never rectified before averaging, fp32.
+    is that of the mean over probes. Signed, never rectified before averaging, fp32. What no window's loss depends on
+    (blocks that text never runs) has no curvature: zero.
 
     Memory above the weights: :func:`probe_bytes`. With several ranges the mean and variance lie in files.
 
@@ -120,18 +121,24 @@ class HessianDiagonal:
     def _probe(self, windows_NT: Tensor, part: Sequence[int]) -> list[Tensor]:
         """Σ_n z_n ⊙ H_n z_n per token, for some of the tensors; z spans all of them all the same."""
         parameters = [t.parameter for t in self.tensors]
-        current = [torch.zeros_like(parameters[i], dtype=torch.float32) for i in part]
+        current = [torch.zeros_like(parameters[i], dtype=torch.float32).view(self.tensors[i].shape) for i in part]
         for window_T in windows_NT:
             signs = _signs(self.tensors, self.seed, self.probes, window_T)
-            gradients = torch.autograd.grad(window_nll(self.model, window_T[None]), parameters, create_graph=True)
+            loss = window_nll(self.model, window_T[None])
+            if not loss.requires_grad:  # text reaches none of them
+                continue
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            reached = [(g, z) for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
+            if not reached:  # the loss is linear in what it reaches
+                continue
             # The parts of the product may lie on several devices.
-            along = torch.stack(
-                [(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in zip(gradients, signs, strict=True)]
-            ).sum()
-            del gradients
-            products = torch.autograd.grad(along, [parameters[i] for i in part], materialize_grads=True)
+            along = torch.stack([(g * z).sum(dtype=torch.float32).to(self.model.device) for g, z in reached]).sum()
+            del gradients, reached
+            products = torch.autograd.grad(
+                along, [parameters[i] for i in part], materialize_grads=True, allow_unused=True
+            )
             for total, i, product in zip(current, part, products, strict=True):
-                total.add_(product.float().mul_(signs[i]))
+                total.add_(product.float().mul_(signs[i]).reshape(total.shape))
         scored = windows_NT[:, 1:].numel()
         return [total.div_(scored) for total in current]
 

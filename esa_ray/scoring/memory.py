@@ -78,7 +78,7 @@ def saved_bytes(model: PreTrainedModel, tensors: Sequence[WeightTensor], window_
         for context in (eval_mode(model), reproducible_attention(model), heard.around(), torch.enable_grad()):
             around.enter_context(context)
         for tensor in tensors:  # what is no matrix keeps what its own gradient takes
-            if len(tensor.shape) == 1 and not tensor.offloaded:
+            if tensor.parameter.dim() != 2 and not tensor.offloaded:
                 tensor.parameter.requires_grad_(True)
         window_1T = window_T[None].clone()  # a view would count as all windows
         around.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda t: t))

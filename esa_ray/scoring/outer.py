@@ -26,6 +26,7 @@ from esa_ray.scoring import routing
 from esa_ray.scoring.fold import fold_windows
 from esa_ray.scoring.gradients import Totals, frozen
 from esa_ray.scoring.products import Product, Products, experts_one_by_one
+from esa_ray.scoring.stacks import Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,6 +189,11 @@ class ProductGradients(Products):
         result = _Heard.apply(self._anchor, product.inputs, product.weight, product.run, transposed, fold)
         routing.hand_on(product.inputs, result)
         return result
+
+    def stacked(self, stack: Stack) -> Tensor:
+        """Whose rows a stack's are isn't known here."""
+        self.refused.add(stack.index)
+        return stack.run()
 
     def _rows(self, product: Product) -> Rows | None:
         """Whose rows they are; None if that isn't known."""

@@ -3,6 +3,7 @@
 A matrix is recognised by its memory, shape and strides in the call that multiplies with it, not by the module that
 makes the call. So Linear, GPT-2's Conv1D and the slices of a 3-D expert parameter are all seen the same way, and each
 expert sees the tokens that are routed to it and no others. A part of a matrix, or one that is turned round, isn't it.
+Heads that compute apart and convolutions multiply with a stack of matrices at once (:mod:`esa_ray.scoring.stacks`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from esa_ray.models.offload import watch
+from esa_ray.scoring import stacks
+from esa_ray.scoring.stacks import Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
 
 
-#: Operations X·M beside ``linear`` and ``addmm``.
+#: Functions that multiply by matrices → the names of their arguments.
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    linear: ("input", "weight"),
+    torch.addmm: ("input", "mat1", "mat2"),
+    torch.baddbmm: ("input", "batch1", "batch2"),
+    torch.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+}
+#: Operators X·M.
 MATMULS = frozenset({"matmul", "__matmul__", "mm", "bmm"})
 
 
@@ -79,6 +89,10 @@ class Products(TorchFunctionMode):
         """
         return None
 
+    def stacked(self, stack: Stack) -> Tensor:
+        """Heads or channels of a convolution multiply at once, each on inputs of its own; gives what they give."""
+        return stack.run()
+
     def __enter__(self) -> Any:
         self._watching = ExitStack()
         for index, tensor in enumerate(self.tensors):
@@ -104,18 +118,40 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        run = partial(func, *args, **kwargs)
-        if getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
+        run, made, names = partial(func, *args, **kwargs), None, _ARGUMENTS.get(func)
+        if names:
+            made = self._by_function(func, dict(zip(names, args, strict=False)) | kwargs, run)
+        elif getattr(func, "__name__", "") in MATMULS and len(args) == 2 and not kwargs:
             made = self._by_operator(*args, run)
-            return self.other(func, args, kwargs, run) if made is None else made
-        product = None
+            made = self._from_left(*args, run) if made is None else made
+        return self.other(func, args, kwargs, run) if made is None else made
+
+    def _by_function(self, func: Any, given: dict[str, Any], run: Callable[[], Tensor]) -> Tensor | None:
+        product, stack = None, None
         if func is linear:
-            named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            product = self._product(named["input"], named["weight"], run, transposed=False)
-        elif func is torch.addmm and not {"alpha", "beta"} & kwargs.keys():  # Conv1D: bias + X·W
-            named = dict(zip(("input", "mat1", "mat2"), args, strict=False)) | kwargs
-            product = self._product(named["mat1"], named["mat2"], run, transposed=True)
-        return self.multiplied(product) if product else self.other(func, args, kwargs, run)
+            product = self._product(given["input"], given["weight"], run, transposed=False)
+        elif func is torch.addmm and not {"alpha", "beta"} & given.keys():  # Conv1D: bias + X·W
+            product = self._product(given["mat1"], given["mat2"], run, transposed=True)
+        elif func is torch.conv1d and (index := self._whole(given["weight"])) is not None:
+            stack = stacks.convolution(index, given, run)
+        elif func is torch.baddbmm and (index := self._whole(given["batch2"])) is not None:
+            stack = stacks.batched(index, given["batch1"], run)
+        return self.multiplied(product) if product else self.stacked(stack) if stack else None
+
+    def _from_left(self, operand: Tensor, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """W·X, if W is one of the matrices as it is stored, or those of all heads."""
+        if operand.dim() > 2:
+            index = self._whole(operand)
+            stack = None if index is None else stacks.by_head(index, x, operand, run)
+            return self.stacked(stack) if stack else None
+        product = self._product(x.mT, operand, lambda: run().mT, transposed=False) if x.dim() > 1 else None
+        return self.multiplied(product).mT if product else None
+
+    def _whole(self, operand: Tensor) -> int | None:
+        """The tensor that an operand of more than two axes is all of, as it is stored."""
+        index = self._places.get(operand.data_ptr(), (-1,))[0]
+        whole = index >= 0 and operand.numel() == self.tensors[index].size and operand.is_contiguous()
+        return index if whole else None
 
     def _by_operator(self, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
         """X·M, if M is one of the matrices as it is stored, or turned round, or all experts of one."""
@@ -123,6 +159,8 @@ class Products(TorchFunctionMode):
         if index < 0:
             return None
         tensor = self.tensors[index]
+        if operand.dim() == x.dim() == 3 and not tensor.transposed and self._whole(operand.mT) is not None:
+            return self.stacked(stacks.batched(index, x, run))
         if tensor.experts and operand.shape == tensor.shape and x.dim() == 3:
             return self.all_experts(index, x, run) if tensor.transposed else None
         weight = operand if tensor.transposed else operand.mT

@@ -27,7 +27,7 @@ def dense_hessian(model, name: str, windows: np.ndarray) -> np.ndarray:
     """∂²(Σ_n L_n)/∂w² of one parameter in float64, row by row."""
     twin = copy.deepcopy(model).double().requires_grad_(False)
     twin.set_attn_implementation("eager")
-    if twin.config.model_type == "mixtral":
+    if getattr(twin.config, "_experts_implementation", None):
         twin.config._experts_implementation = "eager"
     weight = dict(twin.named_parameters())[name].requires_grad_(True)
     total = np.zeros((weight.numel(), weight.numel()))
