@@ -75,13 +75,13 @@ def _said(rows: list[dict[str, Any]], status: str) -> list[str]:
     return lines
 
 
-def _unknown(rows: list[dict[str, Any]]) -> list[str]:
+def _names(rows: list[dict[str, Any]], field: str) -> list[str]:
+    """What the catalogue lists, a line a type."""
     lines = []
     for row in rows:
-        names = row["checks"].get("coverage", {}).get("unknown") or []
-        share = row["checks"]["coverage"]["other"] if names else 0.0
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        lines += [f"- `{row['type']}` ({share:.1%}): {', '.join(f'`{n}`' for n in names[:6])}{more}"] if names else []
+        names = row["checks"].get("coverage", {}).get(field) or []
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        lines += [f"- `{row['type']}`: {', '.join(f'`{_cell(n)}`' for n in names[:8])}{more}"] if names else []
     return lines
 
 
@@ -121,9 +121,11 @@ def document(title: str, command: str, found: dict[str, Any]) -> str:
         lines += [*_rows(fails), ""] if fails else []
     lines += ["## Types that work", "", *_folded(f"{len(works)} types", _rows(works))]
     lines += ["## What doesn't apply, or is left to full forward passes", "", *_folded("by type", _said(works, "–"))]
-    unknown = _unknown(checked)
-    lines += ["## Matrices that are addressed by their names alone", ""]
+    unknown, unaddressed = _names(checked, "unknown"), _names(checked, "unaddressed")
+    lines += ["## What is `other`: addressed, and scored where its name is asked for", ""]
     lines += _folded(f"{len(unknown)} types", unknown) or ["None.", ""]
+    lines += ["## What of two axes or more isn't addressed, and why", ""]
+    lines += _folded(f"{len(unaddressed)} types", unaddressed) or ["None.", ""]
     lines += ["## Types that can't be made here", ""]
     lines += [f"- `{row['type']}`: {_cell(row['absent'])}" for row in absent]
     return "\n".join(lines).rstrip() + "\n"

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.architectures import references
 from benchmarks.architectures.shrink import NEVER
+from benchmarks.mixer_proofs import misread, mixers
+from benchmarks.proofs import NO_CLAIM, NOT_RUN, OK, prove
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, evaluate
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
@@ -133,13 +135,14 @@ def causal(model: PreTrainedModel) -> bool:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of the weights: of known components, of matrices that are named but not known, of vectors left out."""
+    """Shares of the weights: of known components, of what is ``other``, of what isn't addressed; and their names."""
 
     known: float
     other: float
-    vectors: float
-    unknown: tuple[str, ...]
+    left_out: float
     components: tuple[str, ...]
+    unknown: tuple[str, ...]
+    unaddressed: tuple[str, ...]
 
 
 def coverage(subject: Subject) -> Coverage:
@@ -148,63 +151,36 @@ def coverage(subject: Subject) -> Coverage:
     Raises
     ------
     AssertionError
-        If a parameter of two axes or more isn't.
+        If a parameter of two axes or more isn't, and isn't listed with a reason.
     """
-    counted = {"known": 0, "other": 0, "vectors": 0}
-    unknown, lost, components = [], [], {}
+    weights, other = subject.weights, sum(subject.weights.unknown.values())
+    whole = addressed = 0
+    lost = []
     for places in weight_places(subject.model):
-        name, size = places[0].name, places[0].parameter.numel()
-        tensor = subject.weights.by_name.get(name)
-        if tensor is None:
-            counted["vectors"] += size
-            lost += [name] if places[0].parameter.dim() > 1 else []
-        elif any(part.component == "other" for part in tensor.parts):
-            counted["other"] += size
-            unknown.append(name)
-        else:
-            counted["known"] += size
-            components |= dict.fromkeys(part.component for part in tensor.parts)
-    assert not lost, f"{len(lost)} matrices are neither addressed nor named: {', '.join(lost[:3])}"
-    whole = sum(counted.values())
-    return Coverage(**{k: v / whole for k, v in counted.items()}, unknown=tuple(unknown), components=tuple(components))
+        name, parameter = places[0].name, places[0].parameter
+        whole += parameter.numel()
+        addressed += parameter.numel() if name in weights.by_name else 0
+        listed = name in weights.by_name or any(name == out.name for out in weights.left_out)
+        lost += [name] if parameter.dim() > 1 and not listed else []
+    assert not lost, f"{len(lost)} matrices are neither addressed nor listed: {', '.join(lost[:3])}"
+    return Coverage(
+        (addressed - other) / whole, other / whole, 1 - addressed / whole,
+        tuple(dict.fromkeys(p.component for t in weights.tensors for p in t.parts)), tuple(weights.unknown),
+        tuple(f"{out.name} ({out.why})" for out in weights.left_out if len(out.shape) > 1),
+    )  # fmt: skip
 
 
 def proofs(subject: Subject) -> str:
-    """One edit a component: output row r of a Linear changes channel r of what it makes, and no other."""
-    done: dict[str, str] = {}
-    for tensor in subject.weights.tensors:
-        for number, part in enumerate(tensor.parts):
-            owner = tensor.places[0].owner
-            linear = type(owner).__name__ in ("Linear", "Conv1D") and len(tensor.shape) == 2
-            if part.component not in done and linear:
-                done[part.component] = _proved(subject, tensor, number)
-    if not done:
-        raise DoesNotApply("no component is one Linear")
-    return ", ".join(done)
-
-
-def _proved(subject: Subject, tensor: WeightTensor, number: int) -> str:
-    row = int(np.flatnonzero(tensor.row_part == number)[-1])
-    col = tensor.cols // 2
-    made: list[list[Tensor]] = [[], []]
-    batch_BT = torch.from_numpy(subject.evaluation)
-    for outputs, change in zip(made, (False, True), strict=True):
-        hook = tensor.places[0].owner.register_forward_hook(lambda m, a, y, outputs=outputs: outputs.append(y.detach()))
-        at = torch.tensor([tensor.index(row, col)])
-        before = tensor.flat_weights()[at].clone()
-        try:
-            if change:
-                tensor.write(at, before + 1)
-            with torch.no_grad():
-                subject.model(batch_BT, use_cache=False)
-        finally:
-            tensor.write(at, before)
-            hook.remove()
-    if not made[0]:
-        return "not run"
-    changed = (made[0][0] != made[1][0]).flatten(0, -2).any(0).nonzero().flatten().tolist()
-    assert changed == [row], f"{tensor.name}: an edit of row {row} changes channels {changed[:4]}"
-    return "ok"
+    """A row of each component is edited, and what the model's own code makes of it changes where it must."""
+    told = prove(subject.model, subject.weights)
+    wrong = [f"{key}: {said}" for key, said in told.items() if said not in (OK, NOT_RUN, NO_CLAIM)]
+    if next(mixers(subject.model), None):
+        wrong += misread(subject.model, torch.from_numpy(subject.evaluation[:2]))
+    assert not wrong, "; ".join(wrong[:4])
+    proven = {key.partition(" ")[0] for key, said in told.items() if said == OK}
+    return (
+        f"{len(proven)} components, {sum(said == NO_CLAIM for said in told.values())} kinds of tensors without a claim"
+    )
 
 
 METRICS = ("grad_x_weight", "grad_squared")
@@ -231,7 +207,8 @@ def activations(subject: Subject) -> str:
     tensors = [t for t in subject.weights.tensors if len(t.shape) > 1 and not _unmultiplied(t)]
     linear = [t.name for t in tensors if type(t.places[0].owner).__name__ in ("Linear", "Conv1D")]
     hooks = references.hooked(subject.plain, linear, subject.calibration)
-    products = references.multiplied(subject.plain, [t.name for t in tensors], subject.calibration)
+    each = {t.name: t.rows * t.cols for t in tensors}
+    products = references.multiplied(subject.plain, each, subject.calibration)
     mine = score_tensors(subject.model, tensors, subject.calibration, ["act_mag"])
     met, refused = 0, 0
     for index, tensor in enumerate(tensors):

@@ -96,7 +96,7 @@ def hooked(model: PreTrainedModel, names: Iterable[str], windows: np.ndarray) ->
 class _Products(TorchDispatchMode):
     """Sees matrix products beneath all that torch's functions are made of."""
 
-    sought: dict[int, tuple[str, tuple[int, ...]]]
+    sought: dict[int, tuple[str, int]]
     found: dict[tuple[str, int], Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,8 +111,7 @@ class _Products(TorchDispatchMode):
     def _product(self, x: Tensor, w: Tensor) -> None:
         if (at := self.sought.get(w.untyped_storage().data_ptr())) is None:
             return
-        name, shape = at
-        each = shape[-1] * shape[-2]
+        name, each = at
         for number, (mine, matrix) in enumerate(zip(x, w, strict=True) if w.dim() == 3 else [(x, w)]):
             expert = (w.storage_offset() + number * (w.stride(0) if w.dim() == 3 else 0)) // each
             inputs = self.found.setdefault((name, expert), Inputs(torch.zeros(mine.shape[-1]).double()))
@@ -123,10 +122,13 @@ class _Products(TorchDispatchMode):
 
 
 @torch.no_grad()
-def multiplied(model: PreTrainedModel, names: Iterable[str], windows: np.ndarray) -> dict[tuple[str, int], Inputs]:
-    """Inputs of matrices and experts, from products beneath torch's functions, experts one by one."""
+def multiplied(model: PreTrainedModel, sizes: dict[str, int], windows: np.ndarray) -> dict[tuple[str, int], Inputs]:
+    """Inputs of matrices and experts, from products beneath torch's functions, experts one by one.
+
+    ``sizes``: names of parameters, and how many numbers one matrix in each has.
+    """
     parameters = dict(model.named_parameters())
-    sought = {parameters[n].untyped_storage().data_ptr(): (n, tuple(parameters[n].shape)) for n in names}
+    sought = {parameters[n].untyped_storage().data_ptr(): (n, size) for n, size in sizes.items()}
     configs = [m.config for m in model.modules() if getattr(getattr(m, "config", None), "_experts_implementation", 0)]
     before = [config._experts_implementation for config in configs]
     for config in configs:
