@@ -17,16 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 
-def plain_nll(model: PreTrainedModel, windows: np.ndarray, **how: bool) -> Tensor:
+def plain_nll(model: PreTrainedModel, windows: np.ndarray) -> Tensor:
     """Summed next-token NLL of each window, by one window at a time through the model and cross-entropy."""
     found = []
     for window_T in torch.from_numpy(windows):
-        logits_TV = model(window_T[None], **how).logits[0, :-1]
+        logits_TV = model(window_T[None], use_cache=False).logits[0, :-1]
         found.append(cross_entropy(logits_TV.float(), window_T[1:], reduction="sum"))
     return torch.stack(found)
 
 
 def autograd(model: PreTrainedModel, names: list[str], windows: np.ndarray) -> dict[str, list[Tensor]]:
+    """``grad_x_weight`` and ``grad_squared`` of parameters, from ``torch.autograd.grad`` a window at a time."""
     parameters = dict(model.named_parameters())
     wanted, tokens = [parameters[n] for n in names], windows.shape[0] * (windows.shape[1] - 1)
     for parameter in wanted:
@@ -35,7 +36,7 @@ def autograd(model: PreTrainedModel, names: list[str], windows: np.ndarray) -> d
     squares = [torch.zeros_like(p) for p in wanted]
     for window in windows:
         with torch.enable_grad():
-            loss = plain_nll(model, window[None], use_cache=False).sum()  # states are written to in place
+            loss = plain_nll(model, window[None]).sum()
         for at, gradient in enumerate(torch.autograd.grad(loss, wanted, allow_unused=True)):
             if gradient is not None:
                 total[at] += gradient
@@ -51,7 +52,7 @@ def divergence(intact: PreTrainedModel, damaged: PreTrainedModel, windows: np.nd
     """KL(intact ‖ damaged) of the next-token distributions, summed nats a window."""
     found = []
     for window_T in torch.from_numpy(windows):
-        p, q = (log_softmax(m(window_T[None]).logits[0, :-1].double(), -1) for m in (intact, damaged))
+        p, q = (log_softmax(m(window_T[None], use_cache=False).logits[0, :-1].double(), -1) for m in (intact, damaged))
         found.append(float((p.exp() * (p - q)).sum()))
     return found
 
