@@ -6,7 +6,6 @@ out. Nothing of it goes by the catalogue's parts but the question which row to c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.proofs.watching import Edit, Watched, changed, other_row
+from esa_ray.models.account import pattern
 from esa_ray.models.modes import eval_mode
 from esa_ray.scoring.products import experts_one_by_one
 
@@ -42,15 +42,6 @@ def prove(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, str]:
                     result = _proved(watched, tensor, number)
                     found[key] = found.get(key, NOT_RUN) if result == NOT_RUN else result
     return found
-
-
-def pattern(name: str) -> str:
-    """A tensor's name with ``*`` for numbers.
-
-    >>> pattern("model.layers.10.mlp.experts.3.w1.weight")
-    'model.layers.*.mlp.experts.*.w1.weight'
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def _proved(watched: Watched, tensor: WeightTensor, number: int) -> str:

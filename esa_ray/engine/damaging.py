@@ -12,6 +12,7 @@ import pyarrow as pa
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
 from esa_ray.grid import Cell, continuation
+from esa_ray.models.blocks import width
 from esa_ray.perturb.edit import perturbed
 from esa_ray.perturb.sites import Sites
 from esa_ray.resume import Resumable
@@ -82,8 +83,8 @@ class Damaging:
         """How many blocks' hidden states fit the budget; None if all do."""
         if self.budget is None:
             return None
-        width = self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
-        fit = int(STATES_SHARE * self.budget / (self.windows.evaluation.size * width))
+        state = width(self.model) * self.model.dtype.itemsize
+        fit = int(STATES_SHARE * self.budget / (self.windows.evaluation.size * state))
         return None if fit > self.catalogue.layers else max(1, fit)
 
     def spare_memory(self) -> None:

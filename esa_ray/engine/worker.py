@@ -23,6 +23,7 @@ from esa_ray.fidelity import measure
 from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.machine import own_directory, this_machine
 from esa_ray.models import device as gpus
+from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
@@ -150,6 +151,7 @@ class Worker:
             **facts(self.source.name, self.model),
             "vocabulary": int(self.model.config.get_text_config().vocab_size),
             "layers": self.catalogue.layers,
+            "addressed": account(self.catalogue),
             "architecture": type(self.model).__name__,
             "versions": self._versions,
         }

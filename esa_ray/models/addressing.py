@@ -13,12 +13,12 @@ the storage order; in memory it is (tensor, flat index). Storage that deviates f
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from esa_ray.errors import EsaError
+from esa_ray.models.account import pattern
 from esa_ray.models.blocks import blocks
 from esa_ray.models.components import Part
 from esa_ray.models.telling import OTHER, LeftOut, told
@@ -37,7 +37,7 @@ class Catalogue:
 
     tensors: tuple[WeightTensor, ...]
     layers: int
-    #: Parameters that aren't addressed: biases, and what isn't a floating-point number.
+    #: What isn't addressed: biases, buffers of a checkpoint, and what isn't a floating-point number.
     left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
@@ -65,13 +65,9 @@ class Catalogue:
         for tensor in self.tensors:
             n = sum(int((tensor.row_part == i).sum()) for i, p in enumerate(tensor.parts) if p.component == OTHER)
             if n:
-                key = _pattern(tensor.name)
+                key = pattern(tensor.name)
                 found[key] = found.get(key, 0) + n * (tensor.size // tensor.rows)
         return found
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def catalogue(model: PreTrainedModel) -> Catalogue:

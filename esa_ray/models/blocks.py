@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from esa_ray.errors import EsaError
+from esa_ray.models.layouts import NO_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,21 @@ class Blocks:
         return None, name
 
 
+def reads_text(name: str) -> bool:
+    """Whether a module's or parameter's name says nothing of images or sound.
+
+    >>> reads_text("model.vision_tower.layers.0"), reads_text("model.layers.0")
+    (False, True)
+    """
+    return not any(word in name.lower() for word in NO_TEXT)
+
+
+def width(model: PreTrainedModel) -> int:
+    """How many channels the text decoder's hidden states have."""
+    embedding: Any = model.get_input_embeddings()
+    return int(getattr(text_config(model), "hidden_size", None) or embedding.weight.shape[-1])
+
+
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The part of a model's config that is about the text it writes."""
     try:
@@ -57,6 +73,7 @@ def blocks(model: PreTrainedModel) -> Blocks:
     """
     decoder, depth = _decoder(model), getattr(text_config(model), "num_hidden_layers", None)
     every = {name: list(found.children()) for name, found in _lists(model)}
+    every = {name: found for name, found in every.items() if reads_text(name)} or every
     inside = {name: found for name, found in every.items() if name.startswith(decoder)} or every
     if not inside:
         return Blocks((), 0, decoder)

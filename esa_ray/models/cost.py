@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esa_ray.grid import gathered
+from esa_ray.models.account import account, account_lines
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.blocks import blocks, width
 from esa_ray.models.known import counted, routed
 from esa_ray.scoring.curvature import probe_bytes
 from esa_ray.scoring.memory import FP32, peak_bytes, plan
@@ -43,10 +45,11 @@ def activations(model: PreTrainedModel, tokens: int, batch: int = 1) -> int:
     For each token 12 numbers a hidden channel and 4 an inner one of every block (of the experts that it passes, with
     4 more a hidden channel), and of the logits what :func:`esa_ray.scoring.memory.activation_bytes` counts.
     """
-    config, (chosen, of) = model.config.get_text_config(), routed(model)
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    block = (12 if of == 1 else 16) * config.hidden_size + 4 * chosen * inner
-    each = model.dtype.itemsize * (config.num_hidden_layers * block + 2 * config.vocab_size)
+    config, (chosen, of), hidden = model.config.get_text_config(), routed(model), width(model)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    widest = max(inner) if isinstance(inner, list | tuple) else inner  # one for every block
+    block = (12 if of == 1 else 16) * hidden + 4 * chosen * widest
+    each = model.dtype.itemsize * (blocks(model).depth * block + 2 * config.vocab_size)
     return tokens * (batch * each + 3 * FP32 * config.vocab_size)
 
 
@@ -125,7 +128,8 @@ class Memory:
 
 def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card, dtype: str) -> list[str]:
     """What a study takes on a card, as text: memory, time, and what both rest on."""
-    tensors = _scored(spec, model)
+    found = catalogue(model)
+    tensors = list(found.select(tuple(c for s in spec.scores for c in s.components)))
     metrics, held = gathered(spec), activations(model, spec.data.window, spec.data.batch_size)
     memory = Memory(tensors, len(needed(sorted(metrics), "backward")), held, bool(metrics & PROBED))
     weights = sum(p.numel() for p in model.parameters()) * model.dtype.itemsize
@@ -140,11 +144,8 @@ def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card
         f"memory            {_size(weights)} of weights; scoring {_size(memory.whole())} above them{divided}",
         f"time              about {span(sum(seconds.values()))} in one actor: {parts}",
         f"basis             {card.basis(dtype)}; without loading, rankings and report; more actors divide it",
+        *account_lines(account(found)),
     ]
-
-
-def _scored(spec: StudySpec, model: PreTrainedModel) -> list[WeightTensor]:
-    return list(catalogue(model).select(tuple(c for s in spec.scores for c in s.components)))
 
 
 def _seconds(spec: StudySpec, plan_: Plan, found: Passes, memory: Memory, ranges: int) -> dict[str, float]:

@@ -193,10 +193,18 @@ def counted(model: PreTrainedModel) -> Parameters:
 def routed(model: PreTrainedModel) -> tuple[int, int]:
     """Experts that a token passes in a block, and how many there are; (1, 1) in a dense model."""
     config = model.config.get_text_config()
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    of = next((n for name in names if (n := getattr(config, name, None))), 1)
-    return (getattr(config, "num_experts_per_tok", None) or 1 if of > 1 else 1), of
+    parts = (config, getattr(config, "ffn_config", None))
 
+    def first(names: tuple[str, ...]) -> int:
+        return next((n for part in parts for name in names if (n := getattr(part, name, None))), 1)
+
+    of = first(EXPERTS)
+    return (first(CHOSEN) if of > 1 else 1), of
+
+
+#: What configs call the number of experts in a block, and of those that a token passes.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 
 #: Where a model that was made here says in its config what it is: a family and a tuning.
 ORIGIN = "esa_ray"
@@ -209,7 +217,9 @@ def facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     or what the model's own config says of its origin, else its type and null.
     """
     match = _named(name)
-    config, parameters, (chosen, experts) = model.config.get_text_config(), counted(model), routed(model)
+    from esa_ray.models.blocks import width
+
+    parameters, (chosen, experts) = counted(model), routed(model)
     own = getattr(model.config, ORIGIN, None) or {}
     return {
         "family": match.family if match else own.get("family", model.config.model_type),
@@ -218,7 +228,7 @@ def facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
         "parameters": parameters.total,
         "body": parameters.body,
         "active": parameters.active,
-        "width": int(config.hidden_size),
+        "width": width(model),
         "experts": experts if experts > 1 else None,
         "experts_per_token": chosen if experts > 1 else None,
     }

@@ -60,6 +60,11 @@ def is_offloaded(owner: nn.Module, leaf: str) -> bool:
     return _offloading(owner) is not None and owner._parameters.get(leaf) is not None
 
 
+def hollow(place: Place) -> bool:
+    """Whether a parameter has no values anywhere: of a model that was made to be looked at."""
+    return place.parameter.is_meta and not place.offloaded
+
+
 class _Edited(Mapping[str, Tensor]):
     """A map of stored weights in which some read otherwise than they stand there; nothing beneath is written."""
 

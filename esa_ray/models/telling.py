@@ -1,28 +1,29 @@
 """What every parameter of a model is: told by where it stands, by its name, or else by its use.
 
 What nothing tells is the component ``other``, which is scored where it is asked for. So no parameter is left out but
-biases and what isn't a floating-point number, and of these there is a list.
+biases, buffers and what isn't a floating-point number, and of these there is a list.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from esa_ray.models.blocks import Blocks, text_config
+from esa_ray.models.blocks import Blocks, reads_text, text_config
 from esa_ray.models.components import Part, in_model, parts_by_name, single
-from esa_ray.models.layouts import EXPERTS, IN_OUT, NO_TEXT, STORED_IN, Sizes
+from esa_ray.models.layouts import EXPERTS, IN_OUT, STORED_IN, Sizes
 from esa_ray.models.mixers import head_axes, mixer_parts
-from esa_ray.models.places import Place, weight_places
+from esa_ray.models.places import Place, hollow, weight_places
 from esa_ray.models.structure import infer
 from esa_ray.models.tensors import WeightTensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 OTHER = "other"
@@ -41,11 +42,21 @@ def told(model: PreTrainedModel, blocks: Blocks) -> tuple[list[WeightTensor], li
     """All parameters of a model, each storage once, in the model's order; and those that aren't addressed."""
     groups = weight_places(model)
     out = [LeftOut(g[0].name, tuple(g[0].parameter.shape), why) for g in groups if (why := _no_weight(g[0]))]
+    out += [LeftOut(name, tuple(values.shape), "a buffer") for name, values in _kept_buffers(model)]
     found = [_tensor(model, blocks, places) for places in groups if not _no_weight(places[0])]
-    if any(_open(tensor) for tensor in found):
+    if any(map(_open, found)) and not any(hollow(place) for places in groups for place in places):
         found = _told_by_use(model, found)
     fused = _hiding_another(found)
     return [replace(t, parts=_filled(t if t.name not in fused else replace(t, parts=()))) for t in found], out
+
+
+def _kept_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point buffers that a checkpoint holds; what a model makes of its config is no weight."""
+    for prefix, module in model.named_modules():
+        for leaf, values in module._buffers.items():
+            kept = values is not None and leaf not in module._non_persistent_buffers_set
+            if kept and values.is_floating_point() and values.numel() > 1:
+                yield f"{prefix}.{leaf}" if prefix else leaf, values
 
 
 def _no_weight(place: Place) -> str | None:
@@ -67,8 +78,7 @@ def _tensor(model: PreTrainedModel, blocks: Blocks, places: tuple[Place, ...]) -
     (layer, stem), expert = blocks.place(name), re.search(r"\bexperts\.(\d+)\.", name)
     stem = stem.removesuffix(".weight")
     sizes = Sizes(_around(model, name), text_config(model))
-    of_text = not any(word in name.lower() for word in NO_TEXT)
-    norm = _is_norm(places[0])
+    of_text, norm = reads_text(name), _is_norm(places[0])
     tensor = WeightTensor(
         name=name, layer=layer, parts=(), expert=int(expert[1]) if expert else None, places=places,
         **_stored(stem, places[0], sizes, vector=norm),

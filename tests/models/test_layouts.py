@@ -63,6 +63,10 @@ def test_every_parameter_is_addressed_or_listed_as_left_out(case):
     model = tiny_layout(case)
     found = catalogue(model)
     out = {left.name: left for left in found.left_out}
+    buffers = {name for name, left in out.items() if left.why == "a buffer"}
+    kept = {name: values for name, values in model.named_buffers() if name in model.state_dict() and values.numel() > 1}
+    assert buffers == {name for name, values in kept.items() if values.is_floating_point()}
+    out = {name: left for name, left in out.items() if name not in buffers}
     assert {t.name for t in found.tensors} | set(out) == {name for name, _ in model.named_parameters()}
     assert not {t.name for t in found.tensors} & set(out)
     assert sum(t.size for t in found.tensors) + sum(np.prod(o.shape) for o in out.values()) == model.num_parameters()
