@@ -23,8 +23,8 @@ DRAWS = 99
 RARE = 0.05
 
 #: Components that write to the residual stream (their row is its channel) and that read from it (their column is).
-WRITES = ["o", "down"]
-READS = ["q", "k", "v", "gate", "up", "router"]
+WRITES = ["o", "down", "mixer_out"]
+READS = ["q", "k", "v", "gate", "up", "router", "mixer_in", "mixer_q", "mixer_k", "mixer_v"]
 
 MATRIX = ["tensor", "component", "expert"]
 _SCORE: dict[str, Any] = {"metric": pl.String, "mode": pl.String, "k": pl.Int64}

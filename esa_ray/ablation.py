@@ -1,4 +1,4 @@
-"""What each sub-layer of a model is worth: its attention, its feed-forward layer and each expert, silenced in turn.
+"""What each sub-layer of a model is worth: attention, mixer, feed-forward layer and each expert, silenced in turn.
 
 A silenced sub-layer adds nothing to the residual stream. No weight is touched: its last matrix's output is replaced by
 zeros (of one expert, its routing weight), so that biases are silenced with it.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import Catalogue, WeightTensor
 
 #: Sub-layer → the component whose output is all that it gives.
-LAST = {"attention": "o", "ffn": "down"}
+LAST = {"attention": "o", "mixer": "mixer_out", "ffn": "down"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,9 @@ class Sublayer:
 
 
 def sublayers(catalogue: Catalogue, layer: int) -> list[Sublayer]:
-    """The sub-layers of a block: attention, ffn, and every expert where there are some.
+    """The sub-layers of a block: attention, mixer and ffn, and every expert, of what there is.
+
+    What several blocks share belongs to the first of them, and is silenced in all.
 
     Example
     -------
@@ -75,11 +77,11 @@ def silenced(sublayer: Sublayer) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for tensor in sublayer.tensors:
-            owner = tensor.places[0].owner
-            if sublayer.part == "expert" and tensor.experts:
-                hooks.callback(owner.register_forward_pre_hook(unweighted).remove)
-            else:
-                hooks.callback(owner.register_forward_hook(_nothing).remove)
+            for owner in dict.fromkeys(place.owner for place in tensor.places):
+                if sublayer.part == "expert" and tensor.experts:
+                    hooks.callback(owner.register_forward_pre_hook(unweighted).remove)
+                else:
+                    hooks.callback(owner.register_forward_hook(_nothing).remove)
         yield
 
 

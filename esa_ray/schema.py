@@ -67,7 +67,7 @@ _WEIGHT = {
     "tensor": (_TEXT, "name of the parameter"),
     "layer": (_INT, "transformer block, from 0; null outside blocks"),
     "component": (_TEXT, "q, k, v, o, gate, up, down, router, embed, head or norm"),
-    "expert": (_INT, "expert, from 0; null where there is none"),
+    "expert": (_INT, "expert, or head that has a matrix of its own, from 0; null where there is none"),
 }
 
 CELLS = _schema(
@@ -225,7 +225,7 @@ ABLATIONS = _schema(
     model=(_TEXT, "name of the model"),
     dtype=(_TEXT, "dtype of the weights: fp32, bf16, fp16"),
     layer=(_INT, "transformer block, from 0"),
-    part=(_TEXT, "the sub-layer that is silenced: attention, ffn, or expert (one expert of the ffn)"),
+    part=(_TEXT, "the sub-layer that is silenced: attention, mixer, ffn, or expert (one expert of the ffn)"),
     expert=(_INT, "expert, from 0; null for whole sub-layers"),
     positions=(pa.list_(_INT), "positions of each evaluation window that are routed to the expert; null if unknown"),
     routed=(pa.list_(_FLOAT), "sum of their routing weights; null if unknown"),

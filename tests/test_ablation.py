@@ -29,7 +29,7 @@ def zeroed(family, part, layer, expert=None):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("part", LAST)
+@pytest.mark.parametrize("part", ["attention", "ffn"])
 def test_a_silenced_sublayer_is_one_with_zeroed_weights(family, part):
     model, windows = tiny(family), random_windows(3)
     before = state_bits(model)

@@ -22,6 +22,8 @@ from analysis.scaling import band
 LEADING = ("tenth_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")
 #: Sizes at which a law's band is drawn.
 POINTS = 41
+#: How the line of a silenced sub-layer is drawn.
+DASHES = {"attention": [1, 0], "mixer": [2, 2], "ffn": [5, 3]}
 
 
 def series_shown(comparison: Comparison) -> list[str]:
@@ -83,7 +85,7 @@ def scaling_figure(comparison: Comparison, quantity: str) -> Chart | None:
 
 
 def depth(comparison: Comparison) -> Chart | None:
-    """What silencing attention and FFN costs along the depth of the largest model of every series."""
+    """What silencing attention, mixer and FFN costs along the depth of the largest model of every series."""
     facts = (
         comparison.models.with_columns(series=named())
         .sort("body", nulls_last=False)
@@ -99,8 +101,9 @@ def depth(comparison: Comparison) -> Chart | None:
     looks = named_scales("series", series_shown(comparison))
     ends = [min(0.0, float(table["delta_nll"].min() or 0)), float(table["delta_nll"].max() or 1)]  # type: ignore[arg-type]
     scale = alt.Scale(type="symlog", constant=1e-2, domain=[ends[0], 1.2 * ends[1]], nice=False)
-    parts = ["attention", "ffn"]
-    dash = alt.StrokeDash("part:N", sort=parts, title="silenced", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]))
+    dashes = {part: dash for part, dash in DASHES.items() if part != "mixer" or "mixer" in table["part"]}
+    scale_of_parts = alt.Scale(domain=[*dashes], range=[*dashes.values()])
+    dash = alt.StrokeDash("part:N", sort=[*dashes], title="silenced", scale=scale_of_parts)
     x = alt.X("relative_depth:Q", title="relative depth: 0 the first block, 1 the last", axis=alt.Axis(grid=False))
     y = alt.Y(
         "delta_nll:Q",

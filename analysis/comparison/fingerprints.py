@@ -26,6 +26,7 @@ from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.quantities import measured, reference
 from analysis.distribution import tensor_sums
 from analysis.study import Study
+from analysis.where import GROUPS
 
 RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 99, 5
 #: Models of a class, and classes, from which on a class can be learnt with one left out.
@@ -45,7 +46,8 @@ INDEPENDENT = (
 )
 #: Those that vary over orders of magnitude.
 LOGARITHMIC = frozenset({"half_mass_fraction", "tenth_collapse_fraction", "tail_index"})
-COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
+#: Routers left out: how many weights they have goes by the number of experts.
+COMPONENTS = tuple(c for group in GROUPS.values() for c in group if c != "router")
 
 
 def _shares(study: Study) -> dict[str, float]:

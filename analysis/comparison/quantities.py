@@ -31,8 +31,9 @@ from analysis.damage import baseline
 from analysis.distribution import tensor_sums
 from analysis.stability import jaccard
 from analysis.study import Study
+from analysis.where import GROUPS
 
-ATTENTION = ("q", "k", "v", "o")
+ATTENTION = GROUPS["attention"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from analysis.modes import mode_comparison, mode_costs, spread
 from analysis.sections.parts import Figure, Section, Table, score_order
 from analysis.structure import DRAWS, line_concentration, residual_channels
 from analysis.study import Study, first_score
-from analysis.where import HOT, depth_pattern, hotspot_ranks, sides
+from analysis.where import HOT, depth_pattern, hotspot_ranks, sides, silent_blocks
 
 
 def _of(table: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -24,8 +24,11 @@ def _leading(study: Study) -> str:
     return next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), "")
 
 
+SIDES = {"attention": "Attention's", "mixer": "The mixers'"}
+
+
 def where(study: Study) -> Section | None:
-    """Hot blocks, depth, attention against FFN, and tails."""
+    """Hot blocks, depth, attention and mixers against FFN, and tails."""
     hot = hotspot_ranks(study)
     if hot.is_empty():
         return None
@@ -34,11 +37,13 @@ def where(study: Study) -> Section | None:
     names = ", ".join(f"layer {layer} {c}" for layer, c in mine.select("layer", "component").iter_rows())
     seeds = max(hot["seeds"])
     answer = f"By {lead}, the blocks among the {HOT} hottest in every one of {seeds} seeds: {names or 'none'}."
-    side = sides(study).filter(pl.col("metric") == lead)
-    if len(side):
-        s = side.row(0, named=True)
+    if silent := silent_blocks(study).get(lead):
+        names = ", ".join(map(str, silent))
+        answer += f" Every weight of layers {names} scores 0: text doesn't reach them, or they are 0 themselves."
+    side = sides(study).filter(pl.col("metric") == lead).unique("side", keep="first", maintain_order=True)
+    for s in side.iter_rows(named=True):
         answer += (
-            f" Attention's mean score per weight is {wording.significant(s['ratio'])} times that of FFN; it has "
+            f" {SIDES[s['side']]} mean score per weight is {wording.significant(s['ratio'])} times that of FFN; it has "
             f"{wording.percent(s['weight_share'])} of the weights and {wording.percent(s['set_share'])} of the set "
             f"({s['mode']}, k = {s['k']})."
         )
@@ -77,14 +82,14 @@ def _depth_table(study: Study, lead: str) -> Table:
 
 def _side_table(study: Study, lead: str) -> Table:
     rows = [
-        [r["metric"], r["mode"], wording.within(r["ratio"], r["low"], r["high"]), wording.percent(r["weight_share"]),
-         wording.percent(r["mass_share"]),
+        [r["metric"], r["mode"], r["side"], wording.within(r["ratio"], r["low"], r["high"]),
+         wording.percent(r["weight_share"]), wording.percent(r["mass_share"]),
          f"{wording.percent(r['set_share'])} "
          f"({wording.percent(r['set_share_min'])}–{wording.percent(r['set_share_max'])})"]
         for r in _of(sides(study), lead).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["<score", "<pool", "<mean score, attention ÷ FFN", "its weights", "its score", "<its share of the set"]
-    return Table(columns, rows, "Attention against FFN (shares are attention's)")
+    columns = ["<score", "<pool", "<side", "<mean score ÷ FFN's", "its weights", "its score", "<its share of the set"]
+    return Table(columns, rows, "Attention, or what stands in its place, against FFN")
 
 
 def _tail_table(study: Study, lead: str) -> Table:
@@ -244,8 +249,9 @@ def _channel_table(channels: pl.DataFrame, lead: str) -> Table:
     ]  # fmt: skip
     columns = ["<score", "<pool", "channel", "layers", "if uniform", "super weights", "seeds", "p (Holm)"]
     note = (
-        "Rows of o and down, columns of q, k, v, gate and up. Layers: those that hold more of the set on the channel "
-        "than 95% of uniform draws; listed from two on. p: the largest over seeds, corrected over all channels."
+        "Rows of what writes to the residual stream (o, down, mixer_out), columns of what reads from it (q, k, v, "
+        "gate, up, mixer_in). Layers: those that hold more of the set on the channel than 95% of uniform draws; listed "
+        "from two on. p: the largest over seeds, corrected over all channels."
     )
     return Table(columns, rows, "Residual channels", note)
 

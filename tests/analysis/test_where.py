@@ -8,8 +8,11 @@ from statsmodels.stats.multitest import multipletests
 
 import analysis
 from analysis.clusters import cut, silhouette
+from analysis.figures.style import COMPONENT_ORDER
 from analysis.modes import effective_number
 from analysis.structure import _holm, concentration, least_count, poisson_binomial_tail, shapes
+from analysis.where import GROUPS, silent_blocks
+from esa_ray.spec import COMPONENT_GROUPS, COMPONENTS
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import HOT_CHANNEL, LAYERS, SHAPES
 from tests.analysis.test_convergence import mean_jaccard, sets
@@ -53,6 +56,38 @@ def test_attention_against_ffn_is_the_ratio_of_means(tmp_path):
     assert row["ratio"] == pytest.approx(3)
     assert (row["weight_share"], row["mass_share"], row["set_share"]) == pytest.approx((0.25, 0.5, 0.75))
     assert (row["low"], row["high"]) == pytest.approx((3, 3))
+
+
+def test_mixers_are_a_side_of_their_own(tmp_path):
+    parts = (("q", 6.0, 10), ("mixer_in", 8.0, 20), ("mixer_conv", 2.0, 10), ("up", 2.0, 30), ("decay", 99.0, 99))
+    score_stats = [stats_row(s, 0, c, m * s, n) for s in (1, 2) for c, m, n in parts]
+    chosen = [{"metric": "grad_x_weight", "mode": "global", "seed": s, "group": "super", "rank": r, "tensor": f"0.{c}",
+               "layer": 0, "component": c, "flat": r} for s in (1, 2) for r, c in enumerate(["q", "mixer_in", "up", "up"], 1)]  # fmt: skip # noqa: E501
+    found = analysis.sides(with_tables(tmp_path / "s", rankings=chosen, score_stats=score_stats))
+    attention, mixer = found.iter_rows(named=True)
+    assert (attention["side"], mixer["side"]) == ("attention", "mixer")
+    assert (attention["ratio"], mixer["ratio"]) == pytest.approx((3, 3))  # (8·20 + 2·10)/30 over 2
+    assert (attention["weight_share"], mixer["weight_share"]) == pytest.approx((10 / 70, 30 / 70))
+    assert (attention["mass_share"], mixer["mass_share"]) == pytest.approx((60 / 300, 180 / 300))
+    assert (attention["set_share"], mixer["set_share"]) == (0.25, 0.25)
+
+
+def test_blocks_that_score_zero_throughout_are_told(tmp_path):
+    score_stats = [stats_row(s, n, c, m, 10) | {"max": m * 9} for s in (1, 2) for n, c, m in
+                   ((0, "q", 1.0), (1, "q", 0.0), (1, "up", 0.0), (2, "q", 0.0), (2, "up", s - 1.0))]  # fmt: skip
+    assert silent_blocks(with_tables(tmp_path / "s", score_stats=score_stats)) == {"grad_x_weight": [1]}
+
+
+def test_a_model_of_mixers_alone_has_no_sides_and_its_report_none(tmp_path):
+    score_stats = [stats_row(1, n, "mixer_in", 1.0, 10) for n in (0, 1)]
+    chosen = [{"metric": "grad_x_weight", "mode": "global", "seed": 1, "group": "super", "rank": 1,
+               "tensor": "0.mixer_in", "layer": 0, "component": "mixer_in", "flat": 1}]  # fmt: skip
+    assert analysis.sides(with_tables(tmp_path / "s", rankings=chosen, score_stats=score_stats)).is_empty()
+
+
+def test_groups_of_components_are_those_of_the_vocabulary():
+    assert {group: tuple(components) for group, components in GROUPS.items()} == COMPONENT_GROUPS
+    assert set(COMPONENT_ORDER) == set(COMPONENTS)
 
 
 def test_tails_average_seeds_and_leave_nulls_null(synthetic, made):

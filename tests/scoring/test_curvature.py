@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import MllamaForCausalLM
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
@@ -69,6 +71,41 @@ def test_the_estimate_is_signed_and_covers_the_exact_diagonal_as_its_errors_say(
     assert np.abs(z).max() < 6
     assert 0.9 < (np.abs(z) < 1.96).mean() < 0.99
     assert effort.relative_error == pytest.approx(np.linalg.norm(h - exact) / np.linalg.norm(exact), rel=0.3)
+
+
+def mllama(**changes):
+    """A text model with a block that looks at pictures alone, which text never runs."""
+    config = MllamaTextConfig(
+        vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, cross_attention_layers=[1], pad_token_id=1, initializer_range=0.2, **changes,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MllamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def test_what_text_never_runs_has_no_curvature_and_takes_none_from_the_rest():
+    model, windows = mllama(), random_windows(1, 7)
+    tensors = catalogue(model).select(("v", "down"))
+    scores = score_tensors(model, tensors, windows, ["hutchinson_diag", "grad_x_weight"], probes=2)
+    never = [t.layer == 1 for t in tensors]
+    assert [bool((scores.of("hutchinson_diag", i) == 0).all()) for i in range(len(tensors))] == never
+    name = "model.layers.0.self_attn.v_proj.weight"
+    found = HessianDiagonal(model, [catalogue(model)[n] for n in (name, name.replace("0.self", "1.cross"))], seed=5)
+    found.run(torch.as_tensor(windows), probes=2, relative_error=1e9)
+    hessian, probes = dense_hessian(model, name, windows) / 6, []
+    for probe in range(2):
+        z = _signs([catalogue(model)[name]], 5, probe, torch.as_tensor(windows[0]))[0].flatten().double().numpy()
+        probes.append(z * (hessian @ z))
+    np.testing.assert_allclose(found.mean[0].flatten(), np.mean(probes, axis=0), rtol=1e-3, atol=1e-6)
+    assert not found.mean[1].any()
+
+
+def test_where_text_reaches_nothing_that_is_scored_all_curvature_is_zero():
+    model = mllama()
+    tensors = [t for t in catalogue(model).select(("down",)) if t.layer == 1]
+    scores = score_tensors(model, tensors, random_windows(1, 7), ["hutchinson_abs"], probes=2)
+    assert not scores.of("hutchinson_abs", 0).any()
 
 
 def test_the_dense_reference_is_curvlinops_hessian():
