@@ -120,6 +120,8 @@ def document(title: str, command: str, found: dict[str, Any]) -> str:
         lines += [f"- `{row['type']}`: {_cell(row['ended'])}" for row in ended] + [""]
         lines += [*_rows(fails), ""] if fails else []
     lines += ["## Types that work", "", *_folded(f"{len(works)} types", _rows(works))]
+    variants = found.get("variants", [])
+    lines += ["## Variants of types", "", *_said(variants, "failed"), *_rows(variants), ""] if variants else []
     lines += ["## What doesn't apply, or is left to full forward passes", "", *_folded("by type", _said(works, "–"))]
     unknown, unaddressed = _names(checked, "unknown"), _names(checked, "unaddressed")
     lines += ["## What is `other`: addressed, and scored where its name is asked for", ""]

@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.architectures.checks import CHECKS, NEEDED, DoesNotApply, Subject
-from benchmarks.architectures.recipes import NOT_ALONE, write
+from benchmarks.architectures.fields import NOT_ALONE, VARIANTS
+from benchmarks.architectures.recipes import type_of, write
 from esa_ray.errors import EsaError
 
 #: Seconds that one type may take.
@@ -36,12 +37,12 @@ def types() -> list[str]:
 
 def tried(kind: str) -> dict[str, Any]:
     """What the checks find of one type, in this process."""
-    found: dict[str, Any] = {"type": kind, "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "checks": {}}
+    found: dict[str, Any] = {"type": kind, "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[type_of(kind)], "checks": {}}
     if kind in NOT_ALONE:
         return found | {"absent": NOT_ALONE[kind]}
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            subject = Subject(write(kind, Path(scratch) / kind))
+            subject = Subject(write(kind, Path(scratch) / type_of(kind)))
         except Exception as error:  # whatever a class can lack here
             return found | {"absent": f"{type(error).__name__}: {_said(error)}"}
         for name, check in CHECKS.items():
@@ -86,7 +87,7 @@ def apart(kind: str, seconds: float = SECONDS) -> dict[str, Any]:
     started = time.perf_counter()
     process.start()
     theirs.close()
-    lost: dict[str, Any] = {"type": kind, "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "checks": {}}
+    lost: dict[str, Any] = {"type": kind, "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[type_of(kind)], "checks": {}}
     try:
         found = mine.recv() if mine.poll(seconds) else lost | {"ended": f"took longer than {seconds:.0f} s"}
     except EOFError:
@@ -124,16 +125,24 @@ def run(kinds: Iterable[str], say: Any = print) -> dict[str, Any]:
         found = apart(kind)
         rows.append(found | {"works": works(found)})
         say(line(rows[-1]))
+    variants = [row for row in rows if row["type"] in VARIANTS]
     environment = {name: version(name) for name in ("torch", "transformers")}
-    return {"environment": environment | {"date": datetime.now(UTC).date().isoformat()}, "types": rows}
+    return {
+        "environment": environment | {"date": datetime.now(UTC).date().isoformat()},
+        "types": [row for row in rows if row not in variants],
+        "variants": variants,
+    }
 
 
 def main(quick: bool = False, out: str = "docs/results", only: str | None = None, as_json: bool = False) -> None:
     """Try every type, or those named, and write what was found of all."""
     chosen = only.split(",") if only else types()[:: 20 if quick else 1]
+    variants = [kind for kind in VARIANTS if type_of(kind) in chosen]
     if unknown := sorted(set(chosen) - set(types())):
         sys.exit(f"no such types: {', '.join(unknown)}")
-    found = run(chosen, say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True))
+    found = run(
+        [*chosen, *variants], say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+    )
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     if only or quick:
