@@ -26,6 +26,9 @@ RARE = 0.05
 WRITES = ["o", "down", "mixer_out"]
 READS = ["q", "k", "v", "gate", "up", "router", "mixer_in", "mixer_q", "mixer_k", "mixer_v"]
 
+#: A latent that a model may make of the residual stream, and what then reads the latent instead of the stream.
+LATENTS = {"q_latent": {"q"}, "kv_latent": {"k", "v"}}
+
 MATRIX = ["tensor", "component", "expert"]
 _SCORE: dict[str, Any] = {"metric": pl.String, "mode": pl.String, "k": pl.Int64}
 LINES: dict[str, Any] = _SCORE | {
@@ -181,14 +184,23 @@ def poisson_binomial_tail(probabilities: np.ndarray, at_least: int) -> float:
     return float(mass[at_least:].sum())
 
 
+def _reads(study: Study) -> list[str]:
+    """Components of this model that read from the residual stream."""
+    there = set(study.score_stats["component"])
+    of_latents = set().union(*(made for latent, made in LATENTS.items() if latent in there))
+    return [c for c in (*READS, *LATENTS, "attn_gate") if c not in of_latents]
+
+
 def _residual_width(study: Study) -> int | None:
-    known = [shape[1] if component in READS else shape[0]
-             for (_, component, _), shape in shapes(study).items() if component in READS + WRITES]  # fmt: skip
+    reads = _reads(study)
+    known = [shape[1] if component in reads else shape[0]
+             for (_, component, _), shape in shapes(study).items() if component in (*reads, *WRITES)]  # fmt: skip
     return max(set(known), key=known.count) if known else None
 
 
 def _with_channels(study: Study) -> pl.DataFrame:
-    channel = pl.when(pl.col("component").is_in(WRITES)).then("row").when(pl.col("component").is_in(READS)).then("col")
+    writes, reads = (pl.col("component").is_in(some) for some in (WRITES, _reads(study)))
+    channel = pl.when(writes).then("row").when(reads).then("col")
     return (
         study.rankings.filter((pl.col("group") == "super") & (pl.col("rank") <= max(study.spec["topk"])))
         .with_columns(channel.alias("channel"))

@@ -54,13 +54,25 @@ def sublayers(catalogue: Catalogue, layer: int) -> list[Sublayer]:
     for part, component in LAST.items():
         mine = tuple(
             t for t in catalogue.tensors if t.layer == layer and any(p.component == component for p in t.parts)
-        )
+            if _gives_alone(t)
+        )  # fmt: skip
         if mine:
             found.append(Sublayer(layer, part, None, mine))
         for tensor in mine:
-            experts = range(tensor.shape[0]) if tensor.experts else [tensor.expert] if tensor.expert is not None else []
+            alone = [] if tensor.expert is None else [tensor.expert]
+            experts = range(tensor.shape[0]) if _routed(tensor) else alone
             found += [Sublayer(layer, "expert", expert, (tensor,)) for expert in experts]
     return found
+
+
+def _gives_alone(tensor: WeightTensor) -> bool:
+    """Whether the tensor's module gives what it makes and nothing else, so that silencing it silences just that."""
+    return tensor.experts or tensor.places[0].leaf == "weight"
+
+
+def _routed(tensor: WeightTensor) -> bool:
+    """Whether it holds experts that are called as transformers' own are: with hidden states, choices and weights."""
+    return tensor.experts and hasattr(tensor.places[0].owner, "is_concatenated")
 
 
 def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -155,7 +167,7 @@ class Seen:
 def observed(model: PreTrainedModel, parts: Sequence[Sublayer], windows: np.ndarray) -> Iterator[list[Seen]]:
     """Watch a block while the intact model runs over windows; what was seen is there after the ``with`` block."""
     tensors = tuple(dict.fromkeys(t for s in parts for t in s.tensors))
-    routed = [t for t in tensors if t.experts]
+    routed = [t for t in tensors if _routed(t)]
     found: list[Seen] = []
     with ExitStack() as stack:
         stack.enter_context(experts_one_by_one(model))

@@ -12,6 +12,7 @@ from esa_ray.engine.damaging import Damaging
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
 from tests.tiny import EXPERTS, FAMILIES, INNER, random_windows, state_bits, tiny
+from tests.tiny_layouts import tiny_layout
 
 
 def zeroed(family, part, layer, expert=None):
@@ -49,6 +50,26 @@ def test_a_silenced_expert_is_one_with_zeroed_weights(expert):
     with silenced(sublayer):
         found = evaluate(model, windows).nll
     assert found == pytest.approx(evaluate(zeroed("mixtral", "ffn", 0, expert), windows).nll, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["llama4_text", "dbrx", "gpt_oss", "jetmoe", "bart", "deepseek_v3"])
+def test_every_sublayer_of_any_layout_is_watched_and_silenced(case):
+    model, windows = tiny_layout(case), random_windows(2)
+    parts = sublayers(catalogue(model), 1)
+    with observed(model, parts, windows) as seen:
+        intact = evaluate(model, windows).nll
+    assert set(seen[0].peaks) == {(part.part, part.expert) for part in parts}
+    assert {part.part for part in parts} >= {"attention", "ffn"}
+    assert any(part.part == "expert" for part in parts) == (case in ("gpt_oss", "deepseek_v3"))
+    for part in parts:
+        with silenced(part):
+            assert evaluate(model, windows).nll != pytest.approx(intact, rel=1e-6)
+    assert evaluate(model, windows).nll == intact
+
+
+def test_what_gives_more_than_its_last_matrix_makes_is_not_silenced():
+    # XLNet's attention adds the residual stream itself; without its output nothing would be left.
+    assert [s.part for s in sublayers(catalogue(tiny_layout("xlnet")), 0)] == ["ffn"]
 
 
 def test_resuming_from_the_block_gives_the_same_as_the_whole_model():

@@ -127,8 +127,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @lru_cache
-def _original(case: str) -> PreTrainedModel:
+def _original(case: str, vocabulary: int) -> PreTrainedModel:
     kind, fields = CASES[case]
+    fields = {name: vocabulary if name.startswith("vocab_size") else value for name, value in fields.items()}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -137,6 +138,6 @@ def _original(case: str) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def tiny_layout(case: str) -> PreTrainedModel:
+def tiny_layout(case: str, vocabulary: int = VOCAB) -> PreTrainedModel:
     """A tiny random model; every call gives a fresh copy."""
-    return copy.deepcopy(_original(case))
+    return copy.deepcopy(_original(case, vocabulary))

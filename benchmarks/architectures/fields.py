@@ -108,6 +108,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2_moe (a dense block)": {"mlp_only_layers": [0]},
     "qwen3_next (a dense block)": {"mlp_only_layers": [0], "linear_num_key_heads": 4},
     "stablelm (parallel, normed)": {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
-    "zamba2 (adapters, positions)": {"use_shared_attention_adapter": True, "num_mem_blocks": 2,
+    "zamba2 (adapters, positions)": {"use_shared_attention_adapter": True, "num_key_value_heads": HEADS,
+                                     "use_mem_rope": True, "num_mem_blocks": 2,
                                      "add_bias_linear": True},
 }  # fmt: skip

@@ -43,7 +43,8 @@ def told(model: PreTrainedModel, blocks: Blocks) -> tuple[list[WeightTensor], li
     groups = weight_places(model)
     out = [LeftOut(g[0].name, tuple(g[0].parameter.shape), why) for g in groups if (why := _no_weight(g[0]))]
     out += [LeftOut(name, tuple(values.shape), "a buffer") for name, values in _kept_buffers(model)]
-    found = [_tensor(model, blocks, places) for places in groups if not _no_weight(places[0])]
+    config = text_config(model)
+    found = [_tensor(model, blocks, config, places) for places in groups if not _no_weight(places[0])]
     if any(map(_open, found)) and not any(hollow(place) for places in groups for place in places):
         found = _told_by_use(model, found)
     fused = _hiding_another(found)
@@ -72,12 +73,12 @@ def _open(tensor: WeightTensor) -> bool:
     return not tensor.parts and tensor.layer is not None and len(tensor.parameter.shape) == 2
 
 
-def _tensor(model: PreTrainedModel, blocks: Blocks, places: tuple[Place, ...]) -> WeightTensor:
+def _tensor(model: PreTrainedModel, blocks: Blocks, config: Any, places: tuple[Place, ...]) -> WeightTensor:
     """A parameter as its place and its name tell it: without parts if they tell nothing."""
     name, owner = places[0].name, places[0].owner
     (layer, stem), expert = blocks.place(name), re.search(r"\bexperts\.(\d+)\.", name)
     stem = stem.removesuffix(".weight")
-    sizes = Sizes(_around(model, name), text_config(model))
+    sizes = Sizes(_around(model, name), config)
     of_text, norm = reads_text(name), _is_norm(places[0])
     tensor = WeightTensor(
         name=name, layer=layer, parts=(), expert=int(expert[1]) if expert else None, places=places,

@@ -170,6 +170,20 @@ def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory
 SECTIONS = ["stable", "scores", "patterns", "pools", "structure", "fidelity"]
 
 
+def test_the_method_says_what_is_addressed_and_what_is_not(made):
+    record = json.loads((made / "study.json").read_text())
+    record["resolved"]["addressed"] = {
+        "components": {"q": 1200, "other": 34}, "other": {"layers.*.laurel.<b>": 34}, "biases": 56,
+        "left_out": [{"name": "layers.*.sinks_bias", "weights": 78, "why": "a bias"}],
+    }  # fmt: skip
+    (made / "study.json").write_text(json.dumps(record))
+    text = " ".join(" ".join(Page(analysis.write_report(analysis.load(made)).read_text()).text).split())
+    assert "q 1,200, other 34" in text
+    assert "asked for: layers.*.laurel.<b> (34)" in unescape(text)
+    assert "Not addressed: layers.*.sinks_bias (78, a bias)" in text
+    assert "Biases (56) are neither scored nor damaged" in text
+
+
 def test_every_section_stands_in_a_full_report_with_its_numbers(synthetic):
     study, _ = synthetic
     html = analysis.write_report(study).read_text()

@@ -10,7 +10,7 @@ import analysis
 from analysis.clusters import cut, silhouette
 from analysis.figures.style import COMPONENT_ORDER
 from analysis.modes import effective_number
-from analysis.structure import _holm, concentration, least_count, poisson_binomial_tail, shapes
+from analysis.structure import _holm, channel_layers, concentration, least_count, poisson_binomial_tail, shapes
 from analysis.where import GROUPS, silent_blocks
 from esa_ray.spec import COMPONENT_GROUPS, COMPONENTS
 from tests.analysis.conftest import with_tables
@@ -160,6 +160,17 @@ def test_shapes_are_worked_out_from_addresses(synthetic, tmp_path):
         ("fused", "q", None): (8, 5), ("fused", "k", None): (4, 5),
         ("turned", "q", None): (8, 5), ("turned", "k", None): (4, 5),
     }  # fmt: skip
+
+
+def test_what_reads_a_latent_is_on_no_residual_channel(tmp_path):
+    places = {"q": (1, 3), "v": (1, 4), "q_latent": (1, 5), "kv_latent": (2, 5), "attn_gate": (1, 6), "down": (7, 1)}
+    for case, components, wanted in (("latent", places, {5, 6, 7}), ("plain", ("q", "v", "down"), {3, 4, 7})):
+        rows = [{"metric": "grad_x_weight", "mode": "global", "seed": 1, "group": "super", "rank": 1, "layer": 0,
+                 "tensor": c, "component": c, "row": places[c][0], "col": places[c][1], "flat": 0}
+                for c in components]  # fmt: skip
+        score_stats = [stats_row(1, 0, c, 1.0, 64) | {"tensor": c} for c in components]
+        study = with_tables(tmp_path / case, rankings=rows, score_stats=score_stats)
+        assert set(channel_layers(study)["channel"]) == wanted
 
 
 def test_concentration_is_what_counting_gives():

@@ -15,6 +15,7 @@ from esa_ray.models.sources import compute_dtype, find
 from esa_ray.scoring.memory import activation_bytes
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
 from tests.tiny import random_windows, tiny
+from tests.tiny_layouts import tiny_layout
 
 #: A card with round numbers: 10¹² operations a second in 16 bits, of which 0.4 are taken to be reached.
 PLAIN = Card("plain", "Plain", 10**9, 1e12, 1e11, 1e15, True)
@@ -152,6 +153,14 @@ def test_a_study_takes_what_its_passes_take():
     assert lines(study(), fast)["time"].startswith("about 1 s in one actor: scoring under 1 s, cells under 1 s")
     hour = Card("x", "X", 80 * 10**9, operations / 0.4 / 3600, 1e12, 1e18, True)
     assert lines(study(), hour)["time"].startswith("about 1 h in one actor: scoring 52 min, cells 8.3 min")
+
+
+def test_a_plan_says_what_nothing_tells_and_what_is_left_out(tmp_path):
+    tiny_layout("gpt_oss").config.save_pretrained(tmp_path)
+    found = lines(study(model=ModelSpec(source=str(tmp_path))), card("h100"), "fp32")
+    assert found["not told"] == ("model.layers.*.self_attn.sinks (8 weights); scored where --components names them")
+    assert "model.layers.*.mlp.experts.down_proj_bias (96 weights, a bias)" in found["left out"]
+    assert "left out" not in lines(study(), card("h100"))
 
 
 def test_a_study_takes_more_cards_or_ranges_where_memory_is_short():
