@@ -36,8 +36,11 @@ class Stacked:
     repeats: bool = False
 
     def parts(self, module: nn.Module, rows: int) -> tuple[Part, ...] | None:
-        """The parts of such a matrix of this module; None if it has other sizes than its module says."""
-        stack = self.by(module)
+        """The parts of such a matrix of this module; None if its module says other sizes, or none."""
+        try:
+            stack = self.by(module)
+        except AttributeError:  # another code's mixer of the same name
+            return None
         sizes = [size for _, size in stack]
         period = sum(sizes)
         if rows % period or not (self.repeats or rows == period):

@@ -73,12 +73,13 @@ class ActivationStatistics(Products):
     def stacked(self, stack: Stack) -> Tensor:
         """Note what goes into every matrix of a stack and comes out."""
         result, index = stack.run(), stack.index
-        x_SRI, y_SRO = stack.inputs().detach().float(), stack.outputs(result.detach()).float()
-        kept = self._of(index, x_SRI.device, (len(x_SRI), x_SRI.shape[-1], y_SRO.shape[-1]))
-        kept.squares.add_(x_SRI.square().sum(1, dtype=torch.float64))
-        torch.maximum(kept.input_peaks, x_SRI.abs().amax(1), out=kept.input_peaks)
-        torch.maximum(kept.output_peaks, y_SRO.abs().amax(1), out=kept.output_peaks)
-        self._seen[index] = [n + x_SRI.shape[1] for n in self._seen[index]]
+        x_SBTI = stack.inputs(stack.operand.detach(), 1).float()
+        y_SBTO = stack.outputs(result.detach(), 1).float()
+        kept = self._of(index, x_SBTI.device, (len(x_SBTI), x_SBTI.shape[-1], y_SBTO.shape[-1]))
+        kept.squares.add_(x_SBTI.square().sum((1, 2), dtype=torch.float64))
+        torch.maximum(kept.input_peaks, x_SBTI.abs().amax((1, 2)), out=kept.input_peaks)
+        torch.maximum(kept.output_peaks, y_SBTO.abs().amax((1, 2)), out=kept.output_peaks)
+        self._seen[index] = [n + x_SBTI.shape[1] * x_SBTI.shape[2] for n in self._seen[index]]
         return result
 
     def _of(self, index: int, device: torch.device, sizes: tuple[int, int, int] | None = None) -> _Kept:

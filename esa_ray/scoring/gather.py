@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.models.modes import eval_mode
+from esa_ray.models.modes import eval_mode, reference_mixers
 from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
 from esa_ray.scoring.activations import ActivationStatistics
@@ -57,6 +57,7 @@ class _Gathering:
         for part in self.layout.ranges:
             with ExitStack() as around:
                 around.enter_context(eval_mode(self.model))
+                around.enter_context(reference_mixers(self.model))
                 if backward:  # forward passes alone are the same on every run
                     around.enter_context(reproducible_attention(self.model))
                 around.enter_context(reloading(self.model))  # before anything that looks at weights in place

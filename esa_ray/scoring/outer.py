@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from esa_ray.scoring import routing
-from esa_ray.scoring.fold import fold_windows
+from esa_ray.scoring.fold import FOLDS, fold_windows
 from esa_ray.scoring.gradients import Totals, frozen
 from esa_ray.scoring.products import Product, Products, experts_one_by_one
 from esa_ray.scoring.stacks import Stack
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Hears of one product's inputs (…, I) and output gradients (…, O).
 Fold = Callable[[Tensor, Tensor], None]
+#: Finds (S, B, T, …) in an operand or a result of B windows (:class:`esa_ray.scoring.stacks.Stack`).
+Find = Callable[[Tensor, int], Tensor]
 
 
 class _Heard(torch.autograd.Function):
@@ -59,6 +61,23 @@ class _Heard(torch.autograd.Function):
         ctx.fold(x, dy)
         dx = torch.matmul(dy, weight.T if ctx.transposed else weight) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None, None
+
+
+class _Overheard(torch.autograd.Function):
+    """A result as it is, whose gradient is heard beside the operand that it was made of."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, result: Tensor, operand: Tensor, fold: Fold) -> Tensor:
+        """The result. The ``anchor`` requires a gradient, so that there is a backward pass though nothing else does."""
+        ctx.save_for_backward(operand)
+        ctx.fold = fold
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor | None, None, None]:
+        """The gradient as it is."""
+        ctx.fold(ctx.saved_tensors[0], outputs[0])
+        return None, outputs[0] if ctx.needs_input_grad[1] else None, None, None
 
 
 class NotOnceError(Exception):
@@ -194,9 +213,15 @@ class ProductGradients(Products):
         return result
 
     def stacked(self, stack: Stack) -> Tensor:
-        """Whose rows a stack's are isn't known here."""
-        self.refused.add(stack.index)
-        return stack.run()
+        """The same of a stack of matrices, where its rows are window after window."""
+        (windows, tokens), result, which = self._shape, stack.run(), (stack.index, -1)
+        apart = stack.windows == windows or (stack.windows is None and stack.operand.shape[1] == windows * tokens)
+        if not apart or which in self._made:
+            self.refused.add(stack.index)
+            return result
+        self._made.add(which)
+        fold = partial(self._fold_stack, stack.index, windows, stack.inputs, stack.outputs)
+        return _Overheard.apply(self._anchor, result, stack.operand, fold)
 
     def _rows(self, product: Product) -> Rows | None:
         """Whose rows they are; None if that isn't known."""
@@ -213,6 +238,20 @@ class ProductGradients(Products):
         pair = (x_RI, dy_RO) if tensor.transposed else (dy_RO, x_RI)
         totals = {name: mine[index][expert] if tensor.experts else mine[index] for name, mine in self.totals.items()}
         fold_windows(totals, *pair, rows.offsets, scale=1 / self.scale)
+
+    def _fold_stack(self, index: int, windows: int, inputs: Find, outputs: Find, x: Tensor, dy: Tensor) -> None:
+        self.fold_stack(index, inputs(x.detach(), windows), outputs(dy.detach(), windows))
+
+    def fold_stack(self, index: int, x_SBTI: Tensor, dy_SBTO: Tensor) -> None:
+        """Inputs and output gradients of a stack of matrices: its windows' gradients are added up."""
+        for n in range(x_SBTI.shape[1]):
+            x_STI, dy_STO = x_SBTI[:, n].float(), dy_SBTO[:, n].float()
+            pair = (x_STI, dy_STO) if self.tensors[index].transposed else (dy_STO, x_STI)
+            gradient = torch.matmul(pair[0].mT, pair[1]) / self.scale
+            for name, fold in FOLDS.items():
+                if name in self.totals:
+                    total = self.totals[name][index]
+                    fold(total, gradient.to(total.device).reshape(total.shape))
 
 
 def _in_memory(value: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from esa_ray.models.modes import reference_mixers
 from esa_ray.models.offload import watch
 from esa_ray.scoring import stacks
 from esa_ray.scoring.stacks import Stack
@@ -42,13 +43,14 @@ MATMULS = frozenset({"matmul", "__matmul__", "mm", "bmm"})
 
 @contextmanager
 def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
-    """Mixture-of-experts layers compute expert by expert for the length of a ``with`` block, not in one kernel."""
+    """Mixtures compute expert by expert for the length of a ``with`` block, and mixers as written, not in kernels."""
     configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     before = [(c, c._experts_implementation) for c in configs if getattr(c, "_experts_implementation", None)]
     for config, _ in before:
         config._experts_implementation = "eager"
     try:
-        yield
+        with reference_mixers(model):
+            yield
     finally:
         for config, implementation in before:
             config._experts_implementation = implementation

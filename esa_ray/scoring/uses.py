@@ -63,6 +63,11 @@ class _Trial(ProductGradients):
             strange_R = second_R if self._window == 0 else ~second_R
             self._seen.append((index, torch.stack([largest_R.max(), torch.where(strange_R, largest_R, 0.0).max()])))
 
+    def fold_stack(self, index: int, x_SBTI: Tensor, dy_SBTO: Tensor) -> None:
+        """The same of a stack of matrices."""
+        largest_B = dy_SBTO.abs().amax((0, 2, 3)).float()
+        self._seen.append((index, torch.stack([largest_B.max(), largest_B[1 - self._window]])))
+
     def run(self, two_BT: Tensor, scale: float) -> float:
         """Forward and backward, the loss being one window's alone, then the other's; the largest gradient, or NaN."""
         for self._window in range(2):

@@ -116,6 +116,13 @@ def test_a_stack_of_other_sizes_than_its_module_says_is_other():
     assert [p.component for p in catalogue(model)["backbone.layers.1.mixer.in_proj.weight"].parts] == ["other"]
 
 
+def test_a_module_of_the_same_name_that_says_no_sizes_is_other():
+    model = tiny_mixer("mamba")
+    del model.backbone.layers[1].mixer.ssm_state_size
+    told = {t.name.split(".")[-2]: t.parts[0].component for t in catalogue(model).tensors if t.layer == 1}
+    assert (told["x_proj"], told["in_proj"]) == ("other", "mixer_in")
+
+
 def test_shared_blocks_are_one_tensor_of_the_first_depth_that_uses_them():
     found = catalogue(tiny_mixer("zamba"))
     shared = found["model.layers.1.shared_transf.self_attn.q_proj.weight"]

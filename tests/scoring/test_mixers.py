@@ -1,13 +1,18 @@
 """Scores of mixers against plain autograd, one window at a time, and against what hooks see, in float64."""
 
 import copy
+import inspect
 import sys
+import types
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
 
+from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.scoring.curvature import HessianDiagonal, _signs
 from esa_ray.scoring.gather import score_tensors
@@ -40,13 +45,77 @@ def test_gradients_of_batches_are_those_of_single_windows(kind):
     assert state_bits(model) == before
 
 
-@pytest.mark.parametrize("kind", ["mamba", "mamba2", "qwen3_next", "minimax", "lfm2", "kimi_linear", "rwkv"])
-def test_matrices_of_mixers_are_multiplied_with_once_and_so_pass_in_batches(kind):
+@pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"zamba", "zamba2", "zaya"}))
+def test_matrices_and_convolutions_of_mixers_pass_in_batches(kind):
     model, windows = tiny_mixer(kind), random_windows(2, 9)
     tensors = catalogue(model).select(BLOCK_COMPONENTS)
     found = uses(model, tensors, torch.as_tensor(windows)).once
-    alone = {t.name.split(".")[-2] for i, t in enumerate(tensors) if i not in found}
-    assert alone <= {"conv1d", "conv"}
+    assert [t.name for i, t in enumerate(tensors) if i not in found and "experts" not in t.name] == []
+
+
+def test_windows_that_meet_in_a_mixer_take_a_pass_each(monkeypatch):
+    model, windows = tiny_mixer("mamba"), random_windows(2, 9)
+    file = sys.modules[type(model).__module__]
+    real = file.causal_conv1d_fn
+
+    def meeting(x, *args, **kwargs):
+        return real(x.flip(0), *args, **kwargs)
+
+    monkeypatch.setattr(file, "causal_conv1d_fn", meeting)
+    # The last block's convolution still sees of each row what that row's loss depends on.
+    tensors = [t for t in catalogue(model).select(("mixer_conv", "mixer_in")) if t.layer == 0]
+    assert not uses(model, tensors, torch.as_tensor(windows)).once
+
+
+@pytest.mark.parametrize("kind", ["mamba", "zamba", "qwen3_next", "recurrent_gemma"])
+def test_scores_of_offloaded_mixers_are_those_of_resident_ones(kind):
+    whole, windows = tiny_mixer(kind), random_windows(3, 9)
+    away = accelerate.cpu_offload(tiny_mixer(kind), execution_device="cpu")
+    found = [
+        score_tensors(m, catalogue(m).select(BLOCK_COMPONENTS), windows, ["grad_squared", "act_mag"], batch_size=2)
+        for m in (whole, away)
+    ]
+    for index, tensor in enumerate(found[0].tensors):
+        for metric in ("grad_squared", "act_mag"):
+            one, other = (scores.of(metric, index) for scores in found)
+            torch.testing.assert_close(one, other, msg=tensor.name)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("mamba", "mamba_selective_scan"), ("lfm2", "causal_conv1d_fn"),
+                                                ("qwen3_next", "torch_chunk_gated_delta_rule")])  # fmt: skip
+def test_no_score_needs_kernels_of_other_packages_or_is_kept_from_by_them(kind, function, monkeypatch):
+    model, windows = tiny_mixer(kind), random_windows(2, 9)
+    tensors = [t for t in catalogue(model).select((*BLOCK_COMPONENTS, "norm")) if t.layer is not None]
+    metrics = ["grad_squared", "grad_x_weight", "hutchinson_abs"]
+    wanted = score_tensors(model, tensors, windows, metrics, probes=2)
+    file = sys.modules[type(model).__module__]
+
+    def installed(*args, **kwargs):
+        pytest.fail("a kernel is called")
+
+    # The decorator that transformers puts on these functions, as it is where the package is there.
+    reference = inspect.unwrap(getattr(file, function))
+    package = types.ModuleType("kernels_of_somebody")
+    setattr(package, function, installed)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    decorated = use_kernel_func_from_hub_with_fallback(function, package.__name__)(reference)
+    monkeypatch.setattr(file, function, decorated)
+    found = score_tensors(model, tensors, windows, metrics, probes=2)
+    for index in range(len(tensors)):
+        for metric in metrics:
+            assert torch.equal(found.of(metric, index), wanted.of(metric, index))
+    matrices = [t for t in tensors if len(t.shape) > 1]
+    score_tensors(model, matrices, windows, ["act_mag"]).of("act_mag", len(matrices) - 1)
+    assert getattr(file, function) is decorated
+    with pytest.raises(pytest.fail.Exception, match="kernel"):
+        model(torch.as_tensor(windows), use_cache=False)
+
+
+def test_act_mag_of_what_multiplies_nothing_is_refused_in_a_sentence():
+    model = tiny_mixer("mamba")
+    tensors = catalogue(model).select(("*.A_log",))
+    with pytest.raises(EsaError, match=r"layers\.0\.mixer\.A_log was never seen to multiply its inputs; choose a"):
+        score_tensors(model, tensors, random_windows(2, 9), ["act_mag"]).of("act_mag", 0)
 
 
 def doubled(model):
