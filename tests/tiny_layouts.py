@@ -69,6 +69,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("deepseek_v2", _DEEPSEEK),
     "deepseek_v3": ("deepseek_v3", _DEEPSEEK),
+    "deepseek_v3, narrow values": ("deepseek_v3", {**_DEEPSEEK, "qk_nope_head_dim": 10}),
     "minicpm3": ("minicpm3", {**_LATENT, "head_dim": 6, "dim_model_base": 16}),
     "longcat_flash": (
         "longcat_flash",

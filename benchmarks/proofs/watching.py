@@ -44,6 +44,7 @@ class _Mode(TorchFunctionMode):
         self.seen, self.memory, self.layer = seen, memory, layer
         self._scores: tuple[Tensor, Tensor] | None = None
         self._named = False
+        self._partition = False
         self._weights: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -52,8 +53,10 @@ class _Mode(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             self._attended({c: named[full] for c, full in zip("qkv", ("query", "key", "value"), strict=True)})
-        elif name == "softmax" and self._scores:
-            self._weights = result
+        elif self._scores and (name == "softmax" or (name == "exp" and self._partition)):
+            self._weights, self._partition = result, False
+        elif name == "logsumexp":
+            self._partition = True
         elif name in ("matmul", "__matmul__", "bmm", "baddbmm", "mm", "linear", "addmm", "einsum"):
             leaves = tree_leaves((args, kwargs))
             letters = next((leaf for leaf in leaves if isinstance(leaf, str)), None) if name == "einsum" else None

@@ -47,7 +47,7 @@ def told(model: PreTrainedModel, blocks: Blocks) -> tuple[list[WeightTensor], li
     found = [_tensor(model, blocks, config, places) for places in groups if not _no_weight(places[0])]
     if any(map(_open, found)) and not any(hollow(place) for places in groups for place in places):
         found = _told_by_use(model, found)
-    fused = _hiding_another(found)
+    fused = _hiding_another(found, values_apart=bool(getattr(config, "v_head_dim", None)))
     return [replace(t, parts=_filled(t if t.name not in fused else replace(t, parts=()))) for t in found], out
 
 
@@ -138,9 +138,12 @@ def _edge(model: PreTrainedModel, places: tuple[Place, ...]) -> str | None:
     return next((component for component, module in edges.items() if module is not None and module in owners), None)
 
 
-def _hiding_another(tensors: Iterable[WeightTensor]) -> set[str]:
-    """Tensors with twice the outputs that the next matrix of their block takes in: another one is fused in them."""
-    takers = {"up": "down", "q": "o"}
+def _hiding_another(tensors: Iterable[WeightTensor], *, values_apart: bool) -> set[str]:
+    """Tensors with twice the outputs that the next matrix of their block takes in: another one is fused in them.
+
+    Where heads of values have a size of their own (``values_apart``) that of queries says nothing of it.
+    """
+    takers = {"up": "down"} if values_apart else {"up": "down", "q": "o"}
     taken: dict[tuple[int | None, str], set[int]] = {}
     for tensor in tensors:
         for part in tensor.parts:

@@ -58,6 +58,12 @@ class ActivationStatistics(Products):
             self._note(index, expert, mine[routed], made[routed])
         return result
 
+    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """The same of a product whose inputs or outputs stand on several axes."""
+        result = run()
+        self._note(index, 0, x, result)
+        return result
+
     def _note(self, index: int, expert: int, inputs: Tensor, outputs: Tensor) -> None:
         tensor = self.tensors[index]
         x = inputs.detach().reshape(-1, tensor.cols).float()

@@ -8,6 +8,7 @@ Heads that compute apart and convolutions multiply with a stack of matrices at o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,10 +173,27 @@ class Products(TorchFunctionMode):
 
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
-        return run()
+        contracts = func is torch.einsum and len(args) == 3 and re.fullmatch(r"[^,]+,[^,]+->[^,]*", str(args[0]))
+        made = self._by_letters(*args, run) if contracts else None
+        return run() if made is None else made
 
     def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
         index, expert, strides = self._places.get(weight.data_ptr(), (-1, 0, ()))
         if index < 0 or weight.stride() != strides or self.tensors[index].transposed != transposed:
             return None
         return Product(index, expert, x, weight, run) if weight.shape == self.tensors[index].shape[-2:] else None
+
+    def _by_letters(self, letters: str, x: Tensor, operand: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product by ``einsum``, if it sums the last axes of X and the first or last of all of a matrix."""
+        index, _, strides = self._places.get(operand.data_ptr(), (-1, 0, ()))
+        if index < 0 or operand.numel() != self.tensors[index].size or self.tensors[index].experts:
+            return None
+        a, b, made = letters.replace(" ", "").replace("->", ",").split(",")
+        summed, free = ("".join(c for c in b if (c in made) == kept) for kept in (False, True))
+        in_out = {summed + free: True, free + summed: False}.get(b)
+        whole = a.endswith(summed) and made.endswith(free) and not set(free) & set(a) and strides[-1] == 1
+        return self.summed(index, x, run) if whole and in_out == self.tensors[index].transposed else None
+
+    def summed(self, index: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor | None:
+        """A product whose inputs or outputs stand on several axes, the last ones; gives Y, or None to be ``other``."""
+        return None

@@ -11,7 +11,8 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from esa_ray.errors import EsaError
-from esa_ray.models.addressing import catalogue
+from esa_ray.models import telling
+from esa_ray.models.addressing import Part, catalogue
 from esa_ray.spec import BLOCK_COMPONENTS
 from tests.tiny import EXPERTS, FAMILIES, HEAD, HIDDEN, INNER, KV_HEADS, LAYERS, VOCAB, random_windows, tiny
 
@@ -312,3 +313,21 @@ def test_experts_stored_by_input_say_so():
     found = tensor.locate([5])
     assert (found["expert"], found["row"].tolist(), found["col"].tolist()) == ([0], [5], [0])
     assert tensor.index(5, 0, expert=0) == 5
+
+
+def test_rows_that_no_part_takes_are_other_and_never_the_last_part(monkeypatch):
+    real = telling.parts_by_name
+    some = (Part("q", 0, 2, 8), Part("v", 3, 1, 8))
+
+    def with_gaps(name, rows, config):
+        return some if name.endswith("q_proj") else real(name, rows, config)
+
+    monkeypatch.setattr(telling, "parts_by_name", with_gaps)
+    found = catalogue(tiny("llama"))
+    tensor = found["model.layers.0.self_attn.q_proj.weight"]
+    by_row = tensor.locate(np.arange(tensor.size).reshape(16, 16)[:, 0])["component"]
+    assert by_row == ["q", "q", "other", "v", "other", "other", "other", "other"] * 2
+    assert found.unknown == {"model.layers.*.self_attn.q_proj.weight": 2 * 10 * 16}
+    wanted = {part: tensor.weights_of(part) for part in range(len(tensor.parts))}
+    assert sorted(np.concatenate(list(wanted.values())).tolist()) == list(range(tensor.size))
+    assert [tensor.parts[part].component for part in wanted] == ["q", "v", "other", "other"]

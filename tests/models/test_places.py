@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
-from esa_ray.models import addressing, load
+from esa_ray.models import load, tensors
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.offload import watch
@@ -256,5 +256,5 @@ def test_an_edit_of_offloaded_weights_that_cannot_be_written_back_is_not_restore
         pytest.raises(NotRestoredError) as raised,
         perturbed(catalogue(on_disk), {tensor.name: np.arange(4)}, PerturbSpec(kind="zero"), seed=0),
     ):
-        monkeypatch.setattr(addressing, "write", write)
+        monkeypatch.setattr(tensors, "write", write)
     assert raised.value.__cause__ is error

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esa_ray.errors import EsaError
@@ -32,6 +33,7 @@ class Multiplied(TorchDispatchMode):
             pairs = zip(x, w, strict=True) if x.dim() == 3 else [(x, w)]
             for mine, matrix in pairs:
                 self.note(mine, matrix)
+                self.note(matrix.T, mine.T)
         return func(*args, **(kwargs or {}))
 
     def note(self, x, matrix):
@@ -60,7 +62,7 @@ def act_mag(model) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "xlnet"])
+@pytest.mark.parametrize("case", [c for c in CASES if c != "xlnet"])  # whose einsums copy their operands
 def test_act_mag_is_what_the_kernels_multiply(case):
     model = tiny_layout(case)
     tensors = catalogue(model).select(BLOCK_COMPONENTS)
@@ -71,14 +73,49 @@ def test_act_mag_is_what_the_kernels_multiply(case):
         assert found.any() != ("encoder_attn" in tensor.name), tensor.name
 
 
-def test_a_product_that_is_not_seen_is_an_error_that_names_the_matrix_and_never_zero():
+def outputs(model) -> torch.Tensor:
+    """What the attention of XLNet's first block gives out, (positions, channels), its norm left out."""
+    seen: list[torch.Tensor] = []
+    attention = model.transformer.layer[0].rel_attn
+    with torch.no_grad(), attention.register_forward_hook(lambda *args: seen.append(args[-1][0].reshape(-1, 16))):
+        for window in WINDOWS:
+            model(torch.as_tensor(window)[None], use_cache=False)
+    return torch.cat(seen)
+
+
+def test_a_product_by_einsum_has_the_inputs_that_an_edit_shows():
+    # Y = X·Wᵀ: a weight that is 1 larger adds a column of X to a column of Y.
     model = tiny_layout("xlnet")
-    tensors = catalogue(model).select(("q", "up"))
+    model.transformer.layer[0].rel_attn.layer_norm = nn.Identity()
+    (tensor,) = (t for t in catalogue(model).select(("o",)) if t.layer == 0)
+    found = score_tensors(model, [tensor], WINDOWS, ["act_mag"]).of("act_mag", 0)
+    before = outputs(model)
+    for col in (0, 5, 11):
+        flat = tensor.index(3, col)
+        weight = float(tensor.flat_weights()[flat])
+        tensor.flat_weights()[flat] += 1
+        change = outputs(model) - before
+        tensor.flat_weights()[flat] -= 1
+        assert set(torch.nonzero(change.abs().amax(0) > 1e-5).flatten().tolist()) == {3}
+        assert float(found[flat]) == pytest.approx(abs(weight) * float(change[:, 3].norm()), rel=1e-4)
+
+
+class ByHand(nn.Linear):
+    """A product that is written out, as no recognised operation."""
+
+    def forward(self, x):
+        return (x.unsqueeze(-2) * self.weight).sum(-1)
+
+
+def test_a_product_that_is_not_seen_is_an_error_that_names_the_matrix_and_never_zero():
+    model = tiny_layout("olmo2")
+    attention = model.model.layers[0].self_attn
+    attention.o_proj = ByHand(16, 16, bias=False).requires_grad_(False)
+    tensors = catalogue(model).select(("o",))
     scores = score_tensors(model, tensors, WINDOWS, ["act_mag"])
-    with pytest.raises(EsaError, match=r"transformer\.layer\.0\.rel_attn\.q was never seen"):
+    with pytest.raises(EsaError, match=r"model\.layers\.0\.self_attn\.o_proj\.weight was never seen"):
         scores.of("act_mag", 0)
-    up = next(i for i, t in enumerate(tensors) if t.parts[0].component == "up")
-    assert scores.of("act_mag", up).any()
+    assert scores.of("act_mag", 1).any()
 
 
 def gradients(model, tensors) -> list[np.ndarray]:
