@@ -17,6 +17,8 @@ COLUMNS = {
     "activations": "`act_mag` is |W|·‖X‖ of what a hook sees go into each matrix",
     "damage": "damage of the top 5 weights by `grad_x_weight` and by `magnitude` has a finite, repeatable cost, the "
     "divergence is that of the logits, and all is restored bit for bit",
+    "foreseen": "the config alone tells the same weights as the loaded model, and how long a window may be",
+    "continues": "greedy continuations are the most likely token of a full forward pass each",
     "resumed": "the loss measured from the damaged block on is that of a full forward pass; where a model can't be "
     "resumed, full forward passes are taken",
 }

@@ -123,6 +123,6 @@ def test_the_document_tells_which_types_work_and_what_is_the_matter_with_the_oth
     assert "- `wrong`: scores: grad_squared of w \\| x differs" in text
     assert "- `gone`: needs timm" in text
     assert "- `slow`: took longer than 120 s" in text
-    assert "| fine | ok | 96% | ok | ok | ok | ok | ok | q, down |" in text
+    assert "| fine | ok | 96% | ok | ok | ok | ok | ok | ok | ok | q, down |" in text
     assert "- `fine`: `a.b`" in text
     assert "**rwkv doesn't**" in text

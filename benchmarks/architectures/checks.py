@@ -17,12 +17,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.architectures import references
-from benchmarks.architectures.shrink import NEVER
+from benchmarks.architectures.shrink import NEVER, POSITIONS
 from benchmarks.mixer_proofs import misread, mixers
 from benchmarks.proofs import NO_CLAIM, NOT_RUN, OK, pattern, prove
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import Intact, Outcome, evaluate
+from esa_ray.evaluation import Intact, Outcome, continued, evaluate
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
+from esa_ray.models.blocks import context
+from esa_ray.models.cost import activations as activations_of
+from esa_ray.models.known import facts, hollow
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.places import bits, weight_places
 from esa_ray.models.sources import find
@@ -317,9 +320,40 @@ def resuming(subject: Subject) -> str:
     return f"from {len(places)} places"
 
 
+def foreseen(subject: Subject) -> str:
+    """The config alone tells the same weights as the loaded model, its sizes, and how long a window may be."""
+    loaded, alone = (_told(catalogue(model)) for model in (subject.model, hollow(str(subject.directory), "fp32")))
+    differ = [name for name in loaded.keys() | alone.keys() if loaded.get(name) != alone.get(name)]
+    assert not differ, f"{len(differ)} tensors are told otherwise by the config alone: {', '.join(sorted(differ)[:3])}"
+    activations_of(subject.model, TOKENS)
+    told, limit = facts(subject.directory.name, subject.model), context(subject.model)
+    long_BT = 2 + torch.arange(limit if limit and limit <= POSITIONS else POSITIONS + 44)[None] % 200
+    with torch.no_grad():
+        subject.model(long_BT, use_cache=False)
+    return f"{told['parameters']:,} parameters, windows of up to {limit or 'any number of'} tokens"
+
+
+def _told(weights: Catalogue) -> dict[str, tuple]:
+    return {t.name: (t.shape, t.parts, t.transposed, t.experts, t.layer) for t in weights.tensors}
+
+
+def continuing(subject: Subject) -> str:
+    """Continuations are the most likely token of a full forward pass each, up to the end of text."""
+    prompts, tokens = subject.evaluation[:2, : TOKENS // 2], 4
+    mine, text_BT = continued(subject.model, prompts, tokens), torch.from_numpy(prompts)
+    with torch.no_grad():
+        for _ in range(tokens):
+            next_B = subject.model(text_BT, use_cache=False).logits[:, -1].argmax(-1)
+            text_BT = torch.cat([text_BT, next_B[:, None]], 1)
+    for found, wanted in zip(mine.tolist(), text_BT[:, -tokens:].tolist(), strict=True):
+        end = found.index(-1) if -1 in found else tokens
+        assert found[:end] == wanted[:end], f"continues with {found[:end]}, where {wanted[:end]} is most likely"
+    return f"{tokens} tokens"
+
+
 CHECKS: dict[str, Callable[[Subject], object]] = {
     "loads": loading, "coverage": coverage, "proofs": proofs, "scores": scores, "activations": activations,
-    "damage": damage, "resumed": resuming,
+    "damage": damage, "foreseen": foreseen, "continues": continuing, "resumed": resuming,
 }  # fmt: skip
 #: A type works if these hold.
-NEEDED = ("loads", "coverage", "proofs", "scores", "activations", "damage")
+NEEDED = ("loads", "coverage", "proofs", "scores", "activations", "damage", "foreseen", "continues")

@@ -174,7 +174,7 @@ class Products(TorchFunctionMode):
     def other(self, func: Any, args: tuple, kwargs: dict, run: Callable[[], Any]) -> Any:
         """Any other operation; gives its result."""
         contracts = func is torch.einsum and len(args) == 3 and re.fullmatch(r"[^,]+,[^,]+->[^,]*", str(args[0]))
-        made = self._by_letters(*args, run) if contracts else None
+        made = self._by_letters(args[0], args[1], args[2], run) if contracts else None
         return run() if made is None else made
 
     def _product(self, x: Tensor, weight: Tensor, run: Callable[[], Tensor], *, transposed: bool) -> Product | None:
