@@ -64,11 +64,13 @@ def context(model: PreTrainedModel) -> int | None:
     """How many tokens a window may have at most; None where nothing sets an end.
 
     The config says so, and the table of positions, of which RoBERTa and its kin leave out the first: up to padding's.
+    ProphetNet asks it for the position after the last token, too.
     """
     config = text_config(model)
+    further = 1 if getattr(config, "ngram", None) else 0
     told = [getattr(config, name, None) for name in CONTEXTS]
     tables = [
-        module.num_embeddings - module.padding_idx - 1
+        module.num_embeddings - module.padding_idx - 1 - further
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None
         if reads_text(name)
