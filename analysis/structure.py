@@ -86,8 +86,10 @@ def concentration(index: np.ndarray, owner: np.ndarray, lengths: np.ndarray) -> 
     first is Σ over tensors of its fullest line, over all weights; the second the number of lines used over all
     weights; the third the mean over tensors, weighted by their weights, of the Gini coefficient of weights a line.
     """
-    lines, counts = np.unique(owner * int(lengths.max()) + index, return_counts=True)
-    tensor = lines // int(lengths.max())
+    # A component that is stacked with others has fewer rows than the last of its rows' numbers says.
+    apart = max(int(lengths.max()), int(index.max()) + 1)
+    lines, counts = np.unique(owner * apart + index, return_counts=True)
+    tensor = lines // apart
     order = np.lexsort((-counts, tensor))
     counts, tensor = counts[order], tensor[order]
     first = np.searchsorted(tensor, np.arange(len(lengths)))

@@ -58,6 +58,11 @@ def test_attention_against_ffn_is_the_ratio_of_means(tmp_path):
     assert (row["low"], row["high"]) == pytest.approx((3, 3))
 
 
+def test_rows_of_a_component_within_a_stack_are_counted_as_if_it_stood_alone():
+    alone, owner, lengths = np.array([0, 0, 1, 3]), np.array([0, 0, 0, 1]), np.array([4, 4])
+    assert concentration(alone + 8, owner, lengths) == pytest.approx(concentration(alone, owner, lengths))
+
+
 def test_mixers_are_a_side_of_their_own(tmp_path):
     parts = (("q", 6.0, 10), ("mixer_in", 8.0, 20), ("mixer_conv", 2.0, 10), ("up", 2.0, 30), ("decay", 99.0, 99))
     score_stats = [stats_row(s, 0, c, m * s, n) for s in (1, 2) for c, m, n in parts]
