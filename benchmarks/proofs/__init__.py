@@ -79,7 +79,8 @@ def _heads(edit: Edit) -> str:
         which = {"k"}
     if which != {component}:
         return f"{' and '.join(sorted(which))} of attention change"
-    if component == "v" and len(changes) * 2 == len(pairs) == 2:  # differential attention: a call for half the heads
+    twice = len(pairs) == 2 and torch.equal(pairs[0][0]["q"], pairs[1][0]["q"])
+    if component == "v" and twice and len(changes) == 1:  # differential attention: a call for half of the value heads
         return OK if changed(before["v"], behind["v"], -3) == set(range(before["v"].shape[-3])) else "heads stay"
     size = before["v" if component == "v" else "q"].shape[-1]
     return _one_head(edit, size, before[component], behind[component])
