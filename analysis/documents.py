@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from analysis import architectures, measured
 from analysis.comparison import Comparison, compare, comparison_verdicts
 from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
 from analysis.figures import styled
-from analysis.measured import document
 from analysis.sections.parts import Figure
 from analysis.study import StudyError
 from analysis.verdicts import Verdict
@@ -33,8 +34,12 @@ TITLES = {
     "scaling": ("Scaling and architecture: the zoo, and SmolLM2 beside it", "make scaling"),
 }
 
-#: Document of a benchmark → its title and the command that writes its findings.
-BENCHMARKS = {"gpu": ("On a GPU: figures beside goals", "python -m benchmarks gpu")}
+Writer = Callable[[str, str, dict[str, Any]], str]
+#: Document of a benchmark → what writes it, its title and the command that writes its findings.
+BENCHMARKS: dict[str, tuple[Writer, str, str]] = {
+    "gpu": (measured.document, "On a GPU: figures beside goals", "python -m benchmarks gpu"),
+    "architectures": (architectures.document, "Architectures: every model type", "python -m benchmarks architectures"),
+}
 
 
 def _sources(comparison: Comparison) -> list[dict[str, Any]]:
@@ -86,7 +91,8 @@ MANY = 30
 def render(name: str, found: dict[str, Any]) -> str:
     """The document that says what was found."""
     if name in BENCHMARKS:
-        return document(*BENCHMARKS[name], found)
+        document, title, command = BENCHMARKS[name]
+        return document(title, command, found)
     title, command = TITLES[name]
     models = found["sources"]
     every = dict.fromkeys(", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in models)

@@ -123,6 +123,9 @@ SHOWN: dict[str, dict[str, Variables]] = {
     "ZayaCCAProjection": {
         "conv_qk_depthwise": {"mixer_conv": made("conv_qk_depthwise", 1)},
         "conv_qk_grouped": {"mixer_conv": made("conv_qk_grouped", 1)},
+        # A convolution over queries and keys together comes before attention, and each of two matrices has half of the
+        # value heads.
+        "q_proj": {"q": made("q_proj", _LAST)}, "k_proj": {"k": made("k_proj", _LAST)},
         "v_proj_current": {"v": made("v_proj_current", _LAST)}, "v_proj_delayed": {"v": made("v_proj_delayed", _LAST)},
     },
     "PLELayer": {"conv1d": {"mixer_conv": made("conv1d", 1)}, "key_proj": {"mixer_k": made("key_proj", _LAST)},

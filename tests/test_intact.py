@@ -246,6 +246,25 @@ def test_continuations_are_greedy_whatever_the_model_ships_for_sampling(setting)
         assert text.tolist() == tokens[5:]
 
 
+@pytest.mark.parametrize("wrong", ["tokens", "raises"])
+def test_a_cache_that_leads_a_model_elsewhere_is_left_alone(wrong, monkeypatch):
+    model, prompts = tiny("llama"), random_windows(2, 5)
+    wanted = continued(model, prompts, 4)
+    own, asked = type(model).generate, []
+
+    def elsewhere(model, prompts_PT, **how):
+        asked.append(len(prompts_PT))
+        if wrong == "raises":
+            raise ValueError("position_ids are incorrect")
+        made_PT = own(model, prompts_PT, **how)
+        made_PT[1, -2] = (made_PT[1, -2] + 1) % 48
+        return made_PT
+
+    monkeypatch.setattr(type(model), "generate", elsewhere)
+    np.testing.assert_array_equal(continued(model, prompts, 4), wanted)
+    assert asked
+
+
 def test_a_model_that_says_one_thing_for_ever_loops_and_one_that_ends_does_not():
     model = tiny("llama")
     with torch.no_grad():

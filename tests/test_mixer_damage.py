@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from esa_ray.ablation import LAST, observed, silenced, sublayers
 from esa_ray.engine.damaging import Damaging
-from esa_ray.errors import EsaError
 from esa_ray.evaluation import continued, evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
@@ -69,7 +68,7 @@ def test_no_window_sees_a_later_token_or_another_window(kind):
     assert (logits[0, 6:] - intact[0, 6:]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"xlstm"}))
+@pytest.mark.parametrize("kind", MIXERS)  # xLSTM by full forwards alone: its cache is at odds with its code
 def test_a_continuation_is_the_likeliest_token_of_full_forwards_each(kind):
     model, text = tiny_mixer(kind), torch.as_tensor(WINDOWS[:2, :5])
     found = continued(model, WINDOWS[:2, :5], 4)
@@ -79,11 +78,6 @@ def test_a_continuation_is_the_likeliest_token_of_full_forwards_each(kind):
     for mine, wanted in zip(found, text[:, 5:].numpy(), strict=True):
         end = (*np.flatnonzero(wanted == model.config.eos_token_id), 4)[0]
         assert mine.tolist() == [*wanted[:end], *[-1] * (4 - end)]
-
-
-def test_a_model_that_cannot_generate_says_so():
-    with pytest.raises(EsaError, match=r"xLSTMForCausalLM fails in transformers' generate \(.*leave --prompts out"):
-        continued(tiny_mixer("xlstm"), WINDOWS[:2, :5], 4)
 
 
 @pytest.mark.parametrize("kind", MIXERS)

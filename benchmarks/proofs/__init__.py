@@ -69,14 +69,19 @@ def _heads(edit: Edit) -> str:
     """Exactly one head of exactly q, k or v enters attention otherwise: of grouped heads those that share it."""
     component = edit.component
     after = edit.seen()
-    pairs = zip(edit.attended(edit.before), edit.attended(after), strict=True)
+    pairs = list(zip(edit.attended(edit.before), edit.attended(after), strict=True))
     changes = [(which, b, a) for b, a in pairs if (which := {c for c in "qkv" if changed(b[c], a[c], -1)})]
     if not changes:
         unchanged = "attention doesn't change" if edit.attended(after) else "attention isn't seen"
         return unchanged if edit.multiplies else NOT_RUN
     which, before, behind = changes[0]
+    if component == "k" and not edit.takers("v") and which == {"k", "v"}:  # Gemma 4 may take its keys as values, too
+        which = {"k"}
     if which != {component}:
         return f"{' and '.join(sorted(which))} of attention change"
+    twice = len(pairs) == 2 and torch.equal(pairs[0][0]["q"], pairs[1][0]["q"])
+    if component == "v" and twice and len(changes) == 1:  # differential attention: a call for half of the value heads
+        return OK if changed(before["v"], behind["v"], -3) == set(range(before["v"].shape[-3])) else "heads stay"
     size = before["v" if component == "v" else "q"].shape[-1]
     return _one_head(edit, size, before[component], behind[component])
 

@@ -14,6 +14,7 @@ import torch
 from esa_ray import data, tasks
 from esa_ray.errors import EsaError, first_line
 from esa_ray.evaluation import confident
+from esa_ray.models.blocks import context as longest
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.tokenizing import check_tokens, embedded
 
@@ -52,7 +53,7 @@ class Measuring:
     def protocol(self, name: str, context: int, seed: int) -> dict[str, Any]:
         """Loss and confidence on a seed's windows of one length; a length beyond the model's own is an empty row."""
         told: dict[str, Any] = {"protocol": name, "context": context, "seed": seed}
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = longest(self.model)
         if limit and context > limit:
             return told | {"status": "empty", "error": f"longer than the model's context of {limit} tokens"}
         windows = self._windows(self._protocol(name).windows, context).calibration(seed)

@@ -25,6 +25,7 @@ from esa_ray.machine import own_directory, this_machine
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.blocks import context
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
@@ -110,7 +111,7 @@ class Worker:
         if memory_budget is None and room and max_memory:
             memory_budget = max(room - gpus.heaviest(self.model, max_memory[0]), 1)
         self.memory_budget = memory_budget
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context(self.model)
         if limit and spec.data.window > limit:
             raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
         self._check_tokens()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+#: Fields of a config that say how long a text may be.
+CONTEXTS = ("max_position_embeddings", "max_target_positions", "max_seq_len")
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The lists that a model's blocks stand in (their names), the main one first, and how many blocks there are.
@@ -54,6 +58,24 @@ def width(model: PreTrainedModel) -> int:
     """How many channels the text decoder's hidden states have."""
     embedding: Any = model.get_input_embeddings()
     return int(getattr(text_config(model), "hidden_size", None) or embedding.weight.shape[-1])
+
+
+def context(model: PreTrainedModel) -> int | None:
+    """How many tokens a window may have at most; None where nothing sets an end.
+
+    The config says so, and the table of positions, of which RoBERTa and its kin leave out the first: up to padding's.
+    ProphetNet asks it for the position after the last token, too.
+    """
+    config = text_config(model)
+    further = 1 if getattr(config, "ngram", None) else 0
+    told = [getattr(config, name, None) for name in CONTEXTS]
+    tables = [
+        module.num_embeddings - module.padding_idx - 1 - further
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None
+        if reads_text(name)
+    ]
+    return min((int(n) for n in (*told, *tables) if isinstance(n, int) and n > 0), default=None)
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:

@@ -160,7 +160,9 @@ OWN: dict[str, dict[str, str | Layout]] = {
     "gpt_bigcode": {"attn.c_attn": _bigcode},
     "dbrx": {"experts.mlp.w1": "gate", "experts.mlp.v1": "up", "experts.mlp.w2": "down"},
     "axk2": {"q_gate_proj": _gated_latent_queries},
-    "moshi": {"mlp.fc1": _parts("gate", "up")},
+    "moshi": {"mlp.fc1": _parts("gate", "up")} | {f"self_attn.{c}_proj.linear": c for c in "qkvo"},
+    "ctrl": {"ffn.0": "up", "ffn.2": "down"},
+    "reformer": {"feed_forward.dense.dense": "up"},
     "jetmoe": {"self_attention.experts.input_linear": "q", "self_attention.experts.output_linear": "o"},
 }
 for _model_type in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"):

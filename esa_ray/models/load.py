@@ -24,6 +24,7 @@ from esa_ray.models.fitting import refuse_misfit
 from esa_ray.models.places import values, weight_places
 from esa_ray.models.sources import Source, compute_dtype
 from esa_ray.models.tokenizing import opened
+from esa_ray.models.trial import check_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -183,8 +184,8 @@ def load_model(
     Raises
     ------
     EsaError
-        If the directory holds no model that transformers can load or another one than its config describes, or a
-        weight is NaN or infinite.
+        If the directory holds no model that transformers can load or another one than its config describes, a weight
+        is NaN or infinite, or a prediction depends on later tokens.
     """
     _quiet()
     if source.pickled:  # or transformers asks a service on the hub to convert the repository
@@ -215,4 +216,5 @@ def load_model(
     model.eval().requires_grad_(False)
     _settle(model)
     _check_finite(source, model)
+    check_causal(source.name, model)
     return model

@@ -102,7 +102,8 @@ def _around(model: nn.Module, name: str) -> list[nn.Module]:
 
 def _is_norm(place: Place) -> bool:
     name, kind = place.name.lower(), type(place.owner).__name__.lower()
-    named = "norm" in name or ".ln_" in name
+    # Zaya keeps the temperatures of its keys in the module that norms them.
+    named = ("norm" in name or ".ln_" in name) and place.leaf != "temp"
     scale = "norm" in kind and place.leaf == "weight" and not isinstance(place.owner, nn.Embedding | nn.Linear)
     return scale or (named and len(place.parameter.shape) == 1)
 

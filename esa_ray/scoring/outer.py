@@ -49,7 +49,10 @@ class _Heard(torch.autograd.Function):
         """Y. The ``anchor`` requires a gradient, so that there is a backward pass though nothing else does."""
         ctx.save_for_backward(x, weight)
         ctx.fold, ctx.transposed = fold, transposed
-        return run()
+        made = run()
+        # Of more than two axes it is a view of a matrix, and autograd lets nobody write into a view that a function
+        # gives, as some models do (embeddings that are added up in place).
+        return made.new_empty(0).set_(made) if made._is_view() else made  # type: ignore[call-overload]
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor | None, None, None, None, None]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from esa_ray.errors import EsaError, first_line
+from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import on_gradient, reloading
 from esa_ray.scoring.gradients import batch_nll, frozen
@@ -73,8 +75,19 @@ class _Trial(ProductGradients):
                 with self.of(two_BT):
                     loss = batch_nll(self._model, two_BT, scale=scale, only=self._window)
                 if loss.requires_grad:
-                    loss.backward()
+                    self._back(loss)
         return self._ended()
+
+    def _back(self, loss: Tensor) -> None:
+        try:
+            loss.backward()
+        except Exception as error:  # the model's own code, which may raise anything
+            if out_of_memory(error):
+                raise
+            raise EsaError(
+                f"{type(self._model).__name__} gives no gradients ({first_line(error)}); choose a score that needs "
+                "none: act_mag or magnitude"
+            ) from error
 
     def _ended(self) -> float:
         # Matrices are noted of which rows of a window have a gradient whose loss it isn't; each device is asked once.
@@ -94,6 +107,11 @@ def uses(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT: Te
     nothing else with it, and where no row that would be taken for one window's has a gradient of the other's loss. One
     that the trial doesn't meet doesn't count. A trial is short: real passes look again
     (:meth:`esa_ray.scoring.outer.ProductGradients.certain`).
+
+    Raises
+    ------
+    EsaError
+        If the model has no backward pass as it is evaluated.
     """
     tokens = TOKENS if all(t.expert is None for t in tensors) else TOKENS_OF_EXPERTS
     two_BT = windows_NT[[0, min(1, len(windows_NT) - 1)], :tokens]

@@ -1,13 +1,16 @@
 """Every layout of the tables, proven by edits: what the model itself computes otherwise when a row is another."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.architectures.recipes import build
 from benchmarks.proofs import NO_CLAIM, NOT_RUN, OK, prove
 from esa_ray.models.addressing import Catalogue, catalogue
+from esa_ray.models.blocks import context
 from esa_ray.models.components import Part, single
 from tests.tiny_layouts import CASES, tiny_layout
 
@@ -129,3 +132,17 @@ def test_sizes_that_do_not_fill_a_matrix_leave_it_unknown():
     model = tiny_layout("phi3")
     model.model.layers[1].self_attn.num_key_value_heads = 3
     assert catalogue(model).unknown == {"model.layers.*.self_attn.qkv_proj.weight": 32 * 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"), [("llama", 256), ("mpt", 256), ("whisper", 256), ("roberta", 254), ("mamba", None)]
+)
+def test_the_longest_window_is_the_longest_that_a_model_takes(kind, longest):
+    model = build(kind)
+    assert context(model) == longest
+    run = partial(model, use_cache=False)
+    with torch.no_grad():
+        run(torch.full((1, longest or 300), 7))
+    if kind in ("mpt", "whisper", "roberta"):
+        with pytest.raises((RuntimeError, IndexError)), torch.no_grad():
+            run(torch.full((1, longest + 1), 7))

@@ -404,3 +404,40 @@ def test_positions_travel_row_by_row_and_are_lost_otherwise():
     assert routing.positions(again).tolist() == [2, 5]
     assert routing.positions(part).tolist() == [1, 2]
     assert routing.positions(masked).tolist() == [0, 2, 5]
+
+
+def test_a_model_that_writes_into_what_a_matrix_gives_is_scored_as_autograd_does():
+    # Products of more than two axes are views, which autograd would protect if a function of ours gave them as such.
+    model, windows = tiny("llama"), random_windows(3)
+
+    def in_place(mlp, x):
+        hidden = mlp.gate_proj(x)
+        hidden *= mlp.up_proj(x)
+        return mlp.down_proj(hidden)
+
+    for block in model.model.layers:
+        block.mlp.forward = in_place.__get__(block.mlp)
+    tensors = catalogue(model).select(("gate", "up", "down"))
+    mine = score_tensors(model, tensors, windows, ["grad_squared"])
+    reference = window_gradients(model, [t.name for t in tensors], windows)
+    for index, gradients in enumerate(reference):
+        wanted = (gradients**2).sum(0).ravel() / (3 * 9)
+        np.testing.assert_allclose(mine.of("grad_squared", index), wanted, rtol=1e-3, atol=1e-6 * wanted.max())
+
+
+def test_a_model_without_a_backward_pass_is_a_sentence():
+    class OnlyForward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dx):
+            raise AssertionError("train it, or leave it")
+
+    model, windows = tiny("llama"), random_windows(2)
+    model.model.norm.register_forward_hook(lambda m, a, y: OnlyForward.apply(y))
+    tensors = catalogue(model).select(("down",))
+    with pytest.raises(EsaError, match=r"gives no gradients \(train it, or leave it\); choose .* act_mag or magnitude"):
+        score_tensors(model, tensors, windows, ["grad_squared"])
+    assert score_tensors(model, tensors, windows, ["act_mag"]).of("act_mag", 0).max() > 0
