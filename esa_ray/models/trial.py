@@ -34,15 +34,15 @@ def check_causal(name: str, model: PreTrainedModel) -> None:
     EsaError
         If it looks ahead: its loss would be that of telling what it has seen. If it fails on eight tokens.
     """
-    first, tolerance = _ordinary(model), max(TOLERANCE, ULPS * torch.finfo(model.dtype).eps)
+    first = _ordinary(model)
     tokens_BT = (first + torch.arange(TOKENS, device=input_device(model))).repeat(2, 1)
     tokens_BT[1, -1] = first
     try:
-        ahead, size = _difference(model, tokens_BT)
+        ahead, size, tolerance = _difference(model, tokens_BT)
         if not ahead > tolerance * size:  # NaN is somebody else's finding
             return
         tokens_BT[1, -1] = tokens_BT[0, -1]
-        rounding, _ = _difference(model, tokens_BT)
+        rounding, *_ = _difference(model, tokens_BT)
     except Exception as error:  # the model's own code, which may raise anything
         if out_of_memory(error):
             raise
@@ -60,7 +60,8 @@ def _ordinary(model: PreTrainedModel) -> int:
     return max(0, int(embedding.weight.shape[0]) // 2 - TOKENS)
 
 
-def _difference(model: PreTrainedModel, tokens_BT: Tensor) -> tuple[float, float]:
-    """The largest difference of two windows' logits before the last token, and their size."""
-    logits_BTV = model(tokens_BT, use_cache=False).logits[:, :-1].float()
-    return float((logits_BTV[0] - logits_BTV[1]).abs().max()), float(logits_BTV.abs().max())
+def _difference(model: PreTrainedModel, tokens_BT: Tensor) -> tuple[float, float, float]:
+    """The largest difference of two windows' logits before the last token, their size, and what share of it counts."""
+    logits_BTV = model(tokens_BT, use_cache=False).logits[:, :-1]
+    tolerance, logits_BTV = max(TOLERANCE, ULPS * torch.finfo(logits_BTV.dtype).eps), logits_BTV.float()
+    return float((logits_BTV[0] - logits_BTV[1]).abs().max()), float(logits_BTV.abs().max()), tolerance
