@@ -28,7 +28,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(tmp_path, kind, field):
     from transformers import AutoModelForCausalLM
 
     # BERT's configs tell it beforehand, XLNet's don't.
-    with pytest.raises(EsaError, match="an encoder: its tokens see those after|sees the tokens after the one"):
+    with pytest.raises(EsaError, match=r"an encoder: its tokens see those after|sees the tokens after the one"):
         loaded(AutoModelForCausalLM.from_config(tiny(kind, **field)), tmp_path)
     assert loaded(build(kind), tmp_path / "causal")
 
