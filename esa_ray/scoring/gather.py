@@ -17,7 +17,7 @@ from esa_ray.models.offload import reloading
 from esa_ray.models.places import input_device
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.curvature import HessianDiagonal, probe_bytes
-from esa_ray.scoring.gradients import Totals, WindowGradients, batch_nll, zeros
+from esa_ray.scoring.gradients import Totals, WindowGradients, batch_nll, go_back, zeros
 from esa_ray.scoring.memory import Layout, activation_bytes, peak_bytes, plan
 from esa_ray.scoring.metrics import needed
 from esa_ray.scoring.outer import NotOnceError, ProductGradients
@@ -108,8 +108,7 @@ class _Gathering:
                         run.enter_context(inputs)
                     loss = batch_nll(self.model, windows_BT, scale=gradients.scale)
                 gradients.certain()
-                if loss.requires_grad:  # or text reaches none of them
-                    loss.backward()
+                go_back(self.model, loss)
                 _check(gradients)
                 self._tell(seen, part, gradients.totals, inputs, forward)
         self._keep(part, gradients.totals, inputs, forward)
@@ -123,8 +122,7 @@ class _Gathering:
             for seen, windows_BT in self._numbered():
                 for window_BT in windows_BT.split(1):
                     loss = batch_nll(self.model, window_BT, scale=gradients.scale)
-                    if loss.requires_grad:
-                        loss.backward()
+                    go_back(self.model, loss)
                 _check(gradients)
                 self._tell(seen, part, gradients.totals)
         self._keep(part, gradients.totals)
@@ -147,7 +145,10 @@ class _Gathering:
         unseen = [at for at in range(len(part)) if not inputs.seen(at)]
         if unseen:
             some = [self.tensors[part[at]] for at in unseen]
-            busy = set().union(*(reached(self.model, some, windows_BT) for windows_BT in self.batches))
+            try:
+                busy = set().union(*(reached(self.model, some, windows_BT) for windows_BT in self.batches))
+            except EsaError:  # without a backward pass nobody can tell
+                return
             inputs.idle |= {at for number, at in enumerate(unseen) if number not in busy}
 
     def _numbered(self) -> Iterator[tuple[int, Tensor]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from esa_ray.errors import EsaError, first_line
 from esa_ray.models.offload import on_gradient
 from esa_ray.models.places import execution_device
 from esa_ray.scoring.fold import FOLDS
@@ -89,6 +90,25 @@ def batch_nll(model: PreTrainedModel, windows_BT: Tensor, *, scale: float = 1.0,
     logits_BTV = model(windows_BT, use_cache=False).logits
     windows = range(len(windows_BT)) if only is None else (only,)
     return _SummedNLL.apply(logits_BTV, windows_BT.to(logits_BTV.device), scale, windows)
+
+
+def go_back(model: PreTrainedModel, loss: Tensor) -> None:
+    """The backward pass of a loss; none where text reaches nothing that asks for a gradient.
+
+    Raises
+    ------
+    EsaError
+        If the model's code has none for how it is evaluated (Reformer's has not).
+    """
+    if not loss.requires_grad:
+        return
+    try:
+        loss.backward()
+    except (AssertionError, NotImplementedError) as error:
+        raise EsaError(
+            f"{type(model).__name__} gives no gradients ({first_line(error)}); choose a score that needs none: act_mag "
+            "or magnitude"
+        ) from error
 
 
 @contextmanager

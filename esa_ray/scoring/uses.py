@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from esa_ray.errors import EsaError, first_line
-from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import on_gradient, reloading
-from esa_ray.scoring.gradients import batch_nll, frozen
+from esa_ray.scoring.gradients import batch_nll, frozen, go_back
 from esa_ray.scoring.outer import ProductGradients, Rows
 
 if TYPE_CHECKING:
@@ -74,20 +72,8 @@ class _Trial(ProductGradients):
             with eval_mode(self._model), torch.enable_grad(), reloading(self._model), self.around():
                 with self.of(two_BT):
                     loss = batch_nll(self._model, two_BT, scale=scale, only=self._window)
-                if loss.requires_grad:
-                    self._back(loss)
+                go_back(self._model, loss)
         return self._ended()
-
-    def _back(self, loss: Tensor) -> None:
-        try:
-            loss.backward()
-        except Exception as error:  # the model's own code, which may raise anything
-            if out_of_memory(error):
-                raise
-            raise EsaError(
-                f"{type(self._model).__name__} gives no gradients ({first_line(error)}); choose a score that needs "
-                "none: act_mag or magnitude"
-            ) from error
 
     def _ended(self) -> float:
         # Matrices are noted of which rows of a window have a gradient whose loss it isn't; each device is asked once.
@@ -139,9 +125,7 @@ def reached(model: PreTrainedModel, tensors: Sequence[WeightTensor], windows_NT:
         for index, tensor in enumerate(tensors):
             around.enter_context(on_gradient(tensor, partial(arrived, index)))
         for window_BT in windows_NT.split(1):
-            loss = batch_nll(model, window_BT)
-            if loss.requires_grad:
-                loss.backward()
+            go_back(model, batch_nll(model, window_BT))
     return found
 
 
