@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.architectures.checks import CHECKS, NEEDED, DoesNotApply, Subject
 from benchmarks.architectures.fields import NOT_ALONE, VARIANTS
 from benchmarks.architectures.recipes import type_of, write
+from benchmarks.gpu.run import write
 from esa_ray.errors import EsaError
 
 #: Seconds that one type may take.
@@ -147,5 +148,4 @@ def main(quick: bool = False, out: str = "docs/results", only: str | None = None
         print(json.dumps(found, indent=1, ensure_ascii=False))
     if only or quick:
         return
-    path = Path(out) / "architectures.json"
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(found, Path(out) / "architectures.json")
