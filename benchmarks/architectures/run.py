@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.architectures.checks import CHECKS, NEEDED, DoesNotApply, Subject
 from benchmarks.architectures.fields import NOT_ALONE, VARIANTS
 from benchmarks.architectures.recipes import type_of, write
-from benchmarks.gpu.run import write
+from benchmarks.gpu.run import write as put_in_place
 from esa_ray.errors import EsaError
 
 #: Seconds that one type may take.
@@ -148,4 +148,4 @@ def main(quick: bool = False, out: str = "docs/results", only: str | None = None
         print(json.dumps(found, indent=1, ensure_ascii=False))
     if only or quick:
         return
-    write(found, Path(out) / "architectures.json")
+    put_in_place(found, Path(out) / "architectures.json")
