@@ -25,10 +25,10 @@ from esa_ray.perturb.sites import group_of
 from esa_ray.randomness import stream_key, uniform, uniform_on
 from esa_ray.schema import FIDELITY, SAMPLES
 from esa_ray.scoring.distribution import Counting
-from esa_ray.scoring.pools import holds, wanted
+from esa_ray.scoring.pools import wanted
 from esa_ray.scoring.selection import Competition, Selector
 from esa_ray.scoring.streaming import stretches, walk
-from esa_ray.spec import PerturbSpec
+from esa_ray.spec import COMPONENTS, PerturbSpec, asks_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,17 +89,26 @@ def _quotas(n: int) -> list[int]:
     return [each + (number >= len(STRATA) - rest) for number in range(len(STRATA))]
 
 
-def _prepare(scores: Scores, metric: str, component: str, n: int) -> _Part | None:
+def _populations(tensors: Sequence[WeightTensor], components: Sequence[str]) -> dict[str, list[int]]:
+    """Component → the tensors (by index) whose weights of it are asked for, so that no weight is in two of them."""
+    found: dict[str, list[int]] = {c: [] for c in components if c in COMPONENTS}
+    for index, tensor in enumerate(tensors):
+        for component in dict.fromkeys(part.component for part in tensor.parts):
+            if asks_for(components, component, tensor.name):
+                found.setdefault(component, []).append(index)
+    return {component: held for component, held in found.items() if held}
+
+
+def _prepare(scores: Scores, metric: str, component: str, held: Sequence[int], n: int) -> _Part | None:
     *lower, highest = _quotas(n)
     first = highest // 2  # of the highest stratum, the other half is drawn
     counting, top = Counting("global", (component,), damageable=True), Selector(max(1, first))
     competition = Competition(top, "global", (component,), damageable=True)
-    walk(stretches(scores, metric, (component,)), [counting, competition])
+    walk(stretches(scores, metric, (component,), held), [counting, competition])
     (histogram,), (pool,) = counting.pools.values(), top.pools.values()
     if not histogram.n:
         return None
     _, tensors, flat = (found[:first] for found in pool.best)
-    held = [index for index, tensor in enumerate(scores.tensors) if holds(tensor, (component,))]
     certain = {index: np.sort(flat[tensors == index]) for index in held}
     borders = np.array([histogram.quantile(p) for p in BORDERS])
     return _Part(component, borders, certain, [_Stratum(q) for q in (*lower, highest - first)])
@@ -192,7 +201,8 @@ def sample(
     metric
         Score to stratify by.
     components
-        Components to sample, e.g. ``("q", "down")``; those that the scores don't hold are left out.
+        Components to sample, e.g. ``("q", "down")``; those that the scores don't hold are left out. Of a tensor that is
+        named (:func:`esa_ray.spec.asks_for`) every component is sampled.
 
     Raises
     ------
@@ -210,13 +220,13 @@ def sample(
     >>> drawn.num_rows, drawn["stratum"][0].as_py() in STRATA
     (23, True)
     """
-    held = [c for c in dict.fromkeys(components) if any(holds(t, (c,)) for t in scores.tensors)]
-    each, rest = divmod(n, max(1, len(held)))
+    populations = _populations(scores.tensors, components)
+    each, rest = divmod(n, max(1, len(populations)))
     columns: list[dict[str, Any]] = []
-    for number, component in enumerate(held):
-        part = _prepare(scores, metric, component, each + (number < rest))
+    for number, (component, held) in enumerate(populations.items()):
+        part = _prepare(scores, metric, component, held, each + (number < rest))
         if part is not None:
-            walk(stretches(scores, metric, (component,)), [partial(_Drawing, part, seed)])
+            walk(stretches(scores, metric, (component,), held), [partial(_Drawing, part, seed)])
             columns += _drawn(part, scores, metric)
     if not columns:
         raise EsaError(f"there are no non-zero weights of the components {', '.join(components)} to sample")

@@ -116,6 +116,19 @@ def test_strata_and_inclusion_are_those_of_all_scores_laid_side_by_side(heavy, q
     assert ("t0", 11) not in places(table)
 
 
+@pytest.mark.parametrize("components", [("q", "t2"), ("q", "t[02]*", "t*"), ("t*",)])
+def test_a_weight_that_is_asked_for_by_component_and_by_name_is_drawn_once(heavy, components):
+    names = tuple(f"{c}.weight" if c.startswith("t") else c for c in components)
+    for tensor in heavy.tensors:
+        object.__setattr__(tensor, "name", f"{tensor.name}.weight")
+    table = sample(heavy, "mine", 96, seed=3, components=names)
+    assert len(set(places(table))) == table.num_rows
+    every = {t.name for t in heavy.tensors} if "t*" in components else {"t2.weight"}
+    true = {p for c in ("q", "down") for p in population(heavy, c) if c in components or p[0] in every}
+    assert set(places(table)) <= true
+    assert sum(1 / p for p in table["inclusion"].to_pylist()) == pytest.approx(len(true))
+
+
 @pytest.mark.parametrize("n", [24, 25, 31, 48])
 def test_a_sample_is_as_large_as_asked_for_and_the_remainder_goes_to_the_top(heavy, n):
     table = sample(heavy, "mine", n, seed=3, components=("q", "down"))

@@ -119,6 +119,8 @@ def test_components_are_expanded_deduplicated_and_put_in_one_order(asked, got):
         (("attention", "ffn", "mixer"), ("q", "k", "v", "o", *FFN)),
         (("attention",), ("q", "k", "v", "o")),
         (("attention", "ffn"), ATTENTION + FFN),
+        (("attention", "ffn", "embed"), ("q", "k", "v", "o", *FFN, "embed")),
+        (("q", "k", "v", "o", *FFN, "head", "norm"), ("q", "k", "v", "o", *FFN, "head", "norm")),
         (("q", "v"), ("q", "v")),
     ],
 )

@@ -63,10 +63,11 @@ def first_stored(components: Sequence[str]) -> tuple[str, ...]:
     """
     if tuple(components) == BLOCK_COMPONENTS:
         return _FIRST_BLOCK
-    later = set(COMPONENT_GROUPS["attention"]) - set(_FIRST_ATTENTION)
-    if not set(COMPONENT_GROUPS["attention"]) <= set(components) or set(_FIRST_BLOCK) <= set(components):
+    attention, asked = set(COMPONENT_GROUPS["attention"]), set(components)
+    # Attention and FFN alone leave mixers out: another question than all blocks, which took their name.
+    if not attention <= asked or asked == attention | set(COMPONENT_GROUPS["ffn"]):
         return tuple(components)
-    return tuple(c for c in components if c not in later)
+    return tuple(c for c in components if c not in attention - set(_FIRST_ATTENTION))
 
 
 def is_tensor_name(component: str) -> bool:
