@@ -101,7 +101,8 @@ def test_python_files_beside_the_model_are_not_imported_where_it_is_the_working_
     for name in ("accelerate", "random", "sentencepiece"):  # what transformers imports from wherever it finds it first
         (directory / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
     code = (
-        "import sys; sys.path.remove(''); from esa_ray.models import precheck, sources; from esa_ray.spec import StudySpec\n"
+        "import sys; sys.path.remove('')\n"
+        "from esa_ray.models import precheck, sources; from esa_ray.spec import StudySpec\n"
         "asked = StudySpec.model_validate_json(sys.argv[1])\n"
         "precheck.check_apart([(asked, sources.find(asked.model))])"
     )
