@@ -14,8 +14,9 @@ from esa_ray.errors import EsaError
 from esa_ray.models import precheck
 from esa_ray.models.sources import find
 from esa_ray.models.tokenizing import check_tokens
-from esa_ray.spec import StudySpec, WeightList, WeightName
+from esa_ray.spec import ModelSpec, StudySpec, WeightList, WeightName
 from tests.models.checkpoints import rewritten, saved, spec
+from tests.models.test_trust import write_gguf
 from tests.tiny import VOCAB, byte_tokenizer, random_windows, tiny
 
 
@@ -111,6 +112,17 @@ def test_python_files_beside_the_model_are_not_imported_where_it_is_the_working_
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_process_is_started_for_what_only_the_loading_tells(tmp_path, text, monkeypatch):
+    gguf = write_gguf(tmp_path / "m.gguf")
+    trusted = ModelSpec(source=str(saved(tmp_path / "m")), trust=("remote_code",))
+    asked = [(study(gguf, text), find(spec(gguf))), (study(tmp_path / "m", text), find(trusted))]
+    monkeypatch.delitem(sys.modules, "torch")  # as in a driver, which hasn't loaded it
+    monkeypatch.setattr(precheck.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    precheck.check_apart(asked)
+    with pytest.raises(pytest.fail.Exception):
+        precheck.check_apart([*asked, (study(tmp_path / "m", text), find(spec(tmp_path / "m")))])
 
 
 def test_a_model_that_is_right_passes_in_another_process(tmp_path, text):
