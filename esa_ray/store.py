@@ -6,6 +6,7 @@ one. Once many cells have gathered their files are packed into one (:meth:`Store
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -95,8 +96,9 @@ def _plain(spec: Any) -> Any:
 def _asked(stored: dict[str, Any]) -> Any:
     """What a stored study asks, in today's words."""
     asked = _plain(stored.get("spec"))
-    for score in asked.get("scores", ()):
-        score["components"] = list(ScoreSpec(components=score["components"]).components)
+    with contextlib.suppress(KeyError, TypeError, ValidationError):  # a later version may ask in words of its own
+        for score in asked["scores"]:
+            score["components"] = list(ScoreSpec(components=score["components"]).components)
     return asked
 
 
@@ -259,7 +261,7 @@ class Store:
             raise EsaError(
                 f"{self.place}/study.json can't be read ({error}); restore it, or choose another --out-dir"
             ) from None
-        if not isinstance(content, dict) or not {"spec", "resolved"} <= content.keys():
+        if not isinstance(content, dict) or not all(isinstance(content.get(k), dict) for k in ("spec", "resolved")):
             raise EsaError(f"{self.place}/study.json is not what a run wrote; restore it, or choose another --out-dir")
         return content
 

@@ -259,6 +259,13 @@ def test_a_long_temporary_directory_keeps_what_is_spilled_and_not_the_sockets(mo
     assert ours.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("value", ["", "tmp"])
+def test_a_temporary_directory_that_depends_on_where_one_stands_is_gone_round(monkeypatch, ours, value):
+    monkeypatch.setenv("TMPDIR", value)
+    assert sockets.trouble(Path(value) / "ray") == "it is no absolute path"
+    assert sockets.place() == sockets.Place(ours / "ray", None)
+
+
 def test_a_directory_that_another_user_made_is_gone_round(monkeypatch, ours):
     taken = ours.parent / "ray"
     monkeypatch.setattr(sockets, "asked", lambda: (taken, "TMPDIR"))

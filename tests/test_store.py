@@ -348,11 +348,25 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
         Store(tmp_path).claim(SPEC)
 
 
-@pytest.mark.parametrize("content", ["", "{", "{'spec': 1}"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "{'spec': 1}", '{"spec": [1], "resolved": {}}', '{"spec": {}, "resolved": 1}']
+)
 def test_a_broken_study_file_is_named(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(EsaError, match=r"study\.json"):
         Store(tmp_path).claim(SPEC)
+
+
+@pytest.mark.parametrize("scores", [None, [{}], [{"metric": "magnitude", "components": ["not one of ours"]}]])
+def test_a_study_in_words_of_a_later_version_is_another_study(tmp_path, scores):
+    store = Store(tmp_path)
+    store.save_study(SPEC, {"model": "abc"}, {})
+    store.write("cells", "a", rows("x"))
+    content = json.loads((tmp_path / "study.json").read_text())
+    content["spec"] |= {"scores": scores, "later": 1}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(EsaError, match=r"holds another study \(it differs in .*later"):
+        store.claim(SPEC)
 
 
 def test_the_manifest_counts_the_files_of_every_table(tmp_path):

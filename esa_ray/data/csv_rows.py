@@ -26,7 +26,11 @@ def csv_rows(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[in
         delimiter, first = said[1], next(lines, first)
     csv.field_size_limit(sys.maxsize)  # a field is a document, and may be long
     delimiter = delimiter or _delimiter(first[1], column)
-    reader = csv.reader((line for _, line in chain([first], lines)), delimiter=delimiter, strict=True)
+    # Quotes behind a space are quotes in files that write one behind every delimiter, as their header shows.
+    spaced = any(name.startswith(" ") for name in next(csv.reader([first[1]], delimiter=delimiter))[1:])
+    reader = csv.reader(
+        (line for _, line in chain([first], lines)), delimiter=delimiter, strict=True, skipinitialspace=spaced
+    )
     yield from _rows(reader, column, first[0] - 1)
 
 

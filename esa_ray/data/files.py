@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from esa_ray.data import hub
-from esa_ray.data.formats import DAMAGED, PACKED, format_of, named, opened
+from esa_ray.data.formats import DAMAGED, PACKED, format_of, named, opened, unpacked_name
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 
@@ -97,10 +97,11 @@ def _of_directory(path: Path) -> list[Path]:
 
 
 def _rows(present: list[Path]) -> list[Path]:
-    names = {p.name for p in present}
+    # What has one name but for its compression is one file.
+    first = {unpacked_name(p): p for p in sorted(present, key=lambda p: p.suffix.lower() in PACKED, reverse=True)}
 
     def counts(p: Path) -> bool:
-        copy = p.suffix.lower() in PACKED and p.stem in names
+        copy = first[unpacked_name(p)] != p
         # The library also keeps there what it computed from the data set.
         return not copy and p.name not in NOTES and not (p.name.startswith("cache-") and p.suffix == ".arrow")
 

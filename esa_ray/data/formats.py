@@ -98,9 +98,17 @@ def named(path: Path) -> str:
     return KINDS.get(_suffix(path), "text")
 
 
+def unpacked_name(path: Path) -> str:
+    """A file's name without the suffix of its compression.
+
+    >>> unpacked_name(Path("c4.json.GZ")), unpacked_name(Path("c4.json"))
+    ('c4.json', 'c4.json')
+    """
+    return path.stem if path.suffix.lower() in PACKED else path.name
+
+
 def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return path.with_suffix("").suffix.lower() if suffix in PACKED else suffix
+    return Path(unpacked_name(path)).suffix.lower()
 
 
 def format_of(path: Path) -> Format:

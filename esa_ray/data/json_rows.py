@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from esa_ray.data.chat import is_chat
 from esa_ray.data.faults import Fault, no_column
 from esa_ray.data.lines import Text
 
@@ -14,6 +15,7 @@ CHARACTERS = 2**18
 #: An error that far before the end of what was read isn't one of its having been cut there.
 MARGIN = 16
 _SPACE = " \t\n\r"
+_ROWS = "write them as rows: pandas.read_json(FILE).to_json(NEW, orient='records'), NEW ending in .json"
 _OTHER_NAME = "if this is JSON over several lines, or in one array, name the file .json"
 
 
@@ -36,9 +38,14 @@ def json_values(text: Text, column: str) -> Iterator[tuple[int, object]]:
     source = _Values(text, _decoder(column).raw_decode)
     many = source.next() == "["
     source.skip(many)
+    at_first = True
     while (first := source.next()) and not (many and first == "]"):
         line = source.line
-        yield line, _cell(source.value(), column, line)
+        value = _cell(source.value(), column, line)
+        if at_first and not many and _is_column(value):
+            raise Fault(line, f"has {value!r:.40} in {column!r}: columns, where rows belong; {_ROWS}")
+        yield line, value
+        at_first = False
         if many and source.next() == ",":
             source.skip()
             if source.next() == "]":
@@ -51,6 +58,12 @@ def json_values(text: Text, column: str) -> Iterator[tuple[int, object]]:
         source.skip()
         if source.next():
             raise source.fault("something behind the array's end")
+
+
+def _is_column(value: object) -> bool:
+    """Whether a value holds the texts of many rows, as a table written by columns has them."""
+    texts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return bool(texts) and all(text is None or isinstance(text, str) for text in texts)
 
 
 class _Values:
@@ -147,7 +160,9 @@ def _cell(row: object, column: str, line: int) -> object:
         return row[column]
     what = no_column(column, row)
     if inner := [
-        name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+        name
+        for name, value in row.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not is_chat(value)
     ]:
         what += f", or make the rows in {inner[0]!r} lines: jq -c '.[{json.dumps(inner[0])}][]'"
     raise Fault(line, what)

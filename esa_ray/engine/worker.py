@@ -29,7 +29,7 @@ from esa_ray.models.blocks import context
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
-from esa_ray.models.sources import Source, find
+from esa_ray.models.sources import Source, check_unchanged, find
 from esa_ray.models.tokenizing import check_tokens, embedded
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.perturb.fixed import UnchangeableError, rounds_away
@@ -96,8 +96,11 @@ class Worker:
     ):
         if threads:
             torch.set_num_threads(threads)
-        if origin not in (None, this_machine()) and source.kind in LOCAL and find(spec.model) != source:
-            raise EsaError(f"{platform.node()} has other files under --model {spec.model.source}; share them")
+        if origin not in (None, this_machine()) and source.kind in LOCAL:
+            mine = find(spec.model)
+            if mine != source:
+                raise EsaError(f"{platform.node()} has other files under --model {spec.model.source}; share them")
+            source = mine
         gpus.pin_arithmetic()
         if gpu_share:
             gpus.take_share(gpu_share)
@@ -108,6 +111,7 @@ class Worker:
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
         self.model = load_model(source, self.dtype, device, max_memory, folder)
+        self._mapped = device == "cpu" and source.kind == "directory"
         if memory_budget is None and room and max_memory:
             memory_budget = max(room - gpus.heaviest(self.model, max_memory[0]), 1)
         self.memory_budget = memory_budget
@@ -143,6 +147,10 @@ class Worker:
         deep = [part.value for part in self.spec.parts if part.kind == "layer" and part.value >= self.catalogue.layers]
         if deep:
             raise EsaError(f"--layers {deep[0]:g}: the model has the blocks 0 to {self.catalogue.layers - 1}")
+
+    def _check_files(self) -> None:
+        if self._mapped:  # what is written to the file then stands in the model
+            check_unchanged(self.source)
 
     def _check_steps(self) -> None:
         dtypes = {tensor.dtype for tensor in self.rankings.tensors}
@@ -202,6 +210,7 @@ class Worker:
             raise EsaError(
                 f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32"
             )
+        self._check_files()
         row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **found}
         self.store.write("baselines", "baseline", [row])
         return {"perplexity": outcome.perplexity, "seconds": seconds}
@@ -342,6 +351,7 @@ class Worker:
             fatal = error if isinstance(error, NotRestoredError) or poisoned(error) else None
             row |= {"status": "error", "error": f"{type(error).__name__}: {error}{_mend(error)}"}
         row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
+        self._check_files()
         self.store.write("cells", name, [row])
         if fatal:  # neither weights nor device can be trusted any more; the row says why, until a new process tries it
             raise fatal

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 
-import psutil
-
 from esa_ray.errors import EsaError
 
 #: Variables with the number of copies, and of each the variable that numbers them, the launcher, and what to do.
@@ -42,6 +40,8 @@ def copies() -> tuple[str, int, int] | None:
 
 def _ancestors() -> str:
     """The command lines of the processes that led to this one, as far as they may be read."""
+    import psutil  # here, since every command comes by, and few by this
+
     words: list[str] = []
     with contextlib.suppress(psutil.Error):
         for parent in psutil.Process().parents():

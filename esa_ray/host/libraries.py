@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import metadata
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from esa_ray.errors import EsaError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def stated() -> metadata.PackageMetadata | None:
@@ -27,6 +29,8 @@ def version_of(name: str) -> str | None:
 
 def required(extra: str = "") -> list[Requirement]:
     """The libraries that the package needs, or those that an extra adds, with their ranges."""
+    from packaging.requirements import Requirement
+
     found = stated()
     every = map(Requirement, (found.get_all("Requires-Dist") if found else None) or [])
     always = [r for r in every if r.marker is None or r.marker.evaluate({"extra": extra})]

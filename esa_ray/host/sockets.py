@@ -45,6 +45,8 @@ def trouble(directory: Path) -> str:
     >>> trouble(Path("/" + "x" * 69))
     'it is 70 bytes long, and paths of sockets leave 41'
     """
+    if not directory.is_absolute():
+        return "it is no absolute path"
     length, there = len(os.fsencode(directory)), nearest(directory)
     if length > LONGEST - OF_RAY:
         return f"it is {length} bytes long, and paths of sockets leave {LONGEST - OF_RAY}"
@@ -101,5 +103,5 @@ def place() -> Place:
     if found is None or not _made(found.parent):
         raise EsaError(f"Ray can't keep its sockets in {wanted} ({setting}): {why}; {MEND}")
     root = wanted.parent
-    spills = root.is_dir() and not unwritable(root) and shutil.disk_usage(root).free >= ROOM
+    spills = root.is_absolute() and root.is_dir() and not unwritable(root) and shutil.disk_usage(root).free >= ROOM
     return Place(found, root if spills else None)

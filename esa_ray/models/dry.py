@@ -38,7 +38,7 @@ def check_fit(source: Source) -> PreTrainedModel | None:
     EsaError
         If they aren't (:func:`esa_ray.models.fitting.refuse_misfit`), or it is no model that transformers can load.
     """
-    if source.kind == "gguf" or source.runs_code:
+    if not source.tells:
         return None
     config = configured(source, source.path)
     stored = _stored(source)

@@ -86,6 +86,7 @@ def weight_files(path: Path, config: dict[str, Any], *, pickled: bool) -> list[P
     whole, index = (PICKLED_WHOLE, PICKLES_INDEX) if pickled else (WHOLE, INDEX)
     if named := config.get("transformers_weights"):
         whole, index = (named, index) if str(named) != index else ("", index)
+    refuse_dangling(path / whole if whole else path / index)
     if whole and (path / whole).is_file():
         if not pickled and whole == WHOLE:
             _refuse_two(path)
@@ -93,12 +94,28 @@ def weight_files(path: Path, config: dict[str, Any], *, pickled: bool) -> list[P
     if not (path / index).is_file():
         raise EsaError(f"--model {path} {_unloadable(path, index, pickled=pickled)}")
     needed = [path / file for file in shards(path / index)]
+    for file in needed:
+        refuse_dangling(file)
     if lost := [file.name for file in needed if not file.is_file()]:
         raise EsaError(
             f"--model {path} lacks {len(lost)} of the {len(needed)} files that {index} names ({lost[0]}); fetch the "
             "model again"
         )
     return needed
+
+
+def refuse_dangling(file: Path) -> None:
+    """Refuse a link to a file that isn't there, as is left where the hub's cache was copied without its blobs.
+
+    Raises
+    ------
+    EsaError
+        If it is one.
+    """
+    if file.is_symlink() and not file.exists():
+        raise EsaError(
+            f"{file} is a link to {file.readlink()}, which is not there; copy with cp -rL, or fetch it again"
+        )
 
 
 def _refuse_two(path: Path) -> None:

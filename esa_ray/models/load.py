@@ -22,7 +22,7 @@ from esa_ray.models.device import has_bf16
 from esa_ray.models.dry import check_fit
 from esa_ray.models.fitting import refuse_misfit
 from esa_ray.models.places import values, weight_places
-from esa_ray.models.sources import Source, compute_dtype
+from esa_ray.models.sources import Source, check_unchanged, compute_dtype
 from esa_ray.models.tokenizing import opened
 from esa_ray.models.trial import check_causal
 
@@ -42,8 +42,9 @@ def _loaded(directory: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]
     return cast("Any", AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **how))
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
+def _convert_gguf(source: Source, target: Path) -> None:
     """Write a GGUF file as an fp32 safetensors directory, all or nothing."""
+    gguf = Path(source.path)
     with tempfile.TemporaryDirectory() as alone:
         # In its own directory transformers would also read the tokenizer's config, and obey any code in it, that
         # happens to lie beside the file; and by a bare name it would prefer a file of that name in the working
@@ -62,6 +63,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     try:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        check_unchanged(source)
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -81,7 +83,7 @@ def ensure_directory(source: Source) -> str:
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             try:
-                _convert_gguf(Path(source.path), target)
+                _convert_gguf(source, target)
             except EsaError:
                 raise
             except Exception as error:  # no GGUF after all, an unknown architecture, a full disk
@@ -185,7 +187,7 @@ def load_model(
     ------
     EsaError
         If the directory holds no model that transformers can load or another one than its config describes, a weight
-        is NaN or infinite, or a prediction depends on later tokens.
+        is NaN or infinite, a prediction depends on later tokens, or the files were written to since they were found.
     """
     _quiet()
     if source.pickled:  # or transformers asks a service on the hub to convert the repository
@@ -217,4 +219,5 @@ def load_model(
     _settle(model)
     _check_finite(source, model)
     check_causal(source.name, model)
+    check_unchanged(source)
     return model

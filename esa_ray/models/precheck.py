@@ -72,13 +72,15 @@ def check_apart(asked: Sequence[tuple[StudySpec, Source]]) -> None:
     EsaError
         For the first that is refused.
     """
+    asked = [(spec, source) for spec, source in asked if source.tells]
     if "torch" in sys.modules or not asked:
         for spec, source in asked:
             check(spec, source)
         return
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Without the working directory on its path (-P), which may be the model's own and hold Python files.
     ended = subprocess.run(
-        [sys.executable, "-m", __name__], input=pickle.dumps(list(asked)), capture_output=True, env=environment
+        [sys.executable, "-P", "-m", __name__], input=pickle.dumps(asked), capture_output=True, env=environment
     )
     # A process that dies of something else has told nothing; who loads the model will.
     if ended.returncode == 0 and (sentence := json.loads(ended.stdout.decode().splitlines()[-1])):

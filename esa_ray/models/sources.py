@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from esa_ray.models.files import (
     check_names,
     instead,
     read_json,
+    refuse_dangling,
     weight_files,
     word_files,
 )
@@ -58,6 +59,7 @@ class Source:
     """A model found: its kind ("hub", "directory" or "gguf"), where it lies, and its fingerprint.
 
     ``trust`` is what the user allows by name, and ``pickled`` says that there are no weights but pickled ones.
+    ``state`` is that of the files of a directory or a GGUF on this machine (:func:`check_unchanged`).
     """
 
     name: str
@@ -66,6 +68,7 @@ class Source:
     fingerprint: str
     trust: tuple[str, ...] = ()
     pickled: bool = False
+    state: str = field(default="", compare=False)
 
     @property
     def revision(self) -> str | None:
@@ -76,6 +79,11 @@ class Source:
     def runs_code(self) -> bool:
         """Whether Python code that comes with the model may run."""
         return "remote_code" in self.trust
+
+    @property
+    def tells(self) -> bool:
+        """Whether its files tell what model it is before it is loaded: a GGUF is converted first, and code is run."""
+        return self.kind != "gguf" and not self.runs_code
 
 
 def file_sha256(path: Path) -> str:
@@ -138,7 +146,8 @@ def _gguf(name: str, path: Path) -> Source:
         raise EsaError(
             f"--model {name} is one of {int(part[1])} parts; join them: llama-gguf-split --merge {path.name} WHOLE.gguf"
         )
-    return Source(path.stem, "gguf", str(path.resolve()), file_sha256(path))
+    state = _state([path])
+    return Source(path.stem, "gguf", str(path.resolve()), file_sha256(path), state=state)
 
 
 def _packaged(name: str, packaged: Packaged) -> Source:
@@ -177,7 +186,8 @@ def _directory(path: Path, trust: tuple[str, ...]) -> Source:
     check_names(str(path), config, path / index, pattern)
     quantized.check(str(path), config)
     weights = weight_files(path, config, pickled=pickled)
-    files = [path / "config.json", *word_files(path), *weights]
+    files = _parts(path, weights)
+    state = _state(files)
     if asks_for_code(str(path), (path / file for file in CODE_FILES), trust):
         files += sorted(path.rglob("*.py"))
     for file in files:
@@ -187,10 +197,45 @@ def _directory(path: Path, trust: tuple[str, ...]) -> Source:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(path).as_posix()}:{file_sha256(file)}\n".encode())
-    return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest(), trust, pickled)
+    return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest(), trust, pickled, state)
+
+
+def _parts(path: Path, weights: list[Path]) -> list[Path]:
+    return [path / "config.json", *word_files(path), *weights]
+
+
+def _state(files: list[Path]) -> str:
+    """What changes whenever somebody writes to one of some files."""
+    try:
+        known = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+    except OSError as error:
+        raise EsaError(f"{error.filename} can't be read: {error.strerror}") from None
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def check_unchanged(source: Source) -> None:
+    """Refuse a model whose files were written to since it was found: what is in memory isn't what was fingerprinted.
+
+    Sees sizes and times alone, in a millisecond. To be asked on the machine that found the model.
+
+    Raises
+    ------
+    EsaError
+        If they were; nothing is said of the hub's models, whose commits don't change.
+    """
+    if not source.state:
+        return
+    path = Path(source.path)
+    files = [path] if source.kind == "gguf" else _parts(path, files_of(source))
+    if _state(files) != source.state:
+        raise EsaError(
+            f"--model {source.name}: its files were written to since it was found; see that nothing writes to "
+            f"{path} meanwhile, and run the same command again"
+        )
 
 
 def _config_in(path: Path) -> dict[str, Any]:
+    refuse_dangling(path / "config.json")
     if (path / "config.json").is_file():
         return read_json(path / "config.json")
     raise EsaError(f"--model {path} {instead(path) or 'has no config.json, so it holds no transformers model'}")
@@ -263,13 +308,7 @@ def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
         return Path(source.path).stat().st_size * 2 * width
     if source.pickled:
         stored = config_of(source).get("dtype") or config_of(source).get("torch_dtype")
-        local = source.kind == "directory"
-        size = (
-            sum(p.stat().st_size for p in files_of(source))
-            if local
-            else hub.pickled_bytes(source.path, source.fingerprint)
-        )
-        return size // (4 if stored == "float32" else 2) * width
+        return _pickled_bytes(source) // (4 if stored == "float32" else 2) * width
     return quantized.count(tensors_of(source)) * width
 
 

@@ -118,7 +118,12 @@ ARRAY = json_array(ROWS, indent=1)  # {, "text", "id" over five lines, }: 11 lin
         ("[,]", "line 1 isn't JSON: Expecting value at character 2"),
         ('\n\n["one",\n"two"]', "line 3 holds 'one', which is no JSON object"),
         ("12", "line 1 holds 12, which is no JSON object"),
-        ('{"text": {"0": "a", "1": "b"}}', "line 1 has {'0': 'a', '1': 'b'} in 'text', which is no text"),
+        (
+            '{"text": {"0": "a", "1": "b"}}',
+            "line 1 has {'0': 'a', '1': 'b'} in 'text': columns, where rows belong; write",
+        ),
+        ('\n{"id": [1, 2], "text": ["a", null]}', "line 2 has ['a', None] in 'text': columns, where rows belong"),
+        ('{"text": {"0": 1}}', "line 1 has {'0': 1} in 'text', which is no text"),
         ('{\n"data": [\n{"text": "x"}]}', "line 1 has no column 'text' but data; name one with --text-column, or make"),
         ('{"text": "a"}\n{"text": "b"},\n{"text": "c"}', "line 2 isn't JSON: Expecting value"),
         ('[{"text": tru}]', "line 1 isn't JSON: Expecting value at character 11"),

@@ -75,6 +75,12 @@ def test_a_directory_is_read_by_name_and_other_files_in_it_are_left_out(tmp_path
         read_documents(DataSpec(source=str(tmp_path / "d.jsonl")))
 
 
+def test_one_file_compressed_in_several_ways_is_one_file(tmp_path):
+    for suffix in (".gz", ".zst", ".bz2"):
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(COMPRESSIONS[suffix](json_lines(["one", "two"]).encode()))
+    assert read(tmp_path) == ["one", "two"]
+
+
 def test_compressed_files_of_a_directory_join_unless_they_are_copies(tmp_path):
     for name in ("a", "b"):
         write_rows(tmp_path / f"{name}.jsonl", [name])

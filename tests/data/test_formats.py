@@ -1,5 +1,7 @@
 """The same rows are the same documents, however a file holds them."""
 
+import json
+import re
 import sqlite3
 import tracemalloc
 import zipfile
@@ -146,6 +148,28 @@ def test_csv_by_pandas_is_what_pandas_was_given(tmp_path, sep, index):
     frame = pd.DataFrame({"url": "a,b;c", "text": HARD, "n": 1.5})
     frame.to_csv(tmp_path / "a.csv", sep=sep, index=index)
     assert read(tmp_path / "a.csv") == HARD
+
+
+def test_csv_with_a_space_behind_every_comma_is_what_it_says(tmp_path):
+    (tmp_path / "a.csv").write_text('id, text\n1, "one, and  more"\n2, two\n')
+    (tmp_path / "b.csv").write_text('"id", "text"\n1, " one"\n')
+    (tmp_path / "c.csv").write_text('"id, or","text"\n1, one\n')
+    assert [read(tmp_path / name) for name in ("a.csv", "b.csv", "c.csv")] == [
+        ["one, and  more", "two"],
+        [" one"],
+        [" one"],
+    ]
+
+
+@pytest.mark.parametrize("orient", ["columns", "list"])
+def test_what_is_told_of_a_json_file_of_columns_makes_it_one_of_rows(tmp_path, orient):
+    frame = pd.DataFrame({"id": [1, 2], "text": ["one", "two"]})
+    (tmp_path / "a.json").write_text(frame.to_json() if orient == "columns" else json.dumps(frame.to_dict("list")))
+    with pytest.raises(EsaError, match=r"columns, where rows belong; write them as rows: (.*), NEW ending") as caught:
+        read(tmp_path / "a.json")
+    mend = re.search(r"as rows: (.*), NEW", str(caught.value))[1]
+    exec(mend, {"pandas": pd, "FILE": tmp_path / "a.json", "NEW": tmp_path / "b.json"})
+    assert read(tmp_path / "b.json") == ["one", "two"]
 
 
 def test_a_missing_text_is_left_out_in_every_format(tmp_path):

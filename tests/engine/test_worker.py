@@ -1,6 +1,7 @@
 """The worker without Ray: cells from their row alone, exact restoration, errors as rows."""
 
 import math
+import shutil
 from contextlib import ExitStack
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_a_cell_has_the_loss_of_a_model_damaged_by_hand(new_worker):
     assert row["n_weights"] == row["n_changed"] == 2 * 3
     assert row["status"] == "ok"
     assert row["restored"]
+
+
+def test_a_model_that_is_overwritten_while_cells_run_gives_no_more_rows(tiny_study, tmp_path):
+    """The weights are a map of the file, so what is written there would be damaged and measured as this model."""
+    shutil.copytree(tiny_study.model.source, tmp_path / "m")
+    study = tiny_study.replace(model={"source": str(tmp_path / "m")})
+    worker = Worker(study, find(study.model), str(tmp_path / "out"))
+    worker.rank(7)
+    first, second = [c for c in cells(worker.spec) if c.seed == 7][:2]
+    worker.run(first)
+    with (tmp_path / "m" / "model.safetensors").open("r+b") as stream:
+        stream.seek(-4, 2)
+        stream.write(b"\0\0\0\0")
+    with pytest.raises(EsaError, match="its files were written to since it was found"):
+        worker.run(second)
+    assert len(worker.store.names("cells")) == 1
 
 
 def test_cells_are_the_same_from_two_workers_in_any_order(new_worker, tmp_path):

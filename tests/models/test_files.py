@@ -259,6 +259,18 @@ def test_the_hubs_cache_is_opened_at_its_snapshot_whose_files_are_links(tmp_path
     same(snapshot)
 
 
+@pytest.mark.parametrize("make", [saved, sharded])
+@pytest.mark.parametrize("pattern", ["config.json", "model*.safetensors"])
+def test_a_link_whose_file_was_not_copied_along_is_told(tmp_path, make, pattern):
+    file = max((directory := make(tmp_path / "m")).glob(pattern))
+    file.unlink()
+    file.symlink_to("../../blobs/1234")
+    with pytest.raises(
+        EsaError, match=rf"{file.name} is a link to \.\./\.\./blobs/1234, which is not there; copy with"
+    ):
+        find(spec(directory))
+
+
 # -- how people write a path
 
 

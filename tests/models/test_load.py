@@ -25,6 +25,42 @@ WINDOW = torch.as_tensor(random_windows(1, seed=3))
 HEAD, DOWN = "lm_head.weight", "model.layers.0.mlp.down_proj.weight"
 
 
+# -- what the files were when they were found
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_model_that_is_written_to_between_finding_and_loading_is_refused(tmp_path, name):
+    found = find(spec(directory := saved(tmp_path / "m")))
+    load_model(found, "fp32", "cpu")
+    before = (directory / name).stat()
+    (directory / name).write_bytes((directory / name).read_bytes())  # the same, which nobody can see by its time alone
+    os.utime(directory / name, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(
+        EsaError, match=r"--model m: its files were written to since it was found; .*same command again"
+    ):
+        load_model(found, "fp32", "cpu")
+    load_model(find(spec(directory)), "fp32", "cpu")
+
+
+def test_a_gguf_that_is_written_to_after_it_was_found_is_not_converted_under_its_former_name(tmp_path, monkeypatch):
+    from tests.models import test_trust
+
+    monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
+    file = test_trust.write_gguf(tmp_path / "m.gguf")
+    found = find(spec(file))
+    file.write_bytes(file.read_bytes()[:-4] + bytes(4))
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(EsaError, match="its files were written to since it was found"):
+        load_model(found, "fp32", "cpu")
+    assert not [p for p in (tmp_path / "cache" / "converted").iterdir() if p.is_dir()]
+
+
+def test_other_files_beside_a_model_may_be_written(tmp_path):
+    found = find(spec(directory := saved(tmp_path / "m")))
+    (directory / "trainer_state.json").write_text("{}")
+    load_model(found, "fp32", "cpu")
+
+
 # -- what the files lack
 
 

@@ -1,5 +1,6 @@
 """What is told of a model before a cluster starts, in this process and in another."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -13,16 +14,17 @@ from esa_ray.errors import EsaError
 from esa_ray.models import precheck
 from esa_ray.models.sources import find
 from esa_ray.models.tokenizing import check_tokens
-from esa_ray.spec import StudySpec, WeightList, WeightName
+from esa_ray.spec import ModelSpec, StudySpec, WeightList, WeightName
 from tests.models.checkpoints import rewritten, saved, spec
+from tests.models.test_trust import write_gguf
 from tests.tiny import VOCAB, byte_tokenizer, random_windows, tiny
 
 
 @pytest.fixture
 def text(tmp_path):
-    """Windows of bytes 0 to 45, which are the tokens 2 to 47 of the byte tokenizer."""
+    """Windows of bytes 1 to 44, which are the tokens 3 to 46 of the byte tokenizer."""
     file = tmp_path / "text.txt"
-    file.write_text("".join(chr(n) for row in random_windows(200, 20, vocab=44) for n in row), encoding="ascii")
+    file.write_text("".join(chr(n + 1) for row in random_windows(200, 20, vocab=44) for n in row), encoding="ascii")
     return str(file)
 
 
@@ -93,6 +95,34 @@ def test_another_process_tells_the_same_sentence_and_this_one_stays_without_torc
         [sys.executable, "-c", code, asked.model_dump_json()], capture_output=True, text=True, check=True
     )
     assert there.stdout.splitlines() == [str(here.value), "False"]
+
+
+def test_python_files_beside_the_model_are_not_imported_where_it_is_the_working_directory(tmp_path, text):
+    directory = saved(tmp_path / "m")
+    for name in ("accelerate", "random", "sentencepiece"):  # what transformers imports from wherever it finds it first
+        (directory / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    code = (
+        "import sys; sys.path.remove('')\n"
+        "from esa_ray.models import precheck, sources; from esa_ray.spec import StudySpec\n"
+        "asked = StudySpec.model_validate_json(sys.argv[1])\n"
+        "precheck.check_apart([(asked, sources.find(asked.model))])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, study(".", text).model_dump_json()], cwd=directory, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_process_is_started_for_what_only_the_loading_tells(tmp_path, text, monkeypatch):
+    gguf = write_gguf(tmp_path / "m.gguf")
+    trusted = ModelSpec(source=str(saved(tmp_path / "m")), trust=("remote_code",))
+    asked = [(study(gguf, text), find(spec(gguf))), (study(tmp_path / "m", text), find(trusted))]
+    monkeypatch.delitem(sys.modules, "torch")  # as in a driver, which hasn't loaded it
+    monkeypatch.setattr(precheck.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    precheck.check_apart(asked)
+    with pytest.raises(pytest.fail.Exception):
+        precheck.check_apart([*asked, (study(tmp_path / "m", text), find(spec(tmp_path / "m")))])
 
 
 def test_a_model_that_is_right_passes_in_another_process(tmp_path, text):
