@@ -18,6 +18,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+#: The version of the code that runs, which need not be installed; the package takes its own from here.
+__version__ = "0.1.0"
+
 _EXPORTS = {
     "esa_ray.errors": ("EsaError",),
     "esa_ray.spec": (

@@ -15,6 +15,7 @@ from esa_ray import host
 from esa_ray.errors import EsaError
 from esa_ray.host import address, launchers, libraries, sockets
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -139,6 +140,21 @@ def test_an_environment_outside_the_bounds_is_refused_by_every_librarys_name(mon
 def test_where_it_is_not_installed_as_a_package_nothing_is_stated_and_nothing_refused(monkeypatch):
     monkeypatch.setattr(libraries, "stated", lambda: None)
     host.ready()
+
+
+def test_a_command_in_an_environment_outside_the_bounds_ends_with_the_sentence_and_status_2(tmp_path):
+    for name, version, more in (("esa-ray", "1", "Requires-Dist: ray>=2.59\n"), ("ray", "2.40.0", "")):
+        directory = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        directory.mkdir()
+        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "esa_ray", "run", "--model", "anything", "--perturb", "zero"]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "esa: this environment is not one that esa-ray runs in: ray 2.40.0 (needed: >=2.59); "
+        "run: pip install -U esa-ray\n"
+    )
 
 
 def test_what_an_extra_adds_is_told_from_what_is_always_needed(monkeypatch):

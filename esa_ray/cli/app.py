@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from esa_ray import __version__
 from esa_ray.errors import EsaError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ console = Console()
 
 def _version(asked: bool) -> None:
     if asked:
-        console.out(f"esa-ray {version('esa-ray')}")
+        console.out(f"esa-ray {__version__}")
         raise typer.Exit
 
 

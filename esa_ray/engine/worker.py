@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from esa_ray import data
+from esa_ray import __version__, data
 from esa_ray.ablation import observed, silenced, sublayers
 from esa_ray.engine.damaging import Damaging
 from esa_ray.engine.measuring import Measuring
@@ -48,7 +48,7 @@ LOCAL = ("directory", "gguf")
 
 def versions(device: str = "cpu") -> dict[str, str]:
     """Versions of everything that can change a number, on GPUs also of CUDA and the driver, and how they round."""
-    found = {name: version(name) for name in ("esa-ray", "torch", "transformers", "numpy")}
+    found = {"esa-ray": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")}
     return found | {"python": platform.python_version()} | (gpus.versions() if device != "cpu" else {})
 
 

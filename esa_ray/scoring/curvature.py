@@ -138,7 +138,7 @@ class HessianDiagonal:
                 along, [parameters[i] for i in part], materialize_grads=True, allow_unused=True
             )
             for total, i, product in zip(current, part, products, strict=True):
-                total.add_(product.float().mul_(signs[i]).reshape(total.shape))
+                total.add_(product.detach().float().mul_(signs[i]).reshape(total.shape))
         scored = windows_NT[:, 1:].numel()
         return [total.div_(scored) for total in current]
 

@@ -1,10 +1,15 @@
 """What a process makes of its GPUs, with torch's own questions about them answered by hand."""
 
 import warnings
+from importlib import metadata
 
+import numpy
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from esa_ray import __version__
+from esa_ray.cli.app import app
 from esa_ray.engine import actor
 from esa_ray.engine.worker import Worker, versions
 from esa_ray.models import device
@@ -86,6 +91,20 @@ def test_what_rounds_stands_among_the_versions_of_a_process_on_gpus(monkeypatch,
     }  # fmt: skip
     assert found["fold"] == device.folds_by()
     assert not {"cuda", "driver", "arithmetic", "fold"} & versions().keys()
+
+
+def test_code_that_runs_without_being_installed_tells_its_own_version(monkeypatch):
+    installed = metadata.Distribution.from_name
+
+    def all_but_this(name):
+        if name == "esa-ray":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", all_but_this)
+    found = versions()
+    assert (found["esa-ray"], found["numpy"]) == (__version__, numpy.__version__)
+    assert CliRunner().invoke(app, ["--version"]).output == f"esa-ray {__version__}\n"
 
 
 AMPERE, TURING = ("A100", (8, 0)), ("T4", (7, 5))

@@ -1,5 +1,8 @@
 """What mixers' matrices are told to be, against what the models' own code makes of them."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -23,8 +26,19 @@ VARIANTS = [
 ]
 
 
+def watchable(kind: str) -> bool:
+    """Whether a delta rule is handed each key once, as the proof watches it; older transformers repeat them before."""
+    names = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid")
+    if kind.removesuffix("_text") not in names:
+        return True
+    rule = sys.modules[type(tiny_mixer(kind)).__module__].torch_chunk_gated_delta_rule
+    return "repeat_interleave" in inspect.getsource(rule)
+
+
 @pytest.mark.parametrize("kind", MIXERS)
 def test_a_changed_row_changes_its_channel_of_its_components_variable_and_nothing_else(kind):
+    if not watchable(kind):
+        pytest.skip("this transformers repeats the keys before it hands them to the delta rule")
     assert misread(tiny_mixer(kind), TOKENS) == []
 
 

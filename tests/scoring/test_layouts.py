@@ -127,7 +127,7 @@ def gradients(model, tensors) -> list[np.ndarray]:
     with experts_one_by_one(twin):
         for window in WINDOWS:
             each = torch.autograd.grad(summed_nll(twin, window), mine, materialize_grads=True)
-            found.append([g.flatten().numpy() for g in each])
+            found.append([g.detach().flatten().numpy() for g in each])
     return [np.stack(windows) for windows in zip(*found, strict=True)]
 
 
