@@ -263,13 +263,7 @@ def weight_bytes(source: Source, dtype: str, *, on_gpu: bool) -> int:
         return Path(source.path).stat().st_size * 2 * width
     if source.pickled:
         stored = config_of(source).get("dtype") or config_of(source).get("torch_dtype")
-        local = source.kind == "directory"
-        size = (
-            sum(p.stat().st_size for p in files_of(source))
-            if local
-            else hub.pickled_bytes(source.path, source.fingerprint)
-        )
-        return size // (4 if stored == "float32" else 2) * width
+        return _pickled_bytes(source) // (4 if stored == "float32" else 2) * width
     return quantized.count(tensors_of(source)) * width
 
 
