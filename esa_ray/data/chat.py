@@ -107,7 +107,9 @@ def _message(said: dict[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in said.items() if value is not None}
     if "role" not in said and "from" in said:
         rest = {name: value for name, value in said.items() if name not in ("from", "value")}
-        said = {"role": ROLES.get(said["from"], said["from"]), "content": said.get("value"), **rest}
+        said = {"role": ROLES.get(str(said["from"]), said["from"]), "content": said.get("value"), **rest}
+    if not isinstance(said.get("role"), str):
+        raise ValueError(f"holds a message whose speaker is {said.get('role')!r:.40}, which is no name")
     content = said.get("content")
     if content is None and "tool_calls" in said:
         content = ""

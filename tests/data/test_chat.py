@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from esa_ray.data import read_documents, windows
+from esa_ray.data.chat import messages
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 from tests.tiny import BOS_ID, byte_tokenizer
@@ -120,3 +121,9 @@ def test_a_tokenizer_without_a_template_is_refused_with_its_name(tmp_path):
 def test_chat_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(EsaError, match="give read_documents the tokenizer"):
         read_documents(DataSpec(chat=True))
+
+
+@pytest.mark.parametrize("said", [{"from": ["human"], "value": "x"}, {"role": 5, "content": "x"}, {"role": None}])
+def test_a_message_whose_speaker_has_no_name_is_refused(said):
+    with pytest.raises(ValueError, match=r"speaker|no list of messages"):
+        messages([said])
