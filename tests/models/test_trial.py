@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from benchmarks.architectures.recipes import build, tokenizer
 from benchmarks.architectures.shrink import tiny
@@ -25,8 +26,6 @@ def loaded(model, path):
 
 @pytest.mark.parametrize(("kind", "field"), [("bert", {"is_decoder": False}), ("xlnet", {"attn_type": "bi"})])
 def test_a_model_that_sees_what_it_predicts_is_refused(tmp_path, kind, field):
-    from transformers import AutoModelForCausalLM
-
     # BERT's configs tell it beforehand, XLNet's don't.
     with pytest.raises(EsaError, match=r"an encoder: its tokens see those after|sees the tokens after the one"):
         loaded(AutoModelForCausalLM.from_config(tiny(kind, **field)), tmp_path)
@@ -49,7 +48,7 @@ class Noisy(nn.Module):
 
     def __init__(self, noise):
         super().__init__()
-        self.embedding, self.noise = nn.Embedding(100, 4), noise
+        self.embedding, self.noise, self.config = nn.Embedding(100, 4), noise, PreTrainedConfig()
 
     def get_input_embeddings(self):
         return self.embedding
@@ -70,3 +69,8 @@ def test_a_model_that_cant_run_is_a_sentence():
     model.forward = lambda *_, **__: 1 / 0
     with pytest.raises(EsaError, match="--model m fails on 8 tokens: division by zero"):
         check_causal("m", model)
+
+
+@pytest.mark.parametrize("changes", [{"vocab_size": 5, "bos_token_id": 0, "eos_token_id": 1}, {"n_positions": 3}])
+def test_a_model_of_a_few_tokens_is_tried_on_those(changes):
+    check_causal("m", AutoModelForCausalLM.from_config(tiny("gpt2", **changes)).eval())
