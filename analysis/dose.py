@@ -104,9 +104,9 @@ def _costs(c: Curve) -> dict[str, Any]:
         return {name: [] for name in ("doses", "strengths", "means", "lows", "highs", "seeds")}
     low, high = c.mine.typical
     return {
-        "doses": c.mine.doses, "strengths": [c.series.keys[i]["strength"] for i in c.mine.at], "means": c.mine.means,
-        "lows": _known(low), "highs": _known(high), "seeds": [len(x) for x in c.mine.by_seed],
-        "seeds_left_out": c.mine.left_out,
+        "doses": c.mine.doses.tolist(), "strengths": [c.series.keys[i]["strength"] for i in c.mine.at],
+        "means": c.mine.means.tolist(), "lows": _known(low), "highs": _known(high),
+        "seeds": [len(x) for x in c.mine.by_seed], "seeds_left_out": c.mine.left_out,
     }  # fmt: skip
 
 
