@@ -88,23 +88,27 @@ def sign_e_value(x: np.ndarray) -> tuple[float, float]:
 
 
 def standardised_mean(x: np.ndarray) -> float | None:
-    """g = J · mean / sd of paired differences, J = 1 − 3/(4(n−1) − 1) (Hedges 1981); None where they don't vary.
+    """g = J · mean / sd of paired differences, J = 1 − 3/(4(n−1) − 1) (Hedges 1981).
+
+    None where they don't vary, and for fewer than three, whose J is 0 whatever they are.
 
     >>> round(standardised_mean(np.array([1.0, 2.0, 3.0])), 4)
     1.1429
     """
-    spread = float(x.std(ddof=1))
-    return float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1))) if spread > 0 else None
+    if len(x) < 3 or not (spread := float(x.std(ddof=1))) > 0:
+        return None
+    return float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1)))
 
 
 def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float, Interval]:
     """Paired standardised mean difference over windows with its bootstrap interval.
 
     g = J · mean / sd of the per-window differences (averaged over seeds), J = 1 − 3/(4(W−1) − 1)
-    (Hedges 1981). Dimensionless; infinite where every window differs by the same.
+    (Hedges 1981). Dimensionless; infinite where every window differs by the same, NaN for fewer than three windows:
+    at two J is 0, whatever they show.
     """
     x = d.mean(axis=0)
-    if (n := len(x)) < 2:
+    if (n := len(x)) < 3:
         return float("nan"), Interval(float("nan"), float("nan"))
     correction = 1 - 3 / (4 * (n - 1) - 1)
     draws = x[np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))]

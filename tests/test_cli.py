@@ -36,6 +36,12 @@ def esa(monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_an_option_that_stands_twice_is_refused_since_half_of_the_grid_would_be_lost(esa):
+    code, _, err = esa("esa run --model m --perturb zero --perturb=sign_flip --plan")
+    assert code == 2
+    assert "--perturb stands twice" in err
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_published_lines_plan_without_touching_the_disk(esa, line, tmp_path):
     code, out, err = esa(line + " --plan")

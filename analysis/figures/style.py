@@ -41,10 +41,14 @@ def group_scales(groups: list[str]) -> dict:
 
 
 def named_scales(field: str, names: list[str], title: str | None = None) -> dict:
-    """Colour and shape of up to eight names (beyond that they repeat), with a legend that fits a phone."""
+    """Colour and shape of names, with a legend that fits a phone.
+
+    Beyond eight each repeats, but not the two together before the 56th.
+    """
     legend = alt.Legend(columns=2 if max(map(len, names)) > 9 else 4, labelLimit=170, title=title, symbolOpacity=1)
     turn = len(names)
-    colours, shapes = ((palette * (1 + turn // 8))[:turn] for palette in (MANY_COLOURS, MANY_SHAPES))
+    looks = (MANY_COLOURS, MANY_SHAPES if turn <= 8 else MANY_SHAPES[:7])
+    colours, shapes = ((palette * (1 + turn // len(palette)))[:turn] for palette in looks)
     return {
         "color": alt.Color(
             f"{field}:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=legend, title=title

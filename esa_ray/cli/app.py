@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +50,18 @@ def guarded(command: Any) -> None:
         raise SystemExit(1) from None
 
 
+def check_once(arguments: Sequence[str]) -> None:
+    """Refuse an option that stands twice: of the two the parser would take the last, without a word."""
+    names = [a.split("=")[0] for a in takewhile(lambda a: a != "--", arguments) if a.startswith("--")]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise EsaError(f"{twice} stands twice, and only the last would count; join the two by a comma: {twice} A,B")
+
+
+def _command() -> None:
+    check_once(sys.argv[1:])
+    app(prog_name="esa")
+
+
 def main() -> None:
     """Entry point of ``esa``."""
-    guarded(lambda: app(prog_name="esa"))
+    guarded(_command)

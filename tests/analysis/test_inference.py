@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis.crossed import SMALLEST_P, VarianceComponents, crossed_interval, crossed_p
-from analysis.inference import hedges_g, paired_p, sign_e_value
+from analysis.inference import hedges_g, paired_p, sign_e_value, standardised_mean
 
 SIMULATIONS = 400
 
@@ -140,6 +140,13 @@ def test_hedges_g_is_the_textbook_formula():
     d = np.random.default_rng(4).normal(1, 2, size=(1, 12))
     x = d[0]
     assert hedges_g(d)[0] == pytest.approx((1 - 3 / (4 * 11 - 1)) * x.mean() / x.std(ddof=1))
+
+
+def test_two_windows_have_no_effect_size():
+    g, interval = hedges_g(np.array([[0.3, 0.5]]))
+    assert np.isnan([g, interval.low, interval.high]).all()
+    assert standardised_mean(np.array([0.3, 0.5])) is None
+    assert hedges_g(np.array([[0.3, 0.5, 0.4]]))[0] == pytest.approx((1 - 3 / 7) * 0.4 / 0.1)
 
 
 def test_the_interval_shrinks_with_windows_and_centres_on_the_mean():

@@ -13,6 +13,7 @@ from rich.console import Console
 import analysis
 from analysis import wording
 from analysis.figures import FIGURES
+from analysis.figures.style import named_scales
 from analysis.sections import sections
 from esa_ray.store import Store
 from tests.analysis.conftest import write_study
@@ -280,3 +281,10 @@ def test_the_figure_of_damage_says_whose_it_is(tmp_path):
     study = study_of(tmp_path, cells, lists=[{"name": "mine", "weights": []}])
     html = analysis.write_report(study).read_text()
     assert "<figcaption>Damage to list mine. Points are" in html
+
+
+@pytest.mark.parametrize("n", [3, 8, 11, 26, 56])
+def test_no_two_names_look_alike(n):
+    encoding = named_scales("name", [f"n{i}" for i in range(n)])
+    looks = [encoding[channel].to_dict()["scale"]["range"] for channel in ("color", "shape")]
+    assert len(set(zip(*looks, strict=True))) == n
