@@ -1,5 +1,6 @@
 """``ray job submit`` against a real local head: exit codes that tell the truth, progress in the logs, a clean stop."""
 
+import json
 import os
 import socket
 import subprocess
@@ -79,12 +80,14 @@ def head():
             process.wait()
 
 
-def submit(head, *command, wait=True):
+def submit(head, *command, wait=True, fault=None):
     address, environment, scratch, _ = head
     (scratch / "empty").mkdir(exist_ok=True)
     line = [
         BIN / "ray", "job", "submit", "--address", address, "--working-dir", scratch / "empty",
-        *([] if wait else ["--no-wait"]), "--", "python", "-m", "esa_ray", *command,
+        *([] if wait else ["--no-wait"]),
+        "--runtime-env-json", json.dumps({"worker_process_setup_hook": f"tests.engine.faults.{fault}"} if fault else {}),
+        "--", "python", "-m", "esa_ray", *command,
     ]  # fmt: skip
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -157,8 +160,7 @@ def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(hea
     assert bad.returncode == 1  # Ray's own command knows no other failure
     assert truth(head, name_of(bad)) == ["FAILED", "2"]
     assert "esa: --layers 77" in bad.stdout
-    nothing = "gauss_noise-0.000000000001"
-    failing = submit(head, *options, "--perturb", nothing, "--out-dir", str(tmp_path / "failing"))
+    failing = submit(head, *options, "--perturb", "zero", "--out-dir", str(tmp_path / "failing"), fault="bad_cells")
     assert truth(head, name_of(failing)) == ["FAILED", "1"]
     assert "1 failed" in failing.stdout
 

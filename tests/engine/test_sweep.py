@@ -60,14 +60,6 @@ def test_exactly_the_missing_cells_are_computed_and_come_out_the_same(finished, 
     assert [str(r["nll"]) for r in after.values()] == [str(r["nll"]) for r in before.values()]
 
 
-def test_failed_cells_are_tried_again(ray_cluster, tiny_study, tmp_path):
-    harmless = tiny_study.replace(perturbations=(PerturbSpec(kind="gauss_noise", strength=1e-12),), topk=(3,))
-    first = run_study(harmless, tmp_path / "s")
-    assert not first.complete
-    assert first.statuses == {"error": 8}
-    assert run_study(harmless, tmp_path / "s").computed == 8
-
-
 def test_a_study_without_damage_ranks_only(ray_cluster, tiny_study, tmp_path):
     summary = run_study(tiny_study.replace(perturbations=()), tmp_path / "s")
     assert summary.complete
