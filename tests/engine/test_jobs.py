@@ -83,11 +83,11 @@ def head():
 def submit(head, *command, wait=True, fault=None):
     address, environment, scratch, _ = head
     (scratch / "empty").mkdir(exist_ok=True)
+    runtime = {"worker_process_setup_hook": f"tests.engine.faults.{fault}"} if fault else {}
     line = [
         BIN / "ray", "job", "submit", "--address", address, "--working-dir", scratch / "empty",
         *([] if wait else ["--no-wait"]),
-        "--runtime-env-json", json.dumps({"worker_process_setup_hook": f"tests.engine.faults.{fault}"} if fault else {}),
-        "--", "python", "-m", "esa_ray", *command,
+        "--runtime-env-json", json.dumps(runtime), "--", "python", "-m", "esa_ray", *command,
     ]  # fmt: skip
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
 
