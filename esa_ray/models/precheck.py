@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from esa_ray import data
@@ -80,18 +80,23 @@ def check_apart(asked: Sequence[tuple[StudySpec, Source]]) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # Without the working directory on its path (-P), which may be the model's own and hold Python files.
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", __name__], input=pickle.dumps(asked), capture_output=True, env=environment
+        [sys.executable, "-P", "-m", __name__], input=written(asked), capture_output=True, env=environment
     )
     # A process that dies of something else has told nothing; who loads the model will.
     if ended.returncode == 0 and (sentence := json.loads(ended.stdout.decode().splitlines()[-1])):
         raise EsaError(sentence)
 
 
+def written(asked: Sequence[tuple[StudySpec, Source]]) -> bytes:
+    """Studies and their models as JSON, for the process that checks them."""
+    return json.dumps([[spec.model_dump(mode="json"), asdict(source)] for spec, source in asked]).encode()
+
+
 def _main() -> None:
     sentence = None
     try:
-        for spec, source in pickle.load(sys.stdin.buffer):
-            check(spec, source)
+        for spec, source in json.load(sys.stdin.buffer):
+            check(StudySpec.model_validate(spec), Source(**source | {"trust": tuple(source["trust"])}))
     except EsaError as error:
         sentence = str(error)
     print(json.dumps(sentence))
