@@ -127,7 +127,7 @@ def test_no_process_is_started_for_what_only_the_loading_tells(tmp_path, text, m
 def test_a_model_that_is_right_passes_in_another_process(tmp_path, text):
     asked = study(saved(tmp_path / "m"), text)
     ended = subprocess.run(
-        [sys.executable, "-m", "esa_ray.models.precheck"], input=written([(asked, find(asked.model))]),
+        [sys.executable, "-m", "esa_ray.models.precheck"], input=precheck.written([(asked, find(asked.model))]),
         capture_output=True, check=True,
     )  # fmt: skip
     assert ended.stdout.decode().splitlines()[-1] == "null"
