@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import experiments
-from esa_ray import options
+from esa_ray import options, parsing
 from esa_ray.cli import execute, guarded, results_directory
 from esa_ray.cli.show import show_comparison
 from esa_ray.errors import EsaError
@@ -45,10 +45,10 @@ def run(
     experiment, root = importlib.import_module(f"experiments.{name}"), out_dir or results_directory(name)
     specs = experiment.studies() if hasattr(experiment, "studies") else [experiment.study()]
     several = len(specs) > 1
-    places = [below(root, options.slug(spec.name)) for spec in specs] if several else [root]
+    places = [below(root, parsing.slug(spec.name)) for spec in specs] if several else [root]
     status = execute(
         list(zip(specs, places, strict=True)), only_plan=only_plan, save_plots=save_plots, address=address, gpus=gpus,
-        track=tuple(options.items(track)), verbose=verbose,
+        track=tuple(parsing.items(track)), verbose=verbose,
     )  # fmt: skip
     if several and not only_plan:
         show_comparison(places, root, save_plots=save_plots)

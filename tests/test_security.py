@@ -22,7 +22,7 @@ from esa_ray.cli import results_directory
 from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.models.sources import find
-from esa_ray.options import build, places, slug
+from esa_ray.parsing import build, places, slug
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec, WeightList
 from esa_ray.store import Store, ranking_name
 from esa_ray.weights import read_weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esa_ray import options
+from esa_ray import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.errors import EsaError
 
@@ -71,7 +71,7 @@ def _of_family(family: str, models_file: str | None) -> list[Known]:
     """The known models of some families, in their order."""
     from esa_ray.models.known import known
 
-    wanted, every = [word.lower() for word in options.items(family)], known(models_file)
+    wanted, every = [word.lower() for word in parsing.items(family)], known(models_file)
     found = [m for m in every if not wanted or any(word in m.family.lower() for word in wanted)]
     if not found:
         raise EsaError(f"--family {family}: there is {', '.join(dict.fromkeys(m.family for m in every))}")

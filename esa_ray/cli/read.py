@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esa_ray import options
+from esa_ray import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.cli.show import opened, show_comparison, show_results
 from esa_ray.errors import EsaError
@@ -40,7 +40,7 @@ def compare(
     """
     raise typer.Exit(
         show_comparison(
-            studies, out_dir or studies[0], labels=labels(models_file), sizes=options.parameters(predict),
+            studies, out_dir or studies[0], labels=labels(models_file), sizes=parsing.parameters(predict),
             save_plots=save_plots, save_tables=save_tables,
         )
     )  # fmt: skip

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from esa_ray import host, options
+from esa_ray import host, options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.cli.show import show_plan, show_results
 from esa_ray.errors import EsaError
-from esa_ray.options import items, size, steps, study
+from esa_ray.parsing import items, size, steps, study
 from esa_ray.place import below
 from esa_ray.spec import PROTOCOLS, StudySpec
 
@@ -145,9 +145,9 @@ def launch(given: dict[str, Any], **more: Any) -> None:
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     if o.on and not o.only_plan:
         raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
-    sources = options.models(o.model)
+    sources = parsing.models(o.model)
     studies = []
-    for source, place in zip(sources, options.places(sources, o.out_dir), strict=True):
+    for source, place in zip(sources, parsing.places(sources, o.out_dir), strict=True):
         spec = study(SimpleNamespace(**vars(o) | {"model": source, "out_dir": place}), **more)
         studies.append((spec, place or results_directory(spec.name)))
     raise typer.Exit(
@@ -295,7 +295,7 @@ def baseline(
     A study without damage, whose one score is the weights' own magnitude: the same tables, and safe to repeat.
     """
     given = locals()
-    asked = options.protocols(protocol, windows, contexts, tasks, limit)
+    asked = parsing.protocols(protocol, windows, contexts, tasks, limit)
     fixed = {"metric": "magnitude", "mode": "global", "topk": "100", "max_samples": 2, "eval_windows": 8}
     launch(given | fixed, protocols=asked)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esa_ray import options
+from esa_ray import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.errors import EsaError
 
@@ -21,17 +21,17 @@ Sizes = Annotated[str, typer.Option(help="Sizes: 0.1m, 0.3m, 1m, 3m, 10m.  [defa
 def _chosen(names: list[str] | None, families: str, sizes: str) -> list[str]:
     from esa_ray.models.zoo import recipes
 
-    given = [part for name in names or () for part in options.items(name)]
+    given = [part for name in names or () for part in parsing.items(name)]
     for name in given:
         recipes.recipe(name)
     if given and (families or sizes):
         raise EsaError("give models by name, or --families and --sizes, not both")
     for flag, text, every in (("--families", families, recipes.FAMILIES), ("--sizes", sizes, recipes.SIZES)):
-        if wrong := [part for part in options.items(text) if part not in every]:
+        if wrong := [part for part in parsing.items(text) if part not in every]:
             raise EsaError(f"{flag} {wrong[0]}: there is {', '.join(every)}")
     if given:
         return list(dict.fromkeys(given))
-    return recipes.names(options.items(families) or recipes.FAMILIES, options.items(sizes) or tuple(recipes.SIZES))
+    return recipes.names(parsing.items(families) or recipes.FAMILIES, parsing.items(sizes) or tuple(recipes.SIZES))
 
 
 @zoo.command("train", epilog="Example: esa zoo train --families llama,neox --sizes 0.1m,0.3m")
