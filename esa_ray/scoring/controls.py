@@ -12,7 +12,7 @@ that is 0 itself the control is another 0, while there are others: so such damag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,8 @@ PATIENCE = 64
 class _Urn:
     """The weights of a component that no one has taken yet, to be drawn uniformly by one stream of draws."""
 
-    def __init__(self, tensor: WeightTensor, among: Members, supers: np.ndarray, group: str, seed: int):
+    def __init__(self, tensor: WeightTensor, eligible: Members | None, supers: np.ndarray, group: str, seed: int):
+        among = Members(tensor) if eligible is None else eligible
         _check_enough(tensor, len(among), len(supers))
         self.tensor, self.among, self._weights = tensor, among, tensor.flat_weights()
         self.taken: set[int] = set(supers.tolist())
@@ -160,14 +161,22 @@ def random_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None,
     EsaError
         If there are too few.
     """
-    urn = _Urn(tensor, Members(tensor) if eligible is None else eligible, supers, "random_k", seed)
+    return _with_zeros(_Urn(tensor, eligible, supers, "random_k", seed), _unmatched)
+
+
+def _with_zeros(urn: _Urn, others: Callable[[_Urn, np.ndarray], list[int]]) -> np.ndarray:
+    """Controls of all super weights: 0 where these are, as long as there are such; ``others`` gives the rest."""
     chosen, left = urn.zeros()
     if left.any():
-        found = urn.draw(wanted := int(left.sum()), zero=False)
-        if len(found) < wanted:
-            _check_enough(tensor, len(found) + int((urn.magnitude != 0).sum()), wanted, NOT_ZERO)
-        chosen[left] = found
+        chosen[left] = others(urn, left)
     return chosen
+
+
+def _unmatched(urn: _Urn, left: np.ndarray) -> list[int]:
+    found = urn.draw(wanted := int(left.sum()), zero=False)
+    if len(found) < wanted:
+        _check_enough(urn.tensor, len(found) + int((urn.magnitude != 0).sum()), wanted, NOT_ZERO)
+    return found
 
 
 def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int) -> np.ndarray:
@@ -181,12 +190,11 @@ def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None
     EsaError
         If there are too few.
     """
-    urn = _Urn(tensor, Members(tensor) if eligible is None else eligible, supers, "matched_k", seed)
-    chosen, left = urn.zeros()
-    if left.any():
-        pick = uniform(stream_key(seed, "matched_k", tensor.name), supers[left])
-        chosen[left] = _matched(urn, urn.magnitude[left], pick)
-    return chosen
+    pick = uniform(stream_key(seed, "matched_k", tensor.name), supers)
+    return _with_zeros(
+        _Urn(tensor, eligible, supers, "matched_k", seed),
+        lambda urn, left: _matched(urn, urn.magnitude[left], pick[left]),
+    )
 
 
 def _matched(urn: _Urn, magnitude: np.ndarray, pick: np.ndarray) -> list[int]:
