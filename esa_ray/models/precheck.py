@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from esa_ray import data
 from esa_ray.errors import EsaError
 from esa_ray.models.sources import Source
-from esa_ray.spec import COMPONENTS, StudySpec
+from esa_ray.spec import StudySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,20 +48,21 @@ def check(spec: StudySpec, source: Source) -> None:
 
 
 def _check_lists(spec: StudySpec, model: PreTrainedModel) -> None:
-    """See whether a hollow model has the weights of the study's lists, where names alone tell what its tensors are."""
+    """See whether a hollow model has the weights of the study's lists, where names alone tell what its tensors are.
+
+    What only a forward pass tells is ``other`` in a hollow model, and may turn out to be stored the other way round.
+    """
     from esa_ray.models.addressing import catalogue
     from esa_ray.models.naming import find_weight
 
     if not spec.lists:
         return
-    try:
-        found = catalogue(model)
-    except EsaError:  # only a forward pass tells, and a hollow model makes none
+    found = catalogue(model)
+    if any(part.component == "other" for tensor in found.tensors for part in tensor.parts):
         return
-    if {part.component for tensor in found.tensors for part in tensor.parts} <= set(COMPONENTS):
-        for given in spec.lists:
-            for weight in given.weights:
-                find_weight(found, weight)
+    for given in spec.lists:
+        for weight in given.weights:
+            find_weight(found, weight)
 
 
 def check_apart(asked: Sequence[tuple[StudySpec, Source]]) -> None:
