@@ -277,3 +277,8 @@ def test_clusters_tell_gradient_from_magnitude(synthetic):
 
 def test_one_score_alone_makes_no_clusters(made):
     assert analysis.clusters(analysis.load(made)).is_empty()
+
+
+def test_both_sides_of_the_wall_know_the_same_components():
+    assert tuple(COMPONENT_ORDER) == COMPONENTS
+    assert {name: tuple(members) for name, members in GROUPS.items()} == COMPONENT_GROUPS
