@@ -56,8 +56,9 @@ def test_a_silenced_expert_is_one_with_zeroed_weights(expert):
 def test_every_sublayer_of_any_layout_is_watched_and_silenced(case):
     model, windows = tiny_layout(case), random_windows(2)
     parts = sublayers(catalogue(model), 1)
-    with observed(model, parts, windows) as seen:
-        intact = evaluate(model, windows).nll
+    intact = evaluate(model, windows).nll
+    with observed(model, parts, windows) as seen:  # experts run one by one: some machines round that differently
+        assert evaluate(model, windows).nll == pytest.approx(intact, rel=1e-6)
     assert set(seen[0].peaks) == {(part.part, part.expert) for part in parts}
     assert {part.part for part in parts} >= {"attention", "ffn"}
     assert any(part.part == "expert" for part in parts) == (case in ("gpt_oss", "deepseek_v3"))

@@ -77,7 +77,15 @@ def test_mxfp4_experts_are_computed_back(tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = GptOssForCausalLM(
-        GptOssConfig(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=48, num_local_experts=2, pad_token_id=1)
+        GptOssConfig(
+            **sizes,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=48,
+            num_local_experts=2,
+            num_experts_per_tok=2,
+            pad_token_id=1,
+        )
     )
     model.save_pretrained(tmp_path / "m")
     draw = np.random.default_rng(0)
