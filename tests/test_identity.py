@@ -7,10 +7,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 
-from esa_ray.grid import Cell, Resolved, cell_id
+from esa_ray.grid import Cell, Listed, Resolved, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
-from esa_ray.spec import DataSpec, PerturbSpec, ScoreSpec
+from esa_ray.models.zoo.recipes import recipe
+from esa_ray.spec import (
+    KINDS,
+    DataSpec,
+    ModelSpec,
+    Part,
+    PerturbSpec,
+    Protocol,
+    ScoreSpec,
+    Search,
+    Spec,
+    StudySpec,
+    WeightList,
+    WeightName,
+)
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(
@@ -28,17 +43,17 @@ CELL = Cell(
 DATA = DataSpec(source="pydoc", window=64, calibration_windows=32, evaluation_windows=8, batch_size=4)
 RESOLVED = Resolved(model="m" * 64, dtype="bf16", text="0123456789abcdef")
 
-# Written out by hand: keys sorted at every level, no spaces, the text's content but not its source.
+# Written out by hand: what differs from its default, keys sorted at every level, no spaces, the text's content but not
+# its source.
 CELL_JSON = (
-    '{"data":{"batch_size":4,"bos":"auto","calibration_windows":32,"evaluation_windows":8,"prompts":0,'
-    '"text":"0123456789abcdef","window":64},"depth":100,"dtype":"bf16","early_stop":null,"group":"random_k","k":50,"listed":null,"model":"'
-    + "m"
-    * 64
-    + '",'
-    '"part":null,"perturbation":{"adapt":null,"bits":null,"kind":"gauss_noise","per":null,"relative_to":"weight",'
-    '"shared":null,"strength":0.1,"toward":null},"repeat":0,'
-    '"score":{"components":["q","k","v","o","down"],"metric":"grad_squared","mode":"global","probes":null,"relative_error":null},'
-    '"seed":7,"version":3}'
+    '{"data":{"batch_size":4,"calibration_windows":32,"evaluation_windows":8,"text":"0123456789abcdef","window":64},'
+    '"depth":100,"dtype":"bf16","group":"random_k","k":50,"model":"' + "m" * 64 + '",'
+    '"perturbation":{"kind":"gauss_noise","strength":0.1},'
+    '"score":{"components":["attention","down"],"metric":"grad_squared","mode":"global"},"seed":7,"version":4}'
+)
+ZERO_JSON = (
+    '{"data":{"text":"b"},"dtype":"fp32","group":"super","k":1,"model":"a","perturbation":{"kind":"zero"},"score":{},'
+    '"seed":1337,"version":4}'
 )
 
 
@@ -102,15 +117,122 @@ def test_digest_is_the_first_64_bits_of_sha256_over_the_canonical_bytes(value):
     assert digest(value) == hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def test_cell_id_is_pinned():
-    assert IDENTITY_VERSION == 3
-    assert cell_id(CELL, DATA, RESOLVED) == "382ea4f3548a9428"
-    assert hashlib.sha256(CELL_JSON.encode()).hexdigest()[:16] == "382ea4f3548a9428"
+    assert IDENTITY_VERSION == 4
+    assert cell_id(CELL, DATA, RESOLVED) == sha256(CELL_JSON) == "2be571f73b467b87"
 
 
 def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     cell = Cell(score=ScoreSpec(), k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"))
-    assert cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b")) == "e4c6a21d24cb65e4"
+    assert (
+        cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b"))
+        == sha256(ZERO_JSON)
+        == "264b622ca17b45db"
+    )
+
+
+#: What a field means that isn't stated. Ids leave it out, so it stays what it is for ever.
+DEFAULTS = {
+    Cell: {"score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None},
+    Listed: {},
+    Part: {},
+    WeightName: {"col": 0, "expert": None},
+    PerturbSpec: dict.fromkeys(("strength", "bits", "relative_to", "shared", "adapt", "per", "toward")),
+    ScoreSpec: {
+        "metric": "grad_x_weight", "mode": "per_layer", "components": ("attention", "ffn", "mixer"), "probes": None,
+        "relative_error": None,
+    },
+    DataSpec: {
+        "source": "pydoc", "text_column": "text", "chat": False, "split": "train", "window": 128,
+        "calibration_windows": 128, "evaluation_windows": 16, "batch_size": 8, "bos": "auto", "prompts": 0,
+    },
+}  # fmt: skip
+VARIANTS = {
+    "bit_flip": "all", "gauss_noise": "weight", "correlated": "row weight", "adaptive": "score", "quantize": "row",
+    "progressive": "zero",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_a_default_never_changes_its_meaning(kind):
+    fields = {name: field for name, field in kind.model_fields.items() if not field.is_required()}
+    later = set(fields) - set(DEFAULTS[kind])
+    assert {n: f.get_default(call_default_factory=True) for n, f in fields.items() if n not in later} == DEFAULTS[kind]
+    assert not later, "new fields are pinned here, too"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_variant_that_is_not_stated_never_changes_its_meaning(kind):
+    spec = PerturbSpec(kind=kind)
+    assert (spec.variant or "").removesuffix(" weight") == VARIANTS.get(kind, "").removesuffix(" weight")
+    assert set(spec.content()) <= {"kind", "strength"}
+    assert spec.content().get("strength") == spec.strength
+
+
+def grown(spec):
+    """The same spec as a later version might define it, with one more field everywhere."""
+
+    def value(old):
+        if isinstance(old, Spec):
+            return grown(old)
+        return tuple(map(value, old)) if isinstance(old, tuple) else old
+
+    kind = type(spec)
+    later = create_model(f"Later{kind.__name__}", __base__=kind, later=(int, 7))
+    stated = {name: value(getattr(spec, name)) for name in kind.model_fields}
+    return later.model_construct(_fields_set=None, **stated, later=7)
+
+
+LISTED = WeightList(name="l", weights=(WeightName(tensor="t", row=1), WeightName(tensor="t", row=1, col=2, expert=3)))
+SPECS = [
+    CELL,
+    DATA,
+    LISTED,
+    Cell(listed=Listed.of(LISTED), k=2, seed=1, group="listed", perturbation=PerturbSpec.parse("progressive-zero-0.5")),
+    CELL.model_copy(update={"part": Part(kind="only", value=3), "repeat": 2}),
+    StudySpec(
+        name="s", model=ModelSpec(source="m", trust=("pickle",)), data=DATA, lists=(LISTED,), one_by_one=True,
+        perturbations=(PerturbSpec(kind="zero"),), parts=(Part(kind="layer", value=1),),
+        protocols=(Protocol.named("smoke"),),
+    ),
+    StudySpec(
+        name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
+        perturbations=(PerturbSpec(kind="zero"),),
+    ),
+    recipe("llama-1m"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
+def test_a_field_with_a_default_moves_no_id_wherever_it_is_added(spec):
+    later = grown(spec)
+    assert later.content() == spec.content()
+    assert later.stated() == spec.stated()
+    other = later.model_construct(**{**later.__dict__, "later": 8})
+    assert other.content() == spec.content() | {"later": 8}
+
+
+def test_every_spec_is_among_those_that_grow():
+    def kinds(spec):
+        return {type(spec)}.union(*(kinds(value) for value in inner(spec)))
+
+    def inner(spec):
+        values = [getattr(spec, name) for name in type(spec).model_fields]
+        flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+        return [value for value in flat if isinstance(value, Spec)]
+
+    there = {kind for kind in Spec.__subclasses__() if kind.__module__.startswith("esa_ray.")}
+    assert set().union(*map(kinds, SPECS)) == there
+
+
+@pytest.mark.parametrize("data", [DataSpec(), DATA, DataSpec(window=8), DataSpec(window=8, batch_size=8)])
+def test_what_is_left_out_of_an_id_reads_back_as_the_same_question(data):
+    again = DataSpec.model_validate({"batch_size": 8} | data.stated())
+    assert again == data
 
 
 @pytest.mark.parametrize(

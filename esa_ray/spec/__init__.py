@@ -32,7 +32,7 @@ from esa_ray.spec.scores import (
     ModelSpec,
     ScoreSpec,
     asks_for,
-    first_stored,
+    grouped,
     is_tensor_name,
     members,
 )
@@ -70,7 +70,7 @@ __all__ = [
     "WeightName",
     "asks_for",
     "explain",
-    "first_stored",
+    "grouped",
     "is_tensor_name",
     "members",
 ]

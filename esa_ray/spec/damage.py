@@ -141,6 +141,12 @@ class PerturbSpec(Spec):
             )
         return self
 
+    def _default_of(self, name: str) -> Any:
+        own = dict(_VARIANTS.get(self.kind, ()))
+        if name == "toward" and "toward" in own:
+            return PerturbSpec(kind="zero")
+        return own.get(name, super()._default_of(name))
+
     @classmethod
     def parse(cls, text: str) -> PerturbSpec:
         """A perturbation from its label; what is left out takes its default.
@@ -315,4 +321,4 @@ class WeightList(Spec):
     @property
     def digest(self) -> str:
         """Its content as 16 hex digits."""
-        return digest([w.model_dump() for w in self.weights])
+        return digest([w.content() for w in self.weights])

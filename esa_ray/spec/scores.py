@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,19 +55,15 @@ def asks_for(components: Sequence[str], component: str, tensor: str) -> bool:
     return component in components or any(is_tensor_name(c) and fnmatchcase(tensor, c) for c in components)
 
 
-def first_stored(components: Sequence[str]) -> tuple[str, ...]:
-    """A selection as it is hashed: as studies stored it when attention had four components and there were no mixers.
+def grouped(components: Sequence[str]) -> list[str]:
+    """A selection in the fewest names: a group's where all of its components are in.
 
-    >>> first_stored(BLOCK_COMPONENTS), first_stored(("down", "q"))
-    (('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'router'), ('down', 'q'))
+    >>> grouped(("q", *COMPONENT_GROUPS["ffn"], "embed")), grouped(BLOCK_COMPONENTS)
+    (['ffn', 'q', 'embed'], ['attention', 'ffn', 'mixer'])
     """
-    if tuple(components) == BLOCK_COMPONENTS:
-        return _FIRST_BLOCK
-    attention, asked = set(COMPONENT_GROUPS["attention"]), set(components)
-    # Attention and FFN alone leave mixers out: another question than all blocks, which took their name.
-    if not attention <= asked or asked == attention | set(COMPONENT_GROUPS["ffn"]):
-        return tuple(components)
-    return tuple(c for c in components if c not in attention - set(_FIRST_ATTENTION))
+    whole = [name for name, group in COMPONENT_GROUPS.items() if set(group) <= set(components)]
+    inside = {c for name in whole for c in COMPONENT_GROUPS[name]}
+    return [*whole, *(c for c in components if c not in inside)]
 
 
 def is_tensor_name(component: str) -> bool:
@@ -127,6 +123,9 @@ class DataSpec(Spec):
     default. The first half of each of the first ``prompts`` evaluation windows is also continued, to see whether
     the damaged model's text runs into loops (0: none).
     """
+
+    # What the text says is part of an id, wherever it comes from. The batch is: it orders floating-point sums.
+    origin: ClassVar[frozenset[str]] = frozenset({"source", "text_column", "chat", "split"})
 
     source: str = Field(default="pydoc", min_length=1)
     text_column: str = "text"
@@ -234,6 +233,12 @@ class ScoreSpec(Spec):
             elif getattr(self, name) is not None:
                 raise ValueError(f"{name} belongs to estimated scores ({', '.join(sorted(PROBED))})")
         return self
+
+    def _differing(self, inner: Callable[[Spec], dict[str, Any]]) -> dict[str, Any]:
+        # A group by its name may grow by components that nobody knew.
+        found, asked = super()._differing(inner), grouped(self.components)
+        found.pop("components", None)
+        return found if asked == list(COMPONENT_GROUPS) else found | {"components": asked}
 
     @property
     def estimated(self) -> bool:

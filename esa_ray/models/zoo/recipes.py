@@ -69,8 +69,8 @@ class Recipe(Spec):
 
     @property
     def identity(self) -> str:
-        """A name for all of this."""
-        return digest(self.model_dump(mode="json"))
+        """A name for all of this; the defaults of text and version are others in time."""
+        return digest(self.content() | {"text": self.text, "version": self.version})
 
 
 def recipe(name: str) -> Recipe:
