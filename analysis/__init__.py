@@ -13,49 +13,49 @@ analysis.stable_from(study), analysis.outlier_seeds(study)        # from where o
 analysis.score_agreement(study), analysis.ensemble_stability(study)   # scores against each other
 analysis.hotspot_ranks(study), analysis.depth_pattern(study)      # hot blocks, depth
 analysis.spread(study), analysis.mode_comparison(study)           # global against per-layer pools
-analysis.line_concentration(study), analysis.residual_channels(study), analysis.clusters(study)
+analysis.line_concentration(study), analysis.residual_channels(study), analysis.scores.clusters(study)
 analysis.dose_response(study), analysis.dose_landmarks(study)     # cost against dose; where it starts and collapses
-analysis.discrimination(study), analysis.hierarchy_ratios(study)  # which damage tells super from control
-analysis.power(study)                                             # what could be found, and what it would take
+analysis.damage.discrimination(study), analysis.hierarchy_ratios(study)  # which damage tells super from control
+analysis.damage.power(study)                                             # what could be found, and what it would take
 analysis.fidelity_correlations(study), analysis.calibration(study)    # scores against single-weight edits
-analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
-analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
+analysis.damage.interaction(study), analysis.layer_damage(study), analysis.damage.recovery(study)   # parts of sets
+analysis.damage.transfer(study), analysis.damage.repeatability(study)           # given weights; the same cells again
 analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
-analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
+analysis.run.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
 """
 
-from analysis.across import across_studies
-from analysis.agreement import ensemble_stability, score_agreement, score_correlations
-from analysis.changed import changes
-from analysis.clusters import clusters
-from analysis.convergence import jaccard_by_k, jaccard_by_windows, stable_from
-from analysis.damage import baseline, comparisons, effects
-from analysis.discrimination import discrimination, hierarchy_ratios
-from analysis.distribution import blocks, tail_summary, tails
-from analysis.dose import dose_response
-from analysis.fidelity import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
-from analysis.figures import charts, save_figures
-from analysis.interaction import interaction
-from analysis.landmarks import dose_landmarks
-from analysis.layers import layer_damage
-from analysis.meta import meta_analysis
-from analysis.mixed import mixed_effects
-from analysis.modes import layer_shares, mode_comparison, mode_costs, spread
-from analysis.power import power
-from analysis.protocols import protocol_summary, reliability
-from analysis.recovery import recovery
-from analysis.repeatability import repeatability
-from analysis.report import write_report
-from analysis.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
-from analysis.structure import line_concentration, residual_channels
+from analysis.damage.across import across_studies
+from analysis.damage.changed import changes
+from analysis.damage.discrimination import discrimination, hierarchy_ratios
+from analysis.damage.dose import dose_response
+from analysis.damage.effects import baseline, comparisons, effects
+from analysis.damage.interaction import interaction
+from analysis.damage.landmarks import dose_landmarks
+from analysis.damage.layers import layer_damage
+from analysis.damage.meta import meta_analysis
+from analysis.damage.mixed import mixed_effects
+from analysis.damage.power import power
+from analysis.damage.recovery import recovery
+from analysis.damage.repeatability import repeatability
+from analysis.damage.transfer import transfer
+from analysis.fidelity.tables import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
+from analysis.report.figures import charts, save_figures
+from analysis.report.page import write_report
+from analysis.report.terminal import print_summary
+from analysis.report.verdicts import Verdict, verdicts
+from analysis.run.protocols import protocol_summary, reliability
+from analysis.run.timeline import Utilisation, pace, timeline, utilisation
+from analysis.scores.agreement import ensemble_stability, score_agreement, score_correlations
+from analysis.scores.clusters import clusters
+from analysis.scores.convergence import jaccard_by_k, jaccard_by_windows, stable_from
+from analysis.scores.depth import depth_pattern, depth_profile, hotspot_ranks, sides
+from analysis.scores.distribution import blocks, tail_summary, tails
+from analysis.scores.pools import layer_shares, mode_comparison, mode_costs, spread
+from analysis.scores.residual import line_concentration, residual_channels
+from analysis.scores.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
 from analysis.study import Study, StudyError, load, progress
-from analysis.summary import print_summary
-from analysis.timeline import Utilisation, pace, timeline, utilisation
-from analysis.transfer import transfer
-from analysis.verdicts import Verdict, verdicts
-from analysis.where import depth_pattern, depth_profile, hotspot_ranks, sides
 
 __all__ = [
     "Study",

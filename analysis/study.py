@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from esa_ray import tables
 from esa_ray.errors import EsaError
-from esa_ray.place import Place
+from esa_ray.storage import tables
+from esa_ray.storage.location import Place
 
 #: Scores that look at no text, and so are the same for every seed.
 DATA_FREE = frozenset({"magnitude"})

@@ -19,7 +19,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.models.naming import PROJECTIONS
 from esa_ray.scoring.chosen import picked
 from esa_ray.spec import LISTED, WeightList, explain
-from esa_ray.store import Store, ranking_name
+from esa_ray.storage.store import Store, ranking_name
 
 _READERS = {
     ".csv": pyarrow.csv.read_csv,

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 import experiments
-from esa_ray import options, parsing
-from esa_ray.cli import execute, guarded, results_directory
+from esa_ray.cli import execute, guarded, options, parsing, results_directory
 from esa_ray.cli.show import show_comparison
 from esa_ray.errors import EsaError
-from esa_ray.place import below
+from esa_ray.storage.location import below
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, __version__
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from analysis.architectures import COLUMNS, NAMED, document
+from analysis.documents.architectures import COLUMNS, NAMED, document
 from benchmarks.architectures import checks, recipes, run
 from benchmarks.architectures.shrink import tiny
 from esa_ray.scoring.gather import score_tensors

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.calibration import calibration_curve
 
-from analysis.protocols import expected_calibration_error
+from analysis.run.protocols import expected_calibration_error
 from esa_ray.evaluation import BINS, Confidence, confident, evaluate
 from tests.tiny import random_windows, tiny
 

@@ -107,7 +107,7 @@ def test_memory_is_the_systems_unless_a_group_allows_less(bare, monkeypatch):
 def test_the_largest_models_are_those_that_the_placement_still_puts_there(monkeypatch):
     """Beside the placement itself: one weight more, and it would plan otherwise."""
     from esa_ray.engine.placement import Node, Size, place
-    from esa_ray.sizes import PROCESS
+    from esa_ray.host.footprint import PROCESS
 
     memory(monkeypatch, 20 * GB)
     free = (20 * GB - 200 * 2**20) * 0.7 - 700 * 2**20  # beside the object store, and the process itself

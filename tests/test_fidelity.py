@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esa_ray import fidelity
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
-from esa_ray.fidelity import BORDERS, STRATA, measure, nudged, sample
+from esa_ray.measurements import census as fidelity
+from esa_ray.measurements.census import BORDERS, STRATA, measure, nudged, sample
 from esa_ray.models.addressing import Part, WeightTensor, catalogue
 from esa_ray.models.places import Place
 from esa_ray.perturb.edit import NotRestoredError

@@ -3,83 +3,99 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCES = sorted(p for folder in ("esa_ray", "analysis", "experiments") for p in (ROOT / folder).rglob("*.py"))
+#: What stands in a package; each room may import its own and those before it.
+LAYERS = [
+    {"errors", "randomness", "host"},
+    {"spec", "identity", "schema", "storage", "progress"},
+    {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
+    {"measurements"},
+    {"engine"},
+    {"cli", "doctor", "__init__", "__main__"},
+]
+ANALYSIS = [
+    {"statistics"},
+    {"study", "names"},
+    {"run", "scores", "damage", "fidelity"},
+    {"report"},
+    {"comparison"},
+    {"documents", "__init__"},
+]
+#: What the analysis may know of esa_ray: what studies ask, and how their tables lie.
+SHARED = {"errors", "spec", "schema", "storage"}
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
             # `from esa_ray import data` imports a module as well as a name.
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-SOURCES = sorted(p for folder in ("esa_ray", "analysis", "experiments") for p in (ROOT / folder).rglob("*.py"))
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_only_the_engine_imports_ray(path):
-    uses_ray = any(name.split(".")[0] == "ray" for name in imported(path))
-    assert not uses_ray or relative(path).startswith("esa_ray/engine/")
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if relative(p).startswith("analysis/")], ids=relative)
-def test_the_analysis_imports_nothing_of_esa_ray_but_how_tables_lie(path):
-    allowed = ("esa_ray.schema", "esa_ray.tables", "esa_ray.place.Place", "esa_ray.place", "esa_ray.errors")
-    names = {n for n in imported(path) if n.split(".")[0] == "esa_ray"} - {"esa_ray"}
-    assert all(n in allowed or n.rpartition(".")[0] in allowed for n in names)
+def backwards(package: str, layers: list[set[str]]) -> list[str]:
+    """Imports of a package that go from a lower room to a higher one."""
+    level = {room: level for level, rooms in enumerate(layers) for room in rooms}
+    return [
+        f"{relative(path)} imports {name}"
+        for path in SOURCES if relative(path).startswith(f"{package}/")
+        for name in sorted(imported(path)) if name.startswith(f"{package}.")
+        if level.get(name.split(".")[1], 0) > level[room(path)]
+    ]  # fmt: skip
 
 
-LAYERS = [
-    {"errors", "randomness", "scratch", "place", "sizes", "machine", "host"},
-    {"spec", "identity", "schema", "tables"},
-    {
-        "grid",
-        "data",
-        "models",
-        "scoring",
-        "perturb",
-        "evaluation",
-        "resume",
-        "fidelity",
-        "ablation",
-        "store",
-        "tasks",
-        "progress",
-        "weights",
-        "lease",
-    },
-    {"engine"},
-    {"cli", "doctor", "options", "parsing", "__init__", "__main__"},
-]
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+def test_only_the_engine_imports_ray():
+    users = {relative(p) for p in SOURCES if any(name.split(".")[0] == "ray" for name in imported(p))}
+    assert users
+    assert {path for path in users if not path.startswith("esa_ray/engine/")} == set()
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if relative(p).startswith("esa_ray/")], ids=relative)
-def test_imports_go_one_way(path):
-    room = Path(relative(path)).parts[1].removesuffix(".py")
-    modules = {n.split(".")[1] for n in imported(path) if n.startswith("esa_ray.") and n.split(".")[1] in LEVEL}
-    assert all(LEVEL[m] <= LEVEL[room] for m in modules)
-    assert not any(n.split(".")[0] == "experiments" for n in imported(path))
-    assert "analysis" not in {n.split(".")[0] for n in imported(path)} or room == "cli"
+def test_the_analysis_knows_of_esa_ray_what_studies_ask_and_how_tables_lie():
+    known = {n.split(".")[1] for p in SOURCES if relative(p).startswith("analysis/") for n in imported(p)
+             if n.startswith("esa_ray.")}  # fmt: skip
+    assert known == SHARED
 
 
-def test_every_room_has_a_level():
-    rooms = {Path(relative(p)).parts[1].removesuffix(".py") for p in SOURCES if relative(p).startswith("esa_ray/")}
-    assert rooms == LEVEL.keys()
+@pytest.mark.parametrize(("package", "layers"), [("esa_ray", LAYERS), ("analysis", ANALYSIS)])
+def test_imports_go_one_way(package, layers):
+    assert backwards(package, layers) == []
+
+
+def test_a_room_that_imports_backwards_is_found(monkeypatch):
+    path = ROOT / "esa_ray" / "spec" / "base.py"
+    monkeypatch.setitem(globals(), "imported", lambda p: {"esa_ray.engine.sweep"} if p == path else set())
+    assert backwards("esa_ray", LAYERS) == ["esa_ray/spec/base.py imports esa_ray.engine.sweep"]
+
+
+def test_nothing_imports_the_experiments_and_only_commands_the_analysis():
+    for path in SOURCES:
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert relative(path).startswith("experiments/") or "experiments" not in roots, path
+        assert not relative(path).startswith("esa_ray/") or "analysis" not in roots or room(path) == "cli", path
+
+
+@pytest.mark.parametrize(("package", "layers"), [("esa_ray", LAYERS), ("analysis", ANALYSIS)])
+def test_every_room_has_a_level(package, layers):
+    assert {room(p) for p in SOURCES if relative(p).startswith(f"{package}/")} == set().union(*layers)
 
 
 @pytest.mark.parametrize(

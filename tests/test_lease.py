@@ -9,11 +9,12 @@ import threading
 import psutil
 import pytest
 
-from esa_ray import lease, machine
 from esa_ray.errors import EsaError
-from esa_ray.lease import BEAT, STALE, Clock, Holder, held, holder
-from esa_ray.place import Place
-from esa_ray.store import RUNNING
+from esa_ray.host import machine
+from esa_ray.storage import lease
+from esa_ray.storage.lease import BEAT, STALE, Clock, Holder, held, holder
+from esa_ray.storage.location import Place
+from esa_ray.storage.store import RUNNING
 
 
 @pytest.fixture(params=["directory", "bucket"])

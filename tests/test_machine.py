@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from esa_ray.machine import born, own_directory, this_machine
+from esa_ray.host.machine import born, own_directory, this_machine
 
 
 def child(code):
@@ -25,7 +25,7 @@ def test_a_process_was_born_once_and_is_gone_when_it_has_ended_though_nobody_ask
 
 
 def test_every_process_of_a_machine_says_the_same_of_it():
-    code = "from esa_ray.machine import this_machine; print(this_machine())"
+    code = "from esa_ray.host.machine import this_machine; print(this_machine())"
     assert child(code).communicate()[0].strip() == this_machine()
 
 

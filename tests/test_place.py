@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from esa_ray.errors import EsaError
-from esa_ray.place import Place, below, last_part
+from esa_ray.storage.location import Place, below, last_part
 
 
 @pytest.fixture(params=["directory", "bucket"])

@@ -19,12 +19,12 @@ from pydantic import ValidationError
 import analysis
 from esa_ray import read_documents
 from esa_ray.cli import results_directory
-from esa_ray.engine.worker import Worker
+from esa_ray.cli.parsing import build, places, slug
 from esa_ray.errors import EsaError
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
-from esa_ray.parsing import build, places, slug
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec, WeightList
-from esa_ray.store import Store, ranking_name
+from esa_ray.storage.store import Store, ranking_name
 from esa_ray.weights import read_weights
 from tests.analysis.synthetic import save_table, write_synthetic
 from tests.engine.conftest import TEXT, save_model
@@ -267,8 +267,8 @@ def page_of(study: analysis.Study, directory: Path) -> Page:
 
 def test_names_in_the_report_are_text_and_nothing_else(tmp_path, monkeypatch):
     # Neither the library nor the width of an interval is in question, and both take seconds.
-    monkeypatch.setattr("analysis.report.library", lambda: "/* Vega */")
-    monkeypatch.setattr("analysis.fidelity.RESAMPLES", 10)
+    monkeypatch.setattr("analysis.report.page.library", lambda: "/* Vega */")
+    monkeypatch.setattr("analysis.fidelity.tables.RESAMPLES", 10)
     harmless, page = (
         page_of(planted(tmp_path / where, name), tmp_path / where)
         for where, name in (("harmless", "harmless"), ("hostile", ATTACK))
@@ -286,7 +286,7 @@ def test_names_in_the_report_are_text_and_nothing_else(tmp_path, monkeypatch):
 
 def test_names_in_figures_are_text(tmp_path):
     # Two line separators in one name are more than Vega's own parser takes: such a figure stays empty.
-    chart = analysis.figures.FIGURES["damage"](planted(tmp_path, ATTACK.replace("\u2028", "")))
+    chart = analysis.report.figures.FIGURES["damage"](planted(tmp_path, ATTACK.replace("\u2028", "")))
     chart.save(tmp_path / "damage.svg")
     elements = list(ElementTree.parse(tmp_path / "damage.svg").iter())
     assert "alert(1)" in "".join(e.text or "" for e in elements)

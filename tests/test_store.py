@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from esa_ray import schema
-from esa_ray.engine.lacking import resolution
 from esa_ray.errors import EsaError
 from esa_ray.identity import IDENTITY_VERSION
+from esa_ray.measurements.missing import resolution
 from esa_ray.models.sources import Source
-from esa_ray.place import Place
 from esa_ray.schema import TABLES
 from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.storage.location import Place
+from esa_ray.storage.store import Store
 
 FIXED = {
     "cells": "cell_id study model dtype data metric mode k seed group perturbation strength status error n_weights "

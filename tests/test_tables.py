@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 import pytest
 
-from esa_ray import tables
-from esa_ray.store import SET_ASIDE, Store
+from esa_ray.storage import tables
+from esa_ray.storage.store import SET_ASIDE, Store
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -42,7 +42,7 @@ def test_packing_changes_no_row_and_leaves_one_file(store):
 
 
 def test_a_pack_of_many_rows_is_left_as_it_is(store, monkeypatch):
-    monkeypatch.setattr("esa_ray.store.PACK_ROWS", 20)
+    monkeypatch.setattr("esa_ray.storage.store.PACK_ROWS", 20)
     fill(store, range(25))
     store.pack(at_least=1)
     fill(store, range(25, 30))

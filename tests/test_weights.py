@@ -9,7 +9,7 @@ import pytest
 from esa_ray.errors import EsaError
 from esa_ray.schema import RANKINGS
 from esa_ray.spec import ModelSpec, StudySpec, WeightName
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 from esa_ray.weights import read_weights
 
 ROWS = [

@@ -1,7 +1,7 @@
 """Attention against feed-forward layers, and how damage moves with depth: within models, and over models.
 
-What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.ablation`). Blocks of a model are no replications of
-it: within a model the unit is the window, over models it is the family.
+What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.measurements.ablation`). Blocks of a model are no
+replications of it: within a model the unit is the window, over models it is the family.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import survivors
-from analysis.damage import baseline, corrected, damage_by_window
-from analysis.inference import LEVEL, bootstrap_means, expanded, hedges_g, paired_p, standardised_mean, t_interval
-from analysis.scaling import NEAR
+from analysis.damage.effects import baseline, corrected, damage_by_window
+from analysis.statistics.inference import (
+    LEVEL,
+    bootstrap_means,
+    expanded,
+    hedges_g,
+    paired_p,
+    standardised_mean,
+    t_interval,
+)
+from analysis.statistics.scaling import NEAR
 from analysis.study import Study
 
 #: Families from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).

@@ -15,8 +15,8 @@ from analysis.comparison.fingerprints import features, grouped, matrix, robustne
 from analysis.comparison.laws import ALL, Scaled, named, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import WORDS, quantities
-from analysis.figures.style import Chart, named_scales, powers
-from analysis.scaling import band
+from analysis.report.figures.style import Chart, named_scales, powers
+from analysis.statistics.scaling import band
 
 #: Quantities whose figure is seen first, where they are measured.
 LEADING = ("tenth_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")

@@ -16,8 +16,8 @@ import polars as pl
 from scipy import stats
 
 from analysis.comparison.loading import scored_weights
-from analysis.damage import baseline, costs
-from analysis.inference import LEVEL
+from analysis.damage.effects import baseline, costs
+from analysis.statistics.inference import LEVEL
 from analysis.study import Study
 
 RESAMPLES = 400

@@ -12,8 +12,8 @@ import polars as pl
 
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import MOST, QUANTITIES, lost, measured, quantities, survivors
-from analysis.damage import corrected
-from analysis.scaling import (
+from analysis.damage.effects import corrected
+from analysis.statistics.scaling import (
     SAME,
     Break,
     Families,

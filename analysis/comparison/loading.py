@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis.distribution import scored_tensors
+from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
 from esa_ray.errors import EsaError
-from esa_ray.place import Place
+from esa_ray.storage.location import Place
 
 MODELS: dict[str, Any] = {
     "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String, "parameters": pl.Int64,

@@ -11,7 +11,7 @@ import polars as pl
 from analysis.comparison.laws import ALL, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import MOST, measured
-from analysis.scaling import Fit, predicted
+from analysis.statistics.scaling import Fit, predicted
 
 PREDICTIONS: dict[str, Any] = {
     "quantity": pl.String, "series": pl.String, "size": pl.Int64, "beyond": pl.Float64, "model": pl.String,

@@ -27,11 +27,11 @@ from analysis.comparison.growth import (
     shared_damage,
 )
 from analysis.comparison.loading import Comparison, model_name
-from analysis.damage import baseline
-from analysis.distribution import tensor_sums
-from analysis.stability import jaccard
+from analysis.damage.effects import baseline
+from analysis.scores.depth import GROUPS
+from analysis.scores.distribution import tensor_sums
+from analysis.scores.stability import jaccard
 from analysis.study import Study
-from analysis.where import GROUPS
 
 ATTENTION = GROUPS["attention"]
 

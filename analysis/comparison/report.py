@@ -15,12 +15,12 @@ from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.sections import MAKERS
 from analysis.comparison.tables import file_name, latex
 from analysis.comparison.verdicts import comparison_verdicts
-from analysis.figures import save_charts, styled
-from analysis.report import environment, json_script, library
-from analysis.sections.parts import Section
+from analysis.report.figures import save_charts, styled
+from analysis.report.page import environment, json_script, library
+from analysis.report.sections.parts import Section
+from analysis.report.terminal import MARKS
 from analysis.study import LACKING, progress
-from analysis.summary import MARKS
-from esa_ray.place import Place
+from esa_ray.storage.location import Place
 
 #: Parts of the specs that may differ between studies, and are told.
 TOLD = ("topk", "seeds", "perturbations", "groups")

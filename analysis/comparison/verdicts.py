@@ -6,9 +6,9 @@ import polars as pl
 
 from analysis.comparison.laws import ALL, scaling
 from analysis.comparison.loading import Comparison
-from analysis.damage import effects, in_question
-from analysis.verdicts import Verdict, sign_flip_ratio
-from analysis.wording import percent, significant
+from analysis.damage.effects import effects, in_question
+from analysis.report.verdicts import Verdict, sign_flip_ratio
+from analysis.report.wording import percent, significant
 
 #: What P4.7 asks of a law: R² above, and a prediction within.
 R2, WITHIN = 0.8, 0.2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esa_ray import options, parsing
+from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.errors import EsaError
 

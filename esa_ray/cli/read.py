@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from esa_ray import options, parsing
+from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.cli.show import opened, show_comparison, show_results
 from esa_ray.errors import EsaError
-from esa_ray.place import Place, below
+from esa_ray.storage.location import Place, below
 
 
 @app.command(epilog="Example: esa report results/quickstart")
@@ -79,7 +79,7 @@ def show_status(location: str) -> int:
     """Print how far a study is; returns the exit status."""
     import analysis
     from analysis.study import LACKING
-    from esa_ray.lease import holder
+    from esa_ray.storage.lease import holder
 
     with opened(location) as study:
         counts, pace = analysis.progress(study), analysis.pace(study)

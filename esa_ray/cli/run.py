@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from esa_ray import host, options, parsing
+from esa_ray import host
+from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
+from esa_ray.cli.parsing import items, size, steps, study
 from esa_ray.cli.show import show_plan, show_results
 from esa_ray.errors import EsaError
-from esa_ray.parsing import items, size, steps, study
-from esa_ray.place import below
 from esa_ray.spec import PROTOCOLS, StudySpec
+from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
     from esa_ray.engine.sweep import Summary

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
-from esa_ray.place import Place
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec
+from esa_ray.storage.location import Place
 
 if TYPE_CHECKING:
     from analysis import Study

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esa_ray import options, parsing
+from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.errors import EsaError
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from esa_ray.doctor import cluster, machine, places, software
 from esa_ray.doctor.finding import Finding, State
-from esa_ray.machine import cache_dir
+from esa_ray.host.machine import cache_dir
 
 __all__ = ["Finding", "doctor", "examine", "show"]
 

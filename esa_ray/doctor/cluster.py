@@ -12,8 +12,8 @@ from esa_ray.doctor.finding import PATIENCE, Finding, size
 from esa_ray.errors import EsaError
 from esa_ray.host import launchers, limits, sockets
 from esa_ray.host.address import answering, noted, trouble
+from esa_ray.host.footprint import OBJECT_STORE
 from esa_ray.host.groups import text_of
-from esa_ray.sizes import OBJECT_STORE
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from esa_ray.doctor.finding import Finding, count, size
+from esa_ray.host.footprint import BARE_SET, GPU_SHARE, MEMORY_SHARE, OBJECT_STORE, PROCESS, WORKING_SET
 from esa_ray.host.groups import available_memory, cores
-from esa_ray.sizes import BARE_SET, GPU_SHARE, MEMORY_SHARE, OBJECT_STORE, PROCESS, WORKING_SET
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 #: Parameters of the demo model.

@@ -18,10 +18,10 @@ from ray.util import metrics
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
-from esa_ray.machine import this_machine
+from esa_ray.host.machine import this_machine
 
 if TYPE_CHECKING:
-    from esa_ray.engine.worker import Worker
+    from esa_ray.measurements.worker import Worker
 
 
 class ModelActor:
@@ -39,7 +39,7 @@ class ModelActor:
     def _worker(self) -> Worker:
         if self._arguments["device"] != "cpu":
             expand_segments()
-        from esa_ray.engine.worker import Worker
+        from esa_ray.measurements.worker import Worker
 
         return Worker(**self._arguments)
 

@@ -18,7 +18,7 @@ from esa_ray import host
 from esa_ray.errors import EsaError, first_line
 from esa_ray.host import address as addresses
 from esa_ray.host import groups, limits, sockets
-from esa_ray.sizes import OBJECT_STORE
+from esa_ray.host.footprint import OBJECT_STORE
 
 
 def _private_token() -> None:

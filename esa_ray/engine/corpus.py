@@ -32,7 +32,7 @@ from esa_ray.data.packing import Packed, encoder, windows_of
 from esa_ray.data.pieces import PIECE_BYTES, Piece, pieces
 from esa_ray.data.reading import read_piece
 from esa_ray.errors import EsaError
-from esa_ray.machine import cache_dir
+from esa_ray.host.machine import cache_dir
 from esa_ray.models.sources import Source
 from esa_ray.spec import DataSpec
 
@@ -55,7 +55,7 @@ def prepare(
 
     The same, bit for bit, as ``data.windows(spec, tokenizer, seeds).for_seeds(seeds)`` and
     ``data.text_fingerprint``. To be called where Ray is connected. The packed corpus stays in ``packed`` of
-    :func:`esa_ray.machine.cache_dir`, where the next call on this machine finds it.
+    :func:`esa_ray.host.machine.cache_dir`, where the next call on this machine finds it.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from esa_ray.sizes import (
+from esa_ray.host.footprint import (
     BARE_SET,
     GPU_SHARE,
     HOST_THREADS,
@@ -123,7 +123,7 @@ class Placement:
         return {"num_cpus": seat.cpus, "num_gpus": self.gpus, **reserved}
 
     def arguments(self, actor: int) -> dict:
-        """What an actor's worker is told of its place: arguments of :class:`esa_ray.engine.worker.Worker`."""
+        """What an actor's worker is told of its place: arguments of :class:`esa_ray.measurements.worker.Worker`."""
         seat = self.seats[actor]
         told: dict = {"device": self.device, "threads": seat.threads}
         if 0 < self.gpus < 1:

@@ -15,17 +15,9 @@ from typing import Any
 
 from ray import tune
 
-from esa_ray import data, lease
+from esa_ray import data
 from esa_ray.engine import cluster, search
 from esa_ray.engine.crew import PATIENCE, TRIES, Job, dismiss, share_out
-from esa_ray.engine.lacking import (
-    by_first_block,
-    missing_blocks,
-    missing_packets,
-    missing_protocols,
-    missing_seeds,
-    missing_tasks,
-)  # fmt: skip
 from esa_ray.engine.placement import Placement
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
@@ -33,10 +25,19 @@ from esa_ray.engine.tuning import Watch, fit
 from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, chunks
+from esa_ray.measurements.missing import (
+    by_first_block,
+    missing_blocks,
+    missing_packets,
+    missing_protocols,
+    missing_seeds,
+    missing_tasks,
+)  # fmt: skip
 from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
-from esa_ray.store import Store
+from esa_ray.storage import lease
+from esa_ray.storage.store import Store
 
 __all__ = ["Options", "Summary", "run_studies", "run_study"]
 

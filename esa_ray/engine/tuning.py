@@ -14,7 +14,7 @@ from ray import tune
 from esa_ray.engine.cluster import at_head
 from esa_ray.engine.crew import Crew, Seats, dismiss
 from esa_ray.errors import EsaError
-from esa_ray.machine import own_directory
+from esa_ray.host.machine import own_directory
 from esa_ray.progress import Reporter, Silent
 
 

@@ -17,7 +17,10 @@ from esa_ray.data.files import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
-from esa_ray.engine.lacking import (
+from esa_ray.engine.placement import Placement
+from esa_ray.errors import EsaError, first_line
+from esa_ray.grid import Cell, Resolved, cell_id, cells
+from esa_ray.measurements.missing import (
     lacks,
     missing_blocks,
     missing_cells,
@@ -28,12 +31,9 @@ from esa_ray.engine.lacking import (
     resolution,
     statuses,
 )
-from esa_ray.engine.placement import Placement
-from esa_ray.errors import EsaError, first_line
-from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
-from esa_ray.store import PACK_AT, Store
+from esa_ray.storage.store import PACK_AT, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from esa_ray.engine.cluster import nodes_alive
 from esa_ray.errors import EsaError, first_line
-from esa_ray.machine import cache_dir
+from esa_ray.host.machine import cache_dir
 from esa_ray.models.zoo.recipes import base, directory, recipe
 from esa_ray.progress import Reporter
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.tokens import Divergence, partitions
+from esa_ray.host.mapped import in_file
 from esa_ray.resume.tail import Tail
-from esa_ray.scratch import in_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from importlib.resources import files
 
 from esa_ray.errors import EsaError
+from esa_ray.host.footprint import GPU_SHARE
 from esa_ray.models.sources import on_card
-from esa_ray.sizes import GPU_SHARE
 
 #: Share of the stated operations a second that is taken to be reached where nothing was measured.
 ASSUMED = 0.4

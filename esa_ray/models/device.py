@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from esa_ray.sizes import GPU_SHARE
+from esa_ray.host.footprint import GPU_SHARE
 
 DRIVER = Path("/proc/driver/nvidia/version")
 #: Cards older than Ampere aren't served by Triton's tensor-core products.

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.host.footprint import BARE_SET, PROCESS, WORKING_SET
 from esa_ray.models.sources import PACKAGED, Source, own_dtype
 from esa_ray.models.zoo.recipes import PREFIX, recipe
-from esa_ray.sizes import BARE_SET, PROCESS, WORKING_SET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

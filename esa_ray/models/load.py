@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esa_ray.errors import EsaError, first_line
-from esa_ray.machine import cache_dir
+from esa_ray.host.machine import cache_dir
 from esa_ray.models.architecture import configured
 from esa_ray.models.device import has_bf16
 from esa_ray.models.dry import check_fit

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from esa_ray.errors import EsaError
+from esa_ray.host.mapped import in_file, zeros_in_file
 from esa_ray.models.modes import eval_mode
 from esa_ray.scoring.gradients import batch_nll, home
 from esa_ray.scoring.outer import ProductGradients
 from esa_ray.scoring.precision import reproducible_attention
-from esa_ray.scratch import in_file, zeros_in_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ import pytest
 
 import analysis
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 from tests.analysis.synthetic import save_table, write_synthetic
 
 TOKENS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 
 WINDOWS, TOKENS, VOCABULARY = 12, 100, 260
 SEEDS = (1, 2, 3)

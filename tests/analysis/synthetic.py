@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from esa_ray.schema import QUANTILES, TABLES
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 
 LAYERS, HOT_CHANNEL = 6, 7
 SHAPES = {"q": (32, 32), "o": (32, 32), "gate": (64, 32), "down": (32, 64)}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis.inference import weighted_spearman
+from analysis.statistics.inference import weighted_spearman
 from tests.analysis.test_convergence import mean_jaccard, sets
 
 

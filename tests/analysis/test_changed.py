@@ -7,17 +7,17 @@ import polars as pl
 import pytest
 
 import analysis
-from analysis.changed import changes, controls_hold_zeros
-from analysis.discrimination import discrimination, effect_size
-from analysis.dose import dose_response
-from analysis.figures.dose import dose as dose_figure
-from analysis.interaction import interaction
-from analysis.landmarks import dose_landmarks
-from analysis.layers import layer_damage
-from analysis.recovery import recovery
-from analysis.sections.changed import changed
-from analysis.sections.sets import layers
-from analysis.verdicts import verdicts
+from analysis.damage.changed import changes, controls_hold_zeros
+from analysis.damage.discrimination import discrimination, effect_size
+from analysis.damage.dose import dose_response
+from analysis.damage.interaction import interaction
+from analysis.damage.landmarks import dose_landmarks
+from analysis.damage.layers import layer_damage
+from analysis.damage.recovery import recovery
+from analysis.report.figures.dose import dose as dose_figure
+from analysis.report.sections.changed import changed
+from analysis.report.sections.sets import layers
+from analysis.report.verdicts import verdicts
 from tests.analysis import test_interaction, test_layers, test_recovery
 from tests.analysis.planted import damaged, wobble
 from tests.analysis.test_interaction import SEEDS, WINDOWS, study_of, the
@@ -255,14 +255,14 @@ def test_controls_that_were_drawn_from_all_weights_are_told_as_such(tmp_path, su
 
 def test_cells_without_a_pass_scored_no_tokens(tmp_path):
     study = damaged(tmp_path, [("bit_flip", 1e-4)], lambda group, damage, s: np.full(8, 0.1 * (s == 2)))
-    tokens = analysis.timeline(study).filter(~pl.col("intact"))["tokens"].to_list()
+    tokens = analysis.run.timeline(study).filter(~pl.col("intact"))["tokens"].to_list()
     assert sorted(tokens) == [0, 0, 0, 0, 800, 800]
 
 
 def test_in_a_study_of_rare_flips_repetitions_without_one_are_part_of_the_spread(tmp_path):
     rows = [cell(np.full(WINDOWS, 0.4 * (r == 0)), repeat=r, perturbation="bit_flip", strength=1e-4, n_changed=r == 0,
                  variant="all", seed=seed) for seed in (1, 2) for r in range(4)]  # fmt: skip
-    row = the(analysis.repeatability(study_of(tmp_path / "s", rows, seeds=[1, 2])))
+    row = the(analysis.damage.repeatability(study_of(tmp_path / "s", rows, seeds=[1, 2])))
     assert (row["cells"], row["errors"]) == (8, 0)
     assert row["delta_nll"] == pytest.approx(0.1)
     assert row["sd"] == pytest.approx(np.std([0.4, 0, 0, 0], ddof=1))

@@ -39,8 +39,8 @@ from analysis.comparison.growth import (
 )
 from analysis.comparison.laws import ALL
 from analysis.study import StudyError
-from esa_ray.place import Place
-from esa_ray.store import Store
+from esa_ray.storage.location import Place
+from esa_ray.storage.store import Store
 from tests.analysis.many import INTACT, KS, SIZES, VOCABULARY, study
 
 EXPONENT, HEIGHT = -0.5, {"alpha": 0.3, "beta": 0.6, "gamma": 0.3}

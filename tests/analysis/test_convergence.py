@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis.convergence import stable_size
-from analysis.inference import pairs_interval, t_interval
-from analysis.stability import outlier_seed
+from analysis.scores.convergence import stable_size
+from analysis.scores.stability import outlier_seed
+from analysis.statistics.inference import pairs_interval, t_interval
 from tests.analysis.conftest import with_tables, write_study
 
 

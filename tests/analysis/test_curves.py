@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.curves import FAMILIES, aicc, compare, dose_of_top, evaluate, fit, refits
+from analysis.statistics.curves import FAMILIES, aicc, compare, dose_of_top, evaluate, fit, refits
 
 X = np.geomspace(0.01, 10, 9)
 #: Parameters of a curve of each family that these doses can tell from the others'.

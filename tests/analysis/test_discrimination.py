@@ -6,10 +6,17 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis.discrimination import auc, cross_fit, discrimination, effect_interval, effect_size, hierarchy_ratios
-from analysis.inference import hedges_g
-from analysis.power import power
-from analysis.sections import sections
+from analysis.damage.discrimination import (
+    auc,
+    cross_fit,
+    discrimination,
+    effect_interval,
+    effect_size,
+    hierarchy_ratios,
+)
+from analysis.damage.power import power
+from analysis.report.sections import sections
+from analysis.statistics.inference import hedges_g
 from tests.analysis.planted import damaged, wobble
 
 GROUPS = ("super", "random_k", "bottom_k")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
-from analysis.documents import BENCHMARKS, DIRECTORY, TITLES, render, write
+from analysis.documents.pages import BENCHMARKS, DIRECTORY, TITLES, render, write
 from tests.analysis.many import study
 
 ROOT = Path(__file__).parents[2]

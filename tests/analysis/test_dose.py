@@ -8,12 +8,12 @@ import pytest
 from scipy.optimize import isotonic_regression
 
 import analysis
-from analysis.crossed import crossed_interval
-from analysis.curves import FAMILIES, dose_of_top, refits
-from analysis.dose import dose_axis, dose_response
-from analysis.landmarks import crossing, dose_landmarks, isotonic
-from analysis.sections import sections
-from analysis.series import Response
+from analysis.damage.dose import dose_axis, dose_response
+from analysis.damage.landmarks import crossing, dose_landmarks, isotonic
+from analysis.damage.series import Response
+from analysis.report.sections import sections
+from analysis.statistics.crossed import crossed_interval
+from analysis.statistics.curves import FAMILIES, dose_of_top, refits
 from tests.analysis.planted import RATE, damaged, wobble
 
 SIGMAS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
@@ -126,7 +126,7 @@ def test_fewer_bits_and_either_way_of_scaling_are_rising_doses(tmp_path):
     assert table["monotone"].all()
     assert one(table, direction="α > 1")["model"] is None  # three doses
     assert "AICc needs four" in one(table, direction="α > 1")["why_not"]
-    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7d"]
+    verdict = {v.id: v for v in analysis.report.verdicts(study)}["P3.7d"]
     assert (verdict.status, verdict.evidence) == ("holds", "3 of 3 series rise, and fall at no step beyond noise")
 
 

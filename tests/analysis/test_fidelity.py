@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis import fidelity
-from analysis.census import Census, censuses, noise_floor_of
-from analysis.fidelity import in_top, theil_sen
-from analysis.inference import weighted_spearman
+from analysis.fidelity import tables as fidelity
+from analysis.fidelity.census import Census, censuses, noise_floor_of
+from analysis.fidelity.tables import in_top, theil_sen
+from analysis.statistics.inference import weighted_spearman
 from tests.analysis.conftest import with_tables
 
 WINDOWS, TOKENS = 8, 50

@@ -5,9 +5,9 @@ import pytest
 
 import analysis
 from analysis.comparison.architecture import by_window
-from analysis.hardware import mixed_hardware
-from analysis.sections.ran import ran
-from esa_ray.store import Store
+from analysis.report.sections.ran import ran
+from analysis.run.hardware import mixed_hardware
+from esa_ray.storage.store import Store
 from tests.analysis.conftest import TOKENS, write_study
 
 #: How far the other card's intact loss lies from the baseline's, nats per token and window: more than the control's

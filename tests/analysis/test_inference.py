@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.crossed import SMALLEST_P, VarianceComponents, crossed_interval, crossed_p
-from analysis.inference import hedges_g, paired_p, sign_e_value, standardised_mean
+from analysis.statistics.crossed import SMALLEST_P, VarianceComponents, crossed_interval, crossed_p
+from analysis.statistics.inference import hedges_g, paired_p, sign_e_value, standardised_mean
 
 SIMULATIONS = 400
 

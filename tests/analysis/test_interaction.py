@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 import analysis
-from analysis.figures import sets as figures
-from analysis.interaction import INTERACTION, interaction
-from analysis.sections.sets import together
+from analysis.damage.interaction import INTERACTION, interaction
+from analysis.report.figures import sets as figures
+from analysis.report.sections.sets import together
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import save_table
 

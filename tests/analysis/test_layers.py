@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis.figures import sets as figures
-from analysis.layers import LAYERS, layer_damage
-from analysis.sections import sets
+from analysis.damage.layers import LAYERS, layer_damage
+from analysis.report.figures import sets as figures
+from analysis.report.sections import sets
 from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import meta
-from analysis.across import ACROSS, across_studies
-from analysis.crossed import signed_log
-from analysis.meta import Evidence, combined, evidence, meta_analysis
-from analysis.mixed import MIXED, mixed_effects
-from analysis.paired import window_level
-from analysis.sections.pooled import kinds_together
+from analysis.damage import meta
+from analysis.damage.across import ACROSS, across_studies
+from analysis.damage.meta import Evidence, combined, evidence, meta_analysis
+from analysis.damage.mixed import MIXED, mixed_effects
+from analysis.damage.paired import window_level
+from analysis.report.sections.pooled import kinds_together
+from analysis.statistics.crossed import signed_log
 from tests.analysis.test_interaction import SEEDS, TOKENS, cell, study_of, the
 
 W = 16

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.crossed import signed_log
-from analysis.mixed import mixed_effects
-from analysis.paired import window_level
+from analysis.damage.mixed import mixed_effects
+from analysis.damage.paired import window_level
+from analysis.statistics.crossed import signed_log
 from tests.analysis.test_interaction import TOKENS, cell, study_of, the
 from tests.analysis.test_meta import BASE, W
 

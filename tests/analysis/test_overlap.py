@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.overlap import Overlap, Ranking, by_score, rbo_ext, super_rankings
-from analysis.stability import chance_jaccard
+from analysis.scores.overlap import Overlap, Ranking, by_score, rbo_ext, super_rankings
+from analysis.scores.stability import chance_jaccard
 
 
 def lists(rng, pools, k, out_of):

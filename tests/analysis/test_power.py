@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis.crossed import VarianceComponents
-from analysis.power import Variances, fewest, power
+from analysis.damage.power import Variances, fewest, power
+from analysis.statistics.crossed import VarianceComponents
 from tests.analysis.planted import damaged
 
 

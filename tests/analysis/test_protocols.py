@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis.sections.intact import intact
+from analysis.report.sections.intact import intact
 from esa_ray.spec import DataSpec, ModelSpec, Protocol, ScoreSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 
 TOKENS, BINS = 100, 15
 
@@ -38,7 +38,7 @@ def measured(directory, losses):
 
 
 def statuses(study):
-    return {v.id: v.status for v in analysis.verdicts(study)}
+    return {v.id: v.status for v in analysis.report.verdicts(study)}
 
 
 def test_a_seed_that_diverges_is_counted_and_no_criterion_holds(tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.figures import sets as figures
-from analysis.recovery import RECOVERY, ratio, recovery
-from analysis.sections import sets
+from analysis.damage.recovery import RECOVERY, ratio, recovery
+from analysis.report.figures import sets as figures
+from analysis.report.sections import sets
 from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.repeatability import REPEATABILITY, draws, icc, repeatability
-from analysis.sections import sets
+from analysis.damage.repeatability import REPEATABILITY, draws, icc, repeatability
+from analysis.report.sections import sets
 from esa_ray.spec import KINDS, RANDOM_KINDS, PerturbSpec
 from tests.analysis.test_interaction import BASE, SEEDS, TOKENS, WINDOWS, cell, study_of, the
 

@@ -6,7 +6,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.optimize import least_squares
 
-from analysis.scaling import (
+from analysis.statistics.scaling import (
     LAWS,
     band,
     changepoint,
@@ -17,7 +17,7 @@ from analysis.scaling import (
     leave_one_out,
     predicted,
 )
-from analysis.scaling.laws import BEND, MAD, refits
+from analysis.statistics.scaling.laws import BEND, MAD, refits
 
 TRUTH = {
     "constant": lambda s: 2.0 + 0 * s,

@@ -9,14 +9,14 @@ import pytest
 import vl_convert
 
 import analysis
-from analysis.figures import charts
-from analysis.sections import sections
-from analysis.timeline import lasting, occupancy, pace, timeline, utilisation
+from analysis.report.figures import charts
+from analysis.report.sections import sections
+from analysis.run.timeline import lasting, occupancy, pace, timeline, utilisation
 from esa_ray.schema import STATUSES
 from tests.analysis.conftest import with_tables, write_study
 from tests.analysis.synthetic import save_table
 
-figures = importlib.import_module("analysis.figures.timeline")
+figures = importlib.import_module("analysis.report.figures.timeline")
 BEGAN = datetime(2026, 1, 5, 8, tzinfo=UTC)
 DAY = 86_400
 _number = itertools.count()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.sections import sets
-from analysis.transfer import TRANSFER, expected_jaccard, transfer
+from analysis.damage.transfer import TRANSFER, expected_jaccard, transfer
+from analysis.report.sections import sets
 from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
 
 LIST = {"metric": "listed", "mode": "theirs", "k": 6, "n_weights": 6}

@@ -7,11 +7,11 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import analysis
-from analysis.clusters import cut, silhouette
-from analysis.figures.style import COMPONENT_ORDER
-from analysis.modes import effective_number
-from analysis.structure import _holm, channel_layers, concentration, least_count, poisson_binomial_tail, shapes
-from analysis.where import GROUPS, silent_blocks
+from analysis.report.figures.style import COMPONENT_ORDER
+from analysis.scores.clusters import cut, silhouette
+from analysis.scores.depth import GROUPS, silent_blocks
+from analysis.scores.pools import effective_number
+from analysis.scores.residual import _holm, channel_layers, concentration, least_count, poisson_binomial_tail, shapes
 from esa_ray.spec import COMPONENT_GROUPS, COMPONENTS
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import HOT_CHANNEL, LAYERS, SHAPES
@@ -269,14 +269,14 @@ def test_silhouette_is_its_definition_and_the_cut_finds_planted_groups():
 
 
 def test_clusters_tell_gradient_from_magnitude(synthetic):
-    found = analysis.clusters(synthetic[0]).filter(pl.col("mode") == "global")
+    found = analysis.scores.clusters(synthetic[0]).filter(pl.col("mode") == "global")
     assert found["weights"].sum() == found["of"][0]
     assert any("act_mag" in (r["high_in"] or "") and "grad_x_weight" in (r["low_in"] or "")
                for r in found.iter_rows(named=True))  # fmt: skip
 
 
 def test_one_score_alone_makes_no_clusters(made):
-    assert analysis.clusters(analysis.load(made)).is_empty()
+    assert analysis.scores.clusters(analysis.load(made)).is_empty()
 
 
 def test_both_sides_of_the_wall_know_the_same_components():

@@ -42,7 +42,7 @@ def _bad(damaging, cell, ranking):
 
 def half_written_cells():
     """Processes are killed between the first and the last byte of a cell's file, three times in all."""
-    from esa_ray import place
+    from esa_ray.storage import location as place
 
     def torn(path: Path, content: bytes):
         flags = Path(os.environ["ESA_TEST_FLAGS"])

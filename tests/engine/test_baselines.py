@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import analysis
-from esa_ray.engine.lacking import missing_tasks
-from esa_ray.engine.measuring import Measuring
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
+from esa_ray.measurements.missing import missing_tasks
+from esa_ray.measurements.protocols import Measuring
+from esa_ray.measurements.tasks import answers_name
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find
 from esa_ray.spec import Protocol, ScoreSpec
-from esa_ray.store import Store
-from esa_ray.tasks import answers_name
+from esa_ray.storage.store import Store
 
 TASK = Path(__file__).parent.parent / "data" / "task.yaml"
 
@@ -151,6 +151,6 @@ def test_protocols_and_silenced_sublayers_through_the_engine(spec, ray_cluster, 
     assert table["nll"][0] == pytest.approx(np.mean(rates))
     perplexities = np.exp(rates)
     assert table["spread"][0] == pytest.approx(perplexities.std(ddof=1) / perplexities.mean())
-    found = {v.id: v.status for v in analysis.verdicts(study)}
+    found = {v.id: v.status for v in analysis.report.verdicts(study)}
     assert found.keys() == {"P1.3a", "P1.3b"}
     assert 'id="chart-reliability"' in Path(analysis.write_report(study)).read_text()

@@ -16,10 +16,10 @@ from esa_ray.engine.placement import Node, Size, place
 from esa_ray.engine.work import Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Resolved
+from esa_ray.host.footprint import PROCESS, WORKING_SET
 from esa_ray.models.sources import Source
-from esa_ray.sizes import PROCESS, WORKING_SET
 from esa_ray.spec import ModelSpec, StudySpec
-from esa_ray.store import Store
+from esa_ray.storage.store import Store
 
 GPU = 80 * 10**9
 

@@ -12,7 +12,7 @@ from ray._private.utils import check_version_info
 from esa_ray.engine import connection
 from esa_ray.errors import EsaError
 from esa_ray.host import groups, sockets
-from esa_ray.sizes import OBJECT_STORE
+from esa_ray.host.footprint import OBJECT_STORE
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.engine import damaging as damaging_module
 from esa_ray.engine.search import mean_damage
-from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import cell_id, cells
+from esa_ray.measurements import cells as damaging_module
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.addressing import WeightTensor
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
-from esa_ray.store import ablation_name
+from esa_ray.storage.store import ablation_name
 from tests.tiny import state_bits
 
 DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"

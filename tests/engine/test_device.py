@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from esa_ray import __version__
 from esa_ray.cli.app import app
 from esa_ray.engine import actor
-from esa_ray.engine.worker import Worker, versions
+from esa_ray.measurements.worker import Worker, versions
 from esa_ray.models import device
 from esa_ray.models.load import load_model, resolve_dtype
 from esa_ray.models.sources import Source, find

@@ -21,9 +21,9 @@ import analysis
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import cells
-from esa_ray.lease import holder
-from esa_ray.place import Place
-from esa_ray.store import RUNNING, Store
+from esa_ray.storage.lease import holder
+from esa_ray.storage.location import Place
+from esa_ray.storage.store import RUNNING, Store
 
 pytestmark = pytest.mark.ray
 

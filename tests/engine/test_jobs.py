@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import analysis
-from esa_ray.store import RUNNING
+from esa_ray.storage.store import RUNNING
 
 pytestmark = pytest.mark.ray
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from esa_ray.engine.worker import Worker
 from esa_ray.grid import cell_id, cells
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import COMPONENT_GROUPS, DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
 from tests.tiny import byte_tokenizer, state_bits

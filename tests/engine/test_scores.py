@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from esa_ray.engine.sweep import run_study
-from esa_ray.engine.worker import Worker
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.scoring import memory
 from esa_ray.scoring.steps import batches
 from esa_ray.spec import METRICS, ScoreSpec
-from esa_ray.store import Store, ranking_name
+from esa_ray.storage.store import Store, ranking_name
 
 pytestmark = pytest.mark.ray
 SCORES = (

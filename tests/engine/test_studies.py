@@ -7,14 +7,15 @@ import polars as pl
 import pytest
 
 import analysis
-from esa_ray import cli, lease
+from esa_ray import cli
 from esa_ray.engine import cluster, sweep, work
 from esa_ray.engine.sweep import run_studies, run_study
 from esa_ray.errors import EsaError
-from esa_ray.place import Place, below
-from esa_ray.sizes import MEMORY_SHARE
+from esa_ray.host.footprint import MEMORY_SHARE
 from esa_ray.spec import ModelSpec
-from esa_ray.store import RUNNING, Store
+from esa_ray.storage import lease
+from esa_ray.storage.location import Place, below
+from esa_ray.storage.store import RUNNING, Store
 from tests.engine.conftest import save_model
 
 pytestmark = pytest.mark.ray
@@ -54,7 +55,7 @@ def each_alone(ray_cluster, two, tmp_path_factory):
 
 def spans(places):
     """When each study's cells were computed: the begin of the first, the end of the last."""
-    found = [analysis.timeline(analysis.load(place)).filter(~pl.col("intact")) for place in places]
+    found = [analysis.run.timeline(analysis.load(place)).filter(~pl.col("intact")) for place in places]
     return [(cells["start"].min(), cells["end"].max()) for cells in found]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.engine.worker import Worker
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import cell_id, cells
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import PerturbSpec, ScoreSpec, WeightList, WeightName
 

@@ -1,7 +1,7 @@
 """Weights that nothing tells, through a worker: recorded, and ranked and damaged where their tensor is named."""
 
-from esa_ray.engine.worker import Worker
 from esa_ray.grid import cell_id, cells
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import ModelSpec, ScoreSpec
 from tests.tiny import byte_tokenizer

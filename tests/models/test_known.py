@@ -5,8 +5,8 @@ import json
 import pytest
 
 from esa_ray.errors import EsaError
+from esa_ray.host.footprint import PROCESS
 from esa_ray.models.known import TASKS, known
-from esa_ray.sizes import PROCESS
 
 #: Total and non-embedding parameters: Pythia's own table (Biderman et al. 2023, arXiv:2304.01373, and its repository).
 PYTHIA = {

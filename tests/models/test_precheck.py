@@ -8,8 +8,8 @@ import pytest
 from tokenizers import AddedToken
 
 from esa_ray.engine import sweep
-from esa_ray.engine.worker import Worker
 from esa_ray.errors import EsaError
+from esa_ray.measurements.worker import Worker
 from esa_ray.models import precheck
 from esa_ray.models.sources import find
 from esa_ray.models.tokenizing import check_tokens

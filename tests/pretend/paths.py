@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from esa_ray.ablation import observed, silenced, sublayers
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
-from esa_ray.fidelity import measure, sample
+from esa_ray.measurements.ablation import observed, silenced, sublayers
+from esa_ray.measurements.census import measure, sample
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.places import input_device
 from esa_ray.perturb.edit import perturbed

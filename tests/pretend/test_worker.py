@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.engine.worker import Worker
 from esa_ray.grid import Cell, cells
+from esa_ray.measurements.worker import Worker
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError, perturbed

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import wording
 from analysis.comparison.architecture import kinds_compared, over_families, within_models
 from analysis.comparison.experts import expert_use, experts
 from analysis.comparison.loading import Comparison
@@ -24,7 +23,8 @@ from analysis.comparison.sections.words import (
     ranged,
     text,
 )
-from analysis.sections.parts import Figure, Section
+from analysis.report import wording
+from analysis.report.sections.parts import Figure, Section
 
 WITHIN: Columns = {
     "<model": text("model"),

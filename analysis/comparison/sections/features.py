@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from analysis import wording
 from analysis.comparison.fingerprints import Grouping, Told, features, grouped, matrix, robustness, told_apart
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.sections.words import Columns, listed, number, text
-from analysis.sections.parts import Figure, Section, Table
+from analysis.report import wording
+from analysis.report.sections.parts import Figure, Section, Table
 
 
 def fingerprints(comparison: Comparison) -> Section | None:

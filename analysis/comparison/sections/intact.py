@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from analysis.comparison.loading import Comparison, model_name
-from analysis.protocols import protocol_summary
-from analysis.sections.intact import COLUMNS, rows_of
-from analysis.sections.parts import Section, Table
-from analysis.verdicts import Verdict, protocol_verdicts
+from analysis.report.sections.intact import COLUMNS, rows_of
+from analysis.report.sections.parts import Section, Table
+from analysis.report.verdicts import Verdict, protocol_verdicts
+from analysis.run.protocols import protocol_summary
 
 
 def intact(comparison: Comparison) -> Section | None:

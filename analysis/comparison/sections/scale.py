@@ -6,7 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from analysis import wording
 from analysis.comparison.figures import LEADING, series_shown
 from analysis.comparison.laws import ALL, FEWEST_SIZES, families, named, scaling
 from analysis.comparison.loading import Comparison
@@ -25,8 +24,9 @@ from analysis.comparison.sections.words import (
     ranged,
     text,
 )  # fmt: skip
-from analysis.damage import label
-from analysis.sections.parts import Figure, Section
+from analysis.damage.effects import label
+from analysis.report import wording
+from analysis.report.sections.parts import Figure, Section
 
 
 def _count(name: str) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis import wording
 from analysis.comparison.quantities import WORDS
-from analysis.sections.parts import Table
+from analysis.report import wording
+from analysis.report.sections.parts import Table
 
 #: p below which the sections say "surely".
 LEVEL = 0.05

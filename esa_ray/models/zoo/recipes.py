@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from esa_ray.errors import EsaError
+from esa_ray.host.machine import cache_dir
 from esa_ray.identity import digest
-from esa_ray.machine import cache_dir
 from esa_ray.spec.base import Spec
 
 #: How a model of the zoo is named where any model can be: zoo:llama-1m.

@@ -1,0 +1,131 @@
+"""Did the damage change the weights? Cells that happened to change none, and groups that weren't changed alike."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import polars as pl
+
+from analysis.damage.effects import CONTROLS, TREATED, WHAT, baseline, damage_by_window
+from analysis.damage.paired import by_group, named
+from analysis.damage.repeatability import draws
+from analysis.study import DAMAGE, Study
+
+#: Controls that are drawn, one for each weight of a set.
+DRAWN = ["random_k", "matched_k"]
+
+#: Shares of changed weights that differ by more than this are said to differ; of kinds that draw, only beyond chance.
+MARGIN, BEYOND_CHANCE = 0.05, 3.0
+
+CHANGES: dict[str, Any] = WHAT | {
+    "group": pl.String, "cells": pl.Int64, "unchanged": pl.Int64, "diverged": pl.Int64, "empty": pl.Int64,
+    "n_weights": pl.Int64, "n_changed": pl.Int64, "share": pl.Float64, "delta_nll": pl.Float64,
+    "per_changed": pl.Float64, "unlike": pl.Boolean,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def changes(study: Study) -> pl.DataFrame:
+    """One row per kind of damage and group: how many weights it changed, over all whole sets, repetitions among them.
+
+    ``cells`` have an outcome; ``unchanged`` of them changed no weight by chance or rounding, so that their ΔNLL is
+    exactly 0, and ``diverged`` of them have no finite loss. ``empty`` cells, which have no outcome, are of sets of
+    which the damage can change no weight. ``n_weights`` and ``n_changed`` are sums over ``cells``, ``share`` their
+    ratio. ``delta_nll`` is the mean of all cells, nats per token, those that changed nothing among them, and
+    ``per_changed`` = Σ ΔNLL / Σ n_changed, nats per token and changed weight; both null where a cell diverged, as a
+    mean of the others would be conditional on that.
+
+    ``unlike``: the group's share differs from that of the treated set by more than 5 percentage points and, of kinds
+    that draw, by more than 3 standard errors √(p(1 − p)(1/n + 1/m)): then the two weren't damaged alike.
+    """
+    cells = study.cells.filter(pl.col("part").is_null() & (pl.col("status") != "error"))
+    if study.baselines.is_empty() or cells.is_empty():
+        return pl.DataFrame(schema=CHANGES)
+    base, rows, treated = baseline(study), [], {}
+    for what, group, mine in by_group(cells, DAMAGE):
+        row = named(study, what) | {"group": group} | _counted(mine, base)
+        key = tuple(what.values())
+        if group in TREATED:
+            treated[key] = row
+        other = treated.get(key) if group in CONTROLS else None
+        drawn = draws(what["perturbation"], what["variant"])
+        rows.append(row | {"unlike": None if other is None else _unlike(row, other, drawn=drawn)})
+    return pl.DataFrame(rows, schema=CHANGES)
+
+
+def _counted(mine: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
+    done = mine.filter(pl.col("status").is_in(["ok", "diverged"]) & pl.col("n_changed").is_not_null())
+    diverged = done.filter(pl.col("status") == "diverged").height
+    row: dict[str, Any] = {
+        "cells": done.height,
+        "unchanged": done.filter(pl.col("n_changed") == 0).height,
+        "diverged": diverged,
+        "empty": mine.filter(pl.col("status") == "empty").height,
+        "n_weights": done["n_weights"].sum(),
+        "n_changed": done["n_changed"].sum(),
+    }
+    if row["n_weights"]:
+        row["share"] = row["n_changed"] / row["n_weights"]
+    if done.height and not diverged:
+        total = math.fsum(float(d.mean()) for d in damage_by_window(done, base))
+        row["delta_nll"] = total / done.height
+        row["per_changed"] = total / row["n_changed"] if row["n_changed"] else None
+    return row
+
+
+def _unlike(row: dict[str, Any], treated: dict[str, Any], *, drawn: bool) -> bool:
+    n, m = row["n_weights"], treated["n_weights"]
+    if not n or not m:
+        return False
+    p = (row["n_changed"] + treated["n_changed"]) / (n + m)
+    chance = BEYOND_CHANCE * math.sqrt(p * (1 - p) * (1 / n + 1 / m)) if drawn else 0.0
+    return abs(row["share"] - treated["share"]) > max(MARGIN, chance)
+
+
+def controls_hold_zeros(study: Study) -> bool:
+    """Whether controls were drawn from all weights, as older versions did: more of them are 0 than of their set's."""
+    if study.rankings.is_empty():
+        return False
+    ranked = study.rankings.group_by("metric", "mode", "seed", "group").agg(zeros=(pl.col("weight") == 0).sum())
+    treated = ranked.filter(pl.col("group").is_in(TREATED)).drop("group")
+    pairs = ranked.filter(pl.col("group").is_in(DRAWN)).join(treated, on=["metric", "mode", "seed"], suffix="_treated")
+    return bool((pairs["zeros"] > pairs["zeros_treated"]).any())
+
+
+def unlike_words(study: Study, kind: str | None = None, most: int = 2) -> str:
+    """Which controls the damage (or one kind of it) didn't change as it did the treated sets; empty if it did all."""
+    table = changes(study)
+    rows = [r for r in table.filter("unlike").to_dicts() if kind in (None, r["perturbation"])]
+    if not rows:
+        return ""
+    words = []
+    for r in rows[:most]:
+        same = [pl.col(name).eq_missing(pl.lit(r[name])) for name in DAMAGE]
+        s = table.filter(*same, pl.col("group").is_in(TREATED)).row(0, named=True)
+        words.append(
+            f"{r['damage']} of {r['chosen']} changed {r['n_changed']:,} of {r['n_weights']:,} {r['group']} weights, "
+            f"but {s['n_changed']:,} of {s['n_weights']:,} {s['group']} ones"
+        )
+    more = f", and {len(rows) - most} more" if len(rows) > most else ""
+    return f"groups weren't damaged alike: {'; '.join(words)}{more}"
+
+
+def unchanged_words(study: Study) -> str:
+    """How many cells the damage left as they were; empty where it is none."""
+    table = changes(study)
+    none, cells = int(table["unchanged"].sum()), int(table["cells"].sum())
+    return (
+        f"in {none:,} of {cells:,} cells the damage happened to change no weight: they cost exactly 0" if none else ""
+    )
+
+
+def empty_words(study: Study) -> str:
+    """How many whole sets hold no weight that their damage can change, and why the first doesn't; or nothing."""
+    none = study.cells.filter(pl.col("part").is_null() & (pl.col("status") == "empty"))
+    if none.is_empty():
+        return ""
+    why = none["error"].drop_nulls().to_list()
+    what = f"{len(none)} cells have" if len(none) > 1 else "1 cell has"
+    return f"{what} nothing to change and so no result" + (f" ({why[0]})" if why else "")

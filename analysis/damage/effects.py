@@ -1,0 +1,291 @@
+"""What damage costs: ΔNLL by group with intervals, and super against each control with corrected p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+from statsmodels.stats.multitest import multipletests
+
+from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
+from analysis.statistics.inference import hedges_g, paired_p, sign_e_value
+from analysis.study import DAMAGE, Study
+
+#: Groups whose damage is in question: chosen by a score, or given in a list.
+TREATED = ["super", "listed"]
+CONTROLS = ["random_k", "matched_k", "bottom_k"]
+GROUP_ORDER = [*TREATED, *CONTROLS]
+
+
+#: What names one way of damaging one choice of weights, as the tables on damage begin.
+WHAT: dict[str, Any] = {
+    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
+    "variant": pl.String, "damage": pl.String, "chosen": pl.String,
+}  # fmt: skip
+EFFECTS: dict[str, Any] = WHAT | {
+    "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "empty": pl.Int64,
+    "delta_nll": pl.Float64, "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
+    "by_seed": pl.List(pl.Float64), "perplexity": pl.Float64,
+    "delta_ppl": pl.Float64, "delta_ppl_low": pl.Float64, "delta_ppl_high": pl.Float64, "accuracy": pl.Float64,
+    "delta_norm": pl.Float64, "n_weights": pl.Int64, "n_changed": pl.Float64,
+    "windows": pl.Int64, "kl": pl.Float64, "loop_rate": pl.Float64,
+}  # fmt: skip
+COMPARISONS: dict[str, Any] = WHAT | {
+    "control": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "difference": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "p": pl.Float64, "p_holm": pl.Float64, "q_bh": pl.Float64, "g": pl.Float64,
+    "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64, "p_windows": pl.Float64,
+    "windows": pl.Int64, "sequential": pl.Boolean,
+}  # fmt: skip
+
+
+def label(row: dict[str, Any]) -> str:
+    """Short name of a kind of damage: ``gauss_noise 0.02``, ``bit_flip 0.05 mantissa``."""
+    parts = [row["perturbation"]]
+    if row["strength"] is not None:
+        parts.append(f"{row['strength']:g}")
+    if row["variant"] not in (None, "all", "weight"):
+        parts.append(row["variant"])
+    return " ".join(parts)
+
+
+def chosen(study: Study, what: dict[str, Any]) -> str:
+    """Which sets were damaged: ``k=50``, with score and pool before it where the study has several."""
+    if what["metric"] == "listed":
+        return f"list {what['mode']}"
+    several = len(study.spec["scores"]) > 1
+    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
+
+
+def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
+    """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
+    if lists and (given := study.spec.get("lists")):
+        return (pl.col("metric") == "listed") & (pl.col("mode") == given[0]["name"])
+    first = study.spec["scores"][0]
+    chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
+    return chosen_by & (pl.col("k") == max(study.spec["topk"]))
+
+
+def baseline(study: Study) -> dict[str, Any]:
+    """The intact model: nats per token, perplexity, accuracy, and its windows' sums."""
+    if study.baselines.is_empty():
+        raise ValueError("the baseline is not measured yet")
+    row = study.baselines.row(0, named=True)
+    nll, tokens = np.array(row["nll"]), np.array(row["tokens"])
+    rate = float(nll.sum() / tokens.sum())
+    return {
+        "nll": nll,
+        "tokens": tokens,
+        "nll_per_token": rate,
+        "perplexity": math.exp(rate),
+        "accuracy": sum(row["hits"]) / int(tokens.sum()),
+    }
+
+
+def kinds_of_damage(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
+    """Each kind of damage to each kind of set (the columns DAMAGE by name), with its cells of whole sets."""
+    for key, rows in study.whole.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
+        yield dict(zip(DAMAGE, key, strict=True)), rows
+
+
+def damage_by_window(rows: pl.DataFrame, base: dict[str, Any]) -> list[np.ndarray]:
+    """ΔNLL of each window in nats per token, of each row of cells or ablations.
+
+    A row is compared with the intact loss where it was computed: its own ``intact_nll``, or the baseline where that is
+    the same. Hardware of another kind rounds otherwise, which can be as much as a control costs. A cell that was
+    stopped early has only the first windows.
+    """
+    return [
+        (np.array(nll) - (base["nll"] if own is None else np.array(own))[: len(nll)]) / base["tokens"][: len(nll)]
+        for nll, own in rows.select("nll", "intact_nll").iter_rows()
+    ]
+
+
+def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss."""
+    ok = rows.filter(pl.col("status") == "ok").sort("seed")
+    return dict(zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True))
+
+
+def costs(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
+    """As :func:`differences`, with 0 for a part of a set that has no weights which the damage can change.
+
+    Such a part is the intact model: leaving it out would make sums and shares those of the other seeds.
+    """
+    nothing = np.zeros(len(base["nll"]))
+    return dict.fromkeys(rows.filter(pl.col("status") == "empty")["seed"].to_list(), nothing) | differences(rows, base)
+
+
+def common_windows(rows: Iterable[np.ndarray]) -> np.ndarray:
+    """D, (S, W): rows of windows, all cut to the first W that the shortest of them has."""
+    rows = list(rows)
+    shortest = min(map(len, rows))
+    return np.array([x[:shortest] for x in rows])
+
+
+def paired(
+    cells: pl.DataFrame,
+    control: str,
+    base: dict[str, Any],
+    scale: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> tuple[dict[int, np.ndarray], int]:
+    """(seed → treated − control per window, where neither diverged; on how many of the first windows), nats per token.
+
+    ``scale`` is applied to the damage of both before the difference. All seeds are cut to the windows that every one of
+    their cells has; 0 windows where no seed has both.
+    """
+    treated = differences(cells.filter(pl.col("group").is_in(TREATED)), base)
+    others = differences(cells.filter(pl.col("group") == control), base)
+    seeds = sorted(treated.keys() & others.keys())
+    windows = min((len(x[s]) for x in (treated, others) for s in seeds), default=0)
+    return {s: scale(treated[s][:windows]) - scale(others[s][:windows]) for s in seeds}, windows
+
+
+def _perplexity(nll_per_token: float) -> float:
+    return math.exp(nll_per_token) if nll_per_token < 700 else math.inf
+
+
+@lru_cache(maxsize=8)
+def effects(study: Study) -> pl.DataFrame:
+    """One row per kind of damage and group.
+
+    ``delta_nll`` is in nats per token: the sum over windows of (damaged − intact) NLL over the sum of tokens,
+    averaged over seeds. ``low`` and ``high`` are the 95% interval of the typical damage for further seeds and
+    windows (:func:`analysis.statistics.crossed.damage_interval`; with one seed, for further windows only),
+    ``mean_low`` and ``mean_high`` that of the mean itself. Where cells were stopped early it is all of the first
+    ``windows``, which every cell has. ``perplexity`` is exp of the mean NLL (a geometric mean over seeds),
+    ``delta_ppl`` its difference to the intact model's. ``kl`` is KL(intact ‖ damaged) in nats per token, over all
+    windows and seeds; ``loop_rate`` the share of prompts whose greedy continuation ends in a loop; both null where
+    they weren't measured. Diverged cells are counted and never averaged in. Cells that happened to change no weight
+    are outcomes like all others, of ΔNLL 0; ``n_changed`` is the mean number of weights that were changed. ``empty``
+    counts the seeds whose set holds no weight that the damage can change.
+    """
+    base, rows = baseline(study), []
+    for what, cells in kinds_of_damage(study):
+        for group in (g for g in GROUP_ORDER if g in cells["group"].to_list()):
+            mine = cells.filter(pl.col("group") == group)
+            counts = dict(mine.group_by("status").len().iter_rows())
+            row = {
+                **what,
+                "damage": label(what),
+                "chosen": chosen(study, what),
+                "group": group,
+                "seeds": mine["seed"].n_unique(),
+                "diverged": counts.get("diverged", 0),
+                "errors": counts.get("error", 0),
+                "empty": counts.get("empty", 0),
+            }
+            rows.append(row | _effect(mine, base))
+    return pl.DataFrame(rows, schema=EFFECTS)
+
+
+def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
+    """What damaging one group costs; nothing where every cell diverged or failed."""
+    by_seed = differences(cells, base)
+    if not by_seed:
+        return {}
+    d, ok = common_windows(by_seed.values()), cells.filter(pl.col("status") == "ok")
+    interval, of_mean = damage_interval(d), crossed_interval(d)
+    delta, rate, windows = float(d.mean()), base["nll_per_token"], d.shape[1]
+    return {
+        "delta_nll": delta,
+        "low": interval.low,
+        "high": interval.high,
+        "mean_low": of_mean.low,
+        "mean_high": of_mean.high,
+        "by_seed": [float(x.mean()) for x in d],
+        "perplexity": _perplexity(rate + delta),
+        "delta_ppl": _perplexity(rate + delta) - base["perplexity"],
+        "delta_ppl_low": _perplexity(rate + interval.low) - base["perplexity"],
+        "delta_ppl_high": _perplexity(rate + interval.high) - base["perplexity"],
+        "accuracy": _summed(ok, "hits", windows) / _summed(ok, "tokens", windows),
+        "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
+        "n_weights": int(ok["n_weights"][0]),
+        "n_changed": ok["n_changed"].mean(),
+        "windows": windows,
+        **_further_outcomes(ok, windows),
+    }
+
+
+def _summed(rows: pl.DataFrame, name: str, windows: int) -> float:
+    """Sum over rows and their first windows: those that all have, else the ones that ran on would count for more."""
+    return float(rows[name].list.head(windows).list.sum().sum())
+
+
+def _further_outcomes(ok: pl.DataFrame, windows: int) -> dict[str, float | None]:
+    told = ok.filter(pl.col("kl").is_not_null())
+    loops = ok["loops"].drop_nulls().explode().drop_nulls()
+    return {
+        "kl": _summed(told, "kl", windows) / _summed(told, "tokens", windows) if len(told) else None,
+        "loop_rate": float(loops.mean()) if len(loops) else None,  # type: ignore[arg-type]
+    }
+
+
+@lru_cache(maxsize=8)
+def comparisons(study: Study) -> pl.DataFrame:
+    """One row per kind of damage and control: treated − control, paired by seed and window, nats per token.
+
+    ``p``, ``low`` and ``high`` treat seeds and windows as random and crossed
+    (:func:`analysis.statistics.crossed.crossed_p`): they speak of further seeds and windows, with one seed of further
+    windows for its set. The interval is of the difference; ``p`` tests damage on the scale of
+    :func:`analysis.statistics.crossed.signed_log`, as damage of 10 nats varies more between seeds than damage of 0.001.
+    ``p_windows`` is the paired permutation p over windows (exact up to 16 of them), for the sets at hand.
+    ``p_holm`` and ``q_bh`` correct ``p`` over the whole table, ``g`` is the paired effect size with its interval.
+    Pairs in which a cell diverged are left out and counted; where none is left there is no test.
+
+    ``sequential``: a cell was stopped before its last window. Then all is computed of the first ``windows``,
+    which every cell has, and ``p`` is that of the signs of the windows' differences, which holds however one
+    chose to stop (:func:`analysis.statistics.inference.sign_e_value`) and, like ``p_windows``, speaks of the sets at
+    hand; the interval makes no allowance for stopping.
+    """
+    base, rows = baseline(study), []
+    for what, cells in kinds_of_damage(study):
+        for control in (g for g in CONTROLS if g in cells["group"].to_list()):
+            by_seed, windows = paired(cells, control, base)
+            row = {
+                **what,
+                "damage": label(what),
+                "chosen": chosen(study, what),
+                "control": control,
+                "seeds": len(by_seed),
+                "left_out": cells["seed"].n_unique() - len(by_seed),
+            }
+            if by_seed:
+                d, scaled = (np.array(list(x.values())) for x in (by_seed, paired(cells, control, base, signed_log)[0]))
+                row |= _test(d, scaled, sequential=windows < len(base["nll"]))
+            rows.append(row)
+    return corrected(pl.DataFrame(rows, schema=COMPARISONS), p_holm="holm", q_bh="fdr_bh")
+
+
+def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, Any]:
+    interval, (g, g_interval) = crossed_interval(d), hedges_g(d)
+    return {
+        "difference": float(d.mean()),
+        "low": interval.low,
+        "high": interval.high,
+        "p": sign_e_value(d.mean(axis=0))[1] if sequential else crossed_p(scaled),
+        "g": g,
+        "g_low": g_interval.low,
+        "g_high": g_interval.high,
+        "seeds_agree": int(sum(x.mean() > 0 for x in d)),
+        "p_windows": paired_p(d),
+        "windows": d.shape[1],
+        "sequential": sequential,
+    }
+
+
+def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:
+    """The table with its p corrected over all rows that have one: name of a new column → method of statsmodels."""
+    tested = np.flatnonzero(table[p].is_not_null().to_numpy())
+    if not len(tested):
+        return table
+    columns = {}
+    for name, method in methods.items():
+        values: list[float | None] = [None] * len(table)
+        for at, value in zip(tested, multipletests(table[p].drop_nulls().to_numpy(), method=method)[1], strict=True):
+            values[at] = float(value)
+        columns[name] = pl.Series(values, dtype=pl.Float64)
+    return table.with_columns(**columns)

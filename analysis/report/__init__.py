@@ -1,0 +1,1 @@
+"""The report: page, terminal, verdicts, and the sections and figures that they show."""

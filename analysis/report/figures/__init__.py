@@ -1,0 +1,63 @@
+"""Figures, as Altair charts: colour-blind safe, and each one readable without its caption's colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.report.figures.agreement import scores, stability, stability_by_k, stability_by_windows
+from analysis.report.figures.damage import damage
+from analysis.report.figures.distribution import depth, hotspots, survival, tail
+from analysis.report.figures.dose import dose, kinds
+from analysis.report.figures.fidelity import calibration, fidelity
+from analysis.report.figures.intact import reliability
+from analysis.report.figures.sets import layers, recovery, together
+from analysis.report.figures.structure import channels, spread
+from analysis.report.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
+from analysis.report.figures.timeline import timeline
+from analysis.study import Study
+from esa_ray.storage.location import Place
+
+__all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_charts", "save_figures", "styled"]
+
+FIGURES: dict[str, Callable[[Study], Chart | None]] = {
+    figure.__name__: figure
+    for figure in (
+        damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
+        channels, fidelity, calibration, dose, kinds, together, layers, recovery, timeline,
+        reliability,
+    )
+}  # fmt: skip
+
+
+def charts(study: Study) -> dict[str, Chart]:
+    """Every figure that this study has data for, styled."""
+    return styled({name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None})
+
+
+def styled(made: dict[str, Chart]) -> dict[str, Chart]:
+    """Charts with the looks that all share."""
+    return {
+        name: chart.configure_view(stroke=None)
+        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", orient="bottom")
+        for name, chart in made.items()
+    }
+
+
+def save_figures(study: Study, width: int = 640) -> Path | str:
+    """Write every figure as SVG and PNG into ``figures/`` of the study's place; returns where that is."""
+    return save_charts(charts(study), study.place, width)
+
+
+def save_charts(made: dict[str, Chart], place: Place, width: int = 640) -> Path | str:
+    """Write styled charts as SVG and PNG into ``figures/`` of a place; returns where that is."""
+    for name, chart in made.items():
+        sized = chart.properties(width=width)
+        vector, pixels = io.StringIO(), io.BytesIO()
+        sized.save(vector, format="svg")
+        sized.save(pixels, format="png", scale_factor=2)
+        place.write(f"figures/{name}.svg", vector.getvalue().encode())
+        place.write(f"figures/{name}.png", pixels.getvalue())
+    return place.at("figures")

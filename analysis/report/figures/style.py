@@ -1,0 +1,88 @@
+"""What all figures share: colours and shapes told apart with every common colour blindness, orders and scales."""
+
+from __future__ import annotations
+
+import math
+
+import altair as alt
+
+from analysis.damage.effects import GROUP_ORDER
+from analysis.study import Study, is_data_free
+
+#: Okabe and Ito's palette, told apart with every common colour blindness; shapes say the same again.
+COLOURS = ["#D55E00", "#CC79A7", "#0072B2", "#009E73", "#8A8A8A"]
+SHAPES = ["circle", "cross", "square", "triangle-up", "diamond"]
+MANY_COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A"]
+MANY_SHAPES = [
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right",
+]  # fmt: skip
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+
+COMPONENT_ORDER = [
+    "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate", "gate", "up", "down", "router", "mixer_in", "mixer_gate",
+    "mixer_q", "mixer_k", "mixer_v", "mixer_b", "mixer_c", "mixer_dt", "mixer_conv", "mixer_out", "embed", "head",
+    "norm", "decay", "other",
+]  # fmt: skip
+#: Below this |ΔNLL| the axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
+LINEAR_BELOW = 1e-3
+
+
+def _paint(groups: list[str], palette: list[str]) -> alt.Scale:
+    return alt.Scale(domain=groups, range=[palette[GROUP_ORDER.index(g)] for g in groups])
+
+
+def group_scales(groups: list[str]) -> dict:
+    """Colour and shape of super and its controls."""
+    order = alt.Sort(groups)
+    return {
+        "color": alt.Color("group:N", sort=order, title="group", scale=_paint(groups, COLOURS)),
+        "shape": alt.Shape("group:N", sort=order, title="group", scale=_paint(groups, SHAPES)),
+    }  # fmt: skip
+
+
+def named_scales(field: str, names: list[str], title: str | None = None) -> dict:
+    """Colour and shape of names, with a legend that fits a phone.
+
+    Beyond eight each repeats, but not the two together before the 56th.
+    """
+    legend = alt.Legend(columns=2 if max(map(len, names)) > 9 else 4, labelLimit=170, title=title, symbolOpacity=1)
+    turn = len(names)
+    looks = (MANY_COLOURS, MANY_SHAPES if turn <= 8 else MANY_SHAPES[:7])
+    colours, shapes = ((palette * (1 + turn // len(palette)))[:turn] for palette in looks)
+    return {
+        "color": alt.Color(
+            f"{field}:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=legend, title=title
+        ),
+        "shape": alt.Shape(
+            f"{field}:N", sort=names, scale=alt.Scale(domain=names, range=shapes), legend=legend, title=title
+        ),
+    }  # fmt: skip
+
+
+def rule(value: float, text: str, dash: tuple[int, int] = (5, 4)) -> Chart:
+    """A horizontal reference line with its name at the left end."""
+    base = alt.Chart(alt.Data(values=[{"at": value, "name": text}]))
+    line = base.mark_rule(strokeDash=list(dash), color="#555").encode(y="at:Q")
+    name = base.mark_text(align="left", dx=4, dy=-7, color="#555", fontSize=11)
+    return alt.layer(line, name.encode(y="at:Q", text="name:N", x=alt.value(0)))
+
+
+def powers(low: float, high: float) -> list[float]:
+    """The powers of ten between two numbers, for the ticks of a logarithmic axis; too many are thinned.
+
+    >>> powers(0.002, 30)
+    [0.01, 0.1, 1.0, 10.0]
+    """
+    exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [float(f"1e{e}") for e in exponents[:: max(1, -(-len(exponents) // 6))]]
+
+
+def components(present: list[str]) -> list[str]:
+    """Components in the order in which a block applies them."""
+    return [c for c in COMPONENT_ORDER if c in present]
+
+
+def seeing(study: Study, metrics: list[str]) -> list[str]:
+    """Those scores that look at text, in the study's order."""
+    order = list(dict.fromkeys(s["metric"] for s in study.spec["scores"]))
+    return [m for m in order if m in metrics and not is_data_free(m)]

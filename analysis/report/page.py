@@ -1,0 +1,147 @@
+"""The report: one self-contained HTML file that answers first, then shows evidence, then method."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from analysis.damage.changed import controls_hold_zeros
+from analysis.damage.effects import TREATED, baseline, comparisons, effects, in_question
+from analysis.report import wording
+from analysis.report.figures import LINEAR_BELOW, charts
+from analysis.report.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
+from analysis.report.verdicts import verdicts
+from analysis.scores.distribution import gaussian_product_tail, has_magnitude, scored_tensors
+from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
+from analysis.statistics.inference import LEVEL, RESAMPLES
+from analysis.study import Study, is_data_free, progress
+
+#: Rows of damage that are seen at once.
+SHOWN = 24
+
+
+@lru_cache
+def environment() -> Environment:
+    """Templates, with numbers worded as everywhere."""
+    environment = Environment(
+        loader=PackageLoader("analysis.report"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "significant": wording.significant,
+        "signed": wording.signed,
+        "p_value": wording.p_value,
+        "percent": wording.percent,
+    }
+    environment.globals["interval"] = wording.interval
+    environment.tests["of_activations"] = lambda metric: "activation" in metric or "act_mag" in metric
+    return environment
+
+
+def json_script(value: Any) -> str:
+    """JSON that can stand inside a script element."""
+    # Inside <script>, "</" could end the element and "<!--" could open a comment; in JSON both escapes mean "<".
+    return json.dumps(value).replace("</", "<\\/").replace("<!--", "\\u003c!--")
+
+
+def library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, so that the report needs no network."""
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return re.sub(r"</(script)", r"<\\/\1", bundle, flags=re.IGNORECASE)
+
+
+def _headline(study: Study) -> dict[str, Any] | None:
+    """The kind of damage that costs most, its super set, and the controls, the one that suffers most first."""
+    table = effects(study).filter(in_question(study))
+    top = table.filter(pl.col("group").is_in(TREATED)).drop_nulls("delta_nll").sort("delta_nll", descending=True)
+    if top.is_empty():
+        return None
+    row = top.row(0, named=True)
+    same = [pl.col(c).eq_missing(pl.lit(row[c])) for c in ("metric", "mode", "k", "damage")]
+    controls = table.filter(*same, ~pl.col("group").is_in(TREATED)).drop_nulls("delta_nll")
+    controls = controls.sort("delta_nll", descending=True)
+    tests = comparisons(study)
+    tested = tests.filter(*same).drop_nulls("p").to_dicts()
+    scored = scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum()
+    return {
+        "super": row,
+        "controls": controls.to_dicts(),
+        "tests": tested,
+        "share": row["n_weights"] / scored if scored else None,
+    }
+
+
+def _agreement(study: Study) -> dict[str, Any] | None:
+    """Agreement of seeds on the first score's sets at the largest k; None of a score that looks at no text."""
+    first = study.spec["scores"][0]
+    if is_data_free(first["metric"]):
+        return None
+    rows = jaccard_summary(study).filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
+    return rows.row(-1, named=True) if len(rows) else None
+
+
+def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
+    """The first rows on the sets in question, and the rest, which the report folds."""
+    table = table.with_columns(in_question(study).alias("first")).sort("first", descending=True, maintain_order=True)
+    shown = pl.col("first") & (pl.int_range(pl.len()) < SHOWN)
+    return [rows.to_dicts() for rows in (table.filter(shown), table.filter(~shown)) if len(rows)]
+
+
+def context(study: Study) -> dict[str, Any]:
+    """Everything that the report says, as plain values."""
+    measured = not study.baselines.is_empty()
+    damaged = measured and not study.cells.is_empty()
+    tests = comparisons(study) if damaged else pl.DataFrame()
+    drawn = charts(study)
+    return {
+        "study": study,
+        "spec": study.spec,
+        "resolved": study.resolved,
+        "versions": study.record["versions"],
+        "progress": progress(study),
+        "baseline": baseline(study) if measured else None,
+        "headline": _headline(study) if damaged else None,
+        "effects": _folded(study, effects(study)) if damaged else [],
+        "charted": effects(study).filter(in_question(study))["chosen"].unique().to_list() if damaged else [],
+        "controls_hold_zeros": controls_hold_zeros(study),
+        "has_kl": damaged and effects(study)["kl"].is_not_null().any(),
+        "has_loops": damaged and effects(study)["loop_rate"].is_not_null().any(),
+        "tests": _folded(study, tests) if damaged else [],
+        "sets": damaged and effects(study)["chosen"].n_unique() > 1,
+        "jaccard": jaccard(study).to_dicts(),
+        "jaccard_summary": jaccard_summary(study).to_dicts(),
+        "agreement": _agreement(study),
+        "calibration_overlap": calibration_overlap(study),
+        "consensus": consensus(study).to_dicts(),
+        "verdicts": verdicts(study),
+        "on_damage": sections(study, set(drawn), ON_DAMAGE),
+        "on_weights": sections(study, set(drawn), ON_WEIGHTS),
+        "on_run": sections(study, set(drawn), ON_RUN),
+        "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
+        "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
+        "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
+        "compute_seconds": float(study.cells["seconds"].sum() or 0),
+        "gaussian_tail": gaussian_product_tail(),
+        "linear_below": LINEAR_BELOW,
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "charts": {name: json_script(chart.to_dict()) for name, chart in drawn.items()},
+        "vega": library() if drawn else "",
+    }
+
+
+def write_report(study: Study) -> Path | str:
+    """Write ``report.html`` into the study's place and return where it is."""
+    html = environment().get_template("report.html.j2").render(context(study))
+    study.place.write("report.html", html.encode())
+    return study.place.at("report.html")

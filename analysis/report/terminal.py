@@ -1,0 +1,180 @@
+"""The answer in a terminal, at 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.damage.changed import empty_words, unchanged_words, unlike_words
+from analysis.damage.effects import GROUP_ORDER, baseline, comparisons, effects
+from analysis.fidelity.census import ORDERS
+from analysis.fidelity.tables import fidelity_correlations
+from analysis.report import wording
+from analysis.report.verdicts import verdicts
+from analysis.run.protocols import protocol_summary
+from analysis.scores.convergence import CRITERION, stable_from
+from analysis.scores.stability import consensus, jaccard_summary
+from analysis.study import Study, first_score
+
+MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
+
+
+def _damage(study: Study) -> Table:
+    """One row per kind of damage: ΔNLL of each group, and the weaker of its tests."""
+    table = Table(title="What damage costs: ΔNLL, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
+    effect, tests = effects(study), comparisons(study)
+    if len(study.spec["scores"]) > 1:
+        effect = effect.filter((pl.col("k") == max(study.spec["topk"])) | (pl.col("metric") == "listed"))
+    groups = [g for g in GROUP_ORDER if g in effect["group"].to_list()]
+    table.add_column("damage", min_width=16, overflow="fold")
+    several = effect["chosen"].n_unique() > 1
+    if not several:
+        table.title = f"What damage to {effect['chosen'][0]} costs: ΔNLL, nats per token"
+    for name in (*(["set"] if several else []), *groups, *([] if tests.is_empty() else ["p"])):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for (damage, chosen), rows in effect.group_by("damage", "chosen", maintain_order=True):
+        by_group = {r["group"]: r for r in rows.iter_rows(named=True)}
+        cells = [_outcome(by_group[g]) if g in by_group else "–" for g in groups]
+        if not tests.is_empty():
+            p = tests.filter((pl.col("damage") == damage) & (pl.col("chosen") == chosen))["p_holm"].max()
+            cells.append(wording.p_value(p))  # type: ignore[arg-type]
+        table.add_row(escape(str(damage)), *([escape(str(chosen))] if several else []), *cells)
+    return table
+
+
+def _intact(study: Study) -> Table:
+    table = Table(title="The intact model under protocols", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("protocol", "tokens", "perplexity", "spread", "accuracy", "ECE", "NaN", "tok/s", "GB"):
+        table.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
+    for r in protocol_summary(study).iter_rows(named=True):
+        if r["why_not"]:
+            table.add_row(r["protocol"], str(r["context"]), "–")
+            table.caption = escape(f"– {r['why_not']}")
+            continue
+        table.add_row(
+            r["protocol"], str(r["context"]), wording.significant(r["perplexity"], 4), wording.percent(r["spread"]),
+            wording.percent(r["accuracy"]), wording.percent(r["ece"]), str(r["nonfinite"]),
+            wording.significant(r["tokens_per_second"]), f"{r['peak_memory'] / 1e9:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    delta = row["delta_nll"]
+    lost = f" ({row['diverged']} NaN)" if row["diverged"] else ""
+    if delta is not None:
+        return wording.signed(delta) + lost
+    return "diverged" if row["diverged"] else "failed" if row["errors"] else "can't change"
+
+
+def _weights(study: Study) -> Table:
+    table = Table(title="The weights that most seeds agree on", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("layer", "component", "row", "col", "weight", "score", "seeds"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for r in consensus(study, limit=5).iter_rows(named=True):
+        layer = "–" if r["layer"] is None else str(r["layer"])
+        table.add_row(
+            layer, r["component"], str(r["row"]), str(r["col"]),
+            wording.significant(r["weight"]), wording.significant(r["score"]),
+            f"{r['seeds']}/{len(study.spec['seeds'])}",
+        )  # fmt: skip
+    return table
+
+
+def _agreement(study: Study, console: Console) -> None:
+    """Jaccard between seeds: a line per k for one score, the largest k of each in a table for several."""
+    rows = jaccard_summary(study)
+    if len(study.spec["scores"]) == 1:
+        for r in rows.iter_rows(named=True):
+            console.print(
+                f"Jaccard between seeds {r['mean']:.2f} ({r['min']:.2f}–{r['max']:.2f}), chance "
+                f"{wording.significant(r['chance'], 1)}: {r['metric']} {r['mode']} k={r['k']}",
+                soft_wrap=True,
+            )
+        return
+    rows = rows.filter(pl.col("k") == max(study.spec["topk"]))
+    if rows.is_empty():
+        return
+    table = Table(title=f"Jaccard between seeds, k={rows['k'][0]}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("score", "pool", "mean", "range", "chance"):
+        table.add_column(name, justify="left" if name in ("score", "pool") else "right")
+    for r in rows.iter_rows(named=True):
+        span = f"{r['min']:.2f}–{r['max']:.2f}"
+        table.add_row(r["metric"], r["mode"], f"{r['mean']:.2f}", span, wording.significant(r["chance"], 1))
+    console.print(table)
+
+
+def _stable(study: Study) -> str:
+    """From which k and how many windows on the first score's sets agree."""
+    metric, mode = first_score(study)
+    rows = stable_from(study).filter((pl.col("metric") == metric) & (pl.col("mode") == mode))
+    rows = rows.filter((pl.col("axis") == "k") | (pl.col("k") == max(study.spec["topk"])))
+    words = {"k": ("from k = {} on", "at no k"), "windows": ("from {} windows on", "at no number of windows")}
+    parts = [
+        words[axis][0].format(size) if size else words[axis][1]
+        for axis, size in rows.select("axis", "criterion").iter_rows()
+    ]
+    return f"{metric}: seeds agree to {CRITERION} or more {', '.join(parts)}" if parts else ""
+
+
+def _single(study: Study) -> str:
+    """Which score ranks the loss of single weights best."""
+    rows = fidelity_correlations(study).filter(
+        (pl.col("outcome") == "|ΔNLL|") & (pl.col("speaks_of") == "all weights") & ~pl.col("metric").is_in(ORDERS)
+    )
+    rows = rows.filter(pl.col("edit") == rows["edit"].first()).drop_nans("spearman") if len(rows) else rows
+    if rows.is_empty():
+        return ""
+    r = rows.sort("spearman", descending=True).row(0, named=True)
+    rho = wording.within(r["spearman"], r["low"], r["high"])
+    return f"single weights: {r['metric']} ranks |ΔNLL| of {r['edit']} best, ρ {rho}"
+
+
+def _searched(study: Study) -> list[str]:
+    """What a search found, a line a branch."""
+    found = study.search or {"branches": []}
+    return [
+        f"search: {b['branch']}: "
+        + (f"{b['perturbation']} at k={b['k']} costs {wording.signed(b['damage'])}" if b["reached"] else "not reached")
+        + f" (asked for {wording.significant(found['target'])} nats per token)"
+        for b in found["branches"]
+    ]
+
+
+def print_summary(study: Study, console: Console) -> None:
+    """Print which weights, how sure, and what damaging them costs."""
+    if study.baselines.is_empty() and study.rankings.is_empty():
+        console.print("nothing is measured yet")
+        return
+    if not study.baselines.is_empty():
+        base = baseline(study)
+        accuracy = wording.percent(base["accuracy"])
+        console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
+    if study.spec.get("protocols"):
+        console.print(_intact(study))
+    else:
+        console.print(_weights(study))
+        _agreement(study, console)
+    for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
+        console.print(line)
+    if not study.cells.is_empty() and not study.baselines.is_empty():
+        console.print(_damage(study))
+        further = "seeds and windows" if len(study.spec["seeds"]) > 1 else "windows"
+        console.print(
+            f"[dim]p: the largest over the controls; for further {further}, Holm.\n"
+            "Intervals, effect sizes and single seeds are in the report.[/]\n"
+        )
+        for line in filter(None, [unchanged_words(study), unlike_words(study), empty_words(study)]):
+            console.print(escape(line))
+    judged = Table.grid(padding=(0, 2))
+    for v in verdicts(study):
+        judged.add_row(v.id, MARKS[v.status], v.claim)
+    console.print(judged)
+    failed = study.cells.filter(pl.col("status") == "error")
+    for cell, error in failed.select("cell_id", "error").head(3).iter_rows():
+        console.print(f"[red]cell {cell} failed: {escape(error or '')}[/]")

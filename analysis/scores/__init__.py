@@ -1,0 +1,1 @@
+"""What the scores say: where they are high, whether seeds and scores agree, how they are distributed."""
