@@ -13,15 +13,15 @@ analysis.stable_from(study), analysis.outlier_seeds(study)        # from where o
 analysis.score_agreement(study), analysis.ensemble_stability(study)   # scores against each other
 analysis.hotspot_ranks(study), analysis.depth_pattern(study)      # hot blocks, depth
 analysis.spread(study), analysis.mode_comparison(study)           # global against per-layer pools
-analysis.line_concentration(study), analysis.residual_channels(study), analysis.scores.clusters(study)
+analysis.line_concentration(study), analysis.residual_channels(study), analysis.clusters(study)
 analysis.dose_response(study), analysis.dose_landmarks(study)     # cost against dose; where it starts and collapses
-analysis.damage.discrimination(study), analysis.hierarchy_ratios(study)  # which damage tells super from control
-analysis.damage.power(study)                                             # what could be found, and what it would take
+analysis.discrimination(study), analysis.hierarchy_ratios(study)  # which damage tells super from control
+analysis.power(study)                                             # what could be found, and what it would take
 analysis.fidelity_correlations(study), analysis.calibration(study)    # scores against single-weight edits
-analysis.damage.interaction(study), analysis.layer_damage(study), analysis.damage.recovery(study)   # parts of sets
-analysis.damage.transfer(study), analysis.damage.repeatability(study)           # given weights; the same cells again
+analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
+analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
 analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
-analysis.run.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
+analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
 """
@@ -36,6 +36,7 @@ from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.layers import layer_damage
 from analysis.damage.meta import meta_analysis
 from analysis.damage.mixed import mixed_effects
+from analysis.damage.pools import mode_costs
 from analysis.damage.power import power
 from analysis.damage.recovery import recovery
 from analysis.damage.repeatability import repeatability
@@ -45,6 +46,7 @@ from analysis.report.figures import charts, save_figures
 from analysis.report.page import write_report
 from analysis.report.terminal import print_summary
 from analysis.report.verdicts import Verdict, verdicts
+from analysis.run.progress import progress
 from analysis.run.protocols import protocol_summary, reliability
 from analysis.run.timeline import Utilisation, pace, timeline, utilisation
 from analysis.scores.agreement import ensemble_stability, score_agreement, score_correlations
@@ -52,10 +54,10 @@ from analysis.scores.clusters import clusters
 from analysis.scores.convergence import jaccard_by_k, jaccard_by_windows, stable_from
 from analysis.scores.depth import depth_pattern, depth_profile, hotspot_ranks, sides
 from analysis.scores.distribution import blocks, tail_summary, tails
-from analysis.scores.pools import layer_shares, mode_comparison, mode_costs, spread
+from analysis.scores.pools import layer_shares, mode_comparison, spread
 from analysis.scores.residual import line_concentration, residual_channels
 from analysis.scores.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
-from analysis.study import Study, StudyError, load, progress
+from analysis.study import Study, StudyError, load
 
 __all__ = [
     "Study",

@@ -14,12 +14,6 @@ from esa_ray.errors import EsaError
 from esa_ray.storage import tables
 from esa_ray.storage.location import Place
 
-#: Scores that look at no text, and so are the same for every seed.
-DATA_FREE = frozenset({"magnitude"})
-
-#: What names one way of damaging: rows that agree in these differ only in group and seed.
-DAMAGE = ["metric", "mode", "k", "perturbation", "strength", "variant"]
-
 
 class StudyError(ValueError):
     """The directory holds no readable study; the message names the cause and the mend."""
@@ -135,31 +129,6 @@ class Study:
         return total
 
 
-def members(metric: str) -> list[str]:
-    """The scores that a rank ensemble joins; of a plain score, itself.
-
-    >>> members("grad_x_weight+act_mag")
-    ['grad_x_weight', 'act_mag']
-    """
-    return metric.split("+")
-
-
-def is_ensemble(metric: str) -> bool:
-    """Whether a score combines ranks of others, and so is no magnitude."""
-    return len(members(metric)) > 1
-
-
-def is_data_free(metric: str) -> bool:
-    """Whether a score looks at no text: all its members are the same for every seed."""
-    return set(members(metric)) <= DATA_FREE
-
-
-def first_score(study: Study) -> tuple[str, str]:
-    """(metric, mode) of the first score that looks at text, else of the first."""
-    scores = [(s["metric"], s["mode"]) for s in study.spec["scores"]]
-    return next((s for s in scores if not is_data_free(s[0])), scores[0])
-
-
 def load(directory: str | Path) -> Study:
     """Open a study: a directory, or the location of an object store (``s3://bucket/study``).
 
@@ -184,49 +153,3 @@ def load(directory: str | Path) -> Study:
     if not isinstance(record, dict) or not {"spec", "resolved", "versions"} <= record.keys():
         raise StudyError(f"{directory}/study.json is not what a run wrote; restore it, or choose another directory")
     return Study(place, record)
-
-
-#: Counts of :func:`progress` that say that something asked for isn't there.
-LACKING = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
-
-
-def progress(study: Study) -> dict[str, int]:
-    """Cells by status, missing ones, rankings stored, and what else was asked for and isn't measured."""
-    counts = dict(study.cells.group_by("status").len().iter_rows())
-    stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "empty", "error")}
-    wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
-    ranked = study.rankings.select("metric", "mode", "seed").n_unique()
-    return {
-        "cells": study.expected_cells,
-        **stored,
-        "missing": study.expected_cells - sum(stored.values()),
-        "rankings": ranked,
-        "unranked": wanted - ranked,
-        "unmeasured": _unmeasured(study),
-        "unsilenced": _unsilenced(study),
-        "unprobed": _unprobed(study),
-    }
-
-
-def _unprobed(study: Study) -> int:
-    """Measurements of the intact model that are asked for and not stored."""
-    asked = study.spec.get("protocols", ())
-    measured = set(study.protocols.select("protocol", "context", "seed").iter_rows()) if asked else set()
-    done = set(study.tasks["protocol"]) if asked else set()
-    wanted = [(p["name"], context, seed) for p in asked for context in p["contexts"] for seed in study.spec["seeds"]]
-    return sum(one not in measured for one in wanted) + sum(bool(p["tasks"]) and p["name"] not in done for p in asked)
-
-
-def _unsilenced(study: Study) -> int:
-    """Blocks whose sub-layers weren't silenced yet, if that was asked for."""
-    if "architecture" not in study.spec["analyses"]:
-        return 0
-    return study.resolved["layers"] - study.ablations["layer"].n_unique()
-
-
-def _unmeasured(study: Study) -> int:
-    """Weights of the fidelity census without a row; before they are drawn, as many as were asked for."""
-    if not study.spec.get("fidelity"):
-        return 0
-    drawn = study.samples.height or study.spec["fidelity"]
-    return drawn - study.fidelity.select("tensor", "flat", "seed").n_unique()

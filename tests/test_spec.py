@@ -3,6 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from analysis.names import label as printed
+from esa_ray.cli.parsing import perturbations as read_perturbations
+from esa_ray.grid import Cell
 from esa_ray.spec import (
     BLOCK_COMPONENTS,
     KINDS,
@@ -315,3 +318,9 @@ def test_a_batch_holds_as_many_windows_as_make_a_thousand_tokens_unless_it_is_sa
     assert DataSpec().model_copy(update={"window": window}) == DataSpec(window=window)
     assert DataSpec(batch_size=8).model_copy(update={"window": window}).batch_size == 8
     assert DataSpec.model_validate({"window": str(window)}) == DataSpec(window=window)
+
+
+@given(perturbations())
+def test_what_reports_print_of_a_row_the_command_line_takes_back(spec):
+    row = Cell(score=ScoreSpec(), k=1, seed=1, group="super", perturbation=spec).columns
+    assert read_perturbations(printed(row), None, None, None, None) == [spec]

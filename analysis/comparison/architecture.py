@@ -18,10 +18,11 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import survivors
-from analysis.damage.effects import baseline, corrected, damage_by_window
+from analysis.damage.effects import baseline, damage_by_window
 from analysis.statistics.inference import (
     LEVEL,
     bootstrap_means,
+    corrected,
     expanded,
     hedges_g,
     paired_p,

@@ -24,9 +24,9 @@ from sklearn.preprocessing import StandardScaler
 from analysis.comparison.growth import SIDES, Beyond, Measured, collapse, curve
 from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.quantities import measured, reference
-from analysis.scores.depth import GROUPS
 from analysis.scores.distribution import tensor_sums
 from analysis.study import Study
+from esa_ray.spec import COMPONENT_GROUPS as GROUPS
 
 RESAMPLES, PERMUTATIONS, SHUFFLES = 400, 99, 5
 #: Models of a class, and classes, from which on a class can be learnt with one left out.

@@ -12,7 +12,7 @@ import polars as pl
 
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import MOST, QUANTITIES, lost, measured, quantities, survivors
-from analysis.damage.effects import corrected
+from analysis.statistics.inference import corrected
 from analysis.statistics.scaling import (
     SAME,
     Break,

@@ -28,10 +28,10 @@ from analysis.comparison.growth import (
 )
 from analysis.comparison.loading import Comparison, model_name
 from analysis.damage.effects import baseline
-from analysis.scores.depth import GROUPS
 from analysis.scores.distribution import tensor_sums
 from analysis.scores.stability import jaccard
 from analysis.study import Study
+from esa_ray.spec import COMPONENT_GROUPS as GROUPS
 
 ATTENTION = GROUPS["attention"]
 

@@ -19,7 +19,7 @@ from analysis.report.figures import save_charts, styled
 from analysis.report.page import environment, json_script, library
 from analysis.report.sections.parts import Section
 from analysis.report.terminal import MARKS
-from analysis.study import LACKING, progress
+from analysis.run.progress import LACKING, progress
 from esa_ray.storage.location import Place
 
 #: Parts of the specs that may differ between studies, and are told.

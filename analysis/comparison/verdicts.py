@@ -6,7 +6,8 @@ import polars as pl
 
 from analysis.comparison.laws import ALL, scaling
 from analysis.comparison.loading import Comparison
-from analysis.damage.effects import effects, in_question
+from analysis.damage.effects import effects
+from analysis.names import in_question
 from analysis.report.verdicts import Verdict, sign_flip_ratio
 from analysis.report.wording import percent, significant
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline, label
+from analysis.damage.effects import baseline
 from analysis.damage.meta import POOLED, WHO, averaged, combined, evidence, strengths
 from analysis.damage.paired import kind_of
-from analysis.study import DAMAGE, Study
+from analysis.names import DAMAGE, label
+from analysis.study import Study
 
 ACROSS: dict[str, Any] = WHO | {
     "perturbation": pl.String, "strength": pl.Float64, "variant": pl.String, "damage": pl.String,

@@ -8,13 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import CONTROLS, TREATED, WHAT, baseline, damage_by_window
+from analysis.damage.effects import baseline, damage_by_window
 from analysis.damage.paired import by_group, named
-from analysis.damage.repeatability import draws
-from analysis.study import DAMAGE, Study
-
-#: Controls that are drawn, one for each weight of a set.
-DRAWN = ["random_k", "matched_k"]
+from analysis.names import DAMAGE, WHAT
+from analysis.study import Study
+from esa_ray.spec import CONTROLS, DRAWN_CONTROLS, TREATED, draws
 
 #: Shares of changed weights that differ by more than this are said to differ; of kinds that draw, only beyond chance.
 MARGIN, BEYOND_CHANCE = 0.05, 3.0
@@ -90,7 +88,9 @@ def controls_hold_zeros(study: Study) -> bool:
         return False
     ranked = study.rankings.group_by("metric", "mode", "seed", "group").agg(zeros=(pl.col("weight") == 0).sum())
     treated = ranked.filter(pl.col("group").is_in(TREATED)).drop("group")
-    pairs = ranked.filter(pl.col("group").is_in(DRAWN)).join(treated, on=["metric", "mode", "seed"], suffix="_treated")
+    pairs = ranked.filter(pl.col("group").is_in(DRAWN_CONTROLS)).join(
+        treated, on=["metric", "mode", "seed"], suffix="_treated"
+    )
     return bool((pairs["zeros"] > pairs["zeros_treated"]).any())
 
 

@@ -11,12 +11,15 @@ import numpy as np
 import polars as pl
 from scipy import special, stats
 
-from analysis.damage.effects import CONTROLS, TREATED, baseline, chosen, differences, kinds_of_damage, label, paired
+from analysis.damage.effects import baseline, differences, kinds_of_damage, paired
 from analysis.damage.paired import aligned
-from analysis.damage.series import Response, direction, dose_axis
+from analysis.damage.series import Response
+from analysis.names import chosen, label
 from analysis.statistics.crossed import crossed_interval, damage_interval
 from analysis.statistics.inference import LEVEL, Interval
 from analysis.study import Study
+from esa_ray.spec import CONTROLS, TREATED, direction
+from esa_ray.spec import dose as dose_of
 
 #: Windows in a half from which on an effect size is told.
 FEWEST_WINDOWS = 3
@@ -138,7 +141,7 @@ def discrimination(study: Study) -> pl.DataFrame:
         found.setdefault(place, []).append((key, cells))
     rows = []
     for place, members in found.items():
-        members.sort(key=lambda m: dose_axis(m[0]["perturbation"], m[0]["strength"]) or 0)
+        members.sort(key=lambda m: dose_of(m[0]["perturbation"], m[0]["strength"]) or 0)
         what = dict(zip(_KIND, place, strict=True))
         what["kind"] = " ".join(filter(None, [label(what | {"strength": None}), what["direction"]]))
         what["chosen"] = chosen(study, what)

@@ -11,14 +11,16 @@ import numpy as np
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
-from analysis.damage.effects import GROUP_ORDER, baseline
-from analysis.damage.series import Divergence, Response, Series, divergence, dose_axis, response, series
+from analysis.damage.effects import baseline
+from analysis.damage.series import Divergence, Response, Series, divergence, response, series
+from analysis.names import GROUP_ORDER
 from analysis.statistics.crossed import crossed_p, signed_log
 from analysis.statistics.curves import Fit, compare
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
+from esa_ray.spec import dose as dose_of
 
-__all__ = ["Curve", "curves_of", "dose_axis", "dose_response"]
+__all__ = ["Curve", "curves_of", "dose_of", "dose_response"]
 
 #: Doses from which on curves are asked for; AICc is defined from one more on.
 FEWEST_DOSES = 3
@@ -74,7 +76,7 @@ def curves_of(study: Study) -> list[Curve]:
 def dose_response(study: Study) -> pl.DataFrame:
     """One row per series of doses and group: ΔNLL in nats per token against dose, and the curve that describes it.
 
-    ``axis`` says what the dose is: the strength at one k (on :func:`dose_axis`; scaling down and up are two series),
+    ``axis`` says what the dose is: the strength at one k (on :func:`dose_of`; scaling down and up are two series),
     or k at one strength. ``tested`` doses have an outcome. Those with a finite loss are ``doses``, rising, and
     ``strengths`` as given; ``means`` are over the seeds that have a finite loss at all of them, with ``lows`` and
     ``highs`` (95%) of the typical damage: the effects table's, but for ``seeds_left_out``, the seeds that have not.

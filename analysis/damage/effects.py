@@ -9,23 +9,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
+from analysis.names import DAMAGE, GROUP_ORDER, WHAT, chosen, label
 from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
-from analysis.statistics.inference import hedges_g, paired_p, sign_e_value
-from analysis.study import DAMAGE, Study
+from analysis.statistics.inference import corrected, hedges_g, paired_p, sign_e_value
+from analysis.study import Study
+from esa_ray.spec import CONTROLS, TREATED
 
-#: Groups whose damage is in question: chosen by a score, or given in a list.
-TREATED = ["super", "listed"]
-CONTROLS = ["random_k", "matched_k", "bottom_k"]
-GROUP_ORDER = [*TREATED, *CONTROLS]
-
-
-#: What names one way of damaging one choice of weights, as the tables on damage begin.
-WHAT: dict[str, Any] = {
-    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
-    "variant": pl.String, "damage": pl.String, "chosen": pl.String,
-}  # fmt: skip
 EFFECTS: dict[str, Any] = WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "empty": pl.Int64,
     "delta_nll": pl.Float64, "low": pl.Float64, "high": pl.Float64, "mean_low": pl.Float64, "mean_high": pl.Float64,
@@ -40,33 +30,6 @@ COMPARISONS: dict[str, Any] = WHAT | {
     "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64, "p_windows": pl.Float64,
     "windows": pl.Int64, "sequential": pl.Boolean,
 }  # fmt: skip
-
-
-def label(row: dict[str, Any]) -> str:
-    """Short name of a kind of damage: ``gauss_noise 0.02``, ``bit_flip 0.05 mantissa``."""
-    parts = [row["perturbation"]]
-    if row["strength"] is not None:
-        parts.append(f"{row['strength']:g}")
-    if row["variant"] not in (None, "all", "weight"):
-        parts.append(row["variant"])
-    return " ".join(parts)
-
-
-def chosen(study: Study, what: dict[str, Any]) -> str:
-    """Which sets were damaged: ``k=50``, with score and pool before it where the study has several."""
-    if what["metric"] == "listed":
-        return f"list {what['mode']}"
-    several = len(study.spec["scores"]) > 1
-    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
-
-
-def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
-    """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
-    if lists and (given := study.spec.get("lists")):
-        return (pl.col("metric") == "listed") & (pl.col("mode") == given[0]["name"])
-    first = study.spec["scores"][0]
-    chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
-    return chosen_by & (pl.col("k") == max(study.spec["topk"]))
 
 
 def baseline(study: Study) -> dict[str, Any]:
@@ -275,17 +238,3 @@ def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, A
         "windows": d.shape[1],
         "sequential": sequential,
     }
-
-
-def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:
-    """The table with its p corrected over all rows that have one: name of a new column → method of statsmodels."""
-    tested = np.flatnonzero(table[p].is_not_null().to_numpy())
-    if not len(tested):
-        return table
-    columns = {}
-    for name, method in methods.items():
-        values: list[float | None] = [None] * len(table)
-        for at, value in zip(tested, multipletests(table[p].drop_nulls().to_numpy(), method=method)[1], strict=True):
-            values[at] = float(value)
-        columns[name] = pl.Series(values, dtype=pl.Float64)
-    return table.with_columns(**columns)

@@ -11,10 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import WHAT, baseline, corrected, costs, differences
+from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
+from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import crossed_interval, crossed_p
-from analysis.study import DAMAGE, Study
+from analysis.statistics.inference import corrected
+from analysis.study import Study
 
 INTERACTION: dict[str, Any] = WHAT | {
     "group": pl.String, "seeds": pl.Int64, "left_out": pl.Int64, "diverged": pl.Int64, "windows": pl.Int64,

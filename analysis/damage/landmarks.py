@@ -11,11 +11,13 @@ import polars as pl
 from statsmodels.stats.multitest import multipletests
 
 from analysis.damage.dose import SERIES, Curve, curves_of
-from analysis.damage.effects import TREATED, baseline, comparisons
+from analysis.damage.effects import baseline, comparisons
 from analysis.damage.series import Response
+from analysis.names import DAMAGE
 from analysis.statistics.curves import Fit, dose_of_top, refits
 from analysis.statistics.inference import LEVEL
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
+from esa_ray.spec import TREATED
 
 #: Costs below this ΔNLL, nats per token, count as this where logarithms are taken.
 SMALLEST = 1e-3

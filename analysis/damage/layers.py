@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import WHAT, baseline, costs, differences
+from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
 from analysis.damage.recovery import NO_DAMAGE, ratio
+from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import damage_interval
 from analysis.statistics.inference import bootstrap_means
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
 
 LAYERS: dict[str, Any] = WHAT | {
     "group": pl.String, "layer": pl.Int64, "seeds": pl.Int64, "left_out": pl.Int64, "diverged": pl.Int64,

@@ -18,10 +18,12 @@ import polars as pl
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.damage.effects import CONTROLS, TREATED, baseline, differences
+from analysis.damage.effects import baseline, differences
 from analysis.damage.paired import aligned, by_group, kind_of
+from analysis.names import DAMAGE
 from analysis.statistics.inference import LEVEL
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
+from esa_ray.spec import CONTROLS, TREATED
 
 RESAMPLES = 1_999
 

@@ -11,11 +11,13 @@ import polars as pl
 from scipy import stats
 from statsmodels.formula.api import mixedlm
 
-from analysis.damage.effects import GROUP_ORDER, TREATED, baseline
+from analysis.damage.effects import baseline
 from analysis.damage.meta import WHO
 from analysis.damage.paired import window_level
+from analysis.names import GROUP_ORDER
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
+from esa_ray.spec import TREATED
 
 #: Fewest kinds of damage of which a mixed model is fitted.
 FEWEST_KINDS = 3

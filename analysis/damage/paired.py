@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import GROUP_ORDER, TREATED, chosen, differences, label
-from analysis.damage.series import direction
+from analysis.damage.effects import differences
+from analysis.names import DAMAGE, GROUP_ORDER, chosen, first_score, label
 from analysis.statistics.crossed import signed_log
 from analysis.statistics.inference import Interval
-from analysis.study import DAMAGE, Study, first_score
+from analysis.study import Study
+from esa_ray.spec import TREATED, direction
 
 
 def aligned(tables: Sequence[Mapping[int, np.ndarray]]) -> tuple[list[int], np.ndarray]:

@@ -12,9 +12,10 @@ import polars as pl
 from scipy import special, stats
 
 from analysis.damage.effects import baseline, comparisons, kinds_of_damage, paired
+from analysis.names import DAMAGE
 from analysis.statistics.crossed import VarianceComponents
 from analysis.statistics.inference import LEVEL
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
 
 #: Beyond these a number of windows or seeds isn't looked for: no study would have as many.
 MOST_WINDOWS, MOST_SEEDS = 100_000, 1_000

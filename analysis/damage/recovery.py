@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 from scipy import optimize
 
-from analysis.damage.effects import WHAT, baseline, costs, differences
+from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
+from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import crossed_interval, damage_interval
 from analysis.statistics.inference import Interval
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
 
 FIRST, LAST = "all_but_first", "all_but_last"
 #: Which end of the ranking is restored.

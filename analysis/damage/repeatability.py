@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage.effects import WHAT, baseline, damage_by_window
+from analysis.damage.effects import baseline, damage_by_window
 from analysis.damage.paired import bounds, by_group, named
+from analysis.names import DAMAGE, WHAT
 from analysis.statistics.inference import LEVEL, Interval
-from analysis.study import DAMAGE, Study
-
-#: Kinds that draw random numbers, and so anew in every repetition.
-DRAWING = frozenset({"gauss_noise", "bit_flip", "correlated", "adaptive"})
+from analysis.study import Study
+from esa_ray.spec import draws
 
 #: The standard error of the mean over repetitions that is asked for, as a part of the mean.
 WANTED = 0.1
@@ -27,16 +26,6 @@ REPEATABILITY: dict[str, Any] = WHAT | {
     "largest_difference": pl.Float64, "to_the_bit": pl.Boolean, "sd": pl.Float64, "cv": pl.Float64, "icc": pl.Float64,
     "icc_low": pl.Float64, "icc_high": pl.Float64, "repetitions_needed": pl.Int64, "why_not": pl.String,
 }  # fmt: skip
-
-
-def draws(perturbation: str, variant: str | None) -> bool:
-    """Whether a kind draws random numbers; a path does if what it leads toward does.
-
-    >>> draws("zero", None), draws("bit_flip", "sign"), draws("progressive", "gauss_noise-0.5")
-    (False, True, True)
-    """
-    toward = (variant or "").partition("-")[0] if perturbation == "progressive" else None
-    return perturbation in DRAWING or toward in DRAWING
 
 
 def icc(groups: list[np.ndarray], level: float = LEVEL) -> tuple[float, Interval]:

@@ -10,36 +10,16 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage.effects import chosen, common_windows, differences, kinds_of_damage, label
+from analysis.damage.effects import common_windows, differences, kinds_of_damage
+from analysis.names import chosen, label
 from analysis.statistics.crossed import crossed_interval, damage_interval
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
+from esa_ray.spec import direction
+from esa_ray.spec import dose as dose_of
 
 RESAMPLES = 999
 NAMES = ("axis", "metric", "mode", "k", "perturbation", "variant", "strength", "direction")
-
-
-def dose_axis(perturbation: str, strength: float | None) -> float | None:
-    """Strength as a dose, so that more is more damage; None for kinds without strength.
-
-    scale by α: |1 − α|. quantize to n bits: 1/(2^(n−1) − 1), the grid's step as a part of the largest weight.
-    All others: the strength itself.
-
-    >>> dose_axis("quantize", 3), dose_axis("scale", -1.0), dose_axis("gauss_noise", 0.1), dose_axis("zero", None)
-    (0.3333333333333333, 2.0, 0.1, None)
-    """
-    if strength is None:
-        return None
-    if perturbation == "quantize":
-        return 1 / (2 ** (strength - 1) - 1)
-    return abs(1 - strength) if perturbation == "scale" else strength
-
-
-def direction(perturbation: str, strength: float | None) -> str | None:
-    """The two ways of scaling, which are different series; None for all other kinds."""
-    if perturbation != "scale" or strength is None:
-        return None
-    return "α < 1" if strength < 1 else "α > 1"
 
 
 @dataclass(frozen=True)
@@ -57,7 +37,7 @@ def series(study: Study) -> Iterator[Series]:
     found: dict[tuple, list[tuple[float, dict[str, Any], pl.DataFrame]]] = {}
     for key, cells in kinds_of_damage(study):
         kind, strength, common = key["perturbation"], key["strength"], (key["metric"], key["mode"])
-        if (dose := dose_axis(kind, strength)) is not None:
+        if (dose := dose_of(kind, strength)) is not None:
             place = ("strength", *common, key["k"], kind, key["variant"], None, direction(kind, strength))
             found.setdefault(place, []).append((dose, key, cells))
         place = ("k", *common, None, kind, key["variant"], strength, None)

@@ -7,14 +7,16 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import baseline, corrected, differences, label
+from analysis.damage.effects import baseline, differences
 from analysis.damage.paired import aligned, bounds
 from analysis.damage.recovery import NO_DAMAGE, ratio
+from analysis.names import first_score, label
 from analysis.scores.distribution import scored_tensors
 from analysis.scores.overlap import PLACE
 from analysis.scores.overlap import pool as pool_of
 from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
-from analysis.study import Study, first_score
+from analysis.statistics.inference import corrected
+from analysis.study import Study
 
 #: What names one damage, whatever weights it is done to.
 KIND = ["perturbation", "strength", "variant"]

@@ -13,15 +13,18 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from analysis.damage.changed import controls_hold_zeros
-from analysis.damage.effects import TREATED, baseline, comparisons, effects, in_question
+from analysis.damage.effects import baseline, comparisons, effects
+from analysis.names import in_question
 from analysis.report import wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
 from analysis.report.verdicts import verdicts
+from analysis.run.progress import progress
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, scored_tensors
 from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.statistics.inference import LEVEL, RESAMPLES
-from analysis.study import Study, is_data_free, progress
+from analysis.study import Study
+from esa_ray.spec import TREATED, is_data_free
 
 #: Rows of damage that are seen at once.
 SHOWN = 24

@@ -11,15 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
-from analysis.damage.effects import GROUP_ORDER, baseline, comparisons, effects
+from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.census import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
+from analysis.names import GROUP_ORDER, first_score
 from analysis.report import wording
 from analysis.report.verdicts import verdicts
 from analysis.run.protocols import protocol_summary
 from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
-from analysis.study import Study, first_score
+from analysis.study import Study
 
 MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
 

@@ -17,7 +17,8 @@ from analysis.run.protocols import degradation, protocol_summary, shared_windows
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
 from analysis.scores.stability import calibration_overlap, jaccard_summary, score_overlap
 from analysis.statistics.inference import sign_e_value
-from analysis.study import Study, is_data_free
+from analysis.study import Study
+from esa_ray.spec import is_data_free
 
 Status = Literal["holds", "fails", "open"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import chosen, label
+from analysis.names import chosen, label
 from analysis.study import Study
 
 #: A pause is longer than so many median cells …
@@ -91,7 +91,7 @@ def timeline(study: Study) -> pl.DataFrame:
 
 
 def _words(study: Study) -> list[str]:
-    """What each cell did: ``super sign_flip 1, k=50, seed 3``."""
+    """What each cell did: ``super sign_flip-1, k=50, seed 3``."""
     names = ["metric", "mode", "k", "seed", "group", "perturbation", "strength", "variant", "part", "part_value"]
     found = []
     for row in study.cells.select(names).iter_rows(named=True):

@@ -12,7 +12,8 @@ import polars as pl
 from analysis.scores.overlap import PLACE, Overlap, between, by_score, pairs, super_rankings
 from analysis.scores.stability import pool_sizes
 from analysis.statistics.inference import pairs_interval, weighted_spearman
-from analysis.study import Study, is_ensemble, members
+from analysis.study import Study
+from esa_ray.spec import is_ensemble, members
 
 MEASURES = ["jaccard", "overlap", "rbo", "spearman"]
 

@@ -17,17 +17,11 @@ from scipy import stats
 from analysis.scores.distribution import magnitudes
 from analysis.statistics.inference import t_interval
 from analysis.study import Study
+from esa_ray.spec import COMPONENT_GROUPS
 
 #: A block is hot if it is among so many hottest.
 HOT = 5
 
-#: What each component is part of, as in :data:`esa_ray.spec.COMPONENT_GROUPS`.
-GROUPS = {
-    "attention": ("q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate"),
-    "ffn": ("gate", "up", "down", "router"),
-    "mixer": ("mixer_in", "mixer_gate", "mixer_q", "mixer_k", "mixer_v", "mixer_b", "mixer_c", "mixer_dt",
-              "mixer_conv", "mixer_out"),
-}  # fmt: skip
 #: What mixes tokens, and so is compared with the FFN.
 MIXING = ("attention", "mixer")
 BLOCK = ["metric", "layer", "component"]
@@ -143,7 +137,7 @@ def sides(study: Study) -> pl.DataFrame:
     FFN.
     """
     side = pl.lit(None, pl.String)
-    for group, components in GROUPS.items():
+    for group, components in COMPONENT_GROUPS.items():
         side = pl.when(pl.col("component").is_in(components)).then(pl.lit(group)).otherwise(side)
     sums = block_means(study).with_columns(side.alias("side")).drop_nulls("side").group_by(["metric", "seed", "side"])
     wide = sums.agg(pl.col("sum").sum(), pl.col("n").sum()).pivot(on="side", index=["metric", "seed"])

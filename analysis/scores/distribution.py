@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from scipy import integrate, optimize, special, stats
 
-from analysis.study import Study, is_ensemble
+from analysis.study import Study
+from esa_ray.spec import is_ensemble
 
 KEYS = ["tensor", "layer", "component", "expert"]
 

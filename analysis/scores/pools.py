@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import effects
 from analysis.scores.overlap import Ranking, between, by_score, pairs, super_rankings
 from analysis.statistics.inference import pairs_interval
 from analysis.study import Study
@@ -22,10 +21,6 @@ COMPARISON: dict[str, Any] = {
     "metric": pl.String, "other": pl.String, "k": pl.Int64, "n_weights": pl.Int64, "seeds": pl.Int64,
     "shared": pl.Float64, "shared_min": pl.Float64, "shared_max": pl.Float64, "global_jaccard": pl.Float64,
     "other_jaccard": pl.Float64, "difference": pl.Float64, "low": pl.Float64, "high": pl.Float64,
-}  # fmt: skip
-COSTS: dict[str, Any] = {
-    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "damage": pl.String, "n_weights": pl.Int64,
-    "delta_nll": pl.Float64, "per_weight": pl.Float64, "low": pl.Float64, "high": pl.Float64,
 }  # fmt: skip
 
 
@@ -136,20 +131,3 @@ def _jaccard(whole: Ranking, n: int, other: Ranking, k: int) -> float:
     a, b = whole.place[whole.rank <= n], other.place[other.rank <= k]
     both = len(np.intersect1d(a, b, assume_unique=True))
     return both / (len(a) + len(b) - both)
-
-
-@lru_cache(maxsize=8)
-def mode_costs(study: Study) -> pl.DataFrame:
-    """One row per score, mode, k and damage to the super set: its ΔNLL, and that over the number of weights.
-
-    ``per_weight`` (nats per token and weight, with ``low`` and ``high``) compares sets of different size only while
-    losses add up; beyond a collapse, more weights cost nothing more.
-    """
-    if study.baselines.is_empty() or study.cells.is_empty():
-        return pl.DataFrame(schema=COSTS)
-    rows = effects(study).filter(pl.col("group") == "super").drop_nulls("delta_nll")
-    return rows.select(
-        "metric", "mode", "k", "damage", "n_weights", "delta_nll",
-        *((pl.col(c) / pl.col("n_weights")).alias(name)
-          for name, c in (("per_weight", "delta_nll"), ("low", "low"), ("high", "high"))),
-    )  # fmt: skip

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+import polars as pl
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from esa_ray.sequential import log_sign_e_value
 
 RESAMPLES = 9_999
 LEVEL = 0.95
@@ -83,7 +87,7 @@ def sign_e_value(x: np.ndarray) -> tuple[float, float]:
     if not len(signs):
         return 1.0, 1.0
     a, b = np.cumsum(signs > 0), np.cumsum(signs < 0)
-    log_e = (a + b) * np.log(2) + special.betaln(a + 0.5, b + 0.5) - np.log(np.pi)
+    log_e = log_sign_e_value(a, b)
     return float(np.exp(log_e[-1])), float(min(1.0, np.exp(-log_e.max())))
 
 
@@ -186,3 +190,17 @@ def weighted_spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None =
     """
     w = np.ones(len(x)) if weights is None else weights
     return weighted_correlation(midranks(x, w), midranks(y, w), w)
+
+
+def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:
+    """The table with its p corrected over all rows that have one: name of a new column → method of statsmodels."""
+    tested = np.flatnonzero(table[p].is_not_null().to_numpy())
+    if not len(tested):
+        return table
+    columns = {}
+    for name, method in methods.items():
+        values: list[float | None] = [None] * len(table)
+        for at, value in zip(tested, multipletests(table[p].drop_nulls().to_numpy(), method=method)[1], strict=True):
+            values[at] = float(value)
+        columns[name] = pl.Series(values, dtype=pl.Float64)
+    return table.with_columns(**columns)

@@ -78,7 +78,7 @@ def studies_at(location: str | None) -> list[str]:
 def show_status(location: str) -> int:
     """Print how far a study is; returns the exit status."""
     import analysis
-    from analysis.study import LACKING
+    from analysis.run.progress import LACKING
     from esa_ray.storage.lease import holder
 
     with opened(location) as study:

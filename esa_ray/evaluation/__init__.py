@@ -4,7 +4,7 @@ from esa_ray.evaluation.confidence import BINS, Confidence, confident
 from esa_ray.evaluation.intact import Intact
 from esa_ray.evaluation.loops import continued, loops
 from esa_ray.evaluation.outcome import Forward, Outcome, evaluate
-from esa_ray.evaluation.sequential import SignTest, log_sign_e_value
+from esa_ray.sequential import SignTest, log_sign_e_value
 
 __all__ = [
     "BINS",

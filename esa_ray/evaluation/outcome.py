@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esa_ray.evaluation.sequential import SignTest
 from esa_ray.evaluation.tokens import Divergence, scored
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import input_device
+from esa_ray.sequential import SignTest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

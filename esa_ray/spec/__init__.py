@@ -15,6 +15,10 @@ from esa_ray.spec.damage import (
     PerturbSpec,
     WeightList,
     WeightName,
+    direction,
+    dose,
+    draws,
+    label,
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
 from esa_ray.spec.scores import (
@@ -33,15 +37,18 @@ from esa_ray.spec.scores import (
     ScoreSpec,
     asks_for,
     grouped,
+    is_data_free,
+    is_ensemble,
     is_tensor_name,
     members,
 )
-from esa_ray.spec.study import DRAWN_CONTROLS, Group, Search, StudySpec
+from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, TREATED, Group, Search, StudySpec
 
 __all__ = [
     "BLOCK_COMPONENTS",
     "COMPONENTS",
     "COMPONENT_GROUPS",
+    "CONTROLS",
     "DATA_FREE",
     "DRAWN_CONTROLS",
     "KINDS",
@@ -51,6 +58,7 @@ __all__ = [
     "PROTOCOLS",
     "RANDOM_KINDS",
     "SCALED",
+    "TREATED",
     "Component",
     "DataSpec",
     "Dtype",
@@ -69,8 +77,14 @@ __all__ = [
     "WeightList",
     "WeightName",
     "asks_for",
+    "direction",
+    "dose",
+    "draws",
     "explain",
     "grouped",
+    "is_data_free",
+    "is_ensemble",
     "is_tensor_name",
+    "label",
     "members",
 ]

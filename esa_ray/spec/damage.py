@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -50,6 +51,57 @@ SCALED = (
     "sign_flip", "scale", "gauss_noise", "gradient_aligned", "gradient_opposed", "correlated", "adaptive",
     "progressive",
 )  # fmt: skip
+
+
+def label(kind: str, strength: float | None, variant: str | None = None) -> str:
+    """What damage is called everywhere: what reports print is what ``--perturb`` takes.
+
+    Kind, what its variant says beyond the default, strength; from the columns of a stored row.
+
+    >>> label("gauss_noise", 0.02, "tensor"), label("quantize", 3.0, "row"), label("zero", None)
+    ('gauss_noise-0.02-tensor', 'quantize-3', 'zero')
+    """
+    words = [variant] if kind == "progressive" and variant else (variant or "").split()
+    defaults = [default for _, default in _VARIANTS.get(kind, ())]
+    said = [word for word, default in zip_longest(words, defaults) if word is not None and word != default]
+    return "-".join([kind, *said, *([] if strength is None else [f"{strength:.12g}"])])
+
+
+def dose(kind: str, strength: float | None) -> float | None:
+    """A strength so that more is more damage; None for kinds without one.
+
+    scale by α: |1 − α|. quantize to n bits: 1/(2^(n−1) − 1), the grid's step as a part of the largest weight.
+    All others: the strength itself.
+
+    >>> dose("quantize", 3), dose("scale", -1.0), dose("gauss_noise", 0.1), dose("zero", None)
+    (0.3333333333333333, 2.0, 0.1, None)
+    """
+    if strength is None:
+        return None
+    if kind == "quantize":
+        return 1 / (2 ** (strength - 1) - 1)
+    return abs(1 - strength) if kind == "scale" else strength
+
+
+def direction(kind: str, strength: float | None) -> str | None:
+    """The two ways of scaling, which are different series; None for all other kinds.
+
+    >>> direction("scale", 0.5), direction("scale", 2.0), direction("zero", None)
+    ('down', 'up', None)
+    """
+    if kind != "scale" or strength is None:
+        return None
+    return "up" if strength > 1 else "down"
+
+
+def draws(kind: str, variant: str | None = None) -> bool:
+    """Whether a kind draws random numbers; a path does if what it leads toward does.
+
+    >>> draws("zero"), draws("bit_flip", "sign"), draws("progressive", "gauss_noise-0.5")
+    (False, True, True)
+    """
+    toward = (variant or "").partition("-")[0] if kind == "progressive" else None
+    return kind in RANDOM_KINDS or toward in RANDOM_KINDS
 
 
 def _strength_trouble(kind: str, strength: float | None) -> str | None:
@@ -191,28 +243,12 @@ class PerturbSpec(Spec):
     @property
     def label(self) -> str:
         """Short text for people and file names, e.g. ``gauss_noise-0.02``; :meth:`parse` reads it back."""
-        parts: list[str] = [self.kind]
-        for name, default in _VARIANTS.get(self.kind, ()):
-            value = getattr(self, name)
-            if name == "toward":
-                parts.append(value.label)
-            elif value != default:
-                parts.append(str(value))
-        if self.strength is not None:
-            parts.append(f"{self.strength:.12g}")
-        return "-".join(parts)
+        return label(self.kind, self.strength, self.variant)
 
     @property
     def dose(self) -> float:
-        """The strength so that more is more damage: |1 − α|, 1/(2^(n−1) − 1) for n bits, else the strength itself.
-
-        0 for kinds without a strength.
-        """
-        if self.strength is None:
-            return 0.0
-        if self.kind == "scale":
-            return abs(1 - self.strength)
-        return 1 / (2 ** (self.strength - 1) - 1) if self.kind == "quantize" else self.strength
+        """The strength so that more is more damage (:func:`dose`); 0 for kinds without one."""
+        return dose(self.kind, self.strength) or 0.0
 
     @property
     def step(self) -> float | None:
@@ -241,13 +277,12 @@ class PerturbSpec(Spec):
     @property
     def series(self) -> tuple[str, ...]:
         """What perturbations share that differ by dose alone: kind, variant, and whether scaling is up or down."""
-        direction = ("up" if (self.strength or 0) > 1 else "down",) if self.kind == "scale" else ()
-        return (self.kind, *([self.variant] if self.variant else []), *direction)
+        return tuple(filter(None, (self.kind, self.variant, direction(self.kind, self.strength))))
 
     @property
     def random(self) -> bool:
         """Whether it draws random numbers."""
-        return self.kind in RANDOM_KINDS or (self.toward is not None and self.toward.random)
+        return draws(self.kind, self.variant)
 
     @property
     def needs_gradient(self) -> bool:

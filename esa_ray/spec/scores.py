@@ -80,6 +80,16 @@ def members(metric: str) -> tuple[str, ...]:
     return tuple(metric.split("+"))
 
 
+def is_ensemble(metric: str) -> bool:
+    """Whether a score combines ranks of others, and so is no magnitude."""
+    return len(members(metric)) > 1
+
+
+def is_data_free(metric: str) -> bool:
+    """Whether a score looks at no text: all its members are the same for every seed."""
+    return set(members(metric)) <= DATA_FREE
+
+
 class ModelSpec(Spec):
     """A causal language model and the dtype its weights are held, scored and damaged in.
 

@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
-from esa_ray.spec.damage import Part, PerturbSpec, WeightList
+from esa_ray.spec.damage import LISTED, Part, PerturbSpec, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
 
 Group = Literal["super", "random_k", "matched_k", "bottom_k"]
 Analysis = Literal["stability", "weights", "architecture"]
 
+#: Groups whose damage is in question: chosen by a score, or given in a list; and what they are held against.
+TREATED = ("super", LISTED)
+CONTROLS = ("random_k", "matched_k", "bottom_k")
 #: Controls that are drawn for the super weights of a ranking, down to its largest k.
 DRAWN_CONTROLS = ("random_k", "matched_k")
 

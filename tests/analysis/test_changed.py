@@ -134,7 +134,7 @@ def test_groups_are_said_to_differ_where_chance_cannot_explain_it(tmp_path, kind
 def test_report_and_verdicts_say_where_a_control_was_hardly_changed(tmp_path):
     rows = counted("sign_flip", 1.0, 100, 46, 100) + counted("sign_flip", 1.0, 100, 46, 100, seed=2)
     study = study_of(tmp_path / "s", rows, perturbations=[{"kind": "sign_flip", "strength": 1.0}], seeds=[1, 2])
-    words = "sign_flip 1 of k=100 changed 92 of 200 random_k weights, but 200 of 200 super ones"
+    words = "sign_flip-1 of k=100 changed 92 of 200 random_k weights, but 200 of 200 super ones"
     assert words in changed(study).answer
     judged = {v.id: v.evidence for v in verdicts(study.__class__(study.place, study.record | {"cells": 4}))}
     assert words in judged["P3.7a"]
@@ -255,14 +255,14 @@ def test_controls_that_were_drawn_from_all_weights_are_told_as_such(tmp_path, su
 
 def test_cells_without_a_pass_scored_no_tokens(tmp_path):
     study = damaged(tmp_path, [("bit_flip", 1e-4)], lambda group, damage, s: np.full(8, 0.1 * (s == 2)))
-    tokens = analysis.run.timeline(study).filter(~pl.col("intact"))["tokens"].to_list()
+    tokens = analysis.timeline(study).filter(~pl.col("intact"))["tokens"].to_list()
     assert sorted(tokens) == [0, 0, 0, 0, 800, 800]
 
 
 def test_in_a_study_of_rare_flips_repetitions_without_one_are_part_of_the_spread(tmp_path):
     rows = [cell(np.full(WINDOWS, 0.4 * (r == 0)), repeat=r, perturbation="bit_flip", strength=1e-4, n_changed=r == 0,
                  variant="all", seed=seed) for seed in (1, 2) for r in range(4)]  # fmt: skip
-    row = the(analysis.damage.repeatability(study_of(tmp_path / "s", rows, seeds=[1, 2])))
+    row = the(analysis.repeatability(study_of(tmp_path / "s", rows, seeds=[1, 2])))
     assert (row["cells"], row["errors"]) == (8, 0)
     assert row["delta_nll"] == pytest.approx(0.1)
     assert row["sd"] == pytest.approx(np.std([0.4, 0, 0, 0], ddof=1))

@@ -63,7 +63,7 @@ def test_cells_that_stopped_early_are_cut_to_the_windows_that_all_have(made):
     assert (effects["super"]["windows"], effects["random_k"]["windows"]) == (6, 8)
     expected = np.mean([(cells[s, "super"][:6] - base[:6]).mean() for s in (1, 2, 3)]) / TOKENS
     assert effects["super"]["delta_nll"] == pytest.approx(expected)
-    verdict = {v.id: v for v in analysis.report.verdicts(study)}["P3.7c"]
+    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7c"]
     assert verdict.status == "open"
     assert "can't reach" in verdict.evidence
     assert "stopped early" in analysis.write_report(study).read_text()

@@ -87,7 +87,7 @@ def test_kinds_are_ranked_by_evenness_and_the_best_strength_is_found(tmp_path):
     assert table["rank"].sort().to_list() == [1, 2, 3]
     row = one(table, kind="gauss_noise")
     assert (row["strengths"], row["best_strength"]) == ([0.1, 0.2], 0.2)
-    comparison = one(analysis.comparisons(study), damage="gauss_noise 0.2")
+    comparison = one(analysis.comparisons(study), damage="gauss_noise-0.2")
     assert row["gs"][1] == pytest.approx(comparison["g"])
     assert row["auc"] == 1
     assert row["low"] < row["g"] < row["high"]

@@ -36,7 +36,7 @@ def test_doses_that_diverge_in_all_seeds_are_at_or_beyond_collapse(tmp_path):
     assert "or without a finite loss, between 0.0500 and 0.100." in section.answer
     assert section.tables[0].rows[0][12] == "0.1"
     assert section.tables[1].rows[0][7] == "between 0.0500 and 0.100"
-    verdict = {v.id: v for v in analysis.report.verdicts(study)}["P3.7d"]
+    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7d"]
     assert (verdict.status, verdict.evidence) == ("open", "open for bit_flip k=10 (every cell diverged from 0.1 on)")
 
 
@@ -81,7 +81,7 @@ def test_doses_are_compared_over_the_seeds_that_all_of_them_have(tmp_path):
     assert row["means"] == pytest.approx([0.1 * p for _, p in DOSES])
     assert (row["seeds"], row["seeds_left_out"], row["partly_diverged"]) == ([1] * 5, 2, 1)
     assert (row["monotone"], row["model"]) == (True, "linear")
-    verdict = {v.id: v for v in analysis.report.verdicts(study)}["P3.7d"]
+    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7d"]
     assert (verdict.status, verdict.evidence) == ("open", "open for bit_flip k=10 (some seeds diverged at 1 dose)")
 
 
@@ -93,7 +93,7 @@ def test_where_every_seed_diverges_somewhere_there_is_no_curve(tmp_path):
     assert row["why_not"] == "no seed has a finite loss at all doses"
     assert (row["diverged"], row["diverged_from"], row["partly_diverged"]) == (3, None, 3)
     assert "no seed has a finite loss at all doses" in one(dose_landmarks(study), group="super")["why_not"]
-    assert {v.id: v for v in analysis.report.verdicts(study)}["P3.7d"].status == "open"
+    assert {v.id: v for v in analysis.verdicts(study)}["P3.7d"].status == "open"
 
 
 def test_a_seed_that_diverged_below_a_dose_it_withstands_falls(tmp_path):
@@ -109,5 +109,5 @@ def test_a_fall_beyond_noise_fails_the_verdict_and_a_fall_within_it_does_not(tmp
         costs = dict(zip((0.01, 0.02, 0.05, 0.1, 0.2), (0.0, 1.0, 1.5, 2.0, last), strict=True))
         noisy = {(s, p): rng.normal(0, 0.05, 8) for s in (1, 2, 3) for p in costs}
         delta = lambda g, d, s, costs=costs, noisy=noisy: costs[d[1]] + noisy[s, d[1]]  # noqa: E731
-        verdict = {v.id: v for v in analysis.report.verdicts(damaged(tmp_path / name, DOSES, delta))}["P3.7d"]
+        verdict = {v.id: v for v in analysis.verdicts(damaged(tmp_path / name, DOSES, delta))}["P3.7d"]
         assert verdict.status == status

@@ -8,12 +8,13 @@ import pytest
 from scipy.optimize import isotonic_regression
 
 import analysis
-from analysis.damage.dose import dose_axis, dose_response
+from analysis.damage.dose import dose_response
 from analysis.damage.landmarks import crossing, dose_landmarks, isotonic
 from analysis.damage.series import Response
 from analysis.report.sections import sections
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.curves import FAMILIES, dose_of_top, refits
+from esa_ray.spec import dose as dose_of
 from tests.analysis.planted import RATE, damaged, wobble
 
 SIGMAS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
@@ -37,11 +38,11 @@ def hill(x, top=6.0, c=0.1, h=2.0):
 
 
 def test_more_is_more_damage_on_every_axis():
-    assert dose_axis("zero", None) is None
-    assert dose_axis("gauss_noise", 0.3) == 0.3
-    bits = [dose_axis("quantize", n) for n in (8, 4, 3, 2)]
+    assert dose_of("zero", None) is None
+    assert dose_of("gauss_noise", 0.3) == 0.3
+    bits = [dose_of("quantize", n) for n in (8, 4, 3, 2)]
     assert bits == pytest.approx([1 / 127, 1 / 7, 1 / 3, 1])
-    assert [dose_axis("scale", a) for a in (0.5, -1.0, 1.5)] == pytest.approx([0.5, 2.0, 0.5])
+    assert [dose_of("scale", a) for a in (0.5, -1.0, 1.5)] == pytest.approx([0.5, 2.0, 0.5])
 
 
 def test_a_planted_curve_is_found_with_its_doses(tmp_path):
@@ -121,12 +122,12 @@ def test_fewer_bits_and_either_way_of_scaling_are_rising_doses(tmp_path):
     study = damaged(tmp_path, damages, delta)
     table = dose_response(study).filter(pl.col("group") == "super")
     assert one(table, perturbation="quantize")["strengths"] == [8, 4, 3, 2]
-    assert one(table, direction="α < 1")["strengths"] == [0.5, 0, -1]
-    assert one(table, direction="α > 1")["strengths"] == [1.5, 2, 4]
+    assert one(table, direction="down")["strengths"] == [0.5, 0, -1]
+    assert one(table, direction="up")["strengths"] == [1.5, 2, 4]
     assert table["monotone"].all()
-    assert one(table, direction="α > 1")["model"] is None  # three doses
-    assert "AICc needs four" in one(table, direction="α > 1")["why_not"]
-    verdict = {v.id: v for v in analysis.report.verdicts(study)}["P3.7d"]
+    assert one(table, direction="up")["model"] is None  # three doses
+    assert "AICc needs four" in one(table, direction="up")["why_not"]
+    verdict = {v.id: v for v in analysis.verdicts(study)}["P3.7d"]
     assert (verdict.status, verdict.evidence) == ("holds", "3 of 3 series rise, and fall at no step beyond noise")
 
 

@@ -187,15 +187,15 @@ def test_studies_share_strengths_of_a_kind_and_kinds(tmp_path):
         two.append(renamed(study_of(tmp_path / name, rows + other, base=BASE), name, "t"))
     table = across_studies(two)
     assert table["damage"].to_list() == [
-        "gauss_noise 0.1",
-        "gauss_noise 0.2",
+        "gauss_noise-0.1",
+        "gauss_noise-0.2",
         "gauss_noise",
-        "quantize 0.5",
+        "quantize-0.5",
         "all kinds",
     ]
     assert table["strengths"].to_list() == [1, 1, 2, 1, 3]
     assert table["kinds"].to_list() == [1, 1, 1, 1, 2]
-    every, kind, other = (the(table, damage=d)["effects"] for d in ("all kinds", "gauss_noise", "quantize 0.5"))
+    every, kind, other = (the(table, damage=d)["effects"] for d in ("all kinds", "gauss_noise", "quantize-0.5"))
     assert every == pytest.approx(np.mean([kind, other], axis=0).tolist())
 
 

@@ -38,7 +38,7 @@ def measured(directory, losses):
 
 
 def statuses(study):
-    return {v.id: v.status for v in analysis.report.verdicts(study)}
+    return {v.id: v.status for v in analysis.verdicts(study)}
 
 
 def test_a_seed_that_diverges_is_counted_and_no_criterion_holds(tmp_path):

@@ -64,7 +64,7 @@ def test_every_effect_and_test_stands_in_the_report(page):
         assert wording.significant(row["g"]) in text
     for row in analysis.jaccard(study).iter_rows(named=True):
         assert f"{row['jaccard']:.3f}" in text
-    for verdict in analysis.report.verdicts(study):
+    for verdict in analysis.verdicts(study):
         assert verdict.claim in text
         assert verdict.evidence in text
 
@@ -89,14 +89,14 @@ def test_names_from_input_are_escaped(made):
 
 
 def test_verdicts_follow_the_planted_effect(made, tmp_path_factory):
-    at = {v.id: v for v in analysis.report.verdicts(analysis.load(made))}
+    at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
     assert at["P3.7a"].status == "holds"
     assert at["P3.7c"].status == "holds"
     assert at["P2.7a"].status == "fails"  # Jaccard is 1/3
     assert at["P3.7e"].status == "open"
     none = tmp_path_factory.mktemp("null")
     write_study(none, shift={"super": 0.0, "random_k": 0.0, "bottom_k": 0.0}, noise=0.01, windows=12)
-    at = {v.id: v for v in analysis.report.verdicts(analysis.load(none))}
+    at = {v.id: v for v in analysis.verdicts(analysis.load(none))}
     assert at["P3.7a"].status == "fails"
     assert at["P3.7c"].status == "fails"
 
@@ -113,7 +113,7 @@ def test_the_summary_fits_80_columns(made):
     analysis.print_summary(analysis.load(made), console)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("sign_flip 1" in line and "+2.00" in line for line in lines)
+    assert any("sign_flip-1" in line and "+2.00" in line for line in lines)
 
 
 def test_figures_are_written_as_files(made):
@@ -148,11 +148,11 @@ def test_scores_and_pools_are_never_mixed(made):
     rows = {(r["chosen"], r["group"]): r["delta_nll"] for r in analysis.effects(analysis.load(made)).to_dicts()}
     assert rows["grad_x_weight per_layer k=2", "super"] == pytest.approx(2, abs=0.01)
     assert rows["grad_squared per_layer k=2", "super"] == pytest.approx(0.01, abs=0.01)
-    at = {v.id: v for v in analysis.report.verdicts(analysis.load(made))}
+    at = {v.id: v for v in analysis.verdicts(analysis.load(made))}
     assert at["P3.7a"].status == "fails"
     console = Console(width=120, record=True)
     analysis.print_summary(analysis.load(made), console)
-    assert len([x for x in console.export_text().splitlines() if "sign_flip 1" in x]) == 2
+    assert len([x for x in console.export_text().splitlines() if "sign_flip-1" in x]) == 2
 
 
 def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory):
@@ -160,7 +160,7 @@ def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory
         (made / "cells" / f"bottom_k{seed}.parquet").unlink()
     analysis.write_report(analysis.load(made))
     analysis.print_summary(analysis.load(made), Console(quiet=True))
-    at = {v.id: v.status for v in analysis.report.verdicts(analysis.load(made))}
+    at = {v.id: v.status for v in analysis.verdicts(analysis.load(made))}
     assert at["P3.7"] == "open"
     alone = write_study(tmp_path_factory.mktemp("alone"), shift={"super": 1.0}, seeds=(1,))
     html = analysis.write_report(analysis.load(alone)).read_text()
@@ -252,7 +252,7 @@ def test_the_summary_of_many_scores_fits_80_columns(synthetic):
 
 
 def test_verdicts_leave_out_scores_that_are_no_magnitudes(synthetic):
-    at = {v.id: v for v in analysis.report.verdicts(synthetic[0])}
+    at = {v.id: v for v in analysis.verdicts(synthetic[0])}
     for verdict in ("P2.7c", "P2.7d"):
         assert "+" not in at[verdict].evidence
         assert "magnitude" not in at[verdict].evidence

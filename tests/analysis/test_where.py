@@ -7,12 +7,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import analysis
-from analysis.report.figures.style import COMPONENT_ORDER
 from analysis.scores.clusters import cut, silhouette
-from analysis.scores.depth import GROUPS, silent_blocks
+from analysis.scores.depth import silent_blocks
 from analysis.scores.pools import effective_number
 from analysis.scores.residual import _holm, channel_layers, concentration, least_count, poisson_binomial_tail, shapes
-from esa_ray.spec import COMPONENT_GROUPS, COMPONENTS
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import HOT_CHANNEL, LAYERS, SHAPES
 from tests.analysis.test_convergence import mean_jaccard, sets
@@ -88,11 +86,6 @@ def test_a_model_of_mixers_alone_has_no_sides_and_its_report_none(tmp_path):
     chosen = [{"metric": "grad_x_weight", "mode": "global", "seed": 1, "group": "super", "rank": 1,
                "tensor": "0.mixer_in", "layer": 0, "component": "mixer_in", "flat": 1}]  # fmt: skip
     assert analysis.sides(with_tables(tmp_path / "s", rankings=chosen, score_stats=score_stats)).is_empty()
-
-
-def test_groups_of_components_are_those_of_the_vocabulary():
-    assert {group: tuple(components) for group, components in GROUPS.items()} == COMPONENT_GROUPS
-    assert set(COMPONENT_ORDER) == set(COMPONENTS)
 
 
 def test_tails_average_seeds_and_leave_nulls_null(synthetic, made):
@@ -269,16 +262,11 @@ def test_silhouette_is_its_definition_and_the_cut_finds_planted_groups():
 
 
 def test_clusters_tell_gradient_from_magnitude(synthetic):
-    found = analysis.scores.clusters(synthetic[0]).filter(pl.col("mode") == "global")
+    found = analysis.clusters(synthetic[0]).filter(pl.col("mode") == "global")
     assert found["weights"].sum() == found["of"][0]
     assert any("act_mag" in (r["high_in"] or "") and "grad_x_weight" in (r["low_in"] or "")
                for r in found.iter_rows(named=True))  # fmt: skip
 
 
 def test_one_score_alone_makes_no_clusters(made):
-    assert analysis.scores.clusters(analysis.load(made)).is_empty()
-
-
-def test_both_sides_of_the_wall_know_the_same_components():
-    assert tuple(COMPONENT_ORDER) == COMPONENTS
-    assert {name: tuple(members) for name, members in GROUPS.items()} == COMPONENT_GROUPS
+    assert analysis.clusters(analysis.load(made)).is_empty()

@@ -151,6 +151,6 @@ def test_protocols_and_silenced_sublayers_through_the_engine(spec, ray_cluster, 
     assert table["nll"][0] == pytest.approx(np.mean(rates))
     perplexities = np.exp(rates)
     assert table["spread"][0] == pytest.approx(perplexities.std(ddof=1) / perplexities.mean())
-    found = {v.id: v.status for v in analysis.report.verdicts(study)}
+    found = {v.id: v.status for v in analysis.verdicts(study)}
     assert found.keys() == {"P1.3a", "P1.3b"}
     assert 'id="chart-reliability"' in Path(analysis.write_report(study)).read_text()

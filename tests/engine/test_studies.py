@@ -55,7 +55,7 @@ def each_alone(ray_cluster, two, tmp_path_factory):
 
 def spans(places):
     """When each study's cells were computed: the begin of the first, the end of the last."""
-    found = [analysis.run.timeline(analysis.load(place)).filter(~pl.col("intact")) for place in places]
+    found = [analysis.timeline(analysis.load(place)).filter(~pl.col("intact")) for place in places]
     return [(cells["start"].min(), cells["end"].max()) for cells in found]
 
 

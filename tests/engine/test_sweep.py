@@ -188,7 +188,7 @@ def test_one_models_super_weights_are_damaged_in_another_of_its_shape(ray_cluste
     save_file(tuned, f"{other_model}/model.safetensors", metadata={"format": "pt"})
     given = read_weights(tmp_path / "one")
     run_study(one.replace(model=ModelSpec(source=other_model), lists=(given,)), tmp_path / "two")
-    (row,) = analysis.damage.transfer(load(tmp_path / "two")).iter_rows(named=True)
+    (row,) = analysis.transfer(load(tmp_path / "two")).iter_rows(named=True)
     assert (row["list"], row["k"], row["own_n_weights"]) == ("one", 8, 8)
     # The models are all but the same, and so are their sets; the list is the first seed's.
     assert row["jaccard_high"] > 0.5

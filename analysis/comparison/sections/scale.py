@@ -24,7 +24,7 @@ from analysis.comparison.sections.words import (
     ranged,
     text,
 )  # fmt: skip
-from analysis.damage.effects import label
+from analysis.names import label
 from analysis.report import wording
 from analysis.report.sections.parts import Figure, Section
 

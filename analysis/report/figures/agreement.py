@@ -5,11 +5,12 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
+from analysis.names import first_score
 from analysis.report.figures.style import Chart, named_scales, rule, seeing
 from analysis.scores.agreement import score_agreement
 from analysis.scores.convergence import CRITERION, jaccard_by_k, jaccard_by_windows
 from analysis.scores.stability import jaccard
-from analysis.study import Study, first_score
+from analysis.study import Study
 
 
 def stability(study: Study) -> Chart | None:

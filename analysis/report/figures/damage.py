@@ -5,9 +5,11 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.damage.effects import GROUP_ORDER, TREATED, effects, in_question
+from analysis.damage.effects import effects
+from analysis.names import GROUP_ORDER, in_question
 from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales
 from analysis.study import Study
+from esa_ray.spec import TREATED
 
 
 def damage(study: Study) -> Chart | None:

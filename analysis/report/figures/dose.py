@@ -7,9 +7,10 @@ import polars as pl
 
 from analysis.damage.discrimination import discrimination
 from analysis.damage.dose import FEWEST_DOSES, dose_response
-from analysis.damage.effects import CONTROLS, TREATED
+from analysis.names import GROUP_ORDER
 from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales, named_scales, powers
 from analysis.study import Study
+from esa_ray.spec import CONTROLS, TREATED
 
 #: Series in one picture: as many as there are colours.
 MOST_SERIES = 8
@@ -32,7 +33,7 @@ def _shown(study: Study) -> pl.DataFrame:
     found = found.filter(same)
     tops = found.filter(pl.col("group").is_in(TREATED)).with_columns(pl.col("means").list.max().alias("top"))
     kept = tops.sort("top", descending=True)["series"].head(MOST_SERIES).to_list()
-    controls = [g for g in ("random_k", "matched_k", "bottom_k") if g in found["group"].to_list()][:1]
+    controls = [g for g in CONTROLS if g in found["group"].to_list()][:1]
     found = found.filter(pl.col("series").is_in(kept) & pl.col("group").is_in([*TREATED, *controls]))
     columns = ["axis", "series", "group", "doses", "means", "lows", "highs"]
     return found.select(columns).explode("doses", "means", "lows", "highs")
@@ -56,7 +57,7 @@ def dose(study: Study) -> Chart | None:
     x = alt.X("doses:Q", scale=alt.Scale(type="log", domain=span, nice=False), axis=x_axis, title=title)
     y_axis = alt.Axis(values=[-0.01, 0, 0.01, 0.1, 1, 10], format="~r")
     y = alt.Y("means:Q", scale=scale, axis=y_axis, title="ΔNLL, nats per token")
-    groups = [g for g in (*TREATED, "random_k", "matched_k", "bottom_k") if g in table["group"].to_list()]
+    groups = [g for g in GROUP_ORDER if g in table["group"].to_list()]
     dash = alt.StrokeDash(
         "group:N", title="group", sort=groups, legend=alt.Legend(columns=2),
         scale=alt.Scale(domain=groups, range=[[1, 0] if g in TREATED else [5, 3] for g in groups]),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.damage.effects import GROUP_ORDER, TREATED
 from analysis.damage.interaction import interaction
 from analysis.damage.layers import layer_damage
 from analysis.damage.paired import lead
 from analysis.damage.recovery import ORDER
 from analysis.damage.recovery import recovery as recovered
+from analysis.names import DAMAGE, GROUP_ORDER
 from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales, named_scales, rule
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
+from esa_ray.spec import TREATED
 
 TICKS = [-10, -1, -0.1, -0.01, 0, 0.01, 0.1, 1, 10]
 

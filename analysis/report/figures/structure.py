@@ -5,10 +5,11 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
+from analysis.names import first_score
 from analysis.report.figures.style import Chart, named_scales, rule
 from analysis.scores.pools import layer_shares
 from analysis.scores.residual import channel_layers, residual_channels
-from analysis.study import Study, first_score
+from analysis.study import Study
 
 #: Channels in the picture.
 MOST_CHANNELS = 12

@@ -6,8 +6,9 @@ import math
 
 import altair as alt
 
-from analysis.damage.effects import GROUP_ORDER
-from analysis.study import Study, is_data_free
+from analysis.names import GROUP_ORDER
+from analysis.study import Study
+from esa_ray.spec import COMPONENTS, is_data_free
 
 #: Okabe and Ito's palette, told apart with every common colour blindness; shapes say the same again.
 COLOURS = ["#D55E00", "#CC79A7", "#0072B2", "#009E73", "#8A8A8A"]
@@ -18,11 +19,6 @@ MANY_SHAPES = [
 ]  # fmt: skip
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
-COMPONENT_ORDER = [
-    "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate", "gate", "up", "down", "router", "mixer_in", "mixer_gate",
-    "mixer_q", "mixer_k", "mixer_v", "mixer_b", "mixer_c", "mixer_dt", "mixer_conv", "mixer_out", "embed", "head",
-    "norm", "decay", "other",
-]  # fmt: skip
 #: Below this |ΔNLL| the axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
 LINEAR_BELOW = 1e-3
 
@@ -79,7 +75,7 @@ def powers(low: float, high: float) -> list[float]:
 
 def components(present: list[str]) -> list[str]:
     """Components in the order in which a block applies them."""
-    return [c for c in COMPONENT_ORDER if c in present]
+    return [c for c in COMPONENTS if c in present]
 
 
 def seeing(study: Study, metrics: list[str]) -> list[str]:

@@ -6,13 +6,15 @@ from typing import Any
 
 import polars as pl
 
+from analysis.names import first_score
 from analysis.report import wording
 from analysis.report.sections.parts import Figure, Section, Table, score_order
 from analysis.scores.agreement import ensemble_stability, score_agreement, score_correlations
 from analysis.scores.convergence import CRITERION, TOLERANCE, jaccard_by_windows, stable_from
 from analysis.scores.overlap import RBO_P
 from analysis.scores.stability import jaccard_by_pool, outlier_seeds
-from analysis.study import Study, first_score, is_data_free
+from analysis.study import Study
+from esa_ray.spec import is_data_free
 
 
 def _seeing(table: pl.DataFrame) -> pl.DataFrame:

@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 
 from analysis.damage.changed import changes, empty_words, unchanged_words, unlike_words
+from analysis.names import DAMAGE
 from analysis.report import wording
 from analysis.report.sections.parts import Section, Table
-from analysis.study import DAMAGE, Study
+from analysis.study import Study
 
 
 def changed(study: Study) -> Section | None:

@@ -8,12 +8,12 @@ import polars as pl
 
 from analysis.damage.discrimination import discrimination, hierarchy_ratios
 from analysis.damage.dose import FEWEST_DOSES, dose_response
-from analysis.damage.effects import TREATED
 from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.power import power
 from analysis.report import wording
 from analysis.report.sections.parts import Figure, Section, Table
 from analysis.study import Study
+from esa_ray.spec import TREATED
 
 FORMULAS = {
     "constant": "a", "linear": "a·x", "power": "a·x^b", "exponential": "a(1 − e^(−x/c))", "hill3": "t/(1 + (x/c)^−h)",

@@ -6,10 +6,11 @@ import polars as pl
 
 from analysis.damage.meta import meta_analysis
 from analysis.damage.mixed import mixed_effects
+from analysis.names import first_score
 from analysis.report import wording
 from analysis.report.sections.parts import Section, Table
 from analysis.report.sections.sets import ranged
-from analysis.study import Study, first_score
+from analysis.study import Study
 
 
 def kinds_together(study: Study) -> Section | None:

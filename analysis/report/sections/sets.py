@@ -16,6 +16,7 @@ from analysis.damage.transfer import transfer as transferred
 from analysis.report import wording
 from analysis.report.sections.parts import Figure, Section, Table
 from analysis.study import Study
+from esa_ray.spec import TREATED
 
 
 def ranged(x: float | None, low: float | None, high: float | None) -> str:
@@ -54,7 +55,7 @@ def recovery(study: Study) -> Section | None:
 
 def _recovery_words(study: Study, table: pl.DataFrame) -> str:
     top = lead(study, table.drop_nulls("recovered"), "whole")
-    top = top.filter(pl.col("group").is_in(["super", "listed"])).sort("fraction", "part")
+    top = top.filter(pl.col("group").is_in(TREATED)).sort("fraction", "part")
     if top.is_empty():
         return "Nothing can be said: no whole set's damage is finite and surely above 0."
     r = top.row(0, named=True)
@@ -93,7 +94,7 @@ def together(study: Study) -> Section | None:
 
 
 def _together_words(study: Study, table: pl.DataFrame) -> str:
-    treated = table.filter(pl.col("group").is_in(["super", "listed"])).drop_nulls("interaction")
+    treated = table.filter(pl.col("group").is_in(TREATED)).drop_nulls("interaction")
     top = lead(study, treated, "joint")
     if top.is_empty():
         return "Nothing can be said: no seed has the set and all its members with a finite loss."
@@ -144,9 +145,9 @@ def _blocks(rows: pl.DataFrame) -> str:
 
 
 def _layer_words(study: Study, table: pl.DataFrame) -> str:
-    treated = table.filter(pl.col("group").is_in(["super", "listed"]))
+    treated = table.filter(pl.col("group").is_in(TREATED))
     worst = table.filter("worst")
-    top = lead(study, worst, "delta_nll").filter(pl.col("group").is_in(["super", "listed"]))
+    top = lead(study, worst, "delta_nll").filter(pl.col("group").is_in(TREATED))
     if top.is_empty():
         lost, finite = treated.filter(pl.col("diverged") > 0), treated.filter(pl.col("seeds") > 0)
         why = (
@@ -223,7 +224,7 @@ def _repeated_words(same: pl.DataFrame, drawn: pl.DataFrame) -> str:
             else f"Kinds that draw nothing differ between repetitions in {len(off)} of {len(judged)} comparisons, by "
             f"up to {largest} nats per token: the machine does not repeat itself."
         )  # fmt: skip
-    treated = drawn.filter(pl.col("group").is_in(["super", "listed"])).drop_nulls("cv").sort("cv")
+    treated = drawn.filter(pl.col("group").is_in(TREATED)).drop_nulls("cv").sort("cv")
     if len(treated):
         low, high = (treated.row(i, named=True) for i in (0, -1))
         words.append(

@@ -6,14 +6,16 @@ from typing import Any
 
 import polars as pl
 
+from analysis.damage.pools import mode_costs
+from analysis.names import first_score
 from analysis.report import wording
 from analysis.report.sections.parts import Figure, Section, Table, score_order
 from analysis.scores.clusters import SUBSTANTIAL, clusters
 from analysis.scores.depth import HOT, depth_pattern, hotspot_ranks, sides, silent_blocks
 from analysis.scores.distribution import has_magnitude, tail_summary
-from analysis.scores.pools import mode_comparison, mode_costs, spread
+from analysis.scores.pools import mode_comparison, spread
 from analysis.scores.residual import DRAWS, line_concentration, residual_channels
-from analysis.study import Study, first_score
+from analysis.study import Study
 
 
 def _of(table: pl.DataFrame, metric: str) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import betaln
 
 
-def log_sign_e_value(positive: int, negative: int) -> float:
+def log_sign_e_value(positive: np.ndarray | int, negative: np.ndarray | int) -> np.ndarray:
     r"""Log of the evidence that a sign's odds aren't even: log(2ⁿ · B(p + ½, n − p + ½) / B(½, ½)).
 
     If every difference is positive or negative with probability ½ given those before it, this is (the log of) a
@@ -16,11 +16,11 @@ def log_sign_e_value(positive: int, negative: int) -> float:
     (Krichevsky & Trofimov 1981). So it ever reaches 1/α with probability α at most (Ville's inequality; Robbins
     1970, Ann. Math. Stat. 41:1397).
 
-    >>> round(math.exp(log_sign_e_value(8, 0)), 1)
+    >>> round(float(np.exp(log_sign_e_value(8, 0))), 1)
     50.3
     """
-    n = positive + negative
-    return float(n * math.log(2) + betaln(positive + 0.5, negative + 0.5) - betaln(0.5, 0.5))
+    n = np.add(positive, negative)
+    return n * math.log(2) + betaln(np.add(positive, 0.5), np.add(negative, 0.5)) - betaln(0.5, 0.5)
 
 
 class SignTest:
@@ -39,4 +39,4 @@ class SignTest:
         if not np.isfinite(differences).all():
             return True
         positive, negative = int((differences > 0).sum()), int((differences < 0).sum())
-        return log_sign_e_value(positive, negative) >= self._bound
+        return bool(log_sign_e_value(positive, negative) >= self._bound)

@@ -1,0 +1,49 @@
+"""What damage, sets and scores are called in tables and reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from analysis.study import Study
+from esa_ray.spec import CONTROLS, LISTED, TREATED, is_data_free
+from esa_ray.spec import label as label_of
+
+#: Groups in the order in which tables and figures show them.
+GROUP_ORDER = (*TREATED, *CONTROLS)
+#: What names one way of damaging: rows that agree in these differ only in group and seed.
+DAMAGE = ["metric", "mode", "k", "perturbation", "strength", "variant"]
+#: What names one way of damaging one choice of weights, as the tables on damage begin.
+WHAT: dict[str, Any] = {
+    "metric": pl.String, "mode": pl.String, "k": pl.Int64, "perturbation": pl.String, "strength": pl.Float64,
+    "variant": pl.String, "damage": pl.String, "chosen": pl.String,
+}  # fmt: skip
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's damage as ``--perturb`` takes it: ``gauss_noise-0.02``, ``bit_flip-mantissa-0.05``."""
+    return label_of(row["perturbation"], row["strength"], row["variant"])
+
+
+def chosen(study: Study, what: dict[str, Any]) -> str:
+    """Which sets were damaged: ``k=50``, with score and pool before it where the study has several."""
+    if what["metric"] == LISTED:
+        return f"list {what['mode']}"
+    several = len(study.spec["scores"]) > 1
+    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
+
+
+def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
+    """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
+    if lists and (given := study.spec.get("lists")):
+        return (pl.col("metric") == LISTED) & (pl.col("mode") == given[0]["name"])
+    first = study.spec["scores"][0]
+    chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
+    return chosen_by & (pl.col("k") == max(study.spec["topk"]))
+
+
+def first_score(study: Study) -> tuple[str, str]:
+    """(metric, mode) of the first score that looks at text, else of the first."""
+    scores = [(s["metric"], s["mode"]) for s in study.spec["scores"]]
+    return next((s for s in scores if not is_data_free(s[0])), scores[0])
