@@ -8,7 +8,7 @@ import torch
 
 from esa_ray import data
 from esa_ray.evaluation import evaluate
-from esa_ray.measurements.census import nudged
+from esa_ray.evaluation.single_weights import nudged
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find

@@ -8,8 +8,8 @@ import torch
 
 from analysis.comparison.experts import by_peak, standing_out
 from esa_ray.evaluation import evaluate
-from esa_ray.measurements.ablation import LAST, observed, silenced, sublayers, uses
-from esa_ray.measurements.cells import Damaging
+from esa_ray.evaluation.damaging import Damaging
+from esa_ray.evaluation.sublayers import LAST, observed, silenced, sublayers, uses
 from esa_ray.models.addressing import catalogue
 from tests.tiny import EXPERTS, FAMILIES, INNER, random_windows, state_bits, tiny
 from tests.tiny_layouts import tiny_layout

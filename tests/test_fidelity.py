@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
-from esa_ray.measurements import census as fidelity
-from esa_ray.measurements.census import BORDERS, STRATA, measure, nudged, sample
+from esa_ray.evaluation import single_weights as fidelity
+from esa_ray.evaluation.single_weights import BORDERS, STRATA, measure, nudged, sample
 from esa_ray.models.addressing import Part, WeightTensor, catalogue
 from esa_ray.models.places import Place
 from esa_ray.perturb.edit import NotRestoredError

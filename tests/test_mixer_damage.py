@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from esa_ray.evaluation import continued, evaluate
-from esa_ray.measurements.ablation import LAST, observed, silenced, sublayers
-from esa_ray.measurements.cells import Damaging
+from esa_ray.evaluation.damaging import Damaging
+from esa_ray.evaluation.sublayers import LAST, observed, silenced, sublayers
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.sources import find

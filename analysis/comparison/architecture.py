@@ -1,6 +1,6 @@
 """Attention against feed-forward layers, and how damage moves with depth: within models, and over models.
 
-What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.measurements.ablation`). Blocks of a model are no
+What a sub-layer is worth is what silencing it costs (:mod:`esa_ray.evaluation.sublayers`). Blocks of a model are no
 replications of it: within a model the unit is the window, over models it is the family.
 """
 

@@ -15,13 +15,12 @@ import torch
 from esa_ray import __version__, data
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Outcome
+from esa_ray.evaluation.damaging import Damaging
+from esa_ray.evaluation.protocols import Measuring
+from esa_ray.evaluation.single_weights import measure
+from esa_ray.evaluation.sublayers import observed, silenced, sublayers
 from esa_ray.grid import Cell, Resolved, cell_id
 from esa_ray.host.machine import own_directory, this_machine
-from esa_ray.measurements.ablation import observed, silenced, sublayers
-from esa_ray.measurements.cells import Damaging
-from esa_ray.measurements.census import measure
-from esa_ray.measurements.protocols import Measuring
-from esa_ray.measurements.rankings import Rankings
 from esa_ray.measurements.tasks import answers_name
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
@@ -36,6 +35,7 @@ from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.perturb.fixed import UnchangeableError, rounds_away
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import EmptyPartError
+from esa_ray.scoring.rankings import Rankings
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import (
     CENSUS_PACKET,

@@ -12,8 +12,8 @@ import analysis
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
+from esa_ray.evaluation.protocols import Measuring
 from esa_ray.measurements.missing import missing_tasks
-from esa_ray.measurements.protocols import Measuring
 from esa_ray.measurements.tasks import answers_name
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find

@@ -6,9 +6,9 @@ import torch
 
 from esa_ray.engine.search import mean_damage
 from esa_ray.errors import EsaError
+from esa_ray.evaluation import damaging as damaging_module
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import cell_id, cells
-from esa_ray.measurements import cells as damaging_module
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.addressing import WeightTensor
 from esa_ray.models.sources import find

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from esa_ray.engine.actor import Meters, ModelActor
 from esa_ray.errors import EsaError
+from esa_ray.evaluation import damaging as damaging_module
 from esa_ray.grid import Cell, cell_id, cells
-from esa_ray.measurements import cells as damaging_module
-from esa_ray.measurements import rankings as rankings_module
 from esa_ray.measurements.missing import missing_cells
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
+from esa_ray.scoring import rankings as rankings_module
 from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
 from tests.tiny import state_bits
 

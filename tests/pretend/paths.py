@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
-from esa_ray.measurements.ablation import observed, silenced, sublayers
-from esa_ray.measurements.census import measure, sample
+from esa_ray.evaluation.single_weights import measure, sample
+from esa_ray.evaluation.sublayers import observed, silenced, sublayers
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.places import input_device
 from esa_ray.perturb.edit import perturbed

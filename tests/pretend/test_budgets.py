@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from esa_ray.evaluation import Intact, evaluate
-from esa_ray.measurements.census import measure, sample
+from esa_ray.evaluation.single_weights import measure, sample
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.perturb.edit import Applied, perturbed
 from esa_ray.resume import Resumable

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.evaluation.single_weights import sample
 from esa_ray.grid import GRADIENT_SCORE
-from esa_ray.measurements.census import sample
 from esa_ray.models.naming import find_weight
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
