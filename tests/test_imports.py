@@ -28,7 +28,7 @@ ANALYSIS = [
     {"documents", "__init__"},
 ]
 #: What the analysis may know of esa_ray: what studies ask, and how their tables lie.
-SHARED = {"errors", "spec", "schema", "storage", "sequential"}
+SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements"}
 
 
 @cache

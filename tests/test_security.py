@@ -28,6 +28,7 @@ from esa_ray.storage.store import Store, ranking_name
 from esa_ray.weights import read_weights
 from tests.analysis.synthetic import save_table, write_synthetic
 from tests.engine.conftest import TEXT, save_model
+from tests.measuring import measure, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,18 +148,18 @@ def test_a_study_of_hostile_names_writes_into_its_directory_alone(yard):
         lists=[read_weights(file)], seeds=[1],
     )  # fmt: skip
     worker = Worker(spec, find(spec.model), str(yard / "out" / "study"))
-    worker.baseline()
-    worker.rank(1)
+    measure(worker, "baseline")
+    measure(worker, "rankings", 1)
     from esa_ray.grid import cells
 
     for cell in cells(spec):
-        assert worker.run(cell)["status"] == "ok"
+        assert run(worker, cell)["status"] == "ok"
     made = [p for p in (yard / "out" / "study").rglob("*") if p.is_file()]
     assert len(made) >= 4
     assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", p.name) for p in made)
     listed = WeightList(name="x", weights=({"tensor": "../../escaped", "row": 0},))
     with pytest.raises(EsaError, match="escaped"):
-        Worker(spec.replace(lists=(listed,)), find(spec.model), str(yard / "out" / "other")).rank(1)
+        measure(Worker(spec.replace(lists=(listed,)), find(spec.model), str(yard / "out" / "other")), "rankings", 1)
 
 
 # -- names in the report are text

@@ -19,7 +19,8 @@ from analysis.report.figures import save_charts, styled
 from analysis.report.page import environment, json_script, library
 from analysis.report.sections.parts import Section
 from analysis.report.terminal import MARKS
-from analysis.run.progress import LACKING, progress
+from analysis.run.progress import progress
+from analysis.run.progress import unfinished as is_unfinished
 from esa_ray.storage.location import Place
 
 #: Parts of the specs that may differ between studies, and are told.
@@ -41,7 +42,7 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 
 def unfinished(comparison: Comparison) -> list[str]:
     """Models whose studies lack something that was asked for, and studies that have only begun."""
-    lacking = [model_name(s) for s in comparison.studies if any(progress(s)[k] for k in LACKING)]
+    lacking = [model_name(s) for s in comparison.studies if is_unfinished(progress(s))]
     return [*lacking, *comparison.begun]
 
 

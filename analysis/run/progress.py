@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-from analysis.study import Study
+from pydantic import ValidationError
 
-#: Counts of :func:`progress` that say that something asked for isn't there.
-LACKING = ("missing", "error", "unranked", "unmeasured", "unsilenced", "unprobed")
+from analysis.study import Study
+from esa_ray.measurements import MEASUREMENTS
+from esa_ray.spec import StudySpec
+from esa_ray.storage.store import Store
 
 
 def progress(study: Study) -> dict[str, int]:
-    """Cells by status, missing ones, rankings stored, and what else was asked for and isn't measured."""
+    """Cells by status, missing ones, rankings stored, and of every other measurement how many units are missing."""
     counts = dict(study.cells.group_by("status").len().iter_rows())
     stored = {status: counts.get(status, 0) for status in ("ok", "diverged", "empty", "error")}
-    wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
-    ranked = study.rankings.select("metric", "mode", "seed").n_unique()
     return {
         "cells": study.expected_cells,
         **stored,
         "missing": study.expected_cells - sum(stored.values()),
-        "rankings": ranked,
-        "unranked": wanted - ranked,
-        "unmeasured": _unmeasured(study),
-        "unsilenced": _unsilenced(study),
-        "unprobed": _unprobed(study),
+        "rankings": study.rankings.select("metric", "mode", "seed").n_unique(),
+        **_missing(study),
     }
 
 
-def _unprobed(study: Study) -> int:
-    """Measurements of the intact model that are asked for and not stored."""
-    asked = study.spec.get("protocols", ())
-    measured = set(study.protocols.select("protocol", "context", "seed").iter_rows()) if asked else set()
-    done = set(study.tasks["protocol"]) if asked else set()
-    wanted = [(p["name"], context, seed) for p in asked for context in p["contexts"] for seed in study.spec["seeds"]]
-    return sum(one not in measured for one in wanted) + sum(bool(p["tasks"]) and p["name"] not in done for p in asked)
+def unfinished(counts: dict[str, int]) -> bool:
+    """Whether something that was asked for isn't there, or failed: the same command again would compute it."""
+    return any(n for name, n in counts.items() if name == "error" or name.endswith("missing"))
 
 
-def _unsilenced(study: Study) -> int:
-    """Blocks whose sub-layers weren't silenced yet, if that was asked for."""
-    if "architecture" not in study.spec["analyses"]:
-        return 0
-    return study.resolved["layers"] - study.ablations["layer"].n_unique()
-
-
-def _unmeasured(study: Study) -> int:
-    """Weights of the fidelity census without a row; before they are drawn, as many as were asked for."""
-    if not study.spec.get("fidelity"):
-        return 0
-    drawn = study.samples.height or study.spec["fidelity"]
-    return drawn - study.fidelity.select("tensor", "flat", "seed").n_unique()
+def _missing(study: Study) -> dict[str, int]:
+    """Measurement → units without rows; cells, whose ids depend on the version, are counted by their rows."""
+    try:
+        spec = StudySpec.model_validate(study.spec)
+    except ValidationError:  # an older version's: what it asked in words of its own is not known here
+        return {}
+    store = Store(study.place.location)
+    return {
+        f"{name} missing": len(measurement.missing(spec, store))
+        for name, measurement in MEASUREMENTS.items()
+        if name != "cells"
+    }

@@ -13,8 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.measurements import tasks
-from esa_ray.spec import PROTOCOLS, SCALED, PerturbSpec, Protocol, StudySpec, explain
+from esa_ray.spec import PROTOCOLS, SCALED, PerturbSpec, Protocol, StudySpec, explain, tasks
 from esa_ray.storage.location import Place, below, last_part
 
 #: Where a path stops if no strengths are given.

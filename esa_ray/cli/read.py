@@ -78,7 +78,7 @@ def studies_at(location: str | None) -> list[str]:
 def show_status(location: str) -> int:
     """Print how far a study is; returns the exit status."""
     import analysis
-    from analysis.run.progress import LACKING
+    from analysis.run.progress import unfinished
     from esa_ray.storage.lease import holder
 
     with opened(location) as study:
@@ -92,4 +92,4 @@ def show_status(location: str) -> int:
     for name, fact in pace.items():
         if fact is not None:
             console.out(f"{name:<18}{fact}")
-    return 1 if any(counts[k] for k in LACKING) else 0
+    return 1 if unfinished(counts) else 0

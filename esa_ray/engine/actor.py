@@ -17,10 +17,10 @@ from ray.util import metrics
 
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
-from esa_ray.grid import Cell
 from esa_ray.host.machine import this_machine
 
 if TYPE_CHECKING:
+    from esa_ray.measurements import Unit
     from esa_ray.measurements.worker import Worker
 
 
@@ -56,45 +56,15 @@ class ModelActor:
         with _ending(), self._meters.busy():
             return self._worker.describe()
 
-    def baseline(self) -> dict[str, Any]:
-        """See :meth:`Worker.baseline`."""
-        with _ending(), self._meters.busy():
-            return self._worker.baseline()
-
-    def rank(self, seed: int) -> dict[str, Any]:
-        """See :meth:`Worker.rank`."""
-        with _ending(), self._meters.busy():
-            return self._worker.rank(seed)
-
-    def measure(self, part: int) -> dict[str, Any]:
-        """See :meth:`Worker.measure`."""
-        with _ending(), self._meters.busy():
-            return self._worker.measure(part)
-
-    def ablate(self, layer: int) -> dict[str, Any]:
-        """See :meth:`Worker.ablate`."""
-        with _ending(), self._meters.busy():
-            return self._worker.ablate(layer)
-
-    def protocol(self, protocols: tuple[str, ...], context: int, seed: int) -> dict[str, Any]:
-        """See :meth:`Worker.protocol`."""
-        with _ending(), self._meters.busy():
-            return self._worker.protocol(protocols, context, seed)
-
-    def tasks(self, protocol: str) -> dict[str, Any]:
-        """See :meth:`Worker.tasks`."""
-        with _ending(), self._meters.busy():
-            return self._worker.tasks(protocol)
-
-    def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
-        """See :meth:`Worker.run`; each is counted once it is done."""
+    def measure(self, name: str, units: list[Unit]) -> list[dict[str, Any]]:
+        """Measure units of one measurement in turn (:meth:`Worker.measure`); each is counted once it is done."""
         with _ending():
-            rows = []
-            for cell in cells:
+            found = []
+            for unit in units:
                 with self._meters.busy():
-                    rows.append(self._worker.run(cell))
-                self._meters.count(rows[-1])
-            return rows
+                    found.append(self._worker.measure(name, unit))
+                self._meters.count(found[-1])
+            return found
 
 
 @contextlib.contextmanager
@@ -135,7 +105,9 @@ class Meters:
         self._busy = metrics.Counter("esa_busy_seconds", "seconds in which the actor computed", tag_keys=tags)
 
     def count(self, row: dict[str, Any]) -> None:
-        """A cell is done."""
+        """A unit is done; of cells, which have a status, the tokens are counted, too."""
+        if "status" not in row:
+            return
         self._cells.inc(1, self._tags | {"status": row["status"]})
         if tokens := sum(row.get("tokens") or ()):
             self._tokens.inc(tokens, self._tags)

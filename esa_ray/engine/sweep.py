@@ -25,19 +25,13 @@ from esa_ray.engine.tuning import Watch, fit
 from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, chunks
-from esa_ray.measurements.missing import (
-    by_first_block,
-    missing_blocks,
-    missing_packets,
-    missing_protocols,
-    missing_seeds,
-    missing_tasks,
-)  # fmt: skip
+from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements.baseline import BASELINE
+from esa_ray.measurements.cells import by_first_block, unit_of
 from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
 from esa_ray.storage import lease
-from esa_ray.storage.store import Store
 
 __all__ = ["Options", "Summary", "run_studies", "run_study"]
 
@@ -45,6 +39,10 @@ __all__ = ["Options", "Summary", "run_studies", "run_study"]
 TRIAL_SECONDS = 0.4
 #: Trials an actor from which on a second process, 2 s of computing, is worth the 40 ms that it hides of each.
 MANY_TRIALS = 50
+
+
+#: The phases that have a way of their own here: what cells need, and the cells, which Tune fans out.
+SCORING, CELLS = "scoring", "cells"
 
 
 @dataclass(frozen=True)
@@ -204,10 +202,11 @@ def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -
     for work, found in zip(works, _share(works, "loading", loading, reporter, check), strict=True):
         if former := work.described(found[0]):
             reporter.say(f"what another command left in {work.store.place} and this one can't use is now in {former}")
-    seeds = [missing_seeds(work.store, work.spec) for work in works]
-    scoring: list[list[Job]] = [[*(("rank", (seed,)) for seed in mine), ("baseline", ())] for mine in seeds]
-    for work, mine, found in zip(works, seeds, _share(works, "scoring", scoring, reporter, check), strict=True):
-        work.intact, work.cell_seconds = math.log(found[-1]["perplexity"]), found[-1]["seconds"]
+    ranking = [_jobs(work, "rankings") for work in works]
+    scoring = [[*mine, ("measure", ("baseline", [BASELINE]))] for mine in ranking]  # which also is read if it is stored
+    for work, mine, found in zip(works, ranking, _share(works, SCORING, scoring, reporter, check), strict=True):
+        (intact,) = found[-1]
+        work.intact, work.cell_seconds = math.log(intact["perplexity"]), intact["seconds"]
         work.computed += len(mine)
         _see_what_was_stored(work)
 
@@ -221,7 +220,7 @@ def _see_what_was_stored(work: Work) -> None:
         If it never does: other nodes have another directory of that name.
     """
     until = time.monotonic() + PATIENCE
-    while missing_seeds(work.store, work.spec) or not work.store.has("baselines", "baseline"):
+    while any(MEASUREMENTS[name].missing(work.spec, work.store) for name in ("rankings", "baseline")):
         if time.monotonic() > until:
             raise EsaError(
                 f"other nodes write to a {work.store.place} of their own; give an --out-dir that every node reaches"
@@ -235,7 +234,7 @@ def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> No
     Tune gives up a trial whose process is killed at the wrong moment; its cells have no row then, not even an error's.
     """
     lost = [work.missing() for work in works]
-    watch.reporter.phase("cells", sum(map(len, lost)), sum(len(work.crew.actors) for work in works))
+    watch.reporter.phase(CELLS, sum(map(len, lost)), sum(len(work.crew.actors) for work in works))
     for work, todo in zip(works, lost, strict=True):
         work.computed += len(todo)
     for _ in range(TRIES):
@@ -295,7 +294,8 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
     known = {(m["branch"], m["place"]): m["damage"] for m in metrics if m and "place" in m}
 
     def measure(candidates: list[search.Candidate]) -> list[float]:
-        rows = share_out([work.crew], [[("run", (list(c.cells),)) for c in candidates]], watch.reporter, check)[0]
+        jobs: list[Job] = [("measure", ("cells", [unit_of(cell) for cell in c.cells])) for c in candidates]
+        rows = share_out([work.crew], [jobs], watch.reporter, check)[0]
         return [search.mean_damage(mine, work.intact) for mine in rows]
 
     search.settle(ladders, target, known, measure)
@@ -303,32 +303,18 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
     work.computed += len(store.cell_statuses().keys() - before)
 
 
-def _census(store: Store, spec: StudySpec) -> list[Job]:
-    """Single weights, damaged one at a time."""
-    return [("measure", (packet,)) for packet in missing_packets(store, spec)]
-
-
-def _blocks(store: Store, spec: StudySpec) -> list[Job]:
-    """Sub-layers and experts, silenced block by block."""
-    return [("ablate", (block,)) for block in missing_blocks(store, spec)]
-
-
-def _intact(store: Store, spec: StudySpec) -> list[Job]:
-    """The intact model under protocols: its loss and confidence, and zero-shot tasks."""
-    measured: list[Job] = [("protocol", one) for one in missing_protocols(store, spec)]
-    return measured + [("tasks", (name,)) for name in missing_tasks(store, spec)]
-
-
-#: What follows the cells: phase → the jobs that a study lacks.
-AFTERWARDS: dict[str, Callable[[Store, StudySpec], list[Job]]] = {
-    "census": _census, "blocks": _blocks, "intact": _intact,
-}  # fmt: skip
-
-
 def _afterwards(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
-    for phase, missing in AFTERWARDS.items():
-        jobs = [missing(work.store, work.spec) for work in works]
+    """What follows the cells, phase by phase."""
+    for phase, measurements in MEASUREMENTS.phases().items():
+        if phase in (SCORING, CELLS):
+            continue
+        jobs = [[job for m in measurements for job in _jobs(work, m.name)] for work in works]
         if any(jobs):
             _share(works, phase, jobs, reporter, check)
         for work, mine in zip(works, jobs, strict=True):
             work.computed += len(mine)
+
+
+def _jobs(work: Work, name: str) -> list[Job]:
+    """The units of a measurement that a study misses, each a job."""
+    return [("measure", (name, [unit])) for unit in MEASUREMENTS[name].missing(work.spec, work.store)]

@@ -14,6 +14,7 @@ from ray import tune
 from esa_ray.engine.crew import TRIES, result
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell
+from esa_ray.measurements.cells import unit_of
 
 #: Seconds between two questions for a free model actor while none is up.
 PAUSE = 0.1
@@ -53,7 +54,7 @@ class CellTrial(tune.Trainable):
         for _ in range(TRIES if len(cells) == 1 else 1):
             actor, lost = self._actor(crew), False
             try:
-                return result(actor.run.remote(cells))
+                return result(actor.measure.remote("cells", [unit_of(cell) for cell in cells]))
             except ray.exceptions.RayActorError as error:
                 lost, death = True, first_line(error)
             finally:

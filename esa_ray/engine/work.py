@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,26 +19,15 @@ from esa_ray.engine.crew import Crew, result
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
-from esa_ray.measurements.missing import (
-    lacks,
-    missing_blocks,
-    missing_cells,
-    missing_packets,
-    missing_protocols,
-    missing_seeds,
-    missing_tasks,
-    resolution,
-    statuses,
-)
+from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements.cells import missing_cells, statuses
+from esa_ray.measurements.missing import lacks, resolution
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import PACK_AT, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-#: Blocks that a model which wasn't loaded yet has at least, or nearly.
-SOME_BLOCKS = range(8)
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,7 @@ class Work:
     @property
     def lacks(self) -> bool:
         """Whether anything is left to compute."""
-        return self.resolved is None or lacks(self.store, self.spec, self.resolved)
+        return self.resolved is None or lacks(self.spec, self.store)
 
     def missing(self, *, failed: bool = True) -> list[Cell]:
         """Cells without a result; without ``failed`` those that don't even have an error."""
@@ -143,16 +131,8 @@ class Work:
         spec, store = self.spec, self.store
         if store.unreadable():  # what that held is known once it is set aside
             return max(len(spec.seeds), len(cells(spec)))
-        damage = self.missing() if self.resolved else cells(spec)
-        blocks = missing_blocks(store, spec) if self.resolved else SOME_BLOCKS
-        phases: list[Sized] = [
-            missing_seeds(store, spec),
-            damage,
-            missing_packets(store, spec),
-            blocks if "architecture" in spec.analyses else (),
-            [*missing_protocols(store, spec), *missing_tasks(store, spec)],
-        ]
-        return max(1, *map(len, phases))
+        phases = MEASUREMENTS.phases().values()
+        return max(1, *(sum(m.pieces(spec, store) for m in phase) for phase in phases))
 
     @property
     def model(self) -> cluster.Model:

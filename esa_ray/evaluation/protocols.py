@@ -14,10 +14,10 @@ import torch
 from esa_ray import data
 from esa_ray.errors import EsaError, first_line
 from esa_ray.evaluation import confident
-from esa_ray.measurements import tasks
 from esa_ray.models.blocks import context as longest
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.tokenizing import check_tokens, embedded
+from esa_ray.spec import tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

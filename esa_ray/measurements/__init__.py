@@ -1,1 +1,9 @@
-"""What is measured of a model, one file a measurement, and the bench that they run on. No Ray here."""
+"""What is measured of a model, one file a measurement, and the worker that they run on. No Ray here.
+
+They stand in the order in which their phases run.
+"""
+
+from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
+from esa_ray.measurements import rankings, baseline, cells, census, blocks, protocols  # isort: skip
+
+__all__ = ["MEASUREMENTS", "Measurement", "Unit", "baseline", "blocks", "cells", "census", "protocols", "rankings"]

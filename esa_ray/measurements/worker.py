@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -14,41 +13,26 @@ import torch
 
 from esa_ray import __version__, data
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import Outcome
 from esa_ray.evaluation.damaging import Damaging
 from esa_ray.evaluation.protocols import Measuring
-from esa_ray.evaluation.single_weights import measure
-from esa_ray.evaluation.sublayers import observed, silenced, sublayers
-from esa_ray.grid import Cell, Resolved, cell_id
+from esa_ray.grid import Resolved
 from esa_ray.host.machine import own_directory, this_machine
-from esa_ray.measurements.tasks import answers_name
+from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.blocks import context
-from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, check_unchanged, find
 from esa_ray.models.tokenizing import check_tokens, embedded
-from esa_ray.perturb.edit import NotRestoredError
-from esa_ray.perturb.fixed import UnchangeableError, rounds_away
+from esa_ray.perturb.fixed import rounds_away
 from esa_ray.resume import Resumable
-from esa_ray.scoring.chosen import EmptyPartError
 from esa_ray.scoring.rankings import Rankings
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import (
-    CENSUS_PACKET,
     Store,
-    ablation_name,
-    fidelity_name,
-    protocol_name,
-    ranking_name,
-    samples_name,
 )
-
-#: Bytes below which a smaller budget for scoring saves nothing.
-SMALLEST_BUDGET = 64 * 2**20
 
 #: Kinds of models that each machine has files of its own of.
 LOCAL = ("directory", "gguf")
@@ -133,7 +117,7 @@ class Worker:
         self.device, self._versions = f"{where} on {platform.node()}", versions(device)
         self.rankings = Rankings(self.model, self.catalogue, self.windows, spec, self.store, source.name)
         self._check_steps()
-        self._ranking = lru_cache(maxsize=16)(self._read_ranking)
+        self.ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
             tail_stays=all(tensor.layer is not None for tensor in self.rankings.tensors), budget=memory_budget,
@@ -156,7 +140,8 @@ class Worker:
         if deep:
             raise EsaError(f"--layers {deep[0]:g}: the model has the blocks 0 to {self.catalogue.layers - 1}")
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Refuse to go on where the model's files were written to since."""
         if self._mapped:  # what is written to the file then stands in the model
             check_unchanged(self.source)
 
@@ -192,7 +177,8 @@ class Worker:
         }
 
     @cached_property
-    def _common(self) -> dict[str, Any]:
+    def common(self) -> dict[str, Any]:
+        """What all rows of this worker say alike."""
         spec = self.spec
         return {
             "study": spec.name,
@@ -204,30 +190,22 @@ class Worker:
             "version": " ".join(f"{k}={v}" for k, v in self._versions.items()),
         }
 
-    def baseline(self) -> dict[str, Any]:
-        """Measure and store the intact model; returns its perplexity and the seconds it took."""
-        if self.store.has("baselines", "baseline"):
-            stored = self.store.read("baselines", "baseline").to_pylist()[0]
-            known = Outcome(stored["nll"], stored["tokens"], stored["hits"])
-            return {"perplexity": known.perplexity, "seconds": stored["seconds"]}
+    def measure(self, name: str, unit: Unit) -> dict[str, Any]:
+        """Measure one unit of a measurement and store it; returns what the driver hears, the seconds among it.
+
+        Example
+        -------
+        >>> worker.measure("rankings", Unit("s1337", (1337,)))  # doctest: +SKIP
+        """
         started = time.perf_counter()
-        found = self.damaging.baseline()
-        seconds = time.perf_counter() - started
-        outcome = Outcome(found["nll"], found["tokens"], found["hits"])
-        if outcome.diverged:
-            raise EsaError(
-                f"{self.source.name} gives a NaN or infinite loss undamaged in {self.dtype}; try --dtype fp32"
-            )
-        self._check_files()
-        row = {**self._common, "status": "ok", "seconds": seconds, "created": datetime.now(UTC), **found}
-        self.store.write("baselines", "baseline", [row])
-        return {"perplexity": outcome.perplexity, "seconds": seconds}
+        found = MEASUREMENTS[name].measure(self, unit)
+        return {"seconds": time.perf_counter() - started} | found
 
     @cached_property
     def _baseline(self) -> dict[str, Any]:
         return self.store.read("baselines", "baseline").to_pylist()[0]
 
-    def _intact(self) -> dict[str, Any]:
+    def own_intact(self) -> dict[str, Any]:
         """The intact model's loss here, where the stored baseline's isn't the same to the bit.
 
         Other hardware rounds otherwise, and damage is to be measured against the same rounding.
@@ -237,143 +215,15 @@ class Worker:
         stored = self._baseline if measured else {}
         return {"intact_nll": None if own == stored.get("nll") else own}
 
-    def rank(self, seed: int) -> dict[str, Any]:
-        """Score, select and store every ranking of a seed (:class:`Rankings`).
-
-        Where memory runs out, on the way to the last table, all begins again with half the budget: a smaller range of
-        blocks at a time, with the same scores, or where one block's accumulators leave no room for a batch fewer
-        windows together, which changes rounding alone. What is stored by then stays.
-        """
-        started = time.perf_counter()
-        while True:
-            try:
-                self.rankings.write(seed, self.memory_budget)
-                break
-            except Exception as error:
-                smaller = self._smaller_budget()
-                if not out_of_memory(error) or smaller < SMALLEST_BUDGET:
-                    raise
-            self.memory_budget = smaller
-            give_back_memory()
-        give_back_memory()
-        return {"seed": seed, "seconds": time.perf_counter() - started}
-
-    def _smaller_budget(self) -> int:
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return (self.memory_budget or 4 * weights) // 2
-
     @cached_property
-    def _resumable(self) -> Resumable:
+    def resumable(self) -> Resumable:
+        """The evaluation windows' forward passes, to be resumed from any block."""
         return Resumable(self.model, self.windows.evaluation, self.spec.data.batch_size)
 
-    def measure(self, part: int) -> dict[str, Any]:
-        """Damage one packet of the census' weights, one at a time, and store what each cost."""
-        started, seed = time.perf_counter(), self.spec.seeds[0]
-        packet = self.store.read("samples", samples_name(seed)).slice(part * CENSUS_PACKET, CENSUS_PACKET)
-        self.store.write("fidelity", fidelity_name(seed, part), measure(self.catalogue, self._resumable, packet))
-        return {"part": part, "seconds": time.perf_counter() - started}
-
-    def ablate(self, layer: int) -> dict[str, Any]:
-        """Silence a block's sub-layers and experts, one at a time, and store what each is worth and how it is used."""
-        started = time.perf_counter()
-        parts = sublayers(self.catalogue, layer)
-        start = self.damaging.prepared([tensor for part in parts for tensor in part.tensors])
-        assert self.damaging.intact  # measured by passes of its own, which the next one isn't to count
-        with observed(self.model, parts, self.windows.evaluation) as seen:
-            self.damaging.outcome(start)
-        common = {k: v for k, v in self._common.items() if k not in ("study", "data")}
-        rows = []
-        for part in parts:
-            began = time.perf_counter()
-            with silenced(part):
-                outcome = self.damaging.outcome(start)
-            used = seen[0].uses.get(part.expert) if part.part == "expert" and part.expert is not None else None
-            rows.append(
-                {
-                    **common, "layer": layer, "part": part.part, "expert": part.expert, **(vars(used) if used else {}),
-                    "peak": seen[0].peaks[part.part, part.expert], **vars(outcome), **self._intact(),
-                    "status": "diverged" if outcome.diverged else "ok", "seconds": time.perf_counter() - began,
-                    "created": datetime.now(UTC),
-                }
-            )  # fmt: skip
-        self.store.write("ablations", ablation_name(layer), rows)
-        return {"layer": layer, "seconds": time.perf_counter() - started}
-
     @cached_property
-    def _measuring(self) -> Measuring:
+    def protocols(self) -> Measuring:
+        """The intact model under protocols."""
         return Measuring(self.model, self.source, self.spec)
-
-    def protocol(self, protocols: tuple[str, ...], context: int, seed: int) -> dict[str, Any]:
-        """Measure the intact model on windows of one length that a seed draws, and store it for these protocols."""
-        row = self._common | self._measuring.protocol(protocols[0], context, seed) | {"created": datetime.now(UTC)}
-        for protocol in protocols:
-            self.store.write("protocols", protocol_name(protocol, context, seed), [row | {"protocol": protocol}])
-        return {"seconds": row.get("seconds")}
-
-    def tasks(self, protocol: str) -> dict[str, Any]:
-        """Ask the intact model a protocol's zero-shot tasks, and store the answers' scores."""
-        common = {k: self._common[k] for k in ("study", "model", "dtype", "data")}
-        rows = [common | row | {"created": datetime.now(UTC)} for row in self._measuring.tasks(protocol)]
-        asked = next(p for p in self.spec.protocols if p.name == protocol)
-        self.store.write("tasks", answers_name(asked), rows)
-        return {"rows": len(rows)}
 
     def _read_ranking(self, name: str) -> Any:
         return self.store.read("rankings", name)
-
-    def _damaged(self, cell: Cell) -> dict[str, Any]:
-        """A cell's outcome; where memory runs out, once more without what is kept to save time."""
-        ranking = self._ranking(ranking_name(*cell.chosen_by, cell.seed))
-        try:
-            return self.damaging.run(cell, ranking)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        self.damaging.spare_memory()
-        give_back_memory()
-        return self.damaging.run(cell, ranking)
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Damage, evaluate, restore, and store the row; an exception becomes a row with status ``error``."""
-        started = time.perf_counter()
-        identity = cell_id(cell, self.spec.data, self.resolved)
-        name = f"{cell.label}-{identity}"
-        if self.store.has("cells", name):  # another trial, or an earlier run of this one, was here
-            known = self.store.read("cells", name).to_pylist()[0]
-            if known["status"] != "error":
-                return _told(known)
-        row: dict[str, Any] = {
-            "cell_id": identity,
-            **self._common,
-            **cell.columns,
-        }
-        fatal: Exception | None = None
-        try:
-            row |= self._damaged(cell) | self._intact()
-        except (EmptyPartError, UnchangeableError) as error:
-            n = error.n_weights if isinstance(error, UnchangeableError) else 0
-            row |= {"status": "empty", "error": str(error), "n_weights": n, "n_changed": 0, "delta_norm": 0.0}
-        except EsaError:
-            raise  # a cause the user can mend, the same for every cell
-        except Exception as error:  # whatever it is, it is this cell's alone, unless it ends this process
-            fatal = error if isinstance(error, NotRestoredError) or poisoned(error) else None
-            row |= {"status": "error", "error": f"{type(error).__name__}: {error}{_mend(error)}"}
-        row |= {"seconds": time.perf_counter() - started, "created": datetime.now(UTC)}
-        self._check_files()
-        self.store.write("cells", name, [row])
-        if fatal:  # neither weights nor device can be trusted any more; the row says why, until a new process tries it
-            raise fatal
-        return _told(row)
-
-
-def _mend(error: Exception) -> str:
-    if out_of_memory(error):
-        return "; lower --batch-size or --window"
-    return "; its process ended" if poisoned(error) else ""
-
-
-def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """What the driver hears of a cell; ``intact``, where not the baseline's, is the intact loss, nats per token."""
-    told = {k: row.get(k) for k in ("cell_id", "status", "error", "seconds", "nll", "tokens")}
-    own = row.get("intact_nll")
-    return told | {"intact": sum(own) / (len(own) * row["tokens"][0]) if own else None}

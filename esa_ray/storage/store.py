@@ -40,28 +40,9 @@ def ranking_name(metric: str, mode: str, seed: int) -> str:
     return f"{metric}-{mode}-s{seed}"
 
 
-#: Weights of the fidelity census that are measured together and stored in one file.
-CENSUS_PACKET = 16
-
-
 def samples_name(seed: int) -> str:
     """File stem of the weights that the fidelity census damages."""
     return f"s{seed}"
-
-
-def fidelity_name(seed: int, part: int) -> str:
-    """File stem of one packet of the census."""
-    return f"s{seed}-{part:04d}"
-
-
-def ablation_name(layer: int) -> str:
-    """File stem of one block's ablations."""
-    return f"block-{layer:04d}"
-
-
-def protocol_name(protocol: str, context: int, seed: int) -> str:
-    """File stem of what one seed measured of the intact model."""
-    return f"{protocol}-c{context}-s{seed}"
 
 
 def _json(value: Any) -> bytes:

@@ -13,11 +13,11 @@ from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.evaluation.protocols import Measuring
-from esa_ray.measurements.missing import missing_tasks
-from esa_ray.measurements.tasks import answers_name
+from esa_ray.measurements import MEASUREMENTS
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find
 from esa_ray.spec import Protocol, ScoreSpec
+from esa_ray.spec.tasks import answers_name
 from esa_ray.storage.store import Store
 
 TASK = Path(__file__).parent.parent / "data" / "task.yaml"
@@ -97,13 +97,13 @@ def test_a_local_task_is_scored_as_by_hand(measuring, tmp_path, monkeypatch):
 def test_answers_to_tasks_that_have_changed_since_are_refused(measuring, tmp_path):
     task, _ = local_task(tmp_path)
     asked = Protocol(name="extended", windows=4, contexts=(16,), tasks=(str(task), "piqa"))
-    spec, store = measuring.spec.replace(protocols=(asked,)), Store(tmp_path / "s")
-    assert missing_tasks(store, spec) == ["extended"]
+    spec, store, tasks = measuring.spec.replace(protocols=(asked,)), Store(tmp_path / "s"), MEASUREMENTS["tasks"]
+    assert [unit.values for unit in tasks.missing(spec, store)] == [("extended",)]
     store.write("tasks", answers_name(asked), [{"protocol": "extended", "task": "last_letter", "value": 1.0}])
-    assert missing_tasks(store, spec) == []
+    assert tasks.missing(spec, store) == []
     task.write_text(task.read_text() + "metadata: {made: 2024-01-01}\n")
     with pytest.raises(EsaError, match="other tasks"):
-        missing_tasks(store, spec)
+        tasks.missing(spec, store)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_protocols_and_silenced_sublayers_through_the_engine(spec, ray_cluster, 
     before = store.read("protocols", "smoke-c16-s7").to_pylist()[0]
     for table, name in (("protocols", "smoke-c16-s7"), ("ablations", "block-0001")):
         (tmp_path / table / f"{name}.parquet").unlink()
-    assert analysis.progress(analysis.load(tmp_path))["unprobed"] == 1
-    assert analysis.progress(analysis.load(tmp_path))["unsilenced"] == 1
+    assert analysis.progress(analysis.load(tmp_path))["protocols missing"] == 1
+    assert analysis.progress(analysis.load(tmp_path))["blocks missing"] == 1
     assert run_study(both, tmp_path).computed == 2
     assert store.read("protocols", "smoke-c16-s7").to_pylist()[0]["nll"] == before["nll"]
     study = analysis.load(tmp_path)

@@ -14,7 +14,7 @@ from esa_ray.models.addressing import WeightTensor
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
-from esa_ray.storage.store import ablation_name
+from tests.measuring import measure, run
 from tests.tiny import state_bits
 
 DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
@@ -28,20 +28,20 @@ GIVEN = WeightList(
 def run_all(tiny_study, tmp_path):
     """Runs a study's cells in one worker and returns (worker, rows by label)."""
 
-    def run(**changes):
+    def run_cells(**changes):
         spec = tiny_study.replace(seeds=(7,), topk=(4,), groups=("super", "random_k"), **changes)
         worker = Worker(spec, find(spec.model), str(tmp_path))
         before = state_bits(worker.model)
-        worker.rank(7)
+        measure(worker, "rankings", 7)
         rows = {}
         for cell in cells(spec):
-            worker.run(cell)
+            run(worker, cell)
             name = f"{cell.label}-{cell_id(cell, spec.data, worker.resolved)}"
             rows[cell.label] = worker.store.read("cells", name).to_pylist()[0]
         assert state_bits(worker.model) == before
         return worker, rows
 
-    return run
+    return run_cells
 
 
 def by_hand(worker, weights, value=0.0) -> list[float]:
@@ -127,7 +127,7 @@ def test_kl_and_loops_stand_in_every_row_that_can_have_them(run_all, tiny_study)
     data = tiny_study.data.model_copy(update={"prompts": 2})
     kinds = (PerturbSpec(kind="zero"), PerturbSpec(kind="gauss_noise", strength=1e40))
     worker, rows = run_all(perturbations=kinds, data=data)
-    worker.baseline()
+    measure(worker, "baseline")
     base = worker.store.read("baselines", "baseline").to_pylist()[0]
     assert len(base["loops"]) == 2
     assert base["kl"] is None
@@ -209,20 +209,20 @@ def test_workers_whose_hardware_rounds_otherwise_store_their_own_intact_loss(tin
         perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="sign_flip")),
     )
     here, there = (Worker(spec, find(spec.model), str(tmp_path)) for _ in range(2))
-    here.rank(7)
-    here.baseline()
+    measure(here, "rankings", 7)
+    measure(here, "baseline")
     there.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits * 1.001)
     average = here.damaging.intact.outcome.nll_per_token
     for worker, cell in zip((here, there), cells(spec), strict=True):
-        told = worker.run(cell)
+        told = run(worker, cell)
         (row,) = worker.store.read("cells", f"{cell.label}-{told['cell_id']}").to_pylist()
         intact = evaluate(worker.model, worker.windows.evaluation, worker.spec.data.batch_size).nll
         truth = np.subtract(row["nll"], intact).sum() / sum(row["tokens"])
         assert row["intact_nll"] == (None if worker is here else intact)
         assert told["intact"] == (None if worker is here else pytest.approx(sum(intact) / sum(row["tokens"])))
         assert mean_damage([told], average) == pytest.approx(truth, rel=1e-9)
-    there.ablate(1)
-    for row in there.store.read("ablations", ablation_name(1)).to_pylist():
+    measure(there, "blocks", 1)
+    for row in there.store.read("ablations", "block-0001").to_pylist():
         assert row["intact_nll"] == intact
 
 
@@ -267,7 +267,7 @@ def test_sets_too_large_to_be_known_are_looked_up_each_time(run_all, monkeypatch
 def test_a_cell_that_isn_t_taken_back_ends_the_process_and_is_not_run_again(tiny_study, tmp_path, monkeypatch, error):
     spec = tiny_study.replace(seeds=(7,), topk=(4,), groups=("super",), perturbations=(PerturbSpec(kind="zero"),))
     worker = Worker(spec, find(spec.model), str(tmp_path))
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     (cell,), _ = a_cell(worker, "zero")
     calls, real = [], WeightTensor.write
 
@@ -279,7 +279,7 @@ def test_a_cell_that_isn_t_taken_back_ends_the_process_and_is_not_run_again(tiny
 
     monkeypatch.setattr(WeightTensor, "write", write)
     with pytest.raises(NotRestoredError) as raised:
-        worker.run(cell)
+        run(worker, cell)
     assert raised.value.__cause__ is error
     (row,) = worker.store.read("cells", worker.store.names("cells")[0]).to_pylist()
     assert row["status"] == "error"  # until a fresh process has run it

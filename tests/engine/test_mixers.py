@@ -8,6 +8,7 @@ from esa_ray.grid import cell_id, cells
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import COMPONENT_GROUPS, DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
+from tests.measuring import measure, run
 from tests.tiny import byte_tokenizer, state_bits
 from tests.tiny_mixers import tiny_mixer
 
@@ -42,10 +43,10 @@ def zero(parameter: torch.Tensor, row: int, col: int, expert: int | None, *, tur
 def test_a_study_of_mixers_has_the_losses_of_models_damaged_by_hand(kind, tmp_path, text_file):
     worker = worker_of(kind, tmp_path, text_file)
     before = state_bits(worker.model)
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     touched = set()
     for cell in cells(worker.spec):
-        worker.run(cell)
+        run(worker, cell)
         name = f"{cell.label}-{cell_id(cell, worker.spec.data, worker.resolved)}"
         (row,) = worker.store.read("cells", name).to_pylist()
         assert (row["status"], row["restored"]) == ("ok", True)

@@ -11,6 +11,7 @@ from esa_ray.scoring import memory
 from esa_ray.scoring.steps import batches
 from esa_ray.spec import METRICS, ScoreSpec
 from esa_ray.storage.store import Store, ranking_name
+from tests.measuring import measure
 
 pytestmark = pytest.mark.ray
 SCORES = (
@@ -99,8 +100,8 @@ def test_a_budget_of_one_block_changes_no_ranking(done, spec, tmp_path):
     tight = Worker(few, source, str(tmp_path / "tight"), memory_budget=memory.peak_bytes(block, 3, activations))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esa_ray.scoring.gather.plan", counted)
-        tight.rank(7)
-    free.rank(7)
+        measure(tight, "rankings", 7)
+    measure(free, "rankings", 7)
     assert sizes == [2]
     for score in few.scores:
         tables = [w.store.read("rankings", ranking_name(score.metric, score.mode, 7)) for w in (free, tight)]

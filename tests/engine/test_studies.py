@@ -12,6 +12,7 @@ from esa_ray.engine import cluster, sweep, work
 from esa_ray.engine.sweep import run_studies, run_study
 from esa_ray.errors import EsaError
 from esa_ray.host.footprint import MEMORY_SHARE
+from esa_ray.measurements import MEASUREMENTS
 from esa_ray.spec import ModelSpec
 from esa_ray.storage import lease
 from esa_ray.storage.location import Place, below
@@ -170,7 +171,8 @@ def test_what_another_driver_stored_meanwhile_is_seen_once_it_has_let_go(two, ea
 def test_a_place_that_nodes_do_not_share_is_told_as_such(two, tmp_path, monkeypatch):
     """Rankings that the actors wrote are not seen by the driver, as where each node has a disk of its own."""
     monkeypatch.setattr(sweep, "PATIENCE", 1)
-    monkeypatch.setattr(sweep, "missing_seeds", lambda store, spec: list(spec.seeds))
+    rankings = MEASUREMENTS["rankings"]
+    monkeypatch.setattr(rankings, "missing", rankings.asked)
     with pytest.raises(EsaError, match="reaches"):
         run_study(two[0], tmp_path / "s")
 

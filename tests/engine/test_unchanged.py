@@ -12,6 +12,7 @@ from esa_ray.grid import cell_id, cells
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import PerturbSpec, ScoreSpec, WeightList, WeightName
+from tests.measuring import measure, run
 
 GROUPS = ("super", "random_k", "matched_k")
 
@@ -20,7 +21,7 @@ def rows_of(worker):
     """Rows of all of a worker's cells, by label."""
     rows = {}
     for cell in cells(worker.spec):
-        worker.run(cell)
+        run(worker, cell)
         name = f"{cell.label}-{cell_id(cell, worker.spec.data, worker.resolved)}"
         rows[cell.label] = worker.store.read("cells", name).to_pylist()[0]
     return rows
@@ -37,7 +38,7 @@ def test_the_mean_of_a_rare_flip_over_its_draws_is_the_sum_over_all_subsets_of_b
         perturbations=(PerturbSpec.parse(f"bit_flip-sign-{p}"),),
     )  # fmt: skip
     worker = Worker(spec, find(spec.model), str(tmp_path))
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     ranking = worker.store.read("rankings", "grad_x_weight-global-s7")
     members = [(r["tensor"], r["flat"]) for r in ranking.to_pylist() if r["group"] == "super"]
 
@@ -70,7 +71,7 @@ def test_the_largest_weight_of_a_row_lies_on_the_rows_grid_and_costs_nothing(tin
         perturbations=tuple(PerturbSpec.parse(k) for k in ("quantize-4", "quantize-2", "progressive-quantize-3-0.5")),
     )  # fmt: skip
     worker = Worker(spec, find(spec.model), str(tmp_path))
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     intact = worker.damaging.intact.outcome.nll
     for row in rows_of(worker).values():
         assert (row["status"], row["n_weights"], row["n_changed"]) == ("ok", 2, 0)
@@ -95,7 +96,7 @@ def half_zero(request, tiny_study, tmp_path):
             if tensor.layer is not None:
                 weights = tensor.flat_weights()
                 weights[torch.rand(len(weights), generator=generator) < 0.5] = 0.0
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     return worker, request.param
 
 

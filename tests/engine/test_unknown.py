@@ -4,6 +4,7 @@ from esa_ray.grid import cell_id, cells
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import ModelSpec, ScoreSpec
+from tests.measuring import measure, run
 from tests.tiny import byte_tokenizer
 from tests.tiny_layouts import tiny_layout
 
@@ -22,9 +23,9 @@ def test_what_neither_name_nor_use_tells_is_recorded_and_scored_and_damaged_by_i
     told = worker.describe()["addressed"]
     assert told["other"]["model.layers.*.laurel.linear_left.weight"] == 2 * 6 * 16
     assert sum(told["components"].values()) + told["biases"] == worker.describe()["parameters"]
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     cell = next(c for c in cells(spec) if c.seed == 7 and c.group == "super")
-    worker.run(cell)
+    run(worker, cell)
     name = f"{cell.label}-{cell_id(cell, spec.data, worker.resolved)}"
     row = worker.store.read("cells", name).to_pylist()[0]
     assert (row["status"], row["n_changed"], row["restored"]) == ("ok", 2 * 2, True)

@@ -13,11 +13,13 @@ from esa_ray.engine.actor import Meters, ModelActor
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import damaging as damaging_module
 from esa_ray.grid import Cell, cell_id, cells
-from esa_ray.measurements.missing import missing_cells
+from esa_ray.measurements import Unit
+from esa_ray.measurements.cells import missing_cells, unit_of
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.scoring import rankings as rankings_module
 from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
+from tests.measuring import measure, run
 from tests.tiny import state_bits
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -40,9 +42,9 @@ def _stored(worker, cell):
 
 def test_a_cell_has_the_loss_of_a_model_damaged_by_hand(new_worker):
     worker = new_worker()
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     cell = Cell(score=worker.spec.scores[0], k=3, seed=7, group="super", perturbation=PerturbSpec(kind="zero"))
-    worker.run(cell)
+    run(worker, cell)
     row = _stored(worker, cell)
 
     ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
@@ -65,14 +67,14 @@ def test_a_model_that_is_overwritten_while_cells_run_gives_no_more_rows(tiny_stu
     shutil.copytree(tiny_study.model.source, tmp_path / "m")
     study = tiny_study.replace(model={"source": str(tmp_path / "m")})
     worker = Worker(study, find(study.model), str(tmp_path / "out"))
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     first, second = [c for c in cells(worker.spec) if c.seed == 7][:2]
-    worker.run(first)
+    run(worker, first)
     with (tmp_path / "m" / "model.safetensors").open("r+b") as stream:
         stream.seek(-4, 2)
         stream.write(b"\0\0\0\0")
     with pytest.raises(EsaError, match="its files were written to since it was found"):
-        worker.run(second)
+        run(worker, second)
     assert len(worker.store.names("cells")) == 1
 
 
@@ -80,9 +82,9 @@ def test_cells_are_the_same_from_two_workers_in_any_order(new_worker, tmp_path):
     first, second = new_worker(tmp_path / "a"), new_worker(tmp_path / "b")
     some = [c for c in cells(first.spec) if c.seed == 7][::3]
     for worker, order in ((first, some), (second, some[::-1])):
-        worker.rank(7)
+        measure(worker, "rankings", 7)
         for cell in order:
-            worker.run(cell)
+            run(worker, cell)
     for cell in some:
         a, b = _stored(first, cell), _stored(second, cell)
         np.testing.assert_array_equal(a["nll"], b["nll"])
@@ -92,10 +94,10 @@ def test_cells_are_the_same_from_two_workers_in_any_order(new_worker, tmp_path):
 def test_weights_are_bit_identical_after_all_cells_and_after_an_exception(new_worker, monkeypatch):
     worker = new_worker()
     before = state_bits(worker.model)
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     for cell in cells(worker.spec):
         if cell.seed == 7:
-            worker.run(cell)
+            run(worker, cell)
     assert state_bits(worker.model) == before
 
     def fail(*_, **__):
@@ -103,7 +105,7 @@ def test_weights_are_bit_identical_after_all_cells_and_after_an_exception(new_wo
 
     monkeypatch.setattr(damaging_module, "evaluate", fail)
     cell = cells(worker.spec)[0].model_copy(update={"repeat": 1})  # what is stored isn't run again
-    worker.run(cell)
+    run(worker, cell)
     row = _stored(worker, cell)
     assert row["status"] == "error"
     assert "out of memory, say" in row["error"]
@@ -113,9 +115,9 @@ def test_weights_are_bit_identical_after_all_cells_and_after_an_exception(new_wo
 
 def test_a_diverged_cell_is_an_outcome_of_its_own(new_worker):
     worker = new_worker()
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="gauss_noise", strength=1e40)})
-    worker.run(cell)
+    run(worker, cell)
     row = _stored(worker, cell)
     # 1e40 exceeds fp32, so the weights are infinite and the loss can't be finite.
     assert row["status"] == "diverged"
@@ -125,14 +127,14 @@ def test_a_diverged_cell_is_an_outcome_of_its_own(new_worker):
 
 def test_noise_too_weak_to_change_anything_costs_nothing_and_takes_no_pass(new_worker, monkeypatch):
     worker = new_worker()
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     base = worker.damaging.baseline()
     for name in ("evaluate", "continued"):
         monkeypatch.setattr(damaging_module, name, None)  # a call would fail
     for changes in ({}, {"early_stop": 0.2}):
         weak = PerturbSpec(kind="gauss_noise", strength=1e-12)
         cell = cells(worker.spec)[0].model_copy(update={"perturbation": weak, **changes})
-        worker.run(cell)
+        run(worker, cell)
         row = _stored(worker, cell)
         assert (row["status"], row["error"], row["restored"], row["resumed_at"]) == ("ok", None, True, None)
         assert (row["n_weights"], row["n_changed"], row["delta_norm"], row["windows"]) == (6, 0, 0.0, 5)
@@ -146,11 +148,11 @@ def test_prompts_of_a_cell_that_changed_nothing_end_as_those_of_the_intact_model
         find(tiny_study.model),
         str(tmp_path),
     )
-    worker.rank(7)
-    worker.baseline()
+    measure(worker, "rankings", 7)
+    measure(worker, "baseline")
     monkeypatch.setattr(damaging_module, "continued", None)  # nothing is generated again
     cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="bit_flip", strength=1e-12)})
-    worker.run(cell)
+    run(worker, cell)
     assert _stored(worker, cell)["loops"] == worker.store.read("baselines", "baseline").to_pylist()[0]["loops"]
 
 
@@ -161,11 +163,11 @@ def test_damage_that_can_change_no_weight_of_its_set_is_refused_in_its_own_cell(
         for name, parameter in worker.model.named_parameters():
             if ".layers.1." in name and parameter.dim() > 1:
                 parameter.zero_()
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     whole = cells(worker.spec)[0]
     part = whole.model_copy(update={"part": Part(kind="layer", value=1)})
-    worker.run(whole)
-    told = worker.run(part)
+    run(worker, whole)
+    told = run(worker, part)
     assert _stored(worker, whole)["status"] == "ok"
     row = _stored(worker, part)
     assert (row["status"], row["nll"], row["n_weights"], row["n_changed"]) == ("empty", None, 3, 0)
@@ -175,14 +177,14 @@ def test_damage_that_can_change_no_weight_of_its_set_is_refused_in_its_own_cell(
 
 def test_cells_of_older_versions_that_failed_because_nothing_changed_are_run_again(new_worker):
     worker = new_worker()
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     cell = cells(worker.spec)[0].model_copy(update={"perturbation": PerturbSpec(kind="gauss_noise", strength=1e-12)})
     spec = worker.spec.replace(perturbations=(cell.perturbation,), seeds=(7,), topk=(3,), groups=("super",))
     identity = cell_id(cell, spec.data, worker.resolved)
     old = {"cell_id": identity, **cell.columns, "status": "error", "error": "NothingChangedError: changed none of 6"}
     worker.store.write("cells", f"{cell.label}-{identity}", [old])
     assert [c.label for c in missing_cells(worker.store, spec, worker.resolved)] == [cell.label]
-    worker.run(cell)
+    run(worker, cell)
     assert (_stored(worker, cell)["status"], _stored(worker, cell)["n_changed"]) == ("ok", 0)
     assert missing_cells(worker.store, spec, worker.resolved) == []
 
@@ -229,11 +231,11 @@ def test_a_cell_that_runs_out_of_memory_is_tried_once_more_and_comes_out_the_sam
     plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
     cell = Cell(score=plenty.spec.scores[0], k=3, seed=7, group="super", perturbation=PerturbSpec(kind="zero"))
     for worker in (plenty, short):
-        worker.rank(7)
-    plenty.run(cell)
+        measure(worker, "rankings", 7)
+    run(plenty, cell)
     before = state_bits(short.model)
     calls = _once_out_of_memory(monkeypatch, damaging_module, "evaluate", error, work_first=True)
-    short.run(cell)
+    run(short, cell)
     assert len(calls) == 2
     a, b = _stored(plenty, cell), _stored(short, cell)
     assert b["status"] == "ok"
@@ -246,10 +248,10 @@ def test_scoring_that_runs_out_of_memory_goes_on_with_half_and_gives_the_same_ta
     plenty, short = new_worker(tmp_path / "plenty"), new_worker(tmp_path / "short")
     for worker in (plenty, short):
         worker.rankings.spec = worker.spec.replace(analyses=("weights",))
-    plenty.rank(7)
+    measure(plenty, "rankings", 7)
     short.memory_budget = 2**30
     calls = _once_out_of_memory(monkeypatch, rankings_module, "score_tensors", MemoryError(), work_first=True)
-    short.rank(7)
+    measure(short, "rankings", 7)
     assert [c["budget"] for c in calls] == [2**30, 2**29]
     for name in ("rankings", "score_stats", "sample_sizes"):
         (key,) = plenty.store.names(name)
@@ -264,7 +266,7 @@ def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_sa
     given = WeightList(name="given", weights=(WeightName(tensor=DOWN, row=3, col=5),))
     for worker in (plenty, short):
         worker.rankings.spec = worker.spec.replace(analyses=("weights",), lists=(given,))
-    plenty.rank(7)
+    measure(plenty, "rankings", 7)
     short.memory_budget = 2**30
     budgets, score = [], rankings_module.score_tensors
     monkeypatch.setattr(
@@ -274,7 +276,7 @@ def test_ranking_that_runs_out_of_memory_begins_again_with_half_and_gives_the_sa
     )
     error = RuntimeError("CUDA error: out of memory")
     calls = _once_out_of_memory(monkeypatch, rankings_module, step, error, work_first=True)
-    short.rank(7)
+    measure(short, "rankings", 7)
     assert budgets == [2**30, 2**29]
     assert len(calls) == 2
     for name in ("rankings", "score_stats", "sample_sizes"):
@@ -291,7 +293,7 @@ def test_ranking_that_never_finds_memory_says_so(new_worker, monkeypatch):
     actor = _actor(new_worker())
     actor._worker.memory_budget = 2**28
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
-        actor.rank(7)
+        actor.measure("rankings", [Unit("s7", (7,))])
     assert actor._worker.memory_budget == 2**26
 
 
@@ -305,14 +307,8 @@ class _ProcessEndedError(BaseException):
     """Instead of the end of this process."""
 
 
-CALLS = {
-    "describe": (), "baseline": (), "rank": (7,), "measure": (0,), "ablate": (1,), "protocol": (("smoke",), 24, 7),
-    "tasks": ("smoke",),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("method", CALLS)
-def test_a_poisoned_device_ends_the_process_whatever_it_was_asked(method, new_worker, monkeypatch):
+@pytest.mark.parametrize(("method", "arguments"), [("describe", ()), ("measure", ("rankings", [Unit("s7", (7,))]))])
+def test_a_poisoned_device_ends_the_process_whatever_it_was_asked(method, arguments, new_worker, monkeypatch):
     def ended(status):
         raise _ProcessEndedError(status)
 
@@ -323,7 +319,7 @@ def test_a_poisoned_device_ends_the_process_whatever_it_was_asked(method, new_wo
     actor = _actor(new_worker())
     monkeypatch.setattr(actor._worker, method, poison)
     with pytest.raises(_ProcessEndedError):
-        getattr(actor, method)(*CALLS[method])
+        getattr(actor, method)(*arguments)
 
 
 def test_a_cell_that_poisons_the_device_ends_the_process_and_leaves_the_reason_until_another_tries_it(
@@ -336,20 +332,20 @@ def test_a_cell_that_poisons_the_device_ends_the_process_and_leaves_the_reason_u
         raise DEVICE_ERROR("CUDA error: device-side assert triggered")
 
     actor = _actor(new_worker())
-    actor.rank(7)
+    actor.measure("rankings", [Unit("s7", (7,))])
     cell, other = (c for c in cells(actor._worker.spec)[:2])
     with monkeypatch.context() as patch:
         patch.setattr("os._exit", ended)
         patch.setattr(damaging_module, "evaluate", poison)
         actor._worker.damaging.__dict__["intact"] = object()  # measured while all was well
         with pytest.raises(_ProcessEndedError):
-            actor.run([cell, other])
+            actor.measure("cells", [unit_of(cell), unit_of(other)])
     row = _stored(actor._worker, cell)
     assert row["status"] == "error"
     assert "device-side assert triggered; its process ended" in row["error"]
     assert len(actor._worker.store.names("cells")) == 1  # the next cell isn't tried on such a device
     fresh = _actor(new_worker())
-    assert [told["status"] for told in fresh.run([cell, other])] == ["ok", "ok"]
+    assert [told["status"] for told in fresh.measure("cells", [unit_of(cell), unit_of(other)])] == ["ok", "ok"]
     assert _stored(fresh._worker, cell)["error"] is None
 
 
@@ -363,5 +359,5 @@ def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker
     actor = _actor(new_worker())
     actor._worker.memory_budget = 2**29
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
-        actor.rank(7)
+        actor.measure("rankings", [Unit("s7", (7,))])
     assert budgets == [2**29, 2**28, 2**27, 2**26]

@@ -15,6 +15,7 @@ from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, Protocol, ScoreSpec, StudySpec
 from tests.engine.conftest import TEXT, save_model
+from tests.measuring import measure, run
 from tests.pretend.benches import attention_of_cards
 from tests.pretend.compare import difference
 from tests.pretend.operations import VIEWS
@@ -49,14 +50,14 @@ def study(tmp_path_factory):
 
 def _all_of_it(worker: Worker) -> dict[str, list]:
     """Every unit of the study without Ray, and then its tables."""
-    worker.baseline()
-    worker.rank(7)
+    measure(worker, "baseline")
+    measure(worker, "rankings", 7)
     for cell in cells(worker.spec):
-        worker.run(cell)
-    worker.measure(0)
+        run(worker, cell)
+    measure(worker, "census", 0)
     for layer in range(2):
-        worker.ablate(layer)
-    worker.protocol(("smoke",), 12, 7)
+        measure(worker, "blocks", layer)
+    measure(worker, "protocols", ("smoke",), 12, 7)
     return {table: _rows(worker, table) for table in TABLES}
 
 
@@ -101,17 +102,17 @@ def test_an_error_while_originals_are_written_back_is_a_failed_restoration(cards
 def test_where_memory_runs_out_in_scoring_or_ranking_the_rankings_are_the_same(study, cards, tmp_path, fraction):
     untroubled = _on_card(study, tmp_path / "a")
     with cards.counting() as tally:
-        untroubled.rank(7)
+        measure(untroubled, "rankings", 7)
     troubled = _on_card(study, tmp_path / "b")
     after = int(fraction * tally.operations)
     with cards.failing(lambda name: name not in VIEWS, NO_MEMORY, after=after):
-        troubled.rank(7)
+        measure(troubled, "rankings", 7)
     for table in ("rankings", "score_stats"):
         assert (differs := difference(_rows(untroubled, table), _rows(troubled, table))) is None, differs
 
 
 def _cell(worker: Worker) -> Cell:
-    worker.rank(7)
+    measure(worker, "rankings", 7)
     return cells(worker.spec)[0]
 
 
@@ -122,7 +123,7 @@ def test_where_memory_runs_out_in_a_cell_its_row_is_the_same(study, cards, tmp_p
         cell = _cell(worker)
         assert worker.damaging.intact
         with cards.failing(lambda operation, name=name: name == "troubled" and "logsumexp" in operation, NO_MEMORY):
-            worker.run(cell)
+            run(worker, cell)
         (row,) = _rows(worker, "cells")
         rows.append(row | {"resumed_at": None})
     assert (differs := difference(rows[0], rows[1])) is None, differs
@@ -135,7 +136,7 @@ def test_a_poisoned_card_ends_the_worker(study, cards, tmp_path):
     ended = False
     with cards.failing(lambda name: name not in VIEWS, POISON, after=20, sticky=True) as failure:
         try:
-            worker.run(cell)
+            run(worker, cell)
         except RuntimeError:
             ended = True
     assert failure.raised

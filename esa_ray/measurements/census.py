@@ -1,0 +1,43 @@
+"""The census: single weights from all over a score's range, damaged one by one, beside what scores foretold."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
+from esa_ray.storage.store import samples_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from esa_ray.measurements.worker import Worker
+    from esa_ray.spec import StudySpec
+    from esa_ray.storage.store import Store
+
+#: Weights that are measured together and stored in one file.
+PACKET = 16
+
+
+@MEASUREMENTS.add
+class Census(Measurement):
+    """One unit a packet of weights."""
+
+    name, table, phase, noun = "census", "fidelity", "census", "packets of single weights"
+
+    def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
+        """The packets of the sample; until it is drawn, of as many weights as were asked for."""
+        if not spec.fidelity:
+            return []
+        seed = spec.seeds[0]
+        drawn = store.has("samples", samples_name(seed))
+        n = len(store.read("samples", samples_name(seed))) if drawn else spec.fidelity
+        return [Unit(f"s{seed}-{packet:04d}", (packet,)) for packet in range(math.ceil(n / PACKET))]
+
+    def rows(self, worker: Worker, unit: Unit) -> pa.Table:
+        """Damage the packet's weights, one at a time."""
+        from esa_ray.evaluation.single_weights import measure
+
+        (packet,) = unit.values
+        sample = worker.store.read("samples", samples_name(worker.spec.seeds[0]))
+        return measure(worker.catalogue, worker.resumable, sample.slice(packet * PACKET, PACKET))
