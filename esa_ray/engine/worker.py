@@ -173,6 +173,7 @@ class Worker:
             "dtype": self.resolved.dtype,
             "text": self.resolved.text,
             "bos": windows.bos,
+            "opening": windows.opening,
             "windows": windows.total,
             "pool": windows.pool,
             **facts(self.source.name, self.model),
