@@ -107,7 +107,9 @@ NoiseScale = Annotated[
 Controls = Annotated[str, typer.Option(help="Control(s), of weights that aren't 0: random_k, matched_k, bottom_k.")]
 Weights = Annotated[
     str,
-    typer.Option(help="Also damage given weights: .csv, .jsonl or .parquet of tensor,row,col, or a study's directory."),
+    typer.Option(
+        help="Also damage given weights: .csv, .json, .jsonl or .parquet of tensor,row,col, or a study's directory."
+    ),
 ]
 Layers = Annotated[str, typer.Option(help="Also damage the sets in these blocks alone, e.g. 0,5,11.")]
 Restore = Annotated[

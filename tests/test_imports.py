@@ -60,6 +60,7 @@ LAYERS = [
         "tasks",
         "progress",
         "weights",
+        "weight_rows",
         "lease",
     },
     {"engine"},

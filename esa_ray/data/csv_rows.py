@@ -12,7 +12,8 @@ from esa_ray.data.faults import Fault, no_column
 
 #: What fields are parted by; where the header leaves it open, the first one counts.
 DELIMITERS = (",", "\t", ";", "|")
-_SAID = re.compile(r'"?sep=(.)"?\s*')
+#: A line that spreadsheets write before the header to say what parts fields.
+SAID = re.compile(r'"?sep=(.)"?\s*')
 
 
 def csv_rows(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[int, str]]:
@@ -22,7 +23,7 @@ def csv_rows(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[in
     if first is None:
         return
     delimiter = None
-    if said := _SAID.fullmatch(first[1]):
+    if said := SAID.fullmatch(first[1]):
         delimiter, first = said[1], next(lines, first)
     csv.field_size_limit(sys.maxsize)  # a field is a document, and may be long
     delimiter = delimiter or _delimiter(first[1], column)
