@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models import quantized
 from esa_ray.models.architecture import configured
-from esa_ray.models.fitting import refuse_misfit
+from esa_ray.models.fitting import refuse_gaps, refuse_misfit
 from esa_ray.models.headers import Entry
 from esa_ray.models.sources import Source, config_of, files_of, tensors_of
 
@@ -51,9 +51,11 @@ def check_fit(source: Source) -> PreTrainedModel | None:
             None, config=made.config, state_dict=stored, dtype=torch.float32, device_map={"": "meta"},
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except Exception:  # not every model can be made this way; then the loading itself tells
+    except Exception as error:  # not every model can be made this way; then the loading itself tells
+        if isinstance(error, RuntimeError) and "conversion" in str(error):
+            refuse_gaps(source.name, stored, config)
         return None
-    refuse_misfit(source.name, model, info)
+    refuse_misfit(source.name, model, info, stored)
     return model
 
 
