@@ -64,7 +64,7 @@ LAYERS = [
         "lease",
     },
     {"engine"},
-    {"cli", "doctor", "options", "parsing", "__init__", "__main__"},
+    {"cli", "doctor", "options", "parsing", "wording", "__init__", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

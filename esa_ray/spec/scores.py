@@ -156,7 +156,8 @@ class DataSpec(Spec):
     def _enough_windows(self) -> DataSpec:
         if self.prompts > self.evaluation_windows:
             raise ValueError(
-                f"prompts are taken from the {self.evaluation_windows} evaluation windows; lower --prompts"
+                f"--prompts {self.prompts}: prompts are taken from the {self.evaluation_windows} evaluation windows; "
+                "lower it, or raise --eval-windows"
             )
         return self
 
