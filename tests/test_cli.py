@@ -196,6 +196,14 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
         ("baseline --contexts 1", "--contexts: a window needs"),
         ("search --damage 1 --smallest w", "--smallest must be 'k' or 'strength', not 'w'"),
         ("search --damage 1 --smallest strength", "use --smallest k"),
+        ("run --window x", "--window must be a whole number, not 'x'; see esa run --help"),
+        ("run --window=1e9", "--window must be a whole number, not '1e9'"),
+        ("run --early-stop x", "--early-stop must be a number, not 'x'"),
+        ("run --gpus -1", "--gpus must be at least 0, not '-1'"),
+        ("search --damage 1 --trials 0", "--trials must be at least 1, not '0'"),
+        ("search", "issing option '--damage'"),
+        ("run --contols none", "--contols"),
+        ("run extra", "extra"),
         ("run --window 1 --batch-size 0", "--window must be at least 2, not 1; and 1 more"),
     ],
 )
@@ -203,6 +211,18 @@ def test_every_command_names_the_option_that_was_typed(esa, line, words):
     code, _, err = esa(f"esa {line} --model m --plan")
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
+
+
+def test_help_is_no_error_and_a_command_that_is_none_is(esa):
+    assert esa("esa run --help")[0] == 0
+    assert esa("esa --version")[0] == 0
+    code, out, err = esa("esa rum")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'rum'" in err
+    for line in ("esa", "esa zoo"):
+        code, out, err = esa(line)
+        assert code == 2
+        assert "Commands:\n" in out + err
 
 
 def test_every_field_that_an_option_gives_has_its_name():
