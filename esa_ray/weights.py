@@ -24,7 +24,8 @@ def read_weights(path: str | Path) -> WeightList:
 
     A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name, or its
     module's), ``row`` (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left
-    alone, headers may be in any case, and a CSV's fields parted by commas, semicolons, tabs or bars. Instead of ``tensor`` it may have ``layer``: then (layer, row, col) is a
+    alone, headers may be in any case, and a CSV's fields parted by commas, semicolons, tabs or bars.
+    Instead of ``tensor`` it may have ``layer``: then (layer, row, col) is a
     weight of that block's down-projection, as papers on super weights write it. Which names a model understands says
     :mod:`esa_ray.models.naming`.
     Of a file of a study's ``rankings/`` it takes the super (or listed) weights by rank, and not the controls. Of a
