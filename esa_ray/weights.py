@@ -8,43 +8,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
-from pydantic import ValidationError
-
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError
 from esa_ray.models.naming import PROJECTIONS
 from esa_ray.scoring.chosen import picked
-from esa_ray.spec import LISTED, WeightList, explain
+from esa_ray.spec import LISTED, WeightList, WeightName
 from esa_ray.store import Store, ranking_name
+from esa_ray.weight_rows import READ, Row, is_empty, rows_of, unit, whole
 
-_READERS = {
-    ".csv": pyarrow.csv.read_csv,
-    ".jsonl": pyarrow.json.read_json,
-    ".ndjson": pyarrow.json.read_json,
-    ".parquet": pq.read_table,
-}
-COLUMNS = ("tensor", "row", "col", "expert")
-#: Our columns → what others call them.
-SYNONYMS = {
-    "tensor": ("module", "name", "param", "parameter", "weight_name"),
-    "layer": ("block", "layer_idx"),
-    "row": ("out", "output", "row_idx"),
-    "col": ("in", "input", "column", "col_idx"),
-}
 #: What (layer, row, col) alone is a weight of.
 DOWN = "mlp.down_proj.weight"
 
 
 def read_weights(path: str | Path) -> WeightList:
-    """A list of weights from a CSV, JSONL or Parquet file, or the super weights that another study found.
+    """A list of weights from a CSV, JSON, JSONL or Parquet file, or the super weights that another study found.
 
     A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name, or its
     module's), ``row`` (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left
-    alone, and headers may be in any case. Instead of ``tensor`` it may have ``layer``: then (layer, row, col) is a
+    alone, headers may be in any case, and a CSV's fields parted by commas, semicolons, tabs or bars.
+    Instead of ``tensor`` it may have ``layer``: then (layer, row, col) is a
     weight of that block's down-projection, as papers on super weights write it. Which names a model understands says
     :mod:`esa_ray.models.naming`.
     Of a file of a study's ``rankings/`` it takes the super (or listed) weights by rank, and not the controls. Of a
@@ -54,7 +35,8 @@ def read_weights(path: str | Path) -> WeightList:
     Raises
     ------
     EsaError
-        If it can't be read, or lacks a column.
+        If it can't be read, lacks a column, or a row names no weight or one that stands there already; the sentence
+        names file and line.
 
     Example
     -------
@@ -65,48 +47,49 @@ def read_weights(path: str | Path) -> WeightList:
     2
     """
     path = Path(os.path.expanduser(path))
-    table = _of_study(path) if path.is_dir() else _with_names(_of_file(path))
-    if missing := [c for c in COLUMNS[:3] if c not in table.column_names]:
-        raise EsaError(
-            f"--weights {path} has no column {missing[0]!r}; it needs tensor (or layer), row and col (and expert)"
-        )
-    if empty := [c for c in COLUMNS[:3] if table[c].null_count]:
-        raise EsaError(f"--weights {path} leaves {empty[0]!r} empty in {table[empty[0]].null_count} rows")
-    rows = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()
-    weights = [{c: v for c, v in row.items() if v is not None} for row in rows]
+    rows = _of_study(path) if path.is_dir() else _treated(rows_of(path), path)
+    weights: dict[WeightName, int] = {}
+    for number, row in rows:
+        weight = _weight(row, f"--weights {path}, {unit(path)} {number}")
+        if weight in weights:
+            raise EsaError(
+                f"--weights {path}, {unit(path)} {number} lists {weight.tensor} [{weight.row}, {weight.col}], which "
+                f"stands twice: first in {unit(path)} {weights[weight]}; take one out"
+            )
+        weights[weight] = number
+    if not weights:
+        raise EsaError(f"--weights {path} lists no weights; write one a {unit(path)}: its tensor, row and col")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "weights"
-    try:
-        return WeightList.model_validate({"name": name[:80], "weights": weights})
-    except ValidationError as error:
-        raise EsaError(f"--weights {path}: {explain(error)}") from None
+    return WeightList(name=name[:80], weights=tuple(weights))
 
 
-def _with_names(table: pa.Table) -> pa.Table:
-    """The same with our columns' names, and every tensor under one spelling, so that one list is one question."""
-    found = table.rename_columns(_headers(table.column_names))
-    if not {"tensor", "layer"} & set(found.column_names):
-        return found
-    layers = found["layer"].to_pylist() if "layer" in found.column_names else [None] * len(found)
-    names = found["tensor"].to_pylist() if "tensor" in found.column_names else [DOWN] * len(found)
-    full = [_full(name, layer) for name, layer in zip(names, layers, strict=True)]
-    rest = found.drop_columns([c for c in ("tensor",) if c in found.column_names])
-    return rest.append_column("tensor", pa.array(full, pa.string()))
+def _weight(row: dict[str, Any], where: str) -> WeightName:
+    """The weight that a row of a file names; ``where`` is how a sentence about it begins."""
+    found: dict[str, Any] = {}
+    for column in ("layer", "row", "col", "expert"):
+        value = row.get(column)
+        if is_empty(value):
+            if column in ("row", "col"):
+                raise EsaError(f"{where} leaves {column!r} empty; write a number, or take the weight out")
+        elif (number := whole(value)) is None:
+            raise EsaError(f"{where} has {value!r:.40} in {column!r}, which is no whole number from 0 on; mend it")
+        else:
+            found[column] = number
+    tensor, layer = row.get("tensor", DOWN), found.pop("layer", None)
+    needed = "tensor" if "tensor" in row else "layer"
+    if is_empty(row[needed]):
+        raise EsaError(f"{where} leaves {needed!r} empty; name it, or take the weight out")
+    if not isinstance(tensor, str) or not re.search(r"[^\W\d]", tensor):
+        raise EsaError(f"{where} has {tensor!r:.40} in 'tensor', which is no parameter's name; write its name")
+    return WeightName(tensor=_full(tensor, layer), **found)
 
 
-def _headers(names: list[str]) -> list[str]:
-    """Headers in our spelling: in lower case, and a synonym where our own word isn't there."""
-    plain = [name.strip().lower() for name in names]
-    free = {ours: [p for p in plain if p in SYNONYMS[ours]] for ours in SYNONYMS if ours not in plain}
-    renamed = {theirs[0]: ours for ours, theirs in free.items() if theirs}
-    made = [renamed.get(p, p) for p in plain]
-    return made if len(set(made)) == len(made) else names
+def _full(name: str, layer: int | None) -> str:
+    """A projection's name with its block in it where it tells none by itself, and of its module's name its weight.
 
-
-def _full(name: Any, layer: Any) -> str | None:
-    """A projection's name with its block in it where it tells none by itself, and of its module's name its weight."""
-    if name is None:
-        return None
-    full = str(name)
+    So every tensor has one spelling, and one list is one question.
+    """
+    full = name.strip()
     if full.removesuffix(".weight").rpartition(".")[2] not in PROJECTIONS:
         return full
     if layer is not None and not re.search(r"\d", full):
@@ -116,31 +99,23 @@ def _full(name: Any, layer: Any) -> str | None:
     return full if named else f"{full}.weight"
 
 
-def _treated(table: pa.Table, path: Path) -> pa.Table:
-    """Of a table of rankings, the weights in question; any other table as it is."""
-    if not {"group", "rank"} <= set(table.column_names):
-        return table
-    mine = table.filter(pc.field("group").isin(["super", LISTED]))
-    if not len(mine):
+def _treated(rows: list[Row], path: Path) -> list[Row]:
+    """Of rows of rankings, the weights in question by rank; any others as they are."""
+    if not rows or not {"group", "rank"} <= set(rows[0][1]):
+        return rows
+    mine = [(number, row) for number, row in rows if row["group"] in ("super", LISTED)]
+    if not mine:
         raise EsaError(f"--weights {path} holds rankings without super weights")
-    return _in_order(mine)
+    return sorted(mine, key=lambda numbered: _place(numbered[1]))
 
 
-def _in_order(rows: pa.Table) -> pa.Table:
-    return rows.sort_by([("rank", "ascending"), ("layer", "ascending"), ("tensor", "ascending"), ("flat", "ascending")])
+def _place(row: dict[str, Any]) -> tuple[int, int, str, int]:
+    rank, layer, flat = (whole(row.get(name)) for name in ("rank", "layer", "flat"))
+    # A tensor outside of the blocks has no layer, and stands behind all that have one.
+    return rank or 0, 2**63 if layer is None else layer, str(row.get("tensor")), flat or 0
 
 
-def _of_file(path: Path) -> pa.Table:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise EsaError(f"--weights {path} is no .csv, .jsonl or .parquet file, nor a study's directory")
-    try:
-        return _treated(reader(path), path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise EsaError(f"--weights {path} can't be read: {first_line(error)}") from None
-
-
-def _of_study(path: Path) -> pa.Table:
+def _of_study(path: Path) -> list[Row]:
     store = Store(path)
     study: dict[str, Any] | None = store.load_study()
     if study is None:
@@ -152,4 +127,6 @@ def _of_study(path: Path) -> pa.Table:
     name = ranking_name(score["metric"], score["mode"], seed)
     if name not in store.names("rankings"):
         raise EsaError(f"--weights {path}: that study has no ranking yet; run it first")
-    return _in_order(picked(store.read("rankings", name), "super", k))
+    table = picked(store.read("rankings", name), "super", k)
+    rows = table.select([c for c in READ if c in table.column_names]).to_pylist()
+    return sorted(enumerate(rows, 1), key=lambda numbered: _place(numbered[1]))

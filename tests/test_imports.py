@@ -60,10 +60,11 @@ LAYERS = [
         "tasks",
         "progress",
         "weights",
+        "weight_rows",
         "lease",
     },
     {"engine"},
-    {"cli", "doctor", "options", "parsing", "__init__", "__main__"},
+    {"cli", "doctor", "options", "parsing", "wording", "__init__", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

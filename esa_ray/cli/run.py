@@ -19,6 +19,7 @@ from esa_ray.errors import EsaError
 from esa_ray.parsing import items, size, steps, study
 from esa_ray.place import below
 from esa_ray.spec import PROTOCOLS, StudySpec
+from esa_ray.wording import check_given
 
 if TYPE_CHECKING:
     from esa_ray.engine.sweep import Summary
@@ -140,6 +141,7 @@ def run(
 def launch(given: dict[str, Any], **more: Any) -> None:
     """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    check_given(given, defaults)
     o = SimpleNamespace(**defaults | given)
     if o.track and not (o.perturb or "search" in more):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")

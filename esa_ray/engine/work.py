@@ -18,6 +18,7 @@ from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.crew import Crew, result
 from esa_ray.engine.lacking import (
+    check_opening,
     lacks,
     missing_blocks,
     missing_cells,
@@ -182,6 +183,8 @@ class Work:
         """
         versions = found.pop("versions") | {"ray": ray.__version__}
         fresh = self.resolved is None
+        if not fresh:
+            check_opening(self.store, found)
         self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
         former = self.store.make_way(self.spec, found) if fresh else None
         if fresh:

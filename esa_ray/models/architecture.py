@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 
 from esa_ray.errors import EsaError
 from esa_ray.models import quantized
+from esa_ray.models.config_faults import check_values, unread
 from esa_ray.models.sources import Source, config_of
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ def configured(source: Source, directory: str) -> PreTrainedConfig:
             directory, revision=source.revision, trust_remote_code=source.runs_code
         )  # fmt: skip
     except Exception as error:  # whatever a config can be wrong in
-        raise EsaError(f"--model {source.name}: {_config_trouble(error)}") from None
+        told = config_of(source) if source.kind != "gguf" else {}
+        raise EsaError(f"--model {source.name} {unread(error, told)}") from None
     _check_causal(source.name, config)
+    check_values(source.name, config)
     # How attention is computed is the machine's to say: the file may name a kernel that isn't here.
     if getattr(config, "_attn_implementation", None):
         config._attn_implementation = None
@@ -69,19 +72,6 @@ def _dequantized(config: PreTrainedConfig) -> None:
         if given := getattr(part, "quantization_config", None):
             asked = given if isinstance(given, dict) else given.to_dict()
             part.quantization_config = {**asked, "dequantize": True}
-
-
-def _told(error: Exception) -> str:
-    """An error in one line; those that speak of Python alone with their kind."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}"
-
-
-def _config_trouble(error: Exception) -> str:
-    return (
-        f"transformers {version('transformers')} makes nothing of its config.json ({_told(error)[:200]}); if a "
-        "newer one wrote it: pip install -U transformers, else fetch it again"
-    )
 
 
 def _check_type(name: str, config: dict[str, Any]) -> None:

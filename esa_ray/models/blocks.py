@@ -78,6 +78,19 @@ def context(model: PreTrainedModel) -> int | None:
     return min((int(n) for n in (*told, *tables) if isinstance(n, int) and n > 0), default=None)
 
 
+def check_window(name: str, model: PreTrainedModel, window: int) -> None:
+    """Refuse windows that are longer than a model reads; it may be hollow.
+
+    Raises
+    ------
+    EsaError
+        If they are (:func:`context`).
+    """
+    limit = context(model)
+    if limit and window > limit:
+        raise EsaError(f"--window {window} is longer than what --model {name} reads, {limit} tokens; lower it")
+
+
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The part of a model's config that is about the text it writes."""
     try:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError, first_line
+from esa_ray.models.config_faults import CHOSEN
+from esa_ray.models.experts import EXPERTS
 from esa_ray.models.sources import PACKAGED, Source, own_dtype
 from esa_ray.models.zoo.recipes import PREFIX, recipe
 from esa_ray.sizes import BARE_SET, PROCESS, WORKING_SET
@@ -201,10 +203,6 @@ def routed(model: PreTrainedModel) -> tuple[int, int]:
     of = first(EXPERTS)
     return (first(CHOSEN) if of > 1 else 1), of
 
-
-#: What configs call the number of experts in a block, and of those that a token passes.
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 
 #: Where a model that was made here says in its config what it is: a family and a tuning.
 ORIGIN = "esa_ray"
