@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 
 from esa_ray.errors import EsaError
 from esa_ray.models import quantized
+from esa_ray.models.blocks import text_config
 from esa_ray.models.sources import Source, config_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def configured(source: Source, directory: str) -> PreTrainedConfig:
 
 
 def _dequantized(config: PreTrainedConfig) -> None:
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+    for part in {id(c): c for c in (config, text_config(config))}.values():
         if given := getattr(part, "quantization_config", None):
             asked = given if isinstance(given, dict) else given.to_dict()
             part.quantization_config = {**asked, "dequantize": True}
