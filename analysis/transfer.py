@@ -9,11 +9,11 @@ import polars as pl
 
 from analysis.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.damage import baseline, corrected, differences, label
-from analysis.distribution import scored_tensors
 from analysis.overlap import PLACE
 from analysis.overlap import pool as pool_of
 from analysis.paired import aligned, bounds
 from analysis.recovery import NO_DAMAGE, ratio
+from analysis.stability import pools
 from analysis.study import Study, first_score
 
 #: What names one damage, whatever weights it is done to.
@@ -139,7 +139,7 @@ def _agreement(study: Study, name: str, own: pl.DataFrame) -> dict[str, Any]:
     for _, mine in supers.group_by("seed"):
         both = mine.join(listed, on=PLACE, how="semi").height
         values.append(both / (mine.height + listed.height - both))
-    sizes = dict(scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum()).iter_rows())
+    sizes = pools(study, metric, mode)
     counts = dict(listed.group_by(pool_of(mode).alias("pool")).len().iter_rows())
     return {
         "jaccard": sum(values) / len(values),

@@ -25,7 +25,7 @@ from esa_ray.machine import own_directory, this_machine
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.blocks import check_window
+from esa_ray.models.blocks import check_window, vocabulary
 from esa_ray.models.exhaustion import give_back_memory, out_of_memory, poisoned
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
@@ -175,7 +175,7 @@ class Worker:
             "windows": windows.total,
             "pool": windows.pool,
             **facts(self.source.name, self.model),
-            "vocabulary": int(self.model.config.get_text_config().vocab_size),
+            "vocabulary": vocabulary(self.model),
             "layers": self.catalogue.layers,
             "addressed": account(self.catalogue),
             "architecture": type(self.model).__name__,

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models import quantized
 from esa_ray.models.architecture import configured
+from esa_ray.models.blocks import text_config
 from esa_ray.models.config_faults import SENSELESS, unbuilt
 from esa_ray.models.fitting import refuse_gaps, refuse_misfit
 from esa_ray.models.headers import Entry
@@ -68,7 +69,7 @@ def _made(source: Source, config: PreTrainedConfig) -> PreTrainedModel | None:
         with torch.device("meta"):
             return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
     except SENSELESS as error:
-        vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+        vocabulary = getattr(text_config(config), "vocab_size", None)
         raise EsaError(f"--model {source.name} {unbuilt(error, config_of(source), vocabulary)}") from None
     except Exception:  # then the loading itself tells
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
 from esa_ray.models import quantized
+from esa_ray.models.blocks import text_config
 from esa_ray.models.experts import lacking
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def refuse_gaps(name: str, stored: Iterable[str], config: PreTrainedConfig) -> N
 
 
 def _gaps(stored: Iterable[str], config: PreTrainedConfig) -> str | None:
-    found = lacking(stored, config.get_text_config())
+    found = lacking(stored, text_config(config))
     return f"lacks {_some(found)} of its experts; {ALL_FILES}" if found else None
 
 
@@ -193,7 +194,7 @@ def _mend(report: Report, model: PreTrainedModel) -> str:
             '"tie_word_embeddings": true in its config.json'
         )
     blocks = _whole_blocks(missing, model)
-    depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    depth = getattr(text_config(config), "num_hidden_layers", 0)
     if blocks and min(blocks) > 0 and blocks == set(range(min(blocks), depth)):
         return f"its config.json says {depth} blocks, and its files hold {min(blocks)}; fetch both of one model"
     return ALL_FILES
@@ -212,7 +213,7 @@ def _whole_blocks(missing: Collection[str], model: PreTrainedModel) -> set[int]:
 
 def _surplus(names: Collection[str], model: PreTrainedModel) -> str | None:
     """What to say of tensors that the model has no place for, while it lacks none."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     depth = getattr(config, "num_hidden_layers", None)
     further = getattr(config, "num_nextn_predict_layers", None) or 0
     deep = {name: int(found[1]) for name in names if (found := re.search(r"\b(?:layers|h|blocks?)\.(\d+)\.", name))}

@@ -194,7 +194,9 @@ def counted(model: PreTrainedModel) -> Parameters:
 
 def routed(model: PreTrainedModel) -> tuple[int, int]:
     """Experts that a token passes in a block, and how many there are; (1, 1) in a dense model."""
-    config = model.config.get_text_config()
+    from esa_ray.models.blocks import text_config
+
+    config = text_config(model.config)
     parts = (config, getattr(config, "ffn_config", None))
 
     def first(names: tuple[str, ...]) -> int:

@@ -16,12 +16,15 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MllamaConfig,
+    MllamaForCausalLM,
     MllamaForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from esa_ray.errors import EsaError
+from esa_ray.models.addressing import catalogue
 from esa_ray.models.dry import check_fit
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.sources import find
@@ -63,6 +66,24 @@ def test_the_text_model_of_a_multimodal_one_computes_the_same(tmp_path, make):
     check_fit(find(spec(tmp_path / "m")))
     tokens = torch.arange(3, 13)[None]
     assert torch.equal(loaded(tmp_path / "m")(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+def test_a_language_model_that_was_saved_without_what_sees_loads_by_the_class_that_its_config_names(tmp_path):
+    torch.manual_seed(0)
+    model = MllamaForCausalLM(MllamaTextConfig(**SMALL, cross_attention_layers=[1], tie_word_embeddings=False)).eval()
+    model.save_pretrained(tmp_path / "m")
+    check_fit(find(spec(tmp_path / "m")))
+    found, tokens = loaded(tmp_path / "m"), torch.arange(3, 13)[None]
+    assert torch.equal(found(tokens).logits, model(tokens).logits)
+    weights = catalogue(found)
+    assert weights.layers == 2
+    parts = {t.name: t.parts[0].component for t in weights.tensors}
+    assert [parts[f"model.layers.1.cross_attn.{c}_proj.weight"] for c in "qkvo"] == ["q", "k", "v", "o"]
+    edit(tmp_path / "m" / "config.json", architectures=["LlamaForCausalLM"])  # a class of another type
+    assert "no causal language model" in refused(tmp_path / "m")
+    # A decoder of sounds is called a ForCausalLM, too.
+    edit(tmp_path / "m" / "config.json", architectures=["MusicgenForCausalLM"], model_type="musicgen_decoder")
+    assert "no causal language model" in refused(tmp_path / "m")
 
 
 def test_an_image_model_is_refused_and_its_language_model_comes_out_as_the_sentence_says(tmp_path):
