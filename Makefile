@@ -70,7 +70,7 @@ scaling: $(VENV)/.model
 	$(BIN)/python -m experiments scaling
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m analysis.documents
+	$(BIN)/python -m analysis.documents.pages
 
 clean:
 	rm -rf $(VENV) .venv-lowest

@@ -6,13 +6,17 @@ import os
 import shlex
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from esa_ray import cli
+from esa_ray.cli.run import baseline, run, search
+from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
 from esa_ray.grid import plan
+from esa_ray.spec import DataSpec, ModelSpec, ScoreSpec, Search, StudySpec
 from experiments.__main__ import names
 
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
@@ -117,21 +121,50 @@ def test_score_plans_rankings_without_cells(esa):
         ("--memory-budget 0", ["--memory-budget"]),
         ("--fidelity -3", ["fidelity", "-3"]),
         ("--metric grad_squared+x", ["metric", "'x'", "act_mag"]),
-        ("--metric saliency", ["scores.0.metric", "saliency", "grad_x_weight"]),
-        ("--mode per_head", ["mode", "per_head", "per_layer"]),
+        ("--metric saliency", ["--metric: 'saliency'", "grad_x_weight"]),
+        ("--mode per_head", ["--mode must be", "not 'per_head'", "per_layer"]),
         ("--perturb melt", ["--perturb: 'melt'", "melt", "sign_flip"]),
-        ("--topk 0", ["topk", "at least 1"]),
+        ("--topk 0", ["--topk: ", "at least 1, not 0"]),
         ("--topk ten", ["--topk", "whole numbers", "ten"]),
         ("--seeds 1,x", ["--seeds", "1,x"]),
         ("--perturb zero --perturb-scale 1.0", ["--perturb-scale", "sign_flip"]),
         ("--perturb bit_flip --perturb-prob 1.5", ["probability", "1.5"]),
         ("--perturb gauss_noise --perturb-scale -1", ["above 0", "-1"]),
         ("--controls random_k", ["--controls", "--perturb"]),
-        ("--perturb zero --controls nearest", ["groups", "nearest", "matched_k"]),
-        ("--stability-check", ["seeds", "two"]),
-        ("--components q,nose", ["components", "nose"]),
-        ("--dtype fp64", ["dtype", "fp64"]),
-        ("--window 1", ["window", "2"]),
+        (
+            "--perturb zero --controls nearest",
+            ["--controls must be 'random_k', 'matched_k' or 'bottom_k', not 'nearest'"],
+        ),
+        ("--stability-check", ["--stability-check", "two to --seeds"]),
+        ("--components q,nose", ["--components: 'nose'"]),
+        ("--dtype float16", ["--dtype must be 'auto', 'fp32', 'bf16' or 'fp16', not 'float16'"]),
+        ("--window 1", ["--window must be at least 2, not 1"]),
+        ("--batch-size 0", ["--batch-size must be at least 1, not 0"]),
+        ("--max-samples 0", ["--max-samples must be at least 1, not 0"]),
+        ("--eval-windows 1", ["--eval-windows must be at least 2, not 1"]),
+        ("--bos maybe", ["--bos must be 'auto', 'always' or 'never', not 'maybe'"]),
+        ("--trust all", ["--trust must be 'remote_code' or 'pickle', not 'all'"]),
+        ("--seeds -1", ["--seeds: ", "from 0 to 2**63", "-1"]),
+        ("--prompts 99", ["--prompts 99", "16 evaluation windows", "--eval-windows"]),
+        ("--metric , ", ["--metric is empty", "act_mag"]),
+        ("--mode , ", ["--mode is empty", "per_layer, per_tensor, global"]),
+        ("--split ''", ["--split is empty"]),
+        ("--out-dir ''", ["--out-dir is empty"]),
+        ("--perturb zero-1", ["--perturb zero-1: zero takes no strength"]),
+        ("--perturb quantize-1,zero", ["--perturb quantize-1: ", "from 2 to 16"]),
+        ("--perturb bit_flip --bits some", ["--bits must be 'all', 'sign', 'exponent' or 'mantissa', not 'some'"]),
+        ("--perturb gauss_noise --noise-scale row", ["--noise-scale must be 'weight' or 'tensor', not 'row'"]),
+        ("--perturb scale --perturb-scale nan", ["--perturb-scale nan must be a finite number"]),
+        ("--perturb zero --repeats 0", ["--repeats must be at least 1, not 0"]),
+        ("--perturb zero --early-stop 0.7", ["--early-stop must be below 0.5, not 0.7"]),
+        ("--perturb zero --layers -1", ["--layers counts blocks from 0", "-1"]),
+        ("--perturb zero --restore 2", ["--restore takes fractions between 0 and 1, not 2"]),
+        ("--perturb zero --one-by-one", ["--one-by-one", "--mode global"]),
+        ("--layers 1", ["--layers is about damage; add --perturb"]),
+        ("--restore 0.5", ["--restore is about damage; add --perturb"]),
+        ("--repeats 2", ["--repeats is about damage; add --perturb"]),
+        ("--early-stop 0.1", ["--early-stop is about damage; add --perturb"]),
+        ("--metric act_mag --components norm", ["esa: act_mag is", "leave norm out of --components"]),
         ("--model no/such/directory", ["no/such/directory", "no such directory"]),
         ("--model missing.gguf", ["missing.gguf", "no such file"]),
         ("--model ,", ["--model is empty"]),
@@ -150,8 +183,57 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
     assert err.count("\n") == 1
     assert err.startswith("esa: ")
     assert "hidden" not in err
+    assert "and 1 more" not in err  # one fault is one, in however many parts of the grid
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("baseline --windows 1", "--windows must be at least 2, not 1"),
+        ("baseline --contexts 1", "--contexts: a window needs"),
+        ("search --damage 1 --smallest w", "--smallest must be 'k' or 'strength', not 'w'"),
+        ("search --damage 1 --smallest strength", "use --smallest k"),
+        ("run --window x", "--window must be a whole number, not 'x'; see esa run --help"),
+        ("run --window=1e9", "--window must be a whole number, not '1e9'"),
+        ("run --early-stop x", "--early-stop must be a number, not 'x'"),
+        ("run --gpus -1", "--gpus must be at least 0, not '-1'"),
+        ("search --damage 1 --trials 0", "--trials must be at least 1, not '0'"),
+        ("search", "issing option '--damage'"),
+        ("run --contols none", "--contols"),
+        ("run extra", "extra"),
+        ("run --window 1 --batch-size 0", "--window must be at least 2, not 1; and 1 more"),
+    ],
+)
+def test_every_command_names_the_option_that_was_typed(esa, line, words):
+    code, _, err = esa(f"esa {line} --model m --plan")
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+
+
+def test_help_is_no_error_and_a_command_that_is_none_is(esa):
+    assert esa("esa run --help")[0] == 0
+    assert esa("esa --version")[0] == 0
+    code, out, err = esa("esa rum")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'rum'" in err
+    for line in ("esa", "esa zoo"):
+        code, out, err = esa(line)
+        assert code == 2
+        assert "Commands:\n" in out + err
+
+
+def test_every_field_that_an_option_gives_has_its_name():
+    """Each name in the table is an option, and each plain field of a study's own parts is in it."""
+    commands = {f"--{name.replace('_', '-')}" for f in (run, search, baseline) for name in signature(f).parameters}
+    assert set(OPTIONS.values()) <= commands
+    spaces = {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
+    parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"}
+    flags = {"data.chat", "one_by_one"}  # which take no value
+    for prefix, of in spaces.items():
+        fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
+        assert fields <= OPTIONS.keys()
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):
@@ -270,7 +352,7 @@ def test_kinds_variants_and_strengths_make_a_grid(esa, perturb, shown):
     [
         ("run --model m --restore 0.5", ["--perturb"]),
         ("run --model m --perturb zero --restore 1.5", ["fraction", "1.5"]),
-        ("run --model m --perturb zero --early-stop 0.7", ["early_stop"]),
+        ("run --model m --perturb zero --early-stop 0.7", ["--early-stop"]),
         ("run --model m --perturb zero --one-by-one", ["--mode global or --weights"]),
         ("run --model m --perturb zero --prompts 99", ["--prompts"]),
         ("run --model m --perturb quantize-1", ["2 to 16"]),
@@ -285,9 +367,9 @@ def test_kinds_variants_and_strengths_make_a_grid(esa, perturb, shown):
         ("run --model m --perturb bit_flip-sign-exponent-0.1", ["both sign and exponent"]),
         ("run --model m --perturb bit_flip --bits ,", ["--bits is empty"]),
         ("run --model m --perturb ,", ["--perturb is empty"]),
-        ("run --model m --perturb zero --topk 1,100 --restore 0.1", ["restoring 0.1 of 1"]),
+        ("run --model m --perturb zero --topk 1,100 --restore 0.1", ["--restore 0.1 of 1 weights is none or all"]),
         ("search --model m --damage 1 --topk 10", ["ladder"]),
-        ("search --model m --damage 0 --perturb zero", ["damage", "greater than 0"]),
+        ("search --model m --damage 0 --perturb zero", ["--damage must be above 0"]),
         ("search --model m --damage 1 --topk 9:2", ["9:2"]),
     ],
 )

@@ -1,5 +1,6 @@
 """Lists of weights: every format reads as the same list, and each mistake is one sentence."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -73,6 +74,10 @@ THREE = (WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=5, col=7),
         "layer,module,row,column\n1,mlp.down_proj.weight,5,7\n",
         "\ufeffTENSOR,ROW,COL\nmodel.layers.1.mlp.down_proj.weight,5,7\n",
         "name,out,in\nmodel.layers.1.mlp.down_proj.weight,5,7\n",
+        "tensor;row;col;score\nmodel.layers.1.mlp.down_proj.weight;5;7;0,25\n",  # a spreadsheet where 1/4 is 0,25
+        "tensor\trow\tcol\nmodel.layers.1.mlp.down_proj.weight\t5\t7\n",
+        "sep=;\nlayer;row;col\n1;5;7\n",
+        "layer,row,col,expert\n1.0,5.0,7.0,nan\n",  # pandas, of columns with gaps
         "layer,tensor,row,col\n0,model.layers.1.mlp.down_proj.weight,5,7\n",  # a full name tells its own block
     ],
 )
@@ -81,6 +86,18 @@ def test_columns_may_be_spelled_as_papers_and_tools_do_and_are_one_list(tmp_path
     file.write_text(text, encoding="utf-8")
     assert read_weights(file).weights == THREE
     assert read_weights(file).digest == "f92bc6f39374c44e"
+
+
+def test_json_under_either_name_and_packed_files_are_the_same_list(tmp_path):
+    (array := tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    (packed := tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+    assert read_weights(array).weights == read_weights(packed).weights == WANTED
+
+
+def test_a_boolean_in_a_table_is_no_row_and_its_number_is_told(tmp_path):
+    pq.write_table(pa.table({"tensor": ["x", "y"], "row": [True, False], "col": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(EsaError, match=r"a\.parquet, row 1 has True in 'row'"):
+        read_weights(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -105,15 +122,39 @@ def test_our_own_columns_win_over_their_synonyms(tmp_path):
     [
         ("a.csv", "tensor,col\nx,1\n", "no column 'row'"),
         ("a.csv", "tensor,row,place\nx,5,7\n", "no column 'col'"),
-        ("a.csv", "row,col\n5,7\n", r"no column 'tensor'; it needs tensor \(or layer\)"),
-        ("a.csv", "tensor,row,col\nx,5,\ny,1,2\n", "leaves 'col' empty in 1 rows"),
-        ("a.csv", "tensor,row,col\nx,-1,0\n", "greater than or equal to 0"),
-        ("a.csv", "tensor,row,col\nx,1,0\nx,1,0\n", "stands twice"),
-        ("a.csv", "tensor,row,col\n", "at least 1 item"),
-        ("a.csv", "tensor,row,col\nx,one,0\n", "valid integer"),
-        ("a.jsonl", "{", "can't be read"),
+        ("a.csv", "row,col\n5,7\n", r"no column 'tensor' but .*; it needs tensor \(or layer\)"),
+        ("a.csv", "tensor,row,col\ny,1,2\nx,5,\n", "line 3 leaves 'col' empty"),
+        ("a.csv", "tensor,row,col\n,1,2\n", "line 2 leaves 'tensor' empty"),
+        ("a.csv", "layer,row,col\n,1,2\n", "line 2 leaves 'layer' empty"),
+        ("a.csv", "tensor,row,col\n\nx,-1,0\n", r"line 3 has '-1' in 'row', .* whole number from 0 on"),
+        ("a.csv", "tensor,row,col\nx,1,0\ny,1,0\nx,1,0\n", "line 4 lists .*stands twice: first in line 2"),
+        ("a.csv", "tensor,row,col\n", "lists no weights"),
+        ("a.csv", "", "lists no weights"),
+        ("a.jsonl", "\n", "lists no weights"),
+        ("a.json", "[]", "lists no weights"),
+        ("a.csv", "tensor,row,col\nx,one,0\n", "line 2 has 'one' in 'row'"),
+        ("a.csv", "tensor,row,col\nx,2.5,0\n", "line 2 has '2.5' in 'row'"),
+        ("a.csv", "tensor,row,col\nx,true,0\n", "line 2 has 'true' in 'row'"),
+        ("a.csv", "tensor,row,col\n1,5,7\n", "line 2 has '1' in 'tensor', which is no parameter's name"),
+        ("a.csv", "layer,row,col\ntrue,5,7\n", "line 2 has 'true' in 'layer'"),
+        ("a.csv", "x.weight,5,7\ny.weight,0,1\n", "line 1 holds values.* put a line tensor,row,col"),
+        ("a.csv", "1,5,7\n", "line 1 holds values.*layer,row,col"),
+        ("a.csv", "tensor,row,row,col\nx,5,6,7\n", "line 1 has the column 'row' twice"),
+        ("a.csv", "tensor,row,col\nx,5\n", "line 2 has 2 fields and the header 3"),
+        (
+            "a.jsonl",
+            '{"tensor": "x", "row": 1, "col": 1}\n{"tensor": "y", "row": true, "col": 1}',
+            "line 2 has True in 'row'",
+        ),
+        ("a.jsonl", '{"tensor": "x", "row": 1, "col": 1, "expert": false}', "line 1 has False in 'expert'"),
+        ("a.jsonl", '{"tensor": true, "row": 1, "col": 1}', "line 1 has True in 'tensor'"),
+        ("a.jsonl", '{"tensor": "x", "row": 1, "row": 2, "col": 1}', "line 1 isn't JSON: 'row' stands twice"),
+        ("a.jsonl", '["x", 1, 2]', "line 1 holds .* no JSON object"),
+        ("a.json", '[{"tensor": "x", "row": 1, "col": 1}, {"tensor": "y", "row": true, "col": 1}]', "row 2 has True"),
+        ("a.json", '[\n{"tensor": "x", "row": 1, "col": 1}\n{}]', "line 3 isn't JSON"),
+        ("a.jsonl", "{", "line 1 isn't JSON"),
         ("a.parquet", "no parquet", "can't be read"),
-        ("a.txt", "x", "no .csv, .jsonl or .parquet"),
+        ("a.txt", "x", "no .csv, .json, .jsonl or .parquet"),
     ],
 )
 def test_each_mistake_is_one_sentence_that_names_the_file(tmp_path, name, text, words):

@@ -15,7 +15,8 @@ from analysis.comparison.fingerprints import features, grouped, matrix, robustne
 from analysis.comparison.laws import ALL, Scaled, named, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import WORDS, quantities
-from analysis.report.figures.style import Chart, named_scales, powers
+from analysis.report.figures.axes import linear, logarithmic, signed
+from analysis.report.figures.style import Chart, named_scales
 from analysis.statistics.scaling import band
 
 #: Quantities whose figure is seen first, where they are measured.
@@ -58,15 +59,13 @@ def scaling_figure(comparison: Comparison, quantity: str) -> Chart | None:
     low, high = float(min(ends)) / 1.5, float(max(ends)) * 1.5  # type: ignore[type-var,arg-type]
     span = [float(table["body"].min()) / 1.3, float(table["body"].max()) * 1.3]  # type: ignore[arg-type]
     x = alt.X("body:Q", title="parameters in blocks", scale=alt.Scale(type="log", domain=span, nice=False),
-              axis=alt.Axis(values=powers(*span), format="~s", grid=False))  # fmt: skip
-    # Within one power of ten there is no tick to be had from powers alone.
-    ticks = powers(low, high) if high > 30 * low else [round(v, 12) for v in np.geomspace(low, high, 5)[1:-1]]
+              axis=alt.Axis(values=logarithmic(*span), format="~s", grid=False))  # fmt: skip
     scale = alt.Scale(type="log", domain=[low, high], nice=False, clamp=True)
     y = alt.Y(
         "value:Q",
         title=WORDS[quantity],
         scale=scale,
-        axis=alt.Axis(values=ticks, format="~g" if high > 30 * low else ".3~g"),
+        axis=alt.Axis(values=logarithmic(low, high), format="~g"),
     )
     layers: list[alt.Chart] = []
     if len(bands):
@@ -100,16 +99,18 @@ def depth(comparison: Comparison) -> Chart | None:
         return None
     looks = named_scales("series", series_shown(comparison))
     ends = [min(0.0, float(table["delta_nll"].min() or 0)), float(table["delta_nll"].max() or 1)]  # type: ignore[arg-type]
-    scale = alt.Scale(type="symlog", constant=1e-2, domain=[ends[0], 1.2 * ends[1]], nice=False)
+    domain, below = [1.2 * ends[0], 1.2 * ends[1]], 1e-2
+    scale = alt.Scale(type="symlog", constant=below, domain=domain, nice=False)
     dashes = {part: dash for part, dash in DASHES.items() if part != "mixer" or "mixer" in table["part"]}
     scale_of_parts = alt.Scale(domain=[*dashes], range=[*dashes.values()])
     dash = alt.StrokeDash("part:N", sort=[*dashes], title="silenced", scale=scale_of_parts)
-    x = alt.X("relative_depth:Q", title="relative depth: 0 the first block, 1 the last", axis=alt.Axis(grid=False))
+    x = alt.X("relative_depth:Q", title="relative depth: 0 the first block, 1 the last",
+              axis=alt.Axis(grid=False, tickCount=5))  # fmt: skip
     y = alt.Y(
         "delta_nll:Q",
         title="ΔNLL, nats per token",
         scale=scale,
-        axis=alt.Axis(values=[0, 0.01, 0.1, 1, 10], format="~g"),
+        axis=alt.Axis(values=signed(domain[0], domain[1], below), format="~g"),
     )
     base = alt.Chart(table.drop("expert", "share", "weight", "information")).encode(x=x, y=y, color=looks["color"])
     lines = base.mark_line(strokeWidth=1.5).encode(strokeDash=dash)
@@ -140,7 +141,7 @@ def expert_map(comparison: Comparison) -> Chart | None:
         words=(100 * pl.col("share")).round(0).cast(pl.Int64).cast(pl.String) + "%",
         cost=pl.col("delta_nll").clip(lower_bound=0),
     )
-    x = alt.X("layer:O", title="block")
+    x = alt.X("layer:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("expert:O", title="expert")
     fill = alt.Color("cost:Q", title="ΔNLL, nats per token", scale=alt.Scale(scheme="viridis", type="sqrt"),
                      legend=alt.Legend(gradientLength=200))  # fmt: skip
@@ -193,8 +194,9 @@ def tree(comparison: Comparison) -> Chart | None:
     y = alt.Y("across:Q", axis=None, scale=alt.Scale(domain=[len(labels) - 0.4, -0.6]))
     far = float(found.linkage[:, 2].max())
     scale = alt.Scale(domain=[far * 1.05, -far * 0.75], nice=False)
-    ticks = [t for t in round_ticks(far) if t <= far]
-    x_axis = alt.X("distance:Q", scale=scale, title="distance (Ward)", axis=alt.Axis(values=ticks, grid=False))
+    x_axis = alt.X(
+        "distance:Q", scale=scale, title="distance (Ward)", axis=alt.Axis(values=linear(0, far, 5), grid=False)
+    )
     branches = (
         alt.Chart(lines)
         .mark_line(color="#555", strokeWidth=1.2)
@@ -213,17 +215,6 @@ def tree(comparison: Comparison) -> Chart | None:
     return alt.layer(branches, support, names).properties(width="container", height=18 * len(labels) + 40)
 
 
-def round_ticks(high: float) -> list[float]:
-    """About four round numbers from 0 up to a limit.
-
-    >>> round_ticks(9.0)
-    [0.0, 2.0, 4.0, 6.0, 8.0]
-    """
-    step = 10 ** np.floor(np.log10(high / 2))
-    step = next(float(step * m) for m in (1, 2, 5, 10) if high / (step * m) <= 5)
-    return [round(step * i, 10) for i in range(int(high / step) + 1)]
-
-
 def ranking(comparison: Comparison) -> Chart | None:
     """Models by robustness: the fraction of weights at a tenth of a collapse, with 95% intervals."""
     table = robustness(comparison)
@@ -235,7 +226,10 @@ def ranking(comparison: Comparison) -> Chart | None:
     span = [min(ends) / 1.3, max(ends) * 1.3]
     scale = alt.Scale(type="log", domain=span, nice=False)
     x = alt.X(
-        "value:Q", title=WORDS["tenth_collapse_fraction"], scale=scale, axis=alt.Axis(values=powers(*span), format="~e")
+        "value:Q",
+        title=WORDS["tenth_collapse_fraction"],
+        scale=scale,
+        axis=alt.Axis(values=logarithmic(*span), format="~e"),
     )
     y = alt.Y("model:N", sort=table["model"].to_list(), title=None)
     base = alt.Chart(table).encode(y=y, color=looks["color"])

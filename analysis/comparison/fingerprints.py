@@ -83,7 +83,7 @@ def features(comparison: Comparison) -> pl.DataFrame:
 def matrix(table: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Features that vary, standardised over models, (n, F), and their names."""
     names = [c for c in table.columns if c != "model" and table[c].n_unique() > 1]
-    x = table.select(names).to_numpy().astype(float)
+    x = table.select(names).to_numpy().astype(float) if names else np.empty((len(table), 0))
     return (x - x.mean(axis=0)) / x.std(axis=0) if names else x, names
 
 

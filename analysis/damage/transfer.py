@@ -11,9 +11,9 @@ from analysis.damage.effects import baseline, differences
 from analysis.damage.paired import aligned, bounds
 from analysis.damage.recovery import NO_DAMAGE, ratio
 from analysis.names import first_score, label
-from analysis.scores.distribution import scored_tensors
 from analysis.scores.overlap import PLACE
 from analysis.scores.overlap import pool as pool_of
+from analysis.scores.stability import pools
 from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.statistics.inference import corrected
 from analysis.study import Study
@@ -141,7 +141,7 @@ def _agreement(study: Study, name: str, own: pl.DataFrame) -> dict[str, Any]:
     for _, mine in supers.group_by("seed"):
         both = mine.join(listed, on=PLACE, how="semi").height
         values.append(both / (mine.height + listed.height - both))
-    sizes = dict(scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum()).iter_rows())
+    sizes = pools(study, metric, mode)
     counts = dict(listed.group_by(pool_of(mode).alias("pool")).len().iter_rows())
     return {
         "jaccard": sum(values) / len(values),

@@ -34,7 +34,7 @@ SHOWN = 24
 def environment() -> Environment:
     """Templates, with numbers worded as everywhere."""
     environment = Environment(
-        loader=PackageLoader("analysis.report"),
+        loader=PackageLoader("analysis.report.page"),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

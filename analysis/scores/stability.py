@@ -31,9 +31,15 @@ _POOLS = {
 }  # fmt: skip
 
 
+def pools(study: Study, metric: str, mode: str) -> dict[str, int]:
+    """How many scored weights each pool holds, by its name, in the names' order; empty where no score is described."""
+    sizes = scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum())
+    return dict(sizes.filter(pl.col("n") > 0).sort("pool").iter_rows())  # an empty table, too, has the pool "the model"
+
+
 def pool_sizes(study: Study, metric: str, mode: str) -> list[int]:
-    """How many scored weights each pool holds."""
-    return scored_tensors(study, metric).group_by(pool_of(mode).alias("pool")).agg(pl.col("n").sum())["n"].to_list()
+    """The sizes of :func:`pools` alone."""
+    return list(pools(study, metric, mode).values())
 
 
 def chance_jaccard(k: int, pools: list[int]) -> float:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from esa_ray import __version__
+from esa_ray.cli.usage import sentence
 from esa_ray.errors import EsaError
 
 app = typer.Typer(
@@ -59,7 +60,18 @@ def check_once(arguments: Sequence[str]) -> None:
 
 def _command() -> None:
     check_once(sys.argv[1:])
-    app(prog_name="esa")
+    try:
+        code = app(prog_name="esa", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        if "\n" in error.format_message().strip():  # the help, of a command that needs another behind it
+            print(error.format_message(), file=sys.stderr)
+            raise SystemExit(2) from None
+        raise EsaError(sentence(error, sys.argv[1:])) from None
+    raise SystemExit(code or 0)
 
 
 def main() -> None:

@@ -49,7 +49,9 @@ Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
 Window = Annotated[int, typer.Option(help="Tokens a window.")]
 EvalWindows = Annotated[int, typer.Option(help="Evaluation windows, the same for all seeds.")]
 BatchSize = Annotated[int | None, typer.Option(help="Windows a pass; by default as many as hold 1,024 tokens.")]
-Bos = Annotated[str, typer.Option(help="Begin windows with BOS: auto, always, never.")]
+Bos = Annotated[
+    str, typer.Option(help="Begin windows with BOS: auto (with what the tokenizer puts first), always, never.")
+]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Trust = Annotated[
@@ -107,7 +109,9 @@ NoiseScale = Annotated[
 Controls = Annotated[str, typer.Option(help="Control(s), of weights that aren't 0: random_k, matched_k, bottom_k.")]
 Weights = Annotated[
     str,
-    typer.Option(help="Also damage given weights: .csv, .jsonl or .parquet of tensor,row,col, or a study's directory."),
+    typer.Option(
+        help="Also damage given weights: .csv, .json, .jsonl or .parquet of tensor,row,col, or a study's directory."
+    ),
 ]
 Layers = Annotated[str, typer.Option(help="Also damage the sets in these blocks alone, e.g. 0,5,11.")]
 Restore = Annotated[

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from esa_ray.cli.wording import told
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.spec import PROTOCOLS, SCALED, PerturbSpec, Protocol, StudySpec, explain, tasks
+from esa_ray.spec import METRICS, PROTOCOLS, SCALED, Mode, PerturbSpec, Protocol, StudySpec, tasks
 from esa_ray.storage.location import Place, below, last_part
 
 #: Where a path stops if no strengths are given.
@@ -61,15 +62,32 @@ def perturbations(
                     f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two"
                 )
         return [
-            PerturbSpec.model_validate(fields | variant | {"strength": strength})
-            for fields in wanted
+            _perturbation(fields | variant | {"strength": strength}, _said_by(label, fields, scales, probabilities))
+            for label, fields in zip(items(kinds), wanted, strict=True)
             for variant in _variants(fields, bits, noise)
             for strength in _strengths(fields, scales, probabilities)
         ]
     except ValidationError as error:
-        raise explain(error) from None
+        raise told(error, f"--perturb {kinds}") from None
     except ValueError as error:
         raise EsaError(f"--perturb: {error}") from None
+
+
+def _perturbation(fields: dict[str, Any], said_by: str) -> PerturbSpec:
+    """A perturbation; what is wrong in its strength is told of what says it."""
+    try:
+        return PerturbSpec.model_validate(fields)
+    except ValidationError as error:
+        raise told(error, said_by) from None
+
+
+def _said_by(label: str, fields: dict[str, Any], scales: str | None, probabilities: str | None) -> str:
+    """What gives a perturbation its strength: its label, or an option of its own."""
+    if fields["strength"] is None and scales and fields["kind"] in SCALED:
+        return f"--perturb-scale {scales}"
+    if fields["strength"] is None and probabilities and fields["kind"] == "bit_flip":
+        return f"--perturb-prob {probabilities}"
+    return f"--perturb {label}"
 
 
 def _variants(fields: dict[str, Any], bits: str | None, noise: str | None) -> list[dict[str, str]]:
@@ -92,10 +110,13 @@ def _strengths(fields: dict[str, Any], scales: str | None, probabilities: str | 
 
 def parts(layers: str, restore: str) -> list[dict[str, Any]]:
     """Parts of sets: single blocks, and all but a fraction from either end of the ranks."""
-    found: list[dict[str, Any]] = [
-        {"kind": "layer", "value": n} for n in (numbers(layers, int, "--layers") if layers else [])
-    ]
+    blocks = numbers(layers, int, "--layers") if layers else []
+    if min(blocks, default=0) < 0:
+        raise EsaError(f"--layers counts blocks from 0, and has {min(blocks)}; leave it out")
+    found: list[dict[str, Any]] = [{"kind": "layer", "value": n} for n in blocks]
     for fraction in numbers(restore, float, "--restore") if restore else []:
+        if not 0 < fraction < 1:
+            raise EsaError(f"--restore takes fractions between 0 and 1, not {fraction:g}")
         found += [{"kind": kind, "value": fraction} for kind in ("all_but_first", "all_but_last")]
     return found
 
@@ -151,7 +172,7 @@ def build(name: str | None = None, **fields: Any) -> StudySpec:
             name = study_name(StudySpec.model_validate({"name": "draft", **fields}))
         return StudySpec.model_validate({"name": name, **fields})
     except ValidationError as error:
-        raise explain(error) from None
+        raise told(error) from None
 
 
 def size(text: str | None, flag: str) -> int | None:
@@ -174,6 +195,9 @@ def size(text: str | None, flag: str) -> int | None:
 def scores(metric: str, mode: str, components: str, probes: int | None, error: float | None) -> list[dict[str, Any]]:
     """The grid of scores × pools; probing is said of the estimated ones, and refused where there are none."""
     wanted = items(metric)
+    for given, flag, known in ((metric, "--metric", METRICS), (mode, "--mode", get_args(Mode))):
+        if not items(given):
+            raise EsaError(f"{flag} is empty; name one of {', '.join(known)}")
     estimated = [m for m in wanted if "hutchinson" in m]
     for value, flag in ((probes, "--probes"), (error, "--probe-error")):
         if value is not None and not estimated:
@@ -236,7 +260,7 @@ def protocols(names: str, windows: int | None, contexts: str | None, asked: str,
     try:
         return [Protocol.named(name, **changes, **(more if name == "extended" else {})) for name in wanted]
     except ValidationError as error:
-        raise explain(error) from None
+        raise told(error) from None
 
 
 def _anchored(task: str) -> str:

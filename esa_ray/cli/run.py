@@ -17,6 +17,7 @@ from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.cli.parsing import items, size, steps, study
 from esa_ray.cli.show import show_plan, show_results
+from esa_ray.cli.wording import check_given
 from esa_ray.errors import EsaError
 from esa_ray.spec import PROTOCOLS, StudySpec
 from esa_ray.storage.location import below
@@ -141,6 +142,7 @@ def run(
 def launch(given: dict[str, Any], **more: Any) -> None:
     """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    check_given(given, defaults)
     o = SimpleNamespace(**defaults | given)
     if o.track and not (o.perturb or "search" in more):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")

@@ -1,7 +1,7 @@
 """Text → token windows, and which windows calibrate and which evaluate.
 
 Packing: documents are tokenised one by one without special tokens, joined by the tokens of a blank
-line, and the stream is cut into windows of T tokens (BOS included where it is used); a remainder
+line, and the stream is cut into windows of T tokens (those included that each begins with); a remainder
 shorter than a window is dropped. Everything is plain and deterministic, and the draw of windows
 depends on hashes alone, so no library's random generator can change it.
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from esa_ray.data.documents import read_documents, text_fingerprint
 from esa_ray.data.files import anchored, is_large
-from esa_ray.data.packing import pack, uses_bos
+from esa_ray.data.first_tokens import opening, shown
+from esa_ray.data.packing import pack
 from esa_ray.data.splitting import Windows, split
 from esa_ray.spec import DataSpec
 
@@ -27,11 +28,12 @@ __all__ = [
     "Windows",
     "anchored",
     "is_large",
+    "opening",
     "pack",
     "read_documents",
+    "shown",
     "split",
     "text_fingerprint",
-    "uses_bos",
     "windows",
 ]
 
@@ -44,4 +46,4 @@ def windows(
 ) -> Windows:
     """Read (unless ``documents`` are given), pack and split a text in one step."""
     tokens = pack(documents if documents is not None else read_documents(spec, tokenizer), tokenizer, spec)
-    return split(tokens, spec, seeds, bos=uses_bos(spec, tokenizer))
+    return split(tokens, spec, seeds, opening=shown(opening(spec, tokenizer), tokenizer))

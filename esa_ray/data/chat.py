@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.data.first_tokens import put_first, shown
 from esa_ray.errors import EsaError, first_line
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
-    """What writes messages down by the tokenizer's template, without the BOS that a template begins with.
+    """What writes messages down by the tokenizer's template, without the tokens that begin it as they begin any text.
 
-    That one is left out because windows begin with BOS as ``DataSpec.bos`` says, and would have it twice.
+    Those are left out because windows begin with them as ``DataSpec.bos`` says, and would have them twice.
 
     Raises
     ------
@@ -59,6 +60,7 @@ def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
         If the tokenizer has no template.
     """
     form = template(tokenizer)
+    first = [tokenizer.bos_token or "", "".join(shown(put_first(tokenizer), tokenizer))]
 
     def render(value: object) -> str:
         said = messages(value)
@@ -68,7 +70,7 @@ def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
             text = str(tokenizer.apply_chat_template(said, chat_template=form, tokenize=False))
         except Exception as error:  # whatever a template raises
             raise ValueError(f"holds messages that the tokenizer's template refuses ({first_line(error)})") from None
-        return text.removeprefix(tokenizer.bos_token or "")
+        return text.removeprefix(next(filter(text.startswith, filter(None, first)), ""))
 
     return render
 

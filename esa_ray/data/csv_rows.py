@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from esa_ray.data.faults import Fault, no_column
+from esa_ray.data.lines import RECORD, too_long
 
 #: What fields are parted by; where the header leaves it open, the first one counts.
 DELIMITERS = (",", "\t", ";", "|")
-_SAID = re.compile(r'"?sep=(.)"?\s*')
+#: A line that spreadsheets write before the header to say what parts fields.
+SAID = re.compile(r'"?sep=(.)"?\s*')
 
 
 def csv_rows(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[int, str]]:
@@ -22,9 +23,9 @@ def csv_rows(lines: Iterable[tuple[int, str]], column: str) -> Iterator[tuple[in
     if first is None:
         return
     delimiter = None
-    if said := _SAID.fullmatch(first[1]):
+    if said := SAID.fullmatch(first[1]):
         delimiter, first = said[1], next(lines, first)
-    csv.field_size_limit(sys.maxsize)  # a field is a document, and may be long
+    csv.field_size_limit(RECORD)
     delimiter = delimiter or _delimiter(first[1], column)
     # Quotes behind a space are quotes in files that write one behind every delimiter, as their header shows.
     spaced = any(name.startswith(" ") for name in next(csv.reader([first[1]], delimiter=delimiter))[1:])
@@ -53,6 +54,8 @@ def _rows(reader: Iterator[list[str]], column: str, skipped: int) -> Iterator[tu
         try:
             row = next(reader, None)
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise Fault(line, too_long("in one field", "close the quote that opens it")) from None
             raise Fault(line, f"isn't CSV: {error}; write the file again with quotes around texts") from None
         if row is None:
             return

@@ -121,12 +121,7 @@ def format_of(path: Path) -> Format:
     OSError
         If it can't be read.
     """
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    compression = next((name for magic, name in _COMPRESSED.items() if re.match(magic, head)), None)
-    if compression:
-        with opened(path, compression) as stream:
-            head = stream.read(HEAD)
+    head, compression = _beginning(path)
     kind = _kind(path, head)
     if kind in COLUMNAR:
         if compression:
@@ -134,8 +129,34 @@ def format_of(path: Path) -> Format:
                 f"--data {path} is {kind.title()} in {compression}, which is compressed by itself; unpack it"
             )
         return Format(kind)
-    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-    return Format(kind, compression, _MARKS.get(mark, "utf-8"))
+    return Format(kind, compression, _encoding(head))
+
+
+def written(path: Path, kind: str) -> Format:
+    """How a file is written down that holds rows of a known kind, by its first bytes.
+
+    Raises
+    ------
+    OSError
+        If it can't be read.
+    """
+    head, compression = _beginning(path)
+    return Format(kind, compression, _encoding(head))
+
+
+def _beginning(path: Path) -> tuple[bytes, str | None]:
+    """A file's first bytes, unpacked, and by what it is compressed."""
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    compression = next((name for magic, name in _COMPRESSED.items() if re.match(magic, head)), None)
+    if compression:
+        with opened(path, compression) as stream:
+            head = stream.read(HEAD)
+    return head, compression
+
+
+def _encoding(head: bytes) -> str:
+    return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), "utf-8")
 
 
 def _kind(path: Path, head: bytes) -> str:

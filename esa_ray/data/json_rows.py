@@ -8,7 +8,7 @@ from typing import Any
 
 from esa_ray.data.chat import is_chat
 from esa_ray.data.faults import Fault, no_column
-from esa_ray.data.lines import Text
+from esa_ray.data.lines import RECORD, Text, too_long
 
 #: Characters that are read at first to find the end of a value.
 CHARACTERS = 2**18
@@ -117,6 +117,8 @@ class _Values:
         if self._ended:
             return False
         left = len(self._held) - self._at
+        if left > RECORD:
+            raise Fault(self.line, too_long("in one value", "write the rows in one array, or a line each as .jsonl"))
         more = self._text.read(max(CHARACTERS, left), self.line + self._held.count("\n", self._at))
         if not more:
             self._ended = True

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import IO
+from functools import partial
+from typing import IO, Any
 
 from esa_ray.data.faults import Fault
 from esa_ray.data.formats import DAMAGED
+
+#: Characters that one row may have. A book has a million; what goes on for longer is a file of documents without an
+#: end of line, or a quote that nobody closed, and would fill the memory of whoever waits for its end.
+RECORD = 2**28
+
+
+def too_long(where: str, mend: str) -> str:
+    """That there are more than :data:`RECORD` characters, and what to do about it."""
+    return f"has more than {RECORD:,} characters {where}, which is no document; {mend}"
 
 
 class Text:
@@ -26,7 +36,9 @@ class Text:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         number = 0
         try:
-            for number, line in enumerate(self._text, 1):
+            for number, line in enumerate(iter(partial(self._text.readline, RECORD + 1), ""), 1):
+                if len(line) > RECORD:
+                    raise Fault(number, too_long("without an end of line", "write a document a line"))
                 yield number, self._checked(line, number)
         except DAMAGED as error:
             raise _unreadable(number, error) from None
@@ -51,6 +63,24 @@ class Text:
             except UnicodeEncodeError as error:
                 raise _no_utf8(text, line, error.start) from None
         return text
+
+
+class Part(io.RawIOBase):
+    """The next bytes of a stream as one of their own, of which nothing is read before it is asked for."""
+
+    def __init__(self, stream: IO[bytes], size: int):
+        self._stream, self._left = stream, size
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is left, as much as the buffer holds."""
+        found = self._stream.read(min(len(buffer), self._left))
+        self._left -= len(found)
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _no_utf8(text: str, line: int, at: int) -> Fault:

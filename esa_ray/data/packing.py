@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esa_ray.data.documents import SEPARATOR
+from esa_ray.data.first_tokens import opening
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 GATHERED = 2**20
 #: Windows of a file that are read for one that is asked for, rather than to read each by itself.
 NEAR = 32
-
-
-def uses_bos(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether windows begin with BOS: as asked, or as the tokenizer does by default."""
-    bos = tokenizer.bos_token_id
-    if spec.bos == "auto":
-        return bos is not None and tokenizer("a").input_ids[:1] == [bos]
-    if spec.bos == "always" and bos is None:
-        raise EsaError("bos=always, but this tokenizer has no BOS token; use --bos never")
-    return spec.bos == "always"
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], np.ndarray]:
@@ -45,8 +36,10 @@ def windows_of(
     encoded: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
 ) -> Iterator[np.ndarray]:
     """Encoded documents → windows of them all, as they come: arrays of shape (some, T), uint32."""
-    prefix = [tokenizer.bos_token_id] if uses_bos(spec, tokenizer) else []
-    return _cut(_joined(encoded, encoder(tokenizer)(SEPARATOR)), np.asarray(prefix, np.uint32), spec.window)
+    first = opening(spec, tokenizer)
+    if len(first) >= spec.window:
+        raise EsaError(f"--window {spec.window} has no room for text behind the {len(first)} tokens that begin each")
+    return _cut(_joined(encoded, encoder(tokenizer)(SEPARATOR)), np.asarray(first, np.uint32), spec.window)
 
 
 def _joined(encoded: Iterable[np.ndarray], separator: np.ndarray) -> Iterator[np.ndarray]:

@@ -60,6 +60,7 @@ def _line_ends(path: Path, size: int, piece_bytes: int) -> Iterator[int]:
         while end < size:
             # From one byte before, so that a line that ends just there isn't followed by another.
             stream.seek(end + piece_bytes - 1)
-            stream.readline()
+            while (part := stream.readline(PIECE_BYTES)) and not part.endswith(b"\n"):
+                pass  # a line may be longer than the memory; who reads it says so
             end = min(stream.tell(), size)
             yield end

@@ -69,7 +69,8 @@ class Windows:
     """The windows of a text, split once into evaluation windows and a pool to calibrate from.
 
     ``tokens`` are all of them, (N, T), or only those that some seeds need (:meth:`for_seeds`; ``pool_index`` is
-    then empty). ``total`` and ``pool`` speak of the text in both cases: how many windows it has, and how many a
+    then empty). ``opening`` are the tokens that each begins with, as the vocabulary writes them. ``total`` and
+    ``pool`` speak of the text in both cases: how many windows it has, and how many a
     seed draws from. ``draws`` remembers what seeds drew.
     """
 
@@ -77,10 +78,15 @@ class Windows:
     evaluation_index: np.ndarray
     pool_index: np.ndarray
     calibration_windows: int
-    bos: bool
+    opening: tuple[str, ...]
     total: int
     pool: int
     draws: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def bos(self) -> bool:
+        """Whether they begin with anything but text."""
+        return bool(self.opening)
 
     @property
     def evaluation(self) -> np.ndarray:
@@ -122,7 +128,9 @@ class Windows:
         )
 
 
-def split(tokens: np.ndarray | Packed, spec: DataSpec, seeds: tuple[int, ...], *, bos: bool) -> Windows:
+def split(
+    tokens: np.ndarray | Packed, spec: DataSpec, seeds: tuple[int, ...], *, opening: tuple[str, ...] = ()
+) -> Windows:
     """Set evaluation windows apart from the pool that calibration windows are drawn from.
 
     Takes about 100 bytes a window beside ``tokens``.
@@ -155,7 +163,7 @@ def split(tokens: np.ndarray | Packed, spec: DataSpec, seeds: tuple[int, ...], *
         evaluation_index=evaluation,
         pool_index=pool,
         calibration_windows=spec.calibration_windows,
-        bos=bos,
+        opening=opening,
         total=len(tokens),
         pool=len(pool),
     )

@@ -8,11 +8,13 @@ import os
 import re
 import secrets
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from esa_ray import host
 from esa_ray.errors import EsaError, first_line
@@ -88,6 +90,25 @@ def _of_our_own() -> dict:
     return options
 
 
+class _DriversPath(list[str]):
+    """Directories that this process has on its path, for its workers; others are not taken in.
+
+    Ray adds the working directory, which this process may not look into: it can be a model's own, and what lies there
+    would hide the libraries of the same names. Where it is on this process's path (``python -m`` in a checkout, a
+    notebook), it stays.
+    """
+
+    def extend(self, directories: Iterable[str], /) -> None:
+        mine = {os.path.realpath(entry) for entry in sys.path}  # "" is the working directory
+        super().extend(each for each in directories if os.path.realpath(each) in mine)
+
+
+def _job() -> JobConfig:
+    found = JobConfig()
+    found._py_driver_sys_path = _DriversPath()  # an empty one that is given to it counts as none
+    return found
+
+
 def _why(error: BaseException) -> str:
     """What Ray says, in a line; of two versions that don't fit, both."""
     if found := re.findall(r"(Ray|Python): (\S+)", str(error)):
@@ -119,6 +140,8 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
         options: dict = {"address": address}
     else:
         options = _of_our_own()
+    if not str(options["address"]).startswith("ray://"):  # behind a proxy Ray adds nothing
+        options["job_config"] = _job()
     try:
         ray.init(log_to_driver=verbose, logging_level=level, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

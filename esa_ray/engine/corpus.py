@@ -24,7 +24,7 @@ import numpy as np
 import ray
 from filelock import FileLock
 
-from esa_ray.data import Windows, anchored, hub, split, uses_bos
+from esa_ray.data import Windows, anchored, hub, opening, shown, split
 from esa_ray.data.chat import renderer, template
 from esa_ray.data.documents import Fingerprint, framed, no_text
 from esa_ray.data.files import files
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: To be raised whenever the same corpus would be packed otherwise than before.
-VERSION = 2
+VERSION = 3
 #: Bytes of text that leave a tokenising process together.
 BATCH_BYTES = 4 * 2**20
 #: Pieces that a process has at a time: one in work and one waiting.
@@ -73,7 +73,7 @@ def prepare(
     """
     spec = anchored(spec)
     packed, facts = _packed(spec, source, piece_bytes)
-    return split(packed, spec, seeds, bos=facts["bos"]).for_seeds(seeds), facts["text"]
+    return split(packed, spec, seeds, opening=tuple(facts["opening"])).for_seeds(seeds), facts["text"]
 
 
 def _key(spec: DataSpec, source: Source) -> str:
@@ -95,7 +95,7 @@ def _key(spec: DataSpec, source: Source) -> str:
 
 
 def _packed(spec: DataSpec, source: Source, piece_bytes: int) -> tuple[Packed, dict[str, Any]]:
-    """A corpus' windows, from the cache if they are there; with ``text`` (fingerprint), ``bos`` and ``windows``."""
+    """A corpus' windows, from the cache if they are there; with ``text`` (fingerprint), ``opening`` and ``windows``."""
     folder, key = cache_dir() / "packed", _key(spec, source)
     with _storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _pack(folder: Path, key: str, spec: DataSpec, source: Source, piece_bytes: i
 
 def _write(
     tables: Iterable[pa.Table], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, path: Path
-) -> dict[str, str | bool | int]:
+) -> dict[str, Any]:
     """Write the windows of tokenised documents to a file as they come; returns what is known of the text."""
     text, documents, total = Fingerprint(), 0, 0
 
@@ -180,7 +180,8 @@ def _write(
         total += len(windows)
     if not documents:
         raise no_text(spec)
-    return {"data": spec.source, "text": str(text), "bos": uses_bos(spec, tokenizer), "windows": total}
+    first = shown(opening(spec, tokenizer), tokenizer)
+    return {"data": spec.source, "text": str(text), "opening": first, "windows": total}
 
 
 def _bytes_of(chunk: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:

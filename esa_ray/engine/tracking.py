@@ -96,9 +96,10 @@ def _mlflow(study: str) -> tune.Callback:
 
 def _wandb(study: str) -> tune.Callback:
     import wandb  # noqa: F401
-    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    from esa_ray.engine.wandb_runs import WholeRuns
 
     # Runs are written by a process of the cluster, which doesn't have this one's variables, in a directory that goes
     # with the sweep.
     said: dict[str, Any] = {field: os.environ[name] for name, field in _WANDB.items() if name in os.environ}
-    return WandbLoggerCallback(**{"project": study, "dir": os.getcwd()} | said)
+    return WholeRuns(**{"project": study, "dir": os.getcwd()} | said)

@@ -21,7 +21,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Cell, Resolved, cell_id, cells
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.measurements.cells import missing_cells, statuses
-from esa_ray.measurements.missing import lacks, resolution
+from esa_ray.measurements.missing import check_opening, lacks, resolution
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import PACK_AT, Store
@@ -162,6 +162,8 @@ class Work:
         """
         versions = found.pop("versions") | {"ray": ray.__version__}
         fresh = self.resolved is None
+        if not fresh:
+            check_opening(self.store, found)
         self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
         former = self.store.make_way(self.spec, found) if fresh else None
         if fresh:

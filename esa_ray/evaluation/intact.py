@@ -12,6 +12,7 @@ from torch import Tensor
 from esa_ray.evaluation.outcome import Outcome, evaluate
 from esa_ray.evaluation.predictions import Expectations, Predictions, ways
 from esa_ray.evaluation.tokens import Divergence
+from esa_ray.models.blocks import vocabulary
 from esa_ray.models.places import input_device
 from esa_ray.resume.head import linear_head
 
@@ -118,7 +119,7 @@ def _head_is_away(model: PreTrainedModel) -> bool:
 
 
 def _large(model: PreTrainedModel, windows: np.ndarray) -> bool:
-    width = model.config.get_text_config().vocab_size * model.dtype.itemsize
+    width = vocabulary(model) * model.dtype.itemsize
     return bool(windows.size * width > KEPT_BYTES)
 
 

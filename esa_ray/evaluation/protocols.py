@@ -99,7 +99,7 @@ class Measuring:
         tokenizer = load_tokenizer(self.source)
         wrapped = HFLM(
             pretrained=self.model, tokenizer=tokenizer, batch_size=self.spec.data.batch_size,
-            add_bos_token=data.uses_bos(self.spec.data, tokenizer),
+            add_bos_token=bool(data.opening(self.spec.data, tokenizer)),
         )  # fmt: skip
         try:
             found = simple_evaluate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from esa_ray.errors import EsaError
 from esa_ray.grid import Resolved
 from esa_ray.measurements import MEASUREMENTS
@@ -31,6 +33,23 @@ def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Reso
                 "bring that one back, or choose another --out-dir"
             )
     return found
+
+
+def check_opening(store: Store, found: dict[str, Any]) -> None:
+    """Refuse to go on with a study whose windows began otherwise, by the rule of an earlier version.
+
+    Raises
+    ------
+    EsaError
+        If what was found now (:meth:`Worker.describe`) differs from what the store says.
+    """
+    stored = (store.load_study() or {}).get("resolved") or {}
+    if stored.get("bos", found["bos"]) != found["bos"]:
+        now = " and ".join(found["opening"]) or "text alone"
+        raise EsaError(
+            f"{store.place} was measured on windows that began otherwise (by its tokenizer they begin with {now}); "
+            "choose another --out-dir"
+        )
 
 
 def lacks(spec: StudySpec, store: Store) -> bool:

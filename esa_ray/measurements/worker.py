@@ -21,7 +21,7 @@ from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.blocks import context
+from esa_ray.models.blocks import check_window, vocabulary
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, check_unchanged, find
@@ -107,9 +107,7 @@ class Worker:
         if memory_budget is None and room and max_memory:
             memory_budget = max(room - gpus.heaviest(self.model, max_memory[0]), 1)
         self.memory_budget = memory_budget
-        limit = context(self.model)
-        if limit and spec.data.window > limit:
-            raise EsaError(f"--window {spec.data.window} is longer than the model's context of {limit} tokens")
+        check_window(source.name, self.model, spec.data.window)
         self._check_tokens()
         self.catalogue = catalogue(self.model)
         self._check_layers()
@@ -166,10 +164,11 @@ class Worker:
             "dtype": self.resolved.dtype,
             "text": self.resolved.text,
             "bos": windows.bos,
+            "opening": windows.opening,
             "windows": windows.total,
             "pool": windows.pool,
             **facts(self.source.name, self.model),
-            "vocabulary": int(self.model.config.get_text_config().vocab_size),
+            "vocabulary": vocabulary(self.model),
             "layers": self.catalogue.layers,
             "addressed": account(self.catalogue),
             "architecture": type(self.model).__name__,

@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -15,6 +16,8 @@ from transformers.models.auto.modeling_auto import (
 
 from esa_ray.errors import EsaError
 from esa_ray.models import quantized
+from esa_ray.models.blocks import text_config
+from esa_ray.models.config_faults import check_values, unread
 from esa_ray.models.sources import Source, config_of
 
 if TYPE_CHECKING:
@@ -54,8 +57,10 @@ def configured(source: Source, directory: str) -> PreTrainedConfig:
             directory, revision=source.revision, trust_remote_code=source.runs_code
         )  # fmt: skip
     except Exception as error:  # whatever a config can be wrong in
-        raise EsaError(f"--model {source.name}: {_config_trouble(error)}") from None
+        told = config_of(source) if source.kind != "gguf" else {}
+        raise EsaError(f"--model {source.name} {unread(error, told)}") from None
     _check_causal(source.name, config)
+    check_values(source.name, config)
     # How attention is computed is the machine's to say: the file may name a kernel that isn't here.
     if getattr(config, "_attn_implementation", None):
         config._attn_implementation = None
@@ -65,23 +70,10 @@ def configured(source: Source, directory: str) -> PreTrainedConfig:
 
 
 def _dequantized(config: PreTrainedConfig) -> None:
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+    for part in {id(c): c for c in (config, text_config(config))}.values():
         if given := getattr(part, "quantization_config", None):
             asked = given if isinstance(given, dict) else given.to_dict()
             part.quantization_config = {**asked, "dequantize": True}
-
-
-def _told(error: Exception) -> str:
-    """An error in one line; those that speak of Python alone with their kind."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}"
-
-
-def _config_trouble(error: Exception) -> str:
-    return (
-        f"transformers {version('transformers')} makes nothing of its config.json ({_told(error)[:200]}); if a "
-        "newer one wrote it: pip install -U transformers, else fetch it again"
-    )
 
 
 def _check_type(name: str, config: dict[str, Any]) -> None:
@@ -97,11 +89,26 @@ def _check_type(name: str, config: dict[str, Any]) -> None:
             f"--model {name} is a {kind}, which transformers {version('transformers')} doesn't know; pip install -U "
             "transformers, or choose another"
         )
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or _made_known(config):
         return
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise EsaError(f"--model {name} ({classes}) is a model of images and text; {_text_model(config)}")
     raise EsaError(f"--model {name} ({classes}) is no causal language model; choose one")
+
+
+def _made_known(config: dict[str, Any]) -> bool:
+    """Whether transformers has the language model's class that a config names, though it lists none for such a type.
+
+    So it is with the language models of some that also see, saved alone (Llama 3.2's): its loader is told of the class.
+    """
+    for name in _named(config):
+        found = getattr(transformers, name, None) if name.endswith("ForCausalLM") else None
+        own = getattr(found, "config_class", None)
+        # Other parts of larger models read codes of sounds or images.
+        if own is not None and own.model_type == config["model_type"] and own.base_config_key in ("", "text_config"):
+            AutoModelForCausalLM.register(own, found, exist_ok=True)
+            return True
+    return False
 
 
 def _check_dtype(name: str, config: dict[str, Any]) -> None:
@@ -115,9 +122,13 @@ def _check_dtype(name: str, config: dict[str, Any]) -> None:
             )
 
 
-def _classes(config: dict[str, Any]) -> str:
+def _named(config: dict[str, Any]) -> list[str]:
     named = config.get("architectures")
-    return ", ".join(map(str, named)) if isinstance(named, list) and named else str(config.get("model_type"))
+    return [str(name) for name in named] if isinstance(named, list) else []
+
+
+def _classes(config: dict[str, Any]) -> str:
+    return ", ".join(_named(config)) or str(config.get("model_type"))
 
 
 def _text_model(config: dict[str, Any]) -> str:

@@ -57,7 +57,13 @@ def reads_text(name: str) -> bool:
 def width(model: PreTrainedModel) -> int:
     """How many channels the text decoder's hidden states have."""
     embedding: Any = model.get_input_embeddings()
-    return int(getattr(text_config(model), "hidden_size", None) or embedding.weight.shape[-1])
+    return int(getattr(text_config(model.config), "hidden_size", None) or embedding.weight.shape[-1])
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """How many tokens a model tells apart: its config's number, or where that has none as many as it embeds."""
+    embedding: Any = model.get_input_embeddings()
+    return int(getattr(text_config(model.config), "vocab_size", None) or embedding.weight.shape[0])
 
 
 def context(model: PreTrainedModel) -> int | None:
@@ -66,7 +72,7 @@ def context(model: PreTrainedModel) -> int | None:
     The config says so, and the table of positions, of which RoBERTa and its kin leave out the first: up to padding's.
     ProphetNet asks it for the position after the last token, too.
     """
-    config = text_config(model)
+    config = text_config(model.config)
     further = 1 if getattr(config, "ngram", None) else 0
     told = [getattr(config, name, None) for name in CONTEXTS]
     tables = [
@@ -78,12 +84,25 @@ def context(model: PreTrainedModel) -> int | None:
     return min((int(n) for n in (*told, *tables) if isinstance(n, int) and n > 0), default=None)
 
 
-def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+def check_window(name: str, model: PreTrainedModel, window: int) -> None:
+    """Refuse windows that are longer than a model reads; it may be hollow.
+
+    Raises
+    ------
+    EsaError
+        If they are (:func:`context`).
+    """
+    limit = context(model)
+    if limit and window > limit:
+        raise EsaError(f"--window {window} is longer than what --model {name} reads, {limit} tokens; lower it")
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a model's config that is about the text it writes."""
     try:
-        return model.config.get_text_config(decoder=True)
+        return config.get_text_config(decoder=True)
     except ValueError:  # several parts could be
-        return model.config
+        return config
 
 
 def blocks(model: PreTrainedModel) -> Blocks:
@@ -93,7 +112,7 @@ def blocks(model: PreTrainedModel) -> Blocks:
     >>> blocks(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)))
     Blocks(lists=('transformer.h',), depth=1, decoder='transformer.')
     """
-    decoder, depth = _decoder(model), getattr(text_config(model), "num_hidden_layers", None)
+    decoder, depth = _decoder(model), getattr(text_config(model.config), "num_hidden_layers", None)
     every = {name: list(found.children()) for name, found in _lists(model)}
     every = {name: found for name, found in every.items() if reads_text(name)} or every
     inside = {name: found for name, found in every.items() if name.startswith(decoder)} or every

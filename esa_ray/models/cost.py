@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from esa_ray.grid import gathered
 from esa_ray.models.account import account, account_lines
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.blocks import blocks, width
+from esa_ray.models.blocks import blocks, text_config, vocabulary, width
 from esa_ray.models.known import counted, routed
 from esa_ray.scoring.curvature import probe_bytes
 from esa_ray.scoring.memory import FP32, peak_bytes, plan
@@ -45,12 +45,12 @@ def activations(model: PreTrainedModel, tokens: int, batch: int = 1) -> int:
     For each token 12 numbers a hidden channel and 4 an inner one of every block (of the experts that it passes, with
     4 more a hidden channel), and of the logits what :func:`esa_ray.scoring.memory.activation_bytes` counts.
     """
-    config, (chosen, of), hidden = model.config.get_text_config(), routed(model), width(model)
+    config, (chosen, of), hidden = text_config(model.config), routed(model), width(model)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     widest = max(inner) if isinstance(inner, list | tuple) else inner  # one for every block
     block = (12 if of == 1 else 16) * hidden + 4 * chosen * widest
-    each = model.dtype.itemsize * (blocks(model).depth * block + 2 * config.vocab_size)
-    return tokens * (batch * each + 3 * FP32 * config.vocab_size)
+    each = model.dtype.itemsize * (blocks(model).depth * block + 2 * vocabulary(model))
+    return tokens * (batch * each + 3 * FP32 * vocabulary(model))
 
 
 @dataclass(frozen=True)

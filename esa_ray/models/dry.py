@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,12 +13,14 @@ from transformers.utils import logging as transformers_logging
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models import quantized
 from esa_ray.models.architecture import configured
-from esa_ray.models.fitting import refuse_misfit
+from esa_ray.models.blocks import text_config
+from esa_ray.models.config_faults import SENSELESS, unbuilt
+from esa_ray.models.fitting import refuse_gaps, refuse_misfit
 from esa_ray.models.headers import Entry
 from esa_ray.models.sources import Source, config_of, files_of, tensors_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8,
@@ -44,17 +46,33 @@ def check_fit(source: Source) -> PreTrainedModel | None:
     stored = _stored(source)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    made = _made(source, config)
+    if made is None:
+        return None
     try:
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config)
-        model, info = type(made).from_pretrained(
+        loading: Any = type(made).from_pretrained(
             None, config=made.config, state_dict=stored, dtype=torch.float32, device_map={"": "meta"},
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except Exception:  # not every model can be made this way; then the loading itself tells
+        model, info = loading
+    except Exception as error:  # not every model can be made this way; then the loading itself tells
+        if isinstance(error, RuntimeError) and "conversion" in str(error):
+            refuse_gaps(source.name, stored, config)
         return None
-    refuse_misfit(source.name, model, info)
+    refuse_misfit(source.name, model, info, stored)
     return model
+
+
+def _made(source: Source, config: PreTrainedConfig) -> PreTrainedModel | None:
+    """A model as its config describes it, hollow; None if it can't be made this way."""
+    try:
+        with torch.device("meta"):
+            return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
+    except SENSELESS as error:
+        vocabulary = getattr(text_config(config), "vocab_size", None)
+        raise EsaError(f"--model {source.name} {unbuilt(error, config_of(source), vocabulary)}") from None
+    except Exception:  # then the loading itself tells
+        return None
 
 
 def _stored(source: Source) -> dict[str, torch.Tensor]:

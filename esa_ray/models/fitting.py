@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
 from esa_ray.models import quantized
+from esa_ray.models.blocks import text_config
+from esa_ray.models.experts import lacking
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 #: Names that a sentence shows.
 SHOWN = 4
+
+ALL_FILES = "fetch config and weights of one model, and all of its files"
 
 #: Buffers that a model computes by itself; older files hold them, and files may lack them.
 COMPUTED = re.compile(
@@ -80,8 +84,8 @@ def _untied(missing: Iterable[str], model: PreTrainedModel) -> list[str]:
     return [name for name in absent if name not in parameters or id(parameters[name]) not in filled]
 
 
-def refuse_misfit(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse a model that isn't the one in its files.
+def refuse_misfit(name: str, model: PreTrainedModel, info: Mapping[str, Any], stored: Collection[str] = ()) -> None:
+    """Refuse a model that isn't the one in its files; ``stored`` are the names there, where they are known.
 
     Raises
     ------
@@ -89,11 +93,28 @@ def refuse_misfit(name: str, model: PreTrainedModel, info: Mapping[str, Any]) ->
         If tensors are missing, of another shape, or without a place; the sentence names them, and the mend.
     """
     report = Report.of(info, model)
-    if trouble := _trouble(report, model):
+    if trouble := _trouble(report, model, stored):
         raise EsaError(f"--model {name} {trouble}")
 
 
-def _trouble(report: Report, model: PreTrainedModel) -> str | None:
+def refuse_gaps(name: str, stored: Iterable[str], config: PreTrainedConfig) -> None:
+    """Refuse files that hold experts one by one, and not all of them.
+
+    Raises
+    ------
+    EsaError
+        If they do; the sentence names what they lack.
+    """
+    if gaps := _gaps(stored, config):
+        raise EsaError(f"--model {name} {gaps}")
+
+
+def _gaps(stored: Iterable[str], config: PreTrainedConfig) -> str | None:
+    found = lacking(stored, text_config(config))
+    return f"lacks {_some(found)} of its experts; {ALL_FILES}" if found else None
+
+
+def _trouble(report: Report, model: PreTrainedModel, stored: Collection[str]) -> str | None:
     made = type(model).__name__
     unexpected, missing = report.unexpected, report.missing
     if codes := [n for n in unexpected if re.search(quantized.LEFT_OVER, n)]:
@@ -106,11 +127,13 @@ def _trouble(report: Report, model: PreTrainedModel) -> str | None:
             f"holds an adapter that isn't merged ({_some(adapted)}); merge it with PEFT's merge_and_unload(), and save "
             "that"
         )
+    if (report.mismatched or missing) and (gaps := _gaps(stored, model.config)):
+        return gaps
     if report.mismatched:
-        tensor, stored, wanted = report.mismatched[0]
+        tensor, held, wanted = report.mismatched[0]
         more = f", and {len(report.mismatched) - 1} more don't fit" * (len(report.mismatched) > 1)
         return (
-            f"holds {tensor} of shape {stored}, where a {made} of its config.json has {wanted}{more}; fetch config and "
+            f"holds {tensor} of shape {held}, where a {made} of its config.json has {wanted}{more}; fetch config and "
             "weights of one model"
         )
     if missing and unexpected and (renamed := _renamed(missing, unexpected)):
@@ -170,16 +193,27 @@ def _mend(report: Report, model: PreTrainedModel) -> str:
             "it was saved without its head: fetch the language model's file, or if the head is the embedding set "
             '"tie_word_embeddings": true in its config.json'
         )
-    blocks = {int(found[1]) for n in missing if (found := re.search(r"\.(\d+)\.", n))}
-    depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    blocks = _whole_blocks(missing, model)
+    depth = getattr(text_config(config), "num_hidden_layers", 0)
     if blocks and min(blocks) > 0 and blocks == set(range(min(blocks), depth)):
         return f"its config.json says {depth} blocks, and its files hold {min(blocks)}; fetch both of one model"
-    return "fetch config and weights of one model, and all of its files"
+    return ALL_FILES
+
+
+def _whole_blocks(missing: Collection[str], model: PreTrainedModel) -> set[int]:
+    """Blocks of which every parameter is missing."""
+
+    def block(name: str) -> int | None:
+        found = re.search(r"\.(\d+)\.", name)
+        return int(found[1]) if found else None
+
+    there = {block(name) for name, _ in model.named_parameters() if name not in missing}
+    return {n for n in map(block, missing) if n is not None} - there
 
 
 def _surplus(names: Collection[str], model: PreTrainedModel) -> str | None:
     """What to say of tensors that the model has no place for, while it lacks none."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     depth = getattr(config, "num_hidden_layers", None)
     further = getattr(config, "num_nextn_predict_layers", None) or 0
     deep = {name: int(found[1]) for name in names if (found := re.search(r"\b(?:layers|h|blocks?)\.(\d+)\.", name))}

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.host.footprint import BARE_SET, PROCESS, WORKING_SET
+from esa_ray.models.config_faults import CHOSEN
+from esa_ray.models.experts import EXPERTS
 from esa_ray.models.sources import PACKAGED, Source, own_dtype
 from esa_ray.models.zoo.recipes import PREFIX, recipe
 
@@ -192,7 +194,9 @@ def counted(model: PreTrainedModel) -> Parameters:
 
 def routed(model: PreTrainedModel) -> tuple[int, int]:
     """Experts that a token passes in a block, and how many there are; (1, 1) in a dense model."""
-    config = model.config.get_text_config()
+    from esa_ray.models.blocks import text_config
+
+    config = text_config(model.config)
     parts = (config, getattr(config, "ffn_config", None))
 
     def first(names: tuple[str, ...]) -> int:
@@ -201,10 +205,6 @@ def routed(model: PreTrainedModel) -> tuple[int, int]:
     of = first(EXPERTS)
     return (first(CHOSEN) if of > 1 else 1), of
 
-
-#: What configs call the number of experts in a block, and of those that a token passes.
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 
 #: Where a model that was made here says in its config what it is: a family and a tuning.
 ORIGIN = "esa_ray"

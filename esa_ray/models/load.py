@@ -211,7 +211,11 @@ def load_model(
         check_fit(source)
         why = first_line(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)[:160]
         raise EsaError(f"--model {source.name} can't be loaded: {why}") from None
-    refuse_misfit(source.name, model, info)
+    try:
+        refuse_misfit(source.name, model, info)
+    except EsaError:
+        check_fit(source)  # which knows the files' own names
+        raise
     _check_numbers(source, model)
     if source.runs_code:
         _compute_buffers(model)

@@ -30,15 +30,18 @@ def check(spec: StudySpec, source: Source) -> None:
     Raises
     ------
     EsaError
-        If its files aren't those of the model that its config describes, its tokenizer makes tokens that it has no
-        embedding of, or it has no weights of the names in the study's lists.
+        If its files aren't those of the model that its config describes, its windows are longer than it
+        reads, its tokenizer makes tokens that it has no embedding of, or it has no weights of the names in the study's
+        lists.
     """
+    from esa_ray.models.blocks import check_window
     from esa_ray.models.dry import check_fit
     from esa_ray.models.tokenizing import check_tokens, embedded, opened
 
     model = check_fit(source)
     if model is None:
         return
+    check_window(source.name, model, spec.data.window)
     _check_lists(spec, model)
     tokenizer, rows = opened(source, source.path), embedded(model)
     if max(tokenizer.get_vocab().values(), default=0) < rows or data.is_large(spec.data):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from esa_ray.models.blocks import text_config
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.places import Place, input_device
 
@@ -169,7 +170,7 @@ def infer(
     tokens = torch.arange(4, device=input_device(model))[None] % vocabulary
     with torch.no_grad(), eval_mode(model), observer:
         model(tokens, use_cache=False)
-    hidden = getattr(model.config.get_text_config(), "hidden_size", width)
+    hidden = getattr(text_config(model.config), "hidden_size", width)
     found: dict[str, Role] = {}
     for block in blocks.values():
         found |= _roles(block.keys(), observer, hidden, known)

@@ -43,7 +43,7 @@ def told(model: PreTrainedModel, blocks: Blocks) -> tuple[list[WeightTensor], li
     groups = weight_places(model)
     out = [LeftOut(g[0].name, tuple(g[0].parameter.shape), why) for g in groups if (why := _no_weight(g[0]))]
     out += [LeftOut(name, tuple(values.shape), "a buffer") for name, values in _kept_buffers(model)]
-    config = text_config(model)
+    config = text_config(model.config)
     found = [_tensor(model, blocks, config, places) for places in groups if not _no_weight(places[0])]
     if any(map(_open, found)) and not any(hollow(place) for places in groups for place in places):
         found = _told_by_use(model, found)

@@ -29,9 +29,14 @@ def opened(source: Source, directory: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from esa_ray.models.architecture import configured
+
     try:
         found = AutoTokenizer.from_pretrained(directory, revision=source.revision, trust_remote_code=source.runs_code)
     except Exception as error:  # transformers raises a dozen kinds here
+        path = Path(directory)
+        if source.kind != "gguf" and (has_vocabulary(path) or not path.is_dir()):
+            configured(source, directory)  # a config that can't be read isn't the tokenizer's fault
         raise _none(source, directory, f"{first_line(error)[:160]}; fetch its tokenizer.json again") from None
     if source.kind == "directory" and _made_of_nothing(found, Path(directory)):
         raise _none(source, directory, f"a {type(found).__name__} finds no file of its own; fetch its tokenizer.json")

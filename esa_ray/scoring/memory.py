@@ -15,6 +15,7 @@ from torch import nn
 
 from esa_ray.errors import EsaError
 from esa_ray.host.mapped import in_file, zeros_in_file
+from esa_ray.models.blocks import vocabulary
 from esa_ray.models.modes import eval_mode
 from esa_ray.scoring.gradients import batch_nll, home
 from esa_ray.scoring.outer import ProductGradients
@@ -93,9 +94,8 @@ def activation_bytes(model: PreTrainedModel, tensors: Sequence[WeightTensor], wi
     A = B · saved tensors of one window + B·T·V logits in the model's dtype + 3 · 4 · T · V: one window's logits,
     log-probabilities and their gradient in fp32. (The gradient of the batch's logits is among the saved tensors.)
     """
-    vocabulary = model.config.get_text_config().vocab_size
     windows, tokens = windows_BT.shape
-    logits = (windows * model.dtype.itemsize + 3 * FP32) * tokens * vocabulary
+    logits = (windows * model.dtype.itemsize + 3 * FP32) * tokens * vocabulary(model)
     return windows * saved_bytes(model, tensors, windows_BT[0]) + logits
 
 

@@ -64,12 +64,50 @@ class Spec(BaseModel):
         return type(self).model_validate(self.model_dump() | dict(update or {}))
 
 
-def explain(error: ValidationError) -> EsaError:
-    """A pydantic error as one sentence: the field, the value, and what is allowed."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "the study"
-    message = first["msg"].removeprefix("Value error, ")
-    value = first.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float) and repr(value) not in message else ""
-    more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return EsaError(f"{field}: {message}{shown}{more}")
+#: Kind of a pydantic error → what it says, with the names of its context.
+_PHRASES = {
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "string_type": "must be a text",
+    "missing": "is missing",
+    "extra_forbidden": "is no field that a study has",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+}
+
+
+def explain(error: ValidationError, named: Callable[[tuple[Any, ...]], str | None] | None = None) -> EsaError:
+    """A pydantic error as one sentence: the field, the value, and what is allowed.
+
+    ``named`` gives the name of a field by its place; None where the sentence is to do without.
+    """
+    errors = error.errors()
+    # Of a list with one wrong member pydantic says, too, that it is too short.
+    inner = {each["loc"][:n] for each in errors for n in range(1, len(each["loc"]))}
+    told = [each for each in errors if each["loc"] not in inner]
+    faults = [_fault(each, named or (lambda place: ".".join(map(str, place)))) for each in told]
+    # A grid has the same fault many times.
+    more = len({field for field, _ in faults}) - 1
+    return EsaError(faults[0][1] + (f"; and {more} more" if more else ""))
+
+
+def _fault(fault: Any, named: Callable[[tuple[Any, ...]], str | None]) -> tuple[str | None, str]:
+    """The field of a fault, and what is to be said of it."""
+    field, value, kind = named(fault["loc"]), fault.get("input"), fault["type"]
+    if kind in _PHRASES:
+        # What has to be there for another's sake, and nobody names.
+        context = {k: str(v).replace("'super', ", "") for k, v in fault.get("ctx", {}).items()}
+        said = f"{field or 'the study'} {_PHRASES[kind].format(**context)}"
+        shown = isinstance(value, str | int | float) and value != "" and kind != "extra_forbidden"
+        return field, f"{said}, not {value!r}" if shown else said
+    message = fault["msg"].removeprefix("Value error, ")
+    return field, f"{field}: {message}" if field and field not in message else message

@@ -129,9 +129,9 @@ class DataSpec(Spec):
     ``window`` is the number of tokens in a window, BOS included; T-1 of them are scored.
     ``calibration_windows`` is drawn anew by every seed; the ``evaluation_windows`` are the same for all,
     and the two never overlap. ``batch_size`` windows pass a model at a time: by default as many as hold
-    :data:`BATCH_TOKENS` tokens, at least one. ``bos="auto"`` begins a window with BOS where the tokenizer does by
-    default. The first half of each of the first ``prompts`` evaluation windows is also continued, to see whether
-    the damaged model's text runs into loops (0: none).
+    :data:`BATCH_TOKENS` tokens, at least one. ``bos="auto"`` begins a window with what the tokenizer puts before a
+    text by default: BOS, another token, or nothing. The first half of each of the first ``prompts`` evaluation windows
+    is also continued, to see whether the damaged model's text runs into loops (0: none).
     """
 
     # What the text says is part of an id, wherever it comes from. The batch is: it orders floating-point sums.
@@ -165,7 +165,8 @@ class DataSpec(Spec):
     def _enough_windows(self) -> DataSpec:
         if self.prompts > self.evaluation_windows:
             raise ValueError(
-                f"prompts are taken from the {self.evaluation_windows} evaluation windows; lower --prompts"
+                f"--prompts {self.prompts}: prompts are taken from the {self.evaluation_windows} evaluation windows; "
+                "lower it, or raise --eval-windows"
             )
         return self
 

@@ -102,34 +102,47 @@ class StudySpec(Spec):
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
-            raise ValueError("scores: a metric and mode stand twice with other components; make them two studies")
+            raise ValueError("a metric and mode stand twice with other components; make them two studies")
         if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
-            raise ValueError("scores: estimates of one study share their probes and components; give all the same")
+            raise ValueError("estimates of one study share their probes and components; give all the same")
         if len({p.name for p in self.protocols}) < len(self.protocols):
-            raise ValueError("protocols: one stands twice")
+            raise ValueError("--protocol names one twice; leave one out")
         if len({w.name for w in self.lists}) < len(self.lists):
-            raise ValueError("lists: two have the same name; rename one of the files")
+            raise ValueError("--weights: two lists have the same name; rename one of the files")
         if self.one_by_one and not (self.lists or any(s.mode == "global" for s in self.scores)):
             raise ValueError(
-                "one_by_one damages the members of lists and of global sets; add --mode global or --weights"
+                "--one-by-one damages the members of lists and of global sets; add --mode global or --weights"
             )
         self._check_search()
         self._check_parts()
-        extras = self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None
-        if extras and not self.perturbations:
-            raise ValueError("lists, parts, one_by_one, repeats and early_stop are about damage; add --perturb")
+        if (extra := self._of_damage()) and not self.perturbations:
+            raise ValueError(f"{extra} is about damage; add --perturb, or leave it out")
         if "stability" in self.analyses and len(self.seeds) < 2:
-            raise ValueError("a stability check compares seeds; give at least two")
+            raise ValueError("--stability-check compares seeds; give at least two to --seeds")
         return self
+
+    def _of_damage(self) -> str | None:
+        """What is asked for that only a grid of damage has, by its option; the first of it."""
+        given = {
+            "--weights": self.lists,
+            "--layers": any(part.kind == "layer" for part in self.parts),
+            "--restore": self.parts,
+            "--one-by-one": self.one_by_one,
+            "--repeats": self.repeats > 1,
+            "--early-stop": self.early_stop is not None,
+        }
+        return next((option for option, asked in given.items() if asked), None)
 
     def _check_parts(self) -> None:
         if self.lists and any(p.needs_score for p in self.perturbations):
-            raise ValueError("lists have no scores, which adaptive-score spreads its noise by; use adaptive-row")
+            raise ValueError(
+                "--weights have no scores, which adaptive-score spreads its noise by; use --perturb adaptive-row"
+            )
         for part in self.parts:
             for k in (*self.topk, *(given.k for given in self.lists)):
                 if part.kind.startswith("all_but") and not 0 < round(part.value * k) < k:
                     raise ValueError(
-                        f"restoring {part.value:g} of {k} weights is none or all of them; give another fraction"
+                        f"--restore {part.value:g} of {k} weights is none or all of them; give another fraction"
                     )
 
     def _check_search(self) -> None:
@@ -137,20 +150,23 @@ class StudySpec(Spec):
             return
         if not self.perturbations:
             raise ValueError("a search needs damage to search for; add --perturb")
-        if self.lists or self.parts or self.one_by_one or self.repeats > 1 or self.early_stop is not None:
-            raise ValueError("a search damages whole sets over all windows; leave out lists, parts and early_stop")
+        if extra := self._of_damage():
+            raise ValueError(f"a search damages whole sets once over all windows; leave {extra} out")
         if len(self.groups) > 1:
-            raise ValueError("a search looks at super weights alone; leave out the controls")
+            raise ValueError("a search looks at super weights alone; leave --controls out")
         if self.search.smallest == "k" and len(self.topk) < 2:
             raise ValueError("a search for the smallest k needs a ladder; give several --topk")
         if self.search.smallest == "strength":
             doses: dict[tuple[str, ...], set[float]] = {}
             for p in self.perturbations:
                 if p.strength is None:
-                    raise ValueError(f"{p.kind} has no strength to search over; search for the smallest k")
+                    raise ValueError(f"{p.kind} has no strength to search over; use --smallest k")
                 doses.setdefault(p.series, set()).add(p.dose)
             if max(map(len, doses.values())) < 2:
-                raise ValueError("a search for the smallest strength needs a ladder; give several strengths of a kind")
+                raise ValueError(
+                    "a search for the smallest strength needs a ladder; give several strengths of a kind, by "
+                    "--perturb-scale or --perturb-prob"
+                )
 
     def replace(self, **changes: object) -> StudySpec:
         """The same study with some fields changed, validated anew."""

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import analysis
+from analysis.scores.agreement import score_agreement
 from analysis.scores.overlap import Overlap, Ranking, by_score, rbo_ext, super_rankings
 from analysis.scores.stability import chance_jaccard
+from tests.analysis.test_interaction import WINDOWS, cell, study_of
+from tests.analysis.test_transfer import ranked
 
 
 def lists(rng, pools, k, out_of):
@@ -104,3 +108,19 @@ def test_rankings_of_a_study_are_prefixes_of_its_rows(synthetic):
     ranking = scores["grad_x_weight", "per_layer"][1]
     assert (ranking.pools, ranking.depth) == (6, 40)
     assert ranking.sizes(3).tolist() == [3] * 6
+
+
+@pytest.mark.parametrize("mode", ["global", "per_layer", "per_tensor"])
+def test_where_no_score_is_described_no_chance_level_is_told(tmp_path, mode):
+    sets = {"magnitude": (0, 1), "act_mag": (1, 2)}
+    rows = [row for metric, own in sets.items() for seed in (1, 2) for row in ranked(metric, mode, "super", own, seed)]
+    cells = [cell(np.ones(WINDOWS), metric=m, mode=mode, k=2, delta_norm=1.0) for m in sets]
+    scores = [{"metric": m, "mode": mode, "components": ["q"]} for m in sets]
+    study = study_of(tmp_path / "s", cells, rankings=rows, topk=[2], scores=scores)
+    assert study.score_stats.is_empty()
+    assert analysis.jaccard(study)["jaccard"].to_list() == [1.0, 1.0]  # the same weights in both seeds
+    assert analysis.jaccard(study)["chance"].is_nan().all()
+    assert score_agreement(study)["jaccard"].to_list() == [pytest.approx(1 / 3)]
+    assert score_agreement(study)["chance"].is_nan().all()
+    text = analysis.write_report(study).read_text()
+    assert "two random sets would have" not in text

@@ -288,3 +288,14 @@ def test_no_two_names_look_alike(n):
     encoding = named_scales("name", [f"n{i}" for i in range(n)])
     looks = [encoding[channel].to_dict()["scale"]["range"] for channel in ("color", "shape")]
     assert len(set(zip(*looks, strict=True))) == n
+
+
+@pytest.mark.parametrize(
+    ("opening", "words"),
+    [(None, "each beginning with BOS, "), (["[gMASK]", "<sop>"], "each beginning with BOS ([gMASK]<sop>), ")],
+)
+def test_what_windows_begin_with_is_said_where_the_study_knows(made, opening, words):
+    content = json.loads((made / "study.json").read_text())
+    content["resolved"] |= {"opening": opening} if opening else {}
+    (made / "study.json").write_text(json.dumps(content))
+    assert words in " ".join(Page(analysis.write_report(analysis.load(made)).read_text()).text)

@@ -69,6 +69,10 @@ def test_a_table_holds_the_same_messages(tmp_path):
     assert read_documents(spec, tokenizer()) == [WRITTEN, WRITTEN.split("<|im_start|>assistant")[0]]
 
 
+def test_what_the_post_processor_puts_first_is_left_out_where_a_template_spells_it(tmp_path):
+    assert documents(tmp_path, [USER, ANSWER], template="<s>" + CHATML, bos=False) == [WRITTEN]
+
+
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("bos", ["auto", "always", "never"])
 def test_no_window_has_a_bos_behind_its_first_place(tmp_path, adds_bos, bos):

@@ -1,6 +1,7 @@
 """A file that can't be read right is refused in a sentence that names the file and its line or row."""
 
 import contextlib
+import io
 import os
 import re
 import tempfile
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from esa_ray.data import read_documents
+from esa_ray.data import csv_rows, json_rows, lines, read_documents
+from esa_ray.data import pieces as pieces_module
+from esa_ray.data.faults import Fault
 from esa_ray.data.pieces import pieces
 from esa_ray.data.reading import read_piece
 from esa_ray.errors import EsaError
@@ -264,3 +267,80 @@ def test_what_may_not_be_read_is_refused_with_the_reason(closed, asked, named):
         with nobody(), pytest.raises(EsaError, match=f"{Path(folder, named)} can't be read: Permission denied"):
             read(Path(folder, asked))
         os.chmod(folder, 0o755)
+
+
+@pytest.fixture
+def short_records(monkeypatch):
+    """Rows of up to 300 characters."""
+    for module in (lines, json_rows, csv_rows):
+        monkeypatch.setattr(module, "RECORD", 300)
+    monkeypatch.setattr(json_rows, "CHARACTERS", 64)
+
+
+def row_of(characters: int) -> str:
+    """A JSON line of so many characters, its end included."""
+    return '{"text": "' + "é" * (characters - 13) + '"}\n'
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 700, 10**6])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_longer_than_a_record_is_named_by_its_number_and_the_longest_is_read(
+    tmp_path, short_records, suffix, piece_bytes
+):
+    path = tmp_path / f"a.jsonl{suffix}"
+    pack = COMPRESSIONS[suffix] if suffix else bytes
+    path.write_bytes(pack((row_of(300) * 3).encode()))
+    assert read(path) == ["é" * 287] * 3
+    path.write_bytes(pack((row_of(300) * 3 + row_of(301) + row_of(20)).encode()))
+    spec = DataSpec(source=str(path))
+    with pytest.raises(EsaError, match=rf"{re.escape(path.name)}, line 4 has more than 300 characters without an end"):
+        [*chain.from_iterable(read_piece(piece, spec) for piece in pieces(spec, piece_bytes))]
+
+
+def test_values_and_fields_longer_than_a_record_are_named_by_their_line(tmp_path, short_records):
+    (array := tmp_path / "a.json").write_text('[\n{"text": "x"},\n{"text": "' + "y" * 9000 + '"}]')
+    assert refusal(array).startswith("line 3 has more than 300 characters in one value")
+    (table := tmp_path / "a.csv").write_text('id,text\n1,x\n2,"y\n' + "3,z\n" * 9000)  # a quote that nobody closes
+    assert refusal(table).startswith("line 3 has more than 300 characters in one field")
+    (wide := tmp_path / "b.csv").write_text("id,text\n1," + "x" * 9000)
+    assert refusal(wide).startswith("line 2 has more than 300 characters without an end of line")
+
+
+class Endless(io.RawIOBase):
+    """A file that begins somehow, and goes on without an end."""
+
+    def __init__(self, begin: bytes, on: bytes):
+        self._next, self._on, self.given = begin, on, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        part = (self._next + self._on * len(buffer))[: len(buffer)]
+        self._next = b""
+        buffer[:] = part
+        self.given += len(part)
+        return len(part)
+
+
+@pytest.mark.parametrize(
+    ("read_rows", "begin", "on", "newline"),
+    [
+        (json_rows.json_lines, b'{"text": "', b"x", None),
+        (json_rows.json_values, b'{"text": "', b"x", None),
+        (json_rows.json_values, b'[{"text": "', b"x", None),
+        (csv_rows.csv_rows, b"id,text\n1,", b"x", ""),
+        (csv_rows.csv_rows, b'id,text\n1,"', b"x\n", ""),
+    ],
+)
+def test_a_row_without_an_end_is_refused_before_the_memory_is_full(short_records, read_rows, begin, on, newline):
+    stream = Endless(begin, on)
+    with pytest.raises(Fault, match="has more than 300 characters"):
+        next(iter(read_rows(lines.Text(io.BufferedReader(stream), "utf-8", newline), "text")))
+    assert stream.given < 50_000
+
+
+def test_the_end_of_a_long_line_is_looked_for_in_parts(tmp_path, monkeypatch):
+    (path := tmp_path / "a.jsonl").write_bytes(b"x" * 1000 + b"\n" + b"y" * 10 + b"\n")
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 16)
+    assert [(p.start, p.stop) for p in pieces(DataSpec(source=str(path)), 4)] == [(0, 1001), (1001, 1012)]

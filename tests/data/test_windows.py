@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
-from esa_ray.data import pack, packing, read_documents, split, splitting, text_fingerprint, uses_bos, windows
+from esa_ray.data import opening, pack, packing, read_documents, split, splitting, text_fingerprint, windows
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 from tests.tiny import BOS_ID, FIRST_BYTE, byte_tokenizer
 
 PLAIN, WITH_BOS, WITHOUT = byte_tokenizer(adds_bos=False), byte_tokenizer(), byte_tokenizer(adds_bos=False, bos=False)
+UNDECLARED = byte_tokenizer(bos=False)
 
 
 def distinct_text(n: int) -> str:
@@ -48,6 +51,9 @@ def test_windows_are_the_bytes_of_the_documents_joined_by_a_blank_line_and_cut(d
         ("auto", WITH_BOS, True),
         ("auto", PLAIN, False),
         ("auto", WITHOUT, False),
+        ("auto", UNDECLARED, True),
+        ("always", UNDECLARED, True),
+        ("never", UNDECLARED, False),
         ("always", PLAIN, True),
         ("always", WITH_BOS, True),
         ("never", WITH_BOS, False),
@@ -55,12 +61,39 @@ def test_windows_are_the_bytes_of_the_documents_joined_by_a_blank_line_and_cut(d
 )
 def test_bos_begins_every_window_where_asked_or_where_the_tokenizer_adds_it(asked, tokenizer, used):
     mine = spec(bos=asked)
-    assert uses_bos(mine, tokenizer) is used
+    assert opening(mine, tokenizer) == [BOS_ID] * used
     found = windows(mine, tokenizer, (0,), [distinct_text(400)])
     assert found.bos is used
     assert found.tokens.shape[1] == 16
     assert set((found.tokens[:, 0] == BOS_ID).tolist()) == {used}
     assert not (found.tokens[:, 1:] == BOS_ID).any()
+
+
+@pytest.mark.parametrize("template", ["</s> $A", "<s> </s> $A", "<s> <s> $A </s>", "$A </s>"])
+@pytest.mark.parametrize("declared", [None, "<s>"])
+def test_windows_begin_with_what_the_post_processor_puts_first(template, declared):
+    """Of a tokenizer that declares BOS and puts it first that alone, as ever; else all that stands before the text."""
+    inner = byte_tokenizer()._tokenizer
+    ids = {"<s>": BOS_ID, "</s>": 1}
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=declared)
+    wanted = [ids[word] for word in template.split("$A")[0].split()]
+    wanted = [BOS_ID] if declared and wanted[:1] == [BOS_ID] else wanted
+    text = distinct_text(400)
+    found = windows(spec(), tokenizer, (0,), [text])
+    width = 16 - len(wanted)
+    assert (found.tokens[:, : len(wanted)] == wanted).all()
+    assert found.tokens[1, len(wanted) :].tolist() == [b + 2 for b in text.encode()[width : 2 * width]]
+    assert found.opening == tuple({i: word for word, i in ids.items()}[i] for i in wanted)
+
+
+def test_a_window_without_room_behind_what_begins_it_is_refused():
+    inner = byte_tokenizer()._tokenizer
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> </s> $A", special_tokens=[("<s>", BOS_ID), ("</s>", 1)]
+    )
+    with pytest.raises(EsaError, match="--window 2 has no room for text behind the 2 tokens"):
+        windows(spec(window=2), PreTrainedTokenizerFast(tokenizer_object=inner), (0,), [distinct_text(400)])
 
 
 def test_bos_always_without_a_bos_token_is_refused():
@@ -76,7 +109,7 @@ def test_calibration_windows_never_meet_evaluation_windows(n, evaluate, calibrat
     # With few windows and many seeds two seeds may draw alike, which is refused.
     pool = n - evaluate
     assume(len(seeds) == 1 or math.comb(pool, calibrate) >= 100)
-    found = split(tokens, spec(evaluation_windows=evaluate, calibration_windows=calibrate), tuple(seeds[:2]), bos=False)
+    found = split(tokens, spec(evaluation_windows=evaluate, calibration_windows=calibrate), tuple(seeds[:2]))
     assert len(found.evaluation) == len(content(found.evaluation)) == evaluate
     assert content(found.evaluation) <= content(tokens)
     for seed in seeds:
@@ -89,21 +122,21 @@ def test_calibration_windows_never_meet_evaluation_windows(n, evaluate, calibrat
 def test_seeds_draw_different_windows_and_share_the_evaluation():
     tokens = np.arange(200 * 16).reshape(200, 16)
     mine = spec(calibration_windows=20)
-    found = split(tokens, mine, tuple(range(10)), bos=False)
+    found = split(tokens, mine, tuple(range(10)))
     draws = [content(found.calibration(seed)) for seed in range(10)]
     overlaps = [len(a & b) / len(a | b) for a, b in combinations(draws, 2)]
     assert max(overlaps) < 0.5
     # Each pair shares 20·20/197 ≈ 2 windows by chance: neither nothing nor everything.
     shared = np.mean([len(a & b) for a, b in combinations(draws, 2)])
     assert 1.0 < shared < 3.5
-    other = split(tokens, mine, (99,), bos=False)
+    other = split(tokens, mine, (99,))
     assert other.evaluation.tolist() == found.evaluation.tolist()
     assert other.calibration(3).tolist() == found.calibration(3).tolist()
 
 
 def test_every_window_has_the_same_chance_to_calibrate():
     tokens = np.arange(23 * 16).reshape(23, 16)
-    found = split(tokens, spec(calibration_windows=5), (0, 1), bos=False)
+    found = split(tokens, spec(calibration_windows=5), (0, 1))
     counts = np.bincount(np.concatenate([found.calibration_index(seed) for seed in range(400)]), minlength=23)
     assert set(counts[found.evaluation_index].tolist()) == {0}
     pool = counts[found.pool_index]
@@ -115,7 +148,7 @@ def test_every_window_has_the_same_chance_to_calibrate():
 @pytest.mark.parametrize(("n", "seeds"), [(6, (0,)), (7, (0, 1)), (0, (0,))])
 def test_a_text_too_short_for_both_or_for_different_seeds_is_refused(n, seeds):
     with pytest.raises(EsaError, match=f"holds {n} different windows"):
-        split(np.arange(n * 16).reshape(n, 16), spec(), seeds, bos=False)
+        split(np.arange(n * 16).reshape(n, 16), spec(), seeds)
 
 
 def test_ten_sentences_repeated_are_refused_at_any_offset():
@@ -127,7 +160,7 @@ def test_ten_sentences_repeated_are_refused_at_any_offset():
 
 def test_windows_that_repeat_count_once():
     with pytest.raises(EsaError, match="holds 2 different windows"):
-        split(np.repeat(np.arange(2 * 16).reshape(2, 16), 10, axis=0), spec(), (0,), bos=False)
+        split(np.repeat(np.arange(2 * 16).reshape(2, 16), 10, axis=0), spec(), (0,))
 
 
 def test_pythons_topics_lose_the_paragraphs_that_they_quote_from_each_other():
@@ -138,7 +171,7 @@ def test_pythons_topics_lose_the_paragraphs_that_they_quote_from_each_other():
 
 
 def test_one_seed_may_use_every_window_there_is():
-    found = split(np.arange(7 * 16).reshape(7, 16), spec(), (0,), bos=False)
+    found = split(np.arange(7 * 16).reshape(7, 16), spec(), (0,))
     assert len(found.calibration(0)) == 4
 
 
@@ -204,9 +237,9 @@ def test_the_split_is_the_one_that_its_definition_gives(width, chunk, monkeypatc
         wanted = slow_split([tuple(row) for row in tokens.tolist()], mine, (1, 2))
         if wanted is None:
             with pytest.raises(EsaError, match="the text"):
-                split(tokens, mine, (1, 2), bos=False)
+                split(tokens, mine, (1, 2))
             continue
-        found = split(tokens, mine, (1, 2), bos=False)
+        found = split(tokens, mine, (1, 2))
         evaluation, pool, draws = wanted
         assert found.evaluation_index.tolist() == evaluation
         assert found.pool_index.tolist() == pool
@@ -230,7 +263,7 @@ def test_draws_and_fingerprints_are_those_of_earlier_versions():
 @pytest.mark.parametrize("n", [7, 200])
 def test_what_a_study_needs_of_the_windows_is_small_and_the_same(n):
     tokens = np.arange(n * 16, dtype=np.uint32).reshape(n, 16)
-    whole = split(tokens, spec(), (3,), bos=False)
+    whole = split(tokens, spec(), (3,))
     part = pickle.loads(pickle.dumps(whole.for_seeds((3, 99) if n > 7 else (3,))))
     assert part.evaluation.tolist() == whole.evaluation.tolist()
     for seed in (3, 99) if n > 7 else (3,):

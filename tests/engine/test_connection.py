@@ -2,7 +2,10 @@
 
 import os
 import platform
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from esa_ray.engine import connection
 from esa_ray.errors import EsaError
 from esa_ray.host import groups, sockets
 from esa_ray.host.footprint import OBJECT_STORE
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +112,57 @@ def test_what_ray_cant_do_is_a_sentence(monkeypatch):
     monkeypatch.setattr(ray, "init", full)
     with pytest.raises(EsaError, match=r"this machine: .Errno 28. No space left"), connection.connected():
         pass
+
+
+def test_a_clusters_workers_get_no_directory_that_the_driver_does_not_look_into(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/a"])
+    found = connection._DriversPath()
+    found.extend(["/a", "/b", str(tmp_path)])
+    assert found == ["/a"]
+    monkeypatch.setattr(sys, "path", [""])  # a notebook's
+    found.extend(["/b", str(tmp_path)])
+    assert found == ["/a", str(tmp_path)]
+
+
+WORKER = """
+import sys
+if not {own}: sys.path.remove("")
+import ray
+from esa_ray.engine.connection import connected
+
+def mine():
+    import beside
+    return beside.VALUE
+
+with connected():
+    try: print(ray.get(ray.remote(max_retries=0)(mine).remote()))
+    except ModuleNotFoundError: print("unknown")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("own", "said"), [(True, "7"), (False, "unknown")])
+def test_a_worker_imports_from_the_working_directory_exactly_where_the_driver_does(tmp_path, own, said):
+    (tmp_path / "beside.py").write_text("VALUE = 7")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", WORKER.format(own=own)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.stdout.split() == [said], ended.stderr
+
+
+@pytest.mark.ray
+def test_python_files_beside_the_model_are_imported_by_no_process_of_a_study(tmp_path, model_dir, text_file):
+    here = shutil.copytree(model_dir, tmp_path / "m")
+    for name in ("accelerate", "pyarrow", "tokenizers"):  # what the driver, Ray and an actor import when they need it
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    command = [sys.executable, "-m", "esa_ray", "run", "--model", ".", "--data", text_file, "--window", "24"]
+    command += ["--max-samples", "2", "--eval-windows", "2", "--topk", "3", "--perturb", "zero", "--controls", ""]
+    ended = subprocess.run(
+        [*command, "--out-dir", str(tmp_path / "s")], cwd=here, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "ran").exists()
+    assert (tmp_path / "s" / "report.html").exists()

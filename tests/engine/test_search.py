@@ -84,7 +84,7 @@ def test_a_ladder_holds_all_seeds_of_each_candidate_from_small_to_large():
     [
         ({"topk": (3,)}, "needs a ladder"),
         ({"search": Search(damage=1.0, smallest="strength")}, "zero has no strength"),
-        ({"groups": ("random_k",)}, "leave out the controls"),
+        ({"groups": ("random_k",)}, "leave --controls out"),
         ({"early_stop": 0.05}, "over all windows"),
         ({"repeats": 2}, "over all windows"),
     ],

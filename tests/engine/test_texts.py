@@ -40,3 +40,17 @@ def test_the_commit_of_a_hub_data_set_is_written_down(tiny_study, tmp_path, monk
         work.described(dict(found))
         stored = work.store.load_study()
         assert stored["resolved"].get("data_revision") == wanted
+
+
+def test_a_study_whose_windows_began_otherwise_is_not_gone_on_with(tiny_study, tmp_path):
+    work = Work.of(tiny_study, tmp_path / "out")
+    work.read_text()
+    found = {"model": work.source.fingerprint, "dtype": "fp32", "text": work.text}
+    for bos, opening in ((False, ()), (False, ()), (True, ("<s>",))):
+        work.look()
+        told = found | {"bos": bos, "opening": opening, "versions": {}}
+        if bos:
+            with pytest.raises(EsaError, match=r"out was measured on windows that began otherwise .* with <s>"):
+                work.described(told)
+        else:
+            work.described(told)

@@ -1,10 +1,12 @@
 """Trackers get every cell, through their own packages and Tune's own callbacks, without a network."""
 
+import subprocess
 import sys
 
 import pytest
 
 import analysis
+from esa_ray.engine import tracking
 from esa_ray.engine.sweep import run_study
 from esa_ray.engine.tracking import callbacks
 from esa_ray.errors import EsaError
@@ -44,6 +46,46 @@ def test_wandb_writes_a_run_of_every_cell_offline(ray_cluster, small, tmp_path, 
     runs = list(tmp_path.rglob("offline-run-*/*.wandb"))
     assert len(runs) == 4
     assert all(b"nll_per_token" in run.read_bytes() for run in runs)
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from queue import Queue
+from ray.air.integrations.wandb import _QueueItem
+from esa_ray.engine.wandb_runs import WholeRun
+
+queue, here = Queue(), sys.argv[1]
+queue.put((_QueueItem.RESULT, {"nll_per_token": 2.5, "training_iteration": 1}))
+queue.put((_QueueItem.END, None))
+WholeRun(here, queue, [], [], mode="offline", dir=here, project="p").run()
+(run,) = Path(here).rglob("*.wandb")
+assert b"nll_per_token" in run.read_bytes()
+left = [child for child in __import__("psutil").Process().children(recursive=True) if "wandb" in child.name()]
+print("left:", left, flush=True)
+"""
+
+
+def test_a_run_that_is_done_is_written_and_its_writer_gone(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", WRITE, str(tmp_path)], capture_output=True, text=True)
+    assert "left: []" in ended.stdout, ended.stderr
+
+
+@pytest.mark.ray
+def test_runs_that_get_lost_are_counted_and_the_study_goes_on(ray_cluster, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    told, real = Told(), tracking._wandb
+
+    def of_no_mode(study):
+        found = real(study)
+        found.kwargs["mode"] = "nonsense"  # what the process of a run alone finds out
+        return found
+
+    monkeypatch.setattr(tracking, "_wandb", of_no_mode)
+    assert run_study(small, tmp_path / "s", track=("wandb",), reporter=told).complete
+    (sentence,) = [s for s in told.sentences if "--track wandb" in s]
+    assert "4 runs are lost or cut short" in sentence
 
 
 def test_an_unknown_tracker_is_refused_by_those_that_there_are():

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.blocks import Blocks, blocks, stack, width
+from esa_ray.models.blocks import Blocks, blocks, stack, text_config, vocabulary, width
+from esa_ray.models.known import routed
 from tests.tiny import tiny
 from tests.tiny_layouts import tiny_layout
 
@@ -104,3 +105,30 @@ def test_a_list_of_buffers_alone_is_no_list_of_blocks():
     for table in model.tables:
         table.register_buffer("values", torch.zeros(3))
     assert blocks(model) == Blocks(("layers",), 2)
+
+
+class TwoTexts(PreTrainedConfig):
+    """A config of which two parts could be the text's: transformers refuses to choose."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.decoder, self.text_config, self.text_encoder = LlamaConfig(), LlamaConfig(), LlamaConfig()
+
+
+def test_a_config_with_two_texts_and_no_vocabulary_of_its_own_leaves_the_embedding_to_tell():
+    model = Somebodys({"layers": several(3)}, None)
+    assert vocabulary(model) == 8  # its config says nothing
+    model.config = TwoTexts()
+    assert text_config(model.config) is model.config
+    assert (vocabulary(model), width(model), routed(model)) == (8, 4, (1, 1))
+
+
+def test_the_text_of_a_model_that_sees_is_its_language_models():
+    llava = LlavaConfig(text_config=LlamaConfig(vocab_size=77))
+    assert text_config(llava).vocab_size == 77
+
+
+@pytest.mark.parametrize("layout", ["gpt_oss", "llama4_text", "bart"])
+def test_every_model_tells_as_many_tokens_apart_as_its_logits_are_wide(layout):
+    model = tiny_layout(layout)
+    assert vocabulary(model) == model(torch.tensor([[1, 2]]), use_cache=False).logits.shape[-1]

@@ -286,3 +286,28 @@ def test_two_processes_hold_the_same_bits_buffers_too(tmp_path, family):
     ]  # fmt: skip
     assert told[0].stdout == told[1].stdout
     assert {line.partition("=")[0] for line in told[0].stdout.split()} == set(state_bits(tiny(family)))
+
+
+EXPERT = r"model\.layers\.1\.block_sparse_moe\.experts"
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [rf"{EXPERT}\.2\.w1\.", rf"{EXPERT}\.0\.w2\.", rf"{EXPERT}\.2\.", rf"{EXPERT}\.0\.", rf"{EXPERT}\.\d\.w1\.",
+     rf"{EXPERT}\.\d\.w2\.", r".*experts\.2\.w3\."],
+)  # fmt: skip
+def test_a_mixture_that_lacks_a_single_experts_matrix_is_refused_by_its_name_in_the_file(tmp_path, gone):
+    directory = saved(tmp_path / "m", "mixtral")
+    before = load_file(directory / "model.safetensors")
+    dropped = sorted(name for name in before if re.match(gone, name))
+    assert dropped
+    rewritten(directory, lambda state: {k: v for k, v in state.items() if k not in dropped})
+    assert f" lacks {', '.join(dropped)} of its experts; " in refused(directory)
+
+
+def test_a_mixture_without_all_of_a_blocks_experts_is_not_said_to_be_shallower(tmp_path):
+    directory = saved(tmp_path / "m", "mixtral")
+    rewritten(directory, lambda state: {k: v for k, v in state.items() if not re.match(EXPERT, k)})
+    sentence = refused(directory)
+    assert "lacks model.layers.1.mlp.experts.down_proj, model.layers.1.mlp.experts.gate_up_proj" in sentence
+    assert "blocks" not in sentence

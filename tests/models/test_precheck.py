@@ -14,7 +14,7 @@ from esa_ray.models import precheck
 from esa_ray.models.sources import find
 from esa_ray.models.tokenizing import check_tokens
 from esa_ray.spec import ModelSpec, StudySpec, WeightList, WeightName
-from tests.models.checkpoints import rewritten, saved, spec
+from tests.models.checkpoints import edit, rewritten, saved, spec
 from tests.models.test_trust import write_gguf
 from tests.tiny import VOCAB, byte_tokenizer, random_windows, tiny
 
@@ -56,6 +56,22 @@ def test_a_special_token_that_was_added_beyond_the_embedding_is_told(tmp_path, t
             (asked := study(tmp_path / "m", text).replace(data={"source": text, "window": 16, "calibration_windows": 4,
              "evaluation_windows": 4, "batch_size": 2, "bos": "always"})), find(asked.model)
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "max_position_embeddings"), ("gpt2", "n_positions")])
+def test_a_window_beyond_the_context_is_told_before_anything_is_loaded_and_by_the_actor(tmp_path, text, family, key):
+    directory = saved(tmp_path / "m", family)
+    edit(directory / "config.json", **{key: 15})
+    if family == "gpt2":  # whose positions are a table
+        rewritten(directory, lambda s: s | {"transformer.wpe.weight": s["transformer.wpe.weight"][:15].clone()})
+    asked = study(directory, text)
+    source = find(asked.model)
+    with pytest.raises(EsaError, match=r"--window 16 is longer than what --model m reads, 15 tokens"):
+        precheck.check(asked, source)
+    with pytest.raises(EsaError, match=r"--window 16 is longer than what --model m reads, 15 tokens"):
+        Worker(asked, source, str(tmp_path / "out"))
+    fitting = asked.replace(data=asked.data.model_copy(update={"window": 15}))
+    precheck.check(fitting, source)
 
 
 def test_the_largest_token_that_has_an_embedding_is_let_through():

@@ -23,7 +23,7 @@ from esa_ray.scoring.memory import activation_bytes, peak_bytes
 from esa_ray.scoring.outer import ProductGradients, Rows
 from esa_ray.scoring.products import Product, experts_one_by_one
 from esa_ray.scoring.steps import batches, sizes
-from esa_ray.scoring.uses import uses
+from esa_ray.scoring.uses import reached, uses
 from tests.tiny import FAMILIES, HIDDEN, random_windows, summed_nll, tiny, window_gradients
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
@@ -441,3 +441,5 @@ def test_a_model_without_a_backward_pass_is_a_sentence():
     with pytest.raises(EsaError, match=r"gives no gradients \(train it, or leave it\); choose .* act_mag or magnitude"):
         score_tensors(model, tensors, windows, ["grad_squared"])
     assert score_tensors(model, tensors, windows, ["act_mag"]).of("act_mag", 0).max() > 0
+    with pytest.raises(EsaError, match="gives no gradients"):
+        reached(model, tensors, torch.from_numpy(windows))

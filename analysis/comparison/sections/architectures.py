@@ -183,7 +183,7 @@ def mixtures(comparison: Comparison) -> Section | None:
 
 def _supers(found: pl.DataFrame, models: int) -> str:
     if found.is_empty():
-        return f"No expert of {models} models stands out as one that carries it."
+        return f"No expert of {models} model{'s' if models != 1 else ''} stands out as one that carries it."
     named = [
         f"{r['model']} block {r['layer']} expert {r['expert']} ({wording.signed(r['delta_nll'], 2)})"
         for r in found.head(5).iter_rows(named=True)

@@ -169,7 +169,9 @@ def exponents(comparison: Comparison) -> Section | None:
     return Section(
         "families", "Do families scale alike?", _families_words(table),
         "Analysis of covariance of logarithms. Five sizes a family see only large differences of exponents: that none "
-        "is found doesn't say that there is none.", [], [listed(table.iter_rows(named=True), FAMILIES)],
+        "is found doesn't say that there is none.", [],
+        # A quantity without exponents would be a row of dashes; the answer says why there is none.
+        [listed(told.iter_rows(named=True), FAMILIES)] if len(told := table.drop_nulls("p_exponent")) else [],
     )  # fmt: skip
 
 

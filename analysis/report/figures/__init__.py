@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.report.figures.agreement import scores, stability, stability_by_k, stability_by_windows
+from analysis.report.figures.axes import LINEAR_BELOW
 from analysis.report.figures.damage import damage
 from analysis.report.figures.distribution import depth, hotspots, survival, tail
 from analysis.report.figures.dose import dose, kinds
@@ -14,7 +15,7 @@ from analysis.report.figures.fidelity import calibration, fidelity
 from analysis.report.figures.intact import reliability
 from analysis.report.figures.sets import layers, recovery, together
 from analysis.report.figures.structure import channels, spread
-from analysis.report.figures.style import COLOURS, LINEAR_BELOW, SHAPES, Chart
+from analysis.report.figures.style import COLOURS, SHAPES, Chart
 from analysis.report.figures.timeline import timeline
 from analysis.study import Study
 from esa_ray.storage.location import Place
@@ -38,10 +39,11 @@ def charts(study: Study) -> dict[str, Chart]:
 
 def styled(made: dict[str, Chart]) -> dict[str, Chart]:
     """Charts with the looks that all share."""
+    plain = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     return {
         name: chart.configure_view(stroke=None)
-        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
-        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", orient="bottom")
+        .configure_axis(**plain, titlePadding=8, gridColor="#e6e6e6")
+        .configure_legend(**plain, orient="bottom")
         for name, chart in made.items()
     }
 

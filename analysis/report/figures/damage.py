@@ -7,7 +7,8 @@ import polars as pl
 
 from analysis.damage.effects import effects
 from analysis.names import GROUP_ORDER, in_question
-from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales
+from analysis.report.figures.axes import LINEAR_BELOW, signed
+from analysis.report.figures.style import Chart, group_scales
 from analysis.study import Study
 from esa_ray.spec import TREATED
 
@@ -26,8 +27,7 @@ def damage(study: Study) -> Chart | None:
     room = 1.3 * LINEAR_BELOW
     domain = [min(float(values.min()) * 1.3, -room), max(float(values.max()) * 1.3, room)]  # type: ignore[arg-type]
     scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=domain, nice=False)
-    ticks = [-0.01, 0, 0.01, 0.1, 1, 10]
-    x_axis = alt.Axis(values=ticks, format="~g", grid=True)
+    x_axis = alt.Axis(values=signed(*domain), format="~g", grid=True)
     y = alt.Y("damage:N", sort=order, title=None, axis=alt.Axis(labelLimit=150))
     offset = alt.YOffset("group:N", sort=groups)
     fields = ["damage", "group", "delta_nll", "low", "high", "perplexity"]

@@ -6,7 +6,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis.report.figures.style import Chart, components, named_scales, powers
+from analysis.report.figures.axes import by_block, logarithmic
+from analysis.report.figures.style import Chart, components, named_scales
 from analysis.scores.depth import depth_profile
 from analysis.scores.distribution import blocks as block_means
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, tails
@@ -26,6 +27,8 @@ def hotspots(study: Study) -> Chart | None:
     if table.is_empty():
         return None
     order = components(table["component"].to_list())
+    means = table["mean"].filter(table["mean"] > 0)
+    marks = logarithmic(float(means.min()), float(means.max())) if len(means) else []  # type: ignore[arg-type]
     return (
         alt.Chart(table.select("layer", "component", "mean"))
         .mark_rect()
@@ -36,7 +39,7 @@ def hotspots(study: Study) -> Chart | None:
                 "mean:Q",
                 scale=alt.Scale(type="log", scheme="viridis"),
                 title="mean score",
-                legend=alt.Legend(format=".0e"),
+                legend=alt.Legend(format="~e", values=marks),
             ),
             tooltip=["layer", "component", alt.Tooltip("mean:Q", format=".3g")],
         )
@@ -53,11 +56,11 @@ def tail(study: Study) -> Chart | None:
     order = components(table["component"].to_list())
     points = (
         alt.Chart(table.select("layer", "component", "top1pct_over_median"))
-        .mark_circle(size=45, opacity=0.8)
+        .mark_point(filled=True, size=45, opacity=0.8)
         .encode(
-            x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
+            **named_scales("component", order),
+            x=by_block(int(study.resolved["layers"])),
             y=alt.Y("top1pct_over_median:Q", scale=alt.Scale(type="log"), title="top 1% ÷ median"),
-            color=alt.Color("component:N", sort=order, scale=alt.Scale(domain=order, scheme="tableau10"), title=None),
             tooltip=["layer", "component", alt.Tooltip("top1pct_over_median:Q", format=".3g")],
         )
     )  # fmt: skip
@@ -80,8 +83,7 @@ def depth(study: Study) -> Chart | None:
     )
     ends = [float(table["min"].min()), float(table["max"].max())]  # type: ignore[arg-type]
     scale = alt.Scale(type="log", domain=ends)
-    ticks = powers(*ends)
-    axis = alt.Axis(format=".0e", values=ticks if len(ticks) > 1 else [ends[0], *ticks, ends[1]])
+    axis = alt.Axis(format="~e", values=logarithmic(*ends))
     y = alt.Y("mean:Q", scale=scale, title="mean score per weight", axis=axis)
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("min:Q", scale=scale), y2="max:Q")
     tooltip = ["component", "layer", *(alt.Tooltip(f, format=".3g") for f in ("mean", "min", "max"))]
@@ -118,7 +120,7 @@ def survival(study: Study) -> Chart | None:
         return None
     looks = named_scales("component", table["component"].unique(maintain_order=True).to_list())
     ends = [1.0, float(table["ratio"].max())]  # type: ignore[arg-type]
-    axes = [alt.Axis(format="~g", values=v) for v in (powers(*ends), powers(1e-4, 1))]
+    axes = [alt.Axis(format="~g", values=v) for v in (logarithmic(*ends), logarithmic(1e-4, 1))]
     base = alt.Chart(table).encode(
         x=alt.X("ratio:Q", scale=alt.Scale(type="log", domain=ends), title="score ÷ median", axis=axes[0]),
         y=alt.Y("above:Q", scale=alt.Scale(type="log", nice=False), title="share of weights above", axis=axes[1]),

@@ -8,7 +8,8 @@ import polars as pl
 from analysis.damage.discrimination import discrimination
 from analysis.damage.dose import FEWEST_DOSES, dose_response
 from analysis.names import GROUP_ORDER
-from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales, named_scales, powers
+from analysis.report.figures.axes import LINEAR_BELOW, logarithmic, signed
+from analysis.report.figures.style import Chart, group_scales, named_scales
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, TREATED
 
@@ -51,11 +52,9 @@ def dose(study: Study) -> Chart | None:
     scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=domain, nice=False)
     span = [float(table["doses"].min()), float(table["doses"].max())]  # type: ignore[arg-type]
     title = "dose: strength" if table["axis"][0] == "strength" else "dose: k"
-    x_axis = alt.Axis(values=powers(*span) if span[1] >= 10 * span[0] else [], format="~r", grid=False)
-    if span[1] < 10 * span[0]:
-        x_axis = alt.Axis(format="~r", grid=False, tickCount=4)
+    x_axis = alt.Axis(values=logarithmic(*span), format="~r", grid=False)
     x = alt.X("doses:Q", scale=alt.Scale(type="log", domain=span, nice=False), axis=x_axis, title=title)
-    y_axis = alt.Axis(values=[-0.01, 0, 0.01, 0.1, 1, 10], format="~r")
+    y_axis = alt.Axis(values=signed(*domain), format="~r")
     y = alt.Y("means:Q", scale=scale, axis=y_axis, title="ΔNLL, nats per token")
     groups = [g for g in GROUP_ORDER if g in table["group"].to_list()]
     dash = alt.StrokeDash(

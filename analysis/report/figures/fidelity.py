@@ -8,7 +8,8 @@ import polars as pl
 
 from analysis.fidelity.census import Census, censuses, noise_floor_of
 from analysis.fidelity.tables import calibration_deciles
-from analysis.report.figures.style import Chart, components, named_scales, powers, rule
+from analysis.report.figures.axes import logarithmic
+from analysis.report.figures.style import Chart, components, named_scales, rule
 from analysis.study import Study
 
 ORDER_NAMES = {"first_order": "first order", "second_order": "second order"}
@@ -33,7 +34,7 @@ def fidelity(study: Study) -> Chart | None:
     looks = named_scales("component", components(table["component"].to_list()))
     ends = pl.concat([table["predicted"], table["measured"]])
     span = [float(ends.min()), float(ends.max())]  # type: ignore[arg-type]
-    axis = alt.Axis(format=".0e", values=powers(*span))
+    axis = alt.Axis(format="~e", values=logarithmic(*span))
     scale = alt.Scale(type="log", domain=span)
     dots = alt.Chart(table).mark_point(size=30, opacity=0.75, strokeWidth=1.2).encode(
         x=alt.X("predicted:Q", scale=scale, axis=axis, title="predicted |ΔNLL|, first order, nats per token"),
@@ -63,8 +64,8 @@ def calibration(study: Study) -> Chart | None:
     looks = named_scales("series", shown["series"].unique(maintain_order=True).to_list())
     scale = alt.Scale(domain=[min(-0.5, *shown["ratio"].clip(-2, 0)), max(1.5, *shown["ratio"].clip(0, 4))], clamp=True)
     sizes = shown["predicted"]
-    values = powers(float(sizes.min()), float(sizes.max()))  # type: ignore[arg-type]
-    axis = alt.Axis(format=".0e", values=values, grid=False)
+    values = logarithmic(float(sizes.min()), float(sizes.max()))  # type: ignore[arg-type]
+    axis = alt.Axis(format="~e", values=values, grid=False)
     base = alt.Chart(shown).encode(
         x=alt.X("predicted:Q", scale=alt.Scale(type="log"), axis=axis, title="|prediction|, nats per token"),
         color=looks["color"],

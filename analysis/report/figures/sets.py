@@ -11,11 +11,10 @@ from analysis.damage.paired import lead
 from analysis.damage.recovery import ORDER
 from analysis.damage.recovery import recovery as recovered
 from analysis.names import DAMAGE, GROUP_ORDER
-from analysis.report.figures.style import LINEAR_BELOW, Chart, group_scales, named_scales, rule
+from analysis.report.figures.axes import LINEAR_BELOW, by_block, signed
+from analysis.report.figures.style import Chart, group_scales, named_scales, rule
 from analysis.study import Study
 from esa_ray.spec import TREATED
-
-TICKS = [-10, -1, -0.1, -0.01, 0, 0.01, 0.1, 1, 10]
 
 
 def _span(table: pl.DataFrame, columns: list[str]) -> list[float]:
@@ -63,7 +62,7 @@ def together(study: Study) -> Chart | None:
         return None
     groups = [g for g in GROUP_ORDER if g in table["group"]]
     span = _span(table, columns[:4])
-    scale, axis = _symlog(span), alt.Axis(values=TICKS, format="~g")
+    scale, axis = _symlog(span), alt.Axis(values=signed(*span), format="~g")
     line = alt.Chart(pl.DataFrame({"x": span, "y": span})).mark_line(color="#555", strokeDash=[2, 3])
     base = alt.Chart(table).encode(
         x=alt.X("singles:Q", scale=scale, axis=axis, title="sum of each member alone, ΔNLL"), **group_scales(groups)
@@ -89,11 +88,11 @@ def layers(study: Study) -> Chart | None:
     columns = ["layer", "delta_nll", "low", "high", "group", "damage", "chosen", "share", "n_weights"]
     table = table.select(columns)
     groups = [g for g in GROUP_ORDER if g in table["group"]]
-    scale = _symlog(_span(table, ["delta_nll", "low", "high"]))
+    span = _span(table, ["delta_nll", "low", "high"])
+    scale = _symlog(span)
     title = f"ΔNLL under {table['damage'][0]}, nats per token"
-    y = alt.Y("delta_nll:Q", scale=scale, axis=alt.Axis(values=TICKS, format="~g"), title=title)
-    places = alt.Axis(format="d", tickMinStep=1)
-    x = alt.X("layer:Q", axis=places, title="block", scale=alt.Scale(padding=12, nice=False))
+    y = alt.Y("delta_nll:Q", scale=scale, axis=alt.Axis(values=signed(*span), format="~g"), title=title)
+    x = by_block(int(study.resolved["layers"]), "block")
     looks = group_scales(groups)
     bars = alt.Chart(table).mark_rule(strokeWidth=2).encode(
         x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=looks["color"]

@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from analysis.names import first_score
+from analysis.report.figures.axes import by_block
 from analysis.report.figures.style import Chart, named_scales, rule
 from analysis.scores.pools import layer_shares
 from analysis.scores.residual import channel_layers, residual_channels
@@ -24,7 +25,7 @@ def spread(study: Study) -> Chart | None:
         return None
     looks = named_scales("metric", metrics)
     base = alt.Chart(table.select("metric", "layer", "share", "min", "max")).encode(
-        x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, grid=False)), color=looks["color"]
+        x=by_block(int(study.resolved["layers"])), color=looks["color"]
     )
     y = alt.Y("share:Q", title="share of the global set", axis=alt.Axis(format="%"))
     tooltip = ["metric", "layer", *(alt.Tooltip(f"{f}:Q", format=".1%") for f in ("share", "min", "max"))]
@@ -48,11 +49,11 @@ def channels(study: Study) -> Chart | None:
     order = [str(c) for c in top]
     table = channel_layers(study).filter(same & pl.col("channel").is_in(top))
     base = alt.Chart(table.select("layer", "weights", pl.col("channel").cast(pl.String)))
-    domain = [-0.5, int(study.resolved["layers"]) - 0.5]
     sizes = alt.Scale(range=[12, 260])
+    above = alt.Axis(titleAngle=0, titleAlign="left", titleX=0, titleY=-8)  # turned, it is taller than few channels
     dots = base.mark_circle(color="#0072B2", opacity=0.85).encode(
-        x=alt.X("layer:Q", title="layer", scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("channel:N", sort=order, title="residual channel"),
+        x=by_block(int(study.resolved["layers"])),
+        y=alt.Y("channel:N", sort=order, title="residual channel", axis=above),
         size=alt.Size("weights:Q", title="super weights", scale=sizes, legend=alt.Legend(tickCount=4)),
         tooltip=["channel", "layer", alt.Tooltip("weights:Q", format=".1f")],
     )  # fmt: skip

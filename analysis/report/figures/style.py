@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import altair as alt
 
 from analysis.names import GROUP_ORDER
@@ -19,9 +17,6 @@ MANY_SHAPES = [
 ]  # fmt: skip
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
-#: Below this |ΔNLL| the axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
-LINEAR_BELOW = 1e-3
-
 
 def _paint(groups: list[str], palette: list[str]) -> alt.Scale:
     return alt.Scale(domain=groups, range=[palette[GROUP_ORDER.index(g)] for g in groups])
@@ -29,10 +24,10 @@ def _paint(groups: list[str], palette: list[str]) -> alt.Scale:
 
 def group_scales(groups: list[str]) -> dict:
     """Colour and shape of super and its controls."""
-    order = alt.Sort(groups)
+    order, legend = alt.Sort(groups), alt.Legend(columns=3)
     return {
-        "color": alt.Color("group:N", sort=order, title="group", scale=_paint(groups, COLOURS)),
-        "shape": alt.Shape("group:N", sort=order, title="group", scale=_paint(groups, SHAPES)),
+        "color": alt.Color("group:N", sort=order, title="group", legend=legend, scale=_paint(groups, COLOURS)),
+        "shape": alt.Shape("group:N", sort=order, title="group", legend=legend, scale=_paint(groups, SHAPES)),
     }  # fmt: skip
 
 
@@ -41,7 +36,9 @@ def named_scales(field: str, names: list[str], title: str | None = None) -> dict
 
     Beyond eight each repeats, but not the two together before the 56th.
     """
-    legend = alt.Legend(columns=2 if max(map(len, names)) > 9 else 4, labelLimit=170, title=title, symbolOpacity=1)
+    longest = max(map(len, names))
+    columns = next((n for n, most in ((4, 6), (3, 9), (2, 20)) if longest <= most), 1)
+    legend = alt.Legend(columns=columns, labelLimit=250 if columns == 1 else 140, title=title, symbolOpacity=1)
     turn = len(names)
     looks = (MANY_COLOURS, MANY_SHAPES if turn <= 8 else MANY_SHAPES[:7])
     colours, shapes = ((palette * (1 + turn // len(palette)))[:turn] for palette in looks)
@@ -61,16 +58,6 @@ def rule(value: float, text: str, dash: tuple[int, int] = (5, 4)) -> Chart:
     line = base.mark_rule(strokeDash=list(dash), color="#555").encode(y="at:Q")
     name = base.mark_text(align="left", dx=4, dy=-7, color="#555", fontSize=11)
     return alt.layer(line, name.encode(y="at:Q", text="name:N", x=alt.value(0)))
-
-
-def powers(low: float, high: float) -> list[float]:
-    """The powers of ten between two numbers, for the ticks of a logarithmic axis; too many are thinned.
-
-    >>> powers(0.002, 30)
-    [0.01, 0.1, 1.0, 10.0]
-    """
-    exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    return [float(f"1e{e}") for e in exponents[:: max(1, -(-len(exponents) // 6))]]
 
 
 def components(present: list[str]) -> list[str]:

@@ -1,0 +1,51 @@
+"""What the fields of a study are called on the command line, so that a sentence names what was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from esa_ray.errors import EsaError
+from esa_ray.spec import explain
+
+#: A field's place, without the numbers in it → the option that gives it. What isn't here is nobody's in particular.
+OPTIONS = {
+    "name": "--out-dir", "model.source": "--model", "model.dtype": "--dtype", "model.revision": "--revision",
+    "model.trust": "--trust", "data.source": "--data", "data.text_column": "--text-column", "data.split": "--split",
+    "data.window": "--window", "data.calibration_windows": "--max-samples", "data.evaluation_windows": "--eval-windows",
+    "data.batch_size": "--batch-size", "data.bos": "--bos", "data.prompts": "--prompts", "scores.metric": "--metric",
+    "scores.mode": "--mode", "scores.components": "--components", "scores.probes": "--probes",
+    "scores.relative_error": "--probe-error", "topk": "--topk", "seeds": "--seeds", "groups": "--controls",
+    "fidelity": "--fidelity", "repeats": "--repeats", "early_stop": "--early-stop", "search.damage": "--damage",
+    "search.smallest": "--smallest", "search.trials": "--trials", "windows": "--windows", "contexts": "--contexts",
+    "tasks": "--tasks", "limit": "--limit", "bits": "--bits", "relative_to": "--noise-scale",
+}  # fmt: skip
+
+
+def option(place: Iterable[Any]) -> str | None:
+    """The option that gives a field; None of a fault of several.
+
+    >>> option(("scores", 0, "metric")), option(())
+    ('--metric', None)
+    """
+    return OPTIONS.get(".".join(part for part in place if isinstance(part, str)))
+
+
+def told(error: ValidationError, where: str | None = None) -> EsaError:
+    """A pydantic error as one sentence about an option; ``where`` is what was typed, if that is known."""
+    return explain(error, lambda place: option(place) or where)
+
+
+def check_given(options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse an option that is given and empty, where leaving it out says something else.
+
+    Raises
+    ------
+    EsaError
+        For the first that is.
+    """
+    for name, value in options.items():
+        if isinstance(value, str) and not value.strip() and defaults.get(name, value) != value:
+            raise EsaError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
