@@ -41,7 +41,8 @@ class Study:
         """What the run found: fingerprints, dtype, window counts, parameters."""
         return self.record["resolved"]
 
-    def _table(self, name: str) -> pl.DataFrame:
+    def table(self, name: str) -> pl.DataFrame:
+        """A table by its name, also of a measurement that isn't ours; empty where nothing is stored."""
         try:
             found = pl.from_arrow(tables.read(self.place, name))
         except EsaError as error:
@@ -52,7 +53,7 @@ class Study:
     @cached_property
     def cells(self) -> pl.DataFrame:
         """One row a cell, each once."""
-        return self._table("cells")
+        return self.table("cells")
 
     @cached_property
     def whole(self) -> pl.DataFrame:
@@ -62,47 +63,47 @@ class Study:
     @cached_property
     def baselines(self) -> pl.DataFrame:
         """The intact model."""
-        return self._table("baselines")
+        return self.table("baselines")
 
     @cached_property
     def rankings(self) -> pl.DataFrame:
         """One row a selected weight."""
-        return self._table("rankings")
+        return self.table("rankings")
 
     @cached_property
     def score_stats(self) -> pl.DataFrame:
         """One row a tensor (or component of it) and seed."""
-        return self._table("score_stats")
+        return self.table("score_stats")
 
     @cached_property
     def sample_sizes(self) -> pl.DataFrame:
         """One row a selected weight and number of calibration windows; empty unless "weights" was analysed."""
-        return self._table("sample_sizes")
+        return self.table("sample_sizes")
 
     @cached_property
     def samples(self) -> pl.DataFrame:
         """One row a weight of the stratified sample, with its score by every metric; empty in older studies."""
-        return self._table("samples")
+        return self.table("samples")
 
     @cached_property
     def fidelity(self) -> pl.DataFrame:
         """One row an edit of a single weight, with what was measured and predicted; empty in older studies."""
-        return self._table("fidelity")
+        return self.table("fidelity")
 
     @cached_property
     def ablations(self) -> pl.DataFrame:
         """One row a silenced sub-layer or expert; empty unless "architecture" was analysed."""
-        return self._table("ablations")
+        return self.table("ablations")
 
     @cached_property
     def protocols(self) -> pl.DataFrame:
         """One row a measurement of the intact model: protocol, context and seed; empty unless there are protocols."""
-        return self._table("protocols")
+        return self.table("protocols")
 
     @cached_property
     def tasks(self) -> pl.DataFrame:
         """One row a zero-shot task and metric; empty unless tasks were asked for."""
-        return self._table("tasks")
+        return self.table("tasks")
 
     @cached_property
     def search(self) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("esa_ray", "analysis", "experiments") for p in (ROOT / folder).rglob("*.py"))
 #: What stands in a package; each room may import its own and those before it.
 LAYERS = [
-    {"errors", "randomness", "sequential", "host"},
+    {"errors", "extensions", "randomness", "sequential", "host"},
     {"spec", "identity", "schema", "storage", "progress"},
     {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
     {"measurements"},
@@ -28,7 +28,7 @@ ANALYSIS = [
     {"documents", "__init__"},
 ]
 #: What the analysis may know of esa_ray: what studies ask, and how their tables lie.
-SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements"}
+SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements", "extensions"}
 
 
 @cache

@@ -17,7 +17,7 @@ from analysis.comparison.tables import file_name, latex
 from analysis.comparison.verdicts import comparison_verdicts
 from analysis.report.figures import save_charts, styled
 from analysis.report.page import environment, json_script, library
-from analysis.report.sections.parts import Section
+from analysis.report.parts import Section
 from analysis.report.terminal import MARKS
 from analysis.run.progress import progress
 from analysis.run.progress import unfinished as is_unfinished

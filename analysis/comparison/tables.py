@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from analysis.report.sections.parts import Section, Table
+from analysis.report.parts import Section, Table
 
 #: Characters of reports that LaTeX's default fonts lack.
 SYMBOLS = {

@@ -22,7 +22,7 @@ from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
 from analysis.documents import architectures, measured
 from analysis.report.figures import styled
-from analysis.report.sections.parts import Figure
+from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
 from analysis.study import StudyError
 

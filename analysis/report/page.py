@@ -17,7 +17,7 @@ from analysis.damage.effects import baseline, comparisons, effects
 from analysis.names import in_question
 from analysis.report import wording
 from analysis.report.figures import LINEAR_BELOW, charts
-from analysis.report.sections import ON_DAMAGE, ON_RUN, ON_WEIGHTS, sections
+from analysis.report.sections import answered
 from analysis.report.verdicts import verdicts
 from analysis.run.progress import progress
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, scored_tensors
@@ -127,9 +127,9 @@ def context(study: Study) -> dict[str, Any]:
         "calibration_overlap": calibration_overlap(study),
         "consensus": consensus(study).to_dicts(),
         "verdicts": verdicts(study),
-        "on_damage": sections(study, set(drawn), ON_DAMAGE),
-        "on_weights": sections(study, set(drawn), ON_WEIGHTS),
-        "on_run": sections(study, set(drawn), ON_RUN),
+        "on_damage": answered(study, set(drawn), "damage"),
+        "on_weights": answered(study, set(drawn), "weights"),
+        "on_run": answered(study, set(drawn), "run"),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from esa_ray.schema import TABLES
+from esa_ray.schema import TABLES, define
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +94,7 @@ class Registry(Mapping[str, Measurement]):
             If its table has neither columns of its own nor those of :mod:`esa_ray.schema`.
         """
         if kind.schema is not None:
-            TABLES[kind.table] = kind.schema
+            define(kind.table, kind.schema)
         if kind.table not in TABLES:
             raise ValueError(f"measurement {kind.name}: table {kind.table} has no columns; give the class a schema")
         self._known[kind.name] = kind()

@@ -15,7 +15,7 @@ from analysis.damage.discrimination import (
     hierarchy_ratios,
 )
 from analysis.damage.power import power
-from analysis.report.sections import sections
+from analysis.report.sections import answered
 from analysis.statistics.inference import hedges_g
 from tests.analysis.planted import damaged, wobble
 
@@ -166,7 +166,7 @@ def test_studies_without_controls_have_empty_tables(tmp_path, made):
 
 def test_the_section_names_the_best_kind_and_what_could_be_found(tmp_path):
     study = noisy_study(tmp_path)
-    section = next(s for s in sections(study, {"kinds"}) if s.id == "discrimination")
+    section = next(s for s in answered(study, {"kinds"}) if s.id == "discrimination")
     assert section.answer.startswith("zero tells k=10 from random_k best: g = ")
     assert "sign_flip worst" in section.answer
     assert "No ratio is told: in none of 4 pairs" in section.answer
@@ -176,5 +176,5 @@ def test_the_section_names_the_best_kind_and_what_could_be_found(tmp_path):
     html = analysis.write_report(study).read_text()
     assert 'id="chart-kinds"' in html
     lone = damaged(tmp_path / "lone", [("zero", None)], lambda g, *_: np.linspace(0, 1, 8) * (g == "super"))
-    assert "discrimination" not in {s.id for s in sections(lone, set())}
+    assert "discrimination" not in {s.id for s in answered(lone, set())}
     assert "kinds" not in analysis.charts(lone)

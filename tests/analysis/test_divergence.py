@@ -6,7 +6,7 @@ import pytest
 import analysis
 from analysis.damage.dose import dose_response
 from analysis.damage.landmarks import dose_landmarks
-from analysis.report.sections import sections
+from analysis.report.sections import answered
 from tests.analysis.planted import damaged, wobble
 from tests.analysis.test_dose import one
 
@@ -31,7 +31,7 @@ def test_doses_that_diverge_in_all_seeds_are_at_or_beyond_collapse(tmp_path):
         assert [marks[name + end] for end in ("", "_low", "_high")] == [None, 0.05, 0.1]
     assert "collapse: between 0.05 and 0.1" in marks["why_not"]
     assert "not reached" not in marks["why_not"]
-    section = next(s for s in sections(study, set()) if s.id == "dose")
+    section = next(s for s in answered(study, set()) if s.id == "dose")
     assert "No cell has a finite loss any more in bit_flip, k=10 from 0.1 on." in section.answer
     assert "or without a finite loss, between 0.0500 and 0.100." in section.answer
     assert section.tables[0].rows[0][12] == "0.1"
@@ -62,7 +62,7 @@ def test_series_that_diverge_from_the_first_doses_on_are_no_gap(tmp_path, finite
     marks = one(dose_landmarks(study), group="super")
     assert (marks["collapse"], marks["collapse_high"]) == (None, DOSES[finite][1])
     assert marks["collapse_low"] == (0.01 if finite else None)
-    section = next(s for s in sections(study, set()) if s.id == "dose")
+    section = next(s for s in answered(study, set()) if s.id == "dose")
     assert all(len(r) == len(t.columns) for t in section.tables for r in t.rows)
     assert 'id="dose"' in analysis.write_report(study).read_text()
 

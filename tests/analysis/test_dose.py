@@ -11,7 +11,7 @@ import analysis
 from analysis.damage.dose import dose_response
 from analysis.damage.landmarks import crossing, dose_landmarks, isotonic
 from analysis.damage.series import Response
-from analysis.report.sections import sections
+from analysis.report.sections import answered
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.curves import FAMILIES, dose_of_top, refits
 from esa_ray.spec import dose as dose_of
@@ -238,7 +238,7 @@ def test_the_section_says_what_was_planted(tmp_path):
         return planted(group, damage, seed) if known else falling[damage[1]] * np.linspace(0.9, 1.1, 8)
 
     study = damaged(tmp_path, damages, delta, vocabulary=3000)
-    section = next(s for s in sections(study, {"dose"}) if s.id == "dose")
+    section = next(s for s in answered(study, {"dose"}) if s.id == "dose")
     assert "In 1 of 2 series" in section.answer
     assert "falls somewhere in sign_flip, k=10" in section.answer
     assert "The costliest is gauss_noise, k=10, best described by t/(1 + (x/c)^−h) with t = " in section.answer
@@ -258,11 +258,11 @@ def test_the_section_says_what_was_planted(tmp_path):
 
 def test_two_doses_are_no_section_and_only_k_can_be_one(tmp_path):
     few = damaged(tmp_path / "few", NOISE[:2], curve(hill))
-    assert "dose" not in {s.id for s in sections(few, set())}
+    assert "dose" not in {s.id for s in answered(few, set())}
     assert "dose" not in analysis.charts(few)
     ks = [("zero", None, k) for k in (1, 2, 4)]
     by_k = damaged(tmp_path / "k", ks, lambda g, d, s: np.linspace(0.9, 1.1, 8) * d[2])
-    section = next(s for s in sections(by_k, set()) if s.id == "dose")
+    section = next(s for s in answered(by_k, set()) if s.id == "dose")
     assert "The costliest is zero, by k." in section.answer
     assert "AICc needs four" in section.tables[0].rows[0][9]
     assert "dose" in analysis.charts(by_k)

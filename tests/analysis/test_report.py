@@ -14,7 +14,7 @@ import analysis
 from analysis.report import wording
 from analysis.report.figures import FIGURES
 from analysis.report.figures.style import named_scales
-from analysis.report.sections import sections
+from analysis.report.sections import answered
 from esa_ray.storage.store import Store
 from tests.analysis.conftest import write_study
 from tests.analysis.synthetic import write_synthetic
@@ -190,7 +190,7 @@ def test_every_section_stands_in_a_full_report_with_its_numbers(synthetic):
     html = analysis.write_report(study).read_text()
     text = unescape(" ".join(Page(html).text))
     drawn = analysis.charts(study)
-    made = sections(study, set(drawn))
+    made = answered(study, set(drawn))
     assert [s.id for s in made] == SECTIONS
     for section in made:
         assert f'id="{section.id}"' in html
@@ -206,7 +206,7 @@ def test_every_section_stands_in_a_full_report_with_its_numbers(synthetic):
 
 
 def test_answers_name_what_was_planted(synthetic):
-    at = {s.id: s.answer for s in sections(synthetic[0], set())}
+    at = {s.id: s.answer for s in answered(synthetic[0], set())}
     assert "layer 0" in at["patterns"]
     assert "7 (6 of 6 layers)" in at["structure"]
     assert "grad_x_weight ranks single weights best" in at["fidelity"]
@@ -214,7 +214,7 @@ def test_answers_name_what_was_planted(synthetic):
 
 
 def test_long_tables_are_folded_after_ten_rows(synthetic):
-    tables = [t for s in sections(synthetic[0], set()) for t in s.tables]
+    tables = [t for s in answered(synthetic[0], set()) for t in s.tables]
     assert all(len(t.head) <= 10 for t in tables)
     assert any(t.rest for t in tables)
     html = analysis.write_report(synthetic[0]).read_text()
@@ -223,7 +223,7 @@ def test_long_tables_are_folded_after_ten_rows(synthetic):
 
 def test_older_studies_have_no_sections_that_they_lack_data_for(made):
     study = analysis.load(made)
-    assert {s.id for s in sections(study, set())} == {"stable", "patterns"}
+    assert {s.id for s in answered(study, set())} == {"stable", "patterns"}
     html = analysis.write_report(study).read_text()
     assert 'id="fidelity"' not in html
     assert "What a single weight does by itself is not measured here" in html

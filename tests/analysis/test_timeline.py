@@ -10,7 +10,7 @@ import vl_convert
 
 import analysis
 from analysis.report.figures import charts
-from analysis.report.sections import sections
+from analysis.report.sections import answered
 from analysis.run.timeline import lasting, occupancy, pace, timeline, utilisation
 from esa_ray.schema import STATUSES
 from tests.analysis.conftest import with_tables, write_study
@@ -378,7 +378,7 @@ def test_rows_are_named_by_host_and_process(tmp_path, hosts, names):
 
 
 def ran_of(study):
-    return next((s for s in sections(study, set(charts(study))) if s.id == "ran"), None)
+    return next((s for s in answered(study, set(charts(study))) if s.id == "ran"), None)
 
 
 def test_the_section_says_what_was_computed_by_hand(planted):

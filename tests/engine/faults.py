@@ -12,16 +12,16 @@ def bad_cells():
     """With k = 3: noise raises, zeroing finds no memory, bit flips end the process, a control poisons its GPU."""
     from esa_ray.engine.actor import ModelActor
 
-    real = ModelActor.run
+    real = ModelActor.measure
 
-    def run(self, cells):
+    def measure(self, name, units):
         damaging = self._worker.damaging
         if not hasattr(damaging, "healthy"):
             damaging.healthy = damaging.run
             damaging.run = lambda cell, ranking: _bad(damaging, cell, ranking)
-        return real(self, cells)
+        return real(self, name, units)
 
-    ModelActor.run = run
+    ModelActor.measure = measure
 
 
 def _bad(damaging, cell, ranking):
@@ -61,13 +61,14 @@ def begun_together():
     """The first cell of an actor waits for a second actor, so that a sweep of seconds is shared by both."""
     from esa_ray.engine.actor import ModelActor
 
-    flags, real = Path(os.environ["ESA_TEST_FLAGS"]), ModelActor.run
+    flags, real = Path(os.environ["ESA_TEST_FLAGS"]), ModelActor.measure
 
-    def run(self, cells):
-        (flags / str(os.getpid())).touch()
-        deadline = time.monotonic() + 600
-        while len(list(flags.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return real(self, cells)
+    def measure(self, name, units):
+        if name == "cells":
+            (flags / str(os.getpid())).touch()
+            deadline = time.monotonic() + 600
+            while len(list(flags.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return real(self, name, units)
 
-    ModelActor.run = run
+    ModelActor.measure = measure

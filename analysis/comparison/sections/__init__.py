@@ -9,7 +9,7 @@ from analysis.comparison.sections.architectures import kinds, mixtures, sublayer
 from analysis.comparison.sections.features import fingerprints, ranks
 from analysis.comparison.sections.intact import intact
 from analysis.comparison.sections.scale import exponents, foreseen, laws, models
-from analysis.report.sections.parts import Section
+from analysis.report.parts import Section
 
 __all__ = ["MAKERS"]
 

@@ -24,7 +24,7 @@ from analysis.comparison.sections.words import (
     text,
 )
 from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section
+from analysis.report.parts import Figure, Section
 
 WITHIN: Columns = {
     "<model": text("model"),

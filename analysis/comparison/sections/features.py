@@ -7,7 +7,7 @@ from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.sections.words import Columns, listed, number, text
 from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report.parts import Figure, Section, Table
 
 
 def fingerprints(comparison: Comparison) -> Section | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analysis.comparison.loading import Comparison, model_name
+from analysis.report.parts import Section, Table
 from analysis.report.sections.intact import COLUMNS, rows_of
-from analysis.report.sections.parts import Section, Table
 from analysis.report.verdicts import Verdict, protocol_verdicts
 from analysis.run.protocols import protocol_summary
 

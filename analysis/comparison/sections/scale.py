@@ -26,7 +26,7 @@ from analysis.comparison.sections.words import (
 )  # fmt: skip
 from analysis.names import label
 from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section
+from analysis.report.parts import Figure, Section
 
 
 def _count(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.comparison.quantities import WORDS
 from analysis.report import wording
-from analysis.report.sections.parts import Table
+from analysis.report.parts import Table
 
 #: p below which the sections say "surely".
 LEVEL = 0.05

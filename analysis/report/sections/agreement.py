@@ -7,8 +7,9 @@ from typing import Any
 import polars as pl
 
 from analysis.names import first_score
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table, score_order
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table, score_order
+from analysis.report.questions import question
 from analysis.scores.agreement import ensemble_stability, score_agreement, score_correlations
 from analysis.scores.convergence import CRITERION, TOLERANCE, jaccard_by_windows, stable_from
 from analysis.scores.overlap import RBO_P
@@ -21,6 +22,7 @@ def _seeing(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(~pl.col("metric").map_elements(is_data_free, return_dtype=pl.Boolean))
 
 
+@question("weights", figures.stability, figures.stability_by_k, figures.stability_by_windows)
 def stability(study: Study) -> Section | None:
     """From which k, and from how many windows on, seeds agree."""
     table = _seeing(stable_from(study))
@@ -116,6 +118,7 @@ def _windows_table(study: Study) -> Table:
     return Table(columns, rows, "By number of calibration windows", folded=True)
 
 
+@question("weights", figures.scores)
 def scores(study: Study) -> Section | None:
     """How far scores choose the same weights, and whether ensembles are stabler."""
     table = score_agreement(study)

@@ -9,10 +9,12 @@ import polars as pl
 from analysis.damage.changed import changes, empty_words, unchanged_words, unlike_words
 from analysis.names import DAMAGE
 from analysis.report import wording
-from analysis.report.sections.parts import Section, Table
+from analysis.report.parts import Section, Table
+from analysis.report.questions import question
 from analysis.study import Study
 
 
+@question("damage")
 def changed(study: Study) -> Section | None:
     """Which cells changed no weight, and which groups weren't changed alike; nothing where there are none."""
     table = changes(study)

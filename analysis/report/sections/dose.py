@@ -10,8 +10,9 @@ from analysis.damage.discrimination import discrimination, hierarchy_ratios
 from analysis.damage.dose import FEWEST_DOSES, dose_response
 from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.power import power
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table
+from analysis.report.questions import question
 from analysis.study import Study
 from esa_ray.spec import TREATED
 
@@ -21,6 +22,7 @@ FORMULAS = {
 }  # fmt: skip
 
 
+@question("damage", figures.dose)
 def dose(study: Study) -> Section | None:
     """ΔNLL against dose, the curves that describe it, and where it starts, levels off and collapses."""
     found = dose_response(study).filter(pl.col("tested") >= FEWEST_DOSES)
@@ -189,6 +191,7 @@ def _mark(r: dict[str, Any], name: str) -> str:
     return wording.significant(r[name], 3) + _ends(r[f"{name}_low"], r[f"{name}_high"])
 
 
+@question("damage", figures.kinds)
 def kinds(study: Study) -> Section | None:
     """Which kinds of damage tell super from control best, how far the groups lie apart, and what could be found."""
     found = discrimination(study)

@@ -8,13 +8,15 @@ import polars as pl
 
 from analysis.fidelity.census import censuses
 from analysis.fidelity.tables import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table
+from analysis.report.questions import question
 from analysis.study import Study
 
 ORDER_NAMES = {"first_order": "prediction, first order", "second_order": "prediction, second order"}
 
 
+@question("weights", figures.fidelity, figures.calibration)
 def fidelity(study: Study) -> Section | None:
     """Scores, and predictions, against edits of single weights."""
     first = next(censuses(study), None)

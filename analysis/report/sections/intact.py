@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table
+from analysis.report.questions import question
 from analysis.run.protocols import protocol_summary, shared_windows
 from analysis.study import Study
 
@@ -27,6 +28,7 @@ def rows_of(table: pl.DataFrame) -> list[list[str]]:
     ]  # fmt: skip
 
 
+@question("damage", figures.reliability)
 def intact(study: Study) -> Section | None:
     """Loss, calibration, speed and memory of the intact model."""
     table = protocol_summary(study)

@@ -8,11 +8,13 @@ from analysis.damage.meta import meta_analysis
 from analysis.damage.mixed import mixed_effects
 from analysis.names import first_score
 from analysis.report import wording
-from analysis.report.sections.parts import Section, Table
+from analysis.report.parts import Section, Table
+from analysis.report.questions import question
 from analysis.report.sections.sets import ranged
 from analysis.study import Study
 
 
+@question("damage")
 def kinds_together(study: Study) -> Section | None:
     """Super against controls over all kinds of damage at once."""
     # Of fewer than three kinds there is no saying how much they vary.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table
+from analysis.report.questions import question
 from analysis.run.hardware import mixed_hardware
 from analysis.run.timeline import Utilisation, lasting, utilisation
 from analysis.study import Study
 
 
+@question("run", figures.timeline)
 def ran(study: Study) -> Section | None:
     """Which processes computed when, how busy they were, and when none computed."""
     found = utilisation(study)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.report import wording
-from analysis.report.sections.parts import Section, Table
+from analysis.report.parts import Section, Table
+from analysis.report.questions import question
 from analysis.study import Study
 
 
+@question("damage")
 def search(study: Study) -> Section | None:
     """What was searched for, what was found, and what was measured on the way."""
     found = study.search

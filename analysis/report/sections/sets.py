@@ -13,8 +13,9 @@ from analysis.damage.recovery import FIRST, ORDER
 from analysis.damage.recovery import recovery as recovered
 from analysis.damage.repeatability import repeatability as repeated
 from analysis.damage.transfer import transfer as transferred
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table
+from analysis.report.questions import question
 from analysis.study import Study
 from esa_ray.spec import TREATED
 
@@ -29,6 +30,7 @@ def _share(x: float | None, low: float | None, high: float | None) -> str:
     return (wording.percent(x) + ends).replace("-", "−")
 
 
+@question("damage", figures.recovery)
 def recovery(study: Study) -> Section | None:
     """What restoring a part of the set brings back."""
     table = recovered(study)
@@ -69,6 +71,7 @@ def _recovery_words(study: Study, table: pl.DataFrame) -> str:
     return f"{text} That is {change} of it more than restoring the same share from the least sensitive end does."
 
 
+@question("damage", figures.together)
 def together(study: Study) -> Section | None:
     """The set's damage against the sum of its members'."""
     table = interaction(study)
@@ -108,6 +111,7 @@ def _together_words(study: Study, table: pl.DataFrame) -> str:
     )
 
 
+@question("damage", figures.layers)
 def layers(study: Study) -> Section | None:
     """Which block breaks the model by itself."""
     table = layer_damage(study)
@@ -181,6 +185,7 @@ def _unranked(rows: pl.DataFrame) -> str:
     return text + (f" Not measured, as cells failed: {_blocks(failed)}." if len(failed) else "")
 
 
+@question("damage")
 def repeatability(study: Study) -> Section | None:
     """Whether the same damage costs the same again."""
     table = repeated(study)
@@ -235,6 +240,7 @@ def _repeated_words(same: pl.DataFrame, drawn: pl.DataFrame) -> str:
     return " ".join(words) or "No set was repeated with a finite loss."
 
 
+@question("damage")
 def transfer(study: Study) -> Section | None:
     """Whether given weights break this model as its own do."""
     table = transferred(study)

@@ -8,8 +8,9 @@ import polars as pl
 
 from analysis.damage.pools import mode_costs
 from analysis.names import first_score
-from analysis.report import wording
-from analysis.report.sections.parts import Figure, Section, Table, score_order
+from analysis.report import figures, wording
+from analysis.report.parts import Figure, Section, Table, score_order
+from analysis.report.questions import question
 from analysis.scores.clusters import SUBSTANTIAL, clusters
 from analysis.scores.depth import HOT, depth_pattern, hotspot_ranks, sides, silent_blocks
 from analysis.scores.distribution import has_magnitude, tail_summary
@@ -29,6 +30,7 @@ def _leading(study: Study) -> str:
 SIDES = {"attention": "Attention's", "mixer": "The mixers'"}
 
 
+@question("weights", figures.hotspots, figures.depth, figures.tail, figures.survival)
 def where(study: Study) -> Section | None:
     """Hot blocks, depth, attention and mixers against FFN, and tails."""
     hot = hotspot_ranks(study)
@@ -117,6 +119,7 @@ def _seeds(row: dict[str, Any], name: str) -> str:
     return f"{wording.significant(row[name])} ({low}–{high})"
 
 
+@question("weights", figures.spread)
 def modes(study: Study) -> Section | None:
     """How the global set spreads, and global against per-layer pools."""
     table = spread(study)
@@ -186,6 +189,7 @@ def _cost_table(study: Study) -> Table:
     return Table(columns, rows, "What each costs, nats per token", folded=True)
 
 
+@question("weights", figures.channels)
 def structure(study: Study) -> Section | None:
     """Rows, columns, residual channels, and clusters."""
     lines, channels, groups = line_concentration(study), residual_channels(study), clusters(study)

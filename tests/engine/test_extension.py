@@ -1,0 +1,110 @@
+"""A measurement of somebody else's runs to the end, and no file of the package knows of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load_file
+
+import analysis
+from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements.worker import Worker
+from esa_ray.models.sources import find
+from esa_ray.storage.store import Store
+from tests import extended
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(tiny_study):
+    return tiny_study.replace(topk=(3,), seeds=(7,), perturbations=(), groups=("super",))
+
+
+@pytest.fixture
+def registered():
+    extended.register()
+    yield
+    extended.forget()
+
+
+def largest(model_dir):
+    tensors = load_file(Path(model_dir) / "model.safetensors")
+    blocks = [{n: t for n, t in tensors.items() if f"layers.{block}." in n and t.ndim == 2} for block in range(2)]
+    return [max(np.abs(t).max() for t in block.values()) for block in blocks]
+
+
+def check(directory, model_dir):
+    found = analysis.load(directory)
+    table = found.table("heaviest").sort("layer")
+    assert table["largest"].to_list() == pytest.approx(largest(model_dir))
+    assert analysis.progress(found)["heaviest missing"] == 0
+    analysis.write_report(found)
+    page = (directory / "report.html").read_text()
+    assert "Which block has the largest weight?" in page
+    assert f"{table['largest'][0]:.6f}" in page
+    assert '"heaviest_by_block":' in page
+
+
+def test_from_units_to_the_report(study, model_dir, registered, tmp_path):
+    worker = Worker(study, find(study.model), str(tmp_path))
+    store = Store(tmp_path)
+    assert MEASUREMENTS["heaviest"].missing(study, store) == []  # nobody knows how many blocks there are
+    found = worker.describe()
+    store.save_study(study, found, found.pop("versions"))
+    for name in ("rankings", "baseline", "heaviest"):
+        for unit in MEASUREMENTS[name].missing(study, store):
+            worker.measure(name, unit)
+    assert store.names("heaviest") == ["block-0", "block-1"]
+    check(tmp_path, model_dir)
+    (tmp_path / "heaviest" / "block-1.parquet").unlink()
+    assert [unit.values for unit in MEASUREMENTS["heaviest"].missing(study, store)] == [(1,)]
+    assert analysis.progress(analysis.load(tmp_path))["heaviest missing"] == 1
+
+
+def test_a_section_that_names_a_figure_nobody_draws_fails(study, registered, tmp_path, monkeypatch):
+    monkeypatch.delitem(extended.FIGURES, "heaviest_by_block")  # and put back afterwards
+    store = Store(tmp_path)
+    store.save_study(study, {"layers": 1}, {})
+    store.write("heaviest", "block-0", [{"model": "m", "layer": 0, "largest": 1.0}])
+    with pytest.raises(KeyError, match="heaviest_by_block"):
+        analysis.report.sections.answered(analysis.load(tmp_path), set())
+
+
+@pytest.mark.ray
+def test_an_installed_package_is_found_by_driver_actors_and_report(study, model_dir, ray_cluster, tmp_path):
+    package = tmp_path / "site"
+    metadata = package / "mine-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (package / "mine.py").write_text("from tests import extended\n\nextended.register()\n")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[esa_ray]\nmine = mine\n")
+    script = """
+import json, sys
+import ray
+address, spec, directory, path = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": path}})
+from esa_ray.engine.sweep import run_study
+from esa_ray.spec import StudySpec
+summary = run_study(StudySpec.model_validate_json(spec), directory, address=address)
+print(json.dumps([summary.complete, summary.computed]))
+"""
+    path = os.pathsep.join([str(package), str(ROOT)])
+    arguments = [ray.get_runtime_context().gcs_address, study.model_dump_json(), str(tmp_path / "out"), path]
+    environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments], env=environment, cwd=ROOT, check=False,
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, 3]  # a seed's rankings, and two blocks
+    extended.register()
+    try:
+        check(tmp_path / "out", model_dir)
+    finally:
+        extended.forget()
