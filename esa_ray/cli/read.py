@@ -85,6 +85,8 @@ def show_status(location: str) -> int:
         counts, pace = analysis.progress(study), analysis.pace(study)
     console.out(f"{'study':<18}{study.place}")
     for name, value in counts.items():
+        if name.endswith(" missing") and not value:  # most studies ask for few of the measurements
+            continue
         console.out(f"{name:<18}{value}")
     if working := holder(study.place):
         gone = ", which is gone: run the same command again" if working.gone else ""
