@@ -249,7 +249,7 @@ def planted(directory: Path, name: str) -> analysis.Study:
 
 def charts(page: Page) -> dict:
     """The figures in the page's own script, as JSON: whoever breaks out of a string breaks this."""
-    found = re.search(r"const charts = (\{.*?\});\nfor \(", page.scripts[-1], re.S)
+    found = re.search(r"const charts = (\{.*?\});\n", page.scripts[-1], re.S)
     return json.loads(found[1])
 
 
