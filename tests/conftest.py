@@ -3,8 +3,12 @@ from itertools import count
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# On a busy machine examples take long to be made and tried; that is nobody's fault.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # The S3 server below asks for some key; set before any cluster starts, so that its processes have it, too.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")

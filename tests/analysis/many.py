@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
-from esa_ray.storage.store import Store
+from esa_ray.storage.store import Store, ranking_name
 
 WINDOWS, TOKENS, VOCABULARY = 12, 100, 260
 SEEDS = (1, 2, 3)
@@ -82,8 +82,10 @@ def study(
                  "rank": rank + 1, "tensor": "0.q", "layer": 0, "component": "q", "row": 0, "col": rank + seed,
                  "flat": rank + seed, "score": 1.0 / (rank + 1), "weight": 0.1}
             )  # fmt: skip
-    store.write("score_stats", "s", stats)
-    store.write("rankings", "r", rankings)
+    for seed in SEEDS:
+        for table, made in (("score_stats", stats), ("rankings", rankings)):
+            mine = [row for row in made if row["seed"] == seed]
+            store.write(table, ranking_name("grad_x_weight", "global", seed), mine)
     for layer in range(layers):
         rows = []
         for part, cost in (("attention", 0.1), ("ffn", 0.4)):

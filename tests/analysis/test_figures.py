@@ -18,7 +18,8 @@ from analysis.comparison import compare
 from analysis.comparison.figures import figures
 from analysis.report.figures import charts, styled
 from analysis.report.figures.axes import by_block, linear, logarithmic, signed
-from analysis.report.figures.style import COMPONENT_ORDER, named_scales
+from analysis.report.figures.style import named_scales
+from esa_ray.spec import COMPONENTS
 from tests.analysis.many import study
 
 #: How the page draws all figures.
@@ -82,7 +83,7 @@ def test_every_axis_of_a_full_studys_figures_is_labelled(synthetic):
 
 
 @pytest.mark.parametrize("names", [
-    COMPONENT_ORDER, ["q", "k", "v", "o", "gate", "up", "down"], ["grad_x_weight_abs", "act_mag", "magnitude"],
+    list(COMPONENTS), ["q", "k", "v", "o", "gate", "up", "down"], ["grad_x_weight_abs", "act_mag", "magnitude"],
     ["mixer_dt", "kv_latent", "attn_gate", "q_latent"], ["gauss_noise-weight per_layer k=100", "sign_flip-0.5"],
     ["progressive-zero-0.5 grad_x_weight, k=100"],
 ])  # fmt: skip
