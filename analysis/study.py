@@ -61,6 +61,11 @@ class Study:
         return self.cells.filter(pl.col("part").is_null() & (pl.col("repeat").fill_null(0) == 0))
 
     @cached_property
+    def first_draws(self) -> pl.DataFrame:
+        """:attr:`whole`, of drawn controls the first set of each seed alone: that which parts of controls are of."""
+        return self.whole.filter(pl.col("control_draw").fill_null(0) == 0)
+
+    @cached_property
     def baselines(self) -> pl.DataFrame:
         """The intact model."""
         return self.table("baselines")

@@ -52,7 +52,8 @@ class Cell(Spec):
     Either ``score`` or ``listed`` says where the set comes from, ``part`` which of its weights are damaged (None:
     all), ``repeat`` which run of the same cell it is. ``depth`` is the largest k of the ranking that a control was
     drawn for, since it leaves out all of that ranking's super weights; None for groups that aren't drawn.
-    ``early_stop`` is the error rate at which it may end before its last window.
+    ``early_stop`` is the error rate at which it may end before its last window. ``control_draw`` is which of the
+    seed's sets of a drawn control it damages.
     """
 
     score: ScoreSpec | None = None
@@ -65,6 +66,7 @@ class Cell(Spec):
     repeat: int = 0
     depth: int | None = None
     early_stop: float | None = None
+    control_draw: int = 0
 
     @property
     def chosen_by(self) -> tuple[str, str]:
@@ -83,9 +85,8 @@ class Cell(Spec):
     def label(self) -> str:
         """Readable file stem, e.g. ``grad_x_weight-per_layer-s1337-k50-super-zero``."""
         words = [*self.chosen_by, f"s{self.seed}", f"k{self.k}", self.group, self.perturbation.label]
-        return "-".join(
-            [*words, *([self.part.label] if self.part else []), *([f"r{self.repeat}"] if self.repeat else [])]
-        )
+        more = [self.part.label if self.part else "", f"r{self.repeat}" if self.repeat else ""]
+        return "-".join([*words, *filter(None, [*more, f"c{self.control_draw}" if self.control_draw else ""])])
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -101,6 +102,7 @@ class Cell(Spec):
             "part_value": self.part.value if self.part else None,
             "repeat": self.repeat,
             "depth": self.depth,
+            "control_draw": self.control_draw if self.group in DRAWN_CONTROLS else None,
             "perturbation": self.perturbation.kind,
             "strength": self.perturbation.strength,
             "variant": self.perturbation.variant,
@@ -160,6 +162,8 @@ def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *,
             mine = base.model_copy(update={"group": group, "depth": drawn, "perturbation": perturbation})
             parts = [_realised(p, base.k) for p in spec.parts if p.kind == "layer" or group == treated]
             yield from (_with(mine, repeat=r) for r in range(spec.repeats))
+            if drawn is not None:
+                yield from (_with(mine, control_draw=c) for c in range(1, spec.control_draws))
             yield from (_with(mine, part=p) for p in [*dict.fromkeys(parts), *(only if group == treated else [])])
 
 

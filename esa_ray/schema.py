@@ -89,6 +89,7 @@ CELLS = _schema(
     part_value=(_FLOAT, "the block from 0, the member from 1, or the fraction left intact; null for whole sets"),
     repeat=(_INT, "which repetition of the same cell, from 0"),
     depth=(_INT, "largest k of the ranking that a control was drawn for; null for groups that aren't drawn"),
+    control_draw=(_INT, "which of the seed's sets of a drawn control, from 0; null for groups that aren't drawn"),
     perturbation=(_TEXT, "kind of damage"),
     strength=(_FLOAT, "its strength; null where the kind has none"),
     variant=(
@@ -118,6 +119,7 @@ RANKINGS = _schema(
     mode=(_TEXT, "pool: per_layer, per_tensor or global"),
     seed=(_INT, "seed of the calibration windows"),
     group=(_TEXT, "super or listed, or the control drawn for it"),
+    control_draw=(_INT, "which of the seed's sets of a drawn control, from 0; null for groups that aren't drawn"),
     rank=(_INT, "place in the pool, from 1, the most sensitive (bottom_k: the least sensitive)"),
     **_WEIGHT,
     row=(_INT, "output index, whatever the storage order"),

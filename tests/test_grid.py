@@ -87,3 +87,21 @@ def test_the_depth_of_the_ranking_is_part_of_a_drawn_controls_identity_alone():
         ids.append({c.group: cell_id(c, DATA, resolved) for c in cells(spec) if c.k == 1 and c.seed == 5})
     same = {group for group in ids[0] if ids[0][group] == ids[1][group]}
     assert same == {"super", "bottom_k"}
+
+
+def test_several_control_sets_are_cells_of_their_own_and_move_no_id_of_the_first():
+    groups, resolved = ("super", "random_k", "bottom_k"), Resolved("a", "fp32", "b")
+    one, three = (cells(study(groups=groups, control_draws=n)) for n in (1, 3))
+    ids = [{cell_id(c, DATA, resolved) for c in found} for found in (one, three)]
+    assert len(ids[1]) == len(three)
+    assert ids[0] < ids[1]
+    more = [c for c in three if c.control_draw]
+    assert {c.group for c in more} == {"random_k"}
+    assert len(more) == 2 * sum(c.group == "random_k" for c in one)
+    assert len({c.label for c in three}) == len(three)
+
+
+@pytest.mark.parametrize("changes", [{"groups": ("super", "bottom_k")}, {"perturbations": ()}])
+def test_several_control_sets_need_a_control_that_is_drawn(changes):
+    with pytest.raises(ValueError, match="control-draws"):
+        study(control_draws=2, **changes)

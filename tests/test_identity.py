@@ -137,7 +137,9 @@ def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
 
 #: What a field means that isn't stated. Ids leave it out, so it stays what it is for ever.
 DEFAULTS = {
-    Cell: {"score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None},
+    Cell: {
+        "score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None, "control_draw": 0,
+    },
     Listed: {},
     Part: {},
     WeightName: {"col": 0, "expert": None},

@@ -81,3 +81,22 @@ def test_intervals_of_a_difference_that_is_none_hold_zero(studies):
 def test_a_p_that_takes_the_sets_as_given_is_far_above_its_level(studies):
     # Two given random sets do differ: this is why the reported p counts the sets as drawn, too.
     assert np.mean([paired_p(a - b) < 0.05 for a, b in studies[:60]]) > 0.2
+
+
+def test_against_the_mean_of_several_control_sets_it_is_five_percent_too(studies):
+    """Three seeds' sets against the mean of two others each, all drawn alike: nothing is to be found."""
+    sets = signed_log(studies).reshape(STUDIES, 2 * SEEDS, WINDOWS)
+    share = np.mean([crossed_p(s[:3] - (s[3:6] + s[6:9]) / 2) < 0.05 for s in sets])
+    assert 0.02 <= share <= 0.07
+
+
+def test_more_control_sets_find_smaller_differences():
+    """Sets that cost alike, controls that differ: the control's share in the variance falls by their number."""
+    rng = np.random.default_rng(3)
+    treated = 0.8 + 0.1 * rng.normal(size=(500, 3, 1)) + 0.1 * rng.normal(size=(500, 3, WINDOWS))
+    controls = 0.5 * rng.normal(size=(500, 3, 5, 1)) + 0.1 * rng.normal(size=(500, 3, 5, WINDOWS))
+    one, five = (
+        np.mean([crossed_p(t - c[:, :n].mean(axis=1)) < 0.05 for t, c in zip(treated, controls, strict=True)])
+        for n in (1, 5)
+    )
+    assert five > one + 0.3

@@ -86,8 +86,10 @@ def controls_hold_zeros(study: Study) -> bool:
     """Whether controls were drawn from all weights, as older versions did: more of them are 0 than of their set's."""
     if study.rankings.is_empty():
         return False
-    ranked = study.rankings.group_by("metric", "mode", "seed", "group").agg(zeros=(pl.col("weight") == 0).sum())
-    treated = ranked.filter(pl.col("group").is_in(TREATED)).drop("group")
+    ranked = study.rankings.group_by("metric", "mode", "seed", "group", "control_draw").agg(
+        zeros=(pl.col("weight") == 0).sum()
+    )
+    treated = ranked.filter(pl.col("group").is_in(TREATED)).drop("group", "control_draw")
     pairs = ranked.filter(pl.col("group").is_in(DRAWN_CONTROLS)).join(
         treated, on=["metric", "mode", "seed"], suffix="_treated"
     )

@@ -67,10 +67,26 @@ def damage_by_window(rows: pl.DataFrame, base: dict[str, Any]) -> list[np.ndarra
     ]
 
 
+def by_draw(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, list[np.ndarray]]:
+    """seed → ΔNLL of each window in nats per token, of each of its cells: one, or one a set of a drawn control.
+
+    A seed is left out unless all of its sets have a finite loss: a mean of those that have would be conditional on it.
+    """
+    lost = set(rows.filter(pl.col("status") == "diverged")["seed"].to_list())
+    ok = rows.filter((pl.col("status") == "ok") & ~pl.col("seed").is_in(lost)).sort("seed", maintain_order=True)
+    found: dict[int, list[np.ndarray]] = {}
+    for seed, d in zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True):
+        found.setdefault(seed, []).append(d)
+    return found
+
+
 def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss."""
-    ok = rows.filter(pl.col("status") == "ok").sort("seed")
-    return dict(zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True))
+    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss; the mean over a seed's sets."""
+    return {seed: _mean(found) for seed, found in by_draw(rows, base).items()}
+
+
+def _mean(sets: list[np.ndarray]) -> np.ndarray:
+    return sets[0] if len(sets) == 1 else common_windows(sets).mean(axis=0)
 
 
 def costs(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
@@ -97,14 +113,19 @@ def paired(
 ) -> tuple[dict[int, np.ndarray], int]:
     """(seed → treated − control per window, where neither diverged; on how many of the first windows), nats per token.
 
-    ``scale`` is applied to the damage of both before the difference. All seeds are cut to the windows that every one of
-    their cells has; 0 windows where no seed has both.
+    ``scale`` is applied to the damage of each set before means and differences. Of several control sets a seed it is
+    their mean that the treated set is compared with. All seeds are cut to the windows that every one of their cells
+    has; 0 windows where no seed has both.
     """
-    treated = differences(cells.filter(pl.col("group").is_in(TREATED)), base)
-    others = differences(cells.filter(pl.col("group") == control), base)
+    treated = by_draw(cells.filter(pl.col("group").is_in(TREATED)), base)
+    others = by_draw(cells.filter(pl.col("group") == control), base)
     seeds = sorted(treated.keys() & others.keys())
-    windows = min((len(x[s]) for x in (treated, others) for s in seeds), default=0)
-    return {s: scale(treated[s][:windows]) - scale(others[s][:windows]) for s in seeds}, windows
+    windows = min((len(d) for x in (treated, others) for s in seeds for d in x[s]), default=0)
+
+    def cost(sets: list[np.ndarray]) -> np.ndarray:
+        return _mean([scale(d[:windows]) for d in sets])
+
+    return {s: cost(treated[s]) - cost(others[s]) for s in seeds}, windows
 
 
 def _perplexity(nll_per_token: float) -> float:

@@ -52,7 +52,7 @@ def interaction(study: Study) -> pl.DataFrame:
     single = study.cells.filter((pl.col("part") == "only") & (pl.col("repeat").fill_null(0) == 0))
     for what, group, alone in by_group(single, keys):
         same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in what.items()]
-        whole = study.whole.filter(*same, pl.col("group") == group)
+        whole = study.first_draws.filter(*same, pl.col("group") == group)
         members = {int(m): rows for (m,), rows in alone.group_by("part_value")}
         for (k,), together in whole.sort("k").group_by("k", maintain_order=True):
             size: int = max(together["n_weights"].drop_nulls().to_list(), default=k)

@@ -53,7 +53,7 @@ def layer_damage(study: Study) -> pl.DataFrame:
     base, rows = baseline(study), []
     for what, group, cells in by_group(parts, DAMAGE):
         same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in what.items()]
-        whole = differences(study.whole.filter(*same, pl.col("group") == group), base)
+        whole = differences(study.first_draws.filter(*same, pl.col("group") == group), base)
         by_layer = {int(x): mine for (x,), mine in cells.sort("part_value").group_by("part_value", maintain_order=True)}
         lost = cells.filter(pl.col("status") == "diverged").height
         judged = {} if lost else _worst({layer: _costs(mine, base) for layer, mine in by_layer.items()})

@@ -88,7 +88,7 @@ def recovery(study: Study) -> pl.DataFrame:
     base, rows = baseline(study), []
     for what, group, cells in by_group(parts, DAMAGE):
         same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in what.items()]
-        whole = study.whole.filter(*same, pl.col("group") == group)
+        whole = study.first_draws.filter(*same, pl.col("group") == group)
         for (fraction,), mine in cells.sort("part_value").group_by("part_value", maintain_order=True):
             found = {part: mine.filter(pl.col("part") == part) for part in (FIRST, LAST)}
             both = _orders(costs(found[FIRST], base), costs(found[LAST], base), differences(whole, base))

@@ -80,7 +80,9 @@ def repeatability(study: Study) -> pl.DataFrame:
     Repetitions that diverged are counted and left out, so of a kind that often diverges this describes the rest;
     ``mixed_seeds`` counts seeds in which some repetitions diverged and others did not.
     """
-    cells = study.cells.filter(pl.col("part").is_null()).with_columns(pl.col("repeat").fill_null(0))
+    # Other sets of a drawn control are no repetitions of its first.
+    first = pl.col("part").is_null() & (pl.col("control_draw").fill_null(0) == 0)
+    cells = study.cells.filter(first).with_columns(pl.col("repeat").fill_null(0))
     if study.baselines.is_empty() or not cells["repeat"].cast(pl.Boolean).any():
         return pl.DataFrame(schema=REPEATABILITY)
     base, rows = baseline(study), []

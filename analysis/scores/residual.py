@@ -117,7 +117,8 @@ def line_concentration(study: Study) -> pl.DataFrame:
     sets = chosen.filter(pl.col("group") == "super")
     for (metric, mode), mine in sets.group_by(["metric", "mode"], maintain_order=True):
         controls = chosen.filter(
-            (pl.col("group") == "random_k") & (pl.col("metric") == metric) & (pl.col("mode") == mode)
+            (pl.col("group") == "random_k") & (pl.col("control_draw").fill_null(0) == 0),
+            (pl.col("metric") == metric) & (pl.col("mode") == mode),
         )
         for axis, line in enumerate(("row", "col")):
             seeds = [_lines(study, part, axis) for _, part in mine.group_by("seed", maintain_order=True)]

@@ -121,6 +121,9 @@ OneByOne = Annotated[
     bool, typer.Option("--one-by-one", help="Also damage each member of lists and global sets by itself.")
 ]
 Repeats = Annotated[int, typer.Option(help="Run every cell so many times; kinds that draw draw anew.")]
+ControlDraws = Annotated[
+    int, typer.Option(help="Sets of each drawn control a seed: more of them tell random cost from luck.")
+]
 Prompts = Annotated[int, typer.Option(help="Continue so many windows, to see whether the text runs into loops.")]
 EarlyStop = Annotated[
     float | None, typer.Option(help="Stop a cell once a sequential test at this error rate finds it differs.")

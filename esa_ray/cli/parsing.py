@@ -302,6 +302,7 @@ def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Prot
         parts=parts(o.layers, o.restore),
         one_by_one=o.one_by_one,
         repeats=o.repeats,
+        control_draws=o.control_draws,
         early_stop=o.early_stop,
         search=search,
         protocols=protocols,

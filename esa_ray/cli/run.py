@@ -104,6 +104,7 @@ def run(
     restore: options.Restore = "",
     one_by_one: options.OneByOne = False,
     repeats: options.Repeats = 1,
+    control_draws: options.ControlDraws = 1,
     prompts: options.Prompts = 0,
     early_stop: options.EarlyStop = None,
     fidelity: options.Fidelity = 0,
@@ -220,6 +221,7 @@ def perturb(
     restore: options.Restore = "",
     one_by_one: options.OneByOne = False,
     repeats: options.Repeats = 1,
+    control_draws: options.ControlDraws = 1,
     prompts: options.Prompts = 0,
     early_stop: options.EarlyStop = None,
     metric: Annotated[

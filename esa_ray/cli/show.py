@@ -39,6 +39,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")
+    if spec.control_draws > 1:
+        out(f"control sets      {spec.control_draws} of each drawn control and seed")
     if spec.repeats > 1:
         out(f"repeats           {spec.repeats}")
     if spec.early_stop is not None:

@@ -18,7 +18,8 @@ OPTIONS = {
     "data.batch_size": "--batch-size", "data.bos": "--bos", "data.prompts": "--prompts", "scores.metric": "--metric",
     "scores.mode": "--mode", "scores.components": "--components", "scores.probes": "--probes",
     "scores.relative_error": "--probe-error", "topk": "--topk", "seeds": "--seeds", "groups": "--controls",
-    "fidelity": "--fidelity", "repeats": "--repeats", "early_stop": "--early-stop", "search.damage": "--damage",
+    "fidelity": "--fidelity", "repeats": "--repeats",
+    "control_draws": "--control-draws", "early_stop": "--early-stop", "search.damage": "--damage",
     "search.smallest": "--smallest", "search.trials": "--trials", "windows": "--windows", "contexts": "--contexts",
     "tasks": "--tasks", "limit": "--limit", "bits": "--bits", "relative_to": "--noise-scale",
 }  # fmt: skip

@@ -140,9 +140,9 @@ class Damaging:
 
     def _chosen(self, cell: Cell, ranking: pa.Table) -> tuple[Sites, dict[str, Known]]:
         """The weights of a cell: those of the last few sets are known, since a set is damaged in many ways."""
-        key = (id(ranking), cell.group, cell.k, cell.part)
+        key = (id(ranking), cell.group, cell.control_draw, cell.k, cell.part)
         if key not in self._sets:
-            weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part)
+            weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part, cell.control_draw)
             self._sets[key] = _Set(ranking, Sites(self.catalogue, weights, intact=True), known)
         self._sets.move_to_end(key)
         mine = self._sets[key]

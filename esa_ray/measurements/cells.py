@@ -54,14 +54,14 @@ def by_first_block(store: Store, todo: Sequence[Cell]) -> list[Cell]:
     read = lru_cache(maxsize=16)(lambda name: store.read("rankings", name, [*SET_COLUMNS]))
 
     @cache
-    def block(name: str, group: str, k: int, part: Part | None) -> int:
+    def block(name: str, group: str, k: int, part: Part | None, draw: int) -> int:
         try:
-            return first_block(read(name), group, k, part)
+            return first_block(read(name), group, k, part, draw)
         except EmptyPartError:
             return -1  # the cell itself will say so in its row
 
     def key(cell: Cell) -> int:
-        return block(ranking_name(*cell.chosen_by, cell.seed), cell.group, cell.k, cell.part)
+        return block(ranking_name(*cell.chosen_by, cell.seed), cell.group, cell.k, cell.part, cell.control_draw)
 
     return sorted(todo, key=key)
 

@@ -11,15 +11,17 @@ from esa_ray.perturb.known import Known
 from esa_ray.spec import Part
 
 #: Columns of a ranking that tell which weights are in a set, and in which blocks.
-SET_COLUMNS = ("group", "rank", "layer")
+SET_COLUMNS = ("group", "control_draw", "rank", "layer")
 
 
 class EmptyPartError(RuntimeError):
     """A part of a set that holds no weights, so its damage can't be measured."""
 
 
-def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> pa.Table:
+def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> pa.Table:
     """The rows of a ranking that a set consists of: the first k of every pool of a group, or a part of these.
+
+    ``draw`` is which of the sets of a drawn control.
 
     Raises
     ------
@@ -29,6 +31,8 @@ def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> p
         If a restored fraction of k is no whole weight.
     """
     wanted = (pc.field("group") == group) & (pc.field("rank") <= k)
+    if "control_draw" in ranking.column_names:  # older versions drew one set
+        wanted &= pc.coalesce(pc.field("control_draw"), pc.scalar(0)) == draw
     if part is not None:
         wanted = wanted & _within(part, k)
     mine = ranking.filter(wanted)
@@ -48,21 +52,21 @@ def _within(part: Part, k: int) -> pc.Expression:
     return pc.field("rank") > spared if part.kind == "all_but_first" else pc.field("rank") <= k - spared
 
 
-def chosen(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> dict[str, np.ndarray]:
+def chosen(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> dict[str, np.ndarray]:
     """The first k weights of every pool of a group, or a part of them, as flat indices by tensor."""
-    return {name: flat for name, (flat, _) in _by_tensor(picked(ranking, group, k, part)).items()}
+    return {name: flat for name, (flat, _) in _by_tensor(picked(ranking, group, k, part, draw)).items()}
 
 
 def chosen_and_known(
-    ranking: pa.Table, group: str, k: int, part: Part | None = None
+    ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, Known]]:
     """The same, with the scores and gradients of the weights in the same order."""
-    whole = picked(ranking, group, k)
+    whole = picked(ranking, group, k, draw=draw)
     score, weight = _floats(whole["score"]), _floats(whole["weight"])
     per_score = None
     if score is not None and weight is not None and (norm := float(np.linalg.norm(score))) > 0:
         per_score = float(np.linalg.norm(weight)) / norm
-    found = _by_tensor(picked(ranking, group, k, part), per_score)
+    found = _by_tensor(picked(ranking, group, k, part, draw), per_score)
     return {n: flat for n, (flat, _) in found.items()}, {n: facts for n, (_, facts) in found.items()}
 
 
@@ -81,7 +85,7 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
     return None if column.null_count == len(column) else column.to_numpy()
 
 
-def first_block(ranking: pa.Table, group: str, k: int, part: Part | None = None) -> int:
+def first_block(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> int:
     """The earliest block that a set touches; −1 if it touches weights outside the blocks."""
-    layers = picked(ranking, group, k, part)["layer"]
+    layers = picked(ranking, group, k, part, draw)["layer"]
     return -1 if layers.null_count or not len(layers) else int(pc.min(layers).as_py())

@@ -151,17 +151,25 @@ class _Urn:
         return chosen, left
 
 
-def random_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int) -> np.ndarray:
+def _stream(group: str, draw: int) -> str:
+    """What names a control's random stream; the first of a seed's sets is what it is where there is one."""
+    return f"{group} {draw}" if draw else group
+
+
+def random_k(
+    tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int, draw: int = 0
+) -> np.ndarray:
     """One uniformly drawn other weight for each super weight, without replacement; 0 just where that is 0.
 
-    ``supers`` are flat indices by rank, ``eligible`` the weights to draw from (None: the whole tensor).
+    ``supers`` are flat indices by rank, ``eligible`` the weights to draw from (None: the whole tensor). ``draw`` is
+    which of the seed's sets this is: each is drawn by itself, and two may share weights.
 
     Raises
     ------
     EsaError
         If there are too few.
     """
-    return _with_zeros(_Urn(tensor, eligible, supers, "random_k", seed), _unmatched)
+    return _with_zeros(_Urn(tensor, eligible, supers, _stream("random_k", draw), seed), _unmatched)
 
 
 def _with_zeros(urn: _Urn, others: Callable[[_Urn, np.ndarray], list[int]]) -> np.ndarray:
@@ -179,7 +187,9 @@ def _unmatched(urn: _Urn, left: np.ndarray) -> list[int]:
     return found
 
 
-def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int) -> np.ndarray:
+def matched_k(
+    tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int, draw: int = 0
+) -> np.ndarray:
     """For each super weight a random other one of similar magnitude: among its nearest neighbours in rank of |w|.
 
     Where the set is the very largest weights of a tensor nothing larger is left, so a match can be smaller. Of
@@ -190,9 +200,10 @@ def matched_k(tensor: WeightTensor, supers: np.ndarray, eligible: Members | None
     EsaError
         If there are too few.
     """
-    pick = uniform(stream_key(seed, "matched_k", tensor.name), supers)
+    stream = _stream("matched_k", draw)
+    pick = uniform(stream_key(seed, stream, tensor.name), supers)
     return _with_zeros(
-        _Urn(tensor, eligible, supers, "matched_k", seed),
+        _Urn(tensor, eligible, supers, stream, seed),
         lambda urn, left: _matched(urn, urn.magnitude[left], pick[left]),
     )
 

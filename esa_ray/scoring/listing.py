@@ -11,7 +11,7 @@ import pyarrow as pa
 from esa_ray.errors import EsaError
 from esa_ray.models.naming import find_weight
 from esa_ray.schema import RANKINGS
-from esa_ray.scoring.ranking import CONTROLS, by_part, facts, joined
+from esa_ray.scoring.ranking import Pick, controls, facts, joined
 from esa_ray.spec import LISTED
 
 if TYPE_CHECKING:
@@ -21,9 +21,18 @@ if TYPE_CHECKING:
 
 
 def listing(
-    scores: Scores, catalogue: Catalogue, weights: WeightList, groups: Sequence[str], *, seed: int, model: str = ""
+    scores: Scores,
+    catalogue: Catalogue,
+    weights: WeightList,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    model: str = "",
+    draws: int = 1,
 ) -> pa.Table:
-    """Given weights and the controls drawn for them, as a table (``schema.RANKINGS``); their scores are null.
+    """Given weights and ``draws`` sets of each control drawn for them, as a table (``schema.RANKINGS``).
+
+    Their scores are null.
 
     Raises
     ------
@@ -37,19 +46,17 @@ def listing(
         in_order.append(number)
         found.append(at)
     index = {tensor.name: i for i, tensor in enumerate(scores.tensors)}
-    picks: list[tuple[str, int, np.ndarray, np.ndarray]] = []
+    picks: list[Pick] = []
     for name, (in_order, found) in places.items():
         ranks, flat = np.array(in_order), np.array(found)
         if len(set(found)) < len(found):
             raise EsaError(f"the list {weights.name} names a weight of {name} twice; take one of the two out")
-        picks.append((LISTED, index[name], ranks, flat))
-        for group in (g for g in CONTROLS if g in groups):
-            parts = by_part(scores.tensors[index[name]], ranks, flat)
-            picks += [(group, index[name], r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
+        picks.append((LISTED, None, index[name], ranks, flat))
+        picks += controls(scores.tensors[index[name]], index[name], ranks, flat, groups, seed, draws)
     tables = [
-        {"group": [group] * len(flat), "rank": ranks, **facts(scores, i, flat), "score": [None] * len(flat),
-         "std_error": [None] * len(flat)}
-        for group, i, ranks, flat in picks
+        {"group": [group] * len(flat), "control_draw": [draw] * len(flat), "rank": ranks, **facts(scores, i, flat),
+         "score": [None] * len(flat), "std_error": [None] * len(flat)}
+        for group, draw, i, ranks, flat in picks
     ]  # fmt: skip
     common = {"model": model, "metric": LISTED, "mode": weights.name, "seed": seed}
-    return joined(tables, common, RANKINGS).sort_by([("group", "ascending"), ("rank", "ascending")])
+    return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in ("group", "control_draw", "rank")])

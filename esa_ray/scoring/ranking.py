@@ -34,7 +34,14 @@ def combined(scores: Scores | RankEnsemble, spec: ScoreSpec) -> Scores | RankEns
 
 
 def rank(
-    scores: Scores | RankEnsemble, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = ""
+    scores: Scores | RankEnsemble,
+    spec: ScoreSpec,
+    k: int,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    model: str = "",
+    draws: int = 1,
 ) -> pa.Table:
     """The k extreme weights of every pool and a control for each, as a table (``schema.RANKINGS``).
 
@@ -42,6 +49,7 @@ def rank(
     exactly 0 scores 0 by construction and can't be damaged in proportion to itself). ``random_k`` and
     ``matched_k`` draw one other weight for each super weight, in the same tensor and component, at the same rank, and
     exactly 0 just where the super weight is, as long as there are others: what is 0 can't be damaged as the rest can.
+    ``draws`` is how many sets of each there are.
 
     Raises
     ------
@@ -50,7 +58,7 @@ def rank(
     """
     scored, ends = combined(scores, spec), _Ends(spec, k, groups)
     walk(stretches(scored, spec.metric, spec.components), ends.watchers)
-    return _ranking(scored, spec, ends, groups, seed=seed, model=model)
+    return _ranking(scored, spec, ends, groups, seed=seed, model=model, draws=draws)
 
 
 def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
@@ -62,13 +70,21 @@ def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, mo
 
 
 def ranked_and_described(
-    scores: Scores | RankEnsemble, spec: ScoreSpec, k: int, groups: Sequence[str], *, seed: int, model: str = ""
+    scores: Scores | RankEnsemble,
+    spec: ScoreSpec,
+    k: int,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    model: str = "",
+    draws: int = 1,
 ) -> tuple[pa.Table, pa.Table]:
     """What :func:`rank` and :func:`score_stats` give, from one pass over the scores."""
     scored, ends = combined(scores, spec), _Ends(spec, k, groups)
     shapes = Distributions(spec, scores.effort)
     walk(stretches(scored, spec.metric, spec.components), [*ends.watchers, shapes])
-    return _ranking(scored, spec, ends, groups, seed=seed, model=model), shapes.table(seed=seed, model=model)
+    ranking = _ranking(scored, spec, ends, groups, seed=seed, model=model, draws=draws)
+    return ranking, shapes.table(seed=seed, model=model)
 
 
 class _Ends:
@@ -95,21 +111,41 @@ class _Ends:
 
 
 def _ranking(
-    scores: Scores | RankEnsemble, spec: ScoreSpec, ends: _Ends, groups: Sequence[str], *, seed: int, model: str
+    scores: Scores | RankEnsemble,
+    spec: ScoreSpec,
+    ends: _Ends,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    model: str,
+    draws: int,
 ) -> pa.Table:
     """The table of :func:`rank`, from the ends of the scores' order."""
     ends.check()
-    picks = [("super", i, r, f) for i, r, f, _ in by_tensor(ends.top)]
-    for group in (g for g in CONTROLS if g in groups):
-        for i, ranks, flat, _ in by_tensor(ends.top):
-            parts = by_part(scores.tensors[i], ranks, flat)
-            picks += [(group, i, r, CONTROLS[group](*drawn, seed)) for r, drawn in parts]
-    picks += [("bottom_k", i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
-    tables = [_rows(scores, spec, group, i, r, f) for group, i, r, f in picks]
+    picks: list[Pick] = [("super", None, i, r, f) for i, r, f, _ in by_tensor(ends.top)]
+    for i, ranks, flat, _ in by_tensor(ends.top):
+        picks += controls(scores.tensors[i], i, ranks, flat, groups, seed, draws)
+    picks += [("bottom_k", None, i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
+    tables = [_rows(scores, spec, *pick) for pick in picks]
     common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
-    return joined(tables, common, RANKINGS).sort_by(
-        [("group", "ascending"), ("layer", "ascending"), ("rank", "ascending"), ("tensor", "ascending")]
-    )
+    order = ("group", "control_draw", "layer", "rank", "tensor")
+    return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in order])
+
+
+#: Group, which of its draws, tensor, ranks from 1 and flat indices of some weights.
+Pick = tuple[str, int | None, int, np.ndarray, np.ndarray]
+
+
+def controls(
+    tensor: WeightTensor, index: int, ranks: np.ndarray, flat: np.ndarray, groups: Sequence[str], seed: int, draws: int
+) -> list[Pick]:
+    """The drawn controls of a tensor's super weights (flat indices, by rank), so many sets of each."""
+    return [
+        (group, draw, index, r, CONTROLS[group](*drawn, seed, draw))
+        for group in CONTROLS if group in groups
+        for draw in range(draws)
+        for r, drawn in by_part(tensor, ranks, flat)
+    ]  # fmt: skip
 
 
 def by_tensor(selector: Selector) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -137,12 +173,19 @@ def by_part(
 
 
 def _rows(
-    scores: Scores | RankEnsemble, spec: ScoreSpec, group: str, index: int, ranks: np.ndarray, flat: np.ndarray
+    scores: Scores | RankEnsemble,
+    spec: ScoreSpec,
+    group: str,
+    draw: int | None,
+    index: int,
+    ranks: np.ndarray,
+    flat: np.ndarray,
 ) -> dict[str, Any]:
     at = torch.as_tensor(flat)
     errors = scores.error(spec.metric, index, at)
     return {
         "group": [group] * len(flat),
+        "control_draw": [draw] * len(flat),
         "rank": ranks,
         **facts(scores, index, flat),
         "score": scores.at(spec.metric, index, at).double().cpu().numpy(),

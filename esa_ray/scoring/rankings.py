@@ -74,21 +74,25 @@ class Rankings:
         for weights in self.spec.lists:
             name = ranking_name(LISTED, weights.name, seed)
             if not self.store.has("rankings", name):
-                given = listing(scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model)
+                given = listing(
+                    scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model,
+                    draws=self.spec.control_draws,
+                )  # fmt: skip
                 self.store.write("rankings", name, given)
 
     def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
         """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
-        groups, model = self.spec.groups, self.name
+        groups = self.spec.groups
+        drawn: dict[str, Any] = {"seed": seed, "model": self.name, "draws": self.spec.control_draws}
         ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
         if not ranked and not described:
-            ranking, stats = ranked_and_described(scores, spec, depth, groups, seed=seed, model=model)
+            ranking, stats = ranked_and_described(scores, spec, depth, groups, **drawn)
             self.store.write("score_stats", name, stats)
             self.store.write("rankings", name, ranking)
         elif not described:
-            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=model))
+            self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=self.name))
         elif not ranked:
-            self.store.write("rankings", name, rank(scores, spec, depth, groups, seed=seed, model=model))
+            self.store.write("rankings", name, rank(scores, spec, depth, groups, **drawn))
 
     def _score(self, seed: int, growth: SampleSizes, budget: int | None) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""

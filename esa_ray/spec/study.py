@@ -44,9 +44,10 @@ class StudySpec(Spec):
 
     ``lists`` are sets of given weights, damaged beside the scores' own. Besides the whole sets, ``parts`` of them are
     damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
-    ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``early_stop`` is the
-    error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a ladder of
-    candidates, of which only some are run. ``protocols`` measure the intact model.
+    ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``control_draws`` is how
+    many sets of each drawn control a seed has: three random sets tell little of what random sets cost. ``early_stop``
+    is the error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a
+    ladder of candidates, of which only some are run. ``protocols`` measure the intact model.
 
     Example
     -------
@@ -70,6 +71,7 @@ class StudySpec(Spec):
     parts: tuple[Part, ...] = ()
     one_by_one: bool = False
     repeats: int = Field(default=1, ge=1)
+    control_draws: int = Field(default=1, ge=1)
     early_stop: float | None = Field(default=None, gt=0, lt=0.5)
     search: Search | None = None
     protocols: tuple[Protocol, ...] = ()
@@ -115,6 +117,8 @@ class StudySpec(Spec):
             )
         self._check_search()
         self._check_parts()
+        if self.control_draws > 1 and not (self.perturbations and set(self.groups) & set(DRAWN_CONTROLS)):
+            raise ValueError("--control-draws is about drawn controls; add --perturb, and --controls random_k")
         if (extra := self._of_damage()) and not self.perturbations:
             raise ValueError(f"{extra} is about damage; add --perturb, or leave it out")
         if "stability" in self.analyses and len(self.seeds) < 2:

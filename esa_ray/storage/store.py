@@ -87,7 +87,7 @@ def _asked(stored: dict[str, Any]) -> Any:
 PREPARED = ("baselines", "rankings", "score_stats", "sample_sizes", "samples")
 #: Fields of a study that its baseline is computed from, and those that its rankings are computed from besides.
 OF_BASELINE = ("data",)
-OF_RANKINGS = ("scores", "groups", "lists", "analyses", "fidelity", "perturbations")
+OF_RANKINGS = ("scores", "groups", "lists", "analyses", "fidelity", "perturbations", "control_draws")
 
 
 def _usable(stored: dict[str, Any], spec: StudySpec, resolved: dict[str, Any]) -> dict[str, set[str]]:

@@ -11,8 +11,10 @@ from scipy import stats
 import analysis
 from analysis.scores.distribution import gaussian_product_tail
 from analysis.scores.stability import chance_jaccard
+from analysis.statistics.crossed import crossed_p, signed_log
 from esa_ray.storage.store import Store
 from tests.analysis.conftest import TOKENS, stored_spec, write_study
+from tests.analysis.test_interaction import cell, study_of
 
 
 def test_effects_are_the_planted_ones(tmp_path):
@@ -153,3 +155,27 @@ def test_a_census_that_is_not_measured_is_not_done(tmp_path):
     record["spec"]["fidelity"] = 40
     (study / "study.json").write_text(json.dumps(record))
     assert analysis.progress(analysis.load(study))["census missing"] == 3  # packets of 16
+
+
+def test_several_control_sets_of_a_seed_are_one_control_their_mean(tmp_path):
+    costs = {1: (0.1, 0.3, 0.2), 2: (0.4, 0.2, 0.0), 3: (0.1, 0.1, 0.4)}
+    rows = [cell(np.full(8, 1.0 + seed), seed=seed, delta_norm=1.0) for seed in costs]
+    rows += [
+        cell(np.full(8, d), seed=seed, group="random_k", control_draw=draw, delta_norm=1.0)
+        for seed, sets in costs.items() for draw, d in enumerate(sets)
+    ]  # fmt: skip
+    study = study_of(tmp_path / "a", rows)
+    control = analysis.effects(study).filter(pl.col("group") == "random_k").row(0, named=True)
+    assert control["by_seed"] == pytest.approx([0.2, 0.2, 0.2])
+    assert control["seeds"] == 3
+    test = analysis.comparisons(study).row(0, named=True)
+    assert test["difference"] == pytest.approx(3.0 - 0.2)
+    # On the scale of the test it is the mean of the sets on that scale, not the scale of their mean.
+    scaled = {s: signed_log(np.full(8, 1.0 + s)) - np.mean([signed_log(np.full(8, d)) for d in sets], axis=0)
+              for s, sets in costs.items()}  # fmt: skip
+    assert test["p"] == pytest.approx(crossed_p(np.array(list(scaled.values()))))
+    # A seed one of whose sets diverged has no mean.
+    lost = [r | {"status": "diverged"} if (r["seed"], r.get("control_draw")) == (2, 1) else r for r in rows]
+    test = analysis.comparisons(study_of(tmp_path / "b", lost)).row(0, named=True)
+    assert (test["seeds"], test["left_out"]) == (2, 1)
+    assert test["difference"] == pytest.approx(3.0 - 0.2)

@@ -361,3 +361,23 @@ def test_scoring_that_finds_no_memory_however_little_it_takes_says_so(new_worker
     with pytest.raises(EsaError, match=r"ran out of memory.*lower --memory-budget"):
         actor.measure("rankings", [Unit("s7", (7,))])
     assert budgets == [2**29, 2**28, 2**27, 2**26]
+
+
+def test_a_cell_of_a_further_control_set_damages_that_set(new_worker, tiny_study):
+    worker = new_worker()
+    worker.rankings.spec = worker.spec.replace(control_draws=3)
+    measure(worker, "rankings", 7)
+    ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
+    common = {"score": worker.spec.scores[0], "k": 3, "seed": 7, "group": "random_k", "depth": 5}
+    rows = []
+    for draw in (0, 2):
+        cell = Cell(**common, perturbation=PerturbSpec(kind="zero"), control_draw=draw)
+        run(worker, cell)
+        rows.append(_stored(worker, cell))
+        twin = dict(new_worker().model.named_parameters())
+        mine = [r for r in ranking if r["group"] == "random_k" and r["control_draw"] == draw and r["rank"] <= 3]
+        assert rows[-1]["delta_norm"] ** 2 == pytest.approx(
+            sum(float(twin[r["tensor"]][r["row"], r["col"]]) ** 2 for r in mine), rel=1e-5
+        )
+    assert [row["control_draw"] for row in rows] == [0, 2]
+    assert rows[0]["nll"] != rows[1]["nll"]

@@ -1,7 +1,9 @@
+import itertools
 from collections import Counter
 from itertools import count
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from scipy import stats
@@ -169,6 +171,21 @@ def test_seeds_draw_different_controls_and_one_seed_the_same():
     ]
     assert draws[0] == draws[2]
     assert len(set(draws[0]) & set(draws[1])) < 10
+
+
+@pytest.mark.parametrize("control", ["random_k", "matched_k"])
+def test_a_seed_has_as_many_sets_of_a_control_as_asked_and_the_first_is_the_only_one_of_before(control):
+    scores = scored(tiny("gpt2"), ALL, ("grad_x_weight",))
+    one, three = (rank(scores, ScoreSpec(), 12, GROUPS, seed=5, draws=draws) for draws in (1, 3))
+    first = three.filter((pc.field("control_draw") == 0) | pc.field("control_draw").is_null())
+    assert first.equals(one)
+    supers = [(r["tensor"], r["rank"], r["component"]) for r in group(three, "super")]
+    sets = [[r for r in group(three, control) if r["control_draw"] == draw] for draw in range(3)]
+    for rows in sets:
+        assert [(r["tensor"], r["rank"], r["component"]) for r in rows] == supers
+        assert not {(r["tensor"], r["flat"]) for r in rows} & {(r["tensor"], r["flat"]) for r in group(three, "super")}
+    weights = [{(r["tensor"], r["flat"]) for r in rows} for rows in sets]
+    assert all(len(a & b) < len(a) / 2 for a, b in itertools.combinations(weights, 2))
 
 
 def test_random_k_draws_every_other_weight_equally_often():
