@@ -23,7 +23,7 @@ from esa_ray.spec import COMPONENTS
 from tests.analysis.many import study
 
 #: How the page draws all figures.
-PAGE = (Path(analysis.__file__).parent / "templates" / "_charts.html.j2").read_text()
+PAGE = (Path(analysis.__file__).parent / "report" / "templates" / "_charts.html.j2").read_text()
 CONFIG = json.loads(re.search(r"const config = (.*);", PAGE)[1])
 #: Width of a figure on a phone of 390 pixels: 1.25 rem are left at both sides.
 PHONE = 350
