@@ -96,5 +96,5 @@ def show_status(location: str) -> int:
         console.out(f"{'computed by':<18}{working}{gone}")
     for name, fact in pace.items():
         if fact is not None:
-            console.out(f"{name:<18}{fact}")
+            console.out(f"{name.replace('_', ' '):<18}{fact}")
     return 1 if unfinished(counts) else 0
