@@ -14,7 +14,7 @@ help:
 	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
 	@echo "make bench-gpu, make test-gpu   what a GPU costs and gives beside goals, and the tests for one; on a machine with one"
 	@echo "make scaling train the zoo, run the scaling experiment on it, write its report (under an hour on two cores)"
-	@echo "make docs    write docs/results anew from the studies under results/"
+	@echo "make docs    write docs/results anew from the studies under results/, and draw the rooms from the imports"
 	@echo "make clean   remove the environment"
 
 $(VENV)/bin/python:
@@ -70,7 +70,8 @@ scaling: $(VENV)/.model
 	$(BIN)/python -m experiments scaling
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m analysis.documents.pages
+	$(BIN)/python -m analysis.documents
+	$(BIN)/python -m tests.rooms
 
 clean:
 	rm -rf $(VENV) .venv-lowest

@@ -522,7 +522,7 @@ def test_wrong_protocols_are_one_sentence(esa, line, words):
 
 def test_a_baseline_is_a_study_without_damage(esa):
     facts = _facts(esa("esa baseline --models x --protocol smoke --contexts 64,32 --windows 5 --plan")[1])
-    assert facts["protocol"] == "smoke: 5 windows a seed of 32, 64 tokens"
+    assert facts["protocol"] == "smoke: 5 windows per seed of 32, 64 tokens"
     assert facts["cells"] == "0"
     assert facts["results"].startswith("results/x-baseline-smoke-")
 

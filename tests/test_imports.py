@@ -1,60 +1,25 @@
 """The design's rules on who may import whom, read from the source."""
 
-import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SOURCES = sorted(p for folder in ("esa_ray", "analysis", "experiments") for p in (ROOT / folder).rglob("*.py"))
-#: What stands in a package; each room may import its own and those before it.
-LAYERS = [
-    {"errors", "extensions", "randomness", "sequential", "host"},
-    {"spec", "identity", "schema", "storage", "progress"},
-    {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
-    {"measurements"},
-    {"engine"},
-    {"cli", "doctor", "__init__", "__main__"},
-]
-ANALYSIS = [
-    {"statistics"},
-    {"study", "names"},
-    {"run", "scores", "damage", "fidelity"},
-    {"report"},
-    {"comparison"},
-    {"documents", "__init__"},
-]
+from tests.rooms import LAYERS, ROOT, files, imported, levels, room
+
+SOURCES = [path for folder in ("esa_ray", "analysis", "experiments") for path in files(folder)]
 #: What the analysis may know of esa_ray: what studies ask, and how their tables lie.
 SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements", "extensions"}
-
-
-@cache
-def imported(path: Path) -> frozenset[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            # `from esa_ray import data` imports a module as well as a name.
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[1].removesuffix(".py")
-
-
-def backwards(package: str, layers: list[set[str]]) -> list[str]:
+def backwards(package: str) -> list[str]:
     """Imports of a package that go from a lower room to a higher one."""
-    level = {room: level for level, rooms in enumerate(layers) for room in rooms}
+    level = levels(package)
     return [
         f"{relative(path)} imports {name}"
         for path in SOURCES if relative(path).startswith(f"{package}/")
@@ -75,15 +40,15 @@ def test_the_analysis_knows_of_esa_ray_what_studies_ask_and_how_tables_lie():
     assert known == SHARED
 
 
-@pytest.mark.parametrize(("package", "layers"), [("esa_ray", LAYERS), ("analysis", ANALYSIS)])
-def test_imports_go_one_way(package, layers):
-    assert backwards(package, layers) == []
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_one_way(package):
+    assert backwards(package) == []
 
 
 def test_a_room_that_imports_backwards_is_found(monkeypatch):
     path = ROOT / "esa_ray" / "spec" / "base.py"
     monkeypatch.setitem(globals(), "imported", lambda p: {"esa_ray.engine.sweep"} if p == path else set())
-    assert backwards("esa_ray", LAYERS) == ["esa_ray/spec/base.py imports esa_ray.engine.sweep"]
+    assert backwards("esa_ray") == ["esa_ray/spec/base.py imports esa_ray.engine.sweep"]
 
 
 def test_nothing_imports_the_experiments_and_only_commands_the_analysis():
@@ -93,9 +58,9 @@ def test_nothing_imports_the_experiments_and_only_commands_the_analysis():
         assert not relative(path).startswith("esa_ray/") or "analysis" not in roots or room(path) == "cli", path
 
 
-@pytest.mark.parametrize(("package", "layers"), [("esa_ray", LAYERS), ("analysis", ANALYSIS)])
-def test_every_room_has_a_level(package, layers):
-    assert {room(p) for p in SOURCES if relative(p).startswith(f"{package}/")} == set().union(*layers)
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_room_has_a_level(package):
+    assert {room(p) for p in files(package)} == set().union(*LAYERS[package])
 
 
 @pytest.mark.parametrize(

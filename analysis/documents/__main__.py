@@ -1,4 +1,4 @@
-"""`python -m analysis.documents.pages` writes every page anew."""
+"""`python -m analysis.documents` writes every page anew."""
 
 import sys
 

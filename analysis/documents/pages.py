@@ -1,6 +1,6 @@
 """Documents of results: Markdown that is made of what studies found, and made anew when that changes.
 
-``python -m analysis.documents.pages`` reads the studies under ``results/`` and writes, for each kind that is there,
+``python -m analysis.documents`` reads the studies under ``results/`` and writes, for each kind that is there,
 what it found (``docs/results/NAME.json``, its figures beside it) and the document that says so
 (``docs/results/NAME.md``). The document is a function of the JSON alone, so a test can see whether it was changed by
 hand or left behind. What a benchmark measured (``BENCHMARKS``) it writes there by itself.

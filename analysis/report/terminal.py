@@ -70,7 +70,7 @@ def _outcome(row: dict[str, Any]) -> str:
     lost = f" ({row['diverged']} NaN)" if row["diverged"] else ""
     if delta is not None:
         return wording.signed(delta) + lost
-    return "diverged" if row["diverged"] else "failed" if row["errors"] else "can't change"
+    return "diverged" if row["diverged"] else "failed" if row["errors"] else "nothing to change"
 
 
 def _weights(study: Study) -> Table:

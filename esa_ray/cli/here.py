@@ -21,20 +21,23 @@ TASKS = ("score", "score in block ranges", "damage")
 
 @app.command(epilog="Example: esa models --family pythia --dtype bf16\n\nExample: esa models --on h100")
 def models(
-    family: Annotated[str, typer.Option(help="Families whose names contain one of these.")] = "",
+    family: Annotated[str, typer.Option(help="Only families whose names contain one of these words.")] = "",
     models_file: options.ModelsFile = None,
     dtype: options.Dtype = "auto",
     on: Annotated[
-        str | None, typer.Option("--on", metavar="CARD", help="What fits such a GPU instead: h100, a100-80, l4, …")
+        str | None,
+        typer.Option("--on", metavar="CARD", help="Say what fits this GPU instead: h100, a100-80, l4, …"),
     ] = None,
 ) -> None:
-    """List models known by name, with the memory that each task needs in an actor, and what fits this machine.
+    """List known models, and which of them fit this machine.
 
-    Counts are made from configs, without any weights, in the dtype that each model would be computed in. "score" holds
-    every score in memory at once, "ranges" one range of blocks at a time; "damage" holds the weights alone. "here" is
-    the hungriest of the three that fits. "blocks" are the parameters without embedding and output head. With --on,
-    "cards" are how many of them hold the weights and the scoring of one block range at a time, and "s/M" the seconds
-    to score a million tokens, at 40% of what the card's maker states unless it was measured.
+    Memory is in GB per actor, counted from each model's config in the dtype that it would be computed in.
+
+    "damage": the weights alone. "ranges": scoring, one range of blocks at a time. "score": scoring, all at once.
+    "here": the most demanding of these that fits this machine. "blocks": parameters without embedding and output head.
+
+    With --on, "cards" is the number of GPUs that hold the weights and the scoring of one range of blocks, and "s/M" the
+    seconds to score a million tokens, at 40% of the speed that the card's maker states unless it was measured.
     """
     from esa_ray.doctor import finding, machine
     from esa_ray.models.sources import on_card
@@ -111,7 +114,10 @@ def _models_on(on: str, family: str, models_file: str | None, dtype: str) -> Non
 def doctor(
     out_dir: Annotated[str, typer.Option(help="Where results would go.")] = "results",
 ) -> None:
-    """Say what this machine can run; exit status 1 if something has to be mended first."""
+    """Say what this machine can run, and what to mend.
+
+    Exit status: 1 if something has to be mended before a study can run.
+    """
     from esa_ray.doctor import doctor as examine
 
     raise typer.Exit(examine(out_dir, console))

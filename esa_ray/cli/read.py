@@ -19,24 +19,26 @@ def report(
     out_dir: options.OutDir = None,
     save_plots: options.SavePlots = False,
 ) -> None:
-    """Write the report of a study anew from what is stored."""
+    """Write a study's report anew, from what is stored."""
     for place in studies_at(study or out_dir):
         show_results(place, save_plots=save_plots)
 
 
 @app.command(epilog="Example: esa compare results/scaling --save-tables")
 def compare(
-    studies: Annotated[list[str], typer.Argument(help="Studies, or directories that hold them.")],
-    out_dir: Annotated[str | None, typer.Option(help="Where the report goes.  [default: the first directory]")] = None,
-    predict: Annotated[str, typer.Option(help="Sizes to predict, parameters in blocks: 70m, 13b.")] = "",
+    studies: Annotated[list[str], typer.Argument(help="Studies, or directories of studies.")],
+    out_dir: Annotated[str | None, typer.Option(help="Where the report goes.  [default: the first of these]")] = None,
+    predict: Annotated[
+        str, typer.Option(help="Predict models of these sizes, in parameters of their blocks: 70m, 13b.")
+    ] = "",
     models_file: options.ModelsFile = None,
     save_plots: options.SavePlots = False,
-    save_tables: Annotated[bool, typer.Option("--save-tables", help="Write tables as LaTeX too.")] = False,
+    save_tables: Annotated[bool, typer.Option("--save-tables", help="Also write tables as LaTeX.")] = False,
 ) -> None:
-    """Compare models: how sensitivity moves with size, which architectures differ, what tells them apart.
+    """Compare models by size, family and architecture.
 
-    Each model has a study of its own, on the same text and by the same first score. Families and kinds are as the runs
-    found them, by `esa models` or the model's own config; --models-file says otherwise.
+    Each model has a study of its own. All have the same text and the same first score. The runs found each model's
+    family and kind by `esa models` or its config; --models-file overrides them.
     """
     raise typer.Exit(
         show_comparison(
@@ -61,7 +63,10 @@ def labels(models_file: str | None) -> dict[str, dict[str, str]]:
 
 @app.command(epilog="Example: esa status results/quickstart")
 def status(study: options.Study = None, out_dir: options.OutDir = None) -> None:
-    """Say how far a study is, and who computes it, from its store alone."""
+    """Say how far a study is, and who computes it.
+
+    Exit status: 0 done, 1 incomplete or failing cells, 2 no study.
+    """
     raise typer.Exit(max(show_status(place) for place in studies_at(study or out_dir)))
 
 
@@ -93,5 +98,5 @@ def show_status(location: str) -> int:
         console.out(f"{'computed by':<18}{working}{gone}")
     for name, fact in pace.items():
         if fact is not None:
-            console.out(f"{name:<18}{fact}")
+            console.out(f"{name.replace('_', ' '):<18}{fact}")
     return 1 if unfinished(counts) else 0

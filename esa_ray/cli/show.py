@@ -24,7 +24,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     out(f"study             {spec.name}")
     out(f"model             {spec.model.source} ({spec.model.dtype})")
     out(
-        f"data              {data.source}: {data.calibration_windows} calibration windows a seed, "
+        f"data              {data.source}: {data.calibration_windows} calibration windows per seed, "
         f"{data.evaluation_windows} evaluation windows"
     )
     out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
@@ -52,7 +52,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     for asked in spec.protocols:
         tasks = f", tasks {', '.join(asked.tasks)}" if asked.tasks else ""
         lengths = ", ".join(map(str, asked.contexts))
-        out(f"protocol          {asked.name}: {asked.windows} windows a seed of {lengths} tokens{tasks}")
+        out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
     for line in [*plan(spec).lines(spec), *foreseen]:

@@ -44,9 +44,10 @@ def train(
     address: options.Address = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train models of the zoo that aren't trained yet, one a core; the same recipe is never trained twice.
+    """Train models of the zoo, one per core.
 
-    All learn from the docstrings of Python's standard library. Afterwards `--model zoo:llama-1m` names one.
+    What is trained already is left as it is. All learn from the docstrings of Python's standard library. Afterwards
+    `--model zoo:llama-1m` names one.
     """
     from esa_ray.engine import zoo as training
     from esa_ray.engine.cluster import connected
@@ -65,10 +66,10 @@ def train(
 
 @zoo.command("list", epilog="Example: esa zoo list --families mixtral")
 def catalogue(families: Families = "", sizes: Sizes = "") -> None:
-    """List the zoo's models: their sizes, and what became of those that are trained here.
+    """List the zoo's models, and how those trained here turned out.
 
-    "in blocks" are the parameters without embedding and output head; "nats/byte" is the loss on held-out text, and
-    "answers" that of held-out answers after instruction tuning; "seconds" are those of training.
+    "in blocks": parameters without embedding and output head. "nats/byte": loss on held-out text. "answers": loss on
+    held-out answers after instruction tuning. "seconds": how long training took.
     """
     from esa_ray.models.zoo import recipes
 

@@ -88,7 +88,8 @@ class Seats:
     that runs side by side. Leases are by trial, so the retry of a trial whose process was killed takes its
     predecessor's place.
 
-    Nobody sits down until ``expected`` processes have entered, or :data:`DOOR` seconds have passed since the first.
+    No trial gets an actor until ``expected`` trial processes have started, or :data:`DOOR` seconds have passed since
+    the first did.
     Tune gives the process of a finished trial to one that waits for its own process to start, and kills that one at
     its start; where trials are shorter than such a start, one process would do all the work, and others start for ever.
     """

@@ -37,7 +37,7 @@ __all__ = ["Options", "Summary", "run_studies", "run_study"]
 
 #: A trial costs about 40 ms; cells shorter than this travel several to a trial.
 TRIAL_SECONDS = 0.4
-#: Trials an actor from which on a second process, 2 s of computing, is worth the 40 ms that it hides of each.
+#: Trials per actor above which a second process pays off: it costs 2 s of computing and hides 40 ms of each trial.
 MANY_TRIALS = 50
 
 

@@ -180,7 +180,7 @@ class Work:
             self.store.pack()
 
     def bury(self, texts: list[str]) -> None:
-        """Write the rows of cells that kill their process, and so couldn't write their own."""
+        """Write error rows for cells that crashed their actor."""
         rowless = set(self.missing(failed=False))
         for cell in map(Cell.model_validate_json, texts):
             if cell in rowless:

@@ -41,8 +41,8 @@ class Intact:
     Any other head (16 bits, capped or scaled logits, or one that is itself damaged) needs the intact logits. On a GPU
     they are made again for every cell, batch by batch, from what left the last block, by the model's own final norm
     and head: V/H times less memory, and no transfer. That needs a tail that stays intact, and makes the same bits,
-    which is checked. Everywhere else they are kept in the dtype they come in, beyond 1 GiB in files without a name
-    under ``$TMPDIR``.
+    which is checked. Everywhere else they are kept in the dtype they come in, beyond 1 GiB in unlinked
+    temporary files under ``$TMPDIR``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tensors in files without a name: the page cache serves them, and nothing is left of them after a crash."""
+"""Memory-mapped tensors in unlinked temporary files: in the page cache, and gone after a crash."""
 
 from __future__ import annotations
 

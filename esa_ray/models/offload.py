@@ -1,4 +1,4 @@
-"""Weights that come and go: told when they are in place, and kept out of autograd's memory between.
+"""Load and unload callbacks for offloaded weights, which also keep them out of autograd's memory in between.
 
 See :mod:`esa_ray.models.places` for what an offloaded weight is.
 """

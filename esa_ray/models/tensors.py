@@ -33,7 +33,7 @@ class WeightTensor:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """What stands in the first place: of an offloaded tensor another object in every forward, else hollow."""
+        """The parameter: of an offloaded tensor a new one in each forward pass, and a meta tensor in between."""
         return self.places[0].parameter
 
     @property

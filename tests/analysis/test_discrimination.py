@@ -170,7 +170,7 @@ def test_the_section_names_the_best_kind_and_what_could_be_found(tmp_path):
     assert section.answer.startswith("zero tells k=10 from random_k best: g = ")
     assert "sign_flip worst" in section.answer
     assert "No ratio is told: in none of 4 pairs" in section.answer
-    assert f"would be found so in {(power(study)['detectable'] <= power(study)['effect']).sum()} of 4" in section.answer
+    assert f"would be found in {(power(study)['detectable'] <= power(study)['effect']).sum()} of 4" in section.answer
     assert [len(t.rows) for t in section.tables] == [3, 4, 4]
     assert all(len(row) == len(t.columns) for t in section.tables for row in t.rows)
     html = analysis.write_report(study).read_text()

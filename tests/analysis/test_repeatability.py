@@ -103,7 +103,7 @@ def test_diverged_repetitions_are_counted_and_never_averaged_in(tmp_path):
 def test_the_section_says_what_was_planted(tmp_path):
     rows = repeated([[2.0] * 3] * 3) + noisy([[0.7, 1.0, 1.3], [1.7, 2.0, 2.3], [2.7, 3.0, 3.3]])
     section = sets.repeatability(study_of(tmp_path / "s", rows))
-    assert "the same to the bit in all 1 comparisons" in section.answer
+    assert "the same bits in all 1 comparisons" in section.answer
     assert "gauss_noise-0.1 of k=3 varies most: by 15.0% of its mean" in section.answer
     assert "for the mean to 10%: 3" in section.answer
     assert [len(t.rows) for t in section.tables] == [1, 1]

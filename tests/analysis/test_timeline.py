@@ -383,7 +383,7 @@ def ran_of(study):
 
 def test_the_section_says_what_was_computed_by_hand(planted):
     section = ran_of(planted)
-    assert section.title == "How it ran"
+    assert section.title == "How the study ran"
     assert section.answer == (
         "10 cells took 98 s of computing, in 65 s on 5 processes of 2 hosts, at most 2 at once, 71.5% busy: 0.154 "
         "cells and 123 tokens a second. It paused once, for 24 h; then only new processes went on, as when a run is "
@@ -435,7 +435,7 @@ def report_of(directory, workers):
 
 def test_the_report_ends_with_how_it_ran(tmp_path):
     html, study = report_of(tmp_path, ["one/1", "<b>evil</b>/2"])
-    assert html.index('id="limits"') < html.index('<h2 id="ran">How it ran</h2>') < html.index('id="method"')
+    assert html.index('id="limits"') < html.index('<h2 id="ran">How the study ran</h2>') < html.index('id="method"')
     assert 'id="chart-timeline"' in html
     assert '"timeline": {' in html
     assert ran_of(study).answer in html

@@ -29,10 +29,11 @@ def changed(study: Study) -> Section | None:
     return Section(
         "changed", "Did the damage change the weights?", " ".join(words),
         "Over all cells of whole sets, repetitions among them. A cell that changed no weight is the intact model to "
-        "the bit, and no pass was run for it. ΔNLL per changed weight is the sum over all cells by the sum of changed "
-        "weights: the expected cost of one change among those that occurred, which needn't add up. Not alike: the "
-        "share of changed weights differs from the treated set's by more than 5 percentage points, and of damage that "
-        "draws by more than 3 standard errors; then a control's cost says less of its weights than of how few changed.",
+        "the bit, and no pass was run for it. ΔNLL per changed weight is the sum over all cells divided by the sum of "
+        "changed weights: the expected cost of one change among those that occurred, which needn't add up. Not alike: "
+        "the share of changed weights differs from the treated set's by more than 5 percentage points, and for "
+        "random damage also by more than 3 standard errors; then a control's cost says less of its weights than of how "
+        "few changed.",
         [], [Table(columns, [_row(r) for r in shown.iter_rows(named=True)])],
     )  # fmt: skip
 

@@ -42,14 +42,14 @@ def dose(study: Study) -> Section | None:
     words.append(_collapse_words(at))
     return Section(
         "dose", "How does the cost grow with the dose?", " ".join(filter(None, words)),
-        "Doses share their windows, their sets and, for noise, one draw that is scaled: they compare cleanly and are "
-        "no independent samples. An Akaike weight says how credible a curve is among those fitted; few doses can't "
+        "Doses share their windows, their sets and, for noise, one draw that is scaled: they compare cleanly, but are "
+        "not independent samples. An Akaike weight says how credible a curve is among those fitted; few doses can't "
         "tell similar curves apart, and no curve speaks beyond the tested doses. Beyond a uniform guess over the "
         "vocabulary a loss is no measure of dose. A diverged cell has no finite loss: the worst outcome, and "
-        "no number. Means and curves are of the seeds that have a finite loss at all doses where any has one.",
+        "no number. Means and curves take the seeds that have a finite loss at every dose at which any seed has one.",
         [Figure("dose", "Change of NLL against dose by kind of damage, super against random weights",
-                "Means with 95% bands at the largest k: solid super (or listed), dashed a control. Both axes are "
-                "logarithmic, the vertical one linear near zero. Dose: the strength; |1 − α| for scale; "
+                "Means with 95% bands at the largest k. Solid: super (or listed) weights; dashed: a control. Both axes "
+                "are logarithmic, the vertical one linear near zero. Dose: the strength; |1 − α| for scale; "
                 "1/(2^(n−1) − 1) for n bits.")],
         [_curve_table(found), _mark_table(marks)],
     )  # fmt: skip
@@ -65,8 +65,8 @@ def _name(row: dict[str, Any]) -> str:
 def _rise_words(treated: pl.DataFrame) -> str:
     rising, falling = treated.filter("monotone"), treated.filter(pl.col("steps_down") > 0)
     text = (
-        f"In {len(rising)} of {len(treated)} series damage to super or listed weights costs more with the dose and at "
-        "no step less beyond noise"
+        f"In {len(rising)} of {len(treated)} series damage to super or listed weights costs more the larger the dose, "
+        "with no step down beyond noise"
     )
     names = [_name(r) for r in falling.head(3).iter_rows(named=True)]
     more = f" and {len(falling) - 3} more" if len(falling) > 3 else ""
@@ -101,7 +101,7 @@ def _threshold_words(at: dict[str, Any]) -> str:
         return ""
     start, below = wording.significant(at["threshold"]), at["threshold_below"]
     where = f"from its smallest dose ({start}) on" if below is None else f"from {start} on (not at {below:.3g})"
-    return f"It is above random weights {where}."
+    return f"It costs more than damage to random weights {where}."
 
 
 def _collapse_words(at: dict[str, Any]) -> str:
@@ -252,7 +252,7 @@ def _power_words(table: pl.DataFrame) -> str:
     enough = told.filter(pl.col("detectable") <= pl.col("effect")).height
     return (
         f"With 80% power the comparisons find differences of at least {low} (the best) to {high} (the worst) nats per "
-        f"token; one of {effect} would be found so in {enough} of {len(told)}."
+        f"token; a difference of {effect} would be found in {enough} of {len(told)}."
     )
 
 

@@ -18,8 +18,9 @@ def ran(study: Study) -> Section | None:
     found = utilisation(study)
     if found.workers.is_empty() or found.cells < 2:
         return None
+    answer = " ".join(filter(None, [_work(found), _pauses(found), _untimed(found), _mixed(study)]))
     return Section(
-        "ran", "How it ran", " ".join(filter(None, [_work(found), _pauses(found), _untimed(found), _mixed(study)])),
+        "ran", "How the study ran", answer,
         "A cell ends when its row is written and begins its wall time earlier, by its host's clock. A pause is more "
         f"than {lasting(found.pause)} in which no process computed a cell: the run was stopped, or loaded a model, "
         "scored or measured single weights, none of which leaves times. Pauses count as no process's idle time. Busy: "

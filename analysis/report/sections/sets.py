@@ -212,9 +212,9 @@ def repeatability(study: Study) -> Section | None:
         "make the standard error of the mean a tenth of it, the windows taken as given. Repetitions that diverged are "
         "counted and left out.",
         [],
-        [Table([*columns, "largest difference", "diverged"], first, "Kinds that draw nothing"),
+        [Table([*columns, "largest difference", "diverged"], first, "Kinds without random draws"),
          Table([*columns, "ΔNLL", "SD of repetitions", "of the mean", "<ICC", "repetitions for 10%", "diverged"],
-               second, "Kinds that draw anew every time")],
+               second, "Random kinds: every repetition draws anew")],
     )  # fmt: skip
 
 
@@ -224,16 +224,16 @@ def _repeated_words(same: pl.DataFrame, drawn: pl.DataFrame) -> str:
         off = judged.filter(~pl.col("to_the_bit"))
         largest = wording.significant(judged["largest_difference"].max())  # type: ignore[arg-type]
         words.append(
-            f"Kinds that draw nothing give the same to the bit in all {len(judged)} comparisons."
+            f"Kinds without random draws give the same bits in all {len(judged)} comparisons."
             if off.is_empty()
-            else f"Kinds that draw nothing differ between repetitions in {len(off)} of {len(judged)} comparisons, by "
-            f"up to {largest} nats per token: the machine does not repeat itself."
+            else f"Kinds without random draws differ between repetitions in {len(off)} of {len(judged)} comparisons, "
+            f"by up to {largest} nats per token: the machine does not repeat itself."
         )  # fmt: skip
     treated = drawn.filter(pl.col("group").is_in(TREATED)).drop_nulls("cv").sort("cv")
     if len(treated):
         low, high = (treated.row(i, named=True) for i in (0, -1))
         words.append(
-            f"Of those that draw, {high['damage']} of {high['chosen']} varies most: by {wording.percent(high['cv'])} "
+            f"Of the random kinds, {high['damage']} of {high['chosen']} varies most: by {wording.percent(high['cv'])} "
             f"of its mean; repetitions needed for the mean to 10%: {high['repetitions_needed']:,}"
             + (f" ({low['damage']} of {low['chosen']} least, by {wording.percent(low['cv'])})." if low != high else ".")
         )  # fmt: skip

@@ -52,7 +52,7 @@ def where(study: Study) -> Section | None:
             f"({s['mode']}, k = {s['k']})."
         )
     return Section(
-        "patterns", "Which blocks, which depth, how heavy a tail?", answer,
+        "patterns", "Which blocks and depths lead, and how heavy is the tail?", answer,
         "Seeds replicate the text, not the model: the ranges and intervals hold for this model. Layers are not "
         "resampled, as they are no replications of each other.",
         [Figure("depth", "Mean score per weight against relative depth, by component",
@@ -136,7 +136,7 @@ def modes(study: Study) -> Section | None:
     for r in _of(both, metric).head(1).iter_rows(named=True):
         answer += _against(r)
     return Section(
-        "pools", "One pool for the model, or one a layer?", answer,
+        "pools", "One pool for the model, or one per layer?", answer,
         "Sets are compared at equal numbers of weights; loss per weight compares sets of different size only while "
         "losses add up, and after a collapse more weights cost nothing more. A score that isn't comparable between "
         "layers has no meaningful global set.",
