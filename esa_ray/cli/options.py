@@ -14,6 +14,14 @@ Model = Annotated[
         "--model", "--models", help="Hub id(s), directories, GGUF files or packaged models; several are a study each."
     ),
 ]
+ModelUnlessSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "--models",
+        help="Hub id(s), directories, GGUF files or packaged models; several are a study each.  [required, or --spec]",
+    ),
+]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s): per_layer, per_tensor, global.")]
 TopK = Annotated[str, typer.Option(help="Weights per pool.")]
@@ -86,6 +94,23 @@ Track = Annotated[str, typer.Option(help="Also tell: mlflow, wandb.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS or a local one.")]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials in flight.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let Ray talk, too.")]
+
+SpecFile = Annotated[
+    str | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="The study from a .yaml or .json file, in place of the options that describe one; or from a function in a Python file, FILE.py:NAME, which is run.",
+    ),
+]
+SaveSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--save-spec",
+        metavar="FILE",
+        help="Write the study to a .yaml or .json file, which --spec reads; with --plan, without running it.",
+    ),
+]
 
 ModelsFile = Annotated[
     str | None, typer.Option(help="Also know the models of this JSON file, in the format of esa_ray/models/known.json.")
