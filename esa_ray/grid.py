@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import (
@@ -29,6 +29,9 @@ EDITS_PER_WEIGHT = 2.25
 
 #: The score whose pass also gives the gradient that some kinds of damage follow.
 GRADIENT_SCORE = "grad_x_weight"
+
+
+_Item = TypeVar("_Item")
 
 
 class Listed(Spec):
@@ -253,6 +256,6 @@ def plan(spec: StudySpec) -> Plan:
     )
 
 
-def chunks(items: list, size: int) -> list[list]:
+def chunks(items: list[_Item], size: int) -> list[list[_Item]]:
     """Consecutive pieces of at most ``size`` items."""
     return [items[i * size : (i + 1) * size] for i in range(math.ceil(len(items) / size))]

@@ -34,7 +34,7 @@ SHOWN = 24
 def environment() -> Environment:
     """Templates, with numbers worded as everywhere."""
     environment = Environment(
-        loader=PackageLoader("analysis.report.page"),
+        loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

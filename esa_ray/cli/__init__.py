@@ -3,6 +3,7 @@
 # In the order of the help; each registers its commands.
 from esa_ray.cli import run, read, here, zoo  # noqa: I001
 from esa_ray.cli.app import app, guarded, main
-from esa_ray.cli.run import execute, results_directory
+from esa_ray.cli.asked import results_directory
+from esa_ray.cli.run import execute
 
 __all__ = ["app", "execute", "guarded", "here", "main", "read", "results_directory", "run", "zoo"]

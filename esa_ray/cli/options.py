@@ -14,6 +14,14 @@ Model = Annotated[
         "--model", "--models", help="Hub id(s), directories, GGUF files or packaged models; several are a study each."
     ),
 ]
+ModelUnlessSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "--models",
+        help="Hub id(s), directories, GGUF files or packaged models; several are a study each.  [required, or --spec]",
+    ),
+]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b combines the ranks of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s) to choose from: per_layer (each block), per_tensor, global.")]
 TopK = Annotated[str, typer.Option(help="Weights to choose per pool.")]
@@ -99,6 +107,23 @@ Address = Annotated[
 ]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also show Ray's own messages.")]
+
+SpecFile = Annotated[
+    str | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="The study from a .yaml or .json file, in place of the options that describe one; or from a function in a Python file, FILE.py:NAME, which is run.",
+    ),
+]
+SaveSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--save-spec",
+        metavar="FILE",
+        help="Write the study to a .yaml or .json file, which --spec reads; with --plan, without running it.",
+    ),
+]
 
 ModelsFile = Annotated[
     str | None, typer.Option(help="JSON file of further models, in the format of esa_ray/models/known.json.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,28 +12,17 @@ import typer
 from rich.markup import escape
 
 from esa_ray import host
-from esa_ray.cli import options, parsing
+from esa_ray.cli import options, parsing, spec_files
 from esa_ray.cli.app import app, console
-from esa_ray.cli.parsing import items, size, steps, study
+from esa_ray.cli.asked import check_alone, described, read_studies
+from esa_ray.cli.parsing import items, size, steps
 from esa_ray.cli.show import show_plan, show_results
 from esa_ray.cli.wording import check_given
 from esa_ray.errors import EsaError
 from esa_ray.spec import PROTOCOLS, StudySpec
-from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
     from esa_ray.engine.sweep import Summary
-
-
-def results_directory(name: str) -> str:
-    """Where a study goes that was given no place: ``results/NAME`` here.
-
-    A Ray job runs in a temporary copy of the working directory, which Ray deletes; there it is
-    ``$ESA_RESULTS`` (a directory, or the location of an object store), or ``~/esa-results``.
-    """
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    root = os.environ.get("ESA_RESULTS") or (Path.home() / "esa-results" if in_job else Path("results"))
-    return below(root, name)
 
 
 def execute(
@@ -81,10 +69,12 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
 
 @app.command(
     epilog="Example: esa run --model SmolLM2-135M-Instruct --topk 50,100 --perturb zero --seeds 1,2,3\n\n"
-    "Example: esa run --model meta-llama/Llama-3.1-8B --perturb zero --plan --on h100"
+    "Example: esa run --model meta-llama/Llama-3.1-8B --perturb zero --plan --on h100\n\n"
+    "Example: esa run --model gpt2 --perturb zero --plan --save-spec study.yaml; esa run --spec study.yaml"
 )
 def run(
-    model: options.Model,
+    context: typer.Context,
+    model: options.ModelUnlessSpec = None,
     metric: options.Metric = "grad_x_weight",
     mode: options.Mode = "per_layer",
     topk: options.TopK = "100",
@@ -132,11 +122,15 @@ def run(
     max_concurrent: options.MaxConcurrent = None,
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
+    spec: options.SpecFile = None,
+    save_spec: options.SaveSpec = None,
 ) -> None:
     """Run a study: score, select, damage, compare, report. Comma lists make a grid.
 
     Running the same command again computes only what is missing.
     """
+    if spec is not None:
+        check_alone(context, spec)
     launch(locals())
 
 
@@ -145,15 +139,13 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     check_given(given, defaults)
     o = SimpleNamespace(**defaults | given)
-    if o.track and not (o.perturb or "search" in more):
-        raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     if o.on and not o.only_plan:
         raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
-    sources = parsing.models(o.model)
-    studies = []
-    for source, place in zip(sources, parsing.places(sources, o.out_dir), strict=True):
-        spec = study(SimpleNamespace(**vars(o) | {"model": source, "out_dir": place}), **more)
-        studies.append((spec, place or results_directory(spec.name)))
+    studies = read_studies(o) if o.spec else described(o, **more)
+    if o.track and not any(spec.perturbations for spec, _ in studies):
+        raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
+    if o.save_spec:
+        spec_files.write(o.save_spec, [spec for spec, _ in studies], sys.argv[1:])
     raise typer.Exit(
         execute(
             studies, only_plan=o.only_plan, on=o.on, save_plots=o.save_plots, address=o.address, gpus=o.gpus,

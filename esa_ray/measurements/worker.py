@@ -202,7 +202,7 @@ class Worker:
 
     @cached_property
     def _baseline(self) -> dict[str, Any]:
-        return self.store.read("baselines", "baseline").to_pylist()[0]
+        return dict(self.store.read("baselines", "baseline").to_pylist()[0])
 
     def own_intact(self) -> dict[str, Any]:
         """The intact model's loss here, where the stored baseline's isn't the same to the bit.

@@ -82,6 +82,12 @@ _PHRASES = {
     "extra_forbidden": "is no field that a study has",
     "string_too_short": "is empty",
     "too_short": "is empty",
+    "tuple_type": "must be a list",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "model_type": "must have fields of its own",
+    "invalid_key": "must be a text",
+    "string_pattern_mismatch": "must have letters, digits, '.', '_' and '-' alone, and begin with a letter or digit",
 }
 
 

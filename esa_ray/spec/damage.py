@@ -59,7 +59,7 @@ def label(kind: str, strength: float | None, variant: str | None = None) -> str:
     Kind, what its variant says beyond the default, strength; from the columns of a stored row.
 
     >>> label("gauss_noise", 0.02, "tensor"), label("quantize", 3.0, "row"), label("zero", None)
-    ('gauss_noise-0.02-tensor', 'quantize-3', 'zero')
+    ('gauss_noise-tensor-0.02', 'quantize-3', 'zero')
     """
     words = [variant] if kind == "progressive" and variant else (variant or "").split()
     defaults = [default for _, default in _VARIANTS.get(kind, ())]

@@ -134,7 +134,7 @@ class Place:
             if self.path is not None:
                 return Path(self._at(name)).read_bytes()
             with self._remote[0].open_input_file(self._at(name)) as stream:
-                return stream.read()
+                return bytes(stream.read())
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -170,7 +170,7 @@ class Place:
         try:
             if self.path is not None:
                 return Path(self._at(name)).is_file()
-            return self._remote[0].get_file_info(self._at(name)).is_file
+            return bool(self._remote[0].get_file_info(self._at(name)).is_file)
         except OSError as error:
             raise EsaError(f"{self} can't be read: {error.strerror or first_line(error)[:160]}") from None
 
