@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esa_ray.spec import KINDS, METRICS
+from esa_ray.spec import KINDS, PROBED, SCORES
 
 Model = Annotated[
     str,
@@ -14,7 +14,7 @@ Model = Annotated[
         "--model", "--models", help="Hub id(s), directories, GGUF files or packaged models; several are a study each."
     ),
 ]
-Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b is the rank ensemble of a and b.")]
+Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(SCORES)}; a+b is the rank ensemble of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s): per_layer, per_tensor, global.")]
 TopK = Annotated[str, typer.Option(help="Weights per pool.")]
 Seeds = Annotated[str, typer.Option(help="Each draws its own calibration windows.")]
@@ -26,7 +26,7 @@ Components = Annotated[
         "norm, mixer_in, …), or tensors by name (* for anything)."
     ),
 ]
-Probes = Annotated[int | None, typer.Option(help="Most probes of hutchinson_diag and hutchinson_abs.  [default: 8]")]
+Probes = Annotated[int | None, typer.Option(help=f"Most probes of {' and '.join(PROBED)}.  [default: 8]")]
 ProbeError = Annotated[float | None, typer.Option(help="Relative error at which probing ends.  [default: 0.1]")]
 MemoryBudget = Annotated[
     str | None, typer.Option(help="What scoring may take beside the weights on any one device, e.g. 4GB.")
