@@ -1,18 +1,27 @@
-"""Every score: the statistics that it is made of, and its formula. Legend: :mod:`esa_ray.spec.score`.
+"""Every score: the statistics that it is made of, and its formula. Legend: :mod:`esa_ray.spec.metrics`.
 
 Imports no torch: specs, plans and reports ask scores, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from esa_ray.spec.score import SCORES, Places, Score, needed
+from esa_ray.spec.metrics import SCORES, STATISTICS, Places, Score, members
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SCORES", "Places", "Score", "needed"]
+
+def needed(metrics: Sequence[str], gatherer: str) -> tuple[str, ...]:
+    """The statistics that some scores (or rank ensembles of them) need from one pass.
+
+    >>> needed(["magnitude", "grad_squared+grad_x_weight"], "backward")
+    ('gradient', 'gradient_square')
+    """
+    wanted = {statistic for name in metrics for metric in members(name) for statistic in SCORES[metric].needs}
+    return tuple(s for s, source in STATISTICS.items() if s in wanted and source == gatherer)
 
 
 @SCORES.add

@@ -6,10 +6,8 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 
 from esa_ray.spec.base import Spec, explain
 from esa_ray.spec.damage import LISTED, Part, PerturbSpec, WeightList, WeightName
-from esa_ray.spec.kind import KINDS, RANDOM_KINDS, SCALED, Kind, direction, dose, draws, label
-from esa_ray.spec.protocols import PROTOCOLS, Protocol
-from esa_ray.spec.registry import Registry
-from esa_ray.spec.score import (
+from esa_ray.spec.kinds import KINDS, RANDOM_KINDS, SCALED, Kind, direction, dose, draws, label
+from esa_ray.spec.metrics import (
     DATA_FREE,
     METRICS,
     PROBED,
@@ -22,6 +20,8 @@ from esa_ray.spec.score import (
     is_ensemble,
     members,
 )
+from esa_ray.spec.protocols import PROTOCOLS, Protocol
+from esa_ray.spec.registry import Registry
 from esa_ray.spec.scores import (
     BLOCK_COMPONENTS,
     COMPONENT_GROUPS,

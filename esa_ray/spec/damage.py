@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
-from esa_ray.spec.kind import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
+from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
 
 PartKind = Literal["layer", "only", "all_but_first", "all_but_last"]
 

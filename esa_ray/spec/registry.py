@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Generic, TypeVar
+
+from esa_ray.errors import EsaError, first_line
 
 
 class Entry(ABC):
@@ -36,6 +40,9 @@ C = TypeVar("C", bound=type[Entry])
 
 class Registry(Mapping[str, T], Generic[T]):
     """Objects by name, the built-in ones first, then others as they were added; printed, it is a table of them.
+
+    A name that isn't there is looked for in the packages installed here that have an entry point of the group
+    ``esa_ray``: so a cluster's processes find it, too.
 
     Parameters
     ----------
@@ -92,7 +99,9 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._known
 
     def __getitem__(self, name: str) -> T:
-        return self._all[name]
+        if name not in self._all:
+            _extend()
+        return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all)
@@ -104,6 +113,23 @@ class Registry(Mapping[str, T], Generic[T]):
         rows = [self.columns, *(item.row for item in self.values())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+@cache
+def _installed() -> list[EntryPoint]:
+    return list(entry_points(group="esa_ray"))
+
+
+def _extend() -> None:
+    """Import what installed packages add, each once, even where one asks for another on the way."""
+    while waiting := _installed():
+        found = waiting.pop()
+        try:
+            found.load()
+        except Exception as error:
+            raise EsaError(
+                f"the installed extension {found.name} ({found.value}) fails: {first_line(error)}; mend or uninstall it"
+            ) from error
 
 
 class Names(Set[str]):

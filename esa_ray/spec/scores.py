@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
-from esa_ray.spec.score import PROBED, SCORES, members
+from esa_ray.spec.metrics import PROBED, SCORES, members
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Mode = Literal["per_layer", "per_tensor", "global"]

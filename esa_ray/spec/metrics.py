@@ -10,7 +10,6 @@ the NLL.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from esa_ray.spec.registry import Entry, Registry
@@ -167,15 +166,7 @@ def has_magnitude(metric: str) -> bool:
     >>> has_magnitude("grad_x_weight"), has_magnitude("grad_x_weight+act_mag"), has_magnitude("super_activation")
     (True, False, False)
     """
+    if is_ensemble(metric):
+        return False
     known = SCORES.get(metric)
-    return not is_ensemble(metric) and (known is None or known.magnitude)
-
-
-def needed(metrics: Sequence[str], gatherer: str) -> tuple[str, ...]:
-    """The statistics that some scores (or rank ensembles of them) need from one pass.
-
-    >>> needed(["magnitude", "grad_squared+grad_x_weight"], "backward")
-    ('gradient', 'gradient_square')
-    """
-    wanted = {statistic for name in metrics for metric in members(name) for statistic in SCORES[metric].needs}
-    return tuple(s for s, source in STATISTICS.items() if s in wanted and source == gatherer)
+    return known is None or known.magnitude
