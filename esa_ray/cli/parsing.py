@@ -11,14 +11,11 @@ from typing import Any, get_args
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from esa_ray.cli.wording import told
+from esa_ray.cli.wording import OPTIONS, told
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
 from esa_ray.spec import KINDS, PROBED, PROTOCOLS, SCORES, Kind, Mode, PerturbSpec, Protocol, StudySpec, members, tasks
 from esa_ray.storage.location import Place, below, last_part
-
-#: What option gives a kind's variant.
-VARIANTS = {"bits": "--bits", "relative_to": "--noise-scale"}
 
 
 def items(text: str) -> list[str]:
@@ -49,7 +46,7 @@ def perturbations(
         variants = {"bits": bits, "relative_to": noise}
         for value, flag, field in (
             *((value, flag, "strength") for flag, value in strengths.items()),
-            *((value, VARIANTS[field], field) for field, value in variants.items()),
+            *((value, OPTIONS[field], field) for field, value in variants.items()),
         ):
             if value is not None and not items(value):
                 raise EsaError(f"{flag} is empty; give a value or leave it out")
