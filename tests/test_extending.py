@@ -69,6 +69,6 @@ def test_the_score_of_the_page_is_its_formula():
 
 @pytest.mark.parametrize("base", [Kind, Score])
 def test_all_that_an_object_can_say_of_itself_stands_on_the_page(base):
-    derived = {"check", "row", "passes", "probed", "data_free", "narrowed", "check_components", "strength_by"}
+    derived = {"check", "row", "passes", "probed", "data_free", "narrowed", "check_components", "strength_by", "fields"}
     said = set(re.findall(r"`([a-z]+)(?:\([a-z, ]*\))?`", PAGE))
     assert {name for name in (*vars(base), *base.__annotations__) if not name.startswith("_")} - derived <= said

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,21 +45,10 @@ def perturbations(
             raise EsaError("--perturb is empty; name a kind of damage or leave it out")
         strengths = {"--perturb-scale": scales, "--perturb-prob": probabilities}
         variants = {"bits": bits, "relative_to": noise}
-        for value, flag, field in (
-            *((value, flag, "strength") for flag, value in strengths.items()),
-            *((value, OPTIONS[field], field) for field, value in variants.items()),
-        ):
-            if value is not None and not items(value):
-                raise EsaError(f"{flag} is empty; give a value or leave it out")
-            users = [kind.name for kind in KINDS.values() if _takes(kind, flag, field)]
-            mine = [fields for fields in wanted if fields["kind"] in users]
-            if value and not mine:
-                shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
-                raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
-            if value and all(fields.get(field) is not None for fields in mine):
-                raise EsaError(
-                    f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two"
-                )
+        for flag, value in strengths.items():
+            _check_used(flag, value, "strength", wanted)
+        for field, value in variants.items():
+            _check_used(OPTIONS[field], value, field, wanted)
         return [
             _perturbation(fields | variant | {"strength": strength}, _said_by(label, fields, strengths))
             for label, fields in zip(items(kinds), wanted, strict=True)
@@ -69,6 +59,19 @@ def perturbations(
         raise told(error, f"--perturb {kinds}") from None
     except ValueError as error:
         raise EsaError(f"--perturb: {error}") from None
+
+
+def _check_used(flag: str, value: str | None, field: str, wanted: list[dict[str, Any]]) -> None:
+    """Refuse an option that is empty, or that no kind uses."""
+    if value is not None and not items(value):
+        raise EsaError(f"{flag} is empty; give a value or leave it out")
+    users = [kind.name for kind in KINDS.values() if _takes(kind, flag, field)]
+    mine = [fields for fields in wanted if fields["kind"] in users]
+    if value and not mine:
+        shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
+        raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
+    if value and all(fields.get(field) is not None for fields in mine):
+        raise EsaError(f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two")
 
 
 def _perturbation(fields: dict[str, Any], said_by: str) -> PerturbSpec:
@@ -98,10 +101,9 @@ def _said_by(label: str, fields: dict[str, Any], strengths: dict[str, str | None
 
 
 def _variants(fields: dict[str, Any], variants: dict[str, str | None]) -> list[dict[str, str]]:
-    for name, text in variants.items():
-        if text and name in KINDS[fields["kind"]].variants and name not in fields:
-            return [{name: value} for value in items(text)]
-    return [{}]
+    mine = [name for name in KINDS[fields["kind"]].variants if variants.get(name) and name not in fields]
+    words = [items(variants[name] or "") for name in mine]
+    return [dict(zip(mine, chosen, strict=True)) for chosen in product(*words)]
 
 
 def _strengths(fields: dict[str, Any], strengths: dict[str, str | None]) -> list[float | None]:

@@ -64,12 +64,11 @@ class PerturbSpec(Spec):
         if self.strength is not None and (trouble := _trouble(kind, self.strength)):
             raise ValueError(trouble)
         for name in (*VARIANTS, "toward"):
-            default = self._default_of(name)
-            if default is None and getattr(self, name) is not None:
+            if getattr(self, name) is not None and name not in kind.fields:
                 raise ValueError(f"{name} belongs to {' and '.join(_owners(name))}, not to {kind.name}")
-            object.__setattr__(self, name, getattr(self, name) or default)
-        if self.strength is None:
-            object.__setattr__(self, "strength", kind.default)
+        for name in ("strength", *kind.fields):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self._usual(name))
         if self.toward is not None and self.toward._kind.path:
             raise ValueError(f"{kind.name} leads toward another kind, not toward itself")
         if self.step_rounds_away(LONGEST_MANTISSA):
@@ -79,11 +78,15 @@ class PerturbSpec(Spec):
             )
         return self
 
-    def _default_of(self, name: str) -> Any:
+    def _usual(self, name: str) -> Any:
+        """What a field means here that isn't stated."""
+        kind = self._kind
         if name == "toward":
-            return PerturbSpec(kind=_END) if self._kind.path else None
-        words = self._kind.variants.get(name)
-        return words[0] if words else super()._default_of(name)
+            return PerturbSpec(kind=_END)
+        return kind.default if name == "strength" else kind.variants[name][0]
+
+    def _default_of(self, name: str) -> Any:
+        return self._usual(name) if name in self._kind.fields else super()._default_of(name)
 
     @property
     def _kind(self) -> Kind:
@@ -189,7 +192,7 @@ def _trouble(kind: Kind, strength: float) -> str | None:
 
 def _owners(name: str) -> list[str]:
     """The kinds that look at a field."""
-    return [kind.name for kind in KINDS.values() if (kind.path if name == "toward" else name in kind.variants)]
+    return [kind.name for kind in KINDS.values() if name in kind.fields]
 
 
 class Part(Spec):

@@ -83,6 +83,11 @@ class Kind(Entry):
         return None
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a :class:`PerturbSpec`, beside the strength, that tell its damage apart."""
+        return (*self.variants, "toward") if self.path else tuple(self.variants)
+
+    @property
     def strength_by(self) -> str | None:
         """The option that gives its strength, if it takes one and one does."""
         return None if self.default is None else self.option

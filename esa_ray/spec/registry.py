@@ -99,7 +99,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._known
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._all:
+        if name not in self._known and name not in self._all:
             _extend()
         return self._known[name]
 
