@@ -34,6 +34,13 @@ class Entry(ABC):
         """
 
 
+class UnknownError(EsaError, KeyError):
+    """No object of that name is registered in this process."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # where a KeyError shows a repr
+
+
 T = TypeVar("T", bound=Entry)
 C = TypeVar("C", bound=type[Entry])
 
@@ -101,6 +108,10 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._known and name not in self._all:
             _extend()
+        if name not in self._known:
+            raise UnknownError(
+                f"no {self.noun} {name!r} is known here; install the package that adds it wherever the study runs"
+            )
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -31,7 +31,11 @@ from esa_ray.spec import (
     Score,
     ScoreSpec,
     StudySpec,
+    direction,
+    dose,
+    draws,
     has_magnitude,
+    is_data_free,
 )
 from tests.measuring import measure, run
 from tests.tiny import state_bits
@@ -211,6 +215,16 @@ def test_a_name_belongs_to_one_class_and_can_stand_in_a_label(extended):
         for name in ("Halve", "a-b", "a+b", "a,b", "2x", "", None):
             with pytest.raises(ValueError, match="lower-case letters"):
                 registry.add(type("Odd", (base,), {"name": name}))
+
+
+def test_a_process_without_what_a_study_was_run_with_says_so_and_still_reports_its_rows():
+    with pytest.raises(EsaError, match="no kind 'halve' is known here; install the package that adds it") as caught:
+        KINDS["halve"]
+    assert isinstance(caught.value, KeyError)
+    row = {"perturbation": "halve", "strength": 0.5, "variant": "row"}
+    assert printed(row) == "halve-row-0.5"
+    assert (dose("halve", 0.5), direction("halve", 0.5), draws("halve")) == (0.5, None, False)
+    assert (has_magnitude("weight_gradient"), is_data_free("weight_gradient")) == (True, False)
 
 
 @pytest.mark.parametrize(
