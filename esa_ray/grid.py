@@ -13,6 +13,7 @@ from esa_ray.spec import (
     DRAWN_CONTROLS,
     LISTED,
     PROBED,
+    SCORES,
     DataSpec,
     Part,
     PerturbSpec,
@@ -240,7 +241,7 @@ def plan(spec: StudySpec) -> Plan:
     """Count cells, shared work and window passes; all scores of one seed share their passes."""
     n, metrics = len(cells(spec)), gathered(spec)
     windows = len(spec.seeds) * spec.data.calibration_windows
-    backward = windows * any(m.startswith("grad") for m in metrics)
+    backward = windows * any("backward" in SCORES[m].passes for m in metrics)
     forward = windows * bool(metrics - DATA_FREE - PROBED)
     probes = max((s.probes or 0 for s in spec.scores), default=0)
     baselines = 1

@@ -67,6 +67,8 @@ def test_every_room_has_a_level(package):
     ("code", "unwanted"),
     [
         ("import esa_ray", {"torch", "ray", "transformers", "polars"}),
+        ("import esa_ray.spec", {"torch", "numpy", "esa_ray.perturb", "esa_ray.scoring"}),
+        ("from esa_ray.spec import KINDS, SCORES; print(KINDS, SCORES)", {"torch", "numpy", "scipy", "pyarrow"}),
         ("import esa_ray.cli", {"torch", "ray", "transformers", "polars", "pyarrow"}),
         ("import experiments.quickstart", {"torch", "ray", "transformers"}),
         ("import analysis", {"torch", "ray", "transformers"}),

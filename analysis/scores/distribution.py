@@ -10,15 +10,12 @@ import polars as pl
 from scipy import integrate, optimize, special, stats
 
 from analysis.study import Study
-from esa_ray.spec import is_ensemble
+from esa_ray.spec import has_magnitude
 
 KEYS = ["tensor", "layer", "component", "expert"]
 
 #: How heavy the tail of a tensor's scores is.
 TAIL = ["top1pct_over_median", "gini", "top1pct_mass", "half_mass_fraction", "tail_index"]
-
-#: Scores whose distribution over all weights says nothing: rank-one products, zero but for a few candidates.
-CANDIDATES = frozenset({"super_activation"})
 
 
 @lru_cache
@@ -36,15 +33,6 @@ def gaussian_product_tail() -> float:
     q99 = optimize.brentq(lambda z: survival(z) - 0.01, 1, 20)
     mass = 2 / np.pi * integrate.quad(lambda z: z * special.k0(z), q99, np.inf)[0]
     return float(mass / 0.01 / median)
-
-
-def has_magnitude(metric: str) -> bool:
-    """Whether a score's values can be averaged: ensembles are of ranks, and some scores know only candidates.
-
-    >>> has_magnitude("grad_x_weight"), has_magnitude("grad_x_weight+act_mag")
-    (True, False)
-    """
-    return not is_ensemble(metric) and metric not in CANDIDATES
 
 
 def magnitudes(study: Study) -> pl.DataFrame:

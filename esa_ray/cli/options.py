@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esa_ray.spec import KINDS, METRICS
+from esa_ray.spec import KINDS, PROBED, SCORES
 
 Model = Annotated[
     str,
@@ -22,7 +22,7 @@ ModelUnlessSpec = Annotated[
         help="Hub id(s), directories, GGUF files or packaged models; several are a study each.  [required, or --spec]",
     ),
 ]
-Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(METRICS)}; a+b combines the ranks of a and b.")]
+Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(SCORES)}; a+b combines the ranks of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s) to choose from: per_layer (each block), per_tensor, global.")]
 TopK = Annotated[str, typer.Option(help="Weights to choose per pool.")]
 Seeds = Annotated[str, typer.Option(help="Seed(s); each draws its own calibration windows.")]
@@ -34,7 +34,7 @@ Components = Annotated[
         "head, norm, mixer_in, …), or tensors by name (* stands for anything)."
     ),
 ]
-Probes = Annotated[int | None, typer.Option(help="hutchinson_*: random probes at most.  [default: 8]")]
+Probes = Annotated[int | None, typer.Option(help=f"{' and '.join(PROBED)}: random probes at most.  [default: 8]")]
 ProbeError = Annotated[
     float | None, typer.Option(help="hutchinson_*: relative error at which probing stops.  [default: 0.1]")
 ]

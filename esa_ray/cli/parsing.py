@@ -6,19 +6,17 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from esa_ray.cli.wording import told
+from esa_ray.cli.wording import OPTIONS, told
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.spec import METRICS, PROTOCOLS, SCALED, Mode, PerturbSpec, Protocol, StudySpec, tasks
+from esa_ray.spec import KINDS, PROBED, PROTOCOLS, SCORES, Kind, Mode, PerturbSpec, Protocol, StudySpec, members, tasks
 from esa_ray.storage.location import Place, below, last_part
-
-#: Where a path stops if no strengths are given.
-PATH = (0.25, 0.5, 0.75, 1.0)
 
 
 def items(text: str) -> list[str]:
@@ -45,32 +43,35 @@ def perturbations(
         wanted = [PerturbSpec.fields_of(label) for label in items(kinds)]
         if kinds and not wanted:
             raise EsaError("--perturb is empty; name a kind of damage or leave it out")
-        for value, flag, users, field in (
-            (scales, "--perturb-scale", SCALED, "strength"),
-            (probabilities, "--perturb-prob", ("bit_flip",), "strength"),
-            (bits, "--bits", ("bit_flip",), "bits"),
-            (noise, "--noise-scale", ("gauss_noise", "correlated"), "relative_to"),
-        ):
-            if value is not None and not items(value):
-                raise EsaError(f"{flag} is empty; give a value or leave it out")
-            mine = [fields for fields in wanted if fields["kind"] in users]
-            if value and not mine:
-                shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
-                raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
-            if value and all(fields.get(field) is not None for fields in mine):
-                raise EsaError(
-                    f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two"
-                )
+        strengths = {"--perturb-scale": scales, "--perturb-prob": probabilities}
+        variants = {"bits": bits, "relative_to": noise}
+        for flag, value in strengths.items():
+            _check_used(flag, value, "strength", wanted)
+        for field, value in variants.items():
+            _check_used(OPTIONS[field], value, field, wanted)
         return [
-            _perturbation(fields | variant | {"strength": strength}, _said_by(label, fields, scales, probabilities))
+            _perturbation(fields | variant | {"strength": strength}, _said_by(label, fields, strengths))
             for label, fields in zip(items(kinds), wanted, strict=True)
-            for variant in _variants(fields, bits, noise)
-            for strength in _strengths(fields, scales, probabilities)
+            for variant in _variants(fields, variants)
+            for strength in _strengths(fields, strengths)
         ]
     except ValidationError as error:
         raise told(error, f"--perturb {kinds}") from None
     except ValueError as error:
         raise EsaError(f"--perturb: {error}") from None
+
+
+def _check_used(flag: str, value: str | None, field: str, wanted: list[dict[str, Any]]) -> None:
+    """Refuse an option that is empty, or that no kind uses."""
+    if value is not None and not items(value):
+        raise EsaError(f"{flag} is empty; give a value or leave it out")
+    users = [kind.name for kind in KINDS.values() if _takes(kind, flag, field)]
+    mine = [fields for fields in wanted if fields["kind"] in users]
+    if value and not mine:
+        shown = " and ".join(users) if len(users) < 3 else ", ".join(users)
+        raise EsaError(f"{flag} belongs to {shown}; add --perturb {users[0]} or leave it out")
+    if value and all(fields.get(field) is not None for fields in mine):
+        raise EsaError(f"{flag} {value}: every kind in --perturb states its own; leave it out of one of the two")
 
 
 def _perturbation(fields: dict[str, Any], said_by: str) -> PerturbSpec:
@@ -81,31 +82,34 @@ def _perturbation(fields: dict[str, Any], said_by: str) -> PerturbSpec:
         raise told(error, said_by) from None
 
 
-def _said_by(label: str, fields: dict[str, Any], scales: str | None, probabilities: str | None) -> str:
+def _takes(kind: Kind, flag: str, field: str) -> bool:
+    """Whether an option is for a kind: for its strength, or for a variant of it."""
+    return kind.strength_by == flag if field == "strength" else field in kind.variants
+
+
+def _given(fields: dict[str, Any], strengths: dict[str, str | None]) -> tuple[str, str] | None:
+    """The option that gives strengths to a perturbation which states none, and its text."""
+    option = KINDS[fields["kind"]].strength_by
+    text = strengths.get(option or "")
+    return (option, text) if option and text and fields["strength"] is None else None
+
+
+def _said_by(label: str, fields: dict[str, Any], strengths: dict[str, str | None]) -> str:
     """What gives a perturbation its strength: its label, or an option of its own."""
-    if fields["strength"] is None and scales and fields["kind"] in SCALED:
-        return f"--perturb-scale {scales}"
-    if fields["strength"] is None and probabilities and fields["kind"] == "bit_flip":
-        return f"--perturb-prob {probabilities}"
-    return f"--perturb {label}"
+    given = _given(fields, strengths)
+    return " ".join(given) if given else f"--perturb {label}"
 
 
-def _variants(fields: dict[str, Any], bits: str | None, noise: str | None) -> list[dict[str, str]]:
-    for name, values, kinds in (("bits", bits, ("bit_flip",)), ("relative_to", noise, ("gauss_noise", "correlated"))):
-        if values and fields["kind"] in kinds and name not in fields:
-            return [{name: value} for value in items(values)]
-    return [{}]
+def _variants(fields: dict[str, Any], variants: dict[str, str | None]) -> list[dict[str, str]]:
+    mine = [name for name in KINDS[fields["kind"]].variants if variants.get(name) and name not in fields]
+    words = [items(variants[name] or "") for name in mine]
+    return [dict(zip(mine, chosen, strict=True)) for chosen in product(*words)]
 
 
-def _strengths(fields: dict[str, Any], scales: str | None, probabilities: str | None) -> list[float | None]:
-    kind, stated = fields["kind"], fields["strength"]
-    if stated is not None:
-        return [stated]
-    if kind == "bit_flip" and probabilities:
-        return numbers(probabilities, float, "--perturb-prob")
-    if kind in SCALED and scales:
-        return numbers(scales, float, "--perturb-scale")
-    return list(PATH) if kind == "progressive" else [None]
+def _strengths(fields: dict[str, Any], strengths: dict[str, str | None]) -> list[float | None]:
+    if given := _given(fields, strengths):
+        return numbers(given[1], float, given[0])
+    return list(KINDS[fields["kind"]].ladder) if fields["strength"] is None else [fields["strength"]]
 
 
 def parts(layers: str, restore: str) -> list[dict[str, Any]]:
@@ -195,13 +199,13 @@ def size(text: str | None, flag: str) -> int | None:
 def scores(metric: str, mode: str, components: str, probes: int | None, error: float | None) -> list[dict[str, Any]]:
     """The grid of scores × pools; probing is said of the estimated ones, and refused where there are none."""
     wanted = items(metric)
-    for given, flag, known in ((metric, "--metric", METRICS), (mode, "--mode", get_args(Mode))):
+    for given, flag, known in ((metric, "--metric", SCORES), (mode, "--mode", get_args(Mode))):
         if not items(given):
             raise EsaError(f"{flag} is empty; name one of {', '.join(known)}")
-    estimated = [m for m in wanted if "hutchinson" in m]
+    estimated = [m for m in wanted if PROBED & {part.strip() for part in members(m)}]
     for value, flag in ((probes, "--probes"), (error, "--probe-error")):
         if value is not None and not estimated:
-            raise EsaError(f"{flag} belongs to hutchinson_diag and hutchinson_abs; add one to --metric or leave it out")
+            raise EsaError(f"{flag} belongs to {' and '.join(PROBED)}; add one to --metric or leave it out")
     return [
         {"metric": m, "mode": p, "components": items(components)}
         | ({"probes": probes, "relative_error": error} if m in estimated else {})

@@ -337,7 +337,7 @@ def _measured(catalogue: Catalogue, resumable: Resumable, row: dict[str, Any], e
     tensor, flat = catalogue[row["tensor"]], row["flat"]
     start = resumable.starts_at(tensor)
     if edit != "null_edit":
-        spec = PerturbSpec(kind=edit)  # type: ignore[arg-type]
+        spec = PerturbSpec(kind=edit)
         with perturbed(catalogue, {tensor.name: np.array([flat])}, spec, row["seed"]) as applied:
             delta = resumable.delta_nll(start)
         # Of a single weight the norm of the change is its size, and both edits move it towards 0 or beyond.

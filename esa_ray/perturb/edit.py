@@ -18,10 +18,10 @@ from torch import Tensor
 from esa_ray.models.addressing import Catalogue
 from esa_ray.models.places import bits
 from esa_ray.perturb.fixed import check_changeable
-from esa_ray.perturb.kinds import KINDS, Target
 from esa_ray.perturb.known import Known
 from esa_ray.perturb.sites import Group, Sites
-from esa_ray.spec import PerturbSpec
+from esa_ray.perturb.target import Target
+from esa_ray.spec import KINDS, PerturbSpec
 
 
 class NotRestoredError(RuntimeError):
@@ -183,7 +183,7 @@ def planned(
     """What damage makes of chosen weights, and of how many; nothing is written yet. As :func:`perturbed`."""
     sites = chosen if isinstance(chosen, Sites) else Sites(catalogue, chosen)
     targets = _targets(sites, (seed,) if isinstance(seed, int) else tuple(seed), known or {})
-    writes = tuple(Write(target.group, target.values, KINDS[spec.kind](target, spec)) for target in targets)
+    writes = tuple(Write(target.group, target.values, KINDS[spec.kind].apply(target, spec)) for target in targets)
     applied = _summary(writes, sites.n)
     if not applied.n_changed:
         check_changeable(targets, spec)

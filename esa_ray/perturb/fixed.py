@@ -8,14 +8,15 @@ lies on the row's own grid) happened to this set, and costs what it costs: nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from esa_ray.perturb.bits import LAYOUT
-from esa_ray.perturb.kinds import Target, own_scale, spread
-from esa_ray.spec import PerturbSpec
+from esa_ray.perturb.target import Target
+from esa_ray.spec import KINDS, PerturbSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 class UnchangeableError(RuntimeError):
@@ -24,41 +25,6 @@ class UnchangeableError(RuntimeError):
     def __init__(self, sentence: str, n_weights: int):
         super().__init__(sentence)
         self.n_weights = n_weights
-
-
-def _zero(target: Target, spec: PerturbSpec) -> Tensor:
-    return target.values == 0
-
-
-def _none(target: Target, spec: PerturbSpec) -> Tensor:
-    return torch.zeros_like(target.values, dtype=torch.bool)
-
-
-def _without_spread(target: Target, spec: PerturbSpec) -> Tensor:
-    return spread(target, spec.relative_to) == 0
-
-
-def _without_scale(target: Target, spec: PerturbSpec) -> Tensor:
-    return own_scale(target, spec) == 0
-
-
-def _without_gradient(target: Target, spec: PerturbSpec) -> Tensor:
-    return _zero(target, spec) | (target.gradient == 0)
-
-
-def _zero_of_sign(target: Target, spec: PerturbSpec) -> Tensor:
-    return _zero(target, spec) if spec.bits == "sign" else _none(target, spec)  # −0 is 0
-
-
-#: Kind → which weights it can't change, and what these are in words.
-FIXED: dict[str, tuple[Callable[[Target, PerturbSpec], Tensor], str]] = {
-    **dict.fromkeys(("sign_flip", "zero", "scale", "quantize"), (_zero, "every one is 0")),
-    "set_mean": (_none, ""),
-    "bit_flip": (_zero_of_sign, "every one is 0"),
-    **dict.fromkeys(("gauss_noise", "correlated"), (_without_spread, "what the noise is relative to is 0")),
-    "adaptive": (_without_scale, "what the noise is adapted to is 0"),
-    **dict.fromkeys(("gradient_aligned", "gradient_opposed"), (_without_gradient, "every one is 0 or has gradient 0")),
-}
 
 
 def check_changeable(targets: Iterable[Target], spec: PerturbSpec) -> None:
@@ -72,17 +38,21 @@ def check_changeable(targets: Iterable[Target], spec: PerturbSpec) -> None:
     end, targets = spec, list(targets)
     while end.toward is not None:
         end = end.toward
-    mask, words = FIXED[end.kind]
-    if all(bool(mask(target, end).all()) for target in targets):
-        n = sum(len(target.values) for target in targets)
+    if all(_all_fixed(target, end) for target in targets):
+        n, words = sum(len(target.values) for target in targets), KINDS[end.kind].unchangeable
         why = f"can't change any of the {n} weights, as {words}" if n else "has no weights to change"
         raise UnchangeableError(f"{spec.label} {why}", n)
+
+
+def _all_fixed(target: Target, spec: PerturbSpec) -> bool:
+    fixed = KINDS[spec.kind].fixed(target, spec)
+    return not len(target.values) if fixed is None else bool(fixed.all())
 
 
 def rounds_away(spec: PerturbSpec, dtypes: Iterable[torch.dtype]) -> bool:
     """Whether a fixed share of a weight is so little that no weight of these dtypes is changed by it.
 
-    >>> from esa_ray.spec import PerturbSpec
+    >>> import torch
     >>> rounds_away(PerturbSpec.parse("scale-1.001"), [torch.bfloat16])
     True
     """

@@ -242,24 +242,13 @@ def score_tensors(
     watch: Watch | None = None,
     watch_at: Sequence[int] = (),
 ) -> Scores:
-    r"""Score every weight of some tensors on some windows.
+    """Score every weight of some tensors on some windows.
 
     All gradient scores come out of one backward pass a batch, and those of activations out of its forward pass. Each
     window's gradient is folded by itself all the same: batches change nothing but rounding. Embeddings, norms, and
     matrices that a model multiplies with more than once (tied, shared), take a pass a window instead.
 
-    ===================== ==================================== =====================================
-    metric                score of weight w                    unit
-    ===================== ==================================== =====================================
-    ``grad_x_weight``     \|Σ_n g_n · w\| / tokens              nats per token, first order in zeroing w
-    ``grad_x_weight_abs`` Σ_n \|g_n · w\| / tokens              nats per token
-    ``grad_squared``      Σ_n g_n² / tokens                    empirical Fisher (nats²/w² per token)
-    ``act_mag``           \|W_ij\| · √(N/n) ‖X_j‖₂              w × activation; an expert saw n of N tokens
-    ``magnitude``         \|w\|                                 w
-    ``hutchinson_diag``   ½ w² max(h, 0)                       nats per token, second order in zeroing w
-    ``hutchinson_abs``    \|h\|                                 nats/w² per token
-    ``super_activation``  max \|X_j\| · max \|Y_i\|              activation²; down-projections only
-    ===================== ==================================== =====================================
+    ``print(esa_ray.spec.SCORES)`` is a table of the scores with their formulas and units.
 
     Parameters
     ----------
@@ -284,12 +273,6 @@ def score_tensors(
     EsaError
         If the budget is too small for one block. (A score that can't be made for some tensor says so when it is
         asked for.)
-
-    References
-    ----------
-    First-order saliency: Molchanov et al. 2019, arXiv:1906.10771. Empirical Fisher: Kunstner et al. 2019,
-    arXiv:1905.12558. Wanda: Sun et al. 2023, arXiv:2306.11695. Second order: LeCun et al. 1989, Optimal Brain
-    Damage. Super activations: Yu et al. 2024, arXiv:2411.07191.
 
     Example
     -------

@@ -1,81 +1,130 @@
-"""What each score is: which statistics it is made of, and its formula.
+"""Every score: the statistics that it is made of, and its formula. Legend: :mod:`esa_ray.spec.metrics`.
 
-Legend: N windows of T tokens, g_n the gradient of window n's summed next-token NLL in nats, ``tokens`` = N·(T−1)
-scored tokens, X the inputs of a matrix over all positions that it saw, h the diagonal of the Hessian of the NLL.
+Imports no torch: specs, plans and reports ask scores, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from esa_ray.spec import members
+from esa_ray.spec.metrics import SCORES, STATISTICS, Places, Score, members
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Places(Protocol):
-    """Some weights of one tensor with all that is known of them, each a 1-D fp32 tensor."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights themselves."""
-
-    @property
-    def tokens(self) -> int:
-        """Scored tokens of all windows."""
-
-    def __getitem__(self, statistic: str) -> Tensor:
-        """A statistic of :data:`STATISTICS` at these weights."""
-
-
-#: Statistic → the pass that gathers it.
-STATISTICS = {
-    "gradient": "backward",  # Σ_n g_n
-    "gradient_abs": "backward",  # Σ_n |g_n|
-    "gradient_square": "backward",  # Σ_n g_n²
-    "input_norm": "forward",  # ‖X_j‖₂ of the weight's input channel j, as if every token had been routed to it
-    "input_peak": "forward",  # max |X_j|
-    "output_peak": "forward",  # max |Y_i| of its output channel i
-    "curvature": "probes",  # h, per token
-    "curvature_error": "probes",  # its standard error
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A score: the statistics it needs, and its value at some weights; ``error`` is its standard error there."""
-
-    needs: tuple[str, ...]
-    score: Callable[[Places], Tensor]
-    error: Callable[[Places], Tensor] | None = None
-
-
-METRICS: dict[str, Metric] = {
-    "grad_x_weight": Metric(("gradient",), lambda p: (p["gradient"] * p.weight).abs() / p.tokens),
-    "grad_x_weight_abs": Metric(("gradient_abs",), lambda p: (p["gradient_abs"] * p.weight).abs() / p.tokens),
-    "grad_squared": Metric(("gradient_square",), lambda p: p["gradient_square"] / p.tokens),
-    "act_mag": Metric(("input_norm",), lambda p: p.weight.abs() * p["input_norm"]),
-    "magnitude": Metric((), lambda p: p.weight.abs()),
-    "hutchinson_diag": Metric(
-        ("curvature", "curvature_error"),
-        lambda p: p.weight.square() * p["curvature"].clamp(min=0) / 2,
-        lambda p: p.weight.square() * p["curvature_error"] / 2,
-    ),
-    "hutchinson_abs": Metric(
-        ("curvature", "curvature_error"), lambda p: p["curvature"].abs(), lambda p: p["curvature_error"]
-    ),
-    "super_activation": Metric(("input_peak", "output_peak"), lambda p: p["input_peak"] * p["output_peak"]),
-}
-
-
 def needed(metrics: Sequence[str], gatherer: str) -> tuple[str, ...]:
-    """The statistics that some metrics (or rank ensembles of them) need from one pass.
+    """The statistics that some scores (or rank ensembles of them) need from one pass.
 
     >>> needed(["magnitude", "grad_squared+grad_x_weight"], "backward")
     ('gradient', 'gradient_square')
     """
-    wanted = {statistic for name in metrics for metric in members(name) for statistic in METRICS[metric].needs}
+    wanted = {statistic for name in metrics for metric in members(name) for statistic in SCORES[metric].needs}
     return tuple(s for s, source in STATISTICS.items() if s in wanted and source == gatherer)
+
+
+@SCORES.add
+class GradientTimesWeight(Score):
+    """|Σ_n g_n · w| / tokens: first-order change of the loss by zeroing w (Molchanov et al. 2019, arXiv:1906.10771)."""
+
+    name, needs = "grad_x_weight", ("gradient",)
+    formula, unit = "|Σ_n g_n · w| / tokens", "nats per token, first order in zeroing w"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return (places["gradient"] * places.weight).abs() / places.tokens
+
+
+@SCORES.add
+class AbsoluteGradientTimesWeight(Score):
+    """Σ_n |g_n · w| / tokens: as grad_x_weight, where windows of opposite sign don't cancel."""
+
+    name, needs = "grad_x_weight_abs", ("gradient_abs",)
+    formula, unit = "Σ_n |g_n · w| / tokens", "nats per token"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return (places["gradient_abs"] * places.weight).abs() / places.tokens
+
+
+@SCORES.add
+class EmpiricalFisher(Score):
+    """Σ_n g_n² / tokens: the diagonal of the empirical Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558)."""
+
+    name, needs = "grad_squared", ("gradient_square",)
+    formula, unit = "Σ_n g_n² / tokens", "empirical Fisher (nats²/w² per token)"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places["gradient_square"] / places.tokens
+
+
+@SCORES.add
+class WeightTimesActivation(Score):
+    """|W_ij| · √(N/n) ‖X_j‖₂, of an expert that saw n of N tokens: Wanda (Sun et al. 2023, arXiv:2306.11695)."""
+
+    name, needs = "act_mag", ("input_norm",)
+    formula, unit = "|W_ij| · √(N/n) ‖X_j‖₂", "w × activation; an expert saw n of N tokens"
+    never, where = ("embed", "norm", "decay"), "matrices that multiply activations"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places.weight.abs() * places["input_norm"]
+
+
+@SCORES.add
+class Magnitude(Score):
+    """|w|, whatever the text."""
+
+    name, formula, unit = "magnitude", "|w|", "w"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places.weight.abs()
+
+
+@SCORES.add
+class SecondOrder(Score):
+    """½ w² max(h, 0): second-order change of the loss by zeroing w (LeCun et al. 1989, Optimal Brain Damage)."""
+
+    name, needs = "hutchinson_diag", ("curvature", "curvature_error")
+    formula, unit = "½ w² max(h, 0)", "nats per token, second order in zeroing w"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places.weight.square() * places["curvature"].clamp(min=0) / 2
+
+    def error(self, places: Places) -> Tensor:
+        """Its standard error there."""
+        return places.weight.square() * places["curvature_error"] / 2
+
+
+@SCORES.add
+class Curvature(Score):
+    """|h|, the diagonal of the Hessian as random signs estimate it (Hutchinson)."""
+
+    name, needs = "hutchinson_abs", ("curvature", "curvature_error")
+    formula, unit = "|h|", "nats/w² per token"
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places["curvature"].abs()
+
+    def error(self, places: Places) -> Tensor:
+        """Its standard error there."""
+        return places["curvature_error"]
+
+
+@SCORES.add
+class SuperActivation(Score):
+    """max |X_j| · max |Y_i|: where super activations go in and come out (Yu et al. 2024, arXiv:2411.07191)."""
+
+    name, needs = "super_activation", ("input_peak", "output_peak")
+    formula, unit = "max |X_j| · max |Y_i|", "activation²"
+    alone, where = ("down",), "down-projections alone"
+    magnitude = False  # a product of rank one, zero but for a few candidates
+
+    def at(self, places: Places) -> Tensor:
+        """Its value at some weights."""
+        return places["input_peak"] * places["output_peak"]

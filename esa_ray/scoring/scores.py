@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.scoring.metrics import METRICS
+from esa_ray.spec import SCORES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,11 @@ class Reading:
 
     def __call__(self, flat: Tensor | slice) -> Tensor:
         """Scores of some of its weights, 1-D, fp32, as the formula gives them: they may be NaN or infinite."""
-        return METRICS[self.metric].score(_Places(self, flat))
+        return SCORES[self.metric].at(_Places(self, flat))
 
     def error(self, flat: Tensor | slice) -> Tensor | None:
         """Standard errors of scores that are estimates; None for those that are not."""
-        error = METRICS[self.metric].error
-        return error(_Places(self, flat)) if error else None
+        return SCORES[self.metric].error(_Places(self, flat))
 
     def refusal(self) -> EsaError:
         """What to raise where a score is NaN or infinite."""
@@ -106,7 +105,7 @@ class Scores:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The scores that can be made of what was gathered."""
-        return tuple(name for name, metric in METRICS.items() if all(s in self._statistics for s in metric.needs))
+        return tuple(name for name, score in SCORES.items() if all(s in self._statistics for s in score.needs))
 
     def of(self, metric: str, index: int) -> Tensor:
         """One tensor's scores: 1-D, fp32, over its flat weights."""
@@ -132,7 +131,7 @@ class Scores:
 
     def error(self, metric: str, index: int, flat: Tensor | slice) -> Tensor | None:
         """Standard errors of scores that are estimates; None for those that are not."""
-        return self.reading(metric, index).error(flat) if metric in METRICS else None
+        return self.reading(metric, index).error(flat) if metric in SCORES else None
 
     def signed(self, what: str, index: int, flat: Tensor | slice) -> Tensor | None:
         """First ("gradient") or second ("curvature") derivative of the NLL, nats per token; None if not gathered."""

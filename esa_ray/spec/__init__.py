@@ -5,42 +5,36 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 """
 
 from esa_ray.spec.base import Spec, explain
-from esa_ray.spec.damage import (
-    KINDS,
-    LISTED,
-    RANDOM_KINDS,
-    SCALED,
-    Kind,
-    Part,
-    PerturbSpec,
-    WeightList,
-    WeightName,
-    direction,
-    dose,
-    draws,
-    label,
+from esa_ray.spec.damage import LISTED, Part, PerturbSpec, WeightList, WeightName
+from esa_ray.spec.kinds import KINDS, RANDOM_KINDS, SCALED, Kind, direction, dose, draws, label
+from esa_ray.spec.metrics import (
+    DATA_FREE,
+    METRICS,
+    PROBED,
+    SCORES,
+    Metric,
+    Places,
+    Score,
+    has_magnitude,
+    is_data_free,
+    is_ensemble,
+    members,
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
+from esa_ray.spec.registry import Registry
 from esa_ray.spec.scores import (
     BLOCK_COMPONENTS,
     COMPONENT_GROUPS,
     COMPONENTS,
-    DATA_FREE,
-    METRICS,
-    PROBED,
     Component,
     DataSpec,
     Dtype,
-    Metric,
     Mode,
     ModelSpec,
     ScoreSpec,
     asks_for,
     grouped,
-    is_data_free,
-    is_ensemble,
     is_tensor_name,
-    members,
 )
 from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, TREATED, Group, Search, StudySpec
 
@@ -58,6 +52,7 @@ __all__ = [
     "PROTOCOLS",
     "RANDOM_KINDS",
     "SCALED",
+    "SCORES",
     "TREATED",
     "Component",
     "DataSpec",
@@ -69,7 +64,10 @@ __all__ = [
     "ModelSpec",
     "Part",
     "PerturbSpec",
+    "Places",
     "Protocol",
+    "Registry",
+    "Score",
     "ScoreSpec",
     "Search",
     "Spec",
@@ -82,6 +80,7 @@ __all__ = [
     "draws",
     "explain",
     "grouped",
+    "has_magnitude",
     "is_data_free",
     "is_ensemble",
     "is_tensor_name",

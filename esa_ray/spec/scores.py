@@ -9,12 +9,9 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
+from esa_ray.spec.metrics import PROBED, SCORES, members
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-Metric = Literal[
-    "grad_x_weight", "grad_x_weight_abs", "grad_squared", "act_mag", "magnitude", "hutchinson_diag", "hutchinson_abs",
-    "super_activation",
-]  # fmt: skip
 Mode = Literal["per_layer", "per_tensor", "global"]
 Trust = Literal["remote_code", "pickle"]
 Component = Literal[
@@ -38,12 +35,6 @@ COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
 BLOCK_COMPONENTS = tuple(c for group in COMPONENT_GROUPS.values() for c in group)
 _FIRST_ATTENTION = ("q", "k", "v", "o")
 _FIRST_BLOCK = (*_FIRST_ATTENTION, *COMPONENT_GROUPS["ffn"])
-
-METRICS: tuple[str, ...] = get_args(Metric)
-#: Scores that are estimated with random probes.
-PROBED = frozenset({"hutchinson_diag", "hutchinson_abs"})
-#: Scores that don't depend on any text, and so not on the seed.
-DATA_FREE = frozenset({"magnitude"})
 
 
 def asks_for(components: Sequence[str], component: str, tensor: str) -> bool:
@@ -69,25 +60,6 @@ def grouped(components: Sequence[str]) -> list[str]:
 def is_tensor_name(component: str) -> bool:
     """Whether a selected "component" is a tensor's name, or a pattern of names."""
     return "." in component or "*" in component
-
-
-def members(metric: str) -> tuple[str, ...]:
-    """The scores that a rank ensemble combines; a score by itself is its only member.
-
-    >>> members("grad_x_weight+act_mag")
-    ('grad_x_weight', 'act_mag')
-    """
-    return tuple(metric.split("+"))
-
-
-def is_ensemble(metric: str) -> bool:
-    """Whether a score combines ranks of others, and so is no magnitude."""
-    return len(members(metric)) > 1
-
-
-def is_data_free(metric: str) -> bool:
-    """Whether a score looks at no text: all its members are the same for every seed."""
-    return set(members(metric)) <= DATA_FREE
 
 
 class ModelSpec(Spec):
@@ -184,7 +156,8 @@ def _filling(window: int) -> int:
 class ScoreSpec(Spec):
     """One ranking of weights: by which score, among which pool, over which components.
 
-    ``metric`` is a score, or several joined by "+": their rank ensemble (:mod:`esa_ray.scoring.ensemble`).
+    ``metric`` is a score (``print(esa_ray.spec.SCORES)`` is a table of them), or several joined by "+": their rank
+    ensemble (:mod:`esa_ray.scoring.ensemble`).
     ``components`` are names of components, groups of them, and names of tensors, in which ``*`` stands for anything.
     ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
     so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
@@ -203,11 +176,11 @@ class ScoreSpec(Spec):
     @classmethod
     def _metric(cls, value: str) -> str:
         parts = [part.strip() for part in members(value)]
-        if unknown := [part for part in parts if part not in METRICS]:
-            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(METRICS)}, or several of these joined by +")
+        if unknown := [part for part in parts if part not in SCORES]:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SCORES)}, or several of these joined by +")
         if len(set(parts)) < len(parts):
             raise ValueError(f"{value!r} names a score twice")
-        return "+".join(m for m in METRICS if m in parts)
+        return "+".join(m for m in SCORES if m in parts)
 
     @field_validator("components")
     @classmethod
@@ -228,18 +201,14 @@ class ScoreSpec(Spec):
 
     @model_validator(mode="after")
     def _defined(self) -> ScoreSpec:
-        parts = set(members(self.metric))
-        if "super_activation" in parts:
-            if "down" not in self.components:
-                raise ValueError("super_activation is defined for down-projections alone; add down to --components")
-            object.__setattr__(self, "components", ("down",))
-        if "act_mag" in parts and (undefined := {"embed", "norm", "decay"} & set(self.components)):
-            raise ValueError(
-                f"act_mag is defined for matrices that multiply activations; leave {' and '.join(sorted(undefined))} "
-                "out of --components"
-            )
+        parts = [SCORES[name] for name in members(self.metric)]
+        for score in parts:
+            if score.alone:
+                object.__setattr__(self, "components", score.narrowed(self.components))
+        for score in parts:
+            score.check_components(self.components)
         for name, default in (("probes", 8), ("relative_error", 0.1)):
-            if parts & PROBED:
+            if any(score.probed for score in parts):
                 object.__setattr__(self, name, getattr(self, name) or default)
             elif getattr(self, name) is not None:
                 raise ValueError(f"{name} belongs to estimated scores ({', '.join(sorted(PROBED))})")

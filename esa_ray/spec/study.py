@@ -60,7 +60,7 @@ class StudySpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
     model: ModelSpec
     data: DataSpec = DataSpec()
-    scores: tuple[ScoreSpec, ...] = Field(default=(ScoreSpec(),), min_length=1)
+    scores: tuple[ScoreSpec, ...] = Field(default_factory=lambda: (ScoreSpec(),), min_length=1)
     topk: Unique = (100,)
     seeds: Unique = (1337,)
     perturbations: tuple[PerturbSpec, ...] = ()
