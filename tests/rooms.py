@@ -52,7 +52,7 @@ ROLES = {
 #: Package → the other one as it is drawn there, as one box: its name, its layer (-1: below all) and its role.
 OTHER = {"esa_ray": ("analysis", 4, "tables to a report"), "analysis": ("esa_ray", -1, "what was asked and stored")}
 #: In pixels: a box, the least gap beside it, from one layer to the next, and the margin.
-WIDTH, HEIGHT, GAP, STEP, MARGIN = 116, 62, 8, 118, 16
+WIDTH, HEIGHT, GAP, STEP, MARGIN = 130, 62, 8, 118, 16
 
 
 @cache
