@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from analysis.comparison.architecture import by_window, sublayers
 from analysis.comparison.growth import collapse
 from analysis.comparison.loading import Comparison, model_name
 from analysis.scores.distribution import tensor_sums
-from analysis.statistics.inference import LEVEL, expanded, paired_p
+from analysis.statistics.inference import LEVEL, expanded, holm, paired_p
 from analysis.study import Study
 
 #: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
@@ -64,10 +63,10 @@ def standing_out(d: np.ndarray, least: float = LEAST) -> tuple[np.ndarray, list[
     z = np.where(np.isfinite(cost), 0.6745 * (logs - middle) / spread, np.inf)
     candidates = np.flatnonzero((z > OUTLIER_Z) & (cost > least))
     p = [paired_p((d[i] - typical)[None]) if np.isfinite(cost[i]) else 0.0 for i in candidates]
-    holm: list[float | None] = [None] * len(z)
-    for i, value in zip(candidates, multipletests(p, method="holm")[1] if p else [], strict=True):
-        holm[i] = float(value)
-    return z, holm
+    sure: list[float | None] = [None] * len(z)
+    for i, value in zip(candidates, holm(p), strict=True):
+        sure[i] = float(value)
+    return z, sure
 
 
 def by_peak(peaks: np.ndarray) -> list[bool | None]:
@@ -101,11 +100,11 @@ def experts(study: Study) -> pl.DataFrame:
     # One that diverges costs more than any number says.
     d = np.where(ok[:, None], by_window(study, rows), np.inf)
     level = collapse(study)
-    z, holm = standing_out(d, LEAST if level is None else 0.1 * float(level[0]))
+    z, sure = standing_out(d, LEAST if level is None else 0.1 * float(level[0]))
     return table.select([c for c in EXPERTS if c in table.columns]).with_columns(
         z=pl.Series(z),
-        p_holm=pl.Series(holm, dtype=pl.Float64),
-        super=pl.Series([v is not None and v < 1 - LEVEL for v in holm]),
+        p_holm=pl.Series(sure, dtype=pl.Float64),
+        super=pl.Series([v is not None and v < 1 - LEVEL for v in sure]),
         peaks=pl.Series(by_peak(table["peak"].to_numpy()), dtype=pl.Boolean),
     )
 

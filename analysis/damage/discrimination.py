@@ -16,7 +16,7 @@ from analysis.damage.paired import aligned
 from analysis.damage.series import Response
 from analysis.names import chosen, label
 from analysis.statistics.crossed import crossed_interval, damage_interval
-from analysis.statistics.inference import LEVEL, Interval
+from analysis.statistics.inference import LEVEL, Interval, for_few, standardised
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, TREATED, direction
 from esa_ray.spec import dose as dose_of
@@ -42,18 +42,15 @@ RATIOS: dict[str, Any] = {
 
 
 def effect_size(x: np.ndarray) -> np.ndarray:
-    """Hedges' g of windows' differences x (…, W): J · mean/sd, J = 1 − 3/(4(W − 1) − 1).
+    """Hedges' g of windows' differences x (…, W).
 
     Infinite where all are the same, and 0 where all are 0: then nothing differs.
 
     >>> round(float(effect_size(np.array([1.0, 2.0, 3.0]))), 4)
     1.1429
     """
-    n = x.shape[-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        g = (1 - 3 / (4 * (n - 1) - 1)) * x.mean(axis=-1) / x.std(axis=-1, ddof=1)
     alike = np.where(x.any(axis=-1), np.where(x.mean(axis=-1) < 0, -np.inf, np.inf), 0.0)
-    return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), g, alike)
+    return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), standardised(x), alike)
 
 
 def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
@@ -68,7 +65,7 @@ def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
     if not np.isfinite(g):
         return Interval(float("nan"), float("nan"))
     nu = n - 1
-    t = g / (1 - 3 / (4 * nu - 1)) * np.sqrt(n)
+    t = g / for_few(n) * np.sqrt(n)
     root = t * np.sqrt(stats.chi2.ppf((np.arange(512) + 0.5) / 512, nu) / nu)
     ends = []
     for p in ((1 + level) / 2, (1 - level) / 2):

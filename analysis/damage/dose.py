@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
 from analysis.damage.effects import baseline
 from analysis.damage.series import Divergence, Response, Series, divergence, response, series
 from analysis.names import GROUP_ORDER
 from analysis.statistics.crossed import crossed_p, signed_log
 from analysis.statistics.curves import Fit, compare
-from analysis.statistics.inference import LEVEL
+from analysis.statistics.inference import LEVEL, holm
 from analysis.study import Study
 from esa_ray.spec import dose as dose_of
 
@@ -143,7 +142,7 @@ def _rise(lower: dict[int, np.ndarray], upper: dict[int, np.ndarray]) -> tuple[f
 def _steps(c: Curve) -> dict[str, Any]:
     doses = c.mine.by_seed if c.mine is not None else []
     steps = [r for a, b in pairwise(doses) if (r := _rise(a, b))]
-    beyond = multipletests([p for _, p in steps], alpha=1 - LEVEL, method="holm")[0] if steps else []
+    beyond = holm([p for _, p in steps]) <= 1 - LEVEL
     up = sum(bool(b) and d > 0 for (d, _), b in zip(steps, beyond, strict=True))
     down = sum(bool(b) and d < 0 for (d, _), b in zip(steps, beyond, strict=True))
     whole = _rise(doses[0], doses[-1]) if steps else None

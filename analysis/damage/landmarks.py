@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
 from analysis.damage.dose import SERIES, Curve, curves_of
 from analysis.damage.effects import baseline, comparisons
 from analysis.damage.series import Response
 from analysis.names import DAMAGE
 from analysis.statistics.curves import Fit, dose_of_top, refits
-from analysis.statistics.inference import LEVEL
+from analysis.statistics.inference import LEVEL, holm
 from analysis.study import Study
 from esa_ray.spec import TREATED
 
@@ -104,7 +103,7 @@ def _threshold(study: Study, c: Curve, reasons: list[str]) -> dict[str, float | 
     if not found:
         reasons.append("threshold: no dose has a comparison with random_k")
         return {}
-    beyond = multipletests([p for _, (_, p) in found], alpha=1 - LEVEL, method="holm")[0]
+    beyond = holm([p for _, (_, p) in found]) <= 1 - LEVEL
     above = [bool(b) and d > 0 for (_, (d, _)), b in zip(found, beyond, strict=True)]
     first = len(above)
     while first and above[first - 1]:

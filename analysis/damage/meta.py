@@ -21,7 +21,7 @@ from statsmodels.stats.meta_analysis import combine_effects
 from analysis.damage.effects import baseline, differences
 from analysis.damage.paired import aligned, by_group, kind_of
 from analysis.names import DAMAGE
-from analysis.statistics.inference import LEVEL
+from analysis.statistics.inference import LEVEL, for_few, standardised
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, TREATED
 
@@ -63,9 +63,9 @@ class Evidence:
 
 
 def evidence(series: Sequence[np.ndarray], texts: Sequence[str], resamples: int = RESAMPLES) -> Evidence:
-    """Standardised paired effects of series (W,) each: g = J·mean/sd over windows, J = 1 − 3/(4(W−1) − 1).
+    """Standardised paired effects of series (W,) each, Hedges' g over windows.
 
-    (Hedges 1981, J. Educ. Stat. 6:107.) Its variance is 1/W + g²/(2W) (Becker 1988, Br. J. Math. Stat. Psychol.
+    Its variance is 1/W + g²/(2W) (Becker 1988, Br. J. Math. Stat. Psychol.
     41:257). The correlations of the effects come of resampling windows: series of the same text get the same windows
     in every resample, others independent ones. Dimensionless. A series that was stopped early has fewer windows.
     """
@@ -74,13 +74,13 @@ def evidence(series: Sequence[np.ndarray], texts: Sequence[str], resamples: int 
     counts = {text: rng.multinomial(n, np.full(n, 1 / n), size=resamples) for text, n in longest.items()}
     for x, text in zip(series, texts, strict=True):
         n, drawn = len(x), counts[text][:, : len(x)].astype(float)
-        correction, away = 1 - 3 / (4 * (n - 1) - 1), x - x.mean()
-        g.append(correction * x.mean() / x.std(ddof=1))
+        away = x - x.mean()
+        g.append(standardised(x))
         with np.errstate(divide="ignore", invalid="ignore"):
             total = drawn.sum(axis=1)
             shift = drawn @ away / total
             variance = (drawn @ away**2 / total - shift**2) * total / (total - 1)
-            boots.append(correction * (x.mean() + shift) / np.sqrt(np.maximum(variance, 0)))
+            boots.append(for_few(n) * (x.mean() + shift) / np.sqrt(np.maximum(variance, 0)))
     effects, draws = np.array(g), np.array(boots).T
     draws = draws[np.isfinite(draws).all(axis=1)]
     w = np.array([len(x) for x in series])

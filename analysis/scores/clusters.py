@@ -29,23 +29,6 @@ CLUSTERS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    """Mean silhouette of a clustering (Rousseeuw 1987): (b − a)/max(a, b), 0 for a cluster of one.
-
-    a is a point's mean distance to its own cluster's others, b the smallest mean distance to another cluster.
-    """
-    members = np.eye(labels.max() + 1)[labels]
-    sizes = members.sum(axis=0)
-    sums = distances @ members
-    own = np.arange(len(labels)), labels
-    a = sums[own] / np.maximum(sizes[labels] - 1, 1)
-    means = sums / sizes
-    means[own] = np.inf
-    b = means.min(axis=1)
-    s = np.where(sizes[labels] > 1, (b - a) / np.maximum(np.maximum(a, b), 1e-300), 0.0)
-    return float(s.mean())
-
-
 def profiles(study: Study, mode: str) -> tuple[pl.DataFrame, np.ndarray, list[str], float]:
     """(weights, log scores (n, profiles), profile names, share filled) of the union of super sets of a mode.
 
@@ -100,13 +83,19 @@ def clusters(study: Study) -> pl.DataFrame:
 
 
 def cut(z: np.ndarray) -> tuple[np.ndarray, float]:
-    """(cluster of each row, mean silhouette) of Ward's clustering, with as many clusters as separate best."""
+    """(cluster of each row, mean silhouette) of Ward's clustering, with as many clusters as separate best.
+
+    A silhouette is (b − a)/max(a, b), a the mean distance to one's own cluster, b to the nearest other (Rousseeuw
+    1987, J. Comput. Appl. Math. 20:53).
+    """
+    from sklearn.metrics import silhouette_score  # the report alone needs it, and it takes a while
+
     tree, distances = hierarchy.linkage(z, "ward"), squareform(pdist(z))
     tried = {}
-    for n in range(2, MOST_CLUSTERS + 1):
+    for n in range(2, min(MOST_CLUSTERS, len(z) - 1) + 1):
         labels = np.unique(hierarchy.fcluster(tree, n, "maxclust"), return_inverse=True)[1]
         if labels.max() > 0:
-            tried[silhouette(distances, labels)] = labels
+            tried[float(silhouette_score(distances, labels, metric="precomputed"))] = labels
     if not tried:
         return np.zeros(len(z), dtype=int), 0.0
     best = max(tried)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from analysis.statistics.inference import holm
 from analysis.study import Study
 
 #: Draws of the null: as many weights, uniform in the same tensors.
@@ -271,7 +272,7 @@ def _recurrence(chosen: pl.DataFrame, width: int) -> pl.DataFrame:
             pl.lit(float(probabilities.sum())).alias("expected"),
             pl.lit(seed).alias("seed"),
         )
-        found.append(counts.with_columns(pl.Series("p_holm", _holm(counts["p"].to_numpy(), width))))
+        found.append(counts.with_columns(pl.Series("p_holm", holm(counts["p"].to_numpy(), width))))
     seeds = len(found)
     # A seed without the channel is evidence against it: its p is 1.
     whole = pl.when(pl.col("seeds_with") == seeds)
@@ -289,12 +290,3 @@ def _recurrence(chosen: pl.DataFrame, width: int) -> pl.DataFrame:
             pl.lit(seeds).alias("of_seeds"), pl.lit(chosen["layer"].n_unique()).alias("of_layers"),
         )
     )  # fmt: skip
-
-
-def _holm(p: np.ndarray, tests: int) -> np.ndarray:
-    # As statsmodels, whose multipletests collects garbage each time, for p that aren't listed being 1.
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * (tests - np.arange(len(p))))
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(stepped, 1)
-    return corrected

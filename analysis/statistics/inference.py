@@ -6,6 +6,7 @@ The windows are the same for every seed, so seeds and windows are crossed: both 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,34 +92,40 @@ def sign_e_value(x: np.ndarray) -> tuple[float, float]:
     return float(np.exp(log_e[-1])), float(min(1.0, np.exp(-log_e.max())))
 
 
-def standardised_mean(x: np.ndarray) -> float | None:
-    """g = J · mean / sd of paired differences, J = 1 − 3/(4(n−1) − 1) (Hedges 1981).
+def for_few(n: int) -> float:
+    """J = 1 − 3/(4(n−1) − 1), by which Hedges's g of n differences is smaller than mean/sd; 0 for two of them.
 
-    None where they don't vary, and for fewer than three, whose J is 0 whatever they are.
+    (Hedges 1981, J. Educ. Stat. 6:107.)
+    """
+    return 1 - 3 / (4 * (n - 1) - 1)
 
-    >>> round(standardised_mean(np.array([1.0, 2.0, 3.0])), 4)
+
+def standardised(x: np.ndarray) -> np.ndarray:
+    """Hedges' g of differences x (…, n): J · mean/sd (:func:`for_few`); infinite or NaN where they don't vary.
+
+    >>> round(float(standardised(np.array([1.0, 2.0, 3.0]))), 4)
     1.1429
     """
-    if len(x) < 3 or not (spread := float(x.std(ddof=1))) > 0:
-        return None
-    return float(x.mean() / spread * (1 - 3 / (4 * (len(x) - 1) - 1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(for_few(x.shape[-1]) * x.mean(axis=-1) / x.std(axis=-1, ddof=1))
+
+
+def standardised_mean(x: np.ndarray) -> float | None:
+    """:func:`standardised`, None where differences don't vary, and for fewer than three, which tell nothing."""
+    return float(standardised(x)) if len(x) > 2 and x.std() > 0 else None
 
 
 def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float, Interval]:
     """Paired standardised mean difference over windows with its bootstrap interval.
 
-    g = J · mean / sd of the per-window differences (averaged over seeds), J = 1 − 3/(4(W−1) − 1)
-    (Hedges 1981). Dimensionless; infinite where every window differs by the same, NaN for fewer than three windows:
-    at two J is 0, whatever they show.
+    g (:func:`standardised`) of the per-window differences, averaged over seeds. Dimensionless; infinite where every
+    window differs by the same, NaN for fewer than three windows: at two J is 0, whatever they show.
     """
     x = d.mean(axis=0)
     if (n := len(x)) < 3:
         return float("nan"), Interval(float("nan"), float("nan"))
-    correction = 1 - 3 / (4 * (n - 1) - 1)
     draws = x[np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        g = correction * x.mean() / x.std(ddof=1)
-        boots = correction * draws.mean(axis=1) / draws.std(axis=1, ddof=1)
+    g, boots = standardised(x), standardised(draws)
     boots = boots[np.isfinite(boots)]
     tail = expanded(level, n)
     if not len(boots):
@@ -190,6 +197,18 @@ def weighted_spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None =
     """
     w = np.ones(len(x)) if weights is None else weights
     return weighted_correlation(midranks(x, w), midranks(y, w), w)
+
+
+def holm(p: Sequence[float] | np.ndarray, tests: int | None = None) -> np.ndarray:
+    """p corrected by Holm; of ``tests`` tests in all, those that aren't listed have a p of 1.
+
+    >>> holm([0.01, 0.04], tests=3).tolist()
+    [0.03, 0.08]
+    """
+    if not len(p):
+        return np.empty(0)
+    unlisted = np.ones((tests or len(p)) - len(p))
+    return np.asarray(multipletests(np.append(p, unlisted), method="holm")[1][: len(p)])
 
 
 def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame:

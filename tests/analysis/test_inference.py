@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis.statistics.crossed import SMALLEST_P, VarianceComponents, crossed_interval, crossed_p
-from analysis.statistics.inference import hedges_g, paired_p, sign_e_value, standardised_mean
+from analysis.statistics.inference import hedges_g, holm, paired_p, sign_e_value, standardised_mean
 
 SIMULATIONS = 400
 
@@ -155,3 +155,10 @@ def test_the_interval_shrinks_with_windows_and_centres_on_the_mean():
     a, b = crossed_interval(small), crossed_interval(large)
     assert b.high - b.low < (a.high - a.low) / 4
     assert a.low < small.mean() < a.high
+
+
+def test_holm_steps_down_from_the_smallest_p_and_counts_those_that_arent_listed():
+    # By hand: 0.0004·20, then 0.001·19, 0.03·18 and 0.2·17, none below the one before and none above 1.
+    assert holm([0.001, 0.2, 0.0004, 0.03], tests=20) == pytest.approx([0.019, 1, 0.008, 0.54])
+    assert holm([0.02, 0.01, 0.015]) == pytest.approx([0.03, 0.03, 0.03])
+    assert len(holm([])) == 0
