@@ -384,3 +384,11 @@ def _flags(command, words):
 def test_the_flags_are_frozen():
     """Another option is a decision: what can be said in a file of a study needs none."""
     assert _flags(typer.main.get_command(cli.app), ["esa"]) == FLAGS
+
+
+def test_the_file_in_the_documents_is_what_the_command_beside_it_writes(studies, tmp_path):
+    command, file = (
+        block.partition("\n")[2] for block in (ROOT / "docs" / "studies.md").read_text().split("```")[1:4:2]
+    )
+    studies(command.splitlines()[0])
+    assert (tmp_path / "study.yaml").read_text() == file

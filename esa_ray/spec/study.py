@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -92,7 +92,7 @@ class StudySpec(Spec):
 
     @field_validator("scores", "perturbations", "analyses", "parts")
     @classmethod
-    def _distinct(cls, value: tuple) -> tuple:
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
 
     @field_validator("groups")
