@@ -388,7 +388,7 @@ def test_the_flags_are_frozen():
 
 def test_the_file_in_the_documents_is_what_the_command_beside_it_writes(studies, tmp_path):
     command, file = (
-        block.partition("\n")[2] for block in (ROOT / "docs" / "studies.md").read_text().split("```")[1:4:2]
+        block.partition("\n")[2] for block in (ROOT / "docs" / "spec-files.md").read_text().split("```")[1:4:2]
     )
     studies(command.splitlines()[0])
     assert (tmp_path / "study.yaml").read_text() == file
