@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from esa_ray.errors import EsaError
+from esa_ray.schema import TABLES
 from esa_ray.storage import tables
 from esa_ray.storage.location import Place
 
@@ -43,6 +44,8 @@ class Study:
 
     def table(self, name: str) -> pl.DataFrame:
         """A table by its name, also of a measurement that isn't ours; empty where nothing is stored."""
+        if name not in TABLES:
+            raise StudyError(f"no table {name!r} is known here; install the package that adds it")
         try:
             found = pl.from_arrow(tables.read(self.place, name))
         except EsaError as error:

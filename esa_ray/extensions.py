@@ -39,6 +39,7 @@ def load() -> None:
         try:
             found.load()
         except Exception as error:  # a stranger's module may raise anything
+            waiting.append(found)  # what asks next is told, too
             raise EsaError(
                 f"the installed extension {found.name} ({found.value}) fails: {first_line(error)}; mend or uninstall it"
             ) from error

@@ -390,3 +390,11 @@ def test_results_of_another_identity_version_are_refused_in_a_sentence_that_says
     (tmp_path / "study.json").write_text(json.dumps(record | {"identity": IDENTITY_VERSION - 1}))
     with pytest.raises(EsaError, match="computed cells otherwise"):
         store.claim(spec)
+
+
+def test_a_study_of_another_identity_version_without_results_is_begun_anew(tmp_path):
+    spec, store = StudySpec(name="s", model=ModelSpec(source="m")), Store(tmp_path)
+    store.save_study(spec, {"model": "old"}, {})
+    record = json.loads((tmp_path / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(record | {"identity": IDENTITY_VERSION - 1}))
+    assert store.claim(spec) is None

@@ -72,7 +72,7 @@ def by_draw(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, list[np.ndarr
 
     A seed is left out unless all of its sets have a finite loss: a mean of those that have would be conditional on it.
     """
-    lost = set(rows.filter(pl.col("status") == "diverged")["seed"].to_list())
+    lost = set(rows.filter(pl.col("status") != "ok")["seed"].to_list())
     ok = rows.filter((pl.col("status") == "ok") & ~pl.col("seed").is_in(lost)).sort("seed", maintain_order=True)
     found: dict[int, list[np.ndarray]] = {}
     for seed, d in zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True):
@@ -145,7 +145,7 @@ def effects(study: Study) -> pl.DataFrame:
     windows and seeds; ``loop_rate`` the share of prompts whose greedy continuation ends in a loop; both null where
     they weren't measured. Diverged cells are counted and never averaged in. Cells that happened to change no weight
     are outcomes like all others, of ΔNLL 0; ``n_changed`` is the mean number of weights that were changed. ``empty``
-    counts the seeds whose set holds no weight that the damage can change.
+    counts the cells whose set holds no weight that the damage can change.
     """
     base, rows = baseline(study), []
     for what, cells in kinds_of_damage(study):
@@ -171,7 +171,8 @@ def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
     by_seed = differences(cells, base)
     if not by_seed:
         return {}
-    d, ok = common_windows(by_seed.values()), cells.filter(pl.col("status") == "ok")
+    d = common_windows(by_seed.values())
+    ok = cells.filter((pl.col("status") == "ok") & pl.col("seed").is_in(list(by_seed)))  # one row speaks of one choice
     interval, of_mean = damage_interval(d), crossed_interval(d)
     delta, rate, windows = float(d.mean()), base["nll_per_token"], d.shape[1]
     return {

@@ -161,13 +161,17 @@ class Divergence:
 def divergence(s: Series, group: str) -> Divergence:
     """Where one group of a series diverged."""
     outcomes = pl.concat(
-        [c.filter(pl.col("group") == group).select("seed", "status", dose=pl.lit(x)) for x, c in _by_dose(s)]
+        [
+            c.filter(pl.col("group") == group).select("seed", "control_draw", "status", dose=pl.lit(x))
+            for x, c in _by_dose(s)
+        ]
     ).filter(pl.col("status").is_in(["ok", "diverged"]))
     finite, lost = (outcomes.filter(pl.col("status") == status) for status in ("ok", "diverged"))
     last = finite["dose"].max()
     tail = lost if last is None else lost.filter(pl.col("dose") > last)
     below = lost.join(tail, on="dose", how="anti")
-    again = lost.join(finite, on="seed", suffix="_finite").filter(pl.col("dose_finite") > pl.col("dose"))
+    again = lost.join(finite, on=["seed", "control_draw"], suffix="_finite", nulls_equal=True)
+    again = again.filter(pl.col("dose_finite") > pl.col("dose"))
     start: float | None = tail["dose"].min()  # type: ignore[assignment]
     return Divergence(outcomes["dose"].n_unique(), start, len(lost), below["dose"].n_unique(), len(again) > 0)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline, differences
+from analysis.damage.effects import baseline, differences, paired
 from analysis.damage.paired import aligned, bounds
 from analysis.damage.recovery import NO_DAMAGE, ratio
 from analysis.names import first_score, label
@@ -96,7 +97,8 @@ def _against_controls(listed: pl.DataFrame, cells: pl.DataFrame, base: dict[str,
         row |= {name: float(d[1].mean()), f"minus_{name}": float((d[0] - d[1]).mean())}
         row[f"minus_{name}_low"], row[f"minus_{name}_high"] = bounds(crossed_interval(d[0] - d[1]))
         if d.shape[2] > 1:
-            row["p" if name == "random" else f"p_{name}"] = crossed_p(signed_log(d[0]) - signed_log(d[1]))
+            scaled, _ = paired(cells, group, base, signed_log)  # as comparisons does: each set on the scale of the test
+            row["p" if name == "random" else f"p_{name}"] = crossed_p(np.array(list(scaled.values())))
     return row
 
 

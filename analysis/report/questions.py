@@ -9,6 +9,7 @@ from typing import Literal
 from analysis.report.figures import FIGURES, Chart
 from analysis.report.parts import Section
 from analysis.study import Study
+from esa_ray import extensions
 
 Part = Literal["damage", "weights", "run"]
 Answer = Callable[[Study], Section | None]
@@ -59,6 +60,7 @@ def answered(study: Study, drawn: set[str], part: Part | None = None) -> list[Se
     KeyError
         If a section names a figure that nobody registered.
     """
+    extensions.load()
     made = [q.answer(study) for q in QUESTIONS.values() if part in (None, q.part)]
     sections = [section for section in made if section is not None]
     if unknown := {f.chart for s in sections for f in s.figures} - set(FIGURES):

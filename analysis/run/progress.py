@@ -32,11 +32,9 @@ def _missing(study: Study) -> dict[str, int]:
     """Measurement → units without rows; cells, whose ids depend on the version, are counted by their rows."""
     try:
         spec = StudySpec.model_validate(study.spec)
-    except ValidationError:  # an older version's: what it asked in words of its own is not known here
-        return {}
+    except ValidationError:  # an older version's, in words of its own: its rankings can be counted all the same
+        ranked = study.rankings.select("metric", "mode", "seed").n_unique()
+        wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
+        return {"rankings missing": max(wanted - ranked, 0)}
     store = Store(study.place.location)
-    return {
-        f"{name} missing": len(measurement.missing(spec, store))
-        for name, measurement in MEASUREMENTS.items()
-        if name != "cells"
-    }
+    return {f"{name} missing": m.left(spec, store) for name, m in MEASUREMENTS.items() if name != "cells"}

@@ -92,10 +92,23 @@ def timeline(study: Study) -> pl.DataFrame:
 
 def _words(study: Study) -> list[str]:
     """What each cell did: ``super sign_flip-1, k=50, seed 3``."""
-    names = ["metric", "mode", "k", "seed", "group", "perturbation", "strength", "variant", "part", "part_value"]
+    names = [
+        "metric",
+        "mode",
+        "k",
+        "seed",
+        "group",
+        "perturbation",
+        "strength",
+        "variant",
+        "part",
+        "part_value",
+        "control_draw",
+    ]
     found = []
     for row in study.cells.select(names).iter_rows(named=True):
         words = f"{row['group']} {label(row)}, {chosen(study, row)}, seed {row['seed']}"
+        words += f", set {row['control_draw'] + 1}" if row["control_draw"] else ""
         found.append(words if row["part"] is None else f"{words}, {row['part']} {row['part_value']:g}")
     return found
 

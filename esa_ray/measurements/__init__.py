@@ -3,11 +3,7 @@
 They stand in the order in which their phases run.
 """
 
-from esa_ray import extensions
-
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
 from esa_ray.measurements import rankings, baseline, cells, census, blocks, protocols  # isort: skip
 
 __all__ = ["MEASUREMENTS", "Measurement", "Unit", "baseline", "blocks", "cells", "census", "protocols", "rankings"]
-
-extensions.load()

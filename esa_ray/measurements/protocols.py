@@ -82,6 +82,11 @@ class Tasks(Measurement):
             )
         return missing
 
+    def left(self, spec: StudySpec, store: Store) -> int:
+        """Protocols without any answers: the tasks' files may be on another machine, or have changed since."""
+        asked = {p.name for p in spec.protocols if p.tasks}
+        return len(asked - {name.partition("-")[0] for name in store.names(self.table)}) if asked else 0
+
     def rows(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Ask them."""
         common = {k: worker.common[k] for k in ("study", "model", "dtype", "data")}

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from esa_ray import extensions
 from esa_ray.schema import TABLES, define
+from esa_ray.spec.registry import UnknownError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,6 +66,10 @@ class Measurement(ABC):
         stored = set(store.names(self.table)) if units else set()
         return [unit for unit in units if unit.name not in stored]
 
+    def left(self, spec: StudySpec, store: Store) -> int:
+        """How many units are missing, as far as the store alone tells: what reports and ``esa status`` count."""
+        return len(self.missing(spec, store))
+
     def pieces(self, spec: StudySpec, store: Store) -> int:
         """How many actors could work on what is missing, at most; before a model was loaded, about so many."""
         return len(self.missing(spec, store))
@@ -79,20 +85,29 @@ class Measurement(ABC):
         return {"rows": len(found)}
 
 
+#: Phases that the engine runs in ways of its own.
+RESERVED = ("scoring", "cells")
+
+
 class Registry(Mapping[str, Measurement]):
-    """Measurements by name, in the order in which their phases run."""
+    """Measurements by name, in the order in which their phases run; those of installed packages come last."""
 
     def __init__(self) -> None:
         self._known: dict[str, Measurement] = {}
 
     def add(self, kind: type[Measurement]) -> type[Measurement]:
-        """Register a measurement, as a decorator of its class; registering it again replaces it.
+        """Register a measurement, as a decorator of its class; adding the same class again changes nothing.
 
         Raises
         ------
         ValueError
-            If its table has neither columns of its own nor those of :mod:`esa_ray.schema`.
+            If another class has its name, its phase is one that only esa-ray's own have, or its table has neither
+            columns of its own nor those of :mod:`esa_ray.schema`.
         """
+        if (known := self._known.get(kind.name)) is not None and type(known) is not kind:
+            raise ValueError(f"measurement {kind.name} is registered already; choose another name")
+        if kind.phase in RESERVED and not kind.__module__.startswith("esa_ray.measurements."):
+            raise ValueError(f"measurement {kind.name}: phase {kind.phase} is esa-ray's own; choose another")
         if kind.schema is not None:
             define(kind.table, kind.schema)
         if kind.table not in TABLES:
@@ -104,14 +119,23 @@ class Registry(Mapping[str, Measurement]):
         """Forget a measurement; the columns of its table stay known."""
         del self._known[name]
 
+    @property
+    def _all(self) -> dict[str, Measurement]:
+        extensions.load()
+        return self._known
+
     def __getitem__(self, name: str) -> Measurement:
+        if name not in self._known and name not in self._all:
+            raise UnknownError(
+                f"no measurement {name!r} is known here; install the package that adds it wherever the study runs"
+            )
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(self._all)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._all)
 
     def phases(self) -> dict[str, list[Measurement]]:
         """Phase → its measurements, in order."""

@@ -180,7 +180,9 @@ class ScoreSpec(Spec):
             raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SCORES)}, or several of these joined by +")
         if len(set(parts)) < len(parts):
             raise ValueError(f"{value!r} names a score twice")
-        return "+".join(m for m in SCORES if m in parts)
+        # Those of others stand behind ours by name: the order in which packages were imported names no ensemble.
+        own = [m for m in SCORES if m in parts and type(SCORES[m]).__module__.startswith("esa_ray.")]
+        return "+".join([*own, *sorted(set(parts) - set(own))])
 
     @field_validator("components")
     @classmethod

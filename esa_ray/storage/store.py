@@ -259,8 +259,9 @@ class Store:
             if self._foreign():
                 raise EsaError(f"{self.place} holds other files and no study; choose another --out-dir")
             return None
-        results = any(self.names(table) for table in TABLES)
-        if results and stored.get("identity", 2) != IDENTITY_VERSION:
+        if stored.get("identity", 2) != IDENTITY_VERSION:
+            if not any(self.names(table) for table in TABLES):
+                return None  # its study.json is written anew
             raise EsaError(
                 f"{self.place} was made by a version that computed cells otherwise; `esa report` still reads it, "
                 "but to compute choose another --out-dir"

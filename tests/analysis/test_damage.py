@@ -179,3 +179,18 @@ def test_several_control_sets_of_a_seed_are_one_control_their_mean(tmp_path):
     test = analysis.comparisons(study_of(tmp_path / "b", lost)).row(0, named=True)
     assert (test["seeds"], test["left_out"]) == (2, 1)
     assert test["difference"] == pytest.approx(3.0 - 0.2)
+
+
+@pytest.mark.parametrize("status", ["diverged", "error", "empty"])
+def test_a_row_speaks_of_those_seeds_alone_all_of_whose_sets_have_a_loss(tmp_path, status):
+    hits = {1: 10, 2: 50}
+    rows = [
+        cell(np.full(8, 0.1 * seed), seed=seed, group="random_k", control_draw=draw, delta_norm=1.0 * seed,
+             hits=[hits[seed]] * 8, status=status if (seed, draw) == (1, 1) else "ok")
+        for seed in (1, 2) for draw in (0, 1)
+    ]  # fmt: skip
+    row = analysis.effects(study_of(tmp_path, rows)).row(0, named=True)
+    assert row["delta_nll"] == pytest.approx(0.2)
+    assert row["by_seed"] == pytest.approx([0.2])
+    assert row["accuracy"] == pytest.approx(0.5)
+    assert row["delta_norm"] == 2.0

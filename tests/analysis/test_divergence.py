@@ -6,9 +6,11 @@ import pytest
 import analysis
 from analysis.damage.dose import dose_response
 from analysis.damage.landmarks import dose_landmarks
+from analysis.damage.series import divergence, series
 from analysis.report.sections import answered
 from tests.analysis.planted import damaged, wobble
 from tests.analysis.test_dose import one
+from tests.analysis.test_interaction import cell, study_of
 
 DOSES = [("bit_flip", p) for p in (0.01, 0.02, 0.05, 0.1, 0.2)]
 
@@ -111,3 +113,13 @@ def test_a_fall_beyond_noise_fails_the_verdict_and_a_fall_within_it_does_not(tmp
         delta = lambda g, d, s, costs=costs, noisy=noisy: costs[d[1]] + noisy[s, d[1]]  # noqa: E731
         verdict = {v.id: v for v in analysis.verdicts(damaged(tmp_path / name, DOSES, delta))}["P3.7d"]
         assert verdict.status == status
+
+
+def test_a_set_that_diverges_at_every_dose_makes_another_set_of_its_seed_fall_nowhere(tmp_path):
+    rows = [
+        cell(None if draw else np.full(8, 0.1), seed=1, group="random_k", perturbation="gauss_noise", strength=dose,
+             variant="weight", control_draw=draw)
+        for dose in (1.0, 2.0) for draw in (0, 1)
+    ]  # fmt: skip
+    (found,) = series(study_of(tmp_path, rows))
+    assert not divergence(found, "random_k").falls

@@ -5,6 +5,7 @@ import pytest
 
 from analysis.damage.transfer import TRANSFER, expected_jaccard, transfer
 from analysis.report.sections import sets
+from analysis.statistics.crossed import crossed_p, signed_log
 from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
 
 LIST = {"metric": "listed", "mode": "theirs", "k": 6, "n_weights": 6}
@@ -138,3 +139,20 @@ def test_without_lists_there_are_no_rows_but_all_columns(tmp_path):
     table = transfer(study)
     assert table.is_empty()
     assert dict(table.schema) == TRANSFER
+
+
+def test_a_list_is_tested_against_the_mean_of_its_control_sets_as_other_sets_are(tmp_path):
+    """One of five sets costs more than the list: a mean of costs is above it, on the scale of the test it is below."""
+    sets, level = (3.0, 0.001, 0.001, 0.001, 0.001), np.linspace(0.9, 1.1, WINDOWS)
+    rows = [
+        cell(cost * level * (1 + seed / 50), seed=seed, group=group, control_draw=draw, **LIST)
+        for seed in (1, 2, 3)
+        for group, draw, cost in [("listed", None, 0.5), *(("random_k", n, cost) for n, cost in enumerate(sets))]
+    ]
+    row = the(transfer(study_of(tmp_path / "s", rows)))
+    scaled = [
+        signed_log(0.5 * level * f) - np.mean([signed_log(c * level * f) for c in sets], axis=0)
+        for f in (1 + seed / 50 for seed in (1, 2, 3))
+    ]
+    assert row["minus_random"] < 0 < np.mean(scaled)
+    assert row["p"] == pytest.approx(crossed_p(np.array(scaled)))

@@ -154,3 +154,13 @@ def test_protocols_and_silenced_sublayers_through_the_engine(spec, ray_cluster, 
     found = {v.id: v.status for v in analysis.verdicts(study)}
     assert found.keys() == {"P1.3a", "P1.3b"}
     assert 'id="chart-reliability"' in Path(analysis.write_report(study)).read_text()
+
+
+def test_reports_count_answers_without_the_files_that_asked(measuring, tmp_path):
+    task, _ = local_task(tmp_path)
+    asked = Protocol(name="extended", windows=4, contexts=(16,), tasks=(str(task),))
+    spec, store, tasks = measuring.spec.replace(protocols=(asked,)), Store(tmp_path / "s"), MEASUREMENTS["tasks"]
+    assert tasks.left(spec, store) == 1
+    store.write("tasks", answers_name(asked), [{"protocol": "extended", "task": "last_letter", "value": 1.0}])
+    task.unlink()
+    assert tasks.left(spec, store) == 0

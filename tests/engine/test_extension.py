@@ -12,6 +12,7 @@ import ray
 from safetensors.numpy import load_file
 
 import analysis
+from esa_ray.errors import EsaError
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
@@ -108,3 +109,39 @@ print(json.dumps([summary.complete, summary.computed]))
         check(tmp_path / "out", model_dir)
     finally:
         extended.forget()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "cells"}, "registered already"),
+        ({"phase": "scoring"}, "esa-ray's own"),
+        ({"schema": None, "table": "nowhere"}, "no columns"),
+    ],
+)
+def test_a_measurement_that_can_not_work_is_refused_when_it_is_registered(changes, sentence):
+    before = dict(MEASUREMENTS)
+    with pytest.raises(ValueError, match=sentence):
+        MEASUREMENTS.add(type("Mine", (extended.Heaviest,), changes))
+    assert dict(MEASUREMENTS) == before
+
+
+def test_an_unknown_measurement_or_table_is_told_in_a_sentence(study, tmp_path):
+    with pytest.raises(EsaError, match="no measurement 'mine' is known here; install"):
+        MEASUREMENTS["mine"]
+    Store(tmp_path).save_study(study, {"layers": 1}, {})
+    with pytest.raises(analysis.StudyError, match="no table 'mine' is known here"):
+        analysis.load(tmp_path).table("mine")
+
+
+@pytest.mark.parametrize("first", ["analysis", "esa_ray.measurements", "analysis.report.sections"])
+def test_an_extension_may_use_all_of_the_analysis_whatever_is_imported_first(tmp_path, first):
+    metadata = tmp_path / "mine-1.0.dist-info"
+    metadata.mkdir()
+    (tmp_path / "mine.py").write_text("from analysis import verdicts, write_report\nprint('loaded')\n")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[esa_ray]\nmine = mine\n")
+    code = f"import {first}; from esa_ray.measurements import MEASUREMENTS; print(len(MEASUREMENTS))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.split() == ["loaded", str(len(MEASUREMENTS))], said.stderr

@@ -18,6 +18,7 @@ from analysis.report.figures.structure import channels, spread
 from analysis.report.figures.style import COLOURS, SHAPES, Chart
 from analysis.report.figures.timeline import timeline
 from analysis.study import Study
+from esa_ray import extensions
 from esa_ray.storage.location import Place
 
 __all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_charts", "save_figures", "styled"]
@@ -34,6 +35,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
 
 def charts(study: Study) -> dict[str, Chart]:
     """Every figure that this study has data for, styled."""
+    extensions.load()
     return styled({name: chart for name, figure in FIGURES.items() if (chart := figure(study)) is not None})
 
 

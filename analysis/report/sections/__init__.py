@@ -7,7 +7,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from analysis.report.questions import QUESTIONS, answered
-from esa_ray import extensions
 
 __all__ = ["CONTENTS", "answered"]
 
@@ -19,6 +18,5 @@ CONTENTS = (
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-extensions.load()
 for _name in (*CONTENTS, *(name for name in [*QUESTIONS] if name not in CONTENTS)):
     QUESTIONS[_name] = QUESTIONS.pop(_name)
