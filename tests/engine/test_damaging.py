@@ -244,7 +244,7 @@ def test_a_set_is_looked_up_once_for_all_kinds_of_its_damage_and_the_last_few_ar
     worker.damaging._sets.clear()
     for cell in (*mine, *mine):
         assert worker.damaging.run(cell, ranking)["nll"] == rows[cell.label]["nll"]
-    assert [(group, part and part.value) for group, _, part in looked] == [("super", None), ("super", 1)]
+    assert [(group, part and part.value) for group, _, part, _ in looked] == [("super", None), ("super", 1)]
     (other,), _ = a_cell(worker, "zero-layer-0")
     for cell in (other, first):  # the whole set was used longest ago, and so made room
         worker.damaging.run(cell, ranking)
