@@ -190,7 +190,7 @@ def score(
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Rank weights by any score, without damage to sets: which weights, how stable, how scores agree.
+    """Rank weights by any score. No set is damaged: which weights, how stable, how scores agree.
 
     A study without cells: the same tables and the same report, and safe to repeat.
     """
@@ -247,7 +247,7 @@ def perturb(
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Damage sets of weights, given in a file or chosen by a score, and measure what each way of it costs.
+    """Damage sets of weights in many ways. They are given in a file, or chosen by a score.
 
     Given weights need no scoring: beside them stand as many of the largest of the model, and random ones.
     """
@@ -287,7 +287,7 @@ def baseline(
     gpus: options.Gpus = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure the intact model: perplexity, accuracy, calibration, spread over seeds and contexts, NaN, speed, memory.
+    """Measure the intact model. Perplexity, accuracy, calibration, spread over seeds and contexts, NaN, speed, memory.
 
     A study without damage, whose one score is the weights' own magnitude: the same tables, and safe to repeat.
     """
@@ -337,7 +337,7 @@ def search(
     memory_budget: options.MemoryBudget = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Find the smallest set, or the smallest strength, whose damage reaches a given loss (needs optuna).
+    """Find how little damage is enough. The smallest set, or strength, that raises the loss by so much (needs optuna).
 
     The candidates are a ladder; unless the smallest will do, the one below the answer is measured too, and does too
     little.
