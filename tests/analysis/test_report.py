@@ -164,7 +164,7 @@ def test_a_partial_study_and_a_lone_group_can_be_reported(made, tmp_path_factory
     assert at["P3.7"] == "open"
     alone = write_study(tmp_path_factory.mktemp("alone"), shift={"super": 1.0}, seeds=(1,))
     html = analysis.write_report(analysis.load(alone)).read_text()
-    assert "And the same damage elsewhere" not in html
+    assert "What do other weights cost" not in html
     analysis.print_summary(analysis.load(alone), Console(quiet=True))
 
 
