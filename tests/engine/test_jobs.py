@@ -167,9 +167,12 @@ def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(hea
 
 def test_a_stopped_job_leaves_a_clean_store_and_the_same_command_goes_on(head, options, tmp_path):
     address, environment, _, _ = head
-    more = ("--perturb", "zero,sign_flip", "--controls", "random_k,matched_k,bottom_k", "--eval-windows", "400",
-            "--batch-size", "1", "--out-dir", str(tmp_path / "s"))  # fmt: skip
-    started = submit(head, *options, *more, wait=False)
+    at = options.index("--eval-windows")
+    line = (
+        *options[:at], *options[at + 2 :], "--perturb", "zero,sign_flip", "--controls", "random_k,matched_k,bottom_k",
+        "--eval-windows", "400", "--batch-size", "1", "--out-dir", str(tmp_path / "s"),
+    )  # fmt: skip
+    started = submit(head, *line, wait=False)
     folder = tmp_path / "s" / "cells"
     deadline = time.monotonic() + 600
     while len(list(folder.glob("*.parquet"))) < 1:
@@ -180,7 +183,7 @@ def test_a_stopped_job_leaves_a_clean_store_and_the_same_command_goes_on(head, o
     kept = len(list(folder.glob("*.parquet")))
     assert 1 <= kept < 8
     assert not (tmp_path / "s" / RUNNING).exists()
-    again = submit(head, *options, *more)
+    again = submit(head, *line)
     assert again.returncode == 0, again.stdout
     assert analysis.progress(analysis.load(tmp_path / "s"))["ok"] == 8
     assert not list((tmp_path / "s").rglob("*.tmp"))
