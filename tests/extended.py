@@ -13,7 +13,7 @@ from esa_ray.schema import TABLES
 class Heaviest(Measurement):
     """The largest absolute weight of each block."""
 
-    name, table, phase, noun = "heaviest", "heaviest", "heaviest", "blocks"
+    name, table, phase = "heaviest", "heaviest", "heaviest"
     schema = pa.schema({"model": pa.string(), "layer": pa.int64(), "largest": pa.float64()})
 
     def asked(self, spec, store):

@@ -21,7 +21,7 @@ BASELINE = Unit("baseline")
 class Baseline(Measurement):
     """Once a study; each actor measures its own intact loss besides, where its hardware rounds otherwise."""
 
-    name, table, phase, noun = "baseline", "baselines", "scoring", "baseline"
+    name, table, phase = "baseline", "baselines", "scoring"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """One, of every study."""

@@ -21,7 +21,7 @@ SOME = 8
 class Blocks(Measurement):
     """One unit a block, for studies with the analysis "architecture"."""
 
-    name, table, phase, noun = "blocks", "ablations", "blocks", "blocks"
+    name, table, phase = "blocks", "ablations", "blocks"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Every block; none are known before the model was loaded once."""

@@ -70,7 +70,7 @@ def by_first_block(store: Store, todo: Sequence[Cell]) -> list[Cell]:
 class Cells(Measurement):
     """One unit a cell. Tune fans them out, several to a trial; once stored they are packed."""
 
-    name, table, phase, noun = "cells", "cells", "cells", "cells"
+    name, table, phase = "cells", "cells", "cells"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The whole grid."""

@@ -23,7 +23,7 @@ PACKET = 16
 class Census(Measurement):
     """One unit a packet of weights."""
 
-    name, table, phase, noun = "census", "fidelity", "census", "packets of single weights"
+    name, table, phase = "census", "fidelity", "census"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The packets of the sample; until it is drawn, of as many weights as were asked for."""

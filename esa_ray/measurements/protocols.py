@@ -25,7 +25,7 @@ def protocol_name(protocol: str, context: int, seed: int) -> str:
 class Protocols(Measurement):
     """One unit a context length and seed; protocols that read as many windows of a length read the same ones."""
 
-    name, table, phase, noun = "protocols", "protocols", "intact", "measurements of the intact model"
+    name, table, phase = "protocols", "protocols", "intact"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Every protocol at every context and seed."""
@@ -59,7 +59,7 @@ class Protocols(Measurement):
 class Tasks(Measurement):
     """One unit a protocol: its zero-shot tasks, asked through lm-eval."""
 
-    name, table, phase, noun = "tasks", "tasks", "intact", "protocols with zero-shot tasks"
+    name, table, phase = "tasks", "tasks", "intact"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Protocols that have tasks."""

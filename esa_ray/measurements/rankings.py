@@ -21,7 +21,7 @@ SMALLEST_BUDGET = 64 * 2**20
 class Rankings(Measurement):
     """One unit a seed: ``rankings``, ``score_stats``, ``sample_sizes`` and the first seed's ``samples``."""
 
-    name, table, phase, noun = "rankings", "rankings", "scoring", "seeds"
+    name, table, phase = "rankings", "rankings", "scoring"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Every seed."""

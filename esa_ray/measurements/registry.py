@@ -6,14 +6,14 @@ missing, progress and placement follow from the units; the engine calls one meth
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esa_ray import extensions
 from esa_ray.schema import TABLES, define
-from esa_ray.spec.registry import UnknownError
+from esa_ray.spec.registry import C, Entry, Registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec
     from esa_ray.storage.store import Store
+
+
+#: Phases that the engine runs in ways of its own.
+RESERVED = ("scoring", "cells")
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,27 @@ class Unit:
     values: tuple[Any, ...] = ()
 
 
-class Measurement(ABC):
+class Measurement(Entry):
     """One kind of measurement. Its module imports no torch: drivers and reports ask what is missing.
 
     ``name`` is what the engine and progress call it, ``table`` where its rows lie, ``schema`` that table's columns
     where :mod:`esa_ray.schema` has none of that name. ``phase`` is what the progress bar says; measurements of one
-    phase run together, and phases in the order of registration. ``noun`` names what is counted as missing.
+    phase run together, and phases in the order of registration.
 
     Example
     -------
-    A measurement of one unit a block, from Python (``docs/extending.md`` has a whole one):
+    A measurement of a single unit (``docs/extending.md`` has a whole one that runs):
 
     >>> class Depth(Measurement):
-    ...     name, table, phase, noun = "depth", "depth", "depth", "blocks"
+    ...     name, table, phase = "depth", "depth", "depth"
     ...     def asked(self, spec, store):
     ...         return [Unit("all")]
     ...     def rows(self, worker, unit):
     ...         return [{"model": worker.source.name, "layers": worker.catalogue.layers}]
     """
 
-    name: ClassVar[str]
     table: ClassVar[str]
     phase: ClassVar[str]
-    noun: ClassVar[str]
     schema: ClassVar[pa.Schema | None] = None
 
     @abstractmethod
@@ -84,58 +86,36 @@ class Measurement(ABC):
         worker.store.write(self.table, unit.name, found)
         return {"rows": len(found)}
 
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Name, table and phase."""
+        return self.name, self.table, self.phase
 
-#: Phases that the engine runs in ways of its own.
-RESERVED = ("scoring", "cells")
+    def check(self) -> None:
+        """Refuse a phase that only esa-ray's own have, and a table without columns."""
+        if self.phase in RESERVED and not type(self).__module__.startswith("esa_ray.measurements."):
+            raise ValueError(f"measurement {self.name}: phase {self.phase} is esa-ray's own; choose another")
+        if self.schema is None and self.table not in TABLES:
+            raise ValueError(f"measurement {self.name}: table {self.table} has no columns; give the class a schema")
 
 
-class Registry(Mapping[str, Measurement]):
-    """Measurements by name, in the order in which their phases run; those of installed packages come last."""
+class Measurements(Registry[Measurement]):
+    """Measurements in the order in which their phases run; those of installed packages come last."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Measurement] = {}
-
-    def add(self, kind: type[Measurement]) -> type[Measurement]:
-        """Register a measurement, as a decorator of its class; adding the same class again changes nothing.
-
-        Raises
-        ------
-        ValueError
-            If another class has its name, its phase is one that only esa-ray's own have, or its table has neither
-            columns of its own nor those of :mod:`esa_ray.schema`.
-        """
-        if (known := self._known.get(kind.name)) is not None and type(known) is not kind:
-            raise ValueError(f"measurement {kind.name} is registered already; choose another name")
-        if kind.phase in RESERVED and not kind.__module__.startswith("esa_ray.measurements."):
-            raise ValueError(f"measurement {kind.name}: phase {kind.phase} is esa-ray's own; choose another")
-        if kind.schema is not None:
-            define(kind.table, kind.schema)
-        if kind.table not in TABLES:
-            raise ValueError(f"measurement {kind.name}: table {kind.table} has no columns; give the class a schema")
-        self._known[kind.name] = kind()
+    def add(self, kind: C) -> C:
+        """Register a measurement, and the columns of its table, as :meth:`Registry.add`."""
+        super().add(kind)
+        measurement = self._known[kind.name]
+        if measurement.schema is not None:
+            define(measurement.table, measurement.schema)
         return kind
 
-    def remove(self, name: str) -> None:
-        """Forget a measurement; the columns of its table stay known."""
-        del self._known[name]
-
-    @property
-    def _all(self) -> dict[str, Measurement]:
-        extensions.load()
-        return self._known
-
-    def __getitem__(self, name: str) -> Measurement:
-        if name not in self._known and name not in self._all:
-            raise UnknownError(
-                f"no measurement {name!r} is known here; install the package that adds it wherever the study runs"
-            )
-        return self._known[name]
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all)
+        extensions.load()  # whoever goes through all must see all; by its name one is found anyway
+        return super().__iter__()
 
     def __len__(self) -> int:
-        return len(self._all)
+        return sum(1 for _ in self)
 
     def phases(self) -> dict[str, list[Measurement]]:
         """Phase → its measurements, in order."""
@@ -146,4 +126,4 @@ class Registry(Mapping[str, Measurement]):
 
 
 #: Every measurement that there is.
-MEASUREMENTS = Registry()
+MEASUREMENTS = Measurements("measurement", "esa_ray.measurements", ("measurement", "table", "phase"))
