@@ -1,4 +1,4 @@
-"""The fidelity census: what scores foresee of single weights, beside what their damage really does.
+"""The single-weight sample: what scores foresee of single weights, beside what their damage really does.
 
 :func:`sample` draws weights from all over the range of a score, and :func:`measure` damages them one by one. Scores
 and predictions are of the calibration windows and the measured change is of the evaluation windows, so that
@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.models.places import bits
+from esa_ray.models.slots import bits
 from esa_ray.perturb.edit import Write, perturbed, written
 from esa_ray.perturb.sites import group_of
 from esa_ray.randomness import stream_key, uniform, uniform_on
@@ -181,7 +181,7 @@ def sample(
     components: Sequence[str],
     model: str = "",
 ) -> pa.Table:
-    """n weights for the census, stratified by score within each component (``schema.SAMPLES``).
+    """n weights for the single-weight sample, stratified by score within each component (``schema.SAMPLES``).
 
     Every component × stratum (``STRATA``) gives its share of n, or all it has, the remainder going to the highest
     strata, and at least one: so there are n weights, but never fewer than components × strata where these are
@@ -324,7 +324,7 @@ def measure(
         If an edit is none of ``EDITS``.
     """
     if unknown := [e for e in edits if e not in EDITS]:
-        raise EsaError(f"the census knows no edit {unknown[0]!r}; give some of {', '.join(EDITS)}")
+        raise EsaError(f"the single-weight sample knows no edit {unknown[0]!r}; give some of {', '.join(EDITS)}")
     rows: list[dict[str, Any]] = []
     ordered = samples.sort_by([(by, "ascending") for by in ("layer", "tensor", "flat")])
     for number, row in enumerate(ordered.to_pylist()):

@@ -1,4 +1,4 @@
-"""What a study ranks: every score of a seed, its rankings, their statistics, and the weights of the census."""
+"""What a study ranks: every score of a seed, its rankings, their statistics, and the single-weight sample."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Rankings:
                 self.store.write("rankings", name, given)
 
     def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
-        """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
+        """A score's ranking and statistics. What is stored stays: others may have been measured by it."""
         groups = self.spec.groups
         drawn: dict[str, Any] = {"seed": seed, "model": self.name, "draws": self.spec.control_draws}
         ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
@@ -112,7 +112,7 @@ class Rankings:
         return {"probes": spec.probes, "relative_error": spec.relative_error, "probed": probed}
 
     def _sample(self, scores: Scores, seed: int) -> None:
-        """Draw the weights of the fidelity census, by quantiles of the study's first score."""
+        """Draw the weights of the single-weight sample, by quantiles of the study's first score."""
         first = self.spec.scores[0]
         drawn = sample(
             scores, members(first.metric)[0], self.spec.fidelity, seed=seed, components=first.components,
