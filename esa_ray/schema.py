@@ -247,6 +247,42 @@ ABLATIONS = _schema(
     **_INTACT,
 )
 
+COMPRESSIONS = _schema(
+    compression_id=(_TEXT, "identity of the compression: 16 hex digits; rows of several texts share it"),
+    **_WHAT,
+    kind=(_TEXT, "prune, quantize, or dense: the model as it is"),
+    label=(_TEXT, "the compression in short, as files name it"),
+    score=(_TEXT, "prune: the score whose smallest weights leave; null otherwise"),
+    group=(_TEXT, "prune: what weights compete within: row, tensor, block or model"),
+    pattern=(_TEXT, "prune: unstructured, N:M (N of every M contiguous inputs are zero), neuron or kv"),
+    sparsity=(_FLOAT, "prune: the share of weights that was asked to leave"),
+    allocation=(_TEXT, "prune: how the sparsity is shared out over blocks: uniform, owl or damage"),
+    update=(_TEXT, "prune: what is done to the weights that stay: none, sparsegpt or refit"),
+    sequential=(pa.bool_(), "prune: activations came out of the blocks pruned so far, not out of the intact model"),
+    bits=(_INT, "quantize: bits of a weight that isn't kept"),
+    group_size=(_INT, "quantize: contiguous inputs that share a scale"),
+    kept=(_FLOAT, "quantize: the share of weights that was asked to stay in 16 bits"),
+    keep_by=(_TEXT, "quantize: the rule that chose them; null where none are kept"),
+    bits_per_weight=(_FLOAT, "bits that a weight of the compressed tensors takes, scales and indices included"),
+    components=(_TEXT, "what was compressed, in the fewest names"),
+    seed=(_INT, "seed of the calibration windows; null for dense rows"),
+    text=(_TEXT, "the text whose windows were evaluated"),
+    domain=(_TEXT, "in: the text that the compression was calibrated on; out: another"),
+    n_weights=(_INT, "weights of the compressed tensors"),
+    n_pruned=(_INT, "weights that are zero by the mask"),
+    n_kept=(_INT, "weights held out in 16 bits"),
+    n_changed=(_INT, "weights whose value changed"),
+    delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
+    block_sparsity=(pa.list_(_FLOAT), "share of each block's weights that left, first block first"),
+    block_error=(
+        pa.list_(_FLOAT),
+        "each block's relative error: ΣΔᵢHΔᵢᵀ over ΣwᵢHwᵢᵀ of its tensors with H of the inputs that they saw",
+    ),
+    **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
+    compress_seconds=(_FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
+    saved=(_TEXT, "directory of the saved model; null where none was asked for"),
+)
+
 TABLES: dict[str, pa.Schema] = {
     "cells": CELLS,
     "baselines": BASELINES,
@@ -258,6 +294,7 @@ TABLES: dict[str, pa.Schema] = {
     "ablations": ABLATIONS,
     "protocols": PROTOCOLS,
     "tasks": TASKS,
+    "compressions": COMPRESSIONS,
 }
 
 

@@ -5,6 +5,7 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 """
 
 from esa_ray.spec.base import Spec, explain
+from esa_ray.spec.compression import METHODS, PRUNING_SCORES, Compression, PruneSpec, QuantizeSpec, n_of_m
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList, WeightName
 from esa_ray.spec.kinds import KINDS, RANDOM_KINDS, SCALED, Kind, direction, dose, draws, label
 from esa_ray.spec.metrics import (
@@ -47,14 +48,17 @@ __all__ = [
     "DRAWN_CONTROLS",
     "KINDS",
     "LISTED",
+    "METHODS",
     "METRICS",
     "PROBED",
     "PROTOCOLS",
+    "PRUNING_SCORES",
     "RANDOM_KINDS",
     "SCALED",
     "SCORES",
     "TREATED",
     "Component",
+    "Compression",
     "DataSpec",
     "Dtype",
     "Group",
@@ -65,6 +69,8 @@ __all__ = [
     "PerturbSpec",
     "Places",
     "Protocol",
+    "PruneSpec",
+    "QuantizeSpec",
     "Registry",
     "Score",
     "ScoreSpec",
@@ -86,4 +92,5 @@ __all__ = [
     "is_tensor_name",
     "label",
     "members",
+    "n_of_m",
 ]

@@ -153,6 +153,43 @@ def _filling(window: int) -> int:
     return max(1, BATCH_TOKENS // window)
 
 
+def check_metric(value: str) -> str:
+    """A score's name, or those of a rank ensemble in the order of the scores.
+
+    >>> check_metric("act_mag + grad_x_weight")
+    'grad_x_weight+act_mag'
+    """
+    parts = [part.strip() for part in members(value)]
+    if unknown := [part for part in parts if part not in SCORES]:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SCORES)}, or several of these joined by +")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{value!r} names a score twice")
+    # Those of others stand behind ours by name: the order in which packages were imported names no ensemble.
+    own = [m for m in SCORES if m in parts and type(SCORES[m]).__module__.startswith("esa_ray.")]
+    return "+".join([*own, *sorted(set(parts) - set(own))])
+
+
+def check_components(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Components by name, groups of them spelt out, and names of tensors, in one order.
+
+    >>> check_components(("ffn",))
+    ('gate', 'up', 'down', 'router')
+    """
+    names = {c for name in value for c in COMPONENT_GROUPS.get(name, (name,))}
+    tensors = sorted(filter(is_tensor_name, names))
+    if unknown := sorted(names - {*COMPONENTS, *tensors}):
+        raise ValueError(
+            f"{unknown[0]!r} is not one of {', '.join((*COMPONENT_GROUPS, *COMPONENTS))}, nor a tensor's name"
+        )
+    if not names:
+        raise ValueError("at least one component is needed")
+    if names == set(_FIRST_BLOCK):
+        names = set(BLOCK_COMPONENTS)
+    elif names >= set(_FIRST_ATTENTION):
+        names |= set(COMPONENT_GROUPS["attention"])
+    return (*(c for c in COMPONENTS if c in names), *tensors)
+
+
 class ScoreSpec(Spec):
     """One ranking of weights: by which score, among which pool, over which components.
 
@@ -175,31 +212,12 @@ class ScoreSpec(Spec):
     @field_validator("metric")
     @classmethod
     def _metric(cls, value: str) -> str:
-        parts = [part.strip() for part in members(value)]
-        if unknown := [part for part in parts if part not in SCORES]:
-            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SCORES)}, or several of these joined by +")
-        if len(set(parts)) < len(parts):
-            raise ValueError(f"{value!r} names a score twice")
-        # Those of others stand behind ours by name: the order in which packages were imported names no ensemble.
-        own = [m for m in SCORES if m in parts and type(SCORES[m]).__module__.startswith("esa_ray.")]
-        return "+".join([*own, *sorted(set(parts) - set(own))])
+        return check_metric(value)
 
     @field_validator("components")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = {c for name in value for c in COMPONENT_GROUPS.get(name, (name,))}
-        tensors = sorted(filter(is_tensor_name, names))
-        if unknown := sorted(names - {*COMPONENTS, *tensors}):
-            raise ValueError(
-                f"{unknown[0]!r} is not one of {', '.join((*COMPONENT_GROUPS, *COMPONENTS))}, nor a tensor's name"
-            )
-        if not names:
-            raise ValueError("at least one component is needed")
-        if names == set(_FIRST_BLOCK):
-            names = set(BLOCK_COMPONENTS)
-        elif names >= set(_FIRST_ATTENTION):
-            names |= set(COMPONENT_GROUPS["attention"])
-        return (*(c for c in COMPONENTS if c in names), *tensors)
+        return check_components(value)
 
     @model_validator(mode="after")
     def _defined(self) -> ScoreSpec:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
+from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
@@ -49,6 +50,10 @@ class StudySpec(Spec):
     is the error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a
     ladder of candidates, of which only some are run. ``protocols`` measure the intact model.
 
+    ``compressions`` are ways to prune or quantize the model, each calibrated on every seed's windows and measured on
+    the evaluation windows and on ``other_texts``, of another domain. ``save_models`` is a directory for the compressed
+    models (None: they are measured and taken back).
+
     Example
     -------
     >>> spec = StudySpec(name="demo", model=ModelSpec(source="gpt2"), topk=(50, 100), seeds=(1, 2, 3),
@@ -75,6 +80,9 @@ class StudySpec(Spec):
     early_stop: float | None = Field(default=None, gt=0, lt=0.5)
     search: Search | None = None
     protocols: tuple[Protocol, ...] = ()
+    compressions: tuple[Compression, ...] = ()
+    other_texts: tuple[DataSpec, ...] = ()
+    save_models: str | None = None
 
     @field_validator("topk")
     @classmethod
@@ -90,7 +98,7 @@ class StudySpec(Spec):
             raise ValueError(f"a seed must be from 0 to 2**63 − 1, not {min(value) if min(value) < 0 else max(value)}")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("scores", "perturbations", "analyses", "parts")
+    @field_validator("scores", "perturbations", "analyses", "parts", "compressions", "other_texts")
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
