@@ -124,6 +124,11 @@ class Fingerprints:
     dtype: str
     text: str
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Fingerprints:
+        """Those of a study's ``study.json``."""
+        return cls(*(record["resolved"][key] for key in ("model", "dtype", "text")))
+
 
 def cells(spec: StudySpec) -> list[Cell]:
     """All cells of a study, each once, ordered so that neighbours share their ranking.

@@ -15,7 +15,21 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from esa_ray.cli.wording import OPTIONS, told
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
-from esa_ray.spec import KINDS, PROBED, PROTOCOLS, SCORES, Kind, Mode, PerturbSpec, Protocol, StudySpec, members, tasks
+from esa_ray.spec import (
+    KINDS,
+    PROBED,
+    PROTOCOLS,
+    SCORES,
+    Kind,
+    Mode,
+    PerturbSpec,
+    Protocol,
+    PruneSpec,
+    QuantizeSpec,
+    StudySpec,
+    members,
+    tasks,
+)
 from esa_ray.storage.location import Location, below, last_part
 
 
@@ -162,10 +176,12 @@ def study_name(spec: StudySpec) -> str:
     words = [Path(spec.model.source).name]
     if spec.protocols:
         words += ["baseline", *(p.name for p in spec.protocols)]
+    elif spec.compressions:
+        words += [*dict.fromkeys(how.kind for how in spec.compressions)]
     else:
         words += [spec.scores[0].metric, spec.scores[0].mode, "k" + "_".join(map(str, spec.topk))]
         words += [*dict.fromkeys(p.kind for p in spec.perturbations), *(given.name for given in spec.lists)]
-    asked = {k: v for k, v in spec.stated().items() if k != "name"}
+    asked = {k: v for k, v in spec.stated().items() if k not in ("name", "save_models")}
     return slug("-".join(words)) + "-" + digest(asked)[:6]
 
 
@@ -273,7 +289,10 @@ def _anchored(task: str) -> str:
     return str(Path(task).resolve()) if tasks.is_file(task) else task
 
 
-def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Protocol] = ()) -> StudySpec:
+def study(
+    o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Protocol] = (),
+    compressions: Sequence[PruneSpec | QuantizeSpec] = (),
+) -> StudySpec:  # fmt: skip
     """The study that a command's options describe.
 
     Raises
@@ -286,14 +305,18 @@ def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Prot
     if o.controls and not o.perturb:
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": o.stability_check, "weights": o.weight_analysis, "architecture": o.architecture_analysis}
+    windows = {
+        "window": o.window, "evaluation_windows": o.eval_windows, "batch_size": o.batch_size, "bos": o.bos,
+    }  # fmt: skip
+    # Another text calibrates nothing.
+    others = [{"source": text, "calibration_windows": 1} | windows for text in items(getattr(o, "other_data", ""))]
+    saved = getattr(o, "save_model", None)
     return build(
         name=slug(last_part(o.out_dir)) if o.out_dir else None,
         model={"source": o.model, "dtype": o.dtype, "revision": o.revision, "trust": items(o.trust)},
         data={
             "source": o.data, "text_column": o.text_column or ("messages" if o.chat else "text"), "chat": o.chat,
-            "split": o.split, "window": o.window,
-            "calibration_windows": o.max_samples, "evaluation_windows": o.eval_windows,
-            "batch_size": o.batch_size, "bos": o.bos, "prompts": o.prompts,
+            "split": o.split, "calibration_windows": o.max_samples, "prompts": o.prompts, **windows,
         },
         scores=scores(o.metric, o.mode, o.components, o.probes, o.probe_error),
         topk=numbers(o.topk, int, "--topk"),
@@ -310,4 +333,7 @@ def study(o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Prot
         early_stop=o.early_stop,
         search=search,
         protocols=protocols,
+        compressions=compressions,
+        other_texts=others,
+        save_models=os.path.abspath(os.path.expanduser(saved)) if saved else None,
     )  # fmt: skip

@@ -59,11 +59,12 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
     show_results(summary.directory, save_plots=save_plots, brief=brief)
     if summary.complete:
         return 0
-    failing = summary.statuses.get("error", 0)
-    console.print(
-        f"[yellow]{summary.missing} of {summary.cells} cells are missing and {failing} failed; "
-        "run the same command again to compute just these[/yellow]"
-    )
+    for name, counts in summary.grids.items():
+        if counts.missing or counts.failed:
+            console.print(
+                f"[yellow]{counts.missing} of {counts.asked} {name} are missing and {counts.failed} failed; "
+                "run the same command again to compute just these[/yellow]"
+            )
     return 1
 
 
@@ -142,7 +143,7 @@ def launch(given: dict[str, Any], **more: Any) -> None:
     if o.on and not o.only_plan:
         raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
     studies = read_studies(o) if o.spec else described(o, **more)
-    if o.track and not any(spec.perturbations for spec, _ in studies):
+    if o.track and not any(spec.perturbations or spec.compressions for spec, _ in studies):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     if o.save_spec:
         spec_files.write(o.save_spec, [spec for spec, _ in studies], sys.argv[1:])

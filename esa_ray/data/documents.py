@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esa_ray.data import hub
@@ -22,7 +25,8 @@ SEPARATOR = "\n\n"
 def read_documents(spec: DataSpec, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """The documents of a text source, those without text left out.
 
-    ``pydoc`` is Python's own documentation (``pydoc_data.topics`` of the standard library), and ``hf:NAME`` or
+    ``pydoc`` is Python's own documentation (``pydoc_data.topics`` of the standard library), ``pysource`` the source of
+    that library's modules, and ``hf:NAME`` or
     ``hf:NAME:CONFIG`` a hub data set (needs the ``hub`` extra). Anything else is a path, a pattern, or a directory,
     read by name (:func:`esa_ray.data.files.files`). A file's suffix, in any case, says what it holds:
 
@@ -73,11 +77,22 @@ def _read(spec: DataSpec, render: Render | None) -> Iterator[str]:
 
         texts = enumerate(_unquoted(topics[name] for name in sorted(topics)), 1)
         yield from documents(texts, spec, render, ("pydoc", "topic"))
+    elif spec.source == "pysource":
+        yield from documents(_python_source(), spec, render, ("pysource", "module"))
     elif hub.is_hub(spec):
         yield from documents(hub.rows(spec), spec, render, (spec.source, "row"))
     else:
         for piece in pieces(spec):
             yield from read_piece(piece, spec, render)
+
+
+def _python_source() -> Iterator[tuple[int, str]]:
+    """The modules of the standard library that are one file each, private ones left out, by name."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = sorted(name for name in sys.stdlib_module_names if not name.startswith("_"))
+    for number, file in enumerate((folder / f"{name}.py" for name in names), 1):
+        if file.is_file():
+            yield number, file.read_text(encoding="utf-8")
 
 
 def _unquoted(topics: Iterable[str]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from esa_ray.data.formats import DAMAGED, PACKED, format_of, named, opened, unpa
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
 
+#: Texts that every Python has: its documentation, and its library's source.
+BUILT_IN = ("pydoc", "pysource")
 #: A text of more bytes than this, unpacked, is read in a stream.
 LARGE = 256 * 2**20
 #: Of a directory the files of the first of these kinds are read that it has any of.
@@ -25,8 +27,8 @@ OWN = ("/dev/stdin", "/dev/fd/", "/proc/")
 
 
 def is_path(spec: DataSpec) -> bool:
-    """Whether a source is files, and neither ``pydoc`` nor a hub data set."""
-    return spec.source != "pydoc" and not hub.is_hub(spec)
+    """Whether a source is files, and neither Python's own text nor a hub data set."""
+    return spec.source not in BUILT_IN and not hub.is_hub(spec)
 
 
 def anchored(spec: DataSpec) -> DataSpec:
@@ -75,7 +77,7 @@ def files(spec: DataSpec) -> list[Path]:
         return found
     raise EsaError(
         f"--data {path} is no file; give a text, JSON, CSV, Parquet or Arrow file, a directory or pattern of them, "
-        "pydoc, or hf:NAME"
+        "pydoc, pysource, or hf:NAME"
     )
 
 

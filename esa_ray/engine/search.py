@@ -9,9 +9,10 @@ from typing import Any
 
 from ray import tune
 
-from esa_ray.engine.trial import CellTrial
+from esa_ray.engine.trial import UnitTrial
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, cells
+from esa_ray.measurements.cells import unit_of
 from esa_ray.spec import StudySpec
 
 #: What a candidate costs that does too little damage: more than any that does enough, less the closer it comes.
@@ -69,7 +70,7 @@ def cost(place: int, length: int, damage: float, target: float) -> float:
     return TOO_LITTLE + (target - damage) / max(abs(target), 1e-12)
 
 
-class SearchTrial(CellTrial):
+class SearchTrial(UnitTrial):
     """Runs all seeds' cells of one candidate that Tune proposes."""
 
     def setup(self, config: dict[str, Any], handles: Any = None, scheduler: Any = None, ladders: Any = None,
@@ -84,7 +85,7 @@ class SearchTrial(CellTrial):
         steps = self.ladders[branch]
         place = min(int(self.config["height"] * len(steps)), len(steps) - 1)
         try:
-            damage = mean_damage(self.in_turn(list(steps[place].cells)), self.baseline)
+            damage = mean_damage(self.in_turn("cells", [unit_of(cell) for cell in steps[place].cells]), self.baseline)
         except EsaError as error:
             return {"done": True, "fatal": str(error), "finished": 0, "cost": math.inf}
         return {

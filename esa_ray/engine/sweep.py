@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import tune
 
@@ -20,14 +20,16 @@ from esa_ray.engine import cluster, search
 from esa_ray.engine.dispatch import PATIENCE, TRIES, Job, dismiss, share_out
 from esa_ray.engine.placement import Placement
 from esa_ray.engine.tracking import callbacks
-from esa_ray.engine.trial import CellTrial
+from esa_ray.engine.trial import UnitTrial, stated, unit
 from esa_ray.engine.tuning import Watch, fit
 from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
-from esa_ray.grid import Cell, chunks
-from esa_ray.measurements import MEASUREMENTS
+from esa_ray.grid import chunks
+from esa_ray.measurements import MEASUREMENTS, Unit
 from esa_ray.measurements.baseline import BASELINE
-from esa_ray.measurements.cells import by_first_block, unit_of
+from esa_ray.measurements.cells import unit_of
+from esa_ray.measurements.registry import RESERVED
+from esa_ray.measurements.swept import Swept
 from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
@@ -41,8 +43,8 @@ TRIAL_SECONDS = 0.4
 MANY_TRIALS = 50
 
 
-#: The phases that have a way of their own here: what cells need, and the cells, which Tune fans out.
-SCORING, CELLS = "scoring", "cells"
+#: The cells, which come before all other grids.
+CELLS = cast("Swept", MEASUREMENTS["cells"])
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how
             if works[0].spec.search:
                 _search(works[0], watch, how, listeners, check)
             else:
-                _sweep(works, watch, how, listeners)
-            _afterwards(works, reporter, check)
+                _sweep(works, CELLS, watch, how, listeners)
+            _afterwards(works, watch, how, listeners, check)
         finally:
             for work in works:
                 dismiss(work.actors.handles)
@@ -206,7 +208,7 @@ def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -
             )
     ranking = [_jobs(work, "rankings") for work in works]
     scoring = [[*mine, ("measure", ("baseline", [BASELINE]))] for mine in ranking]  # which also is read if it is stored
-    for work, mine, found in zip(works, ranking, _share(works, SCORING, scoring, reporter, check), strict=True):
+    for work, mine, found in zip(works, ranking, _share(works, "scoring", scoring, reporter, check), strict=True):
         (intact,) = found[-1]
         work.intact, work.cell_seconds = math.log(intact["perplexity"]), intact["seconds"]
         work.computed += len(mine)
@@ -230,49 +232,55 @@ def _see_what_was_stored(work: Work) -> None:
         time.sleep(0.5)
 
 
-def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> None:
-    """Fan the missing cells of all studies out as Tune trials, and again what was lost on the way.
+def _sweep(works: list[Work], swept: Swept, watch: Watch, how: Options, listeners: list) -> None:
+    """Fan the missing units of all studies out as Tune trials, and again what was lost on the way.
 
-    Tune gives up a trial whose process is killed at the wrong moment; its cells have no row then, not even an error's.
+    Tune gives up a trial whose process is killed at the wrong moment; its units have no row then, not even an error's.
     """
-    lost = [work.missing() for work in works]
-    watch.reporter.phase(CELLS, sum(map(len, lost)), sum(len(work.actors.handles) for work in works))
+    lost = [swept.missing(work.spec, work.store) for work in works]
+    if not any(lost):
+        return
+    watch.reporter.phase(swept.phase, sum(map(len, lost)), sum(len(work.actors.handles) for work in works))
     for work, todo in zip(works, lost, strict=True):
         work.computed += len(todo)
     for _ in range(TRIES):
         if not any(lost):
             return
-        _fan_out(works, lost, watch, how, listeners)
+        _fan_out(works, swept, lost, watch, how, listeners)
         for number, work in enumerate(works):
-            work.record_crashed([text for n, text in watch.killed if n == number])
+            work.record_crashed(swept, [unit(*told) for n, told in watch.killed if n == number])
         watch.killed.clear()
-        lost = [work.missing(failed=False) for work in works]
+        lost = [swept.missing(work.spec, work.store, failed=False) for work in works]
 
 
-def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Options, listeners: list) -> None:
+def _fan_out(
+    works: list[Work], swept: Swept, todo: list[list[Unit]], watch: Watch, how: Options, listeners: list
+) -> None:
     packets: list[tuple[float, dict[str, Any]]] = []
     at_once = 0
     for number, (work, mine) in enumerate(zip(works, todo, strict=True)):
         actors = len(work.actors.handles)
-        size = max(1, min(int(TRIAL_SECONDS / max(work.cell_seconds, 1e-6)), len(mine) // (4 * actors)))
-        # In a tracker each cell is a run of its own.
-        pieces = chunks(by_first_block(work.store, mine), 1 if listeners else size)
+        seconds = work.cell_seconds * swept.passes
+        size = max(1, min(int(TRIAL_SECONDS / max(seconds, 1e-6)), len(mine) // (4 * actors)))
+        # In a tracker each unit is a run of its own.
+        pieces = chunks(swept.ordered(work.store, mine), 1 if listeners else size)
         # Studies side by side advance in step: each packet stands at its share of its own study.
-        packets += [((i + 0.5) / len(pieces), _packet(number, piece, work)) for i, piece in enumerate(pieces)]
-        # A second trial at each actor hides a trial's 40 ms behind the other's work. Long cells don't need it, and few
-        # cells are done before the second process has started.
-        at_once += actors * (2 if work.cell_seconds < 1 and len(pieces) >= MANY_TRIALS * actors else 1)
+        packets += [((i + 0.5) / len(pieces), _packet(number, piece, work, swept)) for i, piece in enumerate(pieces)]
+        # A second trial at each actor hides a trial's 40 ms behind the other's work. Long units don't need it, and few
+        # are done before the second process has started.
+        at_once += actors * (2 if seconds < 1 and len(pieces) >= MANY_TRIALS * actors else 1)
     ordered = [packet for _, packet in sorted(packets, key=lambda entry: entry[0])]
     fit(
-        CellTrial, {"work": tune.grid_search(ordered)}, actors=[work.actors for work in works],
+        UnitTrial, {"work": tune.grid_search(ordered)}, actors=[work.actors for work in works],
         trials=len(ordered), at_once=how.concurrency or at_once, watch=watch, verbose=how.verbose, callbacks=listeners,
     )  # fmt: skip
 
 
-def _packet(number: int, chunk: list[Cell], work: Work) -> dict[str, Any]:
-    """A trial's configuration: its cells, and in words what a tracker shows of the first."""
-    told = {k: v for k, v in chunk[0].columns.items() if v is not None} if len(chunk) == 1 else {}
-    return {"study": number, "cells": [c.model_dump_json() for c in chunk], "model": work.source.name, **told}
+def _packet(number: int, chunk: list[Unit], work: Work, swept: Swept) -> dict[str, Any]:
+    """A trial's configuration: its units, and in words what a tracker shows of the first."""
+    told = {k: v for k, v in swept.columns(chunk[0]).items() if v is not None} if len(chunk) == 1 else {}
+    what = {"study": number, "measurement": swept.name, "units": [stated(each) for each in chunk]}
+    return {**told, **what, "model": work.source.name}
 
 
 def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Callable[[], None]) -> None:
@@ -305,14 +313,17 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
     work.computed += len(store.cell_statuses().keys() - before)
 
 
-def _afterwards(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
-    """What follows the cells, phase by phase."""
+def _afterwards(works: list[Work], watch: Watch, how: Options, listeners: list, check: Callable[[], None]) -> None:
+    """What follows the cells, phase by phase: grids by Tune, all else shared out as it stands."""
     for phase, measurements in MEASUREMENTS.phases().items():
-        if phase in (SCORING, CELLS):
+        if phase in RESERVED:
             continue
-        jobs = [[job for m in measurements for job in _jobs(work, m.name)] for work in works]
+        for swept in (m for m in measurements if isinstance(m, Swept)):
+            _sweep(works, swept, watch, how, listeners)
+        plain = [m.name for m in measurements if not isinstance(m, Swept)]
+        jobs = [[job for name in plain for job in _jobs(work, name)] for work in works]
         if any(jobs):
-            _share(works, phase, jobs, reporter, check)
+            _share(works, phase, jobs, watch.reporter, check)
         for work, mine in zip(works, jobs, strict=True):
             work.computed += len(mine)
 

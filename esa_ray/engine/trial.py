@@ -1,4 +1,4 @@
-"""The Tune trial: light, reused, and never raising. It carries cells to a model actor and scalars back."""
+"""The Tune trial: light, reused, and never raising. It carries units to a model actor and scalars back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from ray import tune
 
 from esa_ray.engine.dispatch import TRIES, result
 from esa_ray.errors import EsaError, first_line
-from esa_ray.grid import Cell
-from esa_ray.measurements.cells import unit_of
+from esa_ray.measurements import Unit
 
 #: Seconds between two questions for a free model actor while none is up.
 PAUSE = 0.1
 
 
-class CellTrial(tune.Trainable):
-    """Runs the cells of one chunk on one model actor of its study, the one with the fewest trials at the time.
+class UnitTrial(tune.Trainable):
+    """Runs the units of one chunk on one model actor of its study, the one with the fewest trials at the time.
 
     Its process is mostly reused for the next chunk, but Tune starts and stops such processes as it likes, so
     nothing is bound to one. ``handles`` are the model actors of each study, ``scheduler`` tells which to go to.
@@ -38,31 +37,31 @@ class CellTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run all cells of the chunk once."""
+        """Run all units of the chunk once."""
         work = self.config["work"]
         try:
-            rows = self.in_turn([Cell.model_validate_json(text) for text in work["cells"]], work["study"])
+            rows = self.in_turn(work["measurement"], [unit(*stated) for stated in work["units"]], work["study"])
         except EsaError as error:
             return {"done": True, "fatal": str(error), "finished": 0}
         return report(rows) | {"study": work["study"]}
 
-    def in_turn(self, cells: list[Cell], study: int = 0) -> list[dict[str, Any]]:
-        """Run cells at the model actor that has the fewest trials now, and elsewhere if that one dies.
+    def in_turn(self, measurement: str, units: list[Unit], study: int = 0) -> list[dict[str, Any]]:
+        """Run units at the model actor that has the fewest trials now, and elsewhere if that one dies.
 
-        Cells of a chunk that killed their process are tried one by one, since the others have a right to a result.
+        Units of a chunk that killed their process are tried one by one, since the others have a right to a result.
         """
-        for _ in range(TRIES if len(cells) == 1 else 1):
+        for _ in range(TRIES if len(units) == 1 else 1):
             actor, lost = self._actor(study), False
             try:
-                return result(actor.measure.remote("cells", [unit_of(cell) for cell in cells]))
+                return result(actor.measure.remote(measurement, units))
             except ray.exceptions.RayActorError as error:
                 lost, death = True, first_line(error)
             finally:
                 with contextlib.suppress(ray.exceptions.RayActorError):
                     ray.get(self.scheduler.leave.remote(self.trial_id, lost=lost))
-        if len(cells) > 1:
-            return [row for cell in cells for row in self.in_turn([cell], study)]
-        return [{"killed": cells[0].model_dump_json(), "status": "error", "error": death}]
+        if len(units) > 1:
+            return [row for unit in units for row in self.in_turn(measurement, [unit], study)]
+        return [{"killed": stated(units[0]), "status": "error", "error": death}]
 
     def _actor(self, study: int) -> Any:
         try:
@@ -73,8 +72,18 @@ class CellTrial(tune.Trainable):
         return self.handles[study][index]
 
 
+def stated(unit: Unit) -> list[Any]:
+    """A unit as plain values, which Tune and whatever listens to it can write down; :func:`unit` reads it back."""
+    return [unit.name, list(unit.values)]
+
+
+def unit(name: str, values: list[Any]) -> Unit:
+    """A unit from its plain values."""
+    return Unit(name, tuple(values))
+
+
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What Tune, and whatever listens to it, hears of a chunk: scalars, and cells that killed their process."""
+    """What Tune, and whatever listens to it, hears of a chunk: scalars, and units that killed their process."""
     last = rows[-1]
     own = {} if last.get("intact") is None else {"intact": last["intact"]}
     nll = sum(last["nll"]) / sum(last["tokens"]) if last.get("nll") else math.nan

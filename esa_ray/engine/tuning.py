@@ -40,7 +40,7 @@ class Watch(tune.Callback):
     ):
         self.reporter, self.baselines, self.landed, self.alarm = reporter, baselines, landed, alarm
         self.fatal: str | None = None
-        self.killed: list[tuple[int, str]] = []
+        self.killed: list[tuple[int, list[Any]]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune writes its callbacks beside its own state, which nothing ever reads here: the store is the truth.
@@ -51,7 +51,7 @@ class Watch(tune.Callback):
         result = trial.last_result
         study, finished = result.get("study", 0), result.get("finished", 0)
         self.fatal = self.fatal or result.get("fatal")
-        self.killed += [(study, cell) for cell in result.get("killed", [])]
+        self.killed += [(study, unit) for unit in result.get("killed", [])]
         own = result.get("intact", math.nan)
         delta = result.get("nll_per_token", math.nan) - (self.baselines[study] if math.isnan(own) else own)
         self.reporter.advance(

@@ -18,10 +18,10 @@ from esa_ray.engine import cluster
 from esa_ray.engine.dispatch import Actors, result
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
-from esa_ray.grid import Cell, Fingerprints, cell_id, cells
-from esa_ray.measurements import MEASUREMENTS
-from esa_ray.measurements.cells import missing_cells, statuses
+from esa_ray.grid import Fingerprints, cells
+from esa_ray.measurements import MEASUREMENTS, Unit
 from esa_ray.measurements.missing import check_opening, lacks, resolution
+from esa_ray.measurements.swept import Swept
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import PACK_AT, Store
@@ -31,24 +31,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How a grid stands: units that were asked for, and how many have which status."""
+
+    asked: int
+    statuses: dict[str, int]
+
+    @property
+    def missing(self) -> int:
+        """Units without a row."""
+        return self.asked - sum(self.statuses.values())
+
+    @property
+    def failed(self) -> int:
+        """Units whose row is an error."""
+        return self.statuses.get("error", 0)
+
+
+@dataclass(frozen=True)
 class Summary:
-    """How a run ended."""
+    """How a run ended; ``grids`` by the name of their measurement."""
 
     directory: Path | str
-    cells: int
-    statuses: dict[str, int]
+    grids: dict[str, Counts]
     computed: int
     seconds: float
 
     @property
-    def missing(self) -> int:
-        """Cells without a row."""
-        return self.cells - sum(self.statuses.values())
+    def cells(self) -> int:
+        """Cells that were asked for."""
+        return self.grids["cells"].asked
 
     @property
     def complete(self) -> bool:
-        """Every cell has a result (divergence is one)."""
-        return self.missing == 0 and not self.statuses.get("error")
+        """Every unit of every grid has a result (divergence is one)."""
+        return not any(counts.missing or counts.failed for counts in self.grids.values())
 
 
 @dataclass
@@ -120,11 +137,6 @@ class Work:
         """Whether anything is left to compute."""
         return self.resolved is None or lacks(self.spec, self.store)
 
-    def missing(self, *, failed: bool = True) -> list[Cell]:
-        """Cells without a result; without ``failed`` those that don't even have an error."""
-        assert self.resolved
-        return missing_cells(self.store, self.spec, self.resolved, failed=failed)
-
     @property
     def pieces(self) -> int:
         """Independent pieces of work that are left; more actors than that would idle."""
@@ -164,7 +176,7 @@ class Work:
         fresh = self.resolved is None
         if not fresh:
             check_opening(self.store, found)
-        self.resolved = Fingerprints(*(found[key] for key in ("model", "dtype", "text")))
+        self.resolved = Fingerprints.of({"resolved": found})
         former = self.store.make_way(self.spec, found) if fresh else None
         if fresh:
             if revision := hub.revision(self.spec.data):
@@ -179,50 +191,44 @@ class Work:
             self.unpacked = 0
             self.store.pack()
 
-    def record_crashed(self, texts: list[str]) -> None:
-        """Write error rows for cells that crashed their actor."""
-        rowless = set(self.missing(failed=False))
-        for cell in map(Cell.model_validate_json, texts):
-            if cell in rowless:
-                self._record_crashed(cell)
-
-    def _record_crashed(self, cell: Cell) -> None:
+    def record_crashed(self, swept: Swept, units: list[Unit]) -> None:
+        """Write error rows for units that crashed their actor."""
         assert self.resolved
-        identity = cell_id(cell, self.spec.data, self.resolved)
-        row = {
-            "cell_id": identity,
-            "study": self.spec.name,
-            "model": self.source.name,
-            "dtype": self.resolved.dtype,
+        rowless = set(swept.missing(self.spec, self.store, failed=False)) if units else set()
+        common = {
+            "study": self.spec.name, "model": self.source.name, "dtype": self.resolved.dtype,
             "data": self.spec.data.source,
-            **cell.columns,
-            "status": "error",
-            "error": "its process died again and again over it (out of memory?)",
-            "created": datetime.now(UTC),
-        }
-        self.store.write("cells", f"{cell.label}-{identity}", [row])
+        }  # fmt: skip
+        for unit in rowless.intersection(units):
+            name, row = swept.crashed(unit, common, self.spec, self.resolved)
+            self.store.write(swept.table, name, [row])
 
     def summary(self, seconds: float) -> Summary:
         """How it stands; a run that computed something leaves a manifest."""
         stored = self.store.load_study()
         assert stored
-        resolved = self.resolved or Fingerprints(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
-        counts = statuses(self.store, self.spec, resolved)
-        total = counts.total() if self.spec.search and self.store.searched() else len(cells(self.spec))
-        found = Summary(self.store.directory, total, dict(counts), self.computed, seconds)
+        grids = {m.name: self._counts(m, stored) for m in MEASUREMENTS.values() if isinstance(m, Swept)}
+        found = Summary(self.store.directory, grids, self.computed, seconds)
         if self.computed or not self.store.location.exists("manifest.json"):
+            cells = grids["cells"]
             self.store.save_manifest(
                 {
                     "study": self.spec.name,
-                    "cells": found.cells,
-                    "statuses": found.statuses,
-                    "missing": found.missing,
+                    "cells": cells.asked,
+                    "statuses": cells.statuses,
+                    "missing": cells.missing,
+                    "grids": {name: vars(counts) for name, counts in grids.items() if counts.asked},
                     "computed_by_this_run": self.computed,
                     "seconds": round(seconds, 1),
                     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
             )
         return found
+
+    def _counts(self, swept: Swept, record: dict[str, Any]) -> Counts:
+        counts = swept.counts(self.spec, self.store, self.resolved or Fingerprints.of(record))
+        asked = counts.total() if swept.done(self.spec, self.store) else len(swept.asked(self.spec, self.store))
+        return Counts(asked, dict(counts))
 
 
 @ray.remote(num_cpus=0, max_retries=3)

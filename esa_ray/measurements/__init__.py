@@ -4,7 +4,7 @@ They stand in the order in which their phases run.
 """
 
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
-from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols  # isort: skip
+from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols, compressions  # isort: skip
 
 __all__ = [
     "MEASUREMENTS",
@@ -13,6 +13,7 @@ __all__ = [
     "baseline",
     "blocks",
     "cells",
+    "compressions",
     "protocols",
     "rankings",
     "single_weights",

@@ -36,7 +36,7 @@ def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Fing
 
 
 def check_opening(store: Store, found: dict[str, Any]) -> None:
-    """Refuse to go on with a study whose windows began otherwise, by the rule of an earlier version.
+    """Refuse to go on with a study whose windows began otherwise, by an earlier version's rule, or whose texts changed.
 
     Raises
     ------
@@ -49,6 +49,12 @@ def check_opening(store: Store, found: dict[str, Any]) -> None:
         raise EsaError(
             f"{store.location} was measured on windows that began otherwise (by its tokenizer they begin with {now}); "
             "choose another --out-dir"
+        )
+    before, now = (record.get("other_texts", {}) for record in (stored, found))
+    if changed := [name for name, text in now.items() if before.get(name, text) != text]:
+        raise EsaError(
+            f"{store.location} was measured on another {changed[0]} (--other-data); bring that text back, or choose "
+            "another --out-dir"
         )
 
 

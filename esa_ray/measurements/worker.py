@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 
 from esa_ray import __version__, data
@@ -29,7 +30,7 @@ from esa_ray.models.tokenizing import check_tokens, embedded
 from esa_ray.perturb.fixed import rounds_away
 from esa_ray.resume import Resumable
 from esa_ray.scoring.rankings import Rankings
-from esa_ray.spec import StudySpec
+from esa_ray.spec import DataSpec, StudySpec
 from esa_ray.storage.store import (
     Store,
 )
@@ -129,6 +130,24 @@ class Worker:
             raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
         return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
 
+    @cached_property
+    def _others(self) -> list[tuple[data.Windows, str]]:
+        """The windows of the study's other texts, and what they say."""
+        tokenizer, found = load_tokenizer(self.source), []
+        for spec in self.spec.other_texts:
+            documents = data.read_documents(spec, tokenizer)
+            windows = data.windows(spec, tokenizer, documents=documents)
+            check_tokens(self.source.name, [windows.evaluation], embedded(self.model))
+            found.append((windows, data.text_fingerprint(documents)))
+        return found
+
+    @property
+    def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:
+        """Every text that is evaluated: "in" or "out" of the domain of calibration, its spec, its windows (N, T)."""
+        mine = ("in", self.spec.data, self.windows.evaluation)
+        others = zip(self.spec.other_texts, self._others, strict=True)
+        return [mine, *(("out", spec, windows.evaluation) for spec, (windows, _) in others)]
+
     def _check_tokens(self) -> None:
         read = [self.windows.evaluation, *(self.windows.calibration(seed) for seed in self.spec.seeds)]
         check_tokens(self.source.name, read, embedded(self.model))
@@ -173,7 +192,12 @@ class Worker:
             "addressed": account(self.catalogue),
             "architecture": type(self.model).__name__,
             "versions": self._versions,
+            **self._described_others(),
         }
+
+    def _described_others(self) -> dict[str, Any]:
+        texts = {spec.source: text for spec, (_, text) in zip(self.spec.other_texts, self._others, strict=True)}
+        return {"other_texts": texts} if texts else {}
 
     @cached_property
     def common(self) -> dict[str, Any]:

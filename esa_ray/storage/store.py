@@ -162,8 +162,16 @@ class Store:
 
     def cell_statuses(self) -> dict[str, str]:
         """cell_id → status of every stored cell."""
-        found = self.cells(["cell_id", "status"])
-        return dict(zip(found["cell_id"].to_pylist(), found["status"].to_pylist(), strict=True))
+        return self.statuses("cells", "cell_id")
+
+    def statuses(self, table: str, identity: str) -> dict[str, str]:
+        """Id → status of every unit of a table; of a unit with several rows, an error if one failed."""
+        found = tables.read(self.location, table, [identity, "status"])
+        known: dict[str, str] = {}
+        for each, status in zip(found[identity].to_pylist(), found["status"].to_pylist(), strict=True):
+            if known.get(each) != "error":
+                known[each] = status
+        return known
 
     def pack(self, at_least: int = PACK_AT) -> int:
         """Put the rows of many small files of cells into one, and delete those; returns how many it replaced.
@@ -197,7 +205,7 @@ class Store:
         return len(replaced)
 
     def _readable(self, names: list[str]) -> list[tuple[str, pa.Table]]:
-        """The rows of those files of cells that are there and can be read; others are left to :meth:`mend`."""
+        """The rows of those files of cells that are there and can be read; others are left to :meth:`quarantine`."""
 
         def read(name: str) -> pa.Table | None:
             try:
@@ -268,8 +276,9 @@ class Store:
                 f"{self.location} was made by a version that computed cells otherwise; `esa report` still reads it, "
                 "but to compute choose another --out-dir"
             )
-        # Its name is where it stands, not what it asks.
-        different = [d for d in _differences(_asked(stored), spec.model_dump(mode="json")) if d != "name"]
+        # Its name is where it stands, and where models are saved is no question.
+        different = _differences(_asked(stored), spec.model_dump(mode="json"))
+        different = [d for d in different if d not in ("name", "save_models")]
         if not different:
             return stored.get("resolved")
         if not self.answered(stored):
@@ -285,7 +294,7 @@ class Store:
         That is a cell with a result, one of single weights, of blocks or of the intact model, or a search's end;
         of a study without damage also a ranking. Baseline and rankings of any other only prepare its cells.
         """
-        alone = () if stored["spec"].get("perturbations") else ("rankings",)
+        alone = () if stored["spec"].get("perturbations") or stored["spec"].get("compressions") else ("rankings",)
         if self.searched() or any(self.names(t) for t in TABLES if t in alone or t not in (*PREPARED, "cells")):
             return True
         try:

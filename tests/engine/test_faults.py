@@ -154,7 +154,7 @@ def said(process, seconds=600):
     return process.communicate(timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("title", ["ray::ModelActor", "ray::CellTrial", "ray::Scheduler"])
+@pytest.mark.parametrize("title", ["ray::ModelActor", "ray::UnitTrial", "ray::Scheduler"])
 def test_a_killed_process_of_the_sweep(study, undisturbed, unharmed, tmp_path, title):
     victims = []
 

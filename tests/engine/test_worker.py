@@ -13,8 +13,8 @@ from esa_ray.engine.actor import Meters, ModelActor
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import damaging as damaging_module
 from esa_ray.grid import Cell, cell_id, cells
-from esa_ray.measurements import Unit
-from esa_ray.measurements.cells import missing_cells, unit_of
+from esa_ray.measurements import MEASUREMENTS, Unit
+from esa_ray.measurements.cells import unit_of
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.scoring import rankings as rankings_module
@@ -183,10 +183,11 @@ def test_cells_of_older_versions_that_failed_because_nothing_changed_are_run_aga
     identity = cell_id(cell, spec.data, worker.resolved)
     old = {"cell_id": identity, **cell.columns, "status": "error", "error": "NothingChangedError: changed none of 6"}
     worker.store.write("cells", f"{cell.label}-{identity}", [old])
-    assert [c.label for c in missing_cells(worker.store, spec, worker.resolved)] == [cell.label]
+    worker.store.save_study(spec, worker.describe(), {})
+    assert MEASUREMENTS["cells"].missing(spec, worker.store) == [unit_of(cell)]
     run(worker, cell)
     assert (_stored(worker, cell)["status"], _stored(worker, cell)["n_changed"]) == ("ok", 0)
-    assert missing_cells(worker.store, spec, worker.resolved) == []
+    assert MEASUREMENTS["cells"].missing(spec, worker.store) == []
 
 
 @pytest.mark.parametrize(("dtype", "refused"), [("bf16", True), ("fp16", False)])

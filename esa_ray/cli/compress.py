@@ -1,0 +1,204 @@
+"""Commands that compress: ``prune`` and ``quantize``."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from esa_ray.cli import options
+from esa_ray.cli.app import app, console
+from esa_ray.cli.parsing import items, numbers
+from esa_ray.cli.run import launch
+from esa_ray.cli.wording import told
+from esa_ray.errors import EsaError
+from esa_ray.spec import METHODS, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, n_of_m
+
+#: A study of compressions ranks nothing but the weights' own size, which takes no pass.
+FIXED = {"metric": "magnitude", "mode": "global", "topk": "100"}
+
+Score = Annotated[
+    str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join((*SCORES, *PRUNING_SCORES))}; a+b too.")
+]
+Group = Annotated[str, typer.Option(help="What weights compete within: row, tensor, block, model.")]
+Pattern = Annotated[str, typer.Option(help="unstructured; N:M as 2:4 (N of M are zero); neuron, kv: whole structures.")]
+Sparsity = Annotated[str, typer.Option(help="Share(s) of the weights that leave.")]
+Allocation = Annotated[
+    str, typer.Option(help="Sparsity over blocks: uniform; owl (by outliers); damage (by what pruning each costs).")
+]
+Updates = Annotated[str, typer.Option(help="What is done to the weights that stay: none, sparsegpt, refit (exact).")]
+Method = Annotated[str, typer.Option(help=f"Published methods in place of --score … --update: {', '.join(METHODS)}.")]
+Sequential = Annotated[
+    bool,
+    typer.Option("--sequential/--one-shot", help="Activations out of the blocks pruned so far, or the intact model's."),
+]
+OtherData = Annotated[
+    str | None,
+    typer.Option(help="Other text(s) to evaluate on.  [default: pysource, Python's source code; pydoc beside that]"),
+]
+SaveModel = Annotated[str | None, typer.Option(help="Save every compressed model in a directory of its own in here.")]
+Compressed = Annotated[str, typer.Option(help="What to compress: components, groups of them, tensors by name.")]
+Bits = Annotated[str, typer.Option(help="Bits of a weight: 2, 3, 4, 8.")]
+GroupSize = Annotated[str, typer.Option(help="Inputs that share a scale.")]
+Keep = Annotated[str, typer.Option(help="Share(s) of the weights that stay in 16 bits.")]
+KeepBy = Annotated[str, typer.Option(help="Which ones stay: by tacq, grad_x_weight_abs, fisher, magnitude, random.")]
+#: Options that say what a named method says.
+_OF_THE_PRODUCT = ("score", "group", "allocation", "update")
+
+
+@app.command(
+    epilog="Example: esa prune --model SmolLM2-135M-Instruct --method magnitude,wanda,sparsegpt --sparsity 0.5,0.6\n\n"
+    "Example: esa prune --model gpt2 --score act_mag,obs --pattern unstructured,2:4 --update none,refit --seeds 1,2,3"
+)
+def prune(
+    model: options.Model,
+    method: Method = "",
+    score: Score = "act_mag",
+    group: Group = "row",
+    pattern: Pattern = "unstructured",
+    sparsity: Sparsity = "0.5",
+    allocation: Allocation = "uniform",
+    update: Updates = "none",
+    sequential: Sequential = True,
+    components: Compressed = "attention,gate,up,down",
+    save_model: SaveModel = None,
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 32,
+    data: options.Data = "pydoc",
+    other_data: OtherData = None,
+    text_column: options.TextColumn = None,
+    chat: options.Chat = False,
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = None,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust: options.Trust = "",
+    out_dir: options.OutDir = None,
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
+    max_concurrent: options.MaxConcurrent = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+    save_spec: options.SaveSpec = None,
+) -> None:
+    """Prune a model in many ways, and compare what each costs. Comma lists make a grid of all combinations.
+
+    Every row stands beside the dense model and beside a text of another domain.
+    """
+    given = locals()
+    launch(_study(given), compressions=_prunings(given))
+
+
+@app.command(
+    epilog="Example: esa quantize --model SmolLM2-135M-Instruct --bits 3,4 --keep 0,0.0035 --keep-by tacq,random"
+)
+def quantize(
+    model: options.Model,
+    bits: Bits = "4",
+    group_size: GroupSize = "64",
+    keep: Keep = "0",
+    keep_by: KeepBy = "tacq",
+    components: Compressed = "attention,gate,up,down",
+    save_model: SaveModel = None,
+    seeds: options.Seeds = "1337",
+    max_samples: options.MaxSamples = 32,
+    data: options.Data = "pydoc",
+    other_data: OtherData = None,
+    text_column: options.TextColumn = None,
+    chat: options.Chat = False,
+    split: options.Split = "train",
+    window: options.Window = 128,
+    eval_windows: options.EvalWindows = 16,
+    batch_size: options.BatchSize = None,
+    bos: options.Bos = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust: options.Trust = "",
+    out_dir: options.OutDir = None,
+    save_plots: options.SavePlots = False,
+    only_plan: options.OnlyPlan = False,
+    address: options.Address = None,
+    gpus: options.Gpus = None,
+    track: options.Track = "",
+    max_concurrent: options.MaxConcurrent = None,
+    memory_budget: options.MemoryBudget = None,
+    verbose: options.Verbose = False,
+    save_spec: options.SaveSpec = None,
+) -> None:
+    """Round a model to few bits, with some weights kept in 16. Comma lists make a grid; rows state true bits per weight."""
+    given = locals()
+    grid = product(
+        numbers(bits, int, "--bits"), numbers(group_size, int, "--group-size"), numbers(keep, float, "--keep"),
+        items(keep_by),
+    )  # fmt: skip
+    made = [
+        {"bits": b, "group_size": size, "kept": kept, "keep_by": by if kept else None, "components": items(components)}
+        for b, size, kept, by in grid
+    ]
+    launch(_study(given), compressions=[_valid(QuantizeSpec, fields) for fields in made])
+
+
+def _study(given: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`esa_ray.cli.run.launch` understands of a command's options."""
+    own = ("method", *_OF_THE_PRODUCT, "pattern", "sparsity", "sequential", "bits", "group_size", "keep", "keep_by")
+    kept = {name: value for name, value in given.items() if name not in (*own, "components")}
+    if given["other_data"] is None:
+        kept["other_data"] = "pydoc" if given["data"] == "pysource" else "pysource"
+    return kept | FIXED
+
+
+def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
+    """The grid, without the combinations that can't be, which are counted in a line."""
+    points = _methods(given) if items(given["method"]) else _product(given)
+    grid, faults = [], []
+    for point, pattern, sparsity in product(points, items(given["pattern"]), items(given["sparsity"])):
+        fields = point | {"pattern": pattern, "components": items(given["components"])}
+        if n_of_m(pattern) is None:
+            fields["sparsity"] = sparsity
+        try:
+            grid.append(PruneSpec.model_validate(fields))
+        except ValidationError as error:
+            faults.append(error)
+    if not grid:
+        raise told(faults[0]) if faults else EsaError("--pattern and --sparsity name nothing; give at least one each")
+    if faults:
+        console.out(f"left out          {len(faults)} combinations that can't be, as: {told(faults[0])}")
+    return list(dict.fromkeys(grid))
+
+
+def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
+    lists = [items(given[name]) for name in _OF_THE_PRODUCT]
+    for name, values in zip(_OF_THE_PRODUCT, lists, strict=True):
+        if not values:
+            raise EsaError(f"--{name} is empty; give a value or leave it out")
+    return [
+        dict(zip(_OF_THE_PRODUCT, values, strict=True)) | {"sequential": given["sequential"]}
+        for values in product(*lists)
+    ]
+
+
+def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
+    usual = {"score": "act_mag", "group": "row", "allocation": "uniform", "update": "none", "sequential": True}
+    if said := [name for name, value in usual.items() if given[name] != value]:
+        raise EsaError(
+            f"--method says which {said[0]} is meant; leave --{said[0].replace('sequential', 'one-shot')} out"
+        )
+    names = items(given["method"])
+    if unknown := [name for name in names if name not in METHODS]:
+        raise EsaError(f"--method {unknown[0]} is not one of {', '.join(METHODS)}")
+    return [METHODS[name].model_dump(exclude={"kind", "sparsity", "pattern", "components"}) for name in names]
+
+
+def _valid(kind: type[QuantizeSpec], fields: dict[str, Any]) -> QuantizeSpec:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise told(error) from None

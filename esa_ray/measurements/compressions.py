@@ -1,0 +1,137 @@
+"""Compressions: the model pruned or quantized in one way, measured on its own text and on others, and taken back."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from esa_ray.grid import Fingerprints
+from esa_ray.identity import IDENTITY_VERSION, digest
+from esa_ray.measurements.registry import MEASUREMENTS, Unit
+from esa_ray.measurements.swept import Swept
+from esa_ray.spec import Compression, Spec, grouped
+from esa_ray.storage.location import below
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from esa_ray.measurements.worker import Worker
+    from esa_ray.spec import StudySpec
+    from esa_ray.storage.store import Store
+
+
+class Compressing(Spec):
+    """One unit: the model as it is (``how`` is None), or compressed in one way by the windows of one seed."""
+
+    how: Compression | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Readable file stem, e.g. ``prune-act_mag-row-0.5-s1337``."""
+        return f"{self.how.label}-s{self.seed}" if self.how else "dense"
+
+
+def unit_of(asked: Compressing) -> Unit:
+    """A compression as a unit."""
+    return Unit(asked.label, (asked.model_dump_json(),))
+
+
+def asked_of(unit: Unit) -> Compressing:
+    """The compression of a unit."""
+    return Compressing.model_validate_json(unit.values[0])
+
+
+def saved_at(spec: StudySpec, asked: Compressing) -> str | None:
+    """Where the compressed model is saved; None where none is asked for."""
+    return below(spec.save_models, asked.label) if spec.save_models and asked.how else None
+
+
+@MEASUREMENTS.add
+class Compressions(Swept):
+    """One unit a compression and seed, and one for the dense model; a row for each text."""
+
+    name, table, phase, identity = "compressions", "compressions", "compressions", "compression_id"
+    passes = 20.0
+
+    def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
+        """The dense model, and every compression by every seed's windows."""
+        if not spec.compressions:
+            return []
+        ways = [Compressing(how=how, seed=seed) for how in spec.compressions for seed in spec.seeds]
+        return [unit_of(each) for each in (Compressing(), *ways)]
+
+    def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
+        """Those without a result, and those whose model was to be saved and isn't there."""
+        found = super().missing(spec, store, failed=failed)
+        if not spec.save_models or not failed:
+            return found
+        unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit))]
+        return [*dict.fromkeys([*found, *unsaved])]
+
+    def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
+        """Model, dtype, texts, compression and seed; the dense model's has neither of the last two."""
+        asked = asked_of(unit)
+        data = {"text": found.text, **spec.data.content()}
+        return digest(
+            {
+                "version": IDENTITY_VERSION, "measurement": self.name, "model": found.model, "dtype": found.dtype,
+                "data": data, "other_texts": [other.stated() for other in spec.other_texts], **asked.content(),
+            }
+        )  # fmt: skip
+
+    def columns(self, unit: Unit) -> dict[str, Any]:
+        """What was asked: the compression's fields and the seed."""
+        asked = asked_of(unit)
+        if asked.how is None:
+            return {"kind": "dense", "label": "dense"}
+        fields = asked.how.model_dump(exclude={"components"})
+        return fields | {
+            "label": asked.how.label, "components": ",".join(grouped(asked.how.components)), "seed": asked.seed,
+        }  # fmt: skip
+
+    def stands(self, worker: Worker, unit: Unit) -> bool:
+        """A model that was to be saved must be there, too."""
+        return _is_saved(worker.spec, asked_of(unit))
+
+    def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
+        """Compress, evaluate on every text, save where asked for, restore."""
+        from esa_ray.applications.compress import compressed
+
+        asked, started = asked_of(unit), time.perf_counter()
+        if asked.how is None:
+            return [_row(*each) for each in _evaluated(worker)]
+        with compressed(
+            worker.model, worker.catalogue, worker.windows, asked.how, asked.seed,
+            batch_size=worker.spec.data.batch_size, memory_budget=worker.memory_budget,
+        ) as made:  # fmt: skip
+            spent = time.perf_counter() - started
+            columns = made.columns | {"compress_seconds": spent}
+            rows = [_row(*each) | columns for each in _evaluated(worker)]
+            if saved := saved_at(worker.spec, asked):
+                from esa_ray.applications.saving import save
+
+                save(worker.model, worker.source, made, saved)
+        return [row | {"saved": saved} for row in rows]
+
+
+def _is_saved(spec: StudySpec, asked: Compressing) -> bool:
+    from esa_ray.storage.location import Location
+
+    saved = saved_at(spec, asked)
+    return saved is None or Location(saved).exists("esa_edit.json")
+
+
+def _evaluated(worker: Worker) -> Iterator[tuple[str, str, Any]]:
+    """The loss of the model as it is now on its own text's windows and on the others'."""
+    from esa_ray.evaluation import evaluate
+
+    for domain, spec, windows in worker.texts:
+        yield spec.source, domain, evaluate(worker.model, windows, spec.batch_size)
+
+
+def _row(text: str, domain: str, outcome: Any) -> dict[str, Any]:
+    return {
+        "text": text, "domain": domain, "nll": outcome.nll, "tokens": outcome.tokens, "hits": outcome.hits,
+        "status": "diverged" if outcome.diverged else "ok",
+    }  # fmt: skip
