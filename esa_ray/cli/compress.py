@@ -14,14 +14,13 @@ from esa_ray.cli.parsing import items, numbers
 from esa_ray.cli.run import launch
 from esa_ray.cli.wording import told
 from esa_ray.errors import EsaError
-from esa_ray.spec import METHODS, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, n_of_m
+from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, n_of_m
 
 #: A study of compressions ranks nothing but the weights' own size, which takes no pass.
 FIXED = {"metric": "magnitude", "mode": "global", "topk": "100"}
 
-Score = Annotated[
-    str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join((*SCORES, *PRUNING_SCORES))}; a+b too.")
-]
+_SCORES = [*(name for name in SCORES if name not in PROBED), *PRUNING_SCORES]
+Score = Annotated[str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join(_SCORES)}; a+b too.")]
 Group = Annotated[str, typer.Option(help="What weights compete within: row, tensor, block, model.")]
 Pattern = Annotated[str, typer.Option(help="unstructured; N:M as 2:4 (N of M are zero); neuron, kv: whole structures.")]
 Sparsity = Annotated[str, typer.Option(help="Share(s) of the weights that leave.")]
@@ -133,7 +132,10 @@ def quantize(
     verbose: options.Verbose = False,
     save_spec: options.SaveSpec = None,
 ) -> None:
-    """Round a model to few bits, with some weights kept in 16. Comma lists make a grid; rows state true bits per weight."""
+    """Round a model to few bits, with some weights kept in 16. Comma lists make a grid.
+
+    Rows state the true bits per weight, scales and indices of kept weights included.
+    """
     given = locals()
     grid = product(
         numbers(bits, int, "--bits"), numbers(group_size, int, "--group-size"), numbers(keep, float, "--keep"),
@@ -188,9 +190,8 @@ def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
 def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
     usual = {"score": "act_mag", "group": "row", "allocation": "uniform", "update": "none", "sequential": True}
     if said := [name for name, value in usual.items() if given[name] != value]:
-        raise EsaError(
-            f"--method says which {said[0]} is meant; leave --{said[0].replace('sequential', 'one-shot')} out"
-        )
+        option = {"sequential": "one-shot"}.get(said[0], said[0])
+        raise EsaError(f"--method says what --{option} would; leave one of the two out")
     names = items(given["method"])
     if unknown := [name for name in names if name not in METHODS]:
         raise EsaError(f"--method {unknown[0]} is not one of {', '.join(METHODS)}")

@@ -53,11 +53,24 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         tasks = f", tasks {', '.join(asked.tasks)}" if asked.tasks else ""
         lengths = ", ".join(map(str, asked.contexts))
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
+    if spec.compressions:
+        out(
+            f"compressions      {len(spec.compressions)} by each seed's windows: {_few([c.label for c in spec.compressions])}"
+        )
+    if spec.other_texts:
+        out(f"other texts       {', '.join(other.source for other in spec.other_texts)}")
+    if spec.save_models:
+        out(f"saved models      {spec.save_models}")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
     for line in [*plan(spec).lines(spec), *foreseen]:
         out(line)
     out(f"results           {directory}")
+
+
+def _few(labels: Sequence[str], most: int = 3) -> str:
+    more = f", and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 def _on(spec: StudySpec, name: str) -> list[str]:
