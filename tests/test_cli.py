@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from esa_ray import cli
+from esa_ray.cli.compress import prune, quantize
 from esa_ray.cli.run import baseline, run, search
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
 from esa_ray.grid import plan
-from esa_ray.spec import DataSpec, ModelSpec, ScoreSpec, Search, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, Search, StudySpec
 from experiments.__main__ import names
 
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
@@ -226,11 +227,19 @@ def test_help_is_no_error_and_a_command_that_is_none_is(esa):
 
 def test_every_field_that_an_option_gives_has_its_name():
     """Each name in the table is an option, and each plain field of a study's own parts is in it."""
-    commands = {f"--{name.replace('_', '-')}" for f in (run, search, baseline) for name in signature(f).parameters}
+    commands = {
+        f"--{name.replace('_', '-')}"
+        for f in (run, search, baseline, prune, quantize)
+        for name in signature(f).parameters
+    }
     assert set(OPTIONS.values()) <= commands
-    spaces = {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
-    parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"}
-    flags = {"data.chat", "one_by_one"}  # which take no value
+    spaces: dict = {"compressions.prune.": PruneSpec, "compressions.quantize.": QuantizeSpec}
+    spaces |= {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
+    parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"} | {
+        "compressions", "other_texts"
+    }  # fmt: skip
+    flags = {"data.chat", "one_by_one", "compressions.prune.sequential"}
+    flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
         assert fields <= OPTIONS.keys()

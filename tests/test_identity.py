@@ -11,6 +11,7 @@ from pydantic import create_model
 
 from esa_ray.grid import Cell, Fingerprints, Listed, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
+from esa_ray.measurements.compressions import Compressing
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import (
     KINDS,
@@ -18,6 +19,8 @@ from esa_ray.spec import (
     ModelSpec,
     PerturbSpec,
     Protocol,
+    PruneSpec,
+    QuantizeSpec,
     ScoreSpec,
     Search,
     Spec,
@@ -199,8 +202,9 @@ SPECS = [
     StudySpec(
         name="s", model=ModelSpec(source="m", trust=("pickle",)), data=DATA, lists=(LISTED,), one_by_one=True,
         perturbations=(PerturbSpec(kind="zero"),), parts=(Subset(kind="layer", value=1),),
-        protocols=(Protocol.named("smoke"),),
+        protocols=(Protocol.named("smoke"),), compressions=(PruneSpec(), QuantizeSpec()), other_texts=(DATA,),
     ),
+    Compressing(how=QuantizeSpec(kept=0.01), seed=3),
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
         perturbations=(PerturbSpec(kind="zero"),),
@@ -227,7 +231,10 @@ def test_every_spec_is_among_those_that_grow():
         flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
         return [value for value in flat if isinstance(value, Spec)]
 
-    there = {kind for kind in Spec.__subclasses__() if kind.__module__.startswith("esa_ray.")}
+    def leaves(kind):
+        return set().union(*map(leaves, kind.__subclasses__())) if kind.__subclasses__() else {kind}
+
+    there = {kind for kind in leaves(Spec) if kind.__module__.startswith("esa_ray.")}
     assert set().union(*map(kinds, SPECS)) == there
 
 

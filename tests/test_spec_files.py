@@ -82,7 +82,13 @@ def test_every_option_that_describes_a_study_reads_back(studies, tmp_path, suffi
     written, _ = studies(f"{MANY} --save-spec all.{suffix}")
     ((spec, _),) = written
     unsaid = {name for name in StudySpec.model_fields if name not in spec.stated()}
-    assert unsaid == {"search", "protocols"}  # which other commands ask for
+    assert unsaid == {
+        "search",
+        "protocols",
+        "compressions",
+        "other_texts",
+        "save_models",
+    }  # which other commands ask for
     (tmp_path / "six.csv").unlink()
     assert studies(f"esa run --spec all.{suffix}")[0] == written
 

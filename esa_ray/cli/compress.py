@@ -12,9 +12,9 @@ from esa_ray.cli import options
 from esa_ray.cli.app import app, console
 from esa_ray.cli.parsing import items, numbers
 from esa_ray.cli.run import launch
-from esa_ray.cli.wording import told
+from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
-from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, n_of_m
+from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
 
 #: A study of compressions ranks nothing but the weights' own size, which takes no pass.
 FIXED = {"metric": "magnitude", "mode": "global", "topk": "100"}
@@ -170,9 +170,14 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
         except ValidationError as error:
             faults.append(error)
     if not grid:
-        raise told(faults[0]) if faults else EsaError("--pattern and --sparsity name nothing; give at least one each")
+        raise (
+            _told(faults[0], "prune")
+            if faults
+            else EsaError("--pattern and --sparsity name nothing; give at least one each")
+        )
     if faults:
-        console.out(f"left out          {len(faults)} combinations that can't be, as: {told(faults[0])}")
+        why = _told(faults[0], "prune")
+        console.out(f"left out          {len(faults)} combinations that can't be, as: {why}")
     return list(dict.fromkeys(grid))
 
 
@@ -190,8 +195,8 @@ def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
 def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
     usual = {"score": "act_mag", "group": "row", "allocation": "uniform", "update": "none", "sequential": True}
     if said := [name for name, value in usual.items() if given[name] != value]:
-        option = {"sequential": "one-shot"}.get(said[0], said[0])
-        raise EsaError(f"--method says what --{option} would; leave one of the two out")
+        other = {"sequential": "one-shot"}.get(said[0], said[0])
+        raise EsaError(f"--method says what --{other} would; leave one of the two out")
     names = items(given["method"])
     if unknown := [name for name in names if name not in METHODS]:
         raise EsaError(f"--method {unknown[0]} is not one of {', '.join(METHODS)}")
@@ -202,4 +207,8 @@ def _valid(kind: type[QuantizeSpec], fields: dict[str, Any]) -> QuantizeSpec:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise told(error) from None
+        raise _told(error, "quantize") from None
+
+
+def _told(error: ValidationError, kind: str) -> EsaError:
+    return explain(error, lambda place: option(("compressions", kind, *place)))

@@ -54,9 +54,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         lengths = ", ".join(map(str, asked.contexts))
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
     if spec.compressions:
-        out(
-            f"compressions      {len(spec.compressions)} by each seed's windows: {_few([c.label for c in spec.compressions])}"
-        )
+        ways = _few([how.label for how in spec.compressions])
+        out(f"compressions      {len(spec.compressions)} by the windows of each seed: {ways}")
     if spec.other_texts:
         out(f"other texts       {', '.join(other.source for other in spec.other_texts)}")
     if spec.save_models:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
-from esa_ray.spec.metrics import PROBED, members
+from esa_ray.spec.metrics import PROBED, SCORES, members
 from esa_ray.spec.scores import check_components, check_metric
 
 CompareWithin = Literal["row", "tensor", "block", "model"]
@@ -85,6 +86,9 @@ class PruneSpec(_Compression):
     def _a_score(cls, value: str) -> str:
         if value in PRUNING_SCORES:
             return value
+        if unknown := [name for name in members(value) if name not in SCORES]:
+            names = ", ".join(name for name in (*SCORES, *PRUNING_SCORES) if name not in PROBED)
+            raise ValueError(f"{unknown[0]!r} is not one of {names}, or several of the first joined by +")
         value = check_metric(value)
         if probed := [m for m in members(value) if m in PROBED]:
             raise ValueError(f"{probed[0]} is estimated by probes, which tell few weights apart; choose another score")
@@ -166,13 +170,29 @@ class QuantizeSpec(_Compression):
 
 Compression = Annotated[PruneSpec | QuantizeSpec, Field(discriminator="kind")]
 
-#: Published methods as points of the product.
-METHODS = {
-    "magnitude": PruneSpec(score="magnitude", group="tensor", sequential=False),
-    "wanda": PruneSpec(score="act_mag"),
-    "sparsegpt": PruneSpec(score="obs", group="tensor", update="sparsegpt"),
-    "owl": PruneSpec(score="act_mag", allocation="owl"),
-    "owl+sparsegpt": PruneSpec(score="obs", group="tensor", update="sparsegpt", allocation="owl"),
-    "wanda++": PruneSpec(score="regional"),
-    "gblm": PruneSpec(score="gblm", sequential=False),
-}
+
+class _Methods(Mapping[str, PruneSpec]):
+    """Published methods as points of the product; a spec is made when it is asked for, since that asks the scores."""
+
+    _POINTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "magnitude": {"score": "magnitude", "group": "tensor", "sequential": False},
+        "wanda": {"score": "act_mag"},
+        "sparsegpt": {"score": "obs", "group": "tensor", "update": "sparsegpt"},
+        "owl": {"score": "act_mag", "allocation": "owl"},
+        "owl+sparsegpt": {"score": "obs", "group": "tensor", "update": "sparsegpt", "allocation": "owl"},
+        "wanda++": {"score": "regional"},
+        "gblm": {"score": "gblm", "sequential": False},
+    }
+
+    def __getitem__(self, name: str) -> PruneSpec:
+        return PruneSpec(**self._POINTS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._POINTS)
+
+    def __len__(self) -> int:
+        return len(self._POINTS)
+
+
+#: Published methods by name.
+METHODS = _Methods()
