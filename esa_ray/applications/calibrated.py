@@ -1,8 +1,8 @@
-"""A model with its calibration windows, and what these show of the intact model: gathered once, shared by compressions."""
+"""A model with its calibration windows, and what they show of the intact model: gathered once for many compressions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ class Calibrated:
         self.model, self.catalogue, self.windows = model, catalogue, np.asarray(windows)
         self.batch_size, self.memory_budget = batch_size, memory_budget
         self._statistics: dict[str, dict[WeightTensor, Tensor]] = {}
+        #: Weights that leave last of their groups, whatever their score: flat indices by tensor.
+        self.spared: Mapping[str, np.ndarray] = {}
         #: What allocations measured, by what they measured it with.
         self.measured: dict[object, list[dict[float, float]]] = {}
 
@@ -105,6 +107,15 @@ class Calibrated:
         """Which of some tensors (by index) a forward pass multiplies with once."""
         assert self._used
         return [index for index, tensor in enumerate(tensors) if tensor in self._once]
+
+    def spares(self, matrix: Matrix) -> Tensor | None:
+        """Mask (O, I) of a matrix's weights that leave last; None if it has none."""
+        flat = self.spared.get(matrix.tensor.name)
+        if flat is None:
+            return None
+        marked = torch.zeros(matrix.tensor.size, dtype=torch.bool)
+        marked[torch.as_tensor(flat)] = True
+        return matrix.of(marked)
 
     def intact(self, statistics: Sequence[str], of: Sequence[Matrix]) -> None:
         """Gather statistics of the intact model for the tensors of some matrices, those that are missing in one go."""

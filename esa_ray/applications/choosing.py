@@ -49,13 +49,32 @@ class Choosing:
     ) -> list[Tensor]:
         """Masks (O, I) of a block's matrices; ``count``: so many weights or units, whatever the sparsity."""
         spec, within = self.spec, _WITHIN[self.spec.group]
-        one = combined(scores, "row" if n_of_m(spec.pattern) else within)
+        one = self.spare(of, combined(scores, "row" if n_of_m(spec.pattern) else within))
         if spec.pattern not in STRUCTURED:
             if count is not None:
                 return counted.smallest(one, count)
             return counted.pruned(one, None if n_of_m(spec.pattern) else sparsity, within, spec.pattern)
         number = counted.count(sparsity, sum(len(each) for each in one)) if count is None else count
         return self._of_units(of, counted.smallest(one, number))
+
+    def spare(self, of: Sequence[Matrix], scores: Sequence[Tensor]) -> list[Tensor]:
+        """Scores in which weights (or units) that are to leave last have the highest there is."""
+        if not self.calibrated.spared:
+            return list(scores)
+        spared = [self.calibrated.spares(m) for m in of]
+        if self.spec.pattern in STRUCTURED:
+            marks = dict(
+                zip(
+                    of,
+                    (torch.zeros(m.shape) if s is None else s.float() for m, s in zip(of, spared, strict=True)),
+                    strict=True,
+                )
+            )
+            spared = [unit.scores(marks) > 0 for unit in structures(self.spec.pattern, of, self.calibrated.model)]
+        return [
+            each if mask is None else each.masked_fill(mask.to(each.device), torch.inf)
+            for each, mask in zip(scores, spared, strict=True)
+        ]
 
     def _of_units(self, of: Sequence[Matrix], gone: Sequence[Tensor]) -> list[Tensor]:
         units = structures(self.spec.pattern, of, self.calibrated.model)
@@ -108,7 +127,10 @@ def dense_counts(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, l
     members = [
         [each for mine in by_layer.values() for each in mine[m]] for m in range(len(next(iter(by_layer.values()))))
     ]
-    one = combined(members, "joint")
+    one, at = combined(members, "joint"), 0
+    for layer, mine in by_layer.items():
+        one[at : at + len(mine[0])] = choosing.spare(blocks[layer], one[at : at + len(mine[0])])
+        at += len(mine[0])
     gone = counted.smallest(one, counted.count(spec.sparsity, sum(each.numel() for each in one)))
     found, at = {}, 0
     for layer, mine in by_layer.items():

@@ -83,7 +83,7 @@ class _Pruning:
     def _chosen_on_the_way(self) -> bool:
         """Whether SparseGPT itself chooses, block of columns by block of columns."""
         by_column = self.spec.group == "tensor" or n_of_m(self.spec.pattern) is not None
-        return self.spec.update == "sparsegpt" and self.spec.score == "obs" and by_column
+        return self.spec.update == "sparsegpt" and self.spec.score == "obs" and by_column and not self.calibrated.spared
 
     def block(self, layer: int, of: Sequence[Matrix], seen: Seen) -> None:
         """Choose, remove, update and write a block."""
