@@ -28,6 +28,8 @@ _EXPORTS = {
         "ModelSpec",
         "Part",
         "PerturbSpec",
+        "PruneSpec",
+        "QuantizeSpec",
         "ScoreSpec",
         "StudySpec",
         "WeightList",
@@ -45,6 +47,8 @@ _EXPORTS = {
     "esa_ray.perturb.edit": ("perturbed",),
     "esa_ray.evaluation": ("Intact", "continued", "evaluate", "loops"),
     "esa_ray.resume": ("Resumable",),
+    "esa_ray.applications.compress": ("compressed",),
+    "esa_ray.applications.guided": ("esa_guided_pruning",),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

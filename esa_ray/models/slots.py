@@ -71,9 +71,14 @@ class _Edited(Mapping[str, Tensor]):
     def __init__(self, stored: Mapping[str, Tensor]):
         self.stored = stored
         self.edits: dict[str, tuple[Tensor, Tensor]] = {}
+        #: Whole weights that are read in place of those stored, below all edits.
+        self.whole: dict[str, Tensor] = {}
+
+    def _beneath(self, key: str) -> Tensor:
+        return self.whole[key] if key in self.whole else self.stored[key]
 
     def __getitem__(self, key: str) -> Tensor:
-        value = self.stored[key]
+        value = self._beneath(key)
         if key not in self.edits:
             return value
         at, new = (part.to(value.device) for part in self.edits[key])
@@ -89,7 +94,7 @@ class _Edited(Mapping[str, Tensor]):
 
     def write(self, key: str, at: Tensor, new: Tensor) -> None:
         """Let these values be read, and forget every edit that says what stands beneath, bit for bit."""
-        beneath = self.stored[key].detach().to("cpu", new.dtype).flatten()
+        beneath = self._beneath(key).detach().to("cpu", new.dtype).flatten()
         if key in self.edits:
             before, values = self.edits[key]
             keep = ~torch.isin(before, at)
@@ -159,13 +164,42 @@ def write(slots: tuple[ParameterSlot, ...], at: Tensor, new: Tensor) -> None:
     """
     for slot in slots:
         hook, at, new = _offloading(slot.owner), at.cpu(), new.cpu()
-        held = _source(hook.weights_map, slot.leaf)
-        if isinstance(held, Tensor) and held.dtype == new.dtype and held.is_contiguous():
+        held, overlay = _source(hook.weights_map, slot.leaf), _overlay(slot)
+        covered = slot.leaf in overlay.whole
+        if isinstance(held, Tensor) and held.dtype == new.dtype and held.is_contiguous() and not covered:
             held.detach().view(-1)[at] = new
             continue
-        overlay = hook.weights_map if isinstance(hook.weights_map, _Edited) else _Edited(hook.weights_map)
         overlay.write(slot.leaf, at, new)
-        hook.weights_map = overlay if overlay.edits else overlay.stored
+        _install(slot, overlay)
+
+
+def lay_over(slots: tuple[ParameterSlot, ...], new: Tensor) -> None:
+    """Let an offloaded weight read whole new values in all its slots, until :func:`lift`; what is stored stays."""
+    for slot in slots:
+        overlay = _overlay(slot)
+        overlay.whole[slot.leaf] = new.view(slot.parameter.shape)
+        overlay.edits.pop(slot.leaf, None)
+        _install(slot, overlay)
+
+
+def lift(slots: tuple[ParameterSlot, ...]) -> None:
+    """Let an offloaded weight read what is stored again, in all its slots."""
+    for slot in slots:
+        overlay = _overlay(slot)
+        overlay.whole.pop(slot.leaf, None)
+        _install(slot, overlay)
+
+
+def _overlay(slot: ParameterSlot) -> _Edited:
+    """What is laid over a slot's stored weights, in place or to be."""
+    stored = _offloading(slot.owner).weights_map
+    return stored if isinstance(stored, _Edited) else _Edited(stored)
+
+
+def _install(slot: ParameterSlot, overlay: _Edited) -> None:
+    """Let a slot's weights be read through an overlay, or as they are stored where nothing is laid over them."""
+    needed = overlay.edits or overlay.whole
+    _offloading(slot.owner).weights_map = overlay if needed else overlay.stored
 
 
 def _identity(slot: ParameterSlot) -> Hashable:

@@ -13,6 +13,7 @@ from typing import Any
 from esa_ray.errors import EsaError
 from esa_ray.models import hub, quantized
 from esa_ray.models.code import CODE_FILES, asks_for_code
+from esa_ray.models.edited import derived
 from esa_ray.models.files import (
     INDEX,
     PICKLED_WHOLE,
@@ -99,7 +100,8 @@ def find(spec: ModelSpec) -> Source:
     """Find a model by name without loading it, and without running or unpickling anything of it.
 
     The fingerprint is the SHA-256 of a GGUF file, of a directory's config, tokenizer and weight files (and its Python
-    files, where it has code to run), or the commit of a hub repository.
+    files, where it has code to run), or the commit of a hub repository. Of a directory that holds an unchanged edit
+    of another model it is the SHA-256 of that model's fingerprint and the edit (:mod:`esa_ray.models.edited`).
 
     Raises
     ------
@@ -197,7 +199,8 @@ def _directory(path: Path, trust: tuple[str, ...]) -> Source:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(path).as_posix()}:{file_sha256(file)}\n".encode())
-    return Source(path.resolve().name, "directory", str(path.resolve()), digest.hexdigest(), trust, pickled, state)
+    fingerprint = derived(path, digest.hexdigest())
+    return Source(path.resolve().name, "directory", str(path.resolve()), fingerprint, trust, pickled, state)
 
 
 def _parts(path: Path, weights: list[Path]) -> list[Path]:

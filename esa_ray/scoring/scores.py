@@ -140,6 +140,10 @@ class Scores:
         values = self.statistic(what, index, flat)
         return values / self.tokens if what == "gradient" else values
 
+    def gathered(self, name: str, index: int) -> Tensor | None:
+        """A statistic of one tensor as it is held, of a shape that broadcasts to the tensor's; None if not gathered."""
+        return self._statistics.get(name, {}).get(index)
+
     def statistic(self, name: str, index: int, flat: Tensor | slice) -> Tensor:
         """A gathered statistic at some of one tensor's weights, fp32.
 

@@ -1,0 +1,1 @@
+"""What sensitivity is good for: compressing a model layer by layer."""

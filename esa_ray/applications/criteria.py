@@ -1,0 +1,133 @@
+"""Scores that pruning compares weights by, matrix by matrix of one block: any score, and those that pruning alone has.
+
+Legend: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from esa_ray.applications.hessian import damped, inverse
+from esa_ray.applications.obs import obs_scores
+from esa_ray.scoring.scores import Scores
+from esa_ray.spec import SCORES, members
+from esa_ray.spec.compression import PRUNING_SCORES
+from esa_ray.spec.metrics import STATISTICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from esa_ray.applications.calibrated import Calibrated
+    from esa_ray.applications.layers import Matrix
+    from esa_ray.applications.seen import Seen
+
+#: α of Wanda++ (arXiv:2503.04992) and of GBLM (arXiv:2311.04902): how much gradients count beside activations.
+ALPHA = 100.0
+
+
+def gradients_of(score: str) -> tuple[str, ...]:
+    """The statistics of the intact model's gradients that a score needs.
+
+    >>> gradients_of("act_mag"), gradients_of("gblm"), gradients_of("act_mag+grad_x_weight_abs")
+    ((), ('gradient_square',), ('gradient_abs',))
+    """
+    if score in PRUNING_SCORES:
+        return ("gradient_square",) if score == "gblm" else ()
+    needs = {statistic for name in members(score) for statistic in SCORES[name].needs}
+    return tuple(s for s, source in STATISTICS.items() if source == "backward" and s in needs)
+
+
+def reads_inputs(score: str) -> bool:
+    """Whether a score depends on what goes into a matrix, and so says nothing of one that saw nothing."""
+    if score in PRUNING_SCORES:
+        return True
+    return any(STATISTICS[s] == "forward" for name in members(score) for s in SCORES[name].needs)
+
+
+def scored(score: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated) -> list[list[Tensor]]:
+    """Scores (O, I), fp32, of some matrices of one block by each member of a score (of an ensemble several).
+
+    A matrix that saw nothing (an expert that no token was routed to) is scored by |w| times the root mean square of the
+    other inputs' norms in its tensor, if the score is made of inputs: so its weights have an order and a like scale.
+    """
+    if score in PRUNING_SCORES:
+        return [[_own(score, matrix, seen, calibrated) for matrix in of]]
+    return [_by_score(name, of, seen, calibrated) for name in members(score)]
+
+
+def _by_score(name: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated) -> list[Tensor]:
+    statistics: dict[str, dict[int, Tensor]] = {}
+    for statistic in SCORES[name].needs:
+        statistics[statistic] = {
+            index: seen.inputs.statistic(statistic, index)
+            if STATISTICS[statistic] == "forward"
+            else calibrated.statistic(statistic, tensor)
+            for index, tensor in enumerate(seen.tensors)
+        }
+    scores = Scores(seen.tensors, statistics, calibrated.tokens)
+    whole = {matrix.tensor: None for matrix in of}
+    flat = {tensor: scores.of(name, seen.tensors.index(tensor)) for tensor in whole}
+    return [
+        _blind(matrix, seen) if reads_inputs(name) and seen.blind(matrix) else matrix.of(flat[matrix.tensor])
+        for matrix in of
+    ]
+
+
+def _weights(matrix: Matrix) -> Tensor:
+    return matrix.of(matrix.tensor.flat_weights()).float()
+
+
+def _blind(matrix: Matrix, seen: Seen) -> Tensor:
+    norms = seen.inputs.statistic("input_norm", seen.tensors.index(matrix.tensor)).double()
+    scale = float(norms.square().mean().sqrt()) or 1.0
+    return _weights(matrix).abs() * scale
+
+
+def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated) -> Tensor:
+    if seen.blind(matrix):
+        return _blind(matrix, seen)
+    weights_OI, index = _weights(matrix), seen.tensors.index(matrix.tensor)
+    if score == "obs":
+        return obs_scores(weights_OI, inverse(damped(seen.moments(matrix).hessian).hessian)).float()
+    norms_OI = matrix.of(seen.inputs.statistic("input_norm", index).expand(matrix.tensor.shape).contiguous())
+    if score == "regional":
+        assert seen.regional
+        return weights_OI.abs() * (ALPHA * matrix.of(seen.regional[index]) + norms_OI)
+    # GBLM's gradients are those of a window's mean loss; ours are of its sum.
+    squares_OI = matrix.of(calibrated.statistic("gradient_square", matrix.tensor).expand(matrix.tensor.shape))
+    length = calibrated.windows.shape[1] - 1
+    return weights_OI.abs() * (norms_OI + ALPHA / length * squares_OI.sqrt())
+
+
+def ranks(scores: Sequence[Tensor], group: str) -> list[Tensor]:
+    """Ranks of scores within their groups, 0 the smallest, float64; of equal scores the first has the higher rank.
+
+    ``group`` is "row", "tensor" (each by itself) or "joint".
+
+    >>> ranks([torch.tensor([[3.0, 1.0, 3.0]])], "row")[0].tolist()
+    [[2.0, 0.0, 1.0]]
+    """
+    if group == "joint":
+        flat = _ranked(torch.cat([each.reshape(-1) for each in scores]))
+        parts = flat.split([each.numel() for each in scores])
+        return [part.view(each.shape) for part, each in zip(parts, scores, strict=True)]
+    if group == "tensor":
+        return [_ranked(each.reshape(-1)).view(each.shape) for each in scores]
+    return [_ranked(each) for each in scores]
+
+
+def _ranked(values: Tensor) -> Tensor:
+    order = values.sort(dim=-1, descending=True, stable=True).indices
+    falling = torch.arange(values.shape[-1] - 1, -1, -1, dtype=torch.float64, device=values.device)
+    return torch.empty_like(values, dtype=torch.float64).scatter_(-1, order, falling.expand(values.shape))
+
+
+def combined(by_member: Sequence[Sequence[Tensor]], group: str) -> list[Tensor]:
+    """One score a weight: the only member's, or the mean of all members' ranks within the group."""
+    if len(by_member) == 1:
+        return list(by_member[0])
+    ranked = [ranks(scores, group) for scores in by_member]
+    return [sum(parts[1:], parts[0]) / len(parts) for parts in zip(*ranked, strict=True)]

@@ -1,0 +1,136 @@
+"""A compressed model taken home: a directory that plain transformers and ``--model`` load, with its provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esa_ray import __version__
+from esa_ray.errors import EsaError
+from esa_ray.models.edited import EDIT, fingerprint, provenance
+from esa_ray.models.load import load_tokenizer
+from esa_ray.models.sources import Source, find
+from esa_ray.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from esa_ray.applications.compress import Compressed
+    from esa_ray.spec.compression import PruneSpec, QuantizeSpec
+
+
+def save(
+    model: PreTrainedModel,
+    source: Source,
+    compressed: Compressed,
+    spec: PruneSpec | QuantizeSpec,
+    seed: int,
+    directory: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """Save a model that is compressed right now; gives its fingerprint.
+
+    Weights are safetensors in the dtype that the model has in memory, with zeros where weights left; a GGUF's are
+    saved as the numbers that it was read as. ``esa_edit.json`` beside them says what they were made of. The directory
+    appears under its name when it is whole. One that holds the same model already stays.
+
+    Parameters
+    ----------
+    source
+        What the model was before.
+    tokenizer
+        The tokenizer to save with it; None takes the source's own.
+
+    Raises
+    ------
+    EsaError
+        If the directory holds something else, or can't be written.
+    """
+    target = Path(directory).expanduser()
+    record: dict[str, Any] = {
+        "parent": {"name": source.name, "fingerprint": source.fingerprint}, "edit": spec.content(), "seed": seed,
+        "masks": compressed.digest, "version": __version__,
+    }  # fmt: skip
+    scratch = _beside(target)
+    try:
+        with _plain(model):
+            model.save_pretrained(scratch)
+        (tokenizer or load_tokenizer(source)).save_pretrained(scratch)
+        record["files"] = _found(scratch, source).fingerprint
+        (scratch / EDIT).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not _holds(target, record, source):
+            os.replace(scratch, target)
+    except OSError as error:
+        raise EsaError(f"{target} can't be written: {error.strerror or error}; name another directory") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return fingerprint(record)
+
+
+def check_free(directory: str | Path) -> None:
+    """Refuse a directory that a model can't be saved in, before anything is computed.
+
+    Raises
+    ------
+    EsaError
+        If it is a file, or holds anything but a model that esa saved.
+    """
+    target = Path(directory).expanduser()
+    if target.exists() and not target.is_dir():
+        raise EsaError(f"{target} is a file; name another directory for the saved model")
+    if target.is_dir() and any(target.iterdir()) and provenance(target) is None:
+        raise EsaError(f"{target} holds something else; name an empty or a new directory for the saved model")
+
+
+def _found(directory: Path, source: Source) -> Source:
+    return find(ModelSpec.model_validate({"source": str(directory), "trust": source.trust}))
+
+
+def _beside(target: Path) -> Path:
+    check_free(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".saving-"))
+        scratch.chmod(0o755)  # what is taken home is for others, too
+        return scratch
+    except OSError as error:
+        raise EsaError(f"{target.parent} can't be written: {error.strerror}; name another directory") from None
+
+
+def _holds(target: Path, record: dict[str, Any], source: Source) -> bool:
+    """Whether a directory is this very model already.
+
+    Raises
+    ------
+    EsaError
+        If it is another one.
+    """
+    if not target.is_dir() or not any(target.iterdir()):
+        return False
+    if _found(target, source).fingerprint == fingerprint(record):
+        return True
+    raise EsaError(f"{target} holds another saved model; name another directory, or move it away")
+
+
+@contextmanager
+def _plain(model: PreTrainedModel) -> Iterator[None]:
+    """A model that was read from quantized weights says nothing of that: what it holds are plain numbers."""
+    quantizer, config = getattr(model, "hf_quantizer", None), getattr(model.config, "quantization_config", None)
+    try:
+        if config is not None:
+            del model.config.quantization_config
+        if quantizer is not None:
+            setattr(model, "hf_quantizer", None)  # noqa: B010
+        yield
+    finally:
+        if config is not None:
+            model.config.quantization_config = config
+        if quantizer is not None:
+            setattr(model, "hf_quantizer", quantizer)  # noqa: B010

@@ -1,0 +1,52 @@
+"""Models that esa-ray itself made of others: where they come from, and what they are called by. No torch here.
+
+A saved model carries ``esa_edit.json``: its parent's fingerprint, what was done to it, and the digest of its files. As
+long as the files are those, its fingerprint is that of parent and edit together; when they were written to, they are a
+model like any other, known by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from esa_ray.errors import EsaError
+from esa_ray.identity import canonical_json
+
+#: The file that says what a saved model was made of.
+EDIT = "esa_edit.json"
+
+
+def provenance(path: Path) -> dict[str, Any] | None:
+    """What a directory says it was made of; None if it says nothing.
+
+    Raises
+    ------
+    EsaError
+        If it says so in a file that can't be read.
+    """
+    file = path / EDIT
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"parent", "edit", "files"} <= found.keys():
+            return found
+    except (OSError, ValueError):
+        pass
+    raise EsaError(f"{file} can't be read as the record of an edit; save the model again, or move the file away")
+
+
+def fingerprint(record: dict[str, Any]) -> str:
+    """SHA-256 of a parent's fingerprint and all that was done to it."""
+    parent = {"fingerprint": record["parent"]["fingerprint"]}
+    told = {key: value for key, value in record.items() if key != "version"} | {"parent": parent}
+    return hashlib.sha256(canonical_json(told).encode()).hexdigest()
+
+
+def derived(path: Path, content: str) -> str:
+    """The fingerprint of a directory whose files have this digest: of parent and edit, if it is an unchanged edit."""
+    record = provenance(path)
+    return fingerprint(record) if record and record["files"] == content else content
