@@ -131,9 +131,7 @@ def by_damage(
         left, start = left - room, end
     if left > 1e-9 * sum(sizes):
         most = sparsity - left / sum(sizes)
-        raise EsaError(
-            f"blocks were measured up to a total sparsity of {most:.3f}, not {sparsity:g}; measure sparser ones"
-        )
+        raise EsaError(f"damage was measured up to a total sparsity of {most:.3f}, not {sparsity:g}; measure beyond it")
     return found_L.tolist()
 
 

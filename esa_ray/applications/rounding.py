@@ -52,9 +52,9 @@ def rounded(
     """Round to nearest (half to even) at b bits, in groups of contiguous inputs of one row with a scale of their own.
 
     Asymmetric: s = (max − min)/(2^b − 1) over the group and 0, z = round(−min/s), w → s·(clamp(round(w/s) + z) − z),
-    with codes from 0 to 2^b − 1. The range holds 0, so z is such a code, too, and 0 stays 0. Symmetric: s =
-    max|w|/(2^(b−1) − 1), w → s·clamp(round(w/s)), as the perturbation ``quantize`` has it. Scales are rounded to what is
-    stored before any weight is. Computed in float64, so the result is the same on every device.
+    with codes from 0 to 2^b − 1. The range holds 0, so z is such a code, too, and 0 stays 0. Symmetric: w →
+    s·clamp(round(w/s)) with s = max|w|/(2^(b−1) − 1), as the perturbation ``quantize`` has it. Scales are rounded to
+    what is stored before any weight is. Computed in float64, so the result is the same on every device.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ def test_a_block_stays_below_a_sparsity_at_which_the_model_diverged():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (([{0.5: 1.0}] * 2, [1, 1], 0.6), r"up to a total sparsity of 0\.500, not 0\.6"),
+        (([{0.5: 1.0}] * 2, [1, 1], 0.6), r"measured up to a total sparsity of 0\.500, not 0\.6"),
         (([{0.5: 1.0}] * 2, [1, 1], 0.3, 0.4, 0.5), r"0\.3 isn't within 0\.4"),
         (([{0.5: 1.0}], [1, 1], 0.3), "1 blocks were measured, and 2 have sizes"),
         (([{0.5: math.inf}], [1], 0.3, 0.2), "block 0 was measured up to 0 only"),
