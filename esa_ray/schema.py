@@ -279,6 +279,7 @@ COMPRESSIONS = _schema(
         "each block's relative error: ΣΔᵢHΔᵢᵀ over ΣwᵢHwᵢᵀ of its tensors with H of the inputs that they saw",
     ),
     **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
+    blind=(_INT, "matrices that saw no input, such as an expert without tokens, and were scored by magnitude"),
     compress_seconds=(_FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
     saved=(_TEXT, "directory of the saved model; null where none was asked for"),
 )

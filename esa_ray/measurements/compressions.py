@@ -13,11 +13,18 @@ from esa_ray.spec import Compression, Spec, grouped
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec
     from esa_ray.storage.store import Store
+
+
+#: What a row says of what was done.
+DID = (
+    "n_weights", "n_pruned", "n_kept", "n_changed", "delta_norm", "bits_per_weight", "block_sparsity", "block_error",
+    "blind",
+)  # fmt: skip
 
 
 class Compressing(Spec):
@@ -61,6 +68,10 @@ class Compressions(Swept):
         ways = [Compressing(how=how, seed=seed) for how in spec.compressions for seed in spec.seeds]
         return [unit_of(each) for each in (Compressing(), *ways)]
 
+    def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
+        """By seed: what was gathered of its windows serves all of its compressions."""
+        return sorted(units, key=lambda unit: asked_of(unit).seed or 0)
+
     def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
         """Those without a result, and those whose model was to be saved and isn't there."""
         found = super().missing(spec, store, failed=failed)
@@ -101,17 +112,17 @@ class Compressions(Swept):
         asked, started = asked_of(unit), time.perf_counter()
         if asked.how is None:
             return [_row(*each) for each in _evaluated(worker)]
+        assert asked.seed is not None
+        calibrated = worker.calibrated(asked.seed)
         with compressed(
-            worker.model, worker.catalogue, worker.windows, asked.how, asked.seed,
-            batch_size=worker.spec.data.batch_size, memory_budget=worker.memory_budget,
-        ) as made:  # fmt: skip
-            spent = time.perf_counter() - started
-            columns = made.columns | {"compress_seconds": spent}
-            rows = [_row(*each) | columns for each in _evaluated(worker)]
+            worker.model, worker.catalogue, calibrated.windows, asked.how, asked.seed, calibrated=calibrated
+        ) as made:
+            did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
+            rows = [_row(*each) | did for each in _evaluated(worker)]
             if saved := saved_at(worker.spec, asked):
                 from esa_ray.applications.saving import save
 
-                save(worker.model, worker.source, made, saved)
+                save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
 
 

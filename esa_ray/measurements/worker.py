@@ -7,7 +7,7 @@ import platform
 import time
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from esa_ray.spec import DataSpec, StudySpec
 from esa_ray.storage.store import (
     Store,
 )
+
+if TYPE_CHECKING:
+    from esa_ray.applications.calibrated import Calibrated
 
 #: Kinds of models that each machine has files of its own of.
 LOCAL = ("directory", "gguf")
@@ -117,6 +120,7 @@ class Worker:
         self.rankings = Rankings(self.model, self.catalogue, self.windows, spec, self.store, source.name)
         self._check_steps()
         self.ranking = lru_cache(maxsize=16)(self._read_ranking)
+        self.calibrated = lru_cache(maxsize=1)(self._calibrate)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
             tail_stays=all(tensor.layer is not None for tensor in self.rankings.tensors), budget=memory_budget,
@@ -129,6 +133,15 @@ class Worker:
         if expected not in (None, found):
             raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
         return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
+
+    def _calibrate(self, seed: int) -> Calibrated:
+        """A seed's calibration windows, and what compressions by them have gathered so far."""
+        from esa_ray.applications.calibrated import Calibrated
+
+        return Calibrated(
+            self.model, self.catalogue, self.windows.calibration(seed), batch_size=self.spec.data.batch_size,
+            memory_budget=self.memory_budget,
+        )  # fmt: skip
 
     @cached_property
     def _others(self) -> list[tuple[data.Windows, str]]:
