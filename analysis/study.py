@@ -115,7 +115,7 @@ class Study:
 
     @cached_property
     def compressions(self) -> pl.DataFrame:
-        """One row a compression, seed and text, and one of the dense model a text; empty where nothing is compressed."""
+        """One row a compression, seed and text, and one of the dense model a text; empty where none was asked for."""
         return self.table("compressions")
 
     @cached_property

@@ -13,10 +13,12 @@ import polars as pl
 from analysis.compression.points import WHO, Point, points, together
 from analysis.damage.paired import bounds
 from analysis.statistics.crossed import crossed_interval, crossed_p
-from analysis.statistics.inference import corrected
+from analysis.statistics.inference import holm_within
 from analysis.statistics.ratios import ratio
 from analysis.study import Study
 
+#: Comparisons that are corrected together: all compressions with one rival, setting and text.
+FAMILY = ("kind", "setting", "components", "text", "rival")
 #: Kept weights at most this many bits per weight apart are kept at equal size.
 EQUAL_BITS = 0.005
 
@@ -45,36 +47,29 @@ def against(study: Study) -> pl.DataFrame:
     by 57% at one model's 50% and by 13% at another's. Seeds in which either diverged are left out and counted;
     a method that doesn't depend on the seed stands in for all.
     """
-    rows = [_row(p, rival) | {"best": rival is best} for p, rival, best in _pairs(study)]
+    rows = [_row(p, rival) | {"best": best} for p, rival, best in _pairs(study)]
     table = pl.DataFrame(rows, schema=AGAINST)
-    if table.is_empty():
-        return table
-    families = table.partition_by("text", "setting", "kind", "rival", maintain_order=True)
-    return pl.concat([corrected(family, p_holm="holm").select(*AGAINST) for family in families])
+    return table.with_columns(holm_within(table, FAMILY).alias("p_holm"))
 
 
-def _pairs(study: Study) -> Iterator[tuple[Point, Point, Point | None]]:
-    """(compression, rival, the best rival) of every text and setting."""
+def _pairs(study: Study) -> Iterator[tuple[Point, Point, bool]]:
+    """(compression, rival, whether that is the best of its rivals) of every text and setting."""
 
     for _, found in groupby(points(study), key=lambda p: (p.text, p.setting)):
         mine = list(found)
         for p in mine:
             rivals = [r for r in mine if r is not p and _rival(p, r)]
-            best = min((r for r in rivals if r.excess and r.method != "magnitude"), key=_mean, default=None)
-            if p.what["kind"] == "quantize":
-                best = min((r for r in rivals if r.excess), key=_mean, default=None)
-            yield from ((p, r, best) for r in rivals)
+            quantized = p.what["kind"] == "quantize"
+            ranked = [(r.cost, i) for i, r in enumerate(rivals) if quantized or r.method != "magnitude"]
+            best = min(((cost, i) for cost, i in ranked if cost is not None), default=None)
+            yield from ((p, r, best is not None and r is rivals[best[1]]) for r in rivals)
 
 
 def _rival(p: Point, r: Point) -> bool:
     if p.what["kind"] == "prune":
         return r.published is not None
-    sizes = [x.rows["bits_per_weight"].mean() for x in (p, r)]
-    return None not in sizes and abs(sizes[0] - sizes[1]) <= EQUAL_BITS  # type: ignore[operator]
-
-
-def _mean(p: Point) -> float:
-    return float(sum(d.mean() for d in p.excess.values()) / len(p.excess))
+    mine, other = p.mean("bits_per_weight"), r.mean("bits_per_weight")
+    return mine is not None and other is not None and abs(mine - other) <= EQUAL_BITS
 
 
 def _row(p: Point, rival: Point) -> dict[str, Any]:

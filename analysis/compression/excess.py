@@ -40,29 +40,23 @@ def excess(study: Study) -> pl.DataFrame:
 
 
 def _measured(p: Point) -> dict[str, Any]:
-    rows = p.rows.filter(pl.col("status") != "error")
+    rate = sum(p.dense["nll"]) / sum(p.dense["tokens"])
     row = {
-        "pattern": p.what["pattern"], "sparsity": p.what["sparsity"], "true_sparsity": _share(rows),
-        "bits_per_weight": rows["bits_per_weight"].mean(), "seconds": rows["compress_seconds"].mean(),
+        "pattern": p.what["pattern"], "sparsity": p.what["sparsity"], "true_sparsity": p.sparsity,
+        "bits_per_weight": p.mean("bits_per_weight"), "seconds": p.mean("compress_seconds"),
         "diverged": p.count("diverged"), "errors": p.count("error"), "seeds": len(p.excess),
         "windows": len(p.dense["nll"]), "dense_accuracy": sum(p.dense["hits"]) / sum(p.dense["tokens"]),
+        "dense_perplexity": perplexity(rate),
     }  # fmt: skip
-    rate = sum(p.dense["nll"]) / sum(p.dense["tokens"])
-    row["dense_perplexity"] = perplexity(rate)
     if not p.excess:
         return row
-    d = np.array(list(p.excess.values()))
+    d, ok = np.array(list(p.excess.values())), p.rows.filter(pl.col("status") == "ok")
     low, high = bounds(crossed_interval(d))
-    ok, mean = p.rows.filter(pl.col("status") == "ok"), float(d.mean())
+    mean = float(d.mean())
     return row | {
         "excess": mean, "low": low, "high": high, "by_seed": d.mean(axis=1).tolist(),
         "perplexity": perplexity(rate + mean), "perplexity_ratio": perplexity(mean),
         "perplexity_ratio_low": None if low is None else perplexity(low),
         "perplexity_ratio_high": None if high is None else perplexity(high),
-        "accuracy": float(ok["hits"].list.sum().sum() / ok["tokens"].list.sum().sum()),
+        "accuracy": int(ok["hits"].list.sum().sum()) / int(ok["tokens"].list.sum().sum()),
     }  # fmt: skip
-
-
-def _share(rows: pl.DataFrame) -> float | None:
-    total = rows["n_weights"].sum()
-    return float(rows["n_pruned"].sum() / total) if total and rows["n_pruned"].is_not_null().any() else None

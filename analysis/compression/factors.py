@@ -208,7 +208,9 @@ def _of_logs(y: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarra
     within = ((y - means[..., None]) ** 2).sum(axis=(1, 2))
     between = seeds * (centred**2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        squares = {name: seeds * np.einsum("bc,cd,bd->b", centred, q, centred, optimize=True) for name, q in terms.items()}
+        squares = {
+            name: seeds * np.einsum("bc,cd,bd->b", centred, q, centred, optimize=True) for name, q in terms.items()
+        }
         squares |= {REST: between - sum(squares.values()), SEEDS: within}
         return {name: np.maximum(value, 0) / (between + within) for name, value in squares.items()}
 

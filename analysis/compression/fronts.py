@@ -36,17 +36,17 @@ def fronts(study: Study) -> pl.DataFrame:
     for kind, axis in (("prune", "sparsity"), ("quantize", "bits")):
         for text in dict.fromkeys(p.text for p in points(study)):
             mine = [p for p in points(study) if (p.what["kind"], p.text) == (kind, text)]
-            rows += _rows([p for p in mine if p.excess and _size(p, axis) is not None], axis)
+            rows += _rows([p for p in mine if _size(p, axis) is not None and (p.excess or p.count("diverged"))], axis)
     return pl.DataFrame(rows, schema=FRONTS)
 
 
 def _rows(mine: list[Point], axis: str) -> list[dict[str, Any]]:
-    if not mine:
+    lost = np.array([p.count("diverged") > 0 for p in mine])
+    if lost.all():
         return []
     sizes = [float(_size(p, axis)) for p in mine]  # type: ignore[arg-type]
     keys = np.round(np.array(sizes) / STEP[axis]) * (-1 if axis == "sparsity" else 1)
-    lost = np.array([p.count("diverged") > 0 for p in mine])
-    losses = np.where(lost, np.inf, [float(np.mean(list(p.excess.values()))) for p in mine])
+    losses = np.array([np.inf if gone or p.cost is None else p.cost for p, gone in zip(mine, lost, strict=True)])
     beaten, draws = beats(keys, losses), _draws(mine, lost)
     chance = np.mean([~beats(keys, loss).any(axis=0) for loss in draws], axis=0)
     return [
@@ -73,11 +73,7 @@ def beats(size: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def _size(p: Point, axis: str) -> float | None:
-    rows = p.rows.filter(pl.col("status") != "error")
-    if axis == "bits":
-        return rows["bits_per_weight"].mean()  # type: ignore[return-value]
-    counted = rows.drop_nulls(["n_pruned", "n_weights"])
-    return counted["n_pruned"].sum() / counted["n_weights"].sum() if len(counted) else p.what["sparsity"]
+    return p.sparsity if axis == "sparsity" else p.mean("bits_per_weight")
 
 
 def _draws(mine: list[Point], lost: np.ndarray) -> np.ndarray:
@@ -87,13 +83,13 @@ def _draws(mine: list[Point], lost: np.ndarray) -> np.ndarray:
     windows = min(len(d) for p in mine for d in p.excess.values())
     by_window = rng.multinomial(windows, np.full(windows, 1 / windows), size=RESAMPLES) / windows
     by_seed = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
-    found = np.empty((RESAMPLES, len(mine)))
-    for i, p in enumerate(mine):
+    found = np.full((RESAMPLES, len(mine)), np.inf)
+    for i in np.flatnonzero(~lost):
+        p = mine[i]
         own = [s for s in seeds if s in p.excess]
         weights = by_seed[:, [seeds.index(s) for s in own]].astype(float)
         weights[weights.sum(axis=1) == 0] = 1  # none of its seeds was drawn: all count
         d = np.array([p.excess[s][:windows] for s in own])
         weights /= weights.sum(axis=1, keepdims=True)
         found[:, i] = np.einsum("bs,sw,bw->b", weights, d, by_window, optimize=True)
-    found[:, lost] = np.inf
     return found

@@ -22,7 +22,7 @@ IDENTITY = (
 #: How a table on compressions begins.
 WHO: dict[str, Any] = {
     "kind": pl.String, "setting": pl.String, "method": pl.String, "published": pl.Boolean, "label": pl.String,
-    "compression_id": pl.String, "text": pl.String, "domain": pl.String,
+    "compression_id": pl.String, "components": pl.String, "text": pl.String, "domain": pl.String,
 }  # fmt: skip
 #: Rules of keeping weights that look at no text, and so don't depend on the calibration seed.
 _FIXED_RULES = (None, "magnitude")
@@ -76,8 +76,30 @@ class Point:
         return {
             "kind": self.what["kind"], "setting": setting_label(self.what), "method": self.method,
             "published": self.published is not None, "label": self.label, "compression_id": self.identity,
+            "components": self.what["components"],
             "text": self.text, "domain": self.domain,
         }  # fmt: skip
+
+    @property
+    def measured(self) -> pl.DataFrame:
+        """Its rows that have an outcome, divergence among them."""
+        return self.rows.filter(pl.col("status") != "error")
+
+    def mean(self, column: str) -> float | None:
+        """The mean over seeds of a column; None where it is nowhere told."""
+        told = self.measured[column].drop_nulls()
+        return float(np.mean(told.to_numpy())) if len(told) else None
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of the compressed tensors' weights that is zero by the mask."""
+        told = self.measured.drop_nulls(["n_pruned", "n_weights"])
+        return int(told["n_pruned"].sum()) / int(told["n_weights"].sum()) if len(told) else None
+
+    @property
+    def cost(self) -> float | None:
+        """Mean excess over seeds and windows, nats per token; None where no seed has a finite loss."""
+        return float(np.mean(list(self.excess.values()))) if self.excess else None
 
     def count(self, status: str) -> int:
         """How many of its rows have a status."""
@@ -89,9 +111,8 @@ def published(what: dict[str, Any]) -> str | None:
 
     Among N of M inputs no larger group matters, and a score of weights alone sees no activations.
 
-    >>> wanda = {"kind": "prune", "score": "act_mag", "group": "row", "pattern": "unstructured", "allocation": "uniform",
-    ...          "update": "none", "sequential": True}
-    >>> published(wanda), published(wanda | {"pattern": "2:4", "group": "tensor"}), published(wanda | {"update": "refit"})
+    >>> what = METHODS["wanda"].model_dump()
+    >>> published(what), published(what | {"pattern": "2:4", "group": "tensor"}), published(what | {"update": "refit"})
     ('wanda', 'wanda', None)
     """
     if what["kind"] != "prune" or not (what["pattern"] == "unstructured" or n_of_m(what["pattern"])):

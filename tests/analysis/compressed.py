@@ -62,7 +62,8 @@ def _row(spec, seed, base, cost, blocks):
         return row | {"bits_per_weight": spec.bits + 16 / spec.group_size + 32 * spec.kept}
     errors = blocks(spec, seed) if blocks else [0.1] * BLOCKS
     return row | {
-        "n_pruned": round(1000 * spec.sparsity), "block_error": list(errors), "block_sparsity": [spec.sparsity] * BLOCKS,
+        "n_pruned": round(1000 * spec.sparsity), "block_error": list(errors),
+        "block_sparsity": [spec.sparsity] * BLOCKS,
     }  # fmt: skip
 
 
