@@ -21,14 +21,17 @@ FACTORS = {
     "prune": ("score", "group", "allocation", "update", "pattern", "sequential", "sparsity"),
     "quantize": ("bits", "group_size", "kept", "keep_by"),
 }
+#: Factors that say how far one goes, and not how.
+SIZES = ("sparsity", "pattern", "bits", "group_size", "kept")
 #: Resamples of windows and seeds, and random orders of entry beyond as many terms as all orders are averaged over.
 RESAMPLES, ORDERS, MOST_EXACT = 999, 256, 7
 REST, SEEDS = "three or more together", "calibration seeds"
 
 SHARES: dict[str, Any] = {
     "kind": pl.String, "text": pl.String, "domain": pl.String, "term": pl.String, "role": pl.String, "df": pl.Int64,
-    "share": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64, "compressions": pl.Int64,
-    "seeds": pl.Int64, "left_out": pl.Int64, "why_not": pl.String,
+    "share": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64, "beyond_size": pl.Float64,
+    "beyond_low": pl.Float64, "beyond_high": pl.Float64, "compressions": pl.Int64, "seeds": pl.Int64,
+    "left_out": pl.Int64, "why_not": pl.String,
 }  # fmt: skip
 
 
@@ -63,8 +66,10 @@ def factors(study: Study) -> pl.DataFrame:
     terms 256 random orders are averaged. ``alone`` is what a factor adds after all other factors, or an interaction
     after all others: where it is far below ``share``, the grid can't tell the term from others.
 
-    ``low`` and ``high``: 95% percentiles over resamples of windows and seeds, for these compressions (not for others).
-    Compressions that lack a positive excess in a seed are left out. ``why_not`` says where the grid is too small.
+    ``beyond_size`` is the share in what sparsity, pattern, bits, group size and share kept leave over, alone and in
+    pairs: how one compresses, rather than how far. ``low`` and ``high``: 95% percentiles over resamples of windows and
+    seeds, for these compressions (not for others). Compressions that lack a positive excess in a seed are left out.
+    ``why_not`` says where the grid is too small.
     """
     rows = []
     where = dict.fromkeys((p.what["kind"], p.text, p.domain) for p in points(study))
@@ -108,12 +113,11 @@ def _split(found: Grid) -> list[dict[str, Any]]:
     terms = shapley(main, np.ones((found.size, 1))) | shapley(pairs, before)
     last = _last(main, np.ones((found.size, 1))) | _last(pairs, before)
     sizes = {name: _rank(_centred(block)) for name, block in (main | pairs).items()}
-    shares, spread = _shares(found.costs, terms), _resampled(found.costs, terms)
     of_last = _shares(found.costs, last)
     roles = dict.fromkeys(main, "main") | dict.fromkeys(pairs, "interaction") | {REST: "rest", SEEDS: "seeds"}
+    told = _told(_of_logs(_logs(found.costs)[None], terms), _resampled(found.costs, terms), found.costs.shape[2])
     return [
-        {"term": name, "role": role, "df": sizes.get(name), "share": shares[name], "low": spread[name][0],
-         "high": spread[name][1], "alone": of_last[name] if name in last else None}
+        {"term": name, "role": role, "df": sizes.get(name), **told[name], "alone": of_last.get(name)}
         for name, role in roles.items() if not (name == SEEDS and found.costs.shape[1] < 2)
     ]  # fmt: skip
 
@@ -198,7 +202,31 @@ def _logs(costs: np.ndarray) -> np.ndarray:
 
 
 def _shares(costs: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(values[0]) for name, values in _of_logs(_logs(costs)[None], terms).items()}
+    return {name: float(v[0]) for name, v in _of_logs(_logs(costs)[None], terms).items() if name in terms}
+
+
+def _beyond(shares: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Shares in what size leaves over, of all terms that say more than how far one goes."""
+    rest = {name: v for name, v in shares.items() if not set(name.split(" × ")) <= set(SIZES)}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: v / sum(rest.values()) for name, v in rest.items()}
+
+
+def _told(
+    shares: dict[str, np.ndarray], drawn: dict[str, np.ndarray] | None, windows: int
+) -> dict[str, dict[str, float | None]]:
+    """Term → its columns: shares of the whole, and of what size leaves over, with percentiles of resamples."""
+    tail = expanded(LEVEL, windows) if windows > 1 else 0.0
+    columns: dict[str, dict[str, float | None]] = {name: {} for name in shares}
+    both = (("share", "low", "high", dict), ("beyond_size", "beyond_low", "beyond_high", _beyond))
+    for value, low, high, of in both:
+        spread = of(drawn) if drawn else {}
+        for name, v in of(shares).items():
+            columns[name][value] = float(v[0]) if np.isfinite(v[0]) else None
+            if name in spread and np.isfinite(spread[name]).all():
+                ends = np.quantile(spread[name], [tail, 1 - tail])
+                columns[name][low], columns[name][high] = map(float, ends)
+    return columns
 
 
 def _of_logs(y: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -215,17 +243,15 @@ def _of_logs(y: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarra
         return {name: np.maximum(value, 0) / (between + within) for name, value in squares.items()}
 
 
-def _resampled(costs: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, tuple[float | None, float | None]]:
-    """Term → 95% percentiles of its share when windows and seeds are drawn anew."""
+def _resampled(costs: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Shares when windows and seeds are drawn anew, (B,) each; None where excess is too often not positive."""
     rng, (_, seeds, windows) = np.random.default_rng(0), costs.shape
+    if windows < 2:
+        return None
     draws = rng.multinomial(windows, np.full(windows, 1 / windows), size=RESAMPLES) / windows
     with np.errstate(invalid="ignore", divide="ignore"):
         y = np.log(np.einsum("csw,bw->bcs", costs, draws, optimize=True))
     chosen = rng.integers(0, seeds, size=(RESAMPLES, 1, seeds))
     y = np.take_along_axis(y, np.broadcast_to(chosen, y.shape), axis=2)
     y = y[np.isfinite(y).all(axis=(1, 2))]
-    if len(y) < RESAMPLES // 2 or windows < 2:
-        return dict.fromkeys([*terms, REST, SEEDS], (None, None))
-    tail = expanded(LEVEL, windows)
-    found = _of_logs(y, terms)
-    return {name: tuple(map(float, np.quantile(v, [tail, 1 - tail]))) for name, v in found.items()}  # type: ignore[misc]
+    return _of_logs(y, terms) if len(y) >= RESAMPLES // 2 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -54,12 +54,13 @@ def goals(study: Study) -> pl.DataFrame:
     """One row per goal (:data:`GOALS`), setting and text: the method that comes nearest, and whether it is enough.
 
     A method reaches a goal if on every text it saves at least ``least`` of the excess NLL of *each* rival (``rival``
-    is the one of which it saves least, and the numbers are those against it), if the largest of its p against the
-    rivals is below 0.05 after Holm's correction over the ``candidates``, and if none of its seeds diverged. A rival of
-    which a seed diverged is beaten by a method of which none did. ``status`` holds: some method reaches it; fails: none
-    does; open: a rival, a candidate or a text is missing, and ``why_not`` says which. Where several methods reach it,
-    or none, the one that saves most is told. Candidates against magnitude are all others, against the published
-    methods those that aren't published, and of kept weights the rules that go by gradients.
+    is the one of which it saves least, and the numbers are those against it), if each of these intervals leaves out 0,
+    and if none of its seeds diverged. A rival of which a seed diverged is beaten by a method of which none did.
+    ``status`` holds: a method reaches it whose largest p is below 0.05 after Holm's correction over the ``candidates``;
+    open: one reaches it, but not after the correction for having had the choice; or a rival, a candidate or a text is
+    missing; then ``why_not`` says which. Fails: none reaches it. Where several methods reach it, or none, the one that
+    saves most is told. Candidates against magnitude are all others, against the published methods those that aren't
+    published, and of kept weights the rules that go by gradients.
     """
     table = against(study)
     rows = [row for goal in GOALS for setting in goal.settings for row in _reached(goal, setting, table)]
@@ -70,16 +71,29 @@ def _reached(goal: Goal, setting: str, table: pl.DataFrame) -> list[dict[str, An
     common = {"goal": goal.name, "setting": setting, "least": goal.least}
     mine = table.filter(_at(goal, setting) & pl.col("rival").is_in(goal.rivals))
     mine = mine.filter(_candidates(goal) if goal.everywhere else _candidates(goal) & (pl.col("domain") == "in"))
-    if why := _missing(goal, mine, table.filter(_at(goal, setting))):
-        return [common | {"status": "open", "why_not": why}]
+    if lacking := _missing(goal, mine, table.filter(_at(goal, setting))):
+        return [common | {"status": "open", "why_not": lacking}]
     texts = [_judged(goal, rows) for _, rows in mine.group_by("text", maintain_order=True)]
-    everywhere = set.intersection(*(set(found) for found in texts))
-    best = max(everywhere, key=lambda m: (all(t[m]["passes"] for t in texts), min(_saved(t[m]) for t in texts)))
-    rows = [t[best] for t in texts]
-    status: Literal["holds", "fails", "open"] = "holds" if all(r["passes"] for r in rows) else "fails"
-    if status == "fails" and all(_unknown(t[m]) for t in texts for m in everywhere):
-        status = "open"
-    return [common | {"status": status} | {k: v for k, v in r.items() if k in REACHED} for r in rows]
+    best = max(set.intersection(*map(set, texts)), key=lambda m: _rank([t[m] for t in texts]))
+    status, why = _status([t[best] for t in texts])
+    return [common | {k: v for k, v in t[best].items() if k in REACHED} | {"status": status, "why_not": why}
+            for t in texts]  # fmt: skip
+
+
+def _rank(rows: list[dict[str, Any]]) -> tuple:
+    """What the method that is told is the largest of: sure, enough, and then what it saves, and its loss."""
+    saved = min(_saved(r) for r in rows)
+    return all(r["sure"] for r in rows), all(r["enough"] for r in rows), saved, -max(r["excess"] or 0.0 for r in rows)
+
+
+def _status(rows: list[dict[str, Any]]) -> tuple[str, str | None]:
+    if all(r["sure"] for r in rows):
+        return "holds", None
+    if all(r["enough"] for r in rows):
+        return "open", f"not sure with the choice of {rows[0]['candidates']} methods; run more seeds or windows"
+    if all(r["saving"] is None and not r["diverged"] for r in rows):
+        return "open", rows[0]["why_not"]
+    return "fails", None
 
 
 def _at(goal: Goal, setting: str) -> pl.Expr:
@@ -108,15 +122,15 @@ def _missing(goal: Goal, mine: pl.DataFrame, there: pl.DataFrame) -> str:
 
 
 def _judged(goal: Goal, rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    """Method → how it does against its toughest rival on one text, and whether it passes there."""
+    """Method → how it does against its toughest rival on one text, and whether that is enough."""
     found = {str(m): _toughest(mine.to_dicts()) for (m,), mine in rows.group_by("compression_id", maintain_order=True)}
     tested = {m: r["p"] for m, r in found.items() if r["p"] is not None}
     corrected = dict(zip(tested, map(float, holm(list(tested.values()))), strict=True))
     for m, r in found.items():
         r |= {"p_holm": corrected.get(m), "candidates": len(found)}
-        sure = r["p_holm"] is not None and r["p_holm"] < 1 - LEVEL
-        enough = r["saving"] is not None and r["saving"] >= goal.least and sure
-        r["passes"] = not r["diverged"] and (r["all_beaten"] or enough)
+        saves = r["saving"] is not None and r["saving"] >= goal.least and r["p"] < 1 - LEVEL
+        r["enough"] = not r["diverged"] and (r["all_beaten"] or saves)
+        r["sure"] = r["enough"] and (r["all_beaten"] or r["p_holm"] < 1 - LEVEL)
     return found
 
 
@@ -130,11 +144,6 @@ def _toughest(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _undecided(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (r for r in rows if not (r["rival_diverged"] and not r["diverged"]))
-
-
-def _unknown(row: dict[str, Any]) -> bool:
-    """Whether nothing is known of a method: the rival's excess isn't surely above 0, or a row is missing."""
-    return row["saving"] is None and not row["all_beaten"] and not row["diverged"]
 
 
 def _saved(row: dict[str, Any]) -> float:

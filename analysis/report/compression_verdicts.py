@@ -49,16 +49,10 @@ def _verdict(name: str, rows: pl.DataFrame) -> Verdict:
 def _words(r: dict[str, Any], *, several: bool) -> str:
     where = r["setting"] + (f" on {r['text']}" if several and r["text"] else "")
     if r["saving"] is None:
-        return f"{where}: {r['why_not'] or _without(r)}"
+        won = f"{r['method']} stays finite, {r['rival']} diverges"
+        return f"{where}: {won if r['status'] == 'holds' else r['why_not'] or 'it diverges'}"
     text = (
         f"{where}: {r['method']} {share(-r['saving'])} against {r['rival']} {saving(r['low'], r['high'])}, Holm "
         f"p {p_value(r['p_holm'])} (perplexity {share(-r['perplexity_saving'])})"
     )
-    return text if r["status"] == "holds" else f"{text}: {r['status']}"
-
-
-def _without(r: dict[str, Any]) -> str:
-    """A comparison that has no numbers: the rival diverged, or has no excess of which something could be saved."""
-    if r["status"] == "holds":
-        return f"{r['method']} stays finite, {r['rival']} diverges"
-    return f"{r['method']} against {r['rival']}: no ratio of excess"
+    return {"holds": text, "fails": f"{text}: fails", "open": f"{text}: {r['why_not']}"}[r["status"]]

@@ -24,8 +24,8 @@ from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
 from analysis.study import Study
 
-#: Settings of compressions that fit into 80 columns.
-MOST_SETTINGS = 4
+#: Settings or methods of compressions that fit into 80 columns.
+MOST_COLUMNS = 6
 MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
 
 
@@ -152,22 +152,21 @@ def _searched(study: Study) -> list[str]:
 
 
 def _compressed(study: Study) -> Iterator[Table]:
-    """Excess NLL of each method and setting in domain, a table a kind; and out of domain behind a slash."""
-    costs = excess(study)
+    """Excess NLL of each method and setting in domain, a table a kind; what there is less of stands in columns."""
+    costs = excess(study).filter(pl.col("domain") == "in")
     for (kind,), rows in costs.group_by(["kind"], maintain_order=True):
-        settings = rows["setting"].unique(maintain_order=True).to_list()[:MOST_SETTINGS]
-        texts = rows["text"].unique(maintain_order=True).to_list()
-        title = f"What it costs to {kind}: excess NLL, nats per token, on {' / '.join(texts[:2])}"
+        down, across = sorted(("method", "setting"), key=lambda axis: -rows[axis].n_unique())
+        names = rows[across].unique(maintain_order=True).to_list()
+        title = f"What it costs to {kind}: excess NLL, nats per token, on {escape(rows['text'][0])}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method", overflow="fold")
-        for name in settings:
-            table.add_column(name, justify="right")
-        for (method,), mine in rows.group_by(["method"], maintain_order=True):
-            at = {(r["setting"], r["text"]): r for r in mine.iter_rows(named=True)}
-            cells = [[_lost(at[s, t]) for t in texts[:2] if (s, t) in at] for s in settings]
-            table.add_row(escape(str(method)), *(" / ".join(cell) or "–" for cell in cells))
-        if (more := rows["setting"].n_unique() - len(settings)) > 0:
-            table.caption = f"{more} more settings are in the report."
+        table.add_column(down, min_width=20, overflow="fold")
+        for name in names[:MOST_COLUMNS]:
+            table.add_column(name, justify="right", min_width=7, overflow="fold")
+        for (what,), mine in rows.group_by([down], maintain_order=True):
+            at = {r[across]: _lost(r) for r in mine.iter_rows(named=True)}
+            table.add_row(escape(str(what)), *(at.get(name, "–") for name in names[:MOST_COLUMNS]))
+        if (more := len(names) - MOST_COLUMNS) > 0:
+            table.caption = f"{more} more {across}s are in the report."
         yield table
 
 

@@ -18,85 +18,116 @@ from analysis.study import Study
 MOST_TERMS, MOST_METHODS = 12, 8
 
 
-def _symlog(values: list[pl.Series]) -> tuple[alt.Scale, alt.Axis]:
-    """A scale that is linear below LINEAR_BELOW and logarithmic above, around values and 0, and its axis."""
+def _scale(values: list[pl.Series]) -> tuple[alt.Scale, alt.Axis]:
+    """A logarithmic scale around positive values; around others one that is linear below LINEAR_BELOW."""
     told = pl.concat(values).drop_nulls().drop_nans()
-    low, high = (1.3 * float(x) for x in (told.min(), told.max()))  # type: ignore[arg-type]
-    span = [min(low, -1.3 * LINEAR_BELOW) if low < 0 else 0.0, max(high, 1.3 * LINEAR_BELOW)]
+    low, high = float(told.min()), float(told.max())  # type: ignore[arg-type]
+    if low > 0:
+        span = [low / 1.2, high * 1.2]
+        return alt.Scale(type="log", domain=span, nice=False), alt.Axis(values=logarithmic(*span), format="~g")
+    span = [1.3 * min(low, -LINEAR_BELOW), 1.3 * max(high, LINEAR_BELOW)]
     scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=span, nice=False)
     return scale, alt.Axis(values=signed(*span), format="~g")
 
 
+def _by_method(table: pl.DataFrame, cost: pl.Expr) -> alt.Y:
+    """Methods from the best to the worst: by the mean of a cost over settings, against each setting's mean."""
+    relative = table.with_columns((cost - cost.mean().over("setting")).alias("relative"))
+    order = relative.group_by("method").agg(pl.col("relative").mean()).sort("relative", "method")["method"].to_list()
+    return alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=180))
+
+
 def excess(study: Study) -> Chart | None:
-    """Excess NLL of each method: a colour a setting, filled in domain with 95% intervals, hollow out of domain."""
-    table = costs(study).drop_nulls("excess")
-    if table.is_empty():
-        return None
-    columns = ["method", "setting", "domain", "text", "excess", "low", "high", "perplexity", "diverged"]
-    table = table.select(columns)
-    order = table.group_by("method").agg(pl.col("excess").mean()).sort("excess")["method"].to_list()
-    looks = named_scales("setting", table["setting"].unique(maintain_order=True).to_list())
-    scale, axis = _symlog([table["excess"], table["low"], table["high"]])
-    y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=150))
-    x = alt.X("excess:Q", scale=scale, axis=axis, title="excess NLL, nats per token")
-    tooltip = ["method", "setting", "text", *(alt.Tooltip(f, format=".4g") for f in columns[4:])]
+    """Excess NLL of each pruning: a colour a setting, filled in domain with 95% intervals, hollow out of domain."""
+    return _excess(study, "prune")
+
+
+def excess_bits(study: Study) -> Chart | None:
+    """Excess NLL of each quantization, as :func:`excess`."""
+    return _excess(study, "quantize")
+
+
+def _excess(study: Study, kind: str) -> Chart | None:
+    table = costs(study).filter(pl.col("kind") == kind).drop_nulls("excess")
     inside, outside = table.filter(pl.col("domain") == "in"), table.filter(pl.col("domain") != "in")
-    bars = alt.Chart(inside).mark_rule(strokeWidth=2).encode(
-        y=y, x=alt.X("low:Q", scale=scale, axis=axis, title="excess NLL, nats per token"), x2="high:Q",
-        color=looks["color"],
+    if inside.is_empty():
+        return None
+    columns = ["method", "setting", "text", "excess", "low", "high", "perplexity", "diverged"]
+    looks = named_scales("setting", table["setting"].unique(maintain_order=True).to_list())
+    scale, axis = _scale([table["excess"], inside["low"], inside["high"]])
+    y, title = _by_method(inside, pl.col("excess").log()), "excess NLL, nats per token"
+    x = alt.X("excess:Q", scale=scale, axis=axis, title=title)
+    tooltip = [*columns[:3], *(alt.Tooltip(f, format=".4g") for f in columns[3:])]
+    bars = alt.Chart(inside.select(columns)).mark_rule(strokeWidth=2).encode(
+        y=y, x=alt.X("low:Q", scale=scale, axis=axis, title=title), x2="high:Q", color=looks["color"],
     )  # fmt: skip
-    points = alt.Chart(inside).mark_point(filled=True, size=60, opacity=1).encode(y=y, x=x, tooltip=tooltip, **looks)
-    hollow = alt.Chart(outside).mark_point(size=45, opacity=0.7).encode(y=y, x=x, tooltip=tooltip, **looks)
-    layers = [bars, points, *([hollow] if len(outside) else [])]
-    return alt.layer(*layers).properties(width="container", height={"step": 24})
+    filled = alt.Chart(inside.select(columns)).mark_point(filled=True, size=60, opacity=1)
+    layers = [bars, filled.encode(y=y, x=x, tooltip=tooltip, **looks)]
+    if len(outside):
+        hollow = alt.Chart(outside.select(columns)).mark_point(size=45, opacity=0.7)
+        layers.append(hollow.encode(y=y, x=x, tooltip=tooltip, **looks))
+    return alt.layer(*layers).properties(width="container", height={"step": 22})
 
 
 def savings(study: Study) -> Chart | None:
     """Excess NLL saved of the best published method's at the same setting, in domain, with 95% intervals."""
-    table = against(study).filter(pl.col("best") & (pl.col("domain") == "in")).drop_nulls("saving")
+    return _savings(study, "prune", "the best published method")
+
+
+def savings_bits(study: Study) -> Chart | None:
+    """Excess NLL saved of the best other rule's at as many bits, in domain, with 95% intervals."""
+    return _savings(study, "quantize", "the best other rule")
+
+
+def _savings(study: Study, kind: str, rival: str) -> Chart | None:
+    table = against(study).filter(pl.col("best") & (pl.col("domain") == "in") & (pl.col("kind") == kind))
+    table = table.drop_nulls("saving")
     if table.is_empty():
         return None
     columns = ["method", "setting", "rival", "saving", "low", "high", "p_holm"]
     table = table.select(columns)
-    order = table.group_by("method").agg(pl.col("saving").mean()).sort("saving", descending=True)["method"].to_list()
     looks = named_scales("setting", table["setting"].unique(maintain_order=True).to_list())
-    least = max(-1.5, min(-0.1, float(table["saving"].min())))  # type: ignore[arg-type]
-    scale = alt.Scale(domain=[1.1 * least, max(0.2, 1.1 * float(table["saving"].max()))], clamp=True)  # type: ignore[arg-type]
-    axis, title = alt.Axis(format="+%"), "excess NLL saved of the best published"
-    y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=150))
-    tooltip = ["method", "setting", "rival", *(alt.Tooltip(f, format=".3g") for f in columns[3:])]
+    low, high = float(table["saving"].min()), float(table["saving"].max())  # type: ignore[arg-type]
+    scale = alt.Scale(domain=[max(-2.0, 1.2 * min(low, -0.1)), max(0.2, 1.5 * high)], clamp=True)
+    axis, title = alt.Axis(format="+%", tickCount=5), f"excess NLL saved against {rival}"
+    y = _by_method(table, -pl.col("saving"))
+    tooltip = [*columns[:3], *(alt.Tooltip(f, format=".3g") for f in columns[3:])]
     bars = alt.Chart(table).mark_rule(strokeWidth=2).encode(
         y=y, x=alt.X("low:Q", scale=scale, axis=axis, title=title), x2="high:Q", color=looks["color"]
     )  # fmt: skip
     x = alt.X("saving:Q", scale=scale, axis=axis, title=title)
     points = alt.Chart(table).mark_point(filled=True, size=60, opacity=1).encode(y=y, x=x, tooltip=tooltip, **looks)
     zero = alt.Chart(pl.DataFrame({"x": [0.0]})).mark_rule(color="#777", strokeDash=[3, 3]).encode(x="x:Q")
-    return alt.layer(zero, bars, points).properties(width="container", height={"step": 24})
+    return alt.layer(zero, bars, points).properties(width="container", height={"step": 22})
 
 
 def front_sparsity(study: Study) -> Chart | None:
     """Excess NLL against sparsity: filled and joined on the Pareto front, hollow where another method is better."""
-    return _front(study, "sparsity", alt.Axis(format="%"), "weights that left")
+    return _front(study, "sparsity", alt.Axis(format="%", tickCount=5), "weights that left")
 
 
 def front_bits(study: Study) -> Chart | None:
     """Excess NLL against bits per weight, as :func:`front_sparsity`."""
-    return _front(study, "bits", alt.Axis(format="~g"), "bits per weight")
+    return _front(study, "bits", alt.Axis(format="~g", tickCount=5), "bits per weight")
 
 
 def _front(study: Study, axis: str, x_axis: alt.Axis, title: str) -> Chart | None:
     table = fronts(study).filter((pl.col("axis") == axis) & (pl.col("domain") == "in")).drop_nulls("excess")
     if len(table) < 2:
         return None
-    table = table.select("method", "setting", "size", "excess", "front", "probability", "beaten_by")
-    looks = named_scales("method", table["method"].unique(maintain_order=True).to_list())
-    scale, y_axis = _symlog([table["excess"]])
+    named = pl.col("front").any().over("method") | pl.col("published") | (pl.col("kind") == "quantize")
+    table = table.select(
+        "method", "setting", "size", "excess", "front", "probability", "beaten_by", named.alias("named")
+    )
+    looks = named_scales("method", table.filter("named")["method"].unique(maintain_order=True).to_list())
+    scale, y_axis = _scale([table["excess"]])
     low, high = float(table["size"].min()), float(table["size"].max())  # type: ignore[arg-type]
     room = 0.05 * (high - low) or 0.05 * high
     x_scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
     x = alt.X("size:Q", scale=x_scale, axis=x_axis, title=title)
     y = alt.Y("excess:Q", scale=scale, axis=y_axis, title="excess NLL, nats per token")
-    best, beaten = table.filter("front"), table.filter(~pl.col("front"))
+    best, beaten = table.filter("front"), table.filter(~pl.col("front") & pl.col("named"))
+    others = alt.Chart(table.filter(~pl.col("named"))).mark_point(size=30, opacity=0.6, color="#8A8A8A")
     tooltip = [
         "method",
         "setting",
@@ -109,26 +140,28 @@ def _front(study: Study, axis: str, x_axis: alt.Axis, title: str) -> Chart | Non
                                                        legend=None), **looks,
     )  # fmt: skip
     off = alt.Chart(beaten).mark_point(size=50, opacity=0.6).encode(x=x, y=y, tooltip=tooltip, **looks)
-    return alt.layer(line, *([off] if len(beaten) else []), on).properties(width="container", height=300)
+    layers = [line, *([others.encode(x=x, y=y, tooltip=tooltip)] if not table["named"].all() else [])]
+    return alt.layer(*layers, *([off] if len(beaten) else []), on).properties(width="container", height=300)
 
 
 def factors(study: Study) -> Chart | None:
-    """Share of each factor and interaction in the variance of ln excess NLL, in domain, with 95% intervals."""
-    table = shares(study).filter(pl.col("domain") == "in").drop_nulls("share")
+    """Share of each choice and pair of choices in the variance that size leaves over, with 95% intervals."""
+    table = shares(study).filter(pl.col("domain") == "in").drop_nulls("beyond_size")
     if table.is_empty():
         return None
-    table = table.filter(pl.col("kind") == table["kind"][0]).sort("share", descending=True).head(MOST_TERMS)
-    table = table.select("term", "role", "share", "low", "high", "alone")
+    table = table.filter(pl.col("kind") == table["kind"][0]).sort("beyond_size", descending=True).head(MOST_TERMS)
+    columns = ["term", "role", "beyond_size", "beyond_low", "beyond_high", "share"]
+    table = table.select(columns)
     looks = named_scales("role", [r for r in ("main", "interaction", "rest", "seeds") if r in table["role"]])
-    top = float(pl.concat([table["share"], table["high"]]).max())  # type: ignore[arg-type]
-    scale, axis = alt.Scale(domain=[0, min(1.0, 1.1 * top)]), alt.Axis(format="%")
-    y = alt.Y("term:N", sort=table["term"].to_list(), title=None, axis=alt.Axis(labelLimit=150))
-    x = alt.X("share:Q", scale=scale, axis=axis, title="share of the variance of ln excess NLL")
-    tooltip = ["term", "role", *(alt.Tooltip(f, format=".1%") for f in ("share", "low", "high", "alone"))]
+    top = float(pl.concat([table["beyond_size"], table["beyond_high"]]).max())  # type: ignore[arg-type]
+    scale, axis = alt.Scale(domain=[0, min(1.0, 1.1 * top)]), alt.Axis(format="%", tickCount=5)
+    title = "share of the variance beyond size"
+    y = alt.Y("term:N", sort=table["term"].to_list(), title=None, axis=alt.Axis(labelLimit=180))
+    tooltip = ["term", "role", *(alt.Tooltip(f, format=".1%") for f in columns[2:])]
     bars = alt.Chart(table).mark_rule(strokeWidth=2).encode(
-        y=y, x=alt.X("low:Q", scale=scale, axis=axis, title="share of the variance of ln excess NLL"), x2="high:Q",
-        color=looks["color"],
+        y=y, x=alt.X("beyond_low:Q", scale=scale, axis=axis, title=title), x2="beyond_high:Q", color=looks["color"],
     )  # fmt: skip
+    x = alt.X("beyond_size:Q", scale=scale, axis=axis, title=title)
     points = alt.Chart(table).mark_point(filled=True, size=70, opacity=1).encode(y=y, x=x, tooltip=tooltip, **looks)
     return alt.layer(bars, points).properties(width="container", height={"step": 20})
 

@@ -24,7 +24,7 @@ def _counts(r: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-@question("compression", figures.excess)
+@question("compression", figures.excess, figures.excess_bits)
 def excess(study: Study) -> Section | None:
     """What each compression costs, in domain and out of it."""
     table = costs(study)
@@ -44,8 +44,9 @@ def excess(study: Study) -> Section | None:
         "nats per token; the intervals are for further calibration seeds and windows (with one seed, for windows). "
         "Perplexity is that of the mean loss. Zeros and bits are counted, not asked for. Seconds are those of "
         "calibration and compression. A seed that diverged (NaN or infinite loss) is counted and in no mean.",
-        [Figure("excess", "Excess NLL by method and setting; numbers in the tables",
-                "Filled: in domain, with 95% intervals. Hollow: out of domain.")],
+        [Figure(name, f"Excess NLL of {what} by setting; numbers in the tables",
+                f"Excess NLL of {what}. Filled: in domain, with 95% intervals. Hollow: out of domain.")
+         for name, what in (("excess", "pruning methods"), ("excess_bits", "rules of keeping weights"))],
         tables,
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ def _cheapest(table: pl.DataFrame) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-@question("compression", figures.savings)
+@question("compression", figures.savings, figures.savings_bits)
 def against(study: Study) -> Section | None:
     """Each compression against magnitude, the published methods or other rules at equal size."""
     table = compared(study)
@@ -100,8 +101,9 @@ def against(study: Study) -> Section | None:
         "The best rival is the one with the smallest mean here, which makes it hard to beat; the best of many methods "
         "is flattered in the same way, for which Holm's correction over all methods with one rival makes allowance. "
         "Perplexity answers another question: its change grows with the loss itself.",
-        [Figure("savings", "Excess NLL saved of the best published method's, by method; numbers in the tables",
-                "Right of 0: less excess NLL than the best published method (or rule) at the same setting.")],
+        [Figure(name, f"Excess NLL saved against {rival}; numbers in the tables",
+                f"Right of 0: less excess NLL than {rival} at the same setting.")
+         for name, rival in (("savings", "the best published method"), ("savings_bits", "the best other rule"))],
         tables,
     )  # fmt: skip
 
@@ -167,7 +169,8 @@ def front(study: Study) -> Section | None:
         "percent of the weights, or 0.01 bits, apart count as equal. The probability is that of lying on the front "
         "when windows and calibration seeds are drawn anew; with few seeds it is too sure of itself.",
         [Figure("front_sparsity", "Excess NLL against the share of weights that left; numbers in the table",
-                "Filled and joined: on the front, the paler the less surely. Hollow: another method is better."),
+                "Filled and joined: on the front, the paler the less surely. Hollow: another method is better; grey: "
+                "one that is neither published nor anywhere on the front."),
          Figure("front_bits", "Excess NLL against bits per weight; numbers in the table",
                 "Filled and joined: on the front, the paler the less surely. Hollow: another method is better.")],
         [Table(columns, rows)],

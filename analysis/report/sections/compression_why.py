@@ -15,9 +15,9 @@ from analysis.report.questions import question
 from analysis.study import Study
 
 
-def _share(r: dict[str, Any]) -> str:
-    text = wording.percent(r["share"])
-    return text if r["low"] is None else f"{text} [{wording.percent(r['low'])}, {wording.percent(r['high'])}]"
+def _share(r: dict[str, Any], value: str = "share", low: str = "low", high: str = "high") -> str:
+    text = wording.percent(r[value])
+    return text if r[low] is None else f"{text} [{wording.percent(r[low])}, {wording.percent(r[high])}]"
 
 
 @question("compression", figures.factors)
@@ -28,10 +28,11 @@ def factors(study: Study) -> Section | None:
         return None
     rows = [
         [r["kind"], r["text"], r["term"], r["role"], "–" if r["df"] is None else str(r["df"]), _share(r),
-         wording.percent(r["alone"])]
+         _share(r, "beyond_size", "beyond_low", "beyond_high"), wording.percent(r["alone"])]
         for r in table.drop_nulls("share").sort("share", descending=True, maintain_order=True).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["<kind", "<text", "<term", "<role", "levels − 1", "<share of variance", "when entered last"]
+    columns = ["<kind", "<text", "<term", "<role", "levels − 1", "<share of variance", "<of what size leaves",
+               "when entered last"]  # fmt: skip
     left = sum(r["left_out"] for r in table.select("kind", "text", "left_out").unique().to_dicts())
     return Section(
         "factors", "Which choice explains the cost?", " ".join(_explained(table)),
@@ -39,10 +40,11 @@ def factors(study: Study) -> Section | None:
         "aren't balanced, so a share is the mean over all orders in which terms may enter (Lindeman, Merenda and "
         "Gold; Shapley), factors before interactions; in a balanced grid that is the analysis of variance. Where "
         "entering last adds much less than the share, other factors come along with this one and the grid can't tell "
-        "them apart. A share also depends on which levels were tried. Intervals resample windows and seeds."
+        "them apart. Size is sparsity, pattern, bits, group size and share kept. A share also depends on which levels "
+        "were tried. Intervals resample windows and seeds."
         + (f" Left out, as a seed diverged or has no positive excess: {left}." if left else ""),
         [Figure("factors", "Shares of factors and interactions in the variance; numbers in the table",
-                "Shares of the variance in domain, with 95% intervals.")],
+                "Shares of the variance that size leaves, in domain, with 95% intervals.")],
         [Table(columns, rows)],
     )  # fmt: skip
 
@@ -54,11 +56,15 @@ def _explained(table: pl.DataFrame) -> list[str]:
             words.append(f"Of {kind}: {why[0]}.")
             continue
         top = mine.filter(pl.col("role") == "main").sort("share", descending=True)
-        named = [f"{r['term']} {wording.percent(r['share'])}" for r in top.head(3).iter_rows(named=True)]
-        pairs = float(mine.filter(pl.col("role") == "interaction")["share"].sum())
+        how = mine.drop_nulls("beyond_size")
+        size = 1 - float(how["share"].sum())
+        best = how.filter(pl.col("role") == "main").sort("beyond_size", descending=True)
+        named = [f"{r['term']} {wording.percent(r['beyond_size'])}" for r in best.head(4).iter_rows(named=True)]
+        pairs = float(how.filter(pl.col("role") == "interaction")["beyond_size"].sum())
         words.append(
-            f"In {mine['compressions'][0]} ways to {kind}, of the variance of ln excess NLL: {', '.join(named)}, pairs "
-            f"of factors together {wording.percent(pairs)}."
+            f"In {mine['compressions'][0]} ways to {kind}, how far one goes explains {wording.percent(size)} of the "
+            f"variance of ln excess NLL. Of the rest: {', '.join(named)}, pairs of factors together "
+            f"{wording.percent(pairs)}."
         )
         unsure = top.filter((pl.col("share") > 0.02) & (pl.col("alone") < 0.1 * pl.col("share")))["term"].to_list()
         if unsure:
