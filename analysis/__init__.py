@@ -21,11 +21,20 @@ analysis.fidelity_correlations(study), analysis.calibration(study)    # scores a
 analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
 analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
 analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
+analysis.excess(study), analysis.against(study)                   # compressions: what they cost, and against what
+analysis.fronts(study), analysis.goals(study)                     # … at which size, and what was aimed at
+analysis.factors(study), analysis.block_errors(study), analysis.error_correlations(study)   # … and why
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
 """
 
+from analysis.compression.against import against
+from analysis.compression.excess import excess
+from analysis.compression.factors import factors
+from analysis.compression.fronts import fronts
+from analysis.compression.goals import goals
+from analysis.compression.layers import block_errors, error_correlations
 from analysis.damage.across import across_studies
 from analysis.damage.changed import changes
 from analysis.damage.discrimination import discrimination, hierarchy_ratios
@@ -43,7 +52,7 @@ from analysis.damage.repeatability import repeatability
 from analysis.damage.transfer import transfer
 from analysis.fidelity.tables import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
 from analysis.report.figures import charts, save_figures
-from analysis.report.page import write_report
+from analysis.report.page import save_tables, write_report
 from analysis.report.terminal import print_summary
 from analysis.report.verdicts import Verdict, verdicts
 from analysis.run.progress import progress
@@ -66,7 +75,9 @@ __all__ = [
     "Verdict",
     "above_noise",
     "across_studies",
+    "against",
     "baseline",
+    "block_errors",
     "blocks",
     "calibration",
     "calibration_deciles",
@@ -82,7 +93,12 @@ __all__ = [
     "dose_response",
     "effects",
     "ensemble_stability",
+    "error_correlations",
+    "excess",
+    "factors",
     "fidelity_correlations",
+    "fronts",
+    "goals",
     "hierarchy_ratios",
     "hotspot_ranks",
     "interaction",
@@ -111,6 +127,7 @@ __all__ = [
     "repeatability",
     "residual_channels",
     "save_figures",
+    "save_tables",
     "score_agreement",
     "score_correlations",
     "sides",

@@ -114,6 +114,11 @@ class Study:
         return self.table("tasks")
 
     @cached_property
+    def compressions(self) -> pl.DataFrame:
+        """One row a compression, seed and text, and one of the dense model a text; empty where none was asked for."""
+        return self.table("compressions")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:

@@ -28,7 +28,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "analysis": [
         {"statistics"},
         {"study", "names"},
-        {"run", "scores", "damage", "fidelity"},
+        {"run", "scores", "damage", "fidelity", "compression"},
         {"report"},
         {"comparison"},
         {"documents", "__init__"},
@@ -48,7 +48,8 @@ ROLES = {
     "analysis": {
         "documents": "the pages of docs/results", "comparison": "many models", "report": "page, figures, verdicts",
         "run": "how a study ran", "scores": "where scores are high", "damage": "what damage costs",
-        "fidelity": "what a score is worth", "study": "a study as data frames", "statistics": "fits, tests, intervals",
+        "fidelity": "what a score is worth", "compression": "what compressing costs",
+        "study": "a study as data frames", "statistics": "fits, tests, intervals",
     },
 }  # fmt: skip
 #: Package → the other one as it is drawn there, as one box: its name, its layer (-1: below all) and its role.

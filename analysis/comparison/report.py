@@ -13,8 +13,8 @@ from rich.markup import escape
 from analysis.comparison.figures import figures
 from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.sections import MAKERS
-from analysis.comparison.tables import file_name, latex
 from analysis.comparison.verdicts import comparison_verdicts
+from analysis.report import latex
 from analysis.report.figures import save_charts, styled
 from analysis.report.page import environment, json_script, library
 from analysis.report.parts import Section
@@ -76,11 +76,7 @@ def save_comparison_figures(comparison: Comparison, location: Location) -> Path 
 
 def save_tables(comparison: Comparison, location: Location) -> Path | str:
     """Write every table as LaTeX into ``tables/``; returns where that is."""
-    for section in sections(comparison, set()):
-        for number, table in enumerate(section.tables, 1):
-            if table.rows:
-                location.write(f"tables/{file_name(section, number, table)}", latex(table).encode())
-    return location.at("tables")
+    return latex.save(sections(comparison, set()), location)
 
 
 def print_answers(comparison: Comparison, console: Console) -> None:

@@ -10,10 +10,11 @@ import polars as pl
 
 from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
-from analysis.damage.recovery import NO_DAMAGE, ratio
+from analysis.damage.recovery import NO_DAMAGE
 from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import damage_interval
 from analysis.statistics.inference import bootstrap_means
+from analysis.statistics.ratios import ratio
 from analysis.study import Study
 
 LAYERS: dict[str, Any] = WHAT | {

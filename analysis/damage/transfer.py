@@ -10,13 +10,14 @@ import polars as pl
 
 from analysis.damage.effects import baseline, differences, paired
 from analysis.damage.paired import aligned, bounds
-from analysis.damage.recovery import NO_DAMAGE, ratio
+from analysis.damage.recovery import NO_DAMAGE
 from analysis.names import first_score, label
 from analysis.scores.overlap import PLACE
 from analysis.scores.overlap import pool as pool_of
 from analysis.scores.stability import pools
 from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
 from analysis.statistics.inference import corrected
+from analysis.statistics.ratios import ratio
 from analysis.study import Study
 
 #: What names one damage, whatever weights it is done to.

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.names import in_question
-from analysis.report import wording
+from analysis.report import latex, wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
 from analysis.report.verdicts import verdicts
@@ -128,6 +128,7 @@ def context(study: Study) -> dict[str, Any]:
         "consensus": consensus(study).to_dicts(),
         "verdicts": verdicts(study),
         "on_damage": answered(study, set(drawn), "damage"),
+        "on_compression": answered(study, set(drawn), "compression"),
         "on_weights": answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
@@ -148,3 +149,8 @@ def write_report(study: Study) -> Path | str:
     html = environment().get_template("report.html.j2").render(context(study))
     study.location.write("report.html", html.encode())
     return study.location.at("report.html")
+
+
+def save_tables(study: Study) -> Path | str:
+    """Write the tables of the report's sections as LaTeX into ``tables/``; returns where that is."""
+    return latex.save(answered(study, set()), study.location)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.compression.excess import excess
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.single_weights import ORDERS
@@ -22,6 +24,8 @@ from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
 from analysis.study import Study
 
+#: Settings or methods of compressions that fit into 80 columns.
+MOST_COLUMNS = 6
 MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "open": "[dim]open[/]"}
 
 
@@ -147,9 +151,34 @@ def _searched(study: Study) -> list[str]:
     ]
 
 
+def _compressed(study: Study) -> Iterator[Table]:
+    """Excess NLL of each method and setting in domain, a table a kind; what there is less of stands in columns."""
+    costs = excess(study).filter(pl.col("domain") == "in")
+    for (kind,), rows in costs.group_by(["kind"], maintain_order=True):
+        down, across = sorted(("method", "setting"), key=lambda axis: -rows[axis].n_unique())
+        names = rows[across].unique(maintain_order=True).to_list()
+        title = f"What it costs to {kind}: excess NLL, nats per token, on {escape(rows['text'][0])}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(down, min_width=20, overflow="fold")
+        for name in names[:MOST_COLUMNS]:
+            table.add_column(name, justify="right", min_width=7, overflow="fold")
+        for (what,), mine in rows.group_by([down], maintain_order=True):
+            at = {r[across]: _lost(r) for r in mine.iter_rows(named=True)}
+            table.add_row(escape(str(what)), *(at.get(name, "–") for name in names[:MOST_COLUMNS]))
+        if (more := len(names) - MOST_COLUMNS) > 0:
+            table.caption = f"{more} more {across}s are in the report."
+        yield table
+
+
+def _lost(r: dict[str, Any]) -> str:
+    if r["excess"] is None:
+        return "diverged" if r["diverged"] else "failed"
+    return wording.significant(r["excess"]) + (f" ({r['diverged']} NaN)" if r["diverged"] else "")
+
+
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
-    if study.baselines.is_empty() and study.rankings.is_empty():
+    if study.baselines.is_empty() and study.rankings.is_empty() and study.compressions.is_empty():
         console.print("nothing is measured yet")
         return
     if not study.baselines.is_empty():
@@ -158,7 +187,7 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     if study.spec.get("protocols"):
         console.print(_intact(study))
-    else:
+    elif not study.rankings.is_empty():
         console.print(_weights(study))
         _agreement(study, console)
     for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
@@ -172,10 +201,13 @@ def print_summary(study: Study, console: Console) -> None:
         )
         for line in filter(None, [unchanged_words(study), unlike_words(study), empty_words(study)]):
             console.print(escape(line))
+    for table in _compressed(study):
+        console.print(table)
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):
         judged.add_row(v.id, MARKS[v.status], v.claim)
     console.print(judged)
-    failed = study.cells.filter(pl.col("status") == "error")
-    for cell, error in failed.select("cell_id", "error").head(3).iter_rows():
-        console.print(f"[red]cell {cell} failed: {escape(error or '')}[/]")
+    for what, rows, name in (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label")):
+        failed = rows.filter(pl.col("status") == "error")
+        for each, error in failed.select(name, "error").head(3).iter_rows():
+            console.print(f"[red]{what} {escape(each)} failed: {escape(error or '')}[/]")

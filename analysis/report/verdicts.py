@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,8 @@ import polars as pl
 from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
+from analysis.report.compression_verdicts import compression_verdicts
+from analysis.report.criteria import Status, Verdict, judge
 from analysis.report.wording import p_value, signed, significant
 from analysis.run.protocols import degradation, protocol_summary, shared_windows
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
@@ -19,8 +21,6 @@ from analysis.scores.stability import calibration_overlap, jaccard_summary, scor
 from analysis.statistics.inference import sign_e_value
 from analysis.study import Study
 from esa_ray.spec import is_data_free
-
-Status = Literal["holds", "fails", "open"]
 
 #: Seeds that share more of their calibration windows than this can't show that they agree.
 MOST_SHARED = 0.5
@@ -30,20 +30,6 @@ MOST_SHOWN = 4
 
 #: Spearman correlation of tensors' mean scores from which on hotspots count as the same in every seed.
 HOTSPOT_RHO = 0.9
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A criterion, whether it holds ("open": this study can't say), and the numbers behind it."""
-
-    id: str
-    claim: str
-    status: Status
-    evidence: str
-
-
-def _judge(condition: bool) -> Status:
-    return "holds" if condition else "fails"
 
 
 def sign_flip_ratio(table: pl.DataFrame) -> Verdict:
@@ -60,7 +46,7 @@ def sign_flip_ratio(table: pl.DataFrame) -> Verdict:
         parts.append(f"{name}: super at least {signed(low)}, random at most {signed(high)}")
     if not parts:
         return Verdict("P3.7a", claim, "open", "needs sign_flip with the groups super and random_k")
-    return Verdict("P3.7a", claim, _judge(all(holds)), "; ".join(parts) + " (95% bounds on ΔPPL)")
+    return Verdict("P3.7a", claim, judge(all(holds)), "; ".join(parts) + " (95% bounds on ΔPPL)")
 
 
 def hierarchy(table: pl.DataFrame) -> Verdict:
@@ -87,7 +73,7 @@ def hierarchy(table: pl.DataFrame) -> Verdict:
         f"super over random in {first} of {tried} kinds of damage, random over bottom in {second} "
         "(95% bounds on ΔPPL)" + (f"; {left_out} left out, as cells diverged" if left_out else "")
     )
-    return Verdict("P3.7b", claim, _judge(first == second == tried), evidence)
+    return Verdict("P3.7b", claim, judge(first == second == tried), evidence)
 
 
 def _threefold(upper: dict[str, Any], lower: dict[str, Any]) -> bool:
@@ -116,7 +102,7 @@ def significance(table: pl.DataFrame) -> Verdict:
     evidence = worst + (f"; not for {', '.join(names[:MOST_SHOWN])}{more}" if names else "") + (
         f"; {skipped} could not be tested (diverged, failed or nothing to change)" if skipped else ""
     )  # fmt: skip
-    return Verdict("P3.7c", claim, _judge(not names and not skipped), evidence)
+    return Verdict("P3.7c", claim, judge(not names and not skipped), evidence)
 
 
 def _too_few_windows(tested: pl.DataFrame, weak: pl.DataFrame) -> str:
@@ -183,7 +169,7 @@ def stability(study: Study) -> Verdict:
     if len(summary) > MOST_SHOWN:
         parts = [f"{above} of {len(summary)} kinds of set", f"lowest {parts[0]}", f"highest {parts[1]}"]
     chance = f"; chance {significant(max(summary['chance'].to_list()), 1)}"
-    return Verdict("P2.7a", claim, _judge(above == len(summary)), "; ".join(parts) + chance)
+    return Verdict("P2.7a", claim, judge(above == len(summary)), "; ".join(parts) + chance)
 
 
 def score_agreement(study: Study) -> Verdict:
@@ -194,7 +180,7 @@ def score_agreement(study: Study) -> Verdict:
         return Verdict("P2.7b", claim, "open", "this study does not have both scores in one mode")
     means = overlap.group_by("mode", "k").agg(pl.col("overlap").mean()).sort("mode", "k")
     evidence = "; ".join(f"{mode} k={k}: {share:.0%}" for mode, k, share in means.iter_rows())
-    return Verdict("P2.7b", claim, _judge(bool((means["overlap"] > 0.6).all())), evidence)
+    return Verdict("P2.7b", claim, judge(bool((means["overlap"] > 0.6).all())), evidence)
 
 
 def _sensing(study: Study) -> list[str]:
@@ -221,7 +207,7 @@ def heavy_tail(study: Study) -> Verdict:
                 parts[-1] += _beyond_gaussian(ratios)
     if not parts:
         return Verdict("P2.7c", claim, "open", "no score here looks at text and has a magnitude")
-    return Verdict("P2.7c", claim, _judge(all(holds)), "; ".join(parts))
+    return Verdict("P2.7c", claim, judge(all(holds)), "; ".join(parts))
 
 
 def _beyond_gaussian(ratios: np.ndarray) -> str:
@@ -242,7 +228,7 @@ def hotspots(study: Study) -> Verdict:
     if not rho:
         return Verdict("P2.7d", claim, "open", "no score here depends on the seed, or only one seed is scored")
     evidence = [f"{metric}: ρ between {min(r):.3f} and {max(r):.3f}" for metric, r in rho.items()]
-    return Verdict("P2.7d", claim, _judge(min(map(min, rho.values())) >= HOTSPOT_RHO), "; ".join(evidence))
+    return Verdict("P2.7d", claim, judge(min(map(min, rho.values())) >= HOTSPOT_RHO), "; ".join(evidence))
 
 
 #: What P1.3 asks: perplexities of seeds spread by less than this share of their mean.
@@ -267,7 +253,7 @@ def steady(study: Study) -> Verdict:
             f"; but the text is so short that seeds share up to {shared:.0%} of their windows, and so can't differ much"
         )
         return Verdict("P1.3a", claim, "open" if (table["spread"] < SPREAD).all() else "fails", words)
-    return Verdict("P1.3a", claim, _judge((table["spread"] < SPREAD).all()), words)
+    return Verdict("P1.3a", claim, judge((table["spread"] < SPREAD).all()), words)
 
 
 def undegraded(study: Study) -> Verdict:
@@ -301,6 +287,9 @@ def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     if study.spec.get("protocols"):
         return protocol_verdicts(study)
+    compressed = compression_verdicts(study)
+    if compressed and study.rankings.is_empty() and study.cells.is_empty():
+        return compressed
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)
     if unfinished:
@@ -314,4 +303,4 @@ def verdicts(study: Study) -> list[Verdict]:
             dose(study),
         ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
-    return sorted(found, key=lambda v: v.id)
+    return sorted([*found, *compressed], key=lambda v: v.id)

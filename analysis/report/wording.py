@@ -72,3 +72,24 @@ def p_value(p: float | None) -> str:
 def percent(x: float | None) -> str:
     """A share as a percentage with one decimal."""
     return "–" if x is None or math.isnan(x) else f"{100 * x:.1f}%"
+
+
+def share(x: float | None) -> str:
+    """A signed share in whole percent, or with one decimal below ten.
+
+    >>> share(-0.151), share(0.0312), share(None)
+    ('−15%', '+3.1%', '–')
+    """
+    if x is None or math.isnan(x):
+        return "–"
+    text = f"{100 * x:+.0f}%" if abs(x) >= 0.0995 else f"{100 * x:+.1f}%"
+    return text.replace("-", "−")
+
+
+def saving(low: float | None, high: float | None) -> str:
+    """The interval of a saved share, as changes of what is saved from.
+
+    >>> saving(0.1, 0.2)
+    '[−20%, −10%]'
+    """
+    return "–" if low is None or high is None else f"[{share(-high)}, {share(-low)}]"

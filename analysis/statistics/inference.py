@@ -223,3 +223,17 @@ def corrected(table: pl.DataFrame, p: str = "p", **methods: str) -> pl.DataFrame
             values[at] = float(value)
         columns[name] = pl.Series(values, dtype=pl.Float64)
     return table.with_columns(**columns)
+
+
+def holm_within(table: pl.DataFrame, families: Sequence[str], p: str = "p") -> pl.Series:
+    """p corrected by Holm within each family, rows that agree in some columns; null where there is no p.
+
+    What :func:`holm` gives family by family, in one pass: statsmodels collects garbage at every call.
+
+    >>> holm_within(pl.DataFrame({"f": ["a", "a", "b"], "p": [0.01, 0.04, 0.04]}), ["f"]).to_list()
+    [0.02, 0.04, 0.04]
+    """
+    at = pl.struct(pl.col(p).fill_null(float("inf")), pl.int_range(pl.len()))
+    left = pl.col(p).count().over(families) - at.rank("ordinal").over(families).cast(pl.Int64) + 1
+    steps = table.select((pl.col(p) * left).cum_max().over(families, order_by=p).clip(upper_bound=1.0).alias("holm"))
+    return steps["holm"].set(table[p].is_null(), None)

@@ -12,16 +12,19 @@ from esa_ray.cli.show import opened, show_comparison, show_results
 from esa_ray.errors import EsaError
 from esa_ray.storage.location import Location, below
 
+SaveTables = Annotated[bool, typer.Option("--save-tables", help="Also write tables as LaTeX.")]
+
 
 @app.command(epilog="Example: esa report results/quickstart")
 def report(
     study: options.Study = None,
     out_dir: options.OutDir = None,
     save_plots: options.SavePlots = False,
+    save_tables: SaveTables = False,
 ) -> None:
     """Write a study's report anew, from what is stored."""
     for place in studies_at(study or out_dir):
-        show_results(place, save_plots=save_plots)
+        show_results(place, save_plots=save_plots, save_tables=save_tables)
 
 
 @app.command(epilog="Example: esa compare results/scaling --save-tables")
@@ -33,7 +36,7 @@ def compare(
     ] = "",
     models_file: options.ModelsFile = None,
     save_plots: options.SavePlots = False,
-    save_tables: Annotated[bool, typer.Option("--save-tables", help="Also write tables as LaTeX.")] = False,
+    save_tables: SaveTables = False,
 ) -> None:
     """Compare models by size, family and architecture.
 

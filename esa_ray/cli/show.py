@@ -106,8 +106,10 @@ def opened(directory: str | Path) -> Iterator[Study]:
         yield analysis.load(directory)
 
 
-def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool = False) -> None:
-    """Write the report (and the figures as files), and print the answer, or only where the report is."""
+def show_results(
+    directory: str | Path, *, save_plots: bool = False, save_tables: bool = False, brief: bool = False
+) -> None:
+    """Write the report (and its figures and tables as files), and print the answer, or only where the report is."""
     import analysis
 
     with opened(directory) as study:
@@ -119,6 +121,8 @@ def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool
             console.out(f"seeds    {study.location}/stability.csv")
         if save_plots:
             console.out(f"figures  {analysis.save_figures(study)}")
+        if save_tables:
+            console.out(f"tables   {analysis.save_tables(study)}")
         console.out(f"report   {report}")
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from analysis.damage.recovery import RECOVERY, ratio, recovery
+from analysis.damage.recovery import RECOVERY, recovery
 from analysis.report.figures import sets as figures
 from analysis.report.sections import sets
+from analysis.statistics.ratios import ratio
 from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
 
 

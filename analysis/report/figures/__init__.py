@@ -8,6 +8,16 @@ from pathlib import Path
 
 from analysis.report.figures.agreement import scores, stability, stability_by_k, stability_by_windows
 from analysis.report.figures.axes import LINEAR_BELOW
+from analysis.report.figures.compression import (
+    block_errors,
+    excess,
+    excess_bits,
+    factors,
+    front_bits,
+    front_sparsity,
+    savings,
+    savings_bits,
+)
 from analysis.report.figures.damage import damage
 from analysis.report.figures.distribution import depth, hotspots, survival, tail
 from analysis.report.figures.dose import dose, kinds
@@ -28,7 +38,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     for figure in (
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
         channels, fidelity, calibration, dose, kinds, together, layers, recovery, timeline,
-        reliability,
+        reliability, excess, excess_bits, savings, savings_bits, front_sparsity, front_bits, factors, block_errors,
     )
 }  # fmt: skip
 

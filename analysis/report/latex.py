@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 
 from analysis.report.parts import Section, Table
+from esa_ray.storage.location import Location
 
 #: Characters of reports that LaTeX's default fonts lack.
 SYMBOLS = {
@@ -59,3 +62,12 @@ def file_name(section: Section, number: int, table: Table) -> str:
     """A file's name for a table of a section."""
     title = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")[:40].rstrip("-")
     return f"{section.id}-{title or number}.tex"
+
+
+def save(sections: Iterable[Section], location: Location) -> Path | str:
+    """Write every table of some sections into ``tables/`` of a place; returns where that is."""
+    for section in sections:
+        for number, table in enumerate(section.tables, 1):
+            if table.rows:
+                location.write(f"tables/{file_name(section, number, table)}", latex(table).encode())
+    return location.at("tables")

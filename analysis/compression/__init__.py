@@ -1,0 +1,1 @@
+"""What compressing a model costs, which way costs least, and why."""
