@@ -38,6 +38,8 @@ def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
     """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
     if lists and (given := study.spec.get("lists")):
         return (pl.col("metric") == LISTED) & (pl.col("mode") == given[0]["name"])
+    if not study.spec["scores"]:  # a study of compressions alone
+        return pl.lit(False)
     first = study.spec["scores"][0]
     chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
     return chosen_by & (pl.col("k") == max(study.spec["topk"]))

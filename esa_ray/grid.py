@@ -217,12 +217,17 @@ class Plan:
     single_edits: int
     continued_tokens: int = 0
 
+    def _shared(self, spec: StudySpec) -> str:
+        if not self.rankings:
+            return ""
+        shared = f"{'about ' * bool(self.cells % self.rankings)}{self.cells // self.rankings} cells"
+        return f" (each shared by {shared}, scored at k={max(spec.topk)})"
+
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line."""
-        shared = f"{'about ' * bool(self.cells % self.rankings)}{self.cells // self.rankings} cells"
         facts = [
             f"cells             {self.cells}",
-            f"rankings          {self.rankings} (each shared by {shared}, scored at k={max(spec.topk)})",
+            f"rankings          {self.rankings}{self._shared(spec)}",
             f"baseline          {self.baselines} (shared by all cells)",
             f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
             f"backward passes   {self.backward_passes}",

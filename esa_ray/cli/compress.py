@@ -16,8 +16,8 @@ from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
 
-#: A study of compressions ranks nothing but the weights' own size, which takes no pass.
-FIXED = {"metric": "magnitude", "mode": "global", "topk": "100"}
+#: A study of compressions ranks nothing.
+FIXED = {"metric": None}
 
 _SCORES = [*(name for name in SCORES if name not in PROBED), *PRUNING_SCORES]
 Score = Annotated[str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join(_SCORES)}; a+b too.")]

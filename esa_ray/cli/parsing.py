@@ -318,7 +318,7 @@ def study(
             "source": o.data, "text_column": o.text_column or ("messages" if o.chat else "text"), "chat": o.chat,
             "split": o.split, "calibration_windows": o.max_samples, "prompts": o.prompts, **windows,
         },
-        scores=scores(o.metric, o.mode, o.components, o.probes, o.probe_error),
+        scores=[] if o.metric is None else scores(o.metric, o.mode, o.components, o.probes, o.probe_error),
         topk=numbers(o.topk, int, "--topk"),
         seeds=numbers(o.seeds, int, "--seeds"),
         perturbations=perturbations(o.perturb, o.perturb_scale, o.perturb_prob, o.bits, o.noise_scale),

@@ -50,7 +50,7 @@ class Rankings:
         components = tuple(dict.fromkeys(c for s in self.spec.scores for c in s.components))
         listed = [weight for given in self.spec.lists for weight in given.weights]
         named = {find_weight(self.catalogue, weight)[0].name for weight in listed}
-        wanted = {t.name for t in self.catalogue.select(components)} | named
+        wanted = {t.name for t in self.catalogue.select(components)} | named if components else named
         return tuple(t for t in self.catalogue.tensors if t.name in wanted)
 
     def write(self, seed: int, budget: int | None) -> None:

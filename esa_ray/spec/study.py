@@ -39,6 +39,8 @@ class Search(Spec):
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
+    Only a study of ``compressions`` may do without ``scores``: it ranks nothing.
+
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
     seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
     ``fidelity`` is how many single weights are damaged one by one to see what each score is worth (0: none).
@@ -65,7 +67,7 @@ class StudySpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
     model: ModelSpec
     data: DataSpec = DataSpec()
-    scores: tuple[ScoreSpec, ...] = Field(default_factory=lambda: (ScoreSpec(),), min_length=1)
+    scores: tuple[ScoreSpec, ...] = Field(default_factory=lambda: (ScoreSpec(),))
     topk: Unique = (100,)
     seeds: Unique = (1337,)
     perturbations: tuple[PerturbSpec, ...] = ()
@@ -111,6 +113,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
+        if not self.scores and (self.perturbations or not self.compressions):
+            raise ValueError("--metric is empty; only a study of compressions does without a score")
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("a metric and mode stand twice with other components; make them two studies")
         if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
