@@ -5,7 +5,6 @@ Legend: O output rows, I inputs, R rows solved together, M inputs of the smaller
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +91,8 @@ class _Solver:
     def __init__(self, matrix_II: Tensor):
         self.matrix_II = matrix_II
         self._scale = matrix_II.diagonal().mean()  # so that float32 neither overflows nor loses small numbers
-        self._single_II = (matrix_II / self._scale).float()
+        self._single_II = (matrix_II / self._scale).float().contiguous()  # inverses are stored by column
+        self._memory = self._single_II.new_empty(0)
 
     def __call__(self, chosen_RI: Tensor, right_RI: Tensor) -> Tensor:
         """x, float64, (R, I), zero outside of M."""
@@ -112,13 +112,12 @@ class _Solver:
 
     def _systems(self, places_RM: Tensor, there_RM: Tensor) -> Tensor:
         """A_MM of every row; where a row has fewer inputs than others, the identity."""
-        if self._single_II.device.type == "cpu":  # numpy gathers columns several times faster than torch
-            found_RMM = torch.empty(*places_RM.shape, places_RM.shape[1])
-            whole = self._single_II.numpy()
-            for found, at in zip(found_RMM.numpy(), places_RM.numpy(), strict=True):
-                np.take(whole[at], at, axis=1, out=found, mode="clip")
-        else:
-            found_RMM = self._single_II[places_RM[:, :, None], places_RM[:, None, :]]
+        rows, size = places_RM.shape
+        if self._memory.numel() < rows * size * size:  # fresh memory would cost more than what fills it
+            self._memory = self._single_II.new_empty(rows * size * size)
+        found_RMM = self._memory[: rows * size * size].view(rows, size, size)
+        for found, at in zip(found_RMM, places_RM, strict=True):
+            torch.index_select(self._single_II.index_select(0, at), 1, at, out=found)
         if not bool(there_RM.all()):
             found_RMM *= there_RM[:, :, None] & there_RM[:, None, :]
             found_RMM.diagonal(dim1=1, dim2=2).masked_fill_(~there_RM, 1.0)
