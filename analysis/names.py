@@ -34,18 +34,21 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
     return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
 
 
+def leading(study: Study) -> dict[str, Any]:
+    """A study's first score; of a study of compressions, which has none, one that no row names."""
+    return dict(study.spec["scores"][0]) if study.spec["scores"] else {"metric": "", "mode": ""}
+
+
 def in_question(study: Study, *, lists: bool = True) -> pl.Expr:
     """The rows that a study is first of all about: its first list, or else its first score at the largest k."""
     if lists and (given := study.spec.get("lists")):
         return (pl.col("metric") == LISTED) & (pl.col("mode") == given[0]["name"])
-    if not study.spec["scores"]:  # a study of compressions alone
-        return pl.lit(False)
-    first = study.spec["scores"][0]
+    first = leading(study)
     chosen_by = (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
     return chosen_by & (pl.col("k") == max(study.spec["topk"]))
 
 
 def first_score(study: Study) -> tuple[str, str]:
-    """(metric, mode) of the first score that looks at text, else of the first."""
+    """(metric, mode) of the first score that looks at text, else of the first; of none, two empty words."""
     scores = [(s["metric"], s["mode"]) for s in study.spec["scores"]]
-    return next((s for s in scores if not is_data_free(s[0])), scores[0])
+    return next((s for s in scores if not is_data_free(s[0])), scores[0] if scores else ("", ""))

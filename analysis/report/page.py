@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
-from analysis.names import in_question
+from analysis.names import in_question, leading
 from analysis.report import latex, wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
@@ -75,7 +75,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
     controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
-    scored = scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum()
+    scored = scored_tensors(study, leading(study)["metric"])["n"].sum()
     return {
         "super": row,
         "controls": controls.to_dicts(),
@@ -86,7 +86,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
 
 def _agreement(study: Study) -> dict[str, Any] | None:
     """Agreement of seeds on the first score's sets at the largest k; None of a score that looks at no text."""
-    first = study.spec["scores"][0]
+    first = leading(study)
     if is_data_free(first["metric"]):
         return None
     rows = jaccard_summary(study).filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))

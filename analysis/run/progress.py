@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from analysis.study import Study
 from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements.swept import Swept
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import Store
 
@@ -18,9 +19,19 @@ def progress(study: Study) -> dict[str, int]:
         "cells": study.expected_cells,
         **stored,
         "missing": study.expected_cells - sum(stored.values()),
+        **_grids(study),
         "rankings": study.rankings.select("metric", "mode", "seed").n_unique(),
         **_missing(study),
     }
+
+
+def _grids(study: Study) -> dict[str, int]:
+    """Grid besides the cells → its units that have rows."""
+    found = {}
+    for name, m in MEASUREMENTS.items():
+        if isinstance(m, Swept) and name != "cells" and len(rows := study.table(m.table)):
+            found[name] = rows[m.identity].n_unique()
+    return found
 
 
 def unfinished(counts: dict[str, int]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from scipy import integrate, optimize, special, stats
 
+from analysis.names import leading
 from analysis.study import Study
 from esa_ray.spec import has_magnitude
 
@@ -50,7 +51,7 @@ def scored_tensors(study: Study, metric: str) -> pl.DataFrame:
 
 def tensor_sums(study: Study) -> pl.DataFrame:
     """:func:`magnitudes` of a study's first score, with each tensor's ``sum``; none where it has no magnitude."""
-    rows = magnitudes(study).filter(pl.col("metric") == study.spec["scores"][0]["metric"])
+    rows = magnitudes(study).filter(pl.col("metric") == leading(study)["metric"])
     return rows.with_columns((pl.col("mean") * pl.col("n")).alias("sum"))
 
 

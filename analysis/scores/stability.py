@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from analysis.names import leading
 from analysis.scores.distribution import scored_tensors
 from analysis.scores.overlap import PLACE, Overlap, between, by_score, pairs, super_rankings
 from analysis.scores.overlap import pool as pool_of
@@ -92,7 +93,7 @@ def calibration_overlap(study: Study) -> float:
 
 def consensus(study: Study, limit: int = 20) -> pl.DataFrame:
     """The super weights found by most seeds, then by mean score: the answer to «which weights»."""
-    first = study.spec["scores"][0]
+    first = leading(study)
     chosen = study.rankings.filter(
         (pl.col("group") == "super") & (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
     )

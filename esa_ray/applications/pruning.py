@@ -81,9 +81,10 @@ class _Pruning:
 
     @property
     def _chosen_on_the_way(self) -> bool:
-        """Whether SparseGPT itself chooses, block of columns by block of columns."""
+        """Whether SparseGPT itself chooses, block of columns by block of columns, each after those before it."""
         by_column = self.spec.group == "tensor" or n_of_m(self.spec.pattern) is not None
-        return self.spec.update == "sparsegpt" and self.spec.score == "obs" and by_column and not self.calibrated.spared
+        updated = self.spec.update in ("sparsegpt", "refit")
+        return updated and self.spec.score == "obs" and by_column and not self.calibrated.spared
 
     def block(self, layer: int, of: Sequence[Matrix], seen: Seen) -> None:
         """Choose, remove, update and write a block."""
@@ -104,7 +105,11 @@ class _Pruning:
         if seen.blind(matrix):
             (mask,) = counted.pruned([weights_OI.abs().float()], asked, "tensor", pattern)
             return weights_OI.masked_fill(mask, 0.0), mask
-        return sparsegpt(weights_OI, seen.moments(matrix).hessian, asked, pattern)
+        hessian_II = seen.moments(matrix).hessian
+        new_OI, mask_OI = sparsegpt(weights_OI, hessian_II, asked, pattern)
+        if self.spec.update == "refit":  # what one sweep only approaches
+            new_OI = refit(weights_OI, mask_OI, hessian_II)
+        return new_OI, mask_OI
 
     def _updated(self, matrix: Matrix, mask_OI: Tensor, seen: Seen) -> Tensor:
         weights_OI = matrix.of(matrix.tensor.flat_weights())

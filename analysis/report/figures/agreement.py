@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.names import first_score
+from analysis.names import first_score, leading
 from analysis.report.figures.style import Chart, named_scales, rule, seeing
 from analysis.scores.agreement import score_agreement
 from analysis.scores.convergence import CRITERION, jaccard_by_k, jaccard_by_windows
@@ -18,7 +18,7 @@ def stability(study: Study) -> Chart | None:
     table = jaccard(study)
     if table.is_empty():
         return None
-    first = study.spec["scores"][0]
+    first = leading(study)
     k = max(study.spec["topk"])
     table = table.filter(
         (pl.col("k") == k) & (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])

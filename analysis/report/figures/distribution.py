@@ -15,15 +15,15 @@ from analysis.study import Study
 from esa_ray.schema import QUANTILES
 
 
-def _leading(study: Study) -> str | None:
-    """The first of the study's scores that has a magnitude."""
-    return next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None)
+def leading_magnitude(study: Study) -> str:
+    """The first of the study's scores that has a magnitude; of none an empty word."""
+    return next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), "")
 
 
 def hotspots(study: Study) -> Chart | None:
     """Mean score per weight by layer and component, averaged over seeds."""
     table = block_means(study).drop_nulls("layer")
-    table = table.filter(pl.col("metric") == _leading(study))
+    table = table.filter(pl.col("metric") == leading_magnitude(study))
     if table.is_empty():
         return None
     order = components(table["component"].to_list())
@@ -50,7 +50,7 @@ def hotspots(study: Study) -> Chart | None:
 def tail(study: Study) -> Chart | None:
     """Top 1% of scores over the median, by layer; for grad_x_weight beside a product of two Gaussians."""
     table = tails(study).drop_nulls(["layer", "top1pct_over_median"])
-    table = table.filter(pl.col("metric") == _leading(study))
+    table = table.filter(pl.col("metric") == leading_magnitude(study))
     if table.is_empty():
         return None
     order = components(table["component"].to_list())
@@ -64,7 +64,7 @@ def tail(study: Study) -> Chart | None:
             tooltip=["layer", "component", alt.Tooltip("top1pct_over_median:Q", format=".3g")],
         )
     )  # fmt: skip
-    if _leading(study) != "grad_x_weight":
+    if leading_magnitude(study) != "grad_x_weight":
         return points.properties(width="container", height=240)
     reference = alt.Chart(pl.DataFrame({"y": [gaussian_product_tail()]})).mark_rule(strokeDash=[5, 4], color="#333")
     return alt.layer(points, reference.encode(y="y:Q")).properties(width="container", height=240)
@@ -72,7 +72,7 @@ def tail(study: Study) -> Chart | None:
 
 def depth(study: Study) -> Chart | None:
     """Mean score per weight against relative depth, a line per component; the band is the range of seeds."""
-    table = depth_profile(study).filter((pl.col("metric") == _leading(study)) & (pl.col("min") > 0))
+    table = depth_profile(study).filter((pl.col("metric") == leading_magnitude(study)) & (pl.col("min") > 0))
     if table["layer"].n_unique() < 3:
         return None
     names = components(table["component"].to_list())
@@ -97,7 +97,7 @@ def survival_points(study: Study) -> pl.DataFrame:
     """Component, score over its median, and share of weights above it: geometric means over tensors and seeds."""
     p = np.array(QUANTILES)
     middle = int(np.flatnonzero(p == 0.5)[0])
-    rows = study.score_stats.filter(pl.col("metric") == _leading(study)).drop_nulls("quantiles")
+    rows = study.score_stats.filter(pl.col("metric") == leading_magnitude(study)).drop_nulls("quantiles")
     quantiles = np.array(rows["quantiles"].to_list(), dtype=float)
     if not len(rows) or quantiles.shape[1] != len(p):
         return pl.DataFrame(schema={"component": pl.String, "ratio": pl.Float64, "above": pl.Float64})

@@ -7,7 +7,7 @@ import polars as pl
 
 from analysis.damage.discrimination import discrimination
 from analysis.damage.dose import FEWEST_DOSES, dose_response
-from analysis.names import GROUP_ORDER
+from analysis.names import GROUP_ORDER, leading
 from analysis.report.figures.axes import LINEAR_BELOW, logarithmic, signed
 from analysis.report.figures.style import Chart, group_scales, named_scales
 from analysis.study import Study
@@ -74,7 +74,7 @@ def dose(study: Study) -> Chart | None:
 
 def kinds(study: Study) -> Chart | None:
     """Kinds of damage in the order in which they tell super from control: cross-fitted g with intervals."""
-    first = study.spec["scores"][0]
+    first = leading(study)
     table = discrimination(study).filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"]))
     table = table.filter(pl.col("k") == pl.col("k").max()).drop_nulls("g")
     if table["kind"].n_unique() < 2:

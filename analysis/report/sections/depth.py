@@ -9,11 +9,12 @@ import polars as pl
 from analysis.damage.pools import mode_costs
 from analysis.names import first_score
 from analysis.report import figures, wording
+from analysis.report.figures.distribution import leading_magnitude
 from analysis.report.parts import Figure, Section, Table, score_order
 from analysis.report.questions import question
 from analysis.scores.clusters import SUBSTANTIAL, clusters
 from analysis.scores.depth import HOT, depth_pattern, hotspot_ranks, sides, silent_blocks
-from analysis.scores.distribution import has_magnitude, tail_summary
+from analysis.scores.distribution import tail_summary
 from analysis.scores.pools import mode_comparison, spread
 from analysis.scores.residual import DRAWS, line_concentration, residual_channels
 from analysis.study import Study
@@ -21,10 +22,6 @@ from analysis.study import Study
 
 def _of(table: pl.DataFrame, metric: str) -> pl.DataFrame:
     return pl.concat([table.filter(pl.col("metric") == metric), table.filter(pl.col("metric") != metric)])
-
-
-def _leading(study: Study) -> str:
-    return next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), "")
 
 
 SIDES = {"attention": "Attention's", "mixer": "The mixers'"}
@@ -36,7 +33,7 @@ def where(study: Study) -> Section | None:
     hot = hotspot_ranks(study)
     if hot.is_empty():
         return None
-    lead = _leading(study)
+    lead = leading_magnitude(study)
     mine = hot.filter((pl.col("metric") == lead) & pl.col("hot"))
     names = ", ".join(f"layer {layer} {c}" for layer, c in mine.select("layer", "component").iter_rows())
     seeds = max(hot["seeds"])

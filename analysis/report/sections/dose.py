@@ -10,6 +10,7 @@ from analysis.damage.discrimination import discrimination, hierarchy_ratios
 from analysis.damage.dose import FEWEST_DOSES, dose_response
 from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.power import power
+from analysis.names import leading
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
@@ -212,7 +213,7 @@ def kinds(study: Study) -> Section | None:
 
 
 def _best_words(study: Study, found: pl.DataFrame) -> str:
-    first = study.spec["scores"][0]
+    first = leading(study)
     mine = found.filter((pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])).drop_nulls("g")
     mine = mine.filter(pl.col("k") == pl.col("k").max())
     if mine.is_empty():
