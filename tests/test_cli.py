@@ -16,7 +16,7 @@ from esa_ray.cli.run import baseline, run, search
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
 from esa_ray.errors import EsaError
-from esa_ray.grid import plan
+from esa_ray.measurements.plan import plan
 from esa_ray.spec import DataSpec, ModelSpec, ScoreSpec, Search, StudySpec
 from esa_ray.weights import read_weights
 from experiments.__main__ import names

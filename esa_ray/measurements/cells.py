@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
 from esa_ray.grid import Cell, Resolved, cell_id, cells
+from esa_ray.measurements.cost import Cost, evaluated
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
 from esa_ray.storage.store import ranking_name
@@ -75,6 +76,10 @@ class Cells(Measurement):
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The whole grid."""
         return [unit_of(cell) for cell in cells(spec)]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """An evaluation a cell."""
+        return evaluated(spec, len(cells(spec)))
 
     def missing(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Cells without a result; before the model was loaded once, all."""
