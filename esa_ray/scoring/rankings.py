@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.evaluation.single_weights import sample
 from esa_ray.grid import GRADIENT_SCORE
 from esa_ray.models.naming import find_weight
 from esa_ray.scoring.gather import score_tensors
@@ -15,6 +14,7 @@ from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
 from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
+from esa_ray.scoring.sampling import sample
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.storage.store import Store, ranking_name, samples_name
 
