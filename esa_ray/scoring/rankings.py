@@ -12,7 +12,7 @@ from esa_ray.models.naming import find_weight
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
+from esa_ray.scoring.ranking import Request, combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.sampling import sample
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
@@ -82,17 +82,17 @@ class Rankings:
 
     def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
         """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
-        groups = self.spec.groups
-        drawn: dict[str, Any] = {"seed": seed, "model": self.name, "draws": self.spec.control_draws}
+        groups, draws = self.spec.groups, self.spec.control_draws
         ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
         if not ranked and not described:
-            ranking, stats = ranked_and_described(scores, spec, depth, groups, **drawn)
+            ranking, stats = ranked_and_described(scores, Request(spec, depth, groups, seed, self.name, draws))
             self.store.write("score_stats", name, stats)
             self.store.write("rankings", name, ranking)
         elif not described:
             self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=self.name))
         elif not ranked:
-            self.store.write("rankings", name, rank(scores, spec, depth, groups, **drawn))
+            ranking = rank(scores, spec, depth, groups, seed=seed, model=self.name, draws=draws)
+            self.store.write("rankings", name, ranking)
 
     def _score(self, seed: int, growth: SampleSizes, budget: int | None) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""
