@@ -34,7 +34,7 @@ class Census(Measurement):
             return []
         seed = spec.seeds[0]
         drawn = store.has("samples", samples_name(seed))
-        n = len(store.read("samples", samples_name(seed))) if drawn else spec.fidelity
+        n = len(store.read("samples", samples_name(seed), ["flat"])) if drawn else spec.fidelity
         return [Unit(f"s{seed}-{packet:04d}", (packet,)) for packet in range(math.ceil(n / PACKET))]
 
     def cost(self, spec: StudySpec) -> Cost:

@@ -18,6 +18,7 @@ from esa_ray.spec.metrics import (
     has_magnitude,
     is_data_free,
     is_ensemble,
+    is_of_activations,
     members,
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
@@ -83,6 +84,7 @@ __all__ = [
     "has_magnitude",
     "is_data_free",
     "is_ensemble",
+    "is_of_activations",
     "is_tensor_name",
     "label",
     "members",
