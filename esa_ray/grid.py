@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from esa_ray.identity import IDENTITY_VERSION, digest
@@ -143,6 +144,12 @@ def cells(spec: StudySpec) -> list[Cell]:
             )  # fmt: skip
             found += list(_of_set(spec, base, groups, weights.k, alone=spec.one_by_one))
     return found
+
+
+@lru_cache(maxsize=1)
+def n_cells(spec: StudySpec) -> int:
+    """How many cells a study has, counted once by all that share them."""
+    return len(cells(spec))
 
 
 #: Stands in a cell's place for a kind until the grid fills it.

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
-from esa_ray.grid import Cell, Resolved, cell_id, cells
+from esa_ray.grid import Cell, Resolved, cell_id, cells, n_cells
 from esa_ray.measurements.cost import Cost, evaluated
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
@@ -79,7 +79,7 @@ class Cells(Measurement):
 
     def cost(self, spec: StudySpec) -> Cost:
         """An evaluation a cell."""
-        return evaluated(spec, len(cells(spec)))
+        return evaluated(spec, n_cells(spec))
 
     def missing(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Cells without a result; before the model was loaded once, all."""

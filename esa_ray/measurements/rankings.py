@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.grid import cells, gathered
+from esa_ray.grid import gathered, n_cells
 from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
 from esa_ray.spec import DATA_FREE, LISTED, PROBED, SCORES
@@ -32,7 +32,7 @@ class Rankings(Measurement):
     def cost(self, spec: StudySpec) -> Cost:
         """All scores of one seed share their passes."""
         count, metrics = (len(spec.scores) + len(spec.lists)) * len(spec.seeds), gathered(spec)
-        each, rest = divmod(len(cells(spec)), count)
+        each, rest = divmod(n_cells(spec), count)
         windows = len(spec.seeds) * spec.data.calibration_windows
         return Cost(
             count, f"(each shared by {'about ' * bool(rest)}{each} cells, scored at k={max(spec.topk)})",
