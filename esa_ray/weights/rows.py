@@ -47,6 +47,8 @@ def rows_of(path: Path) -> list[Row]:
         path.stat()
     except OSError as error:
         raise unreadable(f"--weights {path}", error) from None
+    if not path.is_file():
+        raise EsaError(f"--weights {path} is a pipe or a device, and a list is read more than once; write it to a file")
     kind = named(path)
     if kind not in ("csv", "lines", "json", "parquet"):
         raise EsaError(f"--weights {path} is no .csv, .json, .jsonl or .parquet file, nor a study's directory")
