@@ -32,10 +32,11 @@ class Rankings(Measurement):
     def cost(self, spec: StudySpec) -> Cost:
         """All scores of one seed share their passes."""
         count, metrics = (len(spec.scores) + len(spec.lists)) * len(spec.seeds), gathered(spec)
-        each, rest = divmod(n_cells(spec), count)
+        each, rest = divmod(n_cells(spec), max(1, count))
+        shared = f"(each shared by {'about ' * bool(rest)}{each} cells, scored at k={max(spec.topk)})" if count else ""
         windows = len(spec.seeds) * spec.data.calibration_windows
         return Cost(
-            count, f"(each shared by {'about ' * bool(rest)}{each} cells, scored at k={max(spec.topk)})",
+            count, shared,
             forward_passes=windows * bool(metrics - DATA_FREE - PROBED),
             backward_passes=windows * any("backward" in SCORES[m].passes for m in metrics),
             double_backward_passes=windows * max((s.probes or 0 for s in spec.scores), default=0),
