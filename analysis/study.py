@@ -13,7 +13,7 @@ import polars as pl
 from esa_ray.errors import EsaError
 from esa_ray.schema import TABLES
 from esa_ray.storage import tables
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 
 class StudyError(ValueError):
@@ -24,13 +24,13 @@ class StudyError(ValueError):
 class Study:
     """One study as it stood when first read: its resolved spec and its tables."""
 
-    place: Place
+    location: Location
     record: dict[str, Any]
 
     @property
     def directory(self) -> Path | str:
         """Where it lies: a path, or the location of an object store."""
-        return self.place.path or self.place.location
+        return self.location.path or self.location.text
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Study:
         if name not in TABLES:
             raise StudyError(f"no table {name!r} is known here; install the package that adds it")
         try:
-            found = pl.from_arrow(tables.read(self.place, name))
+            found = pl.from_arrow(tables.read(self.location, name))
         except EsaError as error:
             raise StudyError(str(error)) from None
         assert isinstance(found, pl.DataFrame)
@@ -117,11 +117,11 @@ class Study:
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:
-            return json.loads(self.place.read("search.json"))
+            return json.loads(self.location.read("search.json"))
         except FileNotFoundError:
             return None
         except (ValueError, EsaError) as error:
-            raise StudyError(f"{self.place}/search.json can't be read ({error}); delete it and run again") from None
+            raise StudyError(f"{self.location}/search.json can't be read ({error}); delete it and run again") from None
 
     @property
     def expected_cells(self) -> int:
@@ -151,8 +151,8 @@ def load(directory: str | Path) -> Study:
     >>> load("results/quickstart").cells.group_by("group").len()  # doctest: +SKIP
     """
     try:
-        place = Place(directory)
-        record = json.loads(place.read("study.json"))
+        location = Location(directory)
+        record = json.loads(location.read("study.json"))
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{directory} holds no study (no study.json); give the --out-dir of a run") from None
     except EsaError as error:
@@ -161,4 +161,4 @@ def load(directory: str | Path) -> Study:
         raise StudyError(f"{directory}/study.json can't be read: {error}") from None
     if not isinstance(record, dict) or not {"spec", "resolved", "versions"} <= record.keys():
         raise StudyError(f"{directory}/study.json is not what a run wrote; restore it, or choose another directory")
-    return Study(place, record)
+    return Study(location, record)

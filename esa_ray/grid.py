@@ -13,11 +13,11 @@ from esa_ray.spec import (
     DRAWN_CONTROLS,
     LISTED,
     DataSpec,
-    Part,
     PerturbSpec,
     ScoreSpec,
     Spec,
     StudySpec,
+    Subset,
     WeightList,
     members,
 )
@@ -60,7 +60,7 @@ class Cell(Spec):
     seed: int
     group: str
     perturbation: PerturbSpec
-    part: Part | None = None
+    part: Subset | None = None
     repeat: int = 0
     depth: int | None = None
     early_stop: float | None = None
@@ -108,7 +108,7 @@ class Cell(Spec):
 
 
 @dataclass(frozen=True)
-class Resolved:
+class Fingerprints:
     """What a spec left open, as found on the machine that runs it; part of every cell's identity.
 
     ``model`` and ``text`` are content fingerprints; ``dtype`` is never "auto".
@@ -159,7 +159,7 @@ _ANY = PerturbSpec(kind="zero")
 def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *, alone: bool) -> Iterator[Cell]:
     """The cells of one set and its controls: whole, again, in parts, and one by one."""
     treated = groups[0]
-    only = [Part(kind="only", value=i + 1) for i in range(base.k)] if alone else []
+    only = [Subset(kind="only", value=i + 1) for i in range(base.k)] if alone else []
     for perturbation in spec.perturbations:
         for group in groups:
             drawn = depth if group in DRAWN_CONTROLS else None
@@ -171,7 +171,7 @@ def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *,
             yield from (_with(mine, part=p) for p in [*dict.fromkeys(parts), *(only if group == treated else [])])
 
 
-def _realised(part: Part, k: int) -> Part:
+def _realised(part: Subset, k: int) -> Subset:
     """A fraction of k as the whole number of weights that it comes to, so that the row states what was done."""
     return part.model_copy(update={"value": round(part.value * k) / k}) if part.kind.startswith("all_but") else part
 
@@ -181,7 +181,7 @@ def _with(cell: Cell, **changes: Any) -> Cell:
     return cell.model_construct(**{**cell.__dict__, **changes})
 
 
-def cell_id(cell: Cell, data: DataSpec, resolved: Resolved) -> str:
+def cell_id(cell: Cell, data: DataSpec, resolved: Fingerprints) -> str:
     """The cell's identity: 16 hex digits over everything that changes its number and isn't said by a default."""
     return digest(
         {

@@ -4,7 +4,7 @@ The super weights of each block zeroed by themselves, against as many random one
 damage of single blocks is as uneven as the scores, and the block of the first-ranked weight stands out.
 """
 
-from esa_ray.spec import DataSpec, ModelSpec, Part, PerturbSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec, Subset
 
 BLOCKS = 30
 
@@ -18,5 +18,5 @@ def study() -> StudySpec:
         seeds=(1337, 123, 999),
         perturbations=(PerturbSpec(kind="zero"),),
         groups=("super", "random_k"),
-        parts=tuple(Part(kind="layer", value=block) for block in range(BLOCKS)),
+        parts=tuple(Subset(kind="layer", value=block) for block in range(BLOCKS)),
     )

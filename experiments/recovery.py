@@ -5,14 +5,14 @@ sensitive ones. If the hypothesis holds, a tenth of the set restores more than h
 tenth, and next to nothing when it is the last.
 """
 
-from esa_ray.spec import DataSpec, ModelSpec, Part, PerturbSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec, Subset
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)
 
 
 def study() -> StudySpec:
     """Two kinds × three seeds × (whole, random, five fractions from either end): 72 cells."""
-    parts = tuple(Part(kind=kind, value=f) for f in FRACTIONS for kind in ("all_but_first", "all_but_last"))
+    parts = tuple(Subset(kind=kind, value=f) for f in FRACTIONS for kind in ("all_but_first", "all_but_last"))
     return StudySpec(
         name="recovery",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),

@@ -5,11 +5,11 @@ from esa_ray.measurements.cells import unit_of
 
 
 def measure(worker, name, *values):
-    """Measure one unit: a seed's rankings, the baseline, a packet of the census, a block, a protocol's windows."""
+    """Measure one unit: a seed's rankings, the baseline, a packet of single weights, a block, a protocol's windows."""
     stems = {
         "baseline": lambda: "baseline",
         "rankings": lambda seed: f"s{seed}",
-        "census": lambda packet: f"s{worker.spec.seeds[0]}-{packet:04d}",
+        "single_weights": lambda packet: f"s{worker.spec.seeds[0]}-{packet:04d}",
         "blocks": lambda block: f"block-{block:04d}",
         "protocols": lambda names, context, seed: f"{'+'.join(names)}-c{context}-s{seed}",
     }

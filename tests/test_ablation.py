@@ -21,7 +21,7 @@ def zeroed(family, part, layer, expert=None):
     for tensor in catalogue(model).tensors:
         if tensor.layer == layer and any(p.component == LAST[part] for p in tensor.parts):
             with torch.no_grad():
-                owner = tensor.places[0].owner
+                owner = tensor.slots[0].owner
                 weight = tensor.parameter
                 (weight if expert is None else weight[expert]).zero_()
                 if getattr(owner, "bias", None) is not None:

@@ -1,4 +1,4 @@
-"""The census against brute force: strata and inclusion over concatenated scores, predictions and effects in float64."""
+"""Single weights against brute force: strata and inclusion over concatenated scores, predictions and effects in float64."""
 
 import copy
 from collections import Counter
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.evaluation.single_weights import measure, nudged
-from esa_ray.models.addressing import Part, WeightTensor, catalogue
-from esa_ray.models.places import Place
+from esa_ray.models.addressing import FusedPart, WeightTensor, catalogue
+from esa_ray.models.slots import ParameterSlot
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
@@ -59,9 +59,9 @@ class Given(Reading):
 
 def a_tensor(name: str, layer: int, shape: tuple[int, int], *components: str) -> WeightTensor:
     rows = shape[0] // len(components)
-    parts = tuple(Part(c, i * rows, rows, shape[0]) for i, c in enumerate(components))
+    parts = tuple(FusedPart(c, i * rows, rows, shape[0]) for i, c in enumerate(components))
     owner = torch.nn.Linear(shape[1], shape[0], bias=False)
-    return WeightTensor(name, layer, shape, parts, False, False, None, (Place(name, owner, "weight"),))
+    return WeightTensor(name, layer, shape, parts, False, False, None, (ParameterSlot(name, owner, "weight"),))
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def census(request):
     return SimpleNamespace(model=model, windows=windows, drawn=drawn, resumable=Resumable(model, windows))
 
 
-def test_the_census_measures_what_full_forwards_measure_and_leaves_the_model(census):
+def test_the_single_weight_sample_measures_what_full_forwards_measure_and_leaves_the_model(census):
     before = state_bits(census.model)
     table = measure(catalogue(census.model), census.resumable, census.drawn, null_every=1)
     assert state_bits(census.model) == before
@@ -358,7 +358,7 @@ def test_a_single_weight_is_measured_with_as_few_questions_for_many_windows_as_f
     assert counts[0].total() - counts[0]["numpy"] <= 4
 
 
-def test_an_edit_that_the_census_does_not_know_is_refused(census):
+def test_an_edit_that_the_single_weight_sample_does_not_know_is_refused(census):
     with pytest.raises(EsaError, match="no edit 'bit_flip'; give some of zero, sign_flip"):
         measure(catalogue(census.model), census.resumable, census.drawn, ("bit_flip",))
 

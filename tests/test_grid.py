@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from esa_ray.grid import Resolved, cell_id, cells, chunks
+from esa_ray.grid import Fingerprints, cell_id, cells, chunks
 from esa_ray.measurements.plan import plan
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
 
@@ -33,7 +33,7 @@ def test_cells_are_the_whole_product_each_once():
 
 
 def test_every_cell_has_its_own_id_and_its_own_label():
-    found, resolved = cells(study()), Resolved("a", "fp32", "b")
+    found, resolved = cells(study()), Fingerprints("a", "fp32", "b")
     assert len({cell_id(c, DATA, resolved) for c in found}) == len(found)
     assert len({c.label for c in found}) == len(found)
 
@@ -81,7 +81,7 @@ def test_chunks_keep_every_item_in_order_and_none_is_too_long_or_empty(size):
 
 
 def test_the_depth_of_the_ranking_is_part_of_a_drawn_controls_identity_alone():
-    resolved = Resolved("m", "fp32", "t")
+    resolved = Fingerprints("m", "fp32", "t")
     ids = []
     for topk in ((1, 2), (1, 50)):
         spec = study(topk=topk, groups=("super", "random_k", "matched_k", "bottom_k"))
@@ -91,7 +91,7 @@ def test_the_depth_of_the_ranking_is_part_of_a_drawn_controls_identity_alone():
 
 
 def test_several_control_sets_are_cells_of_their_own_and_move_no_id_of_the_first():
-    groups, resolved = ("super", "random_k", "bottom_k"), Resolved("a", "fp32", "b")
+    groups, resolved = ("super", "random_k", "bottom_k"), Fingerprints("a", "fp32", "b")
     one, three = (cells(study(groups=groups, control_draws=n)) for n in (1, 3))
     ids = [{cell_id(c, DATA, resolved) for c in found} for found in (one, three)]
     assert len(ids[1]) == len(three)

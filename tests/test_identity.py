@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import create_model
 
-from esa_ray.grid import Cell, Listed, Resolved, cell_id
+from esa_ray.grid import Cell, Fingerprints, Listed, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import (
     KINDS,
     DataSpec,
     ModelSpec,
-    Part,
     PerturbSpec,
     Protocol,
     ScoreSpec,
     Search,
     Spec,
     StudySpec,
+    Subset,
     WeightList,
     WeightName,
 )
@@ -41,7 +41,7 @@ CELL = Cell(
     depth=100,
 )
 DATA = DataSpec(source="pydoc", window=64, calibration_windows=32, evaluation_windows=8, batch_size=4)
-RESOLVED = Resolved(model="m" * 64, dtype="bf16", text="0123456789abcdef")
+RESOLVED = Fingerprints(model="m" * 64, dtype="bf16", text="0123456789abcdef")
 
 # Written out by hand: what differs from its default, keys sorted at every level, no spaces, the text's content but not
 # its source.
@@ -129,7 +129,7 @@ def test_cell_id_is_pinned():
 def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     cell = Cell(score=ScoreSpec(), k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"))
     assert (
-        cell_id(cell, DataSpec(), Resolved(model="a", dtype="fp32", text="b"))
+        cell_id(cell, DataSpec(), Fingerprints(model="a", dtype="fp32", text="b"))
         == sha256(ZERO_JSON)
         == "264b622ca17b45db"
     )
@@ -141,7 +141,7 @@ DEFAULTS = {
         "score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None, "control_draw": 0,
     },
     Listed: {},
-    Part: {},
+    Subset: {},
     WeightName: {"col": 0, "expert": None},
     PerturbSpec: dict.fromkeys(("strength", "bits", "relative_to", "shared", "adapt", "per", "toward")),
     ScoreSpec: {
@@ -195,10 +195,10 @@ SPECS = [
     DATA,
     LISTED,
     Cell(listed=Listed.of(LISTED), k=2, seed=1, group="listed", perturbation=PerturbSpec.parse("progressive-zero-0.5")),
-    CELL.model_copy(update={"part": Part(kind="only", value=3), "repeat": 2}),
+    CELL.model_copy(update={"part": Subset(kind="only", value=3), "repeat": 2}),
     StudySpec(
         name="s", model=ModelSpec(source="m", trust=("pickle",)), data=DATA, lists=(LISTED,), one_by_one=True,
-        perturbations=(PerturbSpec(kind="zero"),), parts=(Part(kind="layer", value=1),),
+        perturbations=(PerturbSpec(kind="zero"),), parts=(Subset(kind="layer", value=1),),
         protocols=(Protocol.named("smoke"),),
     ),
     StudySpec(
@@ -263,7 +263,7 @@ def test_what_is_left_out_of_an_id_reads_back_as_the_same_question(data):
 )
 def test_everything_that_changes_a_number_changes_the_cell_id(cell, data, resolved):
     changed = cell_id(
-        Cell(**(dict(CELL) | cell)), DataSpec(**(dict(DATA) | data)), Resolved(**(vars(RESOLVED) | resolved))
+        Cell(**(dict(CELL) | cell)), DataSpec(**(dict(DATA) | data)), Fingerprints(**(vars(RESOLVED) | resolved))
     )
     assert changed != cell_id(CELL, DATA, RESOLVED)
 

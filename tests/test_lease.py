@@ -13,13 +13,13 @@ from esa_ray.errors import EsaError
 from esa_ray.host import machine
 from esa_ray.storage import lease
 from esa_ray.storage.lease import BEAT, STALE, Clock, Holder, held, holder
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 from esa_ray.storage.store import RUNNING
 
 
 @pytest.fixture(params=["directory", "bucket"])
 def place(request, tmp_path, bucket):
-    return Place(tmp_path if request.param == "directory" else bucket)
+    return Location(tmp_path if request.param == "directory" else bucket)
 
 
 class Standing(Clock):

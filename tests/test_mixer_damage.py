@@ -91,9 +91,9 @@ def test_a_silenced_sublayer_is_one_with_zeroed_weights(kind):
             for tensor in same.tensors:
                 with torch.no_grad():
                     tensor.parameter.zero_()
-                    for place in tensor.places:
-                        if getattr(place.owner, "bias", None) is not None:
-                            place.owner.bias.zero_()
+                    for slot in tensor.slots:
+                        if getattr(slot.owner, "bias", None) is not None:
+                            slot.owner.bias.zero_()
             intact = evaluate(model, WINDOWS).nll
             with silenced(sublayer):
                 found = evaluate(model, WINDOWS).nll

@@ -15,7 +15,7 @@ from esa_ray.measurements.missing import resolution
 from esa_ray.models.sources import Source
 from esa_ray.schema import TABLES
 from esa_ray.spec import ModelSpec, PerturbSpec, StudySpec
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 from esa_ray.storage.store import Store
 
 FIXED = {
@@ -30,7 +30,7 @@ SPEC = StudySpec(name="s", model=ModelSpec(source="m"), perturbations=(PerturbSp
 
 
 def write_atomically(path, content):
-    Place(path.parent).write(path.name, content)
+    Location(path.parent).write(path.name, content)
 
 
 def everything_under(path) -> set[str]:
@@ -333,7 +333,7 @@ def test_a_bucket_makes_way_too(bucket):
     store.write("rankings", RANKED, [{"metric": "grad_x_weight"}])
     folder = store.make_way(SPEC, FOUND)
     assert store.names("rankings") == []
-    assert store.place.exists(f"{folder}/rankings/{RANKED}.parquet")
+    assert store.location.exists(f"{folder}/rankings/{RANKED}.parquet")
 
 
 def test_a_renamed_directory_holds_the_same_study(tmp_path):

@@ -95,9 +95,9 @@ def test_a_listing_that_missed_a_pack_is_made_anew(tmp_path, monkeypatch):
         store.pack(at_least=1)
         return ["m-failed"]
 
-    monkeypatch.setattr(Store, "names", lambda self, table: real(self.place, table))
+    monkeypatch.setattr(Store, "names", lambda self, table: real(self.location, table))
     monkeypatch.setattr(tables, "names", late)
-    assert tables.read(store.place, "cells", ["k"])["k"].to_pylist() == [0, 1, 2, 3, 4, 99]
+    assert tables.read(store.location, "cells", ["k"])["k"].to_pylist() == [0, 1, 2, 3, 4, 99]
 
 
 def test_a_damaged_file_says_so_across_processes(tmp_path):
@@ -127,16 +127,16 @@ def test_a_pack_that_reads_back_otherwise_deletes_nothing(tmp_path, monkeypatch)
 def test_mending_sets_damaged_files_aside_and_sweeps_what_killed_processes_left(store):
     fill(store, range(3))
     name = tables.file("cells", "m-00001")
-    store.place.write(name, store.place.read(name)[:-9])
-    store.place.write("rankings/x.parquet", b"")
-    local = store.place.path
+    store.location.write(name, store.location.read(name)[:-9])
+    store.location.write("rankings/x.parquet", b"")
+    local = store.location.path
     if local:
         (local / "cells" / ".m-00009.parquet.77.tmp").write_bytes(b"half")
         (local / ".study.json.77.tmp").write_bytes(b"half")
-    assert sorted(store.mend()) == [name, "rankings/x.parquet"]
-    assert store.mend() == []
+    assert sorted(store.quarantine()) == [name, "rankings/x.parquet"]
+    assert store.quarantine() == []
     assert store.cells(["k"])["k"].to_pylist() == [0, 2]
-    assert store.place.exists(name + SET_ASIDE)
+    assert store.location.exists(name + SET_ASIDE)
     if local:
         assert not list(local.rglob("*.tmp"))
 
@@ -144,7 +144,7 @@ def test_mending_sets_damaged_files_aside_and_sweeps_what_killed_processes_left(
 def test_older_files_without_newer_columns_are_read(store):
     fill(store, range(2))
     old = store.read("cells", "m-00000").drop_columns(["worker", "loops"])
-    store.place.write(tables.file("cells", "m-00000"), tables.encoded(old))
+    store.location.write(tables.file("cells", "m-00000"), tables.encoded(old))
     assert store.cells()["worker"].to_pylist() == [None, None]
     assert store.cells(["worker", "k"])["k"].to_pylist() == [0, 1]
 

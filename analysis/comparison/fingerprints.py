@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.comparison.growth import SIDES, Beyond, Measured, collapse, curve
+from analysis.comparison.growth import SIDES, Censored, Measured, collapse, curve
 from analysis.comparison.loading import Comparison, model_name
 from analysis.comparison.quantities import measured, reference
 from analysis.scores.distribution import tensor_sums
@@ -241,7 +241,7 @@ def robustness(comparison: Comparison, share: float = 0.1) -> pl.DataFrame:
             continue
         row: dict[str, Any] = {c: fact[c] for c in ("model", "family", "tuning", "body")}
         reached = curved.reaching(share * level)
-        if isinstance(reached, Beyond):
+        if isinstance(reached, Censored):
             less = reached is SIDES[-1]
             bound = float(curved.weights[0 if less else -1]) / curved.scored
             row |= {"value": bound, "beyond": "less than" if less else "more than"}

@@ -30,7 +30,7 @@ DIVERGED = 1e3
 
 
 @dataclass(frozen=True)
-class Beyond:
+class Censored:
     """A quantity whose value lies beyond what a study tested: it is missing because of what it is."""
 
     why: str
@@ -89,9 +89,9 @@ class Measured:
 
 
 #: Why damage can't be had at some size.
-DIVERGING, HARMLESS = Beyond("sets there diverge"), Beyond("sets there do no damage")
+DIVERGING, HARMLESS = Censored("sets there diverge"), Censored("sets there do no damage")
 #: Why a level isn't reached within what was tested (:meth:`Curve.side`).
-SIDES = {-1: Beyond("the smallest set does more already"), 1: Beyond("the largest set doesn't do as much")}
+SIDES = {-1: Censored("the smallest set does more already"), 1: Censored("the largest set doesn't do as much")}
 
 
 def draws(s: int, w: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ class Curve:
     diverged: np.ndarray
     units: int
 
-    def at(self, weights: float) -> np.ndarray | Beyond:
+    def at(self, weights: float) -> np.ndarray | Censored:
         """ΔNLL of a set of so many weights, from the smallest to the largest tested, between tested ones on logarithmic
         axes, (R + 1,); none beside a set that diverged, nor beside one that does no damage.
         """
@@ -133,7 +133,7 @@ class Curve:
         x, logs = np.log(self.weights), np.log(np.maximum(self.damage, SMALLEST))
         return np.array([np.exp(np.interp(math.log(weights), x, row)) for row in logs])
 
-    def reaching(self, level: np.ndarray) -> np.ndarray | Beyond:
+    def reaching(self, level: np.ndarray) -> np.ndarray | Censored:
         """The smallest number of weights whose damage reaches a level (R + 1,), between tested ones; none beyond them.
 
         Damage is made rising first: a set contains all smaller ones. Where it diverges it has reached any level.

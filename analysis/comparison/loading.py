@@ -13,7 +13,7 @@ import polars as pl
 from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
 from esa_ray.errors import EsaError
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 MODELS: dict[str, Any] = {
     "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String, "parameters": pl.Int64,
@@ -82,11 +82,11 @@ def model_name(study: Study) -> str:
     return study.spec["model"]["source"]
 
 
-def _names(place: Place, directory: str) -> list[str]:
+def _names(location: Location, directory: str) -> list[str]:
     """What lies in a directory of a place; nothing in a file."""
-    if place.path is not None and not (place.path / directory).is_dir():
+    if location.path is not None and not (location.path / directory).is_dir():
         return []
-    return Place(place.at(directory)).names()
+    return Location(location.at(directory)).names()
 
 
 def below(location: str | Path) -> list[str]:
@@ -98,18 +98,18 @@ def below(location: str | Path) -> list[str]:
         If there is none.
     """
     try:
-        place = Place(location)
-        if place.exists("study.json"):
-            return [place.location]
+        here = Location(location)
+        if here.exists("study.json"):
+            return [here.text]
         found = []
-        for name in place.names():
-            if place.exists(f"{name}/study.json"):
-                found.append(str(place.at(name)))
+        for name in here.names():
+            if here.exists(f"{name}/study.json"):
+                found.append(str(here.at(name)))
             else:
                 found += [
-                    str(place.at(f"{name}/{inner}"))
-                    for inner in _names(place, name)
-                    if place.exists(f"{name}/{inner}/study.json")
+                    str(here.at(f"{name}/{inner}"))
+                    for inner in _names(here, name)
+                    if here.exists(f"{name}/{inner}/study.json")
                 ]
     except (EsaError, NotADirectoryError) as error:
         raise StudyError(str(error)) from None
@@ -140,10 +140,10 @@ def compare(
     -------
     >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
     """
-    places = dict.fromkeys(place for location in locations for place in below(location))
-    every = [load(place) for place in places]
+    places = dict.fromkeys(each for location in locations for each in below(location))
+    every = [load(each) for each in places]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
-    begun = tuple(str(study.place) for study in every if study not in studies)
+    begun = tuple(str(study.location) for study in every if study not in studies)
     if not studies:
         raise StudyError("no study there has a baseline and scores yet; run it first")
     found = Comparison(tuple(studies), labels or {})
@@ -166,4 +166,4 @@ def compare(
 
 def _where(studies: Sequence[Study], names: Sequence[str], name: str) -> str:
     """Where the studies of a model are."""
-    return " and ".join(str(study.place) for study, each in zip(studies, names, strict=True) if each == name)
+    return " and ".join(str(study.location) for study, each in zip(studies, names, strict=True) if each == name)

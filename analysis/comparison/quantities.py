@@ -16,7 +16,7 @@ import polars as pl
 
 from analysis.comparison.growth import (
     DIVERGING,
-    Beyond,
+    Censored,
     Curve,
     Damage,
     Measured,
@@ -45,11 +45,11 @@ class Quantity:
 
     name: str
     words: str
-    make: Callable[[Study, Any], Measured | Beyond | None]
+    make: Callable[[Study, Any], Measured | Censored | None]
     most: float = math.inf
 
 
-def _mean(of: pl.Expr, weights: str = "n") -> Callable[[Study, Any], Measured | Beyond | None]:
+def _mean(of: pl.Expr, weights: str = "n") -> Callable[[Study, Any], Measured | Censored | None]:
     """The weighted mean of something over the first score's tensors, seed by seed: the mean over seeds, as it is and
     resampled (of one seed alone nothing can be).
     """
@@ -71,7 +71,7 @@ def _intact(study: Study, _: Any) -> Measured | None:
     return Measured.of(intact(study), len(baseline(study)["nll"]))
 
 
-def _first(study: Study, reference: Reference) -> Measured | Beyond | None:
+def _first(study: Study, reference: Reference) -> Measured | Censored | None:
     """ΔNLL of the smallest set, a weight of it."""
     found = curve(study, reference.damage)
     if found is None:
@@ -79,12 +79,12 @@ def _first(study: Study, reference: Reference) -> Measured | Beyond | None:
     return DIVERGING if found.diverged[0] else Measured.of(found.damage[:, 0] / found.weights[0], found.units)
 
 
-def _at_count(study: Study, reference: Reference) -> Measured | Beyond | None:
+def _at_count(study: Study, reference: Reference) -> Measured | Censored | None:
     found = curve(study, reference.damage)
     return None if found is None or reference.weights is None else _at(found, reference.weights)
 
 
-def _at_fraction(study: Study, reference: Reference) -> Measured | Beyond | None:
+def _at_fraction(study: Study, reference: Reference) -> Measured | Censored | None:
     found = curve(study, reference.damage)
     if found is None or reference.fraction is None:
         return None
@@ -92,20 +92,20 @@ def _at_fraction(study: Study, reference: Reference) -> Measured | Beyond | None
     return _at(found, float(np.clip(reference.fraction * found.scored, found.weights[0], found.weights[-1])))
 
 
-def _at(found: Curve, weights: float) -> Measured | Beyond | None:
+def _at(found: Curve, weights: float) -> Measured | Censored | None:
     values = found.at(weights)
-    return values if isinstance(values, Beyond) else Measured.of(values, found.units)
+    return values if isinstance(values, Censored) else Measured.of(values, found.units)
 
 
-def _collapsed(share: float, *, fraction: bool = False) -> Callable[[Study, Any], Measured | Beyond | None]:
+def _collapsed(share: float, *, fraction: bool = False) -> Callable[[Study, Any], Measured | Censored | None]:
     """Weights, or their fraction of those scored, that do a share of the damage of a uniform guess."""
 
-    def make(study: Study, reference: Reference) -> Measured | Beyond | None:
+    def make(study: Study, reference: Reference) -> Measured | Censored | None:
         found, level = curve(study, reference.damage), collapse(study)
         if found is None or level is None:
             return None
         weights = found.reaching(share * level)
-        if isinstance(weights, Beyond):
+        if isinstance(weights, Censored):
             return weights
         return Measured.of(weights / found.scored if fraction else weights, found.units)
 
@@ -175,7 +175,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @lru_cache(maxsize=4)
-def _made(comparison: Comparison) -> dict[tuple[str, str], Measured | Beyond]:
+def _made(comparison: Comparison) -> dict[tuple[str, str], Measured | Censored]:
     at = reference(comparison)
     every = ((q.name, model_name(s), q.make(s, at)) for s in comparison.studies for q in QUANTITIES)
     return {(quantity, model): made for quantity, model, made in every if made is not None}
@@ -194,7 +194,7 @@ def lost(comparison: Comparison, quantity: str, models: Sequence[str]) -> dict[s
     found = {}
     for model in models:
         made = _made(comparison).get((quantity, model))
-        if isinstance(made, Beyond):
+        if isinstance(made, Censored):
             found[model] = made.why
         elif made is not None and made.value <= 0:
             found[model] = "it isn't positive"

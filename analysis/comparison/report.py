@@ -21,7 +21,7 @@ from analysis.report.parts import Section
 from analysis.report.terminal import MARKS
 from analysis.run.progress import progress
 from analysis.run.progress import unfinished as is_unfinished
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 #: Parts of the specs that may differ between studies, and are told.
 TOLD = ("topk", "seeds", "perturbations", "groups")
@@ -62,25 +62,25 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def write_comparison(comparison: Comparison, place: Place) -> Path | str:
+def write_comparison(comparison: Comparison, location: Location) -> Path | str:
     """Write ``compare.html`` and return where it is."""
     html = environment().get_template("compare.html.j2").render(_context(comparison))
-    place.write("compare.html", html.encode())
-    return place.at("compare.html")
+    location.write("compare.html", html.encode())
+    return location.at("compare.html")
 
 
-def save_comparison_figures(comparison: Comparison, place: Place) -> Path | str:
+def save_comparison_figures(comparison: Comparison, location: Location) -> Path | str:
     """Write every figure as SVG and PNG into ``figures/``; returns where that is."""
-    return save_charts(styled(figures(comparison)), place)
+    return save_charts(styled(figures(comparison)), location)
 
 
-def save_tables(comparison: Comparison, place: Place) -> Path | str:
+def save_tables(comparison: Comparison, location: Location) -> Path | str:
     """Write every table as LaTeX into ``tables/``; returns where that is."""
     for section in sections(comparison, set()):
         for number, table in enumerate(section.tables, 1):
             if table.rows:
-                place.write(f"tables/{file_name(section, number, table)}", latex(table).encode())
-    return place.at("tables")
+                location.write(f"tables/{file_name(section, number, table)}", latex(table).encode())
+    return location.at("tables")
 
 
 def print_answers(comparison: Comparison, console: Console) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.fidelity.census import ORDERS, RESAMPLES, Census, censuses, centred, noise_floor_of, percentile
+from analysis.fidelity.single_weights import (
+    ORDERS,
+    RESAMPLES,
+    SingleWeights,
+    centred,
+    noise_floor_of,
+    percentile,
+    single_weight_samples,
+)
 from analysis.statistics.inference import weighted_correlation
 from analysis.study import Study
 
@@ -46,10 +54,10 @@ FLOOR: dict[str, Any] = _WHAT | {
 }  # fmt: skip
 
 
-def _predictors(census: Census) -> dict[str, np.ndarray]:
+def _predictors(sample: SingleWeights) -> dict[str, np.ndarray]:
     """Scores by name, and signed predictions by order, of every weight; NaN where one isn't defined for its tensor."""
-    found = {name: census.scores[:, i] for i, name in enumerate(census.metrics)}
-    return {name: v for name, v in (found | census.predicted).items() if np.isfinite(v).sum() > 2}
+    found = {name: sample.scores[:, i] for i, name in enumerate(sample.metrics)}
+    return {name: v for name, v in (found | sample.predicted).items() if np.isfinite(v).sum() > 2}
 
 
 def _groups(x: np.ndarray) -> np.ndarray:
@@ -77,36 +85,36 @@ def _spearmans(predictors: list[np.ndarray], y: np.ndarray, counts: np.ndarray) 
 
 @lru_cache(maxsize=8)
 def fidelity_correlations(study: Study) -> pl.DataFrame:
-    """One row per census, score, outcome and population: Spearman's ρ of the score with what was measured.
+    """One row per sample, score, outcome and population: Spearman's ρ of the score with what was measured.
 
     ``outcome`` is ``|ΔNLL|`` or ``ΔNLL`` per token; ``speaks_of`` is "all weights" or "sample". Predictions stand
     beside the scores as metrics ``first_order`` and ``second_order``: their size against |ΔNLL|, themselves
-    against ΔNLL. ``low`` and ``high`` are a 95% bootstrap interval (:func:`analysis.fidelity.census.centred`). It is
+    against ΔNLL. ``low`` and ``high`` are a 95% bootstrap interval (:func:`analysis.fidelity.single_weights.centred`). It is
     about ΔNLL as measured on so many windows, whose noise lowers ρ: more windows may show more.
     """
-    return pl.DataFrame([row for c in censuses(study) for row in _correlations(c)], schema=CORRELATIONS)
+    return pl.DataFrame([row for c in single_weight_samples(study) for row in _correlations(c)], schema=CORRELATIONS)
 
 
-def _correlations(census: Census) -> list[dict[str, Any]]:
+def _correlations(sample: SingleWeights) -> list[dict[str, Any]]:
     rng, rows = np.random.default_rng(0), []
-    draws = [(census.draw_windows(rng), census.draw_weights(rng)) for _ in range(RESAMPLES)]
-    predictors = _predictors(census)
-    ones = np.ones(len(census))
+    draws = [(sample.draw_windows(rng), sample.draw_weights(rng)) for _ in range(RESAMPLES)]
+    predictors = _predictors(sample)
+    ones = np.ones(len(sample))
     for outcome, shape in (("|ΔNLL|", np.abs), ("ΔNLL", lambda x: x)):
         sized = [shape(v) if name in ORDERS else v for name, v in predictors.items()]
         ranked = [np.where(np.isfinite(v), _groups(v), -1) for v in sized]
-        resampled = [_groups(shape(census.measured(windows))) for windows, _ in draws]
-        for speaks_of, base in (("all weights", 1 / census.inclusion), ("sample", ones)):
-            found = _spearmans(ranked, _groups(shape(census.measured())), base)
+        resampled = [_groups(shape(sample.measured(windows))) for windows, _ in draws]
+        for speaks_of, base in (("all weights", 1 / sample.inclusion), ("sample", ones)):
+            found = _spearmans(ranked, _groups(shape(sample.measured())), base)
             boots = np.array(
                 [_spearmans(ranked, y, base * m) for y, (_, m) in zip(resampled, draws, strict=True)]
             )  # fmt: skip
             for i, metric in enumerate(predictors):
                 interval = centred(found[i], boots[:, i], correlation=True)
-                rows.append(census.what | {
+                rows.append(sample.what | {
                     "metric": metric, "outcome": outcome, "speaks_of": speaks_of, "spearman": found[i],
                     "low": interval.low, "high": interval.high, "n": int((ranked[i] >= 0).sum()),
-                    "diverged": census.diverged,
+                    "diverged": sample.diverged,
                 })  # fmt: skip
     return rows
 
@@ -130,24 +138,24 @@ def _worst(damage: np.ndarray, m: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def precision_at(study: Study) -> pl.DataFrame:
-    """One row per census, score and m: of the m sampled weights that raise the loss most, the share in its top m.
+    """One row per sample, score and m: of the m sampled weights that raise the loss most, the share in its top m.
 
     It speaks of the sample, unweighted; m runs over :data:`TOP` up to a third of the sample, ``chance`` is m/n. The
     interval resamples windows alone, with what is most damaging found anew. Predictions rank by their signed value.
     """
     rows: list[dict[str, Any]] = []
-    for census in censuses(study):
+    for sample in single_weight_samples(study):
         rng = np.random.default_rng(0)
-        y = [census.measured(), *(census.measured(census.draw_windows(rng)) for _ in range(RESAMPLES))]
-        for m in (m for m in TOP if m <= len(census) / 3):
+        y = [sample.measured(), *(sample.measured(sample.draw_windows(rng)) for _ in range(RESAMPLES))]
+        for m in (m for m in TOP if m <= len(sample) / 3):
             worst = np.array([_worst(damage, m) for damage in y])
-            for metric, score in _predictors(census).items():
+            for metric, score in _predictors(sample).items():
                 # What a score isn't defined for, it can't find.
                 values = worst @ in_top(np.where(np.isfinite(score), score, -np.inf), m) / m
                 interval = centred(values[0], values[1:])
-                rows.append(census.what | {
+                rows.append(sample.what | {
                     "metric": metric, "m": m, "precision": values[0], "low": interval.low, "high": interval.high,
-                    "chance": m / len(census), "n": len(census),
+                    "chance": m / len(sample), "n": len(sample),
                 })  # fmt: skip
     return pl.DataFrame(rows, schema=PRECISION)
 
@@ -172,41 +180,41 @@ def theil_sen(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, count: int
 
 @lru_cache(maxsize=8)
 def calibration(study: Study) -> pl.DataFrame:
-    """One row per census and order of prediction: the robust line of measured on predicted ΔNLL, signed.
+    """One row per sample and order of prediction: the robust line of measured on predicted ΔNLL, signed.
 
     A prediction that is right on average has slope 1 and intercept 0 (nats per token). Theil and Sen's line over
     the sampled weights, unweighted, whose |prediction| is above the noise floor: below it the measurement is
     arithmetic. Choosing by the prediction, not by the measurement, leaves the line unbiased.
     """
     rows: list[dict[str, Any]] = []
-    for census in censuses(study):
-        floor = noise_floor_of(study, census)[0] or 0.0
-        for order, predicted in census.predicted.items():
-            row: dict[str, Any] = census.what | {"order": order}
+    for sample in single_weight_samples(study):
+        floor = noise_floor_of(study, sample)[0] or 0.0
+        for order, predicted in sample.predicted.items():
+            row: dict[str, Any] = sample.what | {"order": order}
             used = np.flatnonzero(np.abs(np.nan_to_num(predicted)) > floor)
             if not np.isfinite(predicted).any():
                 continue
             if len(used) < 10:
                 row |= {"n": len(used), "why_not": f"{len(used)} predictions are above the noise floor"}
             else:
-                row |= {"n": len(used)} | _line(census, predicted, used)
+                row |= {"n": len(used)} | _line(sample, predicted, used)
             rows.append(row)
     return pl.DataFrame(rows, schema=CALIBRATION)
 
 
-def _resampled(census: Census, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(sample: SingleWeights, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One bootstrap sample: indices of weights, and the measurement of every weight on resampled windows."""
-    return np.repeat(np.arange(len(census)), census.draw_weights(rng).astype(int)), census.measured(
-        census.draw_windows(rng)
+    return np.repeat(np.arange(len(sample)), sample.draw_weights(rng).astype(int)), sample.measured(
+        sample.draw_windows(rng)
     )
 
 
-def _line(census: Census, predicted: np.ndarray, used: np.ndarray) -> dict[str, float]:
+def _line(sample: SingleWeights, predicted: np.ndarray, used: np.ndarray) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    slope, intercept = theil_sen(predicted[used], census.measured()[used], rng)
+    slope, intercept = theil_sen(predicted[used], sample.measured()[used], rng)
     boots = []
     for _ in range(RESAMPLES):
-        at, y = _resampled(census, rng)
+        at, y = _resampled(sample, rng)
         at = at[np.isin(at, used)]
         boots.append(theil_sen(predicted[at], y[at], rng) if len(at) > 1 else (np.nan, np.nan))
     slopes, intercepts = (percentile(b) for b in np.array(boots).T)
@@ -218,31 +226,31 @@ def _line(census: Census, predicted: np.ndarray, used: np.ndarray) -> dict[str, 
 
 @lru_cache(maxsize=8)
 def calibration_deciles(study: Study) -> pl.DataFrame:
-    """One row per census, order and decile of |prediction| in the sample: the median of measured ÷ predicted.
+    """One row per sample, order and decile of |prediction| in the sample: the median of measured ÷ predicted.
 
     1 is right, 0 no effect, below 0 the wrong sign. ``predicted`` and ``measured`` are medians of absolute values in
     nats per token, ``same_sign`` the share whose sign was foretold, ``above_floor`` whether the decile's median
     prediction is above the noise floor. Unweighted: it speaks of the sample.
     """
     rows: list[dict[str, Any]] = []
-    for census in censuses(study):
-        floor = noise_floor_of(study, census)[0] or 0.0
-        for order, predicted in census.predicted.items():
+    for sample in single_weight_samples(study):
+        floor = noise_floor_of(study, sample)[0] or 0.0
+        for order, predicted in sample.predicted.items():
             if np.abs(np.nan_to_num(predicted)).any():
                 rows += [
-                    census.what | {"order": order, "above_floor": d["predicted"] > floor} | d
-                    for d in _deciles(census, predicted)
+                    sample.what | {"order": order, "above_floor": d["predicted"] > floor} | d
+                    for d in _deciles(sample, predicted)
                 ]
     return pl.DataFrame(rows, schema=DECILES)
 
 
-def _deciles(census: Census, predicted: np.ndarray) -> list[dict[str, Any]]:
-    size, y = np.abs(np.nan_to_num(predicted)), census.measured()
+def _deciles(sample: SingleWeights, predicted: np.ndarray) -> list[dict[str, Any]]:
+    size, y = np.abs(np.nan_to_num(predicted)), sample.measured()
     ascending = np.argsort(size, kind="stable")[(size == 0).sum() :]
     decile = np.full(len(size), -1)
     decile[ascending] = np.arange(len(ascending)) * 10 // len(ascending)
     rng = np.random.default_rng(0)
-    draws = [_resampled(census, rng) for _ in range(RESAMPLES)]
+    draws = [_resampled(sample, rng) for _ in range(RESAMPLES)]
     rows = []
     for number in np.unique(decile[decile >= 0]):
         mine = decile == number
@@ -259,26 +267,26 @@ def _deciles(census: Census, predicted: np.ndarray) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def above_noise(study: Study) -> pl.DataFrame:
-    """One row per census: the noise floor, and the share of weights whose |ΔNLL| per token is above it.
+    """One row per sample: the noise floor, and the share of weights whose |ΔNLL| per token is above it.
 
     ``share_all`` estimates it for all weights (1/inclusion) with its 95% interval; ``share_sample`` is the sample's.
     """
     rows: list[dict[str, Any]] = []
-    for census in censuses(study):
-        floor, nulls = noise_floor_of(study, census)
-        row = census.what | {"floor": floor, "null_edits": nulls, "n": len(census)}
+    for sample in single_weight_samples(study):
+        floor, nulls = noise_floor_of(study, sample)
+        row = sample.what | {"floor": floor, "null_edits": nulls, "n": len(sample)}
         if floor is not None:
-            row |= _shares(census, floor)
+            row |= _shares(sample, floor)
         rows.append(row)
     return pl.DataFrame(rows, schema=FLOOR)
 
 
-def _shares(census: Census, floor: float) -> dict[str, float]:
-    rng, base = np.random.default_rng(0), 1 / census.inclusion
-    above, boots = np.abs(census.measured()) > floor, []
+def _shares(sample: SingleWeights, floor: float) -> dict[str, float]:
+    rng, base = np.random.default_rng(0), 1 / sample.inclusion
+    above, boots = np.abs(sample.measured()) > floor, []
     for _ in range(RESAMPLES):
-        counts = base * census.draw_weights(rng)
-        over = np.abs(census.measured(census.draw_windows(rng))) > floor
+        counts = base * sample.draw_weights(rng)
+        over = np.abs(sample.measured(sample.draw_windows(rng))) > floor
         boots.append(float(counts @ over / counts.sum()))
     share = float(base @ above / base.sum())
     interval = centred(share, np.array(boots))

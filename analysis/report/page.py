@@ -146,5 +146,5 @@ def context(study: Study) -> dict[str, Any]:
 def write_report(study: Study) -> Path | str:
     """Write ``report.html`` into the study's place and return where it is."""
     html = environment().get_template("report.html.j2").render(context(study))
-    study.place.write("report.html", html.encode())
-    return study.place.at("report.html")
+    study.location.write("report.html", html.encode())
+    return study.location.at("report.html")

@@ -11,7 +11,7 @@ from analysis.report.parts import Section
 from analysis.study import Study
 from esa_ray import extensions
 
-Part = Literal["damage", "weights", "run"]
+Subset = Literal["damage", "weights", "run"]
 Answer = Callable[[Study], Section | None]
 Drawing = Callable[[Study], Chart | None]
 
@@ -20,7 +20,7 @@ Drawing = Callable[[Study], Chart | None]
 class Question:
     """A section of one part of the report: what writes it, and what draws its figures."""
 
-    part: Part
+    part: Subset
     answer: Answer
     figures: tuple[Drawing, ...] = ()
 
@@ -29,7 +29,7 @@ class Question:
 QUESTIONS: dict[str, Question] = {}
 
 
-def question(part: Part, *figures: Drawing) -> Callable[[Answer], Answer]:
+def question(part: Subset, *figures: Drawing) -> Callable[[Answer], Answer]:
     """Register what writes a section, and what draws its figures; they are known by their functions' names.
 
     ``answer(study)`` gives the section, or None without data; a figure gives a chart, or None. A section names its
@@ -52,7 +52,7 @@ def question(part: Part, *figures: Drawing) -> Callable[[Answer], Answer]:
     return registered
 
 
-def answered(study: Study, drawn: set[str], part: Part | None = None) -> list[Section]:
+def answered(study: Study, drawn: set[str], part: Subset | None = None) -> list[Section]:
     """Every section that a study has data for, with the figures that were drawn and the tables that have rows.
 
     Raises

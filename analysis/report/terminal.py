@@ -12,7 +12,7 @@ from rich.table import Table
 
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
-from analysis.fidelity.census import ORDERS
+from analysis.fidelity.single_weights import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
 from analysis.names import GROUP_ORDER, first_score
 from analysis.report import wording

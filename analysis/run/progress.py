@@ -36,5 +36,5 @@ def _missing(study: Study) -> dict[str, int]:
         ranked = study.rankings.select("metric", "mode", "seed").n_unique()
         wanted = (len(study.spec["scores"]) + len(study.spec.get("lists", ()))) * len(study.spec["seeds"])
         return {"rankings missing": max(wanted - ranked, 0)}
-    store = Store(study.place.location)
+    store = Store(study.location.text)
     return {f"{name} missing": m.left(spec, store) for name, m in MEASUREMENTS.items() if name != "cells"}

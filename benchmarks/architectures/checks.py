@@ -27,7 +27,7 @@ from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.blocks import context
 from esa_ray.models.known import facts, hollow
 from esa_ray.models.load import load_model, load_tokenizer
-from esa_ray.models.places import bits, weight_places
+from esa_ray.models.slots import bits, weight_slots
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import Resumable
@@ -165,7 +165,7 @@ def coverage(subject: Subject) -> Coverage:
     weights, other = subject.weights, sum(subject.weights.unknown.values())
     whole = addressed = 0
     lost = []
-    for places in weight_places(subject.model):
+    for places in weight_slots(subject.model):
         name, parameter = places[0].name, places[0].parameter
         whole += parameter.numel()
         addressed += parameter.numel() if name in weights.by_name else 0
@@ -217,7 +217,7 @@ def scores(subject: Subject) -> str:
 def activations(subject: Subject) -> str:
     """√(N/n)·|W|·‖X‖ of every matrix and expert that saw n of N tokens: by hooks, and by products beneath them."""
     tensors = [t for t in subject.weights.tensors if len(t.shape) > 1 and not _unmultiplied(t)]
-    linear = [t.name for t in tensors if type(t.places[0].owner).__name__ in ("Linear", "Conv1D")]
+    linear = [t.name for t in tensors if type(t.slots[0].owner).__name__ in ("Linear", "Conv1D")]
     hooks = references.hooked(subject.plain, linear, subject.calibration)
     each = {t.name: t.rows * t.cols for t in tensors}
     products = references.multiplied(subject.plain, each, subject.calibration)

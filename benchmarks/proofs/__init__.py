@@ -139,7 +139,7 @@ def _only(before: Tensor, after: Tensor, axis: int, *wanted: int) -> str | None:
 
 def _channel(edit: Edit) -> str:
     """Exactly that channel of what the module gives out."""
-    owner, after, key = edit.tensor.places[0].owner, edit.seen(), (edit.tensor.name, edit.expert)
+    owner, after, key = edit.tensor.slots[0].owner, edit.seen(), (edit.tensor.name, edit.expert)
     pairs: list[tuple[Tensor, Tensor]] = []
     if owner in edit.before.outputs:
         pairs = list(zip(edit.before.outputs[owner], after.outputs[owner], strict=True))

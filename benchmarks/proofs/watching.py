@@ -143,7 +143,7 @@ class Watched:
         return seen
 
     def _owners(self) -> set[nn.Module]:
-        return {place.owner for tensor in self.catalogue.tensors for place in tensor.places}
+        return {slot.owner for tensor in self.catalogue.tensors for slot in tensor.slots}
 
     def _blocks(self) -> Iterator[tuple[int, nn.Module]]:
         names = {t.name: t.layer for t in self.catalogue.tensors if t.layer is not None}

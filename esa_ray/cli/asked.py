@@ -12,7 +12,7 @@ import typer
 from esa_ray.cli import parsing, spec_files
 from esa_ray.errors import EsaError
 from esa_ray.spec import StudySpec
-from esa_ray.storage.location import Place, below, last_part
+from esa_ray.storage.location import Location, below, last_part
 
 #: What of ``run`` says how and where; all else says what the study is, as a file of --spec does.
 HOW = frozenset({
@@ -60,7 +60,7 @@ def described(o: SimpleNamespace, **more: Any) -> list[tuple[StudySpec, str]]:
 def read_studies(o: SimpleNamespace) -> list[tuple[StudySpec, str]]:
     """The studies of a file, and where each goes: several to a directory each below ``--out-dir``."""
     if o.out_dir:
-        Place(o.out_dir)  # one that can't be, or holds a key, is refused before anything shows it
+        Location(o.out_dir)  # one that can't be, or holds a key, is refused before anything shows it
     name = parsing.slug(last_part(o.out_dir)) if o.out_dir else None
     specs = spec_files.read(o.spec, name=name, trust=parsing.items(o.trust))
     if not o.out_dir:

@@ -16,7 +16,7 @@ from esa_ray.cli.wording import OPTIONS, told
 from esa_ray.errors import EsaError
 from esa_ray.identity import digest
 from esa_ray.spec import KINDS, PROBED, PROTOCOLS, SCORES, Kind, Mode, PerturbSpec, Protocol, StudySpec, members, tasks
-from esa_ray.storage.location import Place, below, last_part
+from esa_ray.storage.location import Location, below, last_part
 
 
 def items(text: str) -> list[str]:
@@ -141,7 +141,7 @@ def places(sources: list[str], out_dir: str | None) -> list[str | None]:
     if len(set(sources)) < len(sources):
         raise EsaError("--model names a model twice; leave one out")
     if out_dir is not None:
-        Place(out_dir)  # one that can't be, or holds a key, is refused before anything shows it
+        Location(out_dir)  # one that can't be, or holds a key, is refused before anything shows it
     if out_dir is None or len(sources) == 1:
         return [out_dir] * len(sources)
     names = [slug(Path(source).name) for source in sources]

@@ -10,7 +10,7 @@ from esa_ray.cli import options, parsing
 from esa_ray.cli.app import app, console
 from esa_ray.cli.show import opened, show_comparison, show_results
 from esa_ray.errors import EsaError
-from esa_ray.storage.location import Place, below
+from esa_ray.storage.location import Location, below
 
 
 @app.command(epilog="Example: esa report results/quickstart")
@@ -74,10 +74,10 @@ def studies_at(location: str | None, command: str) -> list[str]:
     """The study that lies at a location, or those of several models that lie below it."""
     if location is None:
         raise EsaError(f"which study? Give its directory, as in: esa {command} results/quickstart")
-    place = Place(location)
-    if place.exists("study.json"):
+    here = Location(location)
+    if here.exists("study.json"):
         return [location]
-    return [below(location, name) for name in place.names() if place.exists(f"{name}/study.json")] or [location]
+    return [below(location, name) for name in here.names() if here.exists(f"{name}/study.json")] or [location]
 
 
 def show_status(location: str) -> int:
@@ -88,12 +88,12 @@ def show_status(location: str) -> int:
 
     with opened(location) as study:
         counts, pace = analysis.progress(study), analysis.pace(study)
-    console.out(f"{'study':<18}{study.place}")
+    console.out(f"{'study':<18}{study.location}")
     for name, value in counts.items():
         if name.endswith(" missing") and not value:  # most studies ask for few of the measurements
             continue
         console.out(f"{name:<18}{value}")
-    if working := holder(study.place):
+    if working := holder(study.location):
         gone = ", which is gone: run the same command again" if working.gone else ""
         console.out(f"{'computed by':<18}{working}{gone}")
     for name, fact in pace.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 if TYPE_CHECKING:
     from analysis import Study
@@ -106,8 +106,8 @@ def show_results(directory: str | Path, *, save_plots: bool = False, brief: bool
         if not brief:
             analysis.print_summary(study, console)
         if "stability" in study.spec["analyses"]:
-            study.place.write("stability.csv", analysis.jaccard(study).write_csv().encode())
-            console.out(f"seeds    {study.place}/stability.csv")
+            study.location.write("stability.csv", analysis.jaccard(study).write_csv().encode())
+            console.out(f"seeds    {study.location}/stability.csv")
         if save_plots:
             console.out(f"figures  {analysis.save_figures(study)}")
         console.out(f"report   {report}")
@@ -121,7 +121,7 @@ def show_comparison(
     from analysis.comparison import compare, report
 
     with reading(out_dir):
-        found, place = compare(locations, labels, sizes), Place(out_dir)
+        found, place = compare(locations, labels, sizes), Location(out_dir)
         written = report.write_comparison(found, place)
         report.print_answers(found, console)
         if save_plots:

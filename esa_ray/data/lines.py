@@ -65,7 +65,7 @@ class Text:
         return text
 
 
-class Part(io.RawIOBase):
+class FilePart(io.RawIOBase):
     """The next bytes of a stream as one of their own, of which nothing is read before it is asked for."""
 
     def __init__(self, stream: IO[bytes], size: int):

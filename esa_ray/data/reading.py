@@ -16,7 +16,7 @@ from esa_ray.data.faults import Fault
 from esa_ray.data.files import readable
 from esa_ray.data.formats import Format, format_of, opened
 from esa_ray.data.json_rows import json_lines, json_values
-from esa_ray.data.lines import Part, Text
+from esa_ray.data.lines import FilePart, Text
 from esa_ray.data.pieces import Piece
 from esa_ray.errors import EsaError
 from esa_ray.spec import DataSpec
@@ -105,7 +105,7 @@ def _rows(path: Path, found: Format, piece: Piece, column: str) -> Iterator[tupl
     with opened(path, found.compression) as stream:
         if found.cuttable:
             stream.seek(piece.start)
-            stream = io.BufferedReader(Part(stream, piece.stop - piece.start))
+            stream = io.BufferedReader(FilePart(stream, piece.stop - piece.start))
         # A mark of the encoding can only stand at the beginning.
         text = Text(stream, "utf-8" if piece.start else found.encoding, newline="" if found.kind == "csv" else None)
         if found.kind == "lines":

@@ -12,7 +12,7 @@ from esa_ray.doctor.finding import GB, Finding, size
 from esa_ray.errors import EsaError
 from esa_ray.host.disk import nearest, unwritable
 from esa_ray.host.home import known
-from esa_ray.storage.location import Place, is_uri
+from esa_ray.storage.location import Location, is_uri
 
 #: Free space below which a place is worth a word: results are small; converted models and files of scores aren't.
 ROOM = {"results": GB // 10, "temporary": 5 * GB, "cache": 2 * GB}
@@ -43,7 +43,7 @@ def results(location: str) -> Finding:
         return place("results", Path(location))
     name = f".esa-doctor-{uuid.uuid4().hex}"
     try:
-        where = Place(location)
+        where = Location(location)
         where.write(name, b"x")
         where.delete([name])
     except EsaError as error:

@@ -138,7 +138,7 @@ def start(placement: Placement, *, memory_budget: int | None = None, **arguments
     """Start the model actors of a study.
 
     They come back by themselves, and their calls aren't repeated by Ray: who called gives the work to another one
-    (:mod:`esa_ray.engine.crew`). ``memory_budget`` are the bytes above the weights that scoring may take on any one
+    (:mod:`esa_ray.engine.dispatch`). ``memory_budget`` are the bytes above the weights that scoring may take on any one
     device of each; None leaves it to the placement.
     """
     remote = ray.remote(ModelActor)

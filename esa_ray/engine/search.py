@@ -72,10 +72,10 @@ def cost(place: int, length: int, damage: float, target: float) -> float:
 class SearchTrial(CellTrial):
     """Runs all seeds' cells of one candidate that Tune proposes."""
 
-    def setup(self, config: dict[str, Any], crews: Any = None, seats: Any = None, ladders: Any = None,
+    def setup(self, config: dict[str, Any], handles: Any = None, scheduler: Any = None, ladders: Any = None,
               baseline: float = 0.0, target: float = 0.0) -> None:  # fmt: skip
         """Keep the handles, the ladders and what is searched for."""
-        super().setup(config, crews, seats)
+        super().setup(config, handles, scheduler)
         self.config, self.ladders, self.baseline, self.target = config, ladders, baseline, target
 
     def step(self) -> dict[str, Any]:

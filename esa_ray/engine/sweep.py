@@ -17,7 +17,7 @@ from ray import tune
 
 from esa_ray import data
 from esa_ray.engine import cluster, search
-from esa_ray.engine.crew import PATIENCE, TRIES, Job, dismiss, share_out
+from esa_ray.engine.dispatch import PATIENCE, TRIES, Job, dismiss, share_out
 from esa_ray.engine.placement import Placement
 from esa_ray.engine.tracking import callbacks
 from esa_ray.engine.trial import CellTrial
@@ -153,7 +153,7 @@ def _once(action: Callable[[], None]) -> Callable[[], None]:
 def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how: Options, listeners: list) -> None:
     """Compute what studies lack whose models fit the cluster together."""
     with ExitStack() as stack:
-        leases = [stack.enter_context(lease.held(work.store.place, reporter.say)) for work in works]
+        leases = [stack.enter_context(lease.held(work.store.location, reporter.say)) for work in works]
 
         for work in works:  # what another driver stored until now
             work.look()
@@ -170,8 +170,8 @@ def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how
                 raise EsaError(sentence)
 
         for work in works:
-            for name in work.store.mend():
-                reporter.say(f"{work.store.place}/{name} is damaged and set aside; what it held is computed anew")
+            for name in work.store.quarantine():
+                reporter.say(f"{work.store.location}/{name} is damaged and set aside; what it held is computed anew")
             work.store.pack()
         try:
             for work, placement in zip(works, placements, strict=True):
@@ -185,7 +185,7 @@ def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how
             _afterwards(works, reporter, check)
         finally:
             for work in works:
-                dismiss(work.crew.actors)
+                dismiss(work.actors.handles)
         for work in works:
             work.store.pack()
             work.store.sweep()
@@ -193,15 +193,17 @@ def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how
 
 def _share(works: list[Work], phase: str, jobs: list[list[Job]], reporter: Reporter, check: Callable) -> list[list]:
     reporter.phase(phase, sum(map(len, jobs)))
-    return share_out([work.crew for work in works], jobs, reporter, check)
+    return share_out([work.actors for work in works], jobs, reporter, check)
 
 
 def _prepare(works: list[Work], reporter: Reporter, check: Callable[[], None]) -> None:
     """Models loaded, rankings and baselines stored."""
-    loading: list[list[Job]] = [[("describe", ())] * len(work.crew.actors) for work in works]
+    loading: list[list[Job]] = [[("describe", ())] * len(work.actors.handles) for work in works]
     for work, found in zip(works, _share(works, "loading", loading, reporter, check), strict=True):
         if former := work.described(found[0]):
-            reporter.say(f"what another command left in {work.store.place} and this one can't use is now in {former}")
+            reporter.say(
+                f"what another command left in {work.store.location} and this one can't use is now in {former}"
+            )
     ranking = [_jobs(work, "rankings") for work in works]
     scoring = [[*mine, ("measure", ("baseline", [BASELINE]))] for mine in ranking]  # which also is read if it is stored
     for work, mine, found in zip(works, ranking, _share(works, SCORING, scoring, reporter, check), strict=True):
@@ -223,7 +225,7 @@ def _see_what_was_stored(work: Work) -> None:
     while any(MEASUREMENTS[name].missing(work.spec, work.store) for name in ("rankings", "baseline")):
         if time.monotonic() > until:
             raise EsaError(
-                f"other nodes write to a {work.store.place} of their own; give an --out-dir that every node reaches"
+                f"other nodes write to a {work.store.location} of their own; give an --out-dir that every node reaches"
             )
         time.sleep(0.5)
 
@@ -234,7 +236,7 @@ def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> No
     Tune gives up a trial whose process is killed at the wrong moment; its cells have no row then, not even an error's.
     """
     lost = [work.missing() for work in works]
-    watch.reporter.phase(CELLS, sum(map(len, lost)), sum(len(work.crew.actors) for work in works))
+    watch.reporter.phase(CELLS, sum(map(len, lost)), sum(len(work.actors.handles) for work in works))
     for work, todo in zip(works, lost, strict=True):
         work.computed += len(todo)
     for _ in range(TRIES):
@@ -242,7 +244,7 @@ def _sweep(works: list[Work], watch: Watch, how: Options, listeners: list) -> No
             return
         _fan_out(works, lost, watch, how, listeners)
         for number, work in enumerate(works):
-            work.bury([text for n, text in watch.killed if n == number])
+            work.record_crashed([text for n, text in watch.killed if n == number])
         watch.killed.clear()
         lost = [work.missing(failed=False) for work in works]
 
@@ -251,7 +253,7 @@ def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Optio
     packets: list[tuple[float, dict[str, Any]]] = []
     at_once = 0
     for number, (work, mine) in enumerate(zip(works, todo, strict=True)):
-        actors = len(work.crew.actors)
+        actors = len(work.actors.handles)
         size = max(1, min(int(TRIAL_SECONDS / max(work.cell_seconds, 1e-6)), len(mine) // (4 * actors)))
         # In a tracker each cell is a run of its own.
         pieces = chunks(by_first_block(work.store, mine), 1 if listeners else size)
@@ -262,7 +264,7 @@ def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Optio
         at_once += actors * (2 if work.cell_seconds < 1 and len(pieces) >= MANY_TRIALS * actors else 1)
     ordered = [packet for _, packet in sorted(packets, key=lambda entry: entry[0])]
     fit(
-        CellTrial, {"work": tune.grid_search(ordered)}, crews=[work.crew for work in works],
+        CellTrial, {"work": tune.grid_search(ordered)}, actors=[work.actors for work in works],
         trials=len(ordered), at_once=how.concurrency or at_once, watch=watch, verbose=how.verbose, callbacks=listeners,
     )  # fmt: skip
 
@@ -270,7 +272,7 @@ def _fan_out(works: list[Work], todo: list[list[Cell]], watch: Watch, how: Optio
 def _packet(number: int, chunk: list[Cell], work: Work) -> dict[str, Any]:
     """A trial's configuration: its cells, and in words what a tracker shows of the first."""
     told = {k: v for k, v in chunk[0].columns.items() if v is not None} if len(chunk) == 1 else {}
-    return {"crew": number, "cells": [c.model_dump_json() for c in chunk], "model": work.source.name, **told}
+    return {"study": number, "cells": [c.model_dump_json() for c in chunk], "model": work.source.name, **told}
 
 
 def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Callable[[], None]) -> None:
@@ -279,14 +281,14 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
     if not spec.search or store.searched():
         return
     before = set(store.cell_statuses())
-    watch.reporter.phase("search", spec.search.trials, len(work.crew.actors))
+    watch.reporter.phase("search", spec.search.trials, len(work.actors.handles))
     ladders, target = search.ladder(spec), spec.search.damage
-    at_once = how.concurrency or len(work.crew.actors)
+    at_once = how.concurrency or len(work.actors.handles)
     config = tune.TuneConfig(
         reuse_actors=True, search_alg=search.proposer(at_once, spec.seeds[0]), num_samples=spec.search.trials
     )
     results = fit(
-        search.SearchTrial, search.space(ladders), crews=[work.crew],
+        search.SearchTrial, search.space(ladders), actors=[work.actors],
         trials=spec.search.trials, at_once=at_once, watch=watch,
         verbose=how.verbose, config=config, callbacks=listeners, ladders=ladders, baseline=work.intact, target=target,
     )  # fmt: skip
@@ -295,7 +297,7 @@ def _search(work: Work, watch: Watch, how: Options, listeners: list, check: Call
 
     def measure(candidates: list[search.Candidate]) -> list[float]:
         jobs: list[Job] = [("measure", ("cells", [unit_of(cell) for cell in c.cells])) for c in candidates]
-        rows = share_out([work.crew], [jobs], watch.reporter, check)[0]
+        rows = share_out([work.actors], [jobs], watch.reporter, check)[0]
         return [search.mean_damage(mine, work.intact) for mine in rows]
 
     search.settle(ladders, target, known, measure)

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 
 from esa_ray.engine.cluster import at_head
-from esa_ray.engine.crew import Crew, Seats, dismiss
+from esa_ray.engine.dispatch import Actors, Scheduler, dismiss
 from esa_ray.errors import EsaError
 from esa_ray.host.machine import own_directory
 from esa_ray.progress import Reporter, Silent
@@ -35,7 +35,7 @@ class Watch(tune.Callback):
         self,
         reporter: Reporter,
         baselines: Sequence[float],
-        landed: Callable[[int, int], None] = lambda crew, cells: None,
+        landed: Callable[[int, int], None] = lambda study, cells: None,
         alarm: Callable[[], str | None] = lambda: None,
     ):
         self.reporter, self.baselines, self.landed, self.alarm = reporter, baselines, landed, alarm
@@ -49,16 +49,16 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Called by Tune in the driver."""
         result = trial.last_result
-        crew, finished = result.get("crew", 0), result.get("finished", 0)
+        study, finished = result.get("study", 0), result.get("finished", 0)
         self.fatal = self.fatal or result.get("fatal")
-        self.killed += [(crew, cell) for cell in result.get("killed", [])]
+        self.killed += [(study, cell) for cell in result.get("killed", [])]
         own = result.get("intact", math.nan)
-        delta = result.get("nll_per_token", math.nan) - (self.baselines[crew] if math.isnan(own) else own)
+        delta = result.get("nll_per_token", math.nan) - (self.baselines[study] if math.isnan(own) else own)
         self.reporter.advance(
             finished, f"ΔNLL {delta:+.3g}", tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
         )
         try:
-            self.landed(crew, finished)
+            self.landed(study, finished)
         except EsaError as error:  # Tune would take it for the trial's and run that again
             self.fatal = self.fatal or str(error)
 
@@ -98,7 +98,7 @@ def fit(
     trainable: type[tune.Trainable],
     space: dict[str, Any],
     *,
-    crews: Sequence[Crew],
+    actors: Sequence[Actors],
     trials: int,
     at_once: int,
     watch: Watch,
@@ -115,8 +115,8 @@ def fit(
         If a trial met a cause that the user can mend, or the watch was alarmed.
     """
     at_once = min(at_once, trials, 10_000)
-    handles = [crew.actors for crew in crews]
-    seats = ray.remote(num_cpus=0)(Seats).options(scheduling_strategy=at_head()).remote(handles, at_once)
+    handles = [mine.handles for mine in actors]
+    scheduler = ray.remote(num_cpus=0)(Scheduler).options(scheduling_strategy=at_head()).remote(handles, at_once)
     folder = own_directory(SCRATCH)
     if _taken():
         watch.reporter.say("another study sweeps on this cluster; the cells of this one wait until it is done")
@@ -126,7 +126,7 @@ def fit(
         # of our own, and parts of what Ray gives its bundle, would let several drivers sweep at once; but when a
         # driver was killed, the raylet ended over it.)
         admitted = tune.with_resources(
-            tune.with_parameters(trainable, crews=handles, seats=seats, **parameters), {MARKER: 1 / at_once}
+            tune.with_parameters(trainable, handles=handles, scheduler=scheduler, **parameters), {MARKER: 1 / at_once}
         )
         results = tune.Tuner(
             admitted,
@@ -143,7 +143,7 @@ def fit(
             ),
         ).fit()
     finally:
-        dismiss([seats])
+        dismiss([scheduler])
         shutil.rmtree(folder, ignore_errors=True)
     if watch.fatal:
         raise EsaError(watch.fatal)

@@ -15,10 +15,10 @@ from esa_ray.data import hub
 from esa_ray.data.files import LARGE
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
-from esa_ray.engine.crew import Crew, result
+from esa_ray.engine.dispatch import Actors, result
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
-from esa_ray.grid import Cell, Resolved, cell_id, cells
+from esa_ray.grid import Cell, Fingerprints, cell_id, cells
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.measurements.cells import missing_cells, statuses
 from esa_ray.measurements.missing import check_opening, lacks, resolution
@@ -60,8 +60,8 @@ class Work:
     source: Source
     text: str | None = None
     windows: data.Windows | None = None
-    resolved: Resolved | None = None
-    crew: Crew = field(default_factory=lambda: Crew([]))
+    resolved: Fingerprints | None = None
+    actors: Actors = field(default_factory=lambda: Actors([]))
     intact: float = math.nan
     cell_seconds: float = 0.0
     computed: int = 0
@@ -151,9 +151,9 @@ class Work:
         )
         actors = model_actor.start(
             placement, memory_budget=memory_budget, spec=spec, source=self.source, text=self.text,
-            windows=self.windows, directory=self.store.place.location,
+            windows=self.windows, directory=self.store.location.text,
         )  # fmt: skip
-        self.crew = Crew(actors, new=True)
+        self.actors = Actors(actors, new=True)
 
     def described(self, found: dict[str, Any]) -> str | None:
         """Keep what an actor found, and write it down for a study that is new.
@@ -164,7 +164,7 @@ class Work:
         fresh = self.resolved is None
         if not fresh:
             check_opening(self.store, found)
-        self.resolved = Resolved(*(found[key] for key in ("model", "dtype", "text")))
+        self.resolved = Fingerprints(*(found[key] for key in ("model", "dtype", "text")))
         former = self.store.make_way(self.spec, found) if fresh else None
         if fresh:
             if revision := hub.revision(self.spec.data):
@@ -179,14 +179,14 @@ class Work:
             self.unpacked = 0
             self.store.pack()
 
-    def bury(self, texts: list[str]) -> None:
+    def record_crashed(self, texts: list[str]) -> None:
         """Write error rows for cells that crashed their actor."""
         rowless = set(self.missing(failed=False))
         for cell in map(Cell.model_validate_json, texts):
             if cell in rowless:
-                self._bury(cell)
+                self._record_crashed(cell)
 
-    def _bury(self, cell: Cell) -> None:
+    def _record_crashed(self, cell: Cell) -> None:
         assert self.resolved
         identity = cell_id(cell, self.spec.data, self.resolved)
         row = {
@@ -206,11 +206,11 @@ class Work:
         """How it stands; a run that computed something leaves a manifest."""
         stored = self.store.load_study()
         assert stored
-        resolved = self.resolved or Resolved(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
+        resolved = self.resolved or Fingerprints(*(stored["resolved"][key] for key in ("model", "dtype", "text")))
         counts = statuses(self.store, self.spec, resolved)
         total = counts.total() if self.spec.search and self.store.searched() else len(cells(self.spec))
         found = Summary(self.store.directory, total, dict(counts), self.computed, seconds)
-        if self.computed or not self.store.place.exists("manifest.json"):
+        if self.computed or not self.store.location.exists("manifest.json"):
             self.store.save_manifest(
                 {
                     "study": self.spec.name,

@@ -13,7 +13,7 @@ from esa_ray.evaluation.outcome import Outcome, evaluate
 from esa_ray.evaluation.predictions import Expectations, Predictions, ways
 from esa_ray.evaluation.tokens import Divergence
 from esa_ray.models.blocks import vocabulary
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 from esa_ray.resume.head import linear_head
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from esa_ray.models.exhaustion import out_of_memory, poisoned
 from esa_ray.models.modes import eval_mode
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 
 if TYPE_CHECKING:
     from torch import Tensor

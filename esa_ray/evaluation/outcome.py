@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esa_ray.evaluation.tokens import Divergence, scored
 from esa_ray.models.modes import eval_mode
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 from esa_ray.sequential import SignTest
 
 if TYPE_CHECKING:

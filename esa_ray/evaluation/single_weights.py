@@ -1,4 +1,4 @@
-"""The fidelity census: single weights damaged one by one, beside what scores foresee of that.
+"""The single-weight sample: single weights damaged one by one, beside what scores foresee of that.
 
 Scores and predictions are of the calibration windows and the measured change is of the evaluation windows, so that
 between them stand the score's own error and that of another text.
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from esa_ray.errors import EsaError
-from esa_ray.models.places import bits
+from esa_ray.models.slots import bits
 from esa_ray.perturb.edit import Write, perturbed, written
 from esa_ray.perturb.sites import group_of
 from esa_ray.schema import FIDELITY
@@ -72,7 +72,7 @@ def measure(
         If an edit is none of ``EDITS``.
     """
     if unknown := [e for e in edits if e not in EDITS]:
-        raise EsaError(f"the census knows no edit {unknown[0]!r}; give some of {', '.join(EDITS)}")
+        raise EsaError(f"the single-weight sample knows no edit {unknown[0]!r}; give some of {', '.join(EDITS)}")
     rows: list[dict[str, Any]] = []
     ordered = samples.sort_by([(by, "ascending") for by in ("layer", "tensor", "flat")])
     for number, row in enumerate(ordered.to_pylist()):

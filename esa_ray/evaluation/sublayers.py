@@ -67,12 +67,12 @@ def sublayers(catalogue: Catalogue, layer: int) -> list[Sublayer]:
 
 def _gives_alone(tensor: WeightTensor) -> bool:
     """Whether the tensor's module gives what it makes and nothing else, so that silencing it silences just that."""
-    return tensor.experts or tensor.places[0].leaf == "weight"
+    return tensor.experts or tensor.slots[0].leaf == "weight"
 
 
 def _routed(tensor: WeightTensor) -> bool:
     """Whether it holds experts that are called as transformers' own are: with hidden states, choices and weights."""
-    return tensor.experts and hasattr(tensor.places[0].owner, "is_concatenated")
+    return tensor.experts and hasattr(tensor.slots[0].owner, "is_concatenated")
 
 
 def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -89,7 +89,7 @@ def silenced(sublayer: Sublayer) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for tensor in sublayer.tensors:
-            for owner in dict.fromkeys(place.owner for place in tensor.places):
+            for owner in dict.fromkeys(slot.owner for slot in tensor.slots):
                 if sublayer.part == "expert" and tensor.experts:
                     hooks.callback(owner.register_forward_pre_hook(unweighted).remove)
                 else:
@@ -120,7 +120,7 @@ def _choices(tensor: WeightTensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
             (args[1].reshape(-1, args[1].shape[-1]).cpu(), args[2].reshape(-1, args[2].shape[-1]).float().cpu())
         )
 
-    hook = tensor.places[0].owner.register_forward_pre_hook(see)
+    hook = tensor.slots[0].owner.register_forward_pre_hook(see)
     try:
         yield seen
     finally:

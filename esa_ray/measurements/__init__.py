@@ -4,6 +4,16 @@ They stand in the order in which their phases run.
 """
 
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
-from esa_ray.measurements import rankings, baseline, cells, census, blocks, protocols  # isort: skip
+from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols  # isort: skip
 
-__all__ = ["MEASUREMENTS", "Measurement", "Unit", "baseline", "blocks", "cells", "census", "protocols", "rankings"]
+__all__ = [
+    "MEASUREMENTS",
+    "Measurement",
+    "Unit",
+    "baseline",
+    "blocks",
+    "cells",
+    "protocols",
+    "rankings",
+    "single_weights",
+]

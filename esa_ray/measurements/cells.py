@@ -9,17 +9,17 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
-from esa_ray.grid import Cell, Resolved, cell_id, cells, n_cells
+from esa_ray.grid import Cell, Fingerprints, cell_id, cells, n_cells
 from esa_ray.measurements.cost import Cost, evaluated
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
-from esa_ray.scoring.chosen import SET_COLUMNS, EmptyPartError, first_block
+from esa_ray.scoring.chosen import SET_COLUMNS, EmptySubsetError, first_block
 from esa_ray.storage.store import ranking_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from esa_ray.measurements.worker import Worker
-    from esa_ray.spec import Part, StudySpec
+    from esa_ray.spec import StudySpec, Subset
     from esa_ray.storage.store import Store
 
 
@@ -33,7 +33,7 @@ def cell_of(unit: Unit) -> Cell:
     return Cell.model_validate_json(unit.values[0])
 
 
-def missing_cells(store: Store, spec: StudySpec, resolved: Resolved, *, failed: bool = True) -> list[Cell]:
+def missing_cells(store: Store, spec: StudySpec, resolved: Fingerprints, *, failed: bool = True) -> list[Cell]:
     """Cells without a result, or without ``failed`` those without a row.
 
     Of a search, which needs only some of its candidates, none are missing once it is done.
@@ -44,7 +44,7 @@ def missing_cells(store: Store, spec: StudySpec, resolved: Resolved, *, failed: 
     return [cell for cell in cells(spec) if cell_id(cell, spec.data, resolved) not in done]
 
 
-def statuses(store: Store, spec: StudySpec, resolved: Resolved) -> Counter[str]:
+def statuses(store: Store, spec: StudySpec, resolved: Fingerprints) -> Counter[str]:
     """How many of the study's cells have which status; cells that it doesn't ask for are left out."""
     wanted = {cell_id(cell, spec.data, resolved) for cell in cells(spec)}
     return Counter(s for i, s in store.cell_statuses().items() if i in wanted)
@@ -55,10 +55,10 @@ def by_first_block(store: Store, todo: Sequence[Cell]) -> list[Cell]:
     read = lru_cache(maxsize=16)(lambda name: store.read("rankings", name, [*SET_COLUMNS]))
 
     @cache
-    def block(name: str, group: str, k: int, part: Part | None, draw: int) -> int:
+    def block(name: str, group: str, k: int, part: Subset | None, draw: int) -> int:
         try:
             return first_block(read(name), group, k, part, draw)
-        except EmptyPartError:
+        except EmptySubsetError:
             return -1  # the cell itself will say so in its row
 
     def key(cell: Cell) -> int:
@@ -86,7 +86,7 @@ class Cells(Measurement):
         record = store.load_study()
         if record is None:
             return self.asked(spec, store)
-        resolved = Resolved(*(record["resolved"][key] for key in ("model", "dtype", "text")))
+        resolved = Fingerprints(*(record["resolved"][key] for key in ("model", "dtype", "text")))
         return [unit_of(cell) for cell in missing_cells(store, spec, resolved)]
 
     def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Cells(Measurement):
         fatal: Exception | None = None
         try:
             row |= _damaged(worker, cell) | worker.own_intact()
-        except (EmptyPartError, UnchangeableError) as error:
+        except (EmptySubsetError, UnchangeableError) as error:
             n = error.n_weights if isinstance(error, UnchangeableError) else 0
             row |= {"status": "empty", "error": str(error), "n_weights": n, "n_changed": 0, "delta_norm": 0.0}
         except EsaError:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from esa_ray.errors import EsaError
-from esa_ray.grid import Resolved
+from esa_ray.grid import Fingerprints
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.models.sources import Source
 from esa_ray.spec import StudySpec
 from esa_ray.storage.store import Store
 
 
-def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Resolved | None:
+def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Fingerprints | None:
     """What an earlier run of this study resolved, if model and text are still the same.
 
     Raises
@@ -23,13 +23,13 @@ def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Reso
     stored = store.claim(spec)
     if stored is None:
         return None
-    found = Resolved(source.fingerprint, stored["dtype"], text)
+    found = Fingerprints(source.fingerprint, stored["dtype"], text)
     for what, flag in (("model", "--model"), ("text", "--data")):
         if getattr(found, what) != stored[what]:
             if not store.answered(store.load_study() or {"spec": {}}):
                 return None  # mended before anything was measured on it
             raise EsaError(
-                f"{store.place} was made with another {what} under the same name ({flag}); "
+                f"{store.location} was made with another {what} under the same name ({flag}); "
                 "bring that one back, or choose another --out-dir"
             )
     return found
@@ -47,7 +47,7 @@ def check_opening(store: Store, found: dict[str, Any]) -> None:
     if stored.get("bos", found["bos"]) != found["bos"]:
         now = " and ".join(found["opening"]) or "text alone"
         raise EsaError(
-            f"{store.place} was measured on windows that began otherwise (by its tokenizer they begin with {now}); "
+            f"{store.location} was measured on windows that began otherwise (by its tokenizer they begin with {now}); "
             "choose another --out-dir"
         )
 

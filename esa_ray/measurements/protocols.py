@@ -77,7 +77,7 @@ class Tasks(Measurement):
         stored = {name.partition("-")[0] for name in store.names(self.table)} if missing else set()
         if any(unit.values[0] in stored for unit in missing):
             raise EsaError(
-                f"{store.place} has answers to other tasks under the same names (--tasks); bring those files back, or "
+                f"{store.location} has answers to other tasks under the same names (--tasks); bring those files back, or "
                 "choose another --out-dir"
             )
         return missing

@@ -1,4 +1,4 @@
-"""Rankings: every score of a seed from shared passes, what is chosen by them, and the weights of the census."""
+"""Rankings: every score of a seed from shared passes, what is chosen by them, and the single-weight sample."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Rankings(Measurement):
         )  # fmt: skip
 
     def missing(self, spec: StudySpec, store: Store) -> list[Unit]:
-        """Seeds of which a ranking, its statistics or the census' sample isn't stored."""
+        """Seeds of which a ranking, its statistics or the single-weight sample' sample isn't stored."""
         tables = ["rankings", "score_stats", *(["sample_sizes"] if "weights" in spec.analyses else [])]
         listed = set(store.names("rankings"))
         have = set.intersection(*(set(store.names(table)) for table in tables))

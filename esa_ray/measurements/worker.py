@@ -15,7 +15,7 @@ from esa_ray import __version__, data
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.damaging import Damaging
 from esa_ray.evaluation.protocols import Measuring
-from esa_ray.grid import Resolved
+from esa_ray.grid import Fingerprints
 from esa_ray.host.machine import own_directory, this_machine
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.models import device as gpus
@@ -99,7 +99,7 @@ class Worker:
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
-        self.resolved = Resolved(source.fingerprint, self.dtype, found)
+        self.resolved = Fingerprints(source.fingerprint, self.dtype, found)
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
         self.model = load_model(source, self.dtype, device, max_memory, folder)
@@ -154,7 +154,7 @@ class Worker:
 
     def _may_touch_head(self) -> bool:
         head = self.model.get_output_embeddings()
-        return any(place.owner is head for tensor in self.rankings.tensors for place in tensor.places)
+        return any(slot.owner is head for tensor in self.rankings.tensors for slot in tensor.slots)
 
     def describe(self) -> dict[str, Any]:
         """What was found: part of ``study.json`` and of the report's method section."""

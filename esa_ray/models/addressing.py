@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from esa_ray.errors import EsaError
 from esa_ray.models.account import pattern
 from esa_ray.models.blocks import blocks
-from esa_ray.models.components import Part
+from esa_ray.models.components import FusedPart
 from esa_ray.models.telling import OTHER, LeftOut, told
 from esa_ray.models.tensors import WeightTensor
 from esa_ray.spec import asks_for
@@ -28,7 +28,7 @@ from esa_ray.spec import asks_for
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Catalogue", "LeftOut", "Part", "WeightTensor", "catalogue"]
+__all__ = ["Catalogue", "FusedPart", "LeftOut", "WeightTensor", "catalogue"]
 
 
 @dataclass(frozen=True, eq=False)

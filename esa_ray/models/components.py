@@ -17,7 +17,7 @@ TOLD: dict[str, str | Layout] = {words: c for c, several in NAMES.items() for wo
 
 
 @dataclass(frozen=True)
-class Part:
+class FusedPart:
     """A component inside a tensor: the output rows ``start``, ``start + 1``, … of it, in runs.
 
     Contiguous parts are one run; interleaved ones repeat: ``run`` rows out of every ``period``.
@@ -29,9 +29,9 @@ class Part:
     period: int
 
 
-def single(component: str, rows: int) -> tuple[Part, ...]:
+def single(component: str, rows: int) -> tuple[FusedPart, ...]:
     """One component that fills the whole tensor."""
-    return (Part(component, 0, rows, rows),)
+    return (FusedPart(component, 0, rows, rows),)
 
 
 def ending(name: str, table: Iterable[str]) -> str | None:
@@ -51,16 +51,16 @@ def in_model(name: str, model_type: str, tables: Mapping[str, Mapping[str, Found
     return None if words is None else table[words]
 
 
-def _of_runs(runs: Runs, rows: int) -> tuple[Part, ...] | None:
+def _of_runs(runs: Runs, rows: int) -> tuple[FusedPart, ...] | None:
     """Parts from their sizes; None if these don't fill the matrix."""
     (stretches, repeats), sizes = runs, [run for _, run in runs[0]]
     total, starts = sum(sizes), np.cumsum([0, *sizes])
     if min(sizes) <= 0 or rows % total or (rows != total and not repeats):
         return None
-    return tuple(Part(c, int(start), run, total) for (c, run), start in zip(stretches, starts, strict=False))
+    return tuple(FusedPart(c, int(start), run, total) for (c, run), start in zip(stretches, starts, strict=False))
 
 
-def parts_by_name(name: str, rows: int, config: Any) -> tuple[Part, ...] | None:
+def parts_by_name(name: str, rows: int, config: Any) -> tuple[FusedPart, ...] | None:
     """The parts of a matrix with ``rows`` outputs by the last words of its name; None if they tell nothing.
 
     ``config`` is the model's, or :class:`esa_ray.models.layouts.Sizes`.

@@ -21,7 +21,7 @@ from esa_ray.models.architecture import configured
 from esa_ray.models.device import has_bf16
 from esa_ray.models.dry import check_fit
 from esa_ray.models.fitting import refuse_misfit
-from esa_ray.models.places import values, weight_places
+from esa_ray.models.slots import values, weight_slots
 from esa_ray.models.sources import Source, check_unchanged, compute_dtype
 from esa_ray.models.tokenizing import opened
 from esa_ray.models.trial import check_causal
@@ -117,7 +117,7 @@ def _check_numbers(source: Source, model: PreTrainedModel) -> None:
 
 
 def _check_finite(source: Source, model: PreTrainedModel) -> None:
-    for place, *_ in weight_places(model):
+    for place, *_ in weight_slots(model):
         # One weight at a time, so that offloaded ones never stand in memory together. A sum is finite only if
         # every term is (fp32 sums of weights don't overflow by themselves).
         if not torch.isfinite(values(place).sum(dtype=torch.float32)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from esa_ray.models.components import Part, single
+from esa_ray.models.components import FusedPart, single
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ class Stacked:
     by: Callable[[Any], Stack]
     repeats: bool = False
 
-    def parts(self, module: nn.Module, rows: int) -> tuple[Part, ...] | None:
+    def parts(self, module: nn.Module, rows: int) -> tuple[FusedPart, ...] | None:
         """The parts of such a matrix of this module; None if its module says other sizes, or none."""
         try:
             stack = self.by(module)
@@ -46,7 +46,7 @@ class Stacked:
         if rows % period or not (self.repeats or rows == period):
             return None
         starts = np.cumsum([0, *sizes])
-        return tuple(Part(c, int(s), n, period) for (c, n), s in zip(stack, starts, strict=False))
+        return tuple(FusedPart(c, int(s), n, period) for (c, n), s in zip(stack, starts, strict=False))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _kind(module: nn.Module) -> Kind | None:
     return next((kind for kind in KINDS if name.endswith(kind.classes)), None)
 
 
-def mixer_parts(model: PreTrainedModel, name: str, rows: int) -> tuple[Part, ...] | None:
+def mixer_parts(model: PreTrainedModel, name: str, rows: int) -> tuple[FusedPart, ...] | None:
     """The parts of a parameter with ``rows`` outputs that belongs to a mixer; None if it belongs to none.
 
     A convolution's rows are its channels, its columns what a channel sees, tap by tap.

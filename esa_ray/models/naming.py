@@ -112,7 +112,7 @@ def _matrix(catalogue: Catalogue, name: str) -> Matrix | None:
     if name in catalogue.by_name:
         return Matrix(catalogue[name])
     # Tied weights are one tensor under several names.
-    names = [(place.name, tensor) for tensor in catalogue.tensors for place in tensor.places]
+    names = [(slot.name, tensor) for tensor in catalogue.tensors for slot in tensor.slots]
     alike = {id(tensor): tensor for own, tensor in names if _key(own) == _key(name)}
     if len(alike) == 1:
         return Matrix(next(iter(alike.values())))

@@ -1,6 +1,6 @@
 """Load and unload callbacks for offloaded weights, which also keep them out of autograd's memory in between.
 
-See :mod:`esa_ray.models.places` for what an offloaded weight is.
+See :mod:`esa_ray.models.slots` for what an offloaded weight is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from accelerate.hooks import ModelHook
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
-from esa_ray.models.places import Place, hooks_in, values, weight_places
+from esa_ray.models.slots import ParameterSlot, hooks_in, values, weight_slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,17 +90,17 @@ def watch(
         with ExitStack() as stack:
             if not tensor.offloaded:
                 callback(tensor.parameter)
-            for place in tensor.places if tensor.offloaded else ():
-                stack.enter_context(_around(place.owner, partial(_hand_over, place, callback), gone))
+            for slot in tensor.slots if tensor.offloaded else ():
+                stack.enter_context(_around(slot.owner, partial(_hand_over, slot, callback), gone))
             yield
     finally:
-        for place in tensor.places:
-            if place.parameter.requires_grad != before:
-                place.parameter.requires_grad_(before)
+        for slot in tensor.slots:
+            if slot.parameter.requires_grad != before:
+                slot.parameter.requires_grad_(before)
 
 
-def _hand_over(place: Place, callback: Callable[[nn.Parameter], object]) -> None:
-    callback(place.parameter)
+def _hand_over(slot: ParameterSlot, callback: Callable[[nn.Parameter], object]) -> None:
+    callback(slot.parameter)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def on_gradient(tensor: WeightTensor, hook: Callable[[Tensor], None]) -> Iterato
     handles: list[Any] = []
 
     def placed(parameter: nn.Parameter) -> None:
-        parameter.requires_grad_(True)  # each time: in a tied weight's other place it is off to begin with
+        parameter.requires_grad_(True)  # each time: in a tied weight's other slot it is off to begin with
         if not latest or latest[0]() is not parameter:
             latest[:] = [TensorWeakRef(parameter)]
             handles.append(parameter.register_post_accumulate_grad_hook(hook))
@@ -142,13 +142,13 @@ def reloading(model: PreTrainedModel) -> Iterator[None]:
     -------
     ``with reloading(model), on_gradient(tensor, fold): loss(model, window).backward()``
     """
-    away = [places for places in weight_places(model) if places[0].offloaded]
+    away = [slots for slots in weight_slots(model) if slots[0].offloaded]
     if not away:
         yield
         return
     loads = _Loads(model, away)
     with ExitStack() as stack:
-        for owner in loads.places:
+        for owner in loads.slots:
             stack.enter_context(_around(owner, partial(loads.placed, owner), partial(loads.taken, owner)))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(loads.pack, loads.unpack))
         yield
@@ -158,7 +158,7 @@ def reloading(model: PreTrainedModel) -> Iterator[None]:
 class _Note:
     """Instead of a saved tensor: of which weight it is a view, and which one."""
 
-    place: Place
+    slot: ParameterSlot
     device: torch.device
     size: torch.Size
     stride: tuple[int, ...]
@@ -168,43 +168,43 @@ class _Note:
 class _Loads:
     """Which offloaded weights are in place right now, and one parameter for each."""
 
-    def __init__(self, model: PreTrainedModel, away: list[tuple[Place, ...]]):
-        # A place can also be filled with the resident parameter that it is tied to: that one must stay.
+    def __init__(self, model: PreTrainedModel, away: list[tuple[ParameterSlot, ...]]):
+        # A slot can also be filled with the resident parameter that it is tied to: that one must stay.
         self.resident = {id(p) for p in model.parameters() if not p.is_meta}
-        self.places: dict[nn.Module, list[tuple[Place, int]]] = {}
-        for number, places in enumerate(away):
-            for place in places:
-                self.places.setdefault(place.owner, []).append((place, number))
+        self.slots: dict[nn.Module, list[tuple[ParameterSlot, int]]] = {}
+        for number, slots in enumerate(away):
+            for slot in slots:
+                self.slots.setdefault(slot.owner, []).append((slot, number))
         self.parameters: dict[int, nn.Parameter] = {}
-        self.loaded: dict[Place, nn.Parameter] = {}
-        self.latest: tuple[nn.Module | None, dict[Place, Tensor]] = (None, {})
+        self.loaded: dict[ParameterSlot, nn.Parameter] = {}
+        self.latest: tuple[nn.Module | None, dict[ParameterSlot, Tensor]] = (None, {})
 
     def placed(self, owner: nn.Module) -> None:
         self.latest = (None, {})
-        for place, number in self.places[owner]:
-            fresh = place.parameter
+        for slot, number in self.slots[owner]:
+            fresh = slot.parameter
             if id(fresh) in self.resident:
                 continue
             mine = self.parameters.setdefault(number, fresh)
             if mine is not fresh:
                 mine.data = fresh.data
                 mine.requires_grad_(fresh.requires_grad)
-                owner._parameters[place.leaf] = mine
-            self.loaded[place] = mine
+                owner._parameters[slot.leaf] = mine
+            self.loaded[slot] = mine
 
     def taken(self, owner: nn.Module) -> None:
-        for place, _ in self.places[owner]:
-            if (mine := self.loaded.pop(place, None)) is not None:
+        for slot, _ in self.slots[owner]:
+            if (mine := self.loaded.pop(slot, None)) is not None:
                 # Autograd holds on to what it makes a gradient for: same shape, but one number's memory.
                 mine.data = torch.zeros((), dtype=mine.dtype, device=mine.device).expand(mine.shape)
 
     def pack(self, saved: Tensor) -> Tensor | _Note:
-        for place, weight in self.loaded.items():
+        for slot, weight in self.loaded.items():
             offset = saved.data_ptr() - weight.data_ptr()
             inside = saved.device == weight.device and 0 <= offset < weight.nbytes
             if inside and saved.dtype == weight.dtype:
                 step = offset // weight.element_size()
-                return _Note(place, saved.device, saved.size(), saved.stride(), step)
+                return _Note(slot, saved.device, saved.size(), saved.stride(), step)
         return saved
 
     def unpack(self, note: Tensor | _Note) -> Tensor:
@@ -212,10 +212,10 @@ class _Loads:
             return note
         # All views of a module's weights are asked for in a row, each expert's for instance: loaded once.
         owner, found = self.latest
-        if owner is not note.place.owner:
+        if owner is not note.slot.owner:
             found = {}
-            self.latest = (note.place.owner, found)
-        if note.place not in found:
-            found[note.place] = values(note.place).to(note.device)
-        weight = found[note.place]
+            self.latest = (note.slot.owner, found)
+        if note.slot not in found:
+            found[note.slot] = values(note.slot).to(note.device)
+        weight = found[note.slot]
         return weight.as_strided(note.size, note.stride, weight.storage_offset() + note.offset)

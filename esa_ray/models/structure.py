@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from esa_ray.models.blocks import text_config
 from esa_ray.models.modes import eval_mode
-from esa_ray.models.places import Place, input_device
+from esa_ray.models.slots import ParameterSlot, input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,9 +81,9 @@ def _merged(flows: Iterable[_Flow]) -> _Flow:
 class _Observer(TorchFunctionMode):
     """Follows flows by the memory that tensors lie in, so that views and in-place operations hand them on, too."""
 
-    def __init__(self, places: Iterable[Place]):
+    def __init__(self, slots: Iterable[ParameterSlot]):
         super().__init__()
-        self.places = list(places)
+        self.slots = list(slots)
         self.uses: list[_Use] = []
         self.attended: list[tuple[_Flow, _Flow, _Flow]] = []
         self._flows: dict[int, _Flow] = {}
@@ -121,10 +121,10 @@ class _Observer(TorchFunctionMode):
         return flow
 
     def _product(self, name: str, x: Tensor, matrix: Tensor) -> _Flow:
-        place = next((p for p in self.places if self._is(p.parameter, matrix)), None)
-        if place is not None:
-            self._note(place, name, x, matrix)
-            return _Flow(names=frozenset({place.name}))
+        slot = next((p for p in self.slots if self._is(p.parameter, matrix)), None)
+        if slot is not None:
+            self._note(slot, name, x, matrix)
+            return _Flow(names=frozenset({slot.name}))
         left, right = self._flow(x), self._flow(matrix)
         if left.softmaxed and len(left.scores) == 1:
             (q, k), *_ = left.scores
@@ -140,15 +140,15 @@ class _Observer(TorchFunctionMode):
         same = not parameter.is_meta and parameter.data_ptr() == operand.data_ptr()
         return same and operand.dim() == 2 and operand.numel() == parameter.numel()
 
-    def _note(self, place: Place, name: str, x: Tensor, matrix: Tensor) -> None:
+    def _note(self, slot: ParameterSlot, name: str, x: Tensor, matrix: Tensor) -> None:
         rows, cols = matrix.shape if name == "linear" else matrix.shape[::-1]
-        as_stored = matrix.stride() == place.parameter.stride() and matrix.shape == place.parameter.shape
+        as_stored = matrix.stride() == slot.parameter.stride() and matrix.shape == slot.parameter.shape
         transposed = as_stored == (name != "linear")
-        self.uses.append(_Use(place.name, rows, cols, transposed, x.data_ptr(), self._flow(x)))
+        self.uses.append(_Use(slot.name, rows, cols, transposed, x.data_ptr(), self._flow(x)))
 
 
 def infer(
-    model: PreTrainedModel, blocks: Mapping[int, Mapping[str, Place]], known: Mapping[str, frozenset[str]]
+    model: PreTrainedModel, blocks: Mapping[int, Mapping[str, ParameterSlot]], known: Mapping[str, frozenset[str]]
 ) -> dict[str, Role]:
     """Tell what can be told of the matrices in a model's blocks from one forward over four tokens.
 
@@ -164,7 +164,7 @@ def infer(
     dict
         Roles by name, only of matrices whose names tell nothing and whose use leaves one possibility.
     """
-    observer = _Observer(place for block in blocks.values() for place in block.values())
+    observer = _Observer(slot for block in blocks.values() for slot in block.values())
     embedding: Any = model.get_input_embeddings().weight
     vocabulary, width = embedding.shape
     tokens = torch.arange(4, device=input_device(model))[None] % vocabulary

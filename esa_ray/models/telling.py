@@ -15,10 +15,10 @@ import numpy as np
 from torch import nn
 
 from esa_ray.models.blocks import Blocks, reads_text, text_config
-from esa_ray.models.components import Part, in_model, parts_by_name, single
+from esa_ray.models.components import FusedPart, in_model, parts_by_name, single
 from esa_ray.models.layouts import EXPERTS, IN_OUT, STORED_IN, Sizes
 from esa_ray.models.mixers import head_axes, mixer_parts
-from esa_ray.models.places import Place, hollow, weight_places
+from esa_ray.models.slots import ParameterSlot, hollow, weight_slots
 from esa_ray.models.structure import infer
 from esa_ray.models.tensors import WeightTensor
 
@@ -40,12 +40,12 @@ class LeftOut:
 
 def told(model: PreTrainedModel, blocks: Blocks) -> tuple[list[WeightTensor], list[LeftOut]]:
     """All parameters of a model, each storage once, in the model's order; and those that aren't addressed."""
-    groups = weight_places(model)
+    groups = weight_slots(model)
     out = [LeftOut(g[0].name, tuple(g[0].parameter.shape), why) for g in groups if (why := _no_weight(g[0]))]
     out += [LeftOut(name, tuple(values.shape), "a buffer") for name, values in _kept_buffers(model)]
     config = text_config(model.config)
-    found = [_tensor(model, blocks, config, places) for places in groups if not _no_weight(places[0])]
-    if any(map(_open, found)) and not any(hollow(place) for places in groups for place in places):
+    found = [_tensor(model, blocks, config, slots) for slots in groups if not _no_weight(slots[0])]
+    if any(map(_open, found)) and not any(hollow(slot) for slots in groups for slot in slots):
         found = _told_by_use(model, found)
     fused = _hiding_another(found, values_apart=bool(getattr(config, "v_head_dim", None)))
     return [replace(t, parts=_filled(t if t.name not in fused else replace(t, parts=()))) for t in found], out
@@ -60,32 +60,32 @@ def _kept_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{leaf}" if prefix else leaf, values
 
 
-def _no_weight(place: Place) -> str | None:
+def _no_weight(slot: ParameterSlot) -> str | None:
     """Why a parameter isn't addressed; None if it is."""
-    if place.leaf.endswith("bias"):
+    if slot.leaf.endswith("bias"):
         return "a bias"
-    if not place.parameter.is_floating_point():
-        return f"its values are {str(place.parameter.dtype).removeprefix('torch.')}"
-    return None if place.parameter.numel() else "empty"
+    if not slot.parameter.is_floating_point():
+        return f"its values are {str(slot.parameter.dtype).removeprefix('torch.')}"
+    return None if slot.parameter.numel() else "empty"
 
 
 def _open(tensor: WeightTensor) -> bool:
     return not tensor.parts and tensor.layer is not None and len(tensor.parameter.shape) == 2
 
 
-def _tensor(model: PreTrainedModel, blocks: Blocks, config: Any, places: tuple[Place, ...]) -> WeightTensor:
+def _tensor(model: PreTrainedModel, blocks: Blocks, config: Any, slots: tuple[ParameterSlot, ...]) -> WeightTensor:
     """A parameter as its place and its name tell it: without parts if they tell nothing."""
-    name, owner = places[0].name, places[0].owner
+    name, owner = slots[0].name, slots[0].owner
     (layer, stem), expert = blocks.place(name), re.search(r"\bexperts\.(\d+)\.", name)
     stem = stem.removesuffix(".weight")
     sizes = Sizes(_around(model, name), config)
-    of_text, norm = reads_text(name), _is_norm(places[0])
+    of_text, norm = reads_text(name), _is_norm(slots[0])
     tensor = WeightTensor(
-        name=name, layer=layer, parts=(), expert=int(expert[1]) if expert else None, places=places,
-        **_stored(stem, places[0], sizes, vector=norm),
+        name=name, layer=layer, parts=(), expert=int(expert[1]) if expert else None, slots=slots,
+        **_stored(stem, slots[0], sizes, vector=norm),
     )  # fmt: skip
     inside = of_text and name.startswith(blocks.decoder)
-    if component := _edge(model, places) or ("norm" if norm and of_text else None):
+    if component := _edge(model, slots) or ("norm" if norm and of_text else None):
         return replace(tensor, parts=single(component, tensor.rows))
     if inside and (layer is not None or re.search(r"\.\d+\.", name)):
         parts = mixer_parts(model, name, tensor.rows) or parts_by_name(stem, tensor.rows, sizes)
@@ -100,22 +100,22 @@ def _around(model: nn.Module, name: str) -> list[nn.Module]:
     return [model.get_submodule(".".join(path[:n])) for n in range(len(path), 0, -1)]
 
 
-def _is_norm(place: Place) -> bool:
-    name, kind = place.name.lower(), type(place.owner).__name__.lower()
+def _is_norm(slot: ParameterSlot) -> bool:
+    name, kind = slot.name.lower(), type(slot.owner).__name__.lower()
     # Zaya keeps the temperatures of its keys in the module that norms them.
-    named = ("norm" in name or ".ln_" in name) and place.leaf != "temp"
-    scale = "norm" in kind and place.leaf == "weight" and not isinstance(place.owner, nn.Embedding | nn.Linear)
-    return scale or (named and len(place.parameter.shape) == 1)
+    named = ("norm" in name or ".ln_" in name) and slot.leaf != "temp"
+    scale = "norm" in kind and slot.leaf == "weight" and not isinstance(slot.owner, nn.Embedding | nn.Linear)
+    return scale or (named and len(slot.parameter.shape) == 1)
 
 
-def _stored(stem: str, place: Place, sizes: Sizes, *, vector: bool) -> dict[str, Any]:
+def _stored(stem: str, slot: ParameterSlot, sizes: Sizes, *, vector: bool) -> dict[str, Any]:
     """The axes of a parameter: ``shape`` ((experts,) rows, columns, or as stored), ``transposed``, ``experts``.
 
     A parameter with more axes that isn't one of experts is a matrix whose first axis stays: convolutions' and
     attention's heads are (out, in) or (in, out) with one of the two divided.
     """
-    shape, owner = tuple(place.parameter.shape), place.owner
-    if by_head := head_axes(owner, place.leaf, shape):
+    shape, owner = tuple(slot.parameter.shape), slot.owner
+    if by_head := head_axes(owner, slot.leaf, shape):
         return by_head
     how = in_model(stem, sizes.model_type, STORED_IN) or frozenset()
     kind = type(owner).__name__
@@ -131,10 +131,10 @@ def _stored(stem: str, place: Place, sizes: Sizes, *, vector: bool) -> dict[str,
     return {"shape": shape, "transposed": len(shape) > 1 and in_out, "experts": stacked}
 
 
-def _edge(model: PreTrainedModel, places: tuple[Place, ...]) -> str | None:
+def _edge(model: PreTrainedModel, slots: tuple[ParameterSlot, ...]) -> str | None:
     # Tied weights are one parameter: the embedding wins, as it comes first in every model.
     edges = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    owners = [place.owner for place in places if place.leaf == "weight"]
+    owners = [slot.owner for slot in slots if slot.leaf == "weight"]
     return next((component for component, module in edges.items() if module is not None and module in owners), None)
 
 
@@ -159,10 +159,10 @@ def _hiding_another(tensors: Iterable[WeightTensor], *, values_apart: bool) -> s
 
 def _told_by_use(model: PreTrainedModel, tensors: list[WeightTensor]) -> list[WeightTensor]:
     """The same tensors, with the parts of those that a trial forward tells apart."""
-    blocks: dict[int, dict[str, Place]] = {}
+    blocks: dict[int, dict[str, ParameterSlot]] = {}
     for tensor in tensors:
         if tensor.layer is not None and len(tensor.parameter.shape) == 2:
-            blocks.setdefault(tensor.layer, {})[tensor.name] = tensor.places[0]
+            blocks.setdefault(tensor.layer, {})[tensor.name] = tensor.slots[0]
     known = {tensor.name: frozenset(part.component for part in tensor.parts) for tensor in tensors if tensor.parts}
     try:
         roles = infer(model, blocks, known)
@@ -172,11 +172,11 @@ def _told_by_use(model: PreTrainedModel, tensors: list[WeightTensor]) -> list[We
     return [replace(t, parts=single(roles[t.name].component, t.rows)) if t.name in roles else t for t in by_use]
 
 
-def _filled(tensor: WeightTensor) -> tuple[Part, ...]:
+def _filled(tensor: WeightTensor) -> tuple[FusedPart, ...]:
     """A tensor's parts, and what no part takes as parts ``other``."""
     if not tensor.parts:
         return single(OTHER, tensor.rows)
     period = max(part.period for part in tensor.parts)
     free = np.flatnonzero(tensor.row_part[:period] < 0)
     runs = [run for run in np.split(free, np.flatnonzero(np.diff(free) > 1) + 1) if len(run)]
-    return (*tensor.parts, *(Part(OTHER, int(run[0]), len(run), period) for run in runs))
+    return (*tensor.parts, *(FusedPart(OTHER, int(run[0]), len(run), period) for run in runs))

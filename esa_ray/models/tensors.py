@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esa_ray.errors import EsaError
-from esa_ray.models.places import Place, bits, values, write
+from esa_ray.models.slots import ParameterSlot, bits, values, write
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from esa_ray.models.components import Part
+    from esa_ray.models.components import FusedPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +25,16 @@ class WeightTensor:
     name: str
     layer: int | None
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[FusedPart, ...]
     transposed: bool
     experts: bool
     expert: int | None
-    places: tuple[Place, ...]
+    slots: tuple[ParameterSlot, ...]
 
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter: of an offloaded tensor a new one in each forward pass, and a meta tensor in between."""
-        return self.places[0].parameter
+        return self.slots[0].parameter
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,7 +44,7 @@ class WeightTensor:
     @property
     def offloaded(self) -> bool:
         """Whether the weights wait on the CPU or on disk between forwards."""
-        return self.places[0].offloaded
+        return self.slots[0].offloaded
 
     @property
     def size(self) -> int:
@@ -72,8 +72,8 @@ class WeightTensor:
 
     def part_of(self, flat: np.ndarray) -> np.ndarray:
         """The index of the part that each flat index belongs to."""
-        place = np.unravel_index(np.asarray(flat, dtype=np.int64), self.shape)
-        return self.row_part[place[-1] if self.transposed or len(place) == 1 else place[-2]]
+        slot = np.unravel_index(np.asarray(flat, dtype=np.int64), self.shape)
+        return self.row_part[slot[-1] if self.transposed or len(slot) == 1 else slot[-2]]
 
     def spread(self, by_row: np.ndarray) -> np.ndarray:
         """A value per output row → a value per weight, flat."""
@@ -88,8 +88,8 @@ class WeightTensor:
     def flat_weights(self) -> Tensor:
         """All weights, 1-D: a view into the model's own memory, or of an offloaded tensor a copy on the CPU."""
         if self.offloaded:
-            return values(self.places[0]).to("cpu", copy=True).flatten()
-        data = values(self.places[0])
+            return values(self.slots[0]).to("cpu", copy=True).flatten()
+        data = values(self.slots[0])
         if not data.is_contiguous():
             raise EsaError(f"{self.name} is not contiguous in memory, so its weights can't be edited in place")
         return data.view(-1)
@@ -100,7 +100,7 @@ class WeightTensor:
         Writing back what stood there takes an edit back, bit for bit.
         """
         if self.offloaded:
-            write(self.places, at, new)
+            write(self.slots, at, new)
         else:
             # As integers: `scatter_` computes on 16-bit floats, and a NaN would lose its payload.
             bits(self.flat_weights()).scatter_(0, at, bits(new))
@@ -118,7 +118,7 @@ class WeightTensor:
 
     def index(self, row: int, col: int, expert: int | None = None) -> int:
         """(row, col) or (expert, row, col) → flat index; the inverse of :meth:`locate`."""
-        place = (col, row) if self.transposed else (row, col) if len(self.shape) > 1 else (row,)
+        slot = (col, row) if self.transposed else (row, col) if len(self.shape) > 1 else (row,)
         if self.experts:
-            place = (expert or 0, *place)
-        return int(np.ravel_multi_index(place, self.shape))
+            slot = (expert or 0, *slot)
+        return int(np.ravel_multi_index(slot, self.shape))

@@ -9,7 +9,7 @@ import torch
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.blocks import context
 from esa_ray.models.exhaustion import out_of_memory
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from esa_ray.models.addressing import Catalogue
-from esa_ray.models.places import bits
+from esa_ray.models.slots import bits
 from esa_ray.perturb.fixed import check_changeable
 from esa_ray.perturb.known import Known
 from esa_ray.perturb.sites import Group, Sites

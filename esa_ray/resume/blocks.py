@@ -15,7 +15,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.models.blocks import stack
 from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.modes import eval_mode
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 from esa_ray.perturb.bits import LAYOUT
 from esa_ray.randomness import rademacher, stream_key
 from esa_ray.resume.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
@@ -198,7 +198,7 @@ class Resumable:
         """
         if tensor.layer is not None:
             return tensor.layer
-        return self.depth if all(place.owner in self._late for place in tensor.places) else None
+        return self.depth if all(slot.owner in self._late for slot in tensor.slots) else None
 
     @torch.inference_mode()
     def logits(self, layer: int | None, number: int) -> Tensor:

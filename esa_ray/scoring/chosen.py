@@ -8,24 +8,24 @@ import pyarrow.compute as pc
 
 from esa_ray.errors import EsaError
 from esa_ray.perturb.known import Known
-from esa_ray.spec import Part
+from esa_ray.spec import Subset
 
 #: Columns of a ranking that tell which weights are in a set, and in which blocks.
 SET_COLUMNS = ("group", "control_draw", "rank", "layer")
 
 
-class EmptyPartError(RuntimeError):
+class EmptySubsetError(RuntimeError):
     """A part of a set that holds no weights, so its damage can't be measured."""
 
 
-def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> pa.Table:
+def picked(ranking: pa.Table, group: str, k: int, part: Subset | None = None, draw: int = 0) -> pa.Table:
     """The rows of a ranking that a set consists of: the first k of every pool of a group, or a part of these.
 
     ``draw`` is which of the sets of a drawn control.
 
     Raises
     ------
-    EmptyPartError
+    EmptySubsetError
         If the part holds no weights.
     EsaError
         If a restored fraction of k is no whole weight.
@@ -37,11 +37,11 @@ def picked(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw
         wanted = wanted & _within(part, k)
     mine = ranking.filter(wanted)
     if part is not None and not len(mine):
-        raise EmptyPartError(f"no weights of the set are its part {part.label}")
+        raise EmptySubsetError(f"no weights of the set are its part {part.label}")
     return mine
 
 
-def _within(part: Part, k: int) -> pc.Expression:
+def _within(part: Subset, k: int) -> pc.Expression:
     if part.kind == "layer":
         return pc.field("layer") == int(part.value)
     if part.kind == "only":
@@ -52,13 +52,13 @@ def _within(part: Part, k: int) -> pc.Expression:
     return pc.field("rank") > spared if part.kind == "all_but_first" else pc.field("rank") <= k - spared
 
 
-def chosen(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> dict[str, np.ndarray]:
+def chosen(ranking: pa.Table, group: str, k: int, part: Subset | None = None, draw: int = 0) -> dict[str, np.ndarray]:
     """The first k weights of every pool of a group, or a part of them, as flat indices by tensor."""
     return {name: flat for name, (flat, _) in _by_tensor(picked(ranking, group, k, part, draw)).items()}
 
 
 def chosen_and_known(
-    ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0
+    ranking: pa.Table, group: str, k: int, part: Subset | None = None, draw: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, Known]]:
     """The same, with the scores and gradients of the weights in the same order."""
     whole = picked(ranking, group, k, draw=draw)
@@ -85,7 +85,7 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
     return None if column.null_count == len(column) else column.to_numpy()
 
 
-def first_block(ranking: pa.Table, group: str, k: int, part: Part | None = None, draw: int = 0) -> int:
+def first_block(ranking: pa.Table, group: str, k: int, part: Subset | None = None, draw: int = 0) -> int:
     """The earliest block that a set touches; −1 if it touches weights outside the blocks."""
     layers = picked(ranking, group, k, part, draw)["layer"]
     return -1 if layers.null_count or not len(layers) else int(pc.min(layers).as_py())

@@ -40,8 +40,8 @@ MATCH_NEIGHBOURS = 64
 class Members:
     """The weights of one component of a tensor, ascending, by arithmetic: none is listed.
 
-    >>> from esa_ray.models.addressing import Part, WeightTensor
-    >>> halves = (Part("gate", 0, 1, 2), Part("up", 1, 1, 2))
+    >>> from esa_ray.models.addressing import FusedPart, WeightTensor
+    >>> halves = (FusedPart("gate", 0, 1, 2), FusedPart("up", 1, 1, 2))
     >>> tensor = WeightTensor("w", 0, (2, 3), halves, False, False, None, ())
     >>> len(Members(tensor, 1)), Members(tensor, 1)[np.array([0, 2])].tolist()
     (3, [3, 5])

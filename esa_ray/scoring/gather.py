@@ -14,7 +14,7 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode, reference_mixers
 from esa_ray.models.offload import reloading
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.curvature import HessianDiagonal, probe_bytes
 from esa_ray.scoring.gradients import Totals, WindowGradients, batch_nll, go_back, zeros

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.offload import on_gradient
-from esa_ray.models.places import execution_device
+from esa_ray.models.slots import execution_device
 from esa_ray.scoring.fold import FOLDS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Totals = dict[str, list["Tensor"]]
 
 def home(tensor: WeightTensor) -> torch.device:
     """Where a tensor's accumulators live by default: where the model computes with it."""
-    return execution_device(tensor.places[0].owner, tensor.parameter)
+    return execution_device(tensor.slots[0].owner, tensor.parameter)
 
 
 def zeros(tensors: Sequence[WeightTensor], statistics: Sequence[str], device: str | None = None) -> Totals:

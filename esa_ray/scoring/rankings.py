@@ -1,4 +1,4 @@
-"""What a study ranks: every score of a seed, its rankings, their statistics, and the weights of the census."""
+"""What a study ranks: every score of a seed, its rankings, their statistics, and the single-weight sample."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Rankings:
         return {"probes": spec.probes, "relative_error": spec.relative_error, "probed": probed}
 
     def _sample(self, scores: Scores, seed: int) -> None:
-        """Draw the weights of the fidelity census, by quantiles of the study's first score."""
+        """Draw the weights of the single-weight sample, by quantiles of the study's first score."""
         first = self.spec.scores[0]
         drawn = sample(
             scores, members(first.metric)[0], self.spec.fidelity, seed=seed, components=first.components,

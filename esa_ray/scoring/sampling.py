@@ -1,4 +1,4 @@
-"""The fidelity census' sample: weights from all over the range of a score, each drawn with a known probability."""
+"""The single-weight sample' sample: weights from all over the range of a score, each drawn with a known probability."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class _Stratum:
     quota: int
     n: int = 0
     draws: np.ndarray = field(default_factory=lambda: np.empty(0))
-    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    slots: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     @property
     def last(self) -> float:
         """What a draw must be smaller than to get in."""
         return float(self.draws[-1]) if len(self.draws) == self.quota else 2.0
 
-    def add(self, draws: np.ndarray, places: np.ndarray, n: int) -> None:
+    def add(self, draws: np.ndarray, slots: np.ndarray, n: int) -> None:
         """Let draws of weights compete that come after all others, the smallest of n."""
         self.n += n
-        draws, places = np.concatenate([self.draws, draws]), np.concatenate([self.places, places])
+        draws, slots = np.concatenate([self.draws, draws]), np.concatenate([self.slots, slots])
         best = np.argsort(draws, kind="stable")[: self.quota]
-        self.draws, self.places = draws[best], places[best]
+        self.draws, self.slots = draws[best], slots[best]
 
     @property
     def inclusion(self) -> float:
         """The probability of each of its weights to be drawn."""
-        return len(self.places) / self.n if self.n else 0.0
+        return len(self.slots) / self.n if self.n else 0.0
 
 
 @dataclass
@@ -119,10 +119,10 @@ class _Drawing:
         counts = torch.bincount(stratum, minlength=len(self._found)).tolist()
         near = torch.nonzero(draws < self._last[stratum]).flatten()
         draws_R, flat_R, stratum_R = (values[near].cpu().numpy() for values in (draws, flat, stratum))
-        places = np.stack([np.full(len(flat_R), self._index), flat_R], axis=1)
+        slots = np.stack([np.full(len(flat_R), self._index), flat_R], axis=1)
         for number, (found, n) in enumerate(zip(self._found, counts, strict=True)):
             here = np.flatnonzero(stratum_R == number)
-            found.add(draws_R[here], places[here], n)
+            found.add(draws_R[here], slots[here], n)
             if len(here):
                 self._last[number].clamp_(max=found.last)
 
@@ -140,7 +140,7 @@ class _Drawing:
     def hand_over(self) -> None:
         """Let the smallest draws compete with those of earlier stretches."""
         for stratum, found in zip(self._part.strata, self._found, strict=True):
-            stratum.add(found.draws, found.places, found.n)
+            stratum.add(found.draws, found.slots, found.n)
 
 
 def _uniform(key: int, flat: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def sample(
     components: Sequence[str],
     model: str = "",
 ) -> pa.Table:
-    """n weights for the census, stratified by score within each component (``schema.SAMPLES``).
+    """n weights for the single-weight sample, stratified by score within each component (``schema.SAMPLES``).
 
     Every component × stratum (``STRATA``) gives its share of n, or all it has, the remainder going to the highest
     strata, and at least one: so there are n weights, but never fewer than components × strata where these are
@@ -232,7 +232,7 @@ def _drawn(part: _Part, scores: Scores, metric: str) -> list[dict[str, Any]]:
         stratum, inclusion = [_stratum(part, at)], [np.ones(len(certain))]
         flat = [certain]
         for number, mine in enumerate(part.strata):
-            here = mine.places[mine.places[:, 0] == index, 1]
+            here = mine.slots[mine.slots[:, 0] == index, 1]
             flat.append(here)
             stratum.append(np.full(len(here), number))
             inclusion.append(np.full(len(here), mine.inclusion))

@@ -5,7 +5,7 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 """
 
 from esa_ray.spec.base import Spec, explain
-from esa_ray.spec.damage import LISTED, Part, PerturbSpec, WeightList, WeightName
+from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList, WeightName
 from esa_ray.spec.kinds import KINDS, RANDOM_KINDS, SCALED, Kind, direction, dose, draws, label
 from esa_ray.spec.metrics import (
     DATA_FREE,
@@ -63,7 +63,6 @@ __all__ = [
     "Metric",
     "Mode",
     "ModelSpec",
-    "Part",
     "PerturbSpec",
     "Places",
     "Protocol",
@@ -73,6 +72,7 @@ __all__ = [
     "Search",
     "Spec",
     "StudySpec",
+    "Subset",
     "WeightList",
     "WeightName",
     "asks_for",

@@ -11,7 +11,7 @@ from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
 from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
 
-PartKind = Literal["layer", "only", "all_but_first", "all_but_last"]
+SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last"]
 
 #: Group of the weights of a :class:`WeightList`, and the score that their rows and rankings name.
 LISTED = "listed"
@@ -195,7 +195,7 @@ def _owners(name: str) -> list[str]:
     return [kind.name for kind in KINDS.values() if name in kind.fields]
 
 
-class Part(Spec):
+class Subset(Spec):
     """Which weights of a set are damaged, when it isn't the whole set.
 
     ``layer``: those of one block, counted from 0. ``only``: one member alone, counted from 1. ``all_but_first`` and
@@ -203,11 +203,11 @@ class Part(Spec):
     costs tells what restoring these brings back.
     """
 
-    kind: PartKind
+    kind: SubsetKind
     value: float = Field(ge=0)
 
     @model_validator(mode="after")
-    def _sensible(self) -> Part:
+    def _sensible(self) -> Subset:
         if self.kind.startswith("all_but") and not 0 < self.value < 1:
             raise ValueError(f"a restored part is a fraction between 0 and 1, not {self.value:g}")
         if not self.kind.startswith("all_but") and self.value != int(self.value):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
-from esa_ray.spec.damage import LISTED, Part, PerturbSpec, WeightList
+from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
 
@@ -68,7 +68,7 @@ class StudySpec(Spec):
     analyses: tuple[Analysis, ...] = ()
     fidelity: int = Field(default=0, ge=0)
     lists: tuple[WeightList, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Subset, ...] = ()
     one_by_one: bool = False
     repeats: int = Field(default=1, ge=1)
     control_draws: int = Field(default=1, ge=1)

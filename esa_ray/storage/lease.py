@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from esa_ray.errors import EsaError
 from esa_ray.host.machine import born, this_machine
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 from esa_ray.storage.store import RUNNING
 
 #: Seconds between two signs of life.
@@ -66,16 +66,16 @@ class Holder:
         return self.machine == this_machine() and born(self.pid) != self.born
 
 
-def holder(place: Place) -> Holder | None:
+def holder(location: Location) -> Holder | None:
     """Who computes here, as far as the file says; None if nobody does."""
     try:
-        return TypeAdapter(Holder).validate_json(place.read(RUNNING), strict=True)
+        return TypeAdapter(Holder).validate_json(location.read(RUNNING), strict=True)
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _write(place: Place, mine: Holder) -> None:
-    place.write(RUNNING, json.dumps(vars(mine)).encode())
+def _write(location: Location, mine: Holder) -> None:
+    location.write(RUNNING, json.dumps(vars(mine)).encode())
 
 
 class Clock:
@@ -94,7 +94,7 @@ class Clock:
         return end.wait(seconds)
 
 
-def _wait_for(place: Place, other: Holder, say: Callable[[str], None], clock: Clock) -> None:
+def _wait_for(location: Location, other: Holder, say: Callable[[str], None], clock: Clock) -> None:
     """Come back once the other driver is known to be dead.
 
     Raises
@@ -108,7 +108,7 @@ def _wait_for(place: Place, other: Holder, say: Callable[[str], None], clock: Cl
         say(f"waiting up to {STALE:.0f} s to see whether {other} still works on this study")
         until = clock.now() + STALE
         while clock.now() < until:
-            now = holder(place)
+            now = holder(location)
             if now is None:
                 return
             if now != other:
@@ -117,15 +117,15 @@ def _wait_for(place: Place, other: Holder, say: Callable[[str], None], clock: Cl
         else:
             return
     raise EsaError(
-        f"{place} is being computed by {other}; wait for it (esa status shows how far it is), or stop that one"
+        f"{location} is being computed by {other}; wait for it (esa status shows how far it is), or stop that one"
     )
 
 
 class Lease:
     """The right to compute a study; :attr:`lost` says who took it over, if this driver seemed dead for too long."""
 
-    def __init__(self, place: Place, mine: Holder, clock: Clock | None = None):
-        self.place, self.mine, self._clock = place, mine, clock or Clock()
+    def __init__(self, location: Location, mine: Holder, clock: Clock | None = None):
+        self.location, self.mine, self._clock = location, mine, clock or Clock()
         self.lost: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -134,12 +134,12 @@ class Lease:
         beat = 0
         while not self._clock.ended(self._ended, BEAT):
             with contextlib.suppress(EsaError):  # a full disk, a network that fails: told by whoever stores results
-                now = holder(self.place)
+                now = holder(self.location)
                 if now is not None and now.owner != self.mine.owner:
-                    self.lost = f"{self.place} was taken over by {now}, since this process gave no sign of life"
+                    self.lost = f"{self.location} was taken over by {now}, since this process gave no sign of life"
                     return
                 beat += 1
-                _write(self.place, Holder(**vars(self.mine) | {"beat": beat}))
+                _write(self.location, Holder(**vars(self.mine) | {"beat": beat}))
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -149,13 +149,15 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(EsaError):
-            now = holder(self.place)
+            now = holder(self.location)
             if now is not None and now.owner == self.mine.owner:
-                self.place.delete([RUNNING])
+                self.location.delete([RUNNING])
 
 
 @contextlib.contextmanager
-def held(place: Place, say: Callable[[str], None] = lambda _: None, clock: Clock | None = None) -> Iterator[Lease]:
+def held(
+    location: Location, say: Callable[[str], None] = lambda _: None, clock: Clock | None = None
+) -> Iterator[Lease]:
     """Have a study to oneself for the length of a block.
 
     Raises
@@ -166,18 +168,18 @@ def held(place: Place, say: Callable[[str], None] = lambda _: None, clock: Clock
     Example
     -------
     >>> import tempfile
-    >>> place = Place(tempfile.mkdtemp())
-    >>> with held(place):
-    ...     holder(place).pid == os.getpid()
+    >>> location = Location(tempfile.mkdtemp())
+    >>> with held(location):
+    ...     holder(location).pid == os.getpid()
     True
-    >>> holder(place) is None
+    >>> holder(location) is None
     True
     """
-    if other := holder(place):
-        _wait_for(place, other, say, clock or Clock())
+    if other := holder(location):
+        _wait_for(location, other, say, clock or Clock())
     mine = Holder.myself()
-    _write(place, mine)
-    if (now := holder(place)) is not None and now.owner != mine.owner:
-        raise EsaError(f"{place} is being computed by {now}; wait for it, or stop that one")
-    with Lease(place, mine, clock) as lease:
+    _write(location, mine)
+    if (now := holder(location)) is not None and now.owner != mine.owner:
+        raise EsaError(f"{location} is being computed by {now}; wait for it, or stop that one")
+    with Lease(location, mine, clock) as lease:
         yield lease

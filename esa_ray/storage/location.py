@@ -74,7 +74,7 @@ def below(location: str | os.PathLike[str], name: str) -> str:
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
-class Place:
+class Location:
     """A directory or a prefix, and the files below it by their relative names (``cells/x.parquet``).
 
     Raises
@@ -96,17 +96,17 @@ class Place:
                 "a profile, and leave it out of --out-dir"
             )
         #: What names it to other processes.
-        self.location = str(self.path) if self.path else text.rstrip("/")
+        self.text = str(self.path) if self.path else text.rstrip("/")
 
     def __str__(self) -> str:
-        return str(self.path or self.location.partition("?")[0])
+        return str(self.path or self.text.partition("?")[0])
 
     @cached_property
     def _remote(self) -> tuple[FileSystem, str]:
         from pyarrow.fs import FileSystem
 
         try:
-            system, root = FileSystem.from_uri(self.location)
+            system, root = FileSystem.from_uri(self.text)
         except Exception as error:  # unknown schemes, unknown options, no network: each of another type
             raise EsaError(f"--out-dir {self} can't be opened: {first_line(error)[:160]}") from None
         return system, root.rstrip("/")
@@ -218,7 +218,7 @@ class Place:
             raise EsaError(f"{self}/{name} can't be renamed: {error.strerror or first_line(error)[:160]}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Place, (self.location,)
+        return Location, (self.text,)
 
 
 def _write_locally(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The store: rows in Parquet under one study's place, each file written whole or not at all.
+"""The store: rows in Parquet under one study's location, each file written whole or not at all.
 
 A row is done when a file holds it. A file's name is a pure function of what it holds, so writing it twice leaves
 one. Once many cells have gathered their files are packed into one (:meth:`Store.pack`), also while others read.
@@ -20,7 +20,7 @@ from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.schema import TABLES
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec
 from esa_ray.storage import tables
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 #: Small files of cells that are packed into one. Four thousand of them take seconds to read, one takes milliseconds.
 PACK_AT = 512
@@ -41,7 +41,7 @@ def ranking_name(metric: str, mode: str, seed: int) -> str:
 
 
 def samples_name(seed: int) -> str:
-    """File stem of the weights that the fidelity census damages."""
+    """File stem of the weights that the single-weight sample damages."""
     return f"s{seed}"
 
 
@@ -112,7 +112,7 @@ def _usable(stored: dict[str, Any], spec: StudySpec, resolved: dict[str, Any]) -
 
 
 class Store:
-    """One study's place: ``study.json``, ``cells/``, ``baselines/``, ``rankings/``, ``score_stats/``.
+    """One study's location: ``study.json``, ``cells/``, ``baselines/``, ``rankings/``, ``score_stats/``.
 
     Example
     -------
@@ -124,27 +124,27 @@ class Store:
     """
 
     def __init__(self, location: str | os.PathLike[str]):
-        self.place = Place(location)
+        self.location = Location(location)
 
     @property
     def directory(self) -> Path | str:
         """The directory as a path, or the location of an object store."""
-        return self.place.path or self.place.location
+        return self.location.path or self.location.text
 
     def write(self, table: str, name: str, rows: pa.Table | list[dict[str, Any]]) -> None:
         """Write one file of a table, checked against its schema."""
         schema = TABLES[table]
         if isinstance(rows, list):
             rows = pa.Table.from_pylist(rows, schema=schema)
-        self.place.write(tables.file(table, name), tables.encoded(rows.cast(schema)))
+        self.location.write(tables.file(table, name), tables.encoded(rows.cast(schema)))
 
     def names(self, table: str) -> list[str]:
         """The names of a table's files, sorted."""
-        return tables.names(self.place, table)
+        return tables.names(self.location, table)
 
     def has(self, table: str, name: str) -> bool:
         """Whether a file of a table is there."""
-        return self.place.exists(tables.file(table, name))
+        return self.location.exists(tables.file(table, name))
 
     def read(self, table: str, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one file.
@@ -154,11 +154,11 @@ class Store:
         EsaError
             If it isn't readable Parquet of this schema version.
         """
-        return tables.read_one(self.place, table, name, columns)
+        return tables.read_one(self.location, table, name, columns)
 
     def cells(self, columns: list[str] | None = None) -> pa.Table:
         """All cells, each once, whatever file holds them."""
-        return tables.read(self.place, "cells", columns)
+        return tables.read(self.location, "cells", columns)
 
     def cell_statuses(self) -> dict[str, str]:
         """cell_id → status of every stored cell."""
@@ -191,9 +191,9 @@ class Store:
         except FileNotFoundError:  # another driver packed it meanwhile, and more
             return 0
         if written != set(first):
-            raise EsaError(f"{self.place} gave back something else than was written to it; nothing was deleted")
+            raise EsaError(f"{self.location} gave back something else than was written to it; nothing was deleted")
         replaced = [name for name, _ in found if name != target]
-        self.place.delete(tables.file("cells", name) for name in replaced)
+        self.location.delete(tables.file("cells", name) for name in replaced)
         return len(replaced)
 
     def _readable(self, names: list[str]) -> list[tuple[str, pa.Table]]:
@@ -205,45 +205,47 @@ class Store:
             except (tables.UnreadableError, FileNotFoundError):
                 return None
 
-        found = self.place.each(names, read)
+        found = self.location.each(names, read)
         return [(name, rows) for name, rows in zip(names, found, strict=True) if rows is not None]
 
     def unreadable(self) -> list[str]:
         """Every file that is no whole Parquet, as a crash of the machine can leave it."""
         found: list[str] = []
         for table in TABLES:
-            tables.damaged(self.place, table, found.append)
+            tables.damaged(self.location, table, found.append)
         return found
 
-    def mend(self) -> list[str]:
+    def quarantine(self) -> list[str]:
         """Rename files that can't be read, and sweep; returns the former.
 
         For whoever has the study to itself.
         """
         found = self.unreadable()
         for name in found:
-            self.place.move(name, name + SET_ASIDE)
+            self.location.move(name, name + SET_ASIDE)
         self.sweep()
         return found
 
     def sweep(self) -> None:
         """Delete what killed processes left half-written; for whoever has the study to itself."""
-        if self.place.path is not None:
-            for scratch in [*self.place.path.glob(".*.tmp"), *self.place.path.glob("*/.*.tmp")]:
+        if self.location.path is not None:
+            for scratch in [*self.location.path.glob(".*.tmp"), *self.location.path.glob("*/.*.tmp")]:
                 scratch.unlink(missing_ok=True)
 
     def load_study(self) -> dict[str, Any] | None:
         """The content of ``study.json``, or None in a fresh directory."""
         try:
-            content = json.loads(self.place.read("study.json"))
+            content = json.loads(self.location.read("study.json"))
         except FileNotFoundError:
             return None
         except (ValueError, EsaError) as error:
             raise EsaError(
-                f"{self.place}/study.json can't be read ({error}); restore it, or choose another --out-dir"
+                f"{self.location}/study.json can't be read ({error}); restore it, or choose another --out-dir"
             ) from None
         if not isinstance(content, dict) or not all(isinstance(content.get(k), dict) for k in ("spec", "resolved")):
-            raise EsaError(f"{self.place}/study.json is not what a run wrote; restore it, or choose another --out-dir")
+            raise EsaError(
+                f"{self.location}/study.json is not what a run wrote; restore it, or choose another --out-dir"
+            )
         return content
 
     def claim(self, spec: StudySpec) -> dict[str, Any] | None:
@@ -257,13 +259,13 @@ class Store:
         stored = self.load_study()
         if stored is None:
             if self._foreign():
-                raise EsaError(f"{self.place} holds other files and no study; choose another --out-dir")
+                raise EsaError(f"{self.location} holds other files and no study; choose another --out-dir")
             return None
         if stored.get("identity", 2) != IDENTITY_VERSION:
             if not any(self.names(table) for table in TABLES):
                 return None  # its study.json is written anew
             raise EsaError(
-                f"{self.place} was made by a version that computed cells otherwise; `esa report` still reads it, "
+                f"{self.location} was made by a version that computed cells otherwise; `esa report` still reads it, "
                 "but to compute choose another --out-dir"
             )
         # Its name is where it stands, not what it asks.
@@ -273,14 +275,14 @@ class Store:
         if not self.answered(stored):
             return None  # the mended command may have the place (make_way)
         raise EsaError(
-            f"{self.place} holds another study (it differs in {', '.join(different[:5])}); "
+            f"{self.location} holds another study (it differs in {', '.join(different[:5])}); "
             f"choose another --out-dir, or repeat the command it was made with{_batches(stored, different)}"
         )
 
     def answered(self, stored: dict[str, Any]) -> bool:
         """Whether anything is here that the stored study asked for.
 
-        That is a cell with a result, a measurement of the census, of blocks or of the intact model, or a search's end;
+        That is a cell with a result, a measurement of single weights, of blocks or of the intact model, or a search's end;
         of a study without damage also a ranking. Baseline and rankings of any other only prepare its cells.
         """
         alone = () if stored["spec"].get("perturbations") else ("rankings",)
@@ -306,13 +308,13 @@ class Store:
         if not former:
             return None
         folder = f"former-{digest({'spec': stored['spec'], 'resolved': stored['resolved']})}"
-        self.place.write(f"{folder}/study.json", self.place.read("study.json"))
+        self.location.write(f"{folder}/study.json", self.location.read("study.json"))
         for table, name in former:
-            self.place.move(tables.file(table, name), f"{folder}/{tables.file(table, name)}")
+            self.location.move(tables.file(table, name), f"{folder}/{tables.file(table, name)}")
         return folder
 
     def _foreign(self) -> bool:
-        return any(not name.startswith(".") and name != RUNNING for name in self.place.names())
+        return any(not name.startswith(".") and name != RUNNING for name in self.location.names())
 
     def save_study(
         self, spec: StudySpec, resolved: dict[str, Any], versions: dict[str, str], cells: int | None = None
@@ -324,17 +326,17 @@ class Store:
         }  # fmt: skip
         if cells is not None:
             content["cells"] = cells
-        self.place.write("study.json", _json(content))
+        self.location.write("study.json", _json(content))
 
     def save_search(self, content: dict[str, Any]) -> None:
         """Write ``search.json``: what a search was for and what it found."""
-        self.place.write("search.json", _json(content))
+        self.location.write("search.json", _json(content))
 
     def searched(self) -> bool:
         """Whether a search has come to its end here."""
-        return self.place.exists("search.json")
+        return self.location.exists("search.json")
 
     def save_manifest(self, content: dict[str, Any]) -> None:
         """Write ``manifest.json``: the last file of a run, listing what the store holds."""
         files = {table: len(self.names(table)) for table in TABLES}
-        self.place.write("manifest.json", _json({"files": files, **content}))
+        self.location.write("manifest.json", _json({"files": files, **content}))

@@ -1,4 +1,4 @@
-"""Tables in a place: many small Parquet files and some packed ones, read as one table while they are rewritten.
+"""Tables in a location: many small Parquet files and some packed ones, read as one table while they are rewritten.
 
 A file under a table's folder holds one or more rows of it. A *packed* file holds the rows of many cells; it is
 complete before any file that it replaces is deleted, so at every moment each row is in some file, and for a moment
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from esa_ray.errors import EsaError, first_line
 from esa_ray.identity import digest
 from esa_ray.schema import SCHEMA_VERSION, TABLES
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 #: How the name of a file begins that holds the rows of many cells.
 PACKED = "packed-"
@@ -35,7 +35,7 @@ ATTEMPTS = 20
 
 
 class UnreadableError(EsaError):
-    """A file that is no readable Parquet, or of another schema version; ``file`` is its name in the place."""
+    """A file that is no readable Parquet, or of another schema version; ``file`` is its name in the location."""
 
     def __init__(self, file: str, sentence: str, *, damaged: bool):
         super().__init__(sentence)
@@ -46,15 +46,15 @@ class UnreadableError(EsaError):
 
 
 def file(table: str, name: str) -> str:
-    """A file's name in the place."""
+    """A file's name in the location."""
     if "/" in name:
         raise EsaError(f"{name!r} is no name of a file; choose another")
     return f"{table}/{name}{SUFFIX}"
 
 
-def names(place: Place, table: str) -> list[str]:
+def names(location: Location, table: str) -> list[str]:
     """The names of a table's files, sorted; those being written, or set aside, are none."""
-    found = place.names(table)
+    found = location.names(table)
     return [name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
@@ -65,7 +65,7 @@ def encoded(rows: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(place: Place, name: str, content: bytes, columns: Iterable[str] | None = None) -> pa.Table:
+def decoded(location: Location, name: str, content: bytes, columns: Iterable[str] | None = None) -> pa.Table:
     """The rows of one file.
 
     Raises
@@ -81,7 +81,7 @@ def decoded(place: Place, name: str, content: bytes, columns: Iterable[str] | No
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnreadableError(
             name,
-            f"{place}/{name} is not readable Parquet ({first_line(error)[:80]}); run the study again: it sets the file "
+            f"{location}/{name} is not readable Parquet ({first_line(error)[:80]}); run the study again: it sets the file "
             "aside and computes only what that held",
             damaged=True,
         ) from None
@@ -89,19 +89,19 @@ def decoded(place: Place, name: str, content: bytes, columns: Iterable[str] | No
     if version != SCHEMA_VERSION:
         raise UnreadableError(
             name,
-            f"{place}/{name} has schema version {version}, this esa-ray reads {SCHEMA_VERSION}; use its own version",
+            f"{location}/{name} has schema version {version}, this esa-ray reads {SCHEMA_VERSION}; use its own version",
             damaged=False,
         )
     return found
 
 
-def read_one(place: Place, table: str, name: str, columns: Iterable[str] | None = None) -> pa.Table:
+def read_one(location: Location, table: str, name: str, columns: Iterable[str] | None = None) -> pa.Table:
     """The rows of one file of a table."""
     path = file(table, name)
-    return decoded(place, path, place.read(path), columns)
+    return decoded(location, path, location.read(path), columns)
 
 
-def read(place: Place, table: str, columns: Iterable[str] | None = None) -> pa.Table:
+def read(location: Location, table: str, columns: Iterable[str] | None = None) -> pa.Table:
     """All rows of a table, each cell once, in an order that doesn't depend on how they are spread over files.
 
     A file that vanishes while it is read was packed meanwhile; so was one that the listing missed if it shows a
@@ -115,24 +115,24 @@ def read(place: Place, table: str, columns: Iterable[str] | None = None) -> pa.T
     schema = TABLES[table]
     kept = schema.names if columns is None else list(columns)
     needed = [*dict.fromkeys([*kept, *ORDER, "status"])] if table == "cells" else kept
-    parts = _settled(place, table, None if columns is None else needed)
+    parts = _settled(location, table, None if columns is None else needed)
     joined = pa.concat_tables([schema.empty_table(), *parts], promote_options="permissive")
     if table == "cells":
         joined = _once(joined).sort_by([(name, "ascending") for name in ORDER])
     return joined.select(kept).combine_chunks()
 
 
-def _settled(place: Place, table: str, columns: list[str] | None) -> list[pa.Table]:
+def _settled(location: Location, table: str, columns: list[str] | None) -> list[pa.Table]:
     """The rows of all files, as they stood at one moment."""
     for _ in range(ATTEMPTS):
-        before = names(place, table)
+        before = names(location, table)
         try:
-            parts = place.each(before, lambda name: read_one(place, table, name, columns))
+            parts = location.each(before, lambda name: read_one(location, table, name, columns))
         except FileNotFoundError:
             continue
-        if set(packed(names(place, table))) <= set(before):
+        if set(packed(names(location, table))) <= set(before):
             return parts
-    raise EsaError(f"{place}/{table} is rewritten faster than it can be read; try again")
+    raise EsaError(f"{location}/{table} is rewritten faster than it can be read; try again")
 
 
 def packed(files: Iterable[str]) -> list[str]:
@@ -161,11 +161,11 @@ def _once(cells: pa.Table) -> pa.Table:
     return cells if len(best) == len(ids) else cells.take(list(best.values()))
 
 
-def damaged(place: Place, table: str, report: Callable[[str], None]) -> None:
+def damaged(location: Location, table: str, report: Callable[[str], None]) -> None:
     """Report every file of a table that is no whole Parquet; those of another version raise as they do elsewhere."""
-    for name in names(place, table):
+    for name in names(location, table):
         try:
-            read_one(place, table, name)
+            read_one(location, table, name)
         except FileNotFoundError:
             continue
         except UnreadableError as error:

@@ -136,7 +136,7 @@ def test_report_and_verdicts_say_where_a_control_was_hardly_changed(tmp_path):
     study = study_of(tmp_path / "s", rows, perturbations=[{"kind": "sign_flip", "strength": 1.0}], seeds=[1, 2])
     words = "sign_flip-1 of k=100 changed 92 of 200 random_k weights, but 200 of 200 super ones"
     assert words in changed(study).answer
-    judged = {v.id: v.evidence for v in verdicts(study.__class__(study.place, study.record | {"cells": 4}))}
+    judged = {v.id: v.evidence for v in verdicts(study.__class__(study.location, study.record | {"cells": 4}))}
     assert words in judged["P3.7a"]
     assert words in judged["P3.7c"]
     assert "groups weren't" not in judged["P3.7b"]  # open: there is no bottom_k

@@ -40,7 +40,7 @@ from analysis.comparison.growth import (
 )
 from analysis.comparison.laws import ALL
 from analysis.study import StudyError
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 from esa_ray.storage.store import Store
 from tests.analysis.many import INTACT, KS, SIZES, VOCABULARY, study
 
@@ -220,12 +220,12 @@ def test_one_model_alone_is_told_that_it_is_one(tmp_path):
     assert scaling(alone).is_empty()
     assert told_apart(*matrix(features(alone)), ["one"]).startswith("needs 2 classes")
     assert "needs" in {v.id: v for v in comparison_verdicts(alone)}["P4.7a"].evidence
-    reports.write_comparison(alone, Place(tmp_path))
+    reports.write_comparison(alone, Location(tmp_path))
     assert "1 models of 1 series" in (tmp_path / "compare.html").read_text()
 
 
 def test_the_report_is_whole_and_its_tables_are_latex(many, tmp_path):
-    place = Place(tmp_path)
+    place = Location(tmp_path)
     reports.write_comparison(many, place)
     html = (tmp_path / "compare.html").read_text()
     for name in ("laws", "families", "ranking", "sublayers", "kinds", "experts", "fingerprints", "models"):
@@ -244,7 +244,7 @@ def test_the_report_is_whole_and_its_tables_are_latex(many, tmp_path):
 def test_names_from_a_store_dont_become_markup(tmp_path):
     for n, name in enumerate(("<script>alert(1)</script>", "b$x_y%&")):
         study(tmp_path / str(n), name, family="f", size=1000 * (n + 1), half=5.0)
-    place = Place(tmp_path / "out")
+    place = Location(tmp_path / "out")
     found = compare([tmp_path])
     reports.write_comparison(found, place)
     html = (tmp_path / "out" / "compare.html").read_text()

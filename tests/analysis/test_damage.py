@@ -143,18 +143,18 @@ def test_progress_counts_from_the_store_alone(made):
         "error": 0,
         "missing": 0,
         "rankings": 3,
-        **{f"{name} missing": 0 for name in ("rankings", "baseline", "census", "blocks", "protocols", "tasks")},
+        **{f"{name} missing": 0 for name in ("rankings", "baseline", "single_weights", "blocks", "protocols", "tasks")},
     }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1
 
 
-def test_a_census_that_is_not_measured_is_not_done(tmp_path):
+def test_a_single_weight_sample_that_is_not_measured_is_not_done(tmp_path):
     study = write_study(tmp_path, shift={"super": 1.0})
     record = stored_spec(study)
     record["spec"]["fidelity"] = 40
     (study / "study.json").write_text(json.dumps(record))
-    assert analysis.progress(analysis.load(study))["census missing"] == 3  # packets of 16
+    assert analysis.progress(analysis.load(study))["single_weights missing"] == 3  # packets of 16
 
 
 def test_several_control_sets_of_a_seed_are_one_control_their_mean(tmp_path):

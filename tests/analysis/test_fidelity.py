@@ -1,4 +1,4 @@
-"""The census against scipy, planted effects and predictions, and coverage by simulation."""
+"""The single-weight sample against scipy, planted effects and predictions, and coverage by simulation."""
 
 import numpy as np
 import polars as pl
@@ -7,7 +7,7 @@ from scipy import stats
 
 import analysis
 from analysis.fidelity import tables as fidelity
-from analysis.fidelity.census import Census, censuses, noise_floor_of
+from analysis.fidelity.single_weights import SingleWeights, noise_floor_of, single_weight_samples
 from analysis.fidelity.tables import in_top, theil_sen
 from analysis.statistics.inference import weighted_spearman
 from tests.analysis.conftest import with_tables
@@ -48,11 +48,11 @@ def one(table, **where):
 
 
 def test_correlations_are_scipys_in_the_sample_and_weighted_for_all_weights(planted):
-    census = next(censuses(planted))
-    y = np.abs(census.delta.sum(axis=1) / census.tokens.sum(axis=1))
+    sample = next(single_weight_samples(planted))
+    y = np.abs(sample.delta.sum(axis=1) / sample.tokens.sum(axis=1))
     found = analysis.fidelity_correlations(planted)
     row = one(found, metric="grad_x_weight", outcome="|ΔNLL|", speaks_of="sample")
-    assert row["spearman"] == pytest.approx(stats.spearmanr(census.scores[:, 0], y).statistic)
+    assert row["spearman"] == pytest.approx(stats.spearmanr(sample.scores[:, 0], y).statistic)
     assert row["low"] <= row["spearman"] <= row["high"]
     signed = one(found, metric="first_order", outcome="ΔNLL", speaks_of="sample")
     assert signed["spearman"] > 0.98
@@ -64,12 +64,12 @@ def test_correlations_are_scipys_in_the_sample_and_weighted_for_all_weights(plan
 def test_all_weights_count_as_often_as_they_were_not_sampled(tmp_path):
     inclusion = np.where(np.arange(200) % 4 == 0, 1.0, 0.05)
     study = with_tables(tmp_path / "s", fidelity=rows_of(wobble=2.0, inclusion=inclusion))
-    census = next(censuses(study))
+    sample = next(single_weight_samples(study))
     row = one(analysis.fidelity_correlations(study), metric="grad_x_weight", outcome="|ΔNLL|", speaks_of="all weights")
-    repeats = (20 / (20 * census.inclusion)).round().astype(int)
-    y = np.abs(census.measured())
+    repeats = (20 / (20 * sample.inclusion)).round().astype(int)
+    y = np.abs(sample.measured())
     assert row["spearman"] == pytest.approx(
-        stats.spearmanr(np.repeat(census.scores[:, 0], repeats), np.repeat(y, repeats)).statistic
+        stats.spearmanr(np.repeat(sample.scores[:, 0], repeats), np.repeat(y, repeats)).statistic
     )
 
 
@@ -89,9 +89,9 @@ def test_ties_at_the_edge_share_the_last_places():
 
 
 def test_precision_is_what_counting_gives(planted):
-    census = next(censuses(planted))
-    worst = set(np.argsort(-census.measured())[:10])
-    top = set(np.argsort(-census.scores[:, 0])[:10])
+    sample = next(single_weight_samples(planted))
+    worst = set(np.argsort(-sample.measured())[:10])
+    top = set(np.argsort(-sample.scores[:, 0])[:10])
     assert one(analysis.precision_at(planted), metric="grad_x_weight", m=10)["precision"] == len(worst & top) / 10
 
 
@@ -122,21 +122,21 @@ def test_calibration_recovers_the_planted_slope(tmp_path, slope):
 
 def test_what_is_below_the_noise_is_neither_fitted_nor_counted(tmp_path):
     study = with_tables(tmp_path / "s", fidelity=rows_of(noise=1e-4))
-    census = next(censuses(study))
-    floor, nulls = noise_floor_of(study, census)
+    sample = next(single_weight_samples(study))
+    floor, nulls = noise_floor_of(study, sample)
     rows = study.fidelity.filter(pl.col("edit") == "null_edit")
     values = [abs(sum(d) / sum(t)) for d, t in rows.select("delta_nll", "tokens").iter_rows()]
     assert (floor, nulls) == (pytest.approx(np.quantile(values, 0.95)), 200)
     row = analysis.above_noise(study).row(0, named=True)
-    assert row["share_sample"] == pytest.approx(np.mean(np.abs(census.measured()) > floor))
+    assert row["share_sample"] == pytest.approx(np.mean(np.abs(sample.measured()) > floor))
     assert row["low"] <= row["share_all"] <= row["high"]
     fitted = one(analysis.calibration(study), order="first_order")
-    assert fitted["n"] == int((np.abs(census.predicted["first_order"]) > floor).sum()) < 200
+    assert fitted["n"] == int((np.abs(sample.predicted["first_order"]) > floor).sum()) < 200
     assert fitted["slope"] == pytest.approx(0.5, rel=0.1)
     assert not analysis.calibration_deciles(study)["above_floor"].all()
 
 
-def test_a_census_without_predictions_or_null_edits_says_what_it_can(tmp_path):
+def test_a_single_weight_sample_without_predictions_or_null_edits_says_what_it_can(tmp_path):
     rows = [r | {"first_order": None, "second_order": None} for r in rows_of(40) if r["edit"] == "zero"]
     study = with_tables(tmp_path / "s", fidelity=rows)
     assert set(analysis.fidelity_correlations(study)["metric"]) == {"grad_x_weight", "magnitude"}
@@ -152,13 +152,13 @@ def test_a_score_that_is_not_defined_for_some_weights_is_judged_on_the_rest(tmp_
         if row["flat"] % 3 == 0:
             row |= {"scores": [row["scores"][0], None], "second_order": None}
     study = with_tables(tmp_path / "s", fidelity=rows)
-    census = next(censuses(study))
-    known = np.isfinite(census.scores[:, 1])
+    sample = next(single_weight_samples(study))
+    known = np.isfinite(sample.scores[:, 1])
     found = analysis.fidelity_correlations(study)
     row = one(found, metric="magnitude", outcome="|ΔNLL|", speaks_of="sample")
-    y = np.abs(census.measured())
+    y = np.abs(sample.measured())
     assert row["n"] == known.sum() == 40
-    assert row["spearman"] == pytest.approx(stats.spearmanr(census.scores[known, 1], y[known]).statistic)
+    assert row["spearman"] == pytest.approx(stats.spearmanr(sample.scores[known, 1], y[known]).statistic)
     assert one(found, metric="second_order", outcome="ΔNLL", speaks_of="sample")["n"] == 40
     assert one(analysis.calibration(study), order="second_order")["slope"] == pytest.approx(0.5, rel=0.1)
     deciles = analysis.calibration_deciles(study).filter(pl.col("order") == "second_order")
@@ -177,12 +177,12 @@ def test_a_diverged_edit_is_counted_and_left_out(tmp_path):
 
 def test_a_stratum_that_was_taken_whole_is_not_resampled():
     inclusion = np.repeat([1.0, 0.2], 10)
-    census = Census(
+    sample = SingleWeights(
         1, "s", "zero", np.ones((20, 2)), np.ones((20, 2)), ["s"], np.ones((20, 1)), inclusion, np.repeat([0, 1], 10),
         {}, ["q"] * 20, [0] * 20, 0,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    draws = np.array([census.draw_weights(rng) for _ in range(200)])
+    draws = np.array([sample.draw_weights(rng) for _ in range(200)])
     assert (draws[:, :10] == 1).all()
     assert (draws[:, 10:].sum(axis=1) == 10).all()
     assert draws[:, 10:].mean() == pytest.approx(1)
@@ -206,18 +206,18 @@ def test_the_interval_of_a_stratified_correlation_covers_that_of_all_weights(mon
     for _ in range(runs):
         taken = [rng.choice(np.flatnonzero(stratum == s), 40, replace=False) for s in range(4)]
         at, inclusion = np.concatenate(taken), np.repeat([40 / (stratum == s).sum() for s in range(4)], 40)
-        census = Census(
+        sample = SingleWeights(
             1, "s", "zero", measure(at), np.ones((160, 8)), ["s"], score[at][:, None], inclusion, stratum[at], {},
             ["q"] * 160, [0] * 160, 0,
         )  # fmt: skip
         row = next(
-            r for r in fidelity._correlations(census) if (r["outcome"], r["speaks_of"]) == ("ΔNLL", "all weights")
+            r for r in fidelity._correlations(sample) if (r["outcome"], r["speaks_of"]) == ("ΔNLL", "all weights")
         )
         covered += row["low"] <= rho <= row["high"]
     assert covered >= stats.binom.ppf(0.005, runs, 0.92)
 
 
-def test_studies_without_a_census_have_empty_tables(made):
+def test_studies_without_a_single_weight_sample_have_empty_tables(made):
     study = analysis.load(made)
     for table in ("fidelity_correlations", "precision_at", "calibration", "calibration_deciles", "above_noise"):
         assert getattr(analysis, table)(study).is_empty()

@@ -217,7 +217,7 @@ def renamed(study, name, text):
     record = json.loads((study.directory / "study.json").read_text())
     record["spec"]["name"], record["resolved"]["text"] = name, text
     (study.directory / "study.json").write_text(json.dumps(record))
-    return type(study)(study.place, record)
+    return type(study)(study.location, record)
 
 
 def test_two_models_on_the_same_windows_are_a_pair(tmp_path):

@@ -11,11 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from esa_ray.engine import cluster
 from esa_ray.engine.cluster import Card, Model, computed_in, with_cards
-from esa_ray.engine.crew import GIVE_UP, Crew, Seats
+from esa_ray.engine.dispatch import GIVE_UP, Actors, Scheduler
 from esa_ray.engine.placement import Node, Size, place
 from esa_ray.engine.work import Work
 from esa_ray.errors import EsaError
-from esa_ray.grid import Resolved
+from esa_ray.grid import Fingerprints
 from esa_ray.host.footprint import PROCESS, WORKING_SET
 from esa_ray.models.sources import Source
 from esa_ray.spec import ModelSpec, StudySpec
@@ -266,7 +266,7 @@ def test_a_study_that_goes_on_says_what_was_asked_and_what_that_came_to(tmp_path
     spec = StudySpec(name="x", model=ModelSpec(source="m", dtype="auto"), perturbations=(), topk=(1,), seeds=(1,))
     work = Work(spec, Store(tmp_path), Source("m", "directory", "m", "0"))
     assert (work.model.asked, work.model.resolved) == ("auto", None)
-    work.resolved = Resolved("0", "bf16", "t")
+    work.resolved = Fingerprints("0", "bf16", "t")
     assert (work.model.asked, work.model.resolved) == ("auto", "bf16")
 
 
@@ -390,25 +390,25 @@ class Fake:
 
 
 def test_a_chunk_goes_to_the_actor_with_the_fewest_trials_and_a_retry_takes_its_own_place():
-    seats = Seats([[Fake(), Fake()], [Fake()]])
-    assert [seats.take("a"), seats.take("b"), seats.take("c")] == [0, 1, 0]
-    assert seats.take("other", 1) == 0  # another study's crew
-    assert seats.take("c") == 0  # killed and tried again: it is counted once
-    seats.leave("a")
-    seats.leave("c")
-    assert seats.take("d") == 0
-    assert seats.take("e") in (0, 1)
+    scheduler = Scheduler([[Fake(), Fake()], [Fake()]])
+    assert [scheduler.take("a"), scheduler.take("b"), scheduler.take("c")] == [0, 1, 0]
+    assert scheduler.take("other", 1) == 0  # another study's actors
+    assert scheduler.take("c") == 0  # killed and tried again: it is counted once
+    scheduler.leave("a")
+    scheduler.leave("c")
+    assert scheduler.take("d") == 0
+    assert scheduler.take("e") in (0, 1)
 
 
 def test_trials_begin_once_their_processes_are_there_or_have_been_waited_for(monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    seats = Seats([[Fake(), Fake()]], expected=2)
-    seats.enter()
-    assert seats.take("a") is None
-    seats.enter()
-    assert [seats.take("a"), seats.take("b")] == [0, 1]
-    slow = Seats([[Fake()]], expected=9)
+    scheduler = Scheduler([[Fake(), Fake()]], expected=2)
+    scheduler.enter()
+    assert scheduler.take("a") is None
+    scheduler.enter()
+    assert [scheduler.take("a"), scheduler.take("b")] == [0, 1]
+    slow = Scheduler([[Fake()]], expected=9)
     assert slow.take("a") is None
     slow.enter()
     assert [slow.take("a") for _ in range(4)] == [None, None, 0, 0]
@@ -419,14 +419,14 @@ def test_an_actor_whose_process_died_is_given_nothing_until_it_answers(monkeypat
     monkeypatch.setattr("ray.wait", lambda refs, timeout: ([r for r in refs if r in answered], []))
     monkeypatch.setattr("ray.get", lambda ref: True)
     actors = [Fake(), Fake()]
-    seats = Seats([actors])
-    assert [seats.take("a"), seats.take("b")] == [0, 1]
-    seats.leave("a", lost=True)
-    assert [seats.take("a"), seats.take("c")] == [1, 1]
-    seats.leave("b", lost=True)
-    assert seats.take("d") is None
+    scheduler = Scheduler([actors])
+    assert [scheduler.take("a"), scheduler.take("b")] == [0, 1]
+    scheduler.leave("a", lost=True)
+    assert [scheduler.take("a"), scheduler.take("c")] == [1, 1]
+    scheduler.leave("b", lost=True)
+    assert scheduler.take("d") is None
     answered.add(actors[0])
-    assert seats.take("d") == 0
+    assert scheduler.take("d") == 0
 
 
 def test_actors_that_cannot_be_started_end_the_study_in_a_sentence(monkeypatch):
@@ -435,8 +435,8 @@ def test_actors_that_cannot_be_started_end_the_study_in_a_sentence(monkeypatch):
 
     monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr("ray.get", gone)
-    crew = Crew([Fake()], new=True)
+    actors = Actors([Fake()], new=True)
     for _ in range(GIVE_UP - 1):
-        assert crew.up() == set()
+        assert actors.up() == set()
     with pytest.raises(EsaError, match="can't be started"):
-        crew.up()
+        actors.up()

@@ -13,7 +13,7 @@ from esa_ray.measurements.worker import Worker
 from esa_ray.models.addressing import WeightTensor
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError
-from esa_ray.spec import KINDS, Part, PerturbSpec, ScoreSpec, WeightList, WeightName
+from esa_ray.spec import KINDS, PerturbSpec, ScoreSpec, Subset, WeightList, WeightName
 from tests.measuring import measure, run
 from tests.tiny import state_bits
 
@@ -75,7 +75,11 @@ def test_a_list_is_damaged_together_and_one_by_one_and_from_its_block_on(run_all
 
 
 def test_parts_of_a_set_are_its_layers_and_what_is_left_when_some_is_restored(run_all):
-    parts = (Part(kind="layer", value=1), Part(kind="all_but_first", value=0.25), Part(kind="all_but_last", value=0.5))
+    parts = (
+        Subset(kind="layer", value=1),
+        Subset(kind="all_but_first", value=0.25),
+        Subset(kind="all_but_last", value=0.5),
+    )
     worker, rows = run_all(perturbations=(PerturbSpec(kind="zero"),), parts=parts)
     ranking = worker.store.read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
     wanted = {
@@ -182,7 +186,7 @@ def test_a_part_of_adaptive_noise_is_what_it_is_in_the_whole_set(run_all, monkey
     monkeypatch.setattr(damaging_module.Damaging, "measure", look)
     run_all(
         perturbations=(PerturbSpec(kind="adaptive"),), scores=(ScoreSpec(mode="global"),), one_by_one=True,
-        parts=(Part(kind="all_but_first", value=0.5),),
+        parts=(Subset(kind="all_but_first", value=0.5),),
     )  # fmt: skip
     supers = [c for c in change if set(c) <= set(change[0])]
     assert sorted(map(len, supers)) == [1, 1, 1, 1, 2, 4]
@@ -235,7 +239,7 @@ def a_cell(worker, *names: str):
 
 def test_a_set_is_looked_up_once_for_all_kinds_of_its_damage_and_the_last_few_are_known(run_all, monkeypatch):
     kinds = (PerturbSpec(kind="zero"), PerturbSpec(kind="set_mean"))
-    parts = (Part(kind="layer", value=1), Part(kind="layer", value=0))
+    parts = (Subset(kind="layer", value=1), Subset(kind="layer", value=0))
     worker, rows = run_all(perturbations=kinds, parts=parts)
     (*mine, first), ranking = a_cell(worker, "zero", "set_mean", "zero-layer-1", "set_mean-layer-1", "zero")
     looked, real = [], damaging_module.chosen_and_known

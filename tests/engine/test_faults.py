@@ -22,7 +22,7 @@ from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import cells
 from esa_ray.storage.lease import holder
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 from esa_ray.storage.store import RUNNING, Store
 
 pytestmark = pytest.mark.ray
@@ -154,7 +154,7 @@ def said(process, seconds=600):
     return process.communicate(timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("title", ["ray::ModelActor", "ray::CellTrial", "ray::Seats"])
+@pytest.mark.parametrize("title", ["ray::ModelActor", "ray::CellTrial", "ray::Scheduler"])
 def test_a_killed_process_of_the_sweep(study, undisturbed, unharmed, tmp_path, title):
     victims = []
 
@@ -201,7 +201,7 @@ def test_a_driver_that_is_killed_or_told_to_end(study, undisturbed, unharmed, tm
 def test_a_second_driver_is_refused_by_the_name_of_the_first(study, undisturbed, unharmed, tmp_path):
     directory = tmp_path / "s"
     with driver(study, directory) as first:
-        wait_until(lambda: holder(Place(directory)) or first.poll() is not None)
+        wait_until(lambda: holder(Location(directory)) or first.poll() is not None)
         with pytest.raises(EsaError, match=f"process {first.pid} on "):
             run_study(study, directory)
         said(first)

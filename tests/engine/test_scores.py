@@ -1,4 +1,4 @@
-"""A study of scores through the engine: every score, sets by sample size, and the fidelity census."""
+"""A study of scores through the engine: every score, sets by sample size, and the single-weight sample."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_sets_by_sample_size_end_with_the_ranking_itself(done, spec):
         assert places[0] == places[1]
 
 
-def test_the_census_measures_every_sampled_weight_by_every_edit(done, spec):
+def test_the_single_weight_sample_measures_every_sampled_weight_by_every_edit(done, spec):
     samples = done.read("samples", "s7").to_pylist()
     rows = [r for name in done.names("fidelity") for r in done.read("fidelity", name).to_pylist()]
     assert len(samples) >= 30

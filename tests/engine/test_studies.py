@@ -15,7 +15,7 @@ from esa_ray.host.footprint import MEMORY_SHARE
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.spec import ModelSpec
 from esa_ray.storage import lease
-from esa_ray.storage.location import Place, below
+from esa_ray.storage.location import Location, below
 from esa_ray.storage.store import RUNNING, Store
 from tests.engine.conftest import save_model
 
@@ -121,16 +121,16 @@ def test_a_study_in_a_bucket_is_the_study_on_disk(two, each_alone, bucket, esa):
     assert summary.complete
     assert table(place).equals(each_alone[0])
     lost = sorted(Store(place).names("cells"))[:3]
-    Place(place).delete([f"cells/{name}.parquet" for name in lost])
+    Location(place).delete([f"cells/{name}.parquet" for name in lost])
     assert run_study(two[0], place).computed == 3
     assert table(place).equals(each_alone[0])
-    assert not Place(place).exists(RUNNING)
+    assert not Location(place).exists(RUNNING)
     code, said = esa("status", place)
     assert code == 0
     assert "missing           0" in said.out
     code, said = esa("report", place)
     assert code == 0
-    assert b"</html>" in Place(place).read("report.html")
+    assert b"</html>" in Location(place).read("report.html")
 
 
 def test_files_are_packed_while_the_sweep_goes_on(two, each_alone, tmp_path, monkeypatch):
@@ -187,14 +187,14 @@ def test_a_driver_that_was_taken_over_stops_and_leaves_the_other_alone(two, each
         while not list((directory / "cells").glob("*.parquet")):
             if self._ended.wait(0.02):
                 return
-        lease._write(self.place, other)
+        lease._write(self.location, other)
         real(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(lease.Lease, "_keep", keep)
         with pytest.raises(EsaError, match="taken over by process 1 on elsewhere"):
             run_study(two[0], directory)
-    assert lease.holder(Place(directory)) == other
+    assert lease.holder(Location(directory)) == other
     assert len(Store(directory).names("cells")) < len(each_alone[0])
     monkeypatch.setattr(lease, "STALE", 0.5)
     assert run_study(two[0], directory).complete

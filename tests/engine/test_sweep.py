@@ -7,9 +7,9 @@ import analysis
 from analysis import load
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
-from esa_ray.grid import Resolved, cell_id, cells
+from esa_ray.grid import Fingerprints, cell_id, cells
 from esa_ray.progress import Silent
-from esa_ray.spec import ModelSpec, Part, PerturbSpec, WeightList, WeightName
+from esa_ray.spec import ModelSpec, PerturbSpec, Subset, WeightList, WeightName
 from esa_ray.storage.store import Store
 from esa_ray.weights import read_weights
 from tests.engine.conftest import save_model
@@ -30,7 +30,7 @@ def _rows(directory):
 
 def _wanted(study, directory):
     found = Store(directory).load_study()["resolved"]
-    resolved = Resolved(found["model"], found["dtype"], found["text"])
+    resolved = Fingerprints(found["model"], found["dtype"], found["text"])
     return {cell_id(c, study.data, resolved) for c in cells(study)}
 
 
@@ -138,7 +138,7 @@ def test_lists_parts_and_repetitions_run_to_the_end_and_only_what_is_missing_run
     )
     spec = tiny_study.replace(
         topk=(4,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="gradient_aligned")),
-        groups=("super", "random_k"), lists=(given,), parts=(Part(kind="layer", value=1),), one_by_one=True, repeats=2,
+        groups=("super", "random_k"), lists=(given,), parts=(Subset(kind="layer", value=1),), one_by_one=True, repeats=2,
     )  # fmt: skip
     done = run_study(spec, tmp_path)
     # Two kinds × (super and random_k, twice, and in block 1; the same of the list, and its two members).
@@ -165,7 +165,7 @@ def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_re
     given = WeightList(name="one", weights=(WeightName(tensor="model.layers.1.mlp.down_proj.weight", row=3, col=2),))
     spec = tiny_study.replace(
         topk=(3,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"),), groups=("super",), lists=(given,),
-        parts=(Part(kind="layer", value=0),),
+        parts=(Subset(kind="layer", value=0),),
     )  # fmt: skip
     done = run_study(spec, tmp_path / "a")
     assert done.statuses == {"ok": 3, "empty": 1}
@@ -174,7 +174,7 @@ def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_re
     assert (empty["metric"], empty["n_weights"], empty["nll"]) == ("listed", 0, None)
     assert run_study(spec, tmp_path / "a").computed == 0
     with pytest.raises(EsaError, match="blocks 0 to 1"):
-        run_study(spec.replace(parts=(Part(kind="layer", value=2),)), tmp_path / "b")
+        run_study(spec.replace(parts=(Subset(kind="layer", value=2),)), tmp_path / "b")
 
 
 def test_one_models_super_weights_are_damaged_in_another_of_its_shape(ray_cluster, tiny_study, tmp_path):

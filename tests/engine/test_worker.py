@@ -18,7 +18,7 @@ from esa_ray.measurements.cells import missing_cells, unit_of
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.scoring import rankings as rankings_module
-from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
+from esa_ray.spec import PerturbSpec, Subset, WeightList, WeightName
 from tests.measuring import measure, run
 from tests.tiny import state_bits
 
@@ -165,7 +165,7 @@ def test_damage_that_can_change_no_weight_of_its_set_is_refused_in_its_own_cell(
                 parameter.zero_()
     measure(worker, "rankings", 7)
     whole = cells(worker.spec)[0]
-    part = whole.model_copy(update={"part": Part(kind="layer", value=1)})
+    part = whole.model_copy(update={"part": Subset(kind="layer", value=1)})
     run(worker, whole)
     told = run(worker, part)
     assert _stored(worker, whole)["status"] == "ok"

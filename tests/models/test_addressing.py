@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from esa_ray.errors import EsaError
 from esa_ray.models import telling
-from esa_ray.models.addressing import Part, catalogue
+from esa_ray.models.addressing import FusedPart, catalogue
 from esa_ray.spec import BLOCK_COMPONENTS
 from tests.tiny import EXPERTS, FAMILIES, HEAD, HIDDEN, INNER, KV_HEADS, LAYERS, VOCAB, random_windows, tiny
 
@@ -317,7 +317,7 @@ def test_experts_stored_by_input_say_so():
 
 def test_rows_that_no_part_takes_are_other_and_never_the_last_part(monkeypatch):
     real = telling.parts_by_name
-    some = (Part("q", 0, 2, 8), Part("v", 3, 1, 8))
+    some = (FusedPart("q", 0, 2, 8), FusedPart("v", 3, 1, 8))
 
     def with_gaps(name, rows, config):
         return some if name.endswith("q_proj") else real(name, rows, config)

@@ -11,7 +11,7 @@ from benchmarks.architectures.recipes import build
 from benchmarks.proofs import NO_CLAIM, NOT_RUN, OK, prove
 from esa_ray.models.addressing import Catalogue, catalogue
 from esa_ray.models.blocks import context
-from esa_ray.models.components import Part, single
+from esa_ray.models.components import FusedPart, single
 from tests.tiny_layouts import CASES, tiny_layout
 
 #: What no table tells.
@@ -84,24 +84,24 @@ def edited(found: Catalogue, words: str, **changes) -> Catalogue:
     return replace(found, tensors=tuple(replace(t, **changes) if t.name.endswith(words) else t for t in found.tensors))
 
 
-STACKED = tuple(Part(c, i * 16, 16, 48) for i, c in enumerate("qkv"))
+STACKED = tuple(FusedPart(c, i * 16, 16, 48) for i, c in enumerate("qkv"))
 WRONG = {
     "interleaved read as stacked": ("bloom", "query_key_value.weight", {"parts": STACKED}),
     "key and value in each other's place": (
-        "codegen", "qkv_proj.weight", {"parts": tuple(Part(c, i * 8, 8, 24) for i, c in enumerate("qkv"))}
+        "codegen", "qkv_proj.weight", {"parts": tuple(FusedPart(c, i * 8, 8, 24) for i, c in enumerate("qkv"))}
     ),
     "gate and up in each other's place": (
-        "phi3", "gate_up_proj.weight", {"parts": (Part("up", 0, 24, 48), Part("gate", 24, 24, 48))}
+        "phi3", "gate_up_proj.weight", {"parts": (FusedPart("up", 0, 24, 48), FusedPart("gate", 24, 24, 48))}
     ),
     "gate and up read as halves": (
-        "gpt_oss", "gate_up_proj", {"parts": (Part("gate", 0, 24, 48), Part("up", 24, 24, 48))}
+        "gpt_oss", "gate_up_proj", {"parts": (FusedPart("gate", 0, 24, 48), FusedPart("up", 24, 24, 48))}
     ),
     "stored (in, out) read as (out, in)": ("llama4_text", "experts.down_proj", {"transposed": False}),
     "all heads read as one": ("xlnet", "rel_attn.q", {"transposed": False}),
     "an output read as an input": ("opt", "fc2.weight", {"parts": single("up", 16)}),
     "gates read as queries": ("qwen3_next", "q_proj.weight", {"parts": single("q", 32)}),
     "the latent and the rotated key in each other's place": (
-        "deepseek_v3", "kv_a_proj_with_mqa.weight", {"parts": (Part("k", 0, 2, 12), Part("kv_latent", 2, 10, 12))}
+        "deepseek_v3", "kv_a_proj_with_mqa.weight", {"parts": (FusedPart("k", 0, 2, 12), FusedPart("kv_latent", 2, 10, 12))}
     ),
 }  # fmt: skip
 

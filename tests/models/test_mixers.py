@@ -11,7 +11,7 @@ from transformers.models.xlstm.modeling_xlstm import xLSTMPreTrainedModel
 from benchmarks.mixer_proofs import misread
 from esa_ray.models import mixers, telling
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.components import Part
+from esa_ray.models.components import FusedPart
 from esa_ray.spec import BLOCK_COMPONENTS, COMPONENT_GROUPS
 from tests.tiny_mixers import MIXERS, tiny_mixer
 
@@ -60,8 +60,8 @@ def test_the_proof_finds_components_that_are_swapped(kind, monkeypatch):
         parts = right(model, name, rows)
         if parts and len(parts) > 1:
             first, second, *rest = parts
-            return (Part(second.component, first.start, first.run, first.period),
-                    Part(first.component, second.start, second.run, second.period), *rest)  # fmt: skip
+            return (FusedPart(second.component, first.start, first.run, first.period),
+                    FusedPart(first.component, second.start, second.run, second.period), *rest)  # fmt: skip
         return parts
 
     monkeypatch.setattr(telling, "mixer_parts", swapped)
@@ -140,5 +140,5 @@ def test_a_module_of_the_same_name_that_says_no_sizes_is_other():
 def test_shared_blocks_are_one_tensor_of_the_first_depth_that_uses_them():
     found = catalogue(tiny_mixer("zamba"))
     shared = found["model.layers.1.shared_transf.self_attn.q_proj.weight"]
-    assert (shared.layer, len(shared.places)) == (1, 2)
+    assert (shared.layer, len(shared.slots)) == (1, 2)
     assert "model.layers.2.shared_transf.self_attn.q_proj.weight" not in found.by_name

@@ -13,7 +13,7 @@ from esa_ray.models import offload
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.offload import on_gradient, reloading, watch
-from esa_ray.models.places import values
+from esa_ray.models.slots import values
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import perturbed
 from esa_ray.spec import PerturbSpec
@@ -109,7 +109,7 @@ def test_watch_hands_over_the_real_parameter_before_each_of_its_uses(pair):
     assert all(same for _, same in seen)
     for tensor in catalogue(away).tensors:
         count = sum(name == tensor.name for name, _ in seen)
-        assert count == (2 * len(tensor.places) if tensor.offloaded else 1)
+        assert count == (2 * len(tensor.slots) if tensor.offloaded else 1)
 
 
 def test_watch_says_when_the_values_are_gone_again(pair):
@@ -168,7 +168,7 @@ def test_only_with_reloading_are_weights_let_go_between_forward_and_backward(fam
             losses.append(summed_nll(model, WINDOWS[0]))
 
     kept = loaded_storages(model, tensors, forward)
-    assert len(kept) == sum(len(t.places) for t in tensors)
+    assert len(kept) == sum(len(t.slots) for t in tensors)
     assert sum(not s.expired() for s in kept) >= len(tensors) - 1  # gathering from an embedding needs no weight
     losses.clear()
     assert all(s.expired() for s in kept)
@@ -181,8 +181,8 @@ def test_only_with_reloading_are_weights_let_go_between_forward_and_backward(fam
 def test_backward_loads_one_module_at_a_time(on_disk, monkeypatch):
     alive, most = [], []
 
-    def counted(place):
-        found = values(place)
+    def counted(slot):
+        found = values(slot)
         alive.append(StorageWeakRef(found.untyped_storage()))
         most.append(sum(not s.expired() for s in alive))
         return found
@@ -212,7 +212,7 @@ def test_tied_weights_that_are_stored_twice_with_equal_values_count_once(tmp_pat
     away = accelerate.disk_offload(model, str(tmp_path / "off"), execution_device=torch.device("cpu"))
     evaluate(away, WINDOWS)
     embedding = catalogue(away)["model.embed_tokens.weight"]
-    assert [p.name for p in embedding.places] == ["model.embed_tokens.weight", "lm_head.weight"]
+    assert [p.name for p in embedding.slots] == ["model.embed_tokens.weight", "lm_head.weight"]
     found = gradient_statistics(away)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[n][1], wanted[n][1]) for n in wanted)

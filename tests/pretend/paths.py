@@ -22,7 +22,7 @@ from esa_ray.evaluation import Intact, confident, continued, evaluate
 from esa_ray.evaluation.single_weights import measure
 from esa_ray.evaluation.sublayers import observed, silenced, sublayers
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
-from esa_ray.models.places import input_device
+from esa_ray.models.slots import input_device
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known, first_block

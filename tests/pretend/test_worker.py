@@ -54,7 +54,7 @@ def _all_of_it(worker: Worker) -> dict[str, list]:
     measure(worker, "rankings", 7)
     for cell in cells(worker.spec):
         run(worker, cell)
-    measure(worker, "census", 0)
+    measure(worker, "single_weights", 0)
     for layer in range(2):
         measure(worker, "blocks", layer)
     measure(worker, "protocols", ("smoke",), 12, 7)

@@ -9,10 +9,10 @@ from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.naming import find_weight
 from esa_ray.perturb.edit import perturbed
-from esa_ray.scoring.chosen import EmptyPartError, chosen, first_block
+from esa_ray.scoring.chosen import EmptySubsetError, chosen, first_block
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
-from esa_ray.spec import Part, PerturbSpec, WeightList, WeightName
+from esa_ray.spec import PerturbSpec, Subset, WeightList, WeightName
 from tests.tiny import FAMILIES, PLANTED, random_windows, tiny, with_planted_super_weight
 
 GROUPS = ("random_k", "matched_k")
@@ -79,7 +79,7 @@ def test_two_weights_that_are_harmless_alone_break_the_model_together():
         with perturbed(found, chosen(table, "listed", 2, part), PerturbSpec(kind="zero"), 0):
             return (sum(evaluate(model, windows).nll) - intact) / (6 * 9)
 
-    joint, singles = damage(None), [damage(Part(kind="only", value=i)) for i in (1, 2)]
+    joint, singles = damage(None), [damage(Subset(kind="only", value=i)) for i in (1, 2)]
     assert all(0 < single < 0.02 for single in singles)
     assert joint > 0.9
     assert joint > 50 * sum(singles)
@@ -90,10 +90,10 @@ def test_a_part_without_weights_and_a_fraction_that_is_none_are_told_apart():
     found = catalogue(model)
     scores = score_tensors(model, found.select(("q", "down")), random_windows(2), ["magnitude"])
     table = listing(scores, found, given(found), (), seed=0)
-    with pytest.raises(EmptyPartError):
-        chosen(table, "listed", 6, Part(kind="layer", value=77))
+    with pytest.raises(EmptySubsetError):
+        chosen(table, "listed", 6, Subset(kind="layer", value=77))
     with pytest.raises(EsaError, match="no whole weight"):
-        chosen(table, "listed", 6, Part(kind="all_but_first", value=0.01))
+        chosen(table, "listed", 6, Subset(kind="all_but_first", value=0.01))
     layers = [r["layer"] for r in table.to_pylist()]
     assert first_block(table, "listed", 6) == min(layers)
-    assert first_block(table, "listed", 6, Part(kind="layer", value=1)) == 1
+    assert first_block(table, "listed", 6, Subset(kind="layer", value=1)) == 1

@@ -8,7 +8,7 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.components import single
-from esa_ray.models.places import Place
+from esa_ray.models.slots import ParameterSlot
 from esa_ray.scoring import memory
 from esa_ray.scoring.curvature import probe_bytes
 from esa_ray.scoring.gather import score_tensors
@@ -121,7 +121,7 @@ def test_what_autograd_saves_is_counted_once_and_without_weights():
     model, t, vocabulary = Toy(), 10, 48
     tensors = [
         WeightTensor(f"{n}.weight", None, m.weight.shape, single("up", len(m.weight)), False, False, None,
-                     (Place(f"{n}.weight", m, "weight"),))
+                     (ParameterSlot(f"{n}.weight", m, "weight"),))
         for n, m in model.named_children()
     ]  # fmt: skip
     found = saved_bytes(model, tensors, torch.arange(t))

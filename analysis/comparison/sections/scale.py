@@ -216,7 +216,7 @@ def foreseen(comparison: Comparison) -> Section | None:
     return Section(
         "foreseen", "What of other models?", answer,
         "What a further model of the series would measure, with 95% prediction intervals that take the law for "
-        "granted: the farther beyond the largest model, the less that is safe. Beyond three times the largest, power "
+        "granted: the farther beyond the largest model, the less that is safe. Censored three times the largest, power "
         "laws stand in for linear and exponential ones, which run into 0 or infinity. A model of another family, with "
         "other tokens and other text, is no test of the law; it shows how far the law carries.",
         [], [listed(table.iter_rows(named=True), FORESEEN, folded=len(table) > 12)],

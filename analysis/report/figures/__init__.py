@@ -19,7 +19,7 @@ from analysis.report.figures.style import COLOURS, SHAPES, Chart
 from analysis.report.figures.timeline import timeline
 from analysis.study import Study
 from esa_ray import extensions
-from esa_ray.storage.location import Place
+from esa_ray.storage.location import Location
 
 __all__ = ["COLOURS", "FIGURES", "LINEAR_BELOW", "SHAPES", "Chart", "charts", "save_charts", "save_figures", "styled"]
 
@@ -52,16 +52,16 @@ def styled(made: dict[str, Chart]) -> dict[str, Chart]:
 
 def save_figures(study: Study, width: int = 640) -> Path | str:
     """Write every figure as SVG and PNG into ``figures/`` of the study's place; returns where that is."""
-    return save_charts(charts(study), study.place, width)
+    return save_charts(charts(study), study.location, width)
 
 
-def save_charts(made: dict[str, Chart], place: Place, width: int = 640) -> Path | str:
+def save_charts(made: dict[str, Chart], location: Location, width: int = 640) -> Path | str:
     """Write styled charts as SVG and PNG into ``figures/`` of a place; returns where that is."""
     for name, chart in made.items():
         sized = chart.properties(width=width)
         vector, pixels = io.StringIO(), io.BytesIO()
         sized.save(vector, format="svg")
         sized.save(pixels, format="png", scale_factor=2)
-        place.write(f"figures/{name}.svg", vector.getvalue().encode())
-        place.write(f"figures/{name}.png", pixels.getvalue())
-    return place.at("figures")
+        location.write(f"figures/{name}.svg", vector.getvalue().encode())
+        location.write(f"figures/{name}.png", pixels.getvalue())
+    return location.at("figures")

@@ -1,4 +1,4 @@
-"""Figures of the census: what single weights were predicted to cost, and what they did."""
+"""Figures of the single-weight sample: what single weights were predicted to cost, and what they did."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis.fidelity.census import Census, censuses, noise_floor_of
+from analysis.fidelity.single_weights import SingleWeights, noise_floor_of, single_weight_samples
 from analysis.fidelity.tables import calibration_deciles
 from analysis.report.figures.axes import logarithmic
 from analysis.report.figures.style import Chart, components, named_scales, rule
@@ -15,10 +15,10 @@ from analysis.study import Study
 ORDER_NAMES = {"first_order": "first order", "second_order": "second order"}
 
 
-def _points(census: Census) -> pl.DataFrame:
-    predicted, measured = census.predicted["first_order"], census.measured()
+def _points(sample: SingleWeights) -> pl.DataFrame:
+    predicted, measured = sample.predicted["first_order"], sample.measured()
     table = pl.DataFrame({
-        "component": census.component, "layer": pl.Series(census.layer, dtype=pl.Int64),
+        "component": sample.component, "layer": pl.Series(sample.layer, dtype=pl.Int64),
         "predicted": np.abs(predicted), "measured": np.abs(measured),
         "sign": np.where(np.sign(predicted) == np.sign(measured), "as predicted", "opposite"),
     })  # fmt: skip
@@ -27,9 +27,9 @@ def _points(census: Census) -> pl.DataFrame:
 
 def fidelity(study: Study) -> Chart | None:
     """|ΔNLL| of each single-weight edit against its first-order prediction, with identity and the noise floor."""
-    census = next(censuses(study), None)
-    table = _points(census) if census else pl.DataFrame()
-    if census is None or len(table) < 3:
+    sample = next(single_weight_samples(study), None)
+    table = _points(sample) if sample else pl.DataFrame()
+    if sample is None or len(table) < 3:
         return None
     looks = named_scales("component", components(table["component"].to_list()))
     ends = pl.concat([table["predicted"], table["measured"]])
@@ -46,7 +46,7 @@ def fidelity(study: Study) -> Chart | None:
     )  # fmt: skip
     identity = alt.Chart(pl.DataFrame({"x": span, "y": span})).mark_line(color="#555", strokeDash=[2, 3])
     layers = [identity.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale)), dots]
-    floor = noise_floor_of(study, census)[0]
+    floor = noise_floor_of(study, sample)[0]
     if floor and span[0] <= floor <= span[1]:
         layers.insert(0, rule(floor, "numerical noise"))
     return alt.layer(*layers).properties(width="container", height=340)
@@ -55,7 +55,7 @@ def fidelity(study: Study) -> Chart | None:
 def calibration(study: Study) -> Chart | None:
     """Measured ÷ predicted by decile of |prediction|, where that is above the noise, per edit and order."""
     table = calibration_deciles(study).filter(pl.col("above_floor"))
-    first = next(censuses(study), None)
+    first = next(single_weight_samples(study), None)
     if first is None or len(table) < 2:
         return None
     table = table.filter((pl.col("seed") == first.seed) & (pl.col("sampled_by") == first.sampled_by))

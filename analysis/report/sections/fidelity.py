@@ -1,4 +1,4 @@
-"""Section on the census: do scores and predictions tell what a single weight costs?"""
+"""Section on the single-weight sample: do scores and predictions tell what a single weight costs?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.fidelity.census import censuses
+from analysis.fidelity.single_weights import single_weight_samples
 from analysis.fidelity.tables import above_noise, calibration, calibration_deciles, fidelity_correlations, precision_at
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
@@ -19,7 +19,7 @@ ORDER_NAMES = {"first_order": "prediction, first order", "second_order": "predic
 @question("weights", figures.fidelity, figures.calibration)
 def fidelity(study: Study) -> Section | None:
     """Scores, and predictions, against edits of single weights."""
-    first = next(censuses(study), None)
+    first = next(single_weight_samples(study), None)
     if first is None:
         return None
     found = fidelity_correlations(study).filter(

@@ -1,4 +1,4 @@
-"""The census: single weights from all over a score's range, damaged one by one, beside what scores foretold."""
+"""Single weights from all over a score's range, damaged one by one, beside what scores foretold."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ EDITS_PER_WEIGHT = 2.25
 
 
 @MEASUREMENTS.add
-class Census(Measurement):
+class SingleWeights(Measurement):
     """One unit a packet of weights."""
 
-    name, table, phase = "census", "fidelity", "census"
+    name, table, phase = "single_weights", "fidelity", "single weights"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The packets of the sample; until it is drawn, of as many weights as were asked for."""

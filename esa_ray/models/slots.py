@@ -1,7 +1,7 @@
 """Where parameters stand and where their values are kept: in memory, waiting on the CPU, or on disk.
 
 A model that is larger than its device is run by accelerate's device map. Between forwards an *offloaded* weight
-is a hollow parameter on ``meta``; accelerate's hook puts a real one in its *place* (a module and a name there)
+is a hollow parameter on ``meta``; accelerate's hook puts a real one in its *slot* (a module and a name there)
 before the module's forward and takes it away after. So it has no memory that could be edited for good, and its
 ``nn.Parameter`` is another object in every forward.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class ParameterSlot:
     """Where a parameter stands: its full name, the module that owns it, and its name (``leaf``) there."""
 
     name: str
@@ -60,9 +60,9 @@ def is_offloaded(owner: nn.Module, leaf: str) -> bool:
     return _offloading(owner) is not None and owner._parameters.get(leaf) is not None
 
 
-def hollow(place: Place) -> bool:
+def hollow(slot: ParameterSlot) -> bool:
     """Whether a parameter has no values anywhere: of a model that was made to be looked at."""
-    return place.parameter.is_meta and not place.offloaded
+    return slot.parameter.is_meta and not slot.offloaded
 
 
 class _Edited(Mapping[str, Tensor]):
@@ -128,12 +128,12 @@ def _source(stored: Any, key: str) -> Tensor | Hashable:
     return stored[key]
 
 
-def _stored(place: Place) -> Tensor:
+def _stored(slot: ParameterSlot) -> Tensor:
     """An offloaded weight as its next forward will find it, wherever it is kept."""
-    return _offloading(place.owner).weights_map[place.leaf].detach().to(place.parameter.dtype)
+    return _offloading(slot.owner).weights_map[slot.leaf].detach().to(slot.parameter.dtype)
 
 
-def values(place: Place) -> Tensor:
+def values(slot: ParameterSlot) -> Tensor:
     """The weight that stands in a place, edits included, in its own shape.
 
     A resident weight's own memory; of an offloaded one what is kept on the CPU or read from disk. Not to be
@@ -144,66 +144,66 @@ def values(place: Place) -> Tensor:
     EsaError
         If the weight is on ``meta`` and nothing knows where it is kept.
     """
-    if place.offloaded:
-        return _stored(place)
-    if place.parameter.is_meta:
-        raise EsaError(f"{place.name} has no values: it is on meta and no hook of its module loads it")
-    return place.parameter.detach()
+    if slot.offloaded:
+        return _stored(slot)
+    if slot.parameter.is_meta:
+        raise EsaError(f"{slot.name} has no values: it is on meta and no hook of its module loads it")
+    return slot.parameter.detach()
 
 
-def write(places: tuple[Place, ...], at: Tensor, new: Tensor) -> None:
-    """Let an offloaded weight read ``new`` at the flat indices ``at`` (both 1-D) in all its places.
+def write(slots: tuple[ParameterSlot, ...], at: Tensor, new: Tensor) -> None:
+    """Let an offloaded weight read ``new`` at the flat indices ``at`` (both 1-D) in all its slots.
 
     What is kept on the CPU is edited there, as resident weights are. A file is never written to: the values are
     laid over what is loaded from it, and writing back what stands in the file leaves nothing laid over.
     """
-    for place in places:
-        hook, at, new = _offloading(place.owner), at.cpu(), new.cpu()
-        held = _source(hook.weights_map, place.leaf)
+    for slot in slots:
+        hook, at, new = _offloading(slot.owner), at.cpu(), new.cpu()
+        held = _source(hook.weights_map, slot.leaf)
         if isinstance(held, Tensor) and held.dtype == new.dtype and held.is_contiguous():
             held.detach().view(-1)[at] = new
             continue
         overlay = hook.weights_map if isinstance(hook.weights_map, _Edited) else _Edited(hook.weights_map)
-        overlay.write(place.leaf, at, new)
+        overlay.write(slot.leaf, at, new)
         hook.weights_map = overlay if overlay.edits else overlay.stored
 
 
-def _identity(place: Place) -> Hashable:
-    if not place.offloaded:
-        return id(place.parameter)
-    held = _source(_offloading(place.owner).weights_map, place.leaf)
+def _identity(slot: ParameterSlot) -> Hashable:
+    if not slot.offloaded:
+        return id(slot.parameter)
+    held = _source(_offloading(slot.owner).weights_map, slot.leaf)
     return (held.data_ptr(), held.shape) if isinstance(held, Tensor) else held
 
 
-def weight_places(model: PreTrainedModel) -> list[tuple[Place, ...]]:
+def weight_slots(model: PreTrainedModel) -> list[tuple[ParameterSlot, ...]]:
     """Every parameter of a model once, in the model's own order, with all the places where it stands.
 
-    Tied weights are one parameter object in several places only as long as they are resident: accelerate loads
-    each place by itself. Offloaded ones are told by what they are loaded from, or, where the model says that two
+    Tied weights are one parameter object in several slots only as long as they are resident: accelerate loads
+    each slot by itself. Offloaded ones are told by what they are loaded from, or, where the model says that two
     are tied, by equal values, as transformers itself tells it.
 
     Raises
     ------
     EsaError
-        If of two tied places one is offloaded and the other is not.
+        If of two tied slots one is offloaded and the other is not.
     """
-    places = {
-        name: Place(name, owner, leaf)
+    slots = {
+        name: ParameterSlot(name, owner, leaf)
         for prefix, owner in model.named_modules()
         for leaf, parameter in owner._parameters.items()
         if parameter is not None and (name := f"{prefix}.{leaf}" if prefix else leaf)
     }
-    identity = {name: _identity(place) for name, place in places.items()}
+    identity = {name: _identity(slot) for name, slot in slots.items()}
     for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if name in places and source in places and _tied(places[name], places[source]):
+        if name in slots and source in slots and _tied(slots[name], slots[source]):
             identity[name] = identity[source]
-    groups: dict[Hashable, list[Place]] = {}
-    for name, place in places.items():
-        groups.setdefault(identity[name], []).append(place)
+    groups: dict[Hashable, list[ParameterSlot]] = {}
+    for name, slot in slots.items():
+        groups.setdefault(identity[name], []).append(slot)
     return [tuple(group) for group in groups.values()]
 
 
-def _tied(one: Place, other: Place) -> bool:
+def _tied(one: ParameterSlot, other: ParameterSlot) -> bool:
     if one.offloaded != other.offloaded:
         raise EsaError(f"{one.name} and {other.name} are tied, but one is offloaded and the other is not")
     return one.offloaded and (_identity(one) == _identity(other) or torch.equal(_stored(one), _stored(other)))

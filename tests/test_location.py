@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from esa_ray.errors import EsaError
-from esa_ray.storage.location import Place, below, last_part
+from esa_ray.storage.location import Location, below, last_part
 
 
 @pytest.fixture(params=["directory", "bucket"])
 def place(request, tmp_path, bucket):
-    return Place(tmp_path / "deep" / "er" if request.param == "directory" else f"{bucket}".replace("?", "/deep/er?", 1))
+    return Location(
+        tmp_path / "deep" / "er" if request.param == "directory" else f"{bucket}".replace("?", "/deep/er?", 1)
+    )
 
 
 def test_what_was_written_is_read_listed_moved_and_deleted(place):
@@ -54,14 +56,14 @@ def test_a_name_never_leads_out_of_the_place(place, name):
 
 def test_a_place_goes_to_other_processes_by_its_location(place):
     place.write("x", b"1")
-    assert Place(place.location).read("x") == b"1"
+    assert Location(place.text).read("x") == b"1"
     function, arguments = place.__reduce__()
     assert function(*arguments).read("x") == b"1"
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(bucket):
     with pytest.raises(EsaError) as caught:
-        Place(bucket.replace("studies", "nowhere")).write("x", b"")
+        Location(bucket.replace("studies", "nowhere")).write("x", b"")
     assert "\n" not in str(caught.value)
 
 
@@ -72,14 +74,14 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket):
 )  # fmt: skip
 def test_a_location_with_a_key_or_that_nobody_knows_is_refused_without_showing_it(location):
     with pytest.raises(EsaError) as caught:
-        Place(location).names()
+        Location(location).names()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_store_that_does_not_answer_and_a_name_too_long_are_one_sentence(tmp_path):
-    dead = Place("s3://b/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1&connect_timeout=1")
-    for place, name in ((dead, "x"), (Place(tmp_path), "x" * 300)):
+    dead = Location("s3://b/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1&connect_timeout=1")
+    for place, name in ((dead, "x"), (Location(tmp_path), "x" * 300)):
         for action in (lambda place, name: place.move(name, "y"), lambda place, name: place.exists(name)):
             with pytest.raises(EsaError) as caught:
                 action(place, name)
@@ -87,12 +89,12 @@ def test_a_store_that_does_not_answer_and_a_name_too_long_are_one_sentence(tmp_p
 
 
 def test_a_file_uri_is_a_path_and_so_is_one_with_a_question_mark(tmp_path):
-    assert Place(f"file://{tmp_path}/a%20b").path == tmp_path / "a b"
-    assert str(Place(tmp_path / "what?x")) == str(tmp_path / "what?x")
+    assert Location(f"file://{tmp_path}/a%20b").path == tmp_path / "a b"
+    assert str(Location(tmp_path / "what?x")) == str(tmp_path / "what?x")
 
 
 def test_a_full_disk_is_told_as_such_and_leaves_what_was_there(tmp_path, monkeypatch):
-    place = Place(tmp_path)
+    place = Location(tmp_path)
     place.write("x", b"old")
 
     def full(*_):
@@ -109,5 +111,5 @@ def test_names_of_locations():
     assert last_part("s3://bucket/a/six/?region=eu") == "six"
     assert last_part("s3://bucket") == "bucket"
     assert below("s3://bucket/a/?region=eu", "m") == "s3://bucket/a/m?region=eu"
-    assert str(Place("s3://bucket/a?endpoint_override=127.0.0.1:1")) == "s3://bucket/a"
-    assert Place("file:///tmp/x").path == Place("/tmp/x").path
+    assert str(Location("s3://bucket/a?endpoint_override=127.0.0.1:1")) == "s3://bucket/a"
+    assert Location("file:///tmp/x").path == Location("/tmp/x").path

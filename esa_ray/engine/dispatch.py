@@ -31,24 +31,24 @@ PATIENCE = 30
 DOOR = 30
 
 
-class Crew:
+class Actors:
     """Some model actors, by index.
 
     A process that died is noticed by whoever called it (:meth:`lost`); it is up again once it answers. ``new`` actors
     have yet to answer for the first time.
     """
 
-    def __init__(self, actors: Sequence[Any], *, new: bool = False):
-        self.actors = list(actors)
+    def __init__(self, handles: Sequence[Any], *, new: bool = False):
+        self.handles = list(handles)
         self._waking: dict[int, Any] = {}
         self._failures: Counter[int] = Counter()
-        for index in range(len(self.actors)) if new else ():
+        for index in range(len(self.handles)) if new else ():
             self.lost(index)
 
     def lost(self, index: int) -> None:
         """This actor's process died."""
         if index not in self._waking:
-            self._waking[index] = self.actors[index].awake.remote()
+            self._waking[index] = self.handles[index].awake.remote()
 
     def up(self) -> set[int]:
         """The actors that can be given work.
@@ -74,17 +74,17 @@ class Crew:
                         "node, in this version?"
                     ) from None
                 self.lost(index)
-        return set(range(len(self.actors))) - self._waking.keys()
+        return set(range(len(self.handles))) - self._waking.keys()
 
     def waking(self) -> list[Any]:
         """What to wait for until another actor is up."""
         return list(self._waking.values())
 
 
-class Seats:
+class Scheduler:
     """Which trial is at which model actor: every chunk goes to the actor with the fewest.
 
-    A light actor of its own, since a model actor answers only between cells. ``crews`` are the actors of each study
+    A light actor of its own, since a model actor answers only between cells. ``handles`` are the actors of each study
     that runs side by side. Leases are by trial, so the retry of a trial whose process was killed takes its
     predecessor's place.
 
@@ -94,8 +94,8 @@ class Seats:
     its start; where trials are shorter than such a start, one process would do all the work, and others start for ever.
     """
 
-    def __init__(self, crews: list[list[Any]], expected: int = 0):
-        self._crews = [Crew(actors) for actors in crews]
+    def __init__(self, handles: list[list[Any]], expected: int = 0):
+        self._actors = [Actors(mine) for mine in handles]
         self._taken: dict[str, tuple[int, int]] = {}
         self._expected, self._entered = expected, 0
         self._opens = math.inf if expected else 0.0
@@ -107,25 +107,25 @@ class Seats:
         if self._entered >= self._expected:
             self._opens = 0.0
 
-    def take(self, trial: str, crew: int = 0) -> int | None:
-        """The index of the crew's actor with the fewest trials; None while none is up, or the door is closed."""
+    def take(self, trial: str, study: int = 0) -> int | None:
+        """The index of the study's actor with the fewest trials; None while none is up, or the door is closed."""
         if time.monotonic() < self._opens:
             return None
         self._taken.pop(trial, None)
-        busy = [index for c, index in self._taken.values() if c == crew]
-        up = self._crews[crew].up()
+        busy = [index for s, index in self._taken.values() if s == study]
+        up = self._actors[study].up()
         if not up:
             return None
         best = min(sorted(up), key=busy.count)
-        self._taken[trial] = (crew, best)
+        self._taken[trial] = (study, best)
         return best
 
     def leave(self, trial: str, *, lost: bool = False) -> None:
         """This trial's chunk is done, or its actor's process died over it."""
-        seat = self._taken.pop(trial, None)
-        if seat is not None and lost:
-            crew, index = seat
-            self._crews[crew].lost(index)
+        lease = self._taken.pop(trial, None)
+        if lease is not None and lost:
+            study, index = lease
+            self._actors[study].lost(index)
 
 
 def result(reference: Any) -> Any:
@@ -141,12 +141,12 @@ Job = tuple[str, tuple]
 
 
 def share_out(
-    crews: Sequence[Crew],
+    studies: Sequence[Actors],
     jobs: Sequence[Sequence[Job]],
     reporter: Reporter,
     check: Callable[[], None] = lambda: None,
 ) -> list[list[Any]]:
-    """Run each crew's method calls on whichever of its actors is free; results in the order of the jobs.
+    """Run each study's method calls on whichever of its actors is free; results in the order of the jobs.
 
     ``check`` is called every second and may raise to end it all.
 
@@ -162,18 +162,18 @@ def share_out(
     silent = 0
     while waiting or running:
         check()
-        free = [crew.up() - {i for k, _, i in running.values() if k == c} for c, crew in enumerate(crews)]
+        free = [actors.up() - {i for k, _, i in running.values() if k == c} for c, actors in enumerate(studies)]
         for c, number in list(waiting):
             if free[c]:
                 index = min(free[c])
                 free[c].remove(index)
                 waiting.remove((c, number))
                 method, arguments = jobs[c][number]
-                running[getattr(crews[c].actors[index], method).remote(*arguments)] = (c, number, index)
-        ready, _ = ray.wait([*running, *(w for crew in crews for w in crew.waking())], num_returns=1, timeout=1.0)
+                running[getattr(studies[c].handles[index], method).remote(*arguments)] = (c, number, index)
+        ready, _ = ray.wait([*running, *(w for actors in studies for w in actors.waking())], num_returns=1, timeout=1.0)
         silent = 0 if ready else silent + 1
         if silent == PATIENCE:
-            _say_who_is_missing(crews, reporter)
+            _say_who_is_missing(studies, reporter)
         for reference in ready:
             if reference not in running:
                 continue  # an actor woke up: it is given work above
@@ -182,7 +182,7 @@ def share_out(
                 results[c][number] = result(reference)
                 reporter.advance(1)
             except ray.exceptions.RayActorError as error:
-                crews[c].lost(index)
+                studies[c].lost(index)
                 tries[c, number] += 1
                 if tries[c, number] == TRIES:
                     raise EsaError(
@@ -194,14 +194,14 @@ def share_out(
     return results
 
 
-def _say_who_is_missing(crews: Sequence[Crew], reporter: Reporter) -> None:
-    missing, of = sum(len(crew.waking()) for crew in crews), sum(len(crew.actors) for crew in crews)
+def _say_who_is_missing(studies: Sequence[Actors], reporter: Reporter) -> None:
+    missing, of = sum(len(actors.waking()) for actors in studies), sum(len(actors.handles) for actors in studies)
     if missing:
         reporter.say(f"{missing} of {of} model actors wait for a node with room")
 
 
-def dismiss(actors: Sequence[Any]) -> None:
+def dismiss(handles: Sequence[Any]) -> None:
     """End actors; those that are gone already are no error."""
-    for handle in actors:
+    for handle in handles:
         with contextlib.suppress(Exception):
             ray.kill(handle)

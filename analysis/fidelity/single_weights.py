@@ -1,6 +1,6 @@
-"""The census of single-weight edits as arrays, and how it is resampled.
+"""Single-weight edits as arrays, and how it is resampled.
 
-Legend: a census has n weights and W evaluation windows; ``delta`` and ``tokens`` have shape (n, W).
+Legend: a sample has n weights and W evaluation windows; ``delta`` and ``tokens`` have shape (n, W).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESAMPLES = 400
 
 
 @dataclass(frozen=True, eq=False)
-class Census:
+class SingleWeights:
     """What one kind of edit did to each sampled weight, for one seed and one stratifying score."""
 
     seed: int
@@ -43,7 +43,7 @@ class Census:
 
     @property
     def what(self) -> dict[str, object]:
-        """The columns that name this census in a table."""
+        """The columns that name this sample in a table."""
         return {"seed": self.seed, "sampled_by": self.sampled_by, "edit": self.edit}
 
     def measured(self, windows: np.ndarray | None = None) -> np.ndarray:
@@ -73,12 +73,12 @@ def _matrix(column: pl.Series) -> np.ndarray:
     return np.array(column.to_list(), dtype=float)
 
 
-def _census(key: tuple[int, str, str], rows: pl.DataFrame) -> Census:
+def _census(key: tuple[int, str, str], rows: pl.DataFrame) -> SingleWeights:
     delta = _matrix(rows["delta_nll"])
     fine = np.isfinite(delta).all(axis=1)
     rows, delta = rows.filter(fine), delta[fine]
     seed, metric, edit = key
-    return Census(
+    return SingleWeights(
         seed, metric, edit, delta, _matrix(rows["tokens"]),
         metrics=rows["metrics"][0].to_list() if len(rows) else [],
         scores=_matrix(rows["scores"]),
@@ -92,7 +92,7 @@ def _census(key: tuple[int, str, str], rows: pl.DataFrame) -> Census:
 
 
 @lru_cache(maxsize=8)
-def _all(study: Study) -> tuple[Census, ...]:
+def _all(study: Study) -> tuple[SingleWeights, ...]:
     rows = study.fidelity.drop_nulls(["delta_nll", "inclusion"])
     keys = ["seed", "metric", "edit"]
     groups = rows.sort("tensor", "flat").group_by(keys, maintain_order=True)
@@ -101,17 +101,17 @@ def _all(study: Study) -> tuple[Census, ...]:
     return tuple(sorted(found, key=lambda c: (order.get(c.seed, len(order)), c.sampled_by, c.edit != "zero", c.edit)))
 
 
-def censuses(study: Study) -> Iterator[Census]:
-    """Every census of real edits, first seed first, that has at least three weights with a finite loss."""
+def single_weight_samples(study: Study) -> Iterator[SingleWeights]:
+    """Every sample of real edits, first seed first, that has at least three weights with a finite loss."""
     return (c for c in _all(study) if c.edit != NULL_EDIT and len(c) > 2)
 
 
-def noise_floor_of(study: Study, census: Census) -> tuple[float | None, int]:
+def noise_floor_of(study: Study, sample: SingleWeights) -> tuple[float | None, int]:
     """(95% quantile of |ΔNLL| per token of the null edits of the same seed, how many there are).
 
     A null edit changes no weight and draws roundings anew: what it measures is arithmetic.
     """
-    null = [c for c in _all(study) if c.edit == NULL_EDIT and c.seed == census.seed]
+    null = [c for c in _all(study) if c.edit == NULL_EDIT and c.seed == sample.seed]
     values = np.concatenate([np.abs(c.measured()) for c in null]) if null else np.array([])
     return (float(np.quantile(values, LEVEL)), len(values)) if len(values) else (None, 0)
 

@@ -13,7 +13,7 @@ from esa_ray.models import load, tensors
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.offload import watch
-from esa_ray.models.places import input_device, is_offloaded, values, weight_places, write
+from esa_ray.models.slots import input_device, is_offloaded, values, weight_slots, write
 from esa_ray.models.sources import find
 from esa_ray.perturb.edit import NotRestoredError, perturbed
 from esa_ray.perturb.fixed import UnchangeableError
@@ -49,8 +49,8 @@ def test_the_catalogue_is_that_of_the_whole_model_before_and_after_a_forward(pai
         assert all_bits(away) == all_bits(whole)
         evaluate(away, WINDOWS)
     tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
-    assert len(weight_places(away)) == len(list(whole.parameters()))
-    assert max(len(t.places) for t in catalogue(away).tensors) == 1 + tied
+    assert len(weight_slots(away)) == len(list(whole.parameters()))
+    assert max(len(t.slots) for t in catalogue(away).tensors) == 1 + tied
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_a_weight_that_two_modules_share_on_the_cpu_is_edited_in_both(tmp_path):
     model = load_offloaded(save(tmp_path / "model", "llama", True), "cpu", 0.0, tmp_path)
     chosen = {"model.embed_tokens.weight": np.arange(6)}
     with perturbed(catalogue(model), chosen, PerturbSpec(kind="zero"), seed=0):
-        for places in weight_places(model):
-            for place in places:
-                if "layers" not in place.name and "norm" not in place.name:
-                    assert values(place).flatten()[:6].tolist() == [0.0] * 6
+        for slots in weight_slots(model):
+            for slot in slots:
+                if "layers" not in slot.name and "norm" not in slot.name:
+                    assert values(slot).flatten()[:6].tolist() == [0.0] * 6
 
 
 def test_a_tied_weight_of_which_only_one_place_is_offloaded_is_refused(tmp_path):
@@ -183,7 +183,7 @@ def test_a_stored_dtype_that_is_not_the_models_is_not_edited_in_the_store(tmp_pa
     accelerate.cpu_offload(model, execution_device="cpu", state_dict=dict(store))
     tensor = catalogue(model)["model.layers.0.mlp.down_proj.weight"]
     before = store[tensor.name].clone()
-    write(tensor.places, torch.tensor([3]), torch.tensor([1 / 3]))
+    write(tensor.slots, torch.tensor([3]), torch.tensor([1 / 3]))
     assert tensor.flat_weights()[3] == torch.tensor(1 / 3)
     assert torch.equal(store[tensor.name], before)
 
@@ -202,9 +202,9 @@ def test_a_weight_that_is_not_a_number_is_found_wherever_it_waits(name, tmp_path
 def test_the_finite_check_holds_one_offloaded_weight_at_a_time(tmp_path, monkeypatch):
     spec, alive, most = save(tmp_path / "model", "llama", False), [], []
 
-    def counted(place):
-        found = values(place)
-        if place.offloaded:
+    def counted(slot):
+        found = values(slot)
+        if slot.offloaded:
             alive.append(StorageWeakRef(found.untyped_storage()))
             most.append(sum(not s.expired() for s in alive))
         return found
