@@ -15,7 +15,7 @@ import torch
 
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
-from esa_ray.scoring.ranking import ranked_and_described
+from esa_ray.scoring.ranking import Request, ranked_and_described
 from esa_ray.scoring.scores import Scores
 from esa_ray.scoring.selection import Selector
 from esa_ray.spec import PerturbSpec, ScoreSpec
@@ -86,8 +86,10 @@ def rankings(layers: int) -> dict[str, float]:
     groups = ("super", "random_k", "matched_k", "bottom_k")
     billion, cost = sum(t.size for t in scores.tensors) / 1e9, {}
     routes = {
-        "ranked and described": lambda: ranked_and_described(scores, spec, RANKED, ("super", "bottom_k"), seed=0),
-        "with controls": lambda: ranked_and_described(scores, spec, RANKED, groups, seed=0),
+        "ranked and described": lambda: ranked_and_described(
+            scores, Request(spec, RANKED, ("super", "bottom_k"), seed=0)
+        ),
+        "with controls": lambda: ranked_and_described(scores, Request(spec, RANKED, groups, seed=0)),
         "one operation each": lambda: _plain(scores, spec),
     }
     for name, route in routes.items():

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import (
-    DATA_FREE,
     DRAWN_CONTROLS,
     LISTED,
-    PROBED,
-    SCORES,
     DataSpec,
     PerturbSpec,
     ScoreSpec,
@@ -23,10 +21,6 @@ from esa_ray.spec import (
     WeightList,
     members,
 )
-
-#: What the single-weight sample does to each weight: zero it, flip it, and for every fourth measure the noise.
-EDITS_PER_WEIGHT = 2.25
-
 
 #: The score whose pass also gives the gradient that some kinds of damage follow.
 GRADIENT_SCORE = "grad_x_weight"
@@ -157,6 +151,12 @@ def cells(spec: StudySpec) -> list[Cell]:
     return found
 
 
+@lru_cache(maxsize=1)
+def n_cells(spec: StudySpec) -> int:
+    """How many cells a study has, counted once by all that share them."""
+    return len(cells(spec))
+
+
 #: Stands in a cell's place for a kind until the grid fills it.
 _ANY = PerturbSpec(kind="zero")
 
@@ -204,67 +204,10 @@ def continuation(data: DataSpec) -> int:
     return data.window - data.window // 2
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What running a study would take, from the spec alone; passes are of one window each."""
-
-    cells: int
-    rankings: int
-    baselines: int
-    forward_passes: int
-    backward_passes: int
-    double_backward_passes: int
-    single_edits: int
-    continued_tokens: int = 0
-
-    def _shared(self, spec: StudySpec) -> str:
-        if not self.rankings:
-            return ""
-        shared = f"{'about ' * bool(self.cells % self.rankings)}{self.cells // self.rankings} cells"
-        return f" (each shared by {shared}, scored at k={max(spec.topk)})"
-
-    def lines(self, spec: StudySpec) -> list[str]:
-        """The plan as text, one fact a line."""
-        facts = [
-            f"cells             {self.cells}",
-            f"rankings          {self.rankings}{self._shared(spec)}",
-            f"baseline          {self.baselines} (shared by all cells)",
-            f"forward passes    {self.forward_passes} windows of {spec.data.window} tokens",
-            f"backward passes   {self.backward_passes}",
-        ]
-        if self.double_backward_passes:
-            facts.append(f"double backward   at most {self.double_backward_passes}")
-        if self.continued_tokens:
-            facts.append(f"generated tokens  {self.continued_tokens}")
-        if self.single_edits:
-            facts.append(f"single edits      about {self.single_edits} (resumed from the edited layer)")
-        return facts
-
-
 def gathered(spec: StudySpec) -> set[str]:
     """The scores that a study's passes gather, members of ensembles and the gradient of its damage included."""
     needs_gradient = any(p.needs_gradient for p in spec.perturbations)
     return {m for s in spec.scores for m in members(s.metric)} | ({GRADIENT_SCORE} if needs_gradient else set())
-
-
-def plan(spec: StudySpec) -> Plan:
-    """Count cells, shared work and window passes; all scores of one seed share their passes."""
-    n, metrics = len(cells(spec)), gathered(spec)
-    windows = len(spec.seeds) * spec.data.calibration_windows
-    backward = windows * any("backward" in SCORES[m].passes for m in metrics)
-    forward = windows * bool(metrics - DATA_FREE - PROBED)
-    probes = max((s.probes or 0 for s in spec.scores), default=0)
-    baselines = 1
-    return Plan(
-        cells=n,
-        rankings=(len(spec.scores) + len(spec.lists)) * len(spec.seeds),
-        baselines=baselines,
-        forward_passes=forward + (n + baselines) * spec.data.evaluation_windows,
-        backward_passes=backward,
-        double_backward_passes=windows * probes,
-        single_edits=math.ceil(spec.fidelity * EDITS_PER_WEIGHT),
-        continued_tokens=(n + baselines) * spec.data.prompts * continuation(spec.data),
-    )
 
 
 def chunks(items: list[_Item], size: int) -> list[list[_Item]]:

@@ -7,6 +7,7 @@ from analysis.report.figures import FIGURES
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import QUESTIONS, question
 from esa_ray.measurements import MEASUREMENTS, Measurement, Unit
+from esa_ray.measurements.cost import Cost
 from esa_ray.schema import TABLES
 
 
@@ -19,6 +20,9 @@ class Heaviest(Measurement):
     def asked(self, spec, store):
         record = store.load_study()
         return [Unit(f"block-{n}", (n,)) for n in range(record["resolved"]["layers"])] if record else []
+
+    def cost(self, spec):
+        return Cost(said="one look at each block", forward_passes=3)
 
     def rows(self, worker, unit):
         (layer,) = unit.values

@@ -39,7 +39,7 @@ ROLES = {
     "esa_ray": {
         "cli": "the esa command", "doctor": "what this machine can run", "engine": "Ray: actors, trials, clusters",
         "applications": "compressing, layer by layer",
-        "measurements": "one file per measurement", "grid": "a spec's cells and cost", "data": "text to windows",
+        "measurements": "one file per measurement", "grid": "a spec's cells and ids", "data": "text to windows",
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",
         "resume": "from the damaged block on", "weights": "lists of weights", "spec": "what a study asks for",

@@ -16,8 +16,10 @@ from esa_ray.cli.compress import prune, quantize
 from esa_ray.cli.run import baseline, run, search
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
-from esa_ray.grid import plan
+from esa_ray.errors import EsaError
+from esa_ray.measurements.plan import plan
 from esa_ray.spec import DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, Search, StudySpec
+from esa_ray.weights import read_weights
 from experiments.__main__ import names
 
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
@@ -297,6 +299,65 @@ def test_files_that_are_not_what_they_should_be(esa, tmp_path, monkeypatch, make
     assert err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run --model x --weights",
+        "perturb --model x --weights",
+        "run --spec",
+        "models --models-file",
+        "compare x --models-file",
+        "baseline --model x --protocol extended --tasks",
+    ],
+)
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda path: None, "there is no such file; check its path"),
+        (lambda path: path.mkdir(), "it is a directory; name a file in it"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links; mend it, or name another file"),
+    ],
+)
+def test_a_file_that_isnt_one_is_named_with_its_option_and_the_mend(esa, line, make, cause, tmp_path):
+    option = line.rpartition(" ")[2]
+    name = "a.csv" if option == "--weights" else "a.yaml"
+    make(tmp_path / name)
+    code, _, err = esa(f"esa {line} {name}")
+    if option == "--weights" and (tmp_path / name).is_dir():  # a study's directory would do
+        assert (
+            err == "esa: --weights a.csv holds no study (no study.json); name a file of weights, or a run's --out-dir\n"
+        )
+    else:
+        assert err == f"esa: {option} {name} can't be read: {cause}\n"
+    assert code == 2
+
+
+def test_a_file_that_the_user_may_not_read_says_so(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.csv").write_text("tensor,row,col\na,0,0")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(EsaError, match=r"--weights .*a\.csv can't be read: permission denied; allow reading it with"):
+        read_weights(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run --model", "--model has no value; give it one, as esa run --help says"),
+        ("run --perturb zero --trust", "--trust has no value; give it one, as esa run --help says"),
+        ("run --model --plan", "--model has no value but --plan behind it; give it one, as esa run --help says"),
+        ("run --data --window=4", "--data has no value but --window behind it; give it one, as esa run --help says"),
+        ("zoo train --sizes", "--sizes has no value; give it one, as esa zoo train --help says"),
+        ("report", "which study? Give its directory, as in: esa report results/quickstart"),
+    ],
+)
+def test_an_option_without_its_value_is_named_with_its_commands_help(esa, line, words):
+    code, out, err = esa(f"esa {line}")
+    assert (code, out, err) == (2, "", f"esa: {words}\n")
 
 
 def test_reporting_on_no_study_is_one_sentence(esa):

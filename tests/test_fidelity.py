@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
-from esa_ray.evaluation import single_weights as fidelity
-from esa_ray.evaluation.single_weights import BORDERS, STRATA, measure, nudged, sample
+from esa_ray.evaluation.single_weights import measure, nudged
 from esa_ray.models.addressing import FusedPart, WeightTensor, catalogue
 from esa_ray.models.slots import ParameterSlot
 from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
 from esa_ray.scoring import streaming
+from esa_ray.scoring.sampling import BORDERS, STRATA, _rounded_down, sample
 from esa_ray.scoring.scores import Reading, Scores
 from tests.questions import questions
 from tests.tiny import (
@@ -369,6 +369,6 @@ def test_a_score_is_above_a_border_where_it_is_above_the_border_in_single_precis
     borders = np.sort(borders)
     near = [float(np.nextafter(np.float32(b), np.float32(to))) for b in borders for to in (0, 1e38)]
     values = np.array([*scores, *borders, *near], dtype=np.float32)
-    rounded = torch.from_numpy(fidelity._rounded_down(borders))
+    rounded = torch.from_numpy(_rounded_down(borders))
     wanted = [sum(float(v) > b for b in borders) for v in values]
     assert torch.bucketize(torch.from_numpy(values), rounded).tolist() == wanted

@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from esa_ray.grid import Fingerprints, cell_id, cells, chunks, plan
+from esa_ray.grid import Fingerprints, cell_id, cells, chunks
+from esa_ray.measurements.plan import plan
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
 
 SCORES = (ScoreSpec(), ScoreSpec(metric="magnitude"))

@@ -1,7 +1,9 @@
 """The design's rules on who may import whom, read from the source."""
 
+import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,58 @@ def test_a_room_that_imports_backwards_is_found(monkeypatch):
     path = ROOT / "esa_ray" / "spec" / "base.py"
     monkeypatch.setitem(globals(), "imported", lambda p: {"esa_ray.engine.sweep"} if p == path else set())
     assert backwards("esa_ray") == ["esa_ray/spec/base.py imports esa_ray.engine.sweep"]
+
+
+def by_name(path: Path) -> set[str]:
+    """Modules of other rooms that a file hands to a call as a text, to be imported when they are asked for."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    texts = {a.value for call in calls for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    named = {text for text in texts if text.startswith("esa_ray.") and find_spec(text)}
+    return {text for text in named if text.split(".")[1] != room(path)}
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """Room → the rooms of its package that it imports, also inside of functions."""
+    rooms = {room(path) for path in files(package)} - {"__init__"}
+    found: dict[str, set[str]] = {name: set() for name in rooms}
+    for path in files(package):
+        names = [name.split(".") for name in imported(path)]
+        targets = {words[1] for words in names if words[0] == package and len(words) > 1}
+        found.setdefault(room(path), set()).update((targets & rooms) - {room(path)})
+    return found
+
+
+def circles(package: str) -> list[tuple[str, str]]:
+    """Imports from one room to another from which imports lead back."""
+    found = graph(package)
+
+    def reached(name: str, seen: frozenset[str] = frozenset()) -> frozenset[str]:
+        for target in found[name] - seen:
+            seen = reached(target, seen | {target})
+        return seen
+
+    return sorted((a, b) for a in found for b in found[a] if a in reached(b))
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_rooms_import_each_other_in_no_circle(package):
+    assert circles(package) == []
+
+
+def test_a_circle_over_three_rooms_is_found(monkeypatch):
+    around = {"a": {"b", "d"}, "b": {"c"}, "c": {"a"}, "d": set()}
+    monkeypatch.setitem(globals(), "graph", lambda package: around)
+    assert circles("esa_ray") == [("a", "b"), ("b", "c"), ("c", "a")]
+
+
+def test_only_registries_name_a_room_as_a_text():
+    # What KINDS and SCORES are made of computes, and so lies above the spec that knows them by name; their modules are
+    # imported when the first of them is asked for. Nothing else goes round the rules above.
+    named = {relative(path): by_name(path) for path in SOURCES if by_name(path)}
+    assert named == {
+        "esa_ray/spec/kinds.py": {"esa_ray.perturb.kinds"},
+        "esa_ray/spec/metrics.py": {"esa_ray.scoring.metrics"},
+    }
 
 
 def test_nothing_imports_the_experiments_and_only_commands_the_analysis():

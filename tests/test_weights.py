@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,3 +172,9 @@ def test_a_missing_file_and_a_directory_without_a_study_are_named(tmp_path):
         read_weights(tmp_path / "none.csv")
     with pytest.raises(EsaError, match="holds no study"):
         read_weights(tmp_path)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(EsaError, match=r"a\.csv is a pipe or a device, and a list is read more than once; write it to"):
+        read_weights(tmp_path / "a.csv")

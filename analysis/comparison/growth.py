@@ -141,7 +141,8 @@ class Curve:
         if side := self.side(float(level[0])):
             return SIDES[side]
         x, found = np.log(self.weights), []
-        for row, wanted in zip(np.log(self._rising), np.log(level), strict=True):
+        # Resampled, a level can be 0 or less, which the smallest set reaches.
+        for row, wanted in zip(np.log(self._rising), np.log(np.maximum(level, SMALLEST)), strict=True):
             above = int(np.searchsorted(row, wanted))
             if above == 0 or above == len(row):  # a resample that leaves what was tested counts as its end
                 found.append(x[min(above, len(row) - 1)])

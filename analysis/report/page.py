@@ -24,7 +24,7 @@ from analysis.scores.distribution import gaussian_product_tail, has_magnitude, s
 from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.study import Study
-from esa_ray.spec import TREATED, is_data_free
+from esa_ray.spec import TREATED, is_data_free, is_of_activations
 
 #: Rows of damage that are seen at once.
 SHOWN = 24
@@ -47,7 +47,6 @@ def environment() -> Environment:
         "percent": wording.percent,
     }
     environment.globals["interval"] = wording.interval
-    environment.tests["of_activations"] = lambda metric: "activation" in metric or "act_mag" in metric
     return environment
 
 
@@ -131,6 +130,7 @@ def context(study: Study) -> dict[str, Any]:
         "on_compression": answered(study, set(drawn), "compression"),
         "on_weights": answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
+        "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),

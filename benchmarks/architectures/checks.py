@@ -22,9 +22,9 @@ from benchmarks.mixer_proofs import misread, mixers
 from benchmarks.proofs import NO_CLAIM, NOT_RUN, OK, pattern, prove
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate
+from esa_ray.measurements.forecast import activations as activations_of
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.blocks import context
-from esa_ray.models.cost import activations as activations_of
 from esa_ray.models.known import facts, hollow
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.slots import bits, weight_slots

@@ -7,10 +7,11 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cells import BATCH, bare
 from benchmarks.gpu.models import BODY, LLAMA, PYTHIA, random_model, short, windows
-from esa_ray.evaluation.single_weights import measure, sample
+from esa_ray.evaluation.single_weights import measure
 from esa_ray.models.addressing import catalogue
 from esa_ray.resume import Resumable
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.sampling import sample
 
 METRIC = "grad_x_weight"
 

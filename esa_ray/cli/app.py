@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from esa_ray import __version__
-from esa_ray.cli.usage import sentence
+from esa_ray.cli.usage import check_values, sentence
 from esa_ray.errors import EsaError
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ def check_once(arguments: Sequence[str]) -> None:
 
 def _command() -> None:
     check_once(sys.argv[1:])
+    check_values(typer.main.get_command(app), sys.argv[1:])
     try:
         code = app(prog_name="esa", standalone_mode=False)
     except typer.Abort:

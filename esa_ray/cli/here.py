@@ -92,7 +92,7 @@ def _models_on(on: str, family: str, models_file: str | None, dtype: str) -> Non
     asked = card(on)
     found = [(model, asked.dtype(dtype, model.dtype)) for model in _of_family(family, models_file)]
     from esa_ray.doctor import finding
-    from esa_ray.models.cost import passes
+    from esa_ray.measurements.forecast import passes
 
     console.out(f"{asked.room / 1e9:.1f} GB for models on one {asked.title}; needs in GB")
     for computed in dict.fromkeys(computed for _, computed in found):

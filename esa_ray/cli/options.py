@@ -171,7 +171,10 @@ Prompts = Annotated[
     int, typer.Option(help="Continue so many evaluation windows, to see whether the text runs into loops.")
 ]
 ControlDraws = Annotated[
-    int, typer.Option(help="Sets of each drawn control per seed: more of them tell what random sets cost from luck.")
+    int,
+    typer.Option(
+        help="Sets of each drawn control per seed: with several, a comparison depends less on the luck of one draw."
+    ),
 ]
 EarlyStop = Annotated[
     float | None, typer.Option(help="Stop a cell once a sequential test at this error rate finds a difference.")

@@ -23,7 +23,7 @@ def report(
     save_tables: SaveTables = False,
 ) -> None:
     """Write a study's report anew, from what is stored."""
-    for place in studies_at(study or out_dir):
+    for place in studies_at(study or out_dir, "report"):
         show_results(place, save_plots=save_plots, save_tables=save_tables)
 
 
@@ -70,13 +70,13 @@ def status(study: options.Study = None, out_dir: options.OutDir = None) -> None:
 
     Exit status: 0 done, 1 incomplete or failing cells, 2 no study.
     """
-    raise typer.Exit(max(show_status(place) for place in studies_at(study or out_dir)))
+    raise typer.Exit(max(show_status(place) for place in studies_at(study or out_dir, "status")))
 
 
-def studies_at(location: str | None) -> list[str]:
+def studies_at(location: str | None, command: str) -> list[str]:
     """The study that lies at a location, or those of several models that lie below it."""
     if location is None:
-        raise EsaError("which study? Give its directory, as in: esa status results/quickstart")
+        raise EsaError(f"which study? Give its directory, as in: esa {command} results/quickstart")
     here = Location(location)
     if here.exists("study.json"):
         return [location]

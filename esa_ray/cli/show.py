@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
-from esa_ray.grid import plan
 from esa_ray.spec import DRAWN_CONTROLS, StudySpec
 from esa_ray.storage.location import Location
 
 if TYPE_CHECKING:
     from analysis import Study
+    from esa_ray.measurements.plan import Plan
 
 
 def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     """Print the resolved study without loading anything, and what it would take on a card of that name."""
-    foreseen = _on(spec, on) if on else []
+    from esa_ray.measurements.plan import plan  # pyarrow: `--help` doesn't need it
+
+    planned = plan(spec)
+    foreseen = _on(spec, planned, on) if on else []
     data, out = spec.data, console.out
     out(f"study             {spec.name}")
     out(f"model             {spec.model.source} ({spec.model.dtype})")
@@ -62,7 +65,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"saved models      {spec.save_models}")
     if spec.analyses:
         out(f"analyses          {', '.join(spec.analyses)}")
-    for line in [*plan(spec).lines(spec), *foreseen]:
+    for line in [*planned.lines(spec), *foreseen]:
         out(line)
     out(f"results           {directory}")
 
@@ -72,16 +75,16 @@ def _few(labels: Sequence[str], most: int = 3) -> str:
     return ", ".join(labels[:most]) + more
 
 
-def _on(spec: StudySpec, name: str) -> list[str]:
+def _on(spec: StudySpec, planned: Plan, name: str) -> list[str]:
     """What a study takes on a card, as text."""
     from esa_ray.models.cards import card
 
     asked, source = card(name), spec.model.source
-    from esa_ray.models.cost import study_lines
+    from esa_ray.measurements.forecast import study_lines
     from esa_ray.models.known import hollow, stored_dtype
 
     dtype = asked.dtype(spec.model.dtype, stored_dtype(source))
-    return study_lines(spec, plan(spec), hollow(source, dtype), asked, dtype)
+    return study_lines(spec, planned, hollow(source, dtype), asked, dtype)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from esa_ray.cli import spec_functions, spec_wording, wording, yaml_text
 from esa_ray.cli.parsing import study_name
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, unreadable
 from esa_ray.spec import PROTOCOLS, DataSpec, PerturbSpec, Protocol, StudySpec
 
 TEXTS = (".yaml", ".yml", ".json")
@@ -135,7 +135,8 @@ def _keep(path: Path, text: str) -> None:
             raise EsaError(f"--save-spec {path} is there and says something else; remove it, or name another file")
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EsaError(f"--save-spec {path} can't be written: {(error.strerror or str(error)).lower()}") from None
+        cause = (error.strerror or str(error)).lower()
+        raise EsaError(f"--save-spec {path} can't be written: {cause}; name a file in a directory of yours") from None
 
 
 def _check_suffix(path: str, option: str) -> None:
@@ -151,7 +152,7 @@ def _entries(path: str) -> list[dict[str, Any]]:
         content = Path(path).expanduser().read_bytes()
         value = _json(content) if path.endswith(".json") else yaml_text.read(content)
     except OSError as error:
-        raise EsaError(f"--spec {path} can't be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(f"--spec {path}", error) from None
     except json.JSONDecodeError as error:
         raise EsaError(f"--spec {path} can't be read: line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:

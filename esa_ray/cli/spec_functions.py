@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError, first_line, unreadable
 from esa_ray.spec import StudySpec, explain
 
 #: Functions that are looked for where none is named, in this order; those of an experiment.
@@ -30,6 +30,10 @@ def studies(file: str, function: str) -> list[StudySpec]:
         If the file can't be run, has no such function, or the function returns something else.
     """
     path = Path(file).resolve()
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise unreadable(f"--spec {file}", error) from None
     with _running(file, path):
         module = _load(path)
         name = function or next((usual for usual in USUAL if hasattr(module, usual)), "")
@@ -77,8 +81,6 @@ def _line(error: BaseException, path: Path) -> str:
 def _said(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         return str(explain(error))
-    if isinstance(error, OSError):
-        return f"it can't be read: {error.strerror or first_line(error)}"
     return f"{type(error).__name__}: {first_line(error)}"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
+
+from esa_ray.errors import EsaError
 
 #: What a parser says of a value → what is said here.
 _SAID = (
@@ -28,6 +31,28 @@ def sentence(error: Any, arguments: Sequence[str]) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     path = getattr(getattr(error, "ctx", None), "command_path", None) or "esa"
     return f"{_told(message, arguments)}; see {path} --help"
+
+
+def check_values(command: Any, arguments: Sequence[str]) -> None:
+    """Refuse an option without its value: a parser would take the option behind it for one.
+
+    ``command`` is the whole command line, of which the first words choose what is asked.
+
+    Raises
+    ------
+    EsaError
+        For the first that has none.
+    """
+    words, rest = ["esa"], list(takewhile(lambda argument: argument != "--", arguments))
+    while rest and (deeper := getattr(command, "commands", {}).get(rest[0])):
+        command, words, rest = deeper, [*words, rest[0]], rest[1:]
+    options = {name: each for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    for at, name in enumerate(rest):
+        following = rest[at + 1].partition("=")[0] if at + 1 < len(rest) else None
+        takes = name.startswith("-") and name in options and not options[name].is_flag
+        if takes and (following is None or following == "--help" or following in options):
+            instead = f" but {following} behind it" if following else ""
+            raise EsaError(f"{name} has no value{instead}; give it one, as {' '.join(words)} --help says")
 
 
 def _told(message: str, arguments: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from esa_ray.data import hub
 from esa_ray.data.formats import DAMAGED, PACKED, format_of, named, opened, unpacked_name
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, unreadable
 from esa_ray.spec import DataSpec
 
 #: Texts that every Python has: its documentation, and its library's source.
@@ -45,8 +45,7 @@ def readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise EsaError(f"--data {path} can't be read: {what}") from None
+        raise unreadable(f"--data {path}", error) from None
 
 
 def files(spec: DataSpec) -> list[Path]:
@@ -70,7 +69,7 @@ def files(spec: DataSpec) -> list[Path]:
             return [_regular(path)]
         matching = sorted(map(Path, glob.glob(str(path), recursive=True))) if glob.has_magic(str(path)) else []
     except PermissionError as error:
-        raise EsaError(f"--data {path} can't be read: {error.strerror}") from None
+        raise unreadable(f"--data {path}", error) from None
     except (OSError, ValueError):  # a name too long to be a path, or none at all
         matching = []
     if found := [each for each in matching if each.is_file()]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
+from esa_ray.measurements.cost import Cost, evaluated
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class Baseline(Measurement):
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """One, of every study."""
         return [BASELINE]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """One evaluation."""
+        return evaluated(spec, 1, "(shared by all cells)")
 
     def pieces(self, spec: StudySpec, store: Store) -> int:
         """None: an actor of its own would load the model for one short pass."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.grid import Cell, Fingerprints, cell_id, cells
+from esa_ray.grid import Cell, Fingerprints, cell_id, cells, n_cells
+from esa_ray.measurements.cost import Cost, evaluated
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
 from esa_ray.scoring.chosen import SET_COLUMNS, EmptySubsetError, first_block
@@ -55,6 +56,10 @@ class Cells(Swept):
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The whole grid."""
         return [unit_of(cell) for cell in cells(spec)]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """An evaluation a cell."""
+        return evaluated(spec, n_cells(spec))
 
     def done(self, spec: StudySpec, store: Store) -> bool:
         """A search needs only some of its candidates: none are missing once it is done."""

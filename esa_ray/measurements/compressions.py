@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
+from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
 from esa_ray.spec import Compression, Spec, grouped
@@ -67,6 +68,13 @@ class Compressions(Swept):
             return []
         ways = [Compressing(how=how, seed=seed) for how in spec.compressions for seed in spec.seeds]
         return [unit_of(each) for each in (Compressing(), *ways)]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """An evaluation on every text a compression and seed, and about two passes of its calibration windows."""
+        n = len(spec.compressions) * len(spec.seeds)
+        texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
+        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows
+        return Cost(n, forward_passes=passes) if n else Cost()
 
     def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
         """By seed: what was gathered of its windows serves all of its compressions."""

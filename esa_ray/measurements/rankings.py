@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.grid import gathered, n_cells
+from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
-from esa_ray.spec import LISTED
+from esa_ray.spec import DATA_FREE, LISTED, PROBED, SCORES
 from esa_ray.storage.store import ranking_name, samples_name
 
 if TYPE_CHECKING:
@@ -26,6 +28,19 @@ class Rankings(Measurement):
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Every seed."""
         return [Unit(f"s{seed}", (seed,)) for seed in spec.seeds]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """All scores of one seed share their passes."""
+        count, metrics = (len(spec.scores) + len(spec.lists)) * len(spec.seeds), gathered(spec)
+        each, rest = divmod(n_cells(spec), max(1, count))
+        shared = f"(each shared by {'about ' * bool(rest)}{each} cells, scored at k={max(spec.topk)})" if count else ""
+        windows = len(spec.seeds) * spec.data.calibration_windows
+        return Cost(
+            count, shared,
+            forward_passes=windows * bool(metrics - DATA_FREE - PROBED),
+            backward_passes=windows * any("backward" in SCORES[m].passes for m in metrics),
+            double_backward_passes=windows * max((s.probes or 0 for s in spec.scores), default=0),
+        )  # fmt: skip
 
     def missing(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Seeds of which a ranking, its statistics or the single-weight sample' sample isn't stored."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esa_ray import extensions
+from esa_ray.measurements.cost import Cost
 from esa_ray.schema import TABLES, define
 from esa_ray.spec.registry import C, Entry, Registry
 
@@ -75,6 +76,10 @@ class Measurement(Entry):
     def pieces(self, spec: StudySpec, store: Store) -> int:
         """How many actors could work on what is missing, at most; before a model was loaded, about so many."""
         return len(self.missing(spec, store))
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """What a study takes of it, for the plan; nothing that a spec without a model tells, unless said otherwise."""
+        return Cost()
 
     def rows(self, worker: Worker, unit: Unit) -> pa.Table | list[dict[str, Any]]:
         """Measure one unit; the model is as it was afterwards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit
 from esa_ray.storage.store import samples_name
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Weights that are measured together and stored in one file.
 PACKET = 16
+#: What is done to each weight: zero it, flip it, and for every fourth measure the noise.
+EDITS_PER_WEIGHT = 2.25
 
 
 @MEASUREMENTS.add
@@ -31,8 +34,12 @@ class SingleWeights(Measurement):
             return []
         seed = spec.seeds[0]
         drawn = store.has("samples", samples_name(seed))
-        n = len(store.read("samples", samples_name(seed))) if drawn else spec.fidelity
+        n = len(store.read("samples", samples_name(seed), ["flat"])) if drawn else spec.fidelity
         return [Unit(f"s{seed}-{packet:04d}", (packet,)) for packet in range(math.ceil(n / PACKET))]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """Some edits a weight."""
+        return Cost(single_edits=math.ceil(spec.fidelity * EDITS_PER_WEIGHT))
 
     def rows(self, worker: Worker, unit: Unit) -> pa.Table:
         """Damage the packet's weights, one at a time."""

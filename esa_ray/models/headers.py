@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, unreadable
 
 #: How a file begins that git-lfs left in the place of another.
 LFS = b"version https://git-lfs"
@@ -40,7 +40,7 @@ def beginning(path: Path, n: int = 64) -> bytes:
         with path.open("rb") as stream:
             return stream.read(n)
     except OSError as error:
-        raise EsaError(f"{path} can't be read: {error.strerror}") from None
+        raise unreadable(str(path), error) from None
 
 
 def refuse_stand_in(path: Path) -> None:
@@ -77,7 +77,7 @@ def header(path: Path) -> dict[str, Entry]:
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         found = {name: Entry(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
     except OSError as error:
-        raise EsaError(f"{path} can't be read: {error.strerror}") from None
+        raise unreadable(str(path), error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise EsaError(f"{path} is no safetensors file; fetch it again") from None
     if (size := path.stat().st_size) != end:

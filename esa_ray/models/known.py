@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError, first_line, unreadable
 from esa_ray.host.footprint import BARE_SET, PROCESS, WORKING_SET
 from esa_ray.models.config_faults import CHOSEN
 from esa_ray.models.experts import EXPERTS
@@ -253,7 +253,7 @@ def known(file: str | Path | None = None) -> list[Known]:
         try:
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise EsaError(f"--models-file {file} can't be read: {first_line(error)}") from None
+            raise unreadable(f"--models-file {file}", error) from None
         found |= {model.name: model for model in _models(text, str(file))}
     return list(found.values())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from esa_ray.errors import EsaError
+from esa_ray.errors import EsaError, unreadable
 from esa_ray.models import hub, quantized
 from esa_ray.models.code import CODE_FILES, asks_for_code
 from esa_ray.models.edited import derived
@@ -93,7 +93,7 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise EsaError(f"{path} can't be read: {error.strerror}") from None
+        raise unreadable(str(path), error) from None
 
 
 def find(spec: ModelSpec) -> Source:
@@ -212,7 +212,7 @@ def _state(files: list[Path]) -> str:
     try:
         known = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     except OSError as error:
-        raise EsaError(f"{error.filename} can't be read: {error.strerror}") from None
+        raise unreadable(str(error.filename), error) from None
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 

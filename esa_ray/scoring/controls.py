@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -187,13 +188,40 @@ def _unmatched(urn: _Urn, left: np.ndarray) -> list[int]:
     return found
 
 
+def control_sets(
+    group: str, tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int, draws: int
+) -> list[np.ndarray]:
+    """So many sets of a drawn control, :func:`random_k` or :func:`matched_k`, for the same super weights."""
+    draw_set = random_k if group == "random_k" else partial(matched_k, near=Near())
+    return [draw_set(tensor, supers, eligible, seed, draw) for draw in range(draws)]
+
+
+class Near:
+    """What lies near the super weights of one component in magnitude: looked for once, for all sets drawn for them."""
+
+    def __init__(self) -> None:
+        self._known: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def to(self, urn: _Urn, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitudes and flat indices of all non-zero weights that could match some, in order of magnitude."""
+        if self._known is None or not np.array_equal(self._known[0], magnitudes):
+            self._known = magnitudes, _near(urn.tensor, urn.among.outputs, magnitudes)
+        return self._known[1]
+
+
 def matched_k(
-    tensor: WeightTensor, supers: np.ndarray, eligible: Members | None, seed: int, draw: int = 0
+    tensor: WeightTensor,
+    supers: np.ndarray,
+    eligible: Members | None,
+    seed: int,
+    draw: int = 0,
+    near: Near | None = None,
 ) -> np.ndarray:
     """For each super weight a random other one of similar magnitude: among its nearest neighbours in rank of |w|.
 
     Where the set is the very largest weights of a tensor nothing larger is left, so a match can be smaller. Of
     equal magnitudes the lower flat index ranks lower. A weight that is 0 matches those that are 0, and no others.
+    ``near`` is what other sets for the same super weights have looked up.
 
     Raises
     ------
@@ -204,12 +232,12 @@ def matched_k(
     pick = uniform(stream_key(seed, stream, tensor.name), supers)
     return _with_zeros(
         _Urn(tensor, eligible, supers, stream, seed),
-        lambda urn, left: _matched(urn, urn.magnitude[left], pick[left]),
+        lambda urn, left: _matched(urn, near or Near(), urn.magnitude[left], pick[left]),
     )
 
 
-def _matched(urn: _Urn, magnitude: np.ndarray, pick: np.ndarray) -> list[int]:
-    ordered, candidates = _near(urn.tensor, urn.among.outputs, magnitude)
+def _matched(urn: _Urn, near_by: Near, magnitude: np.ndarray, pick: np.ndarray) -> list[int]:
+    ordered, candidates = near_by.to(urn, magnitude)
     place, taken = np.searchsorted(ordered, magnitude), urn.taken
     chosen: list[int] = []
     for centre, u in zip(place.tolist(), pick.tolist(), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,19 +12,29 @@ import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.schema import RANKINGS
-from esa_ray.scoring.controls import Members, matched_k, random_k
+from esa_ray.scoring.controls import Members, control_sets
 from esa_ray.scoring.distribution import Distributions
 from esa_ray.scoring.ensemble import RankEnsemble
 from esa_ray.scoring.selection import Competition, Selector
 from esa_ray.scoring.streaming import Watcher, stretches, walk
-from esa_ray.spec import members
+from esa_ray.spec import DRAWN_CONTROLS, members
 
 if TYPE_CHECKING:
     from esa_ray.models.addressing import WeightTensor
     from esa_ray.scoring.scores import Scores
     from esa_ray.spec import ScoreSpec
 
-CONTROLS = {"random_k": random_k, "matched_k": matched_k}
+
+@dataclass(frozen=True)
+class Request:
+    """What a ranking is to hold: the k extreme weights of every pool by a score, and controls (:func:`rank`)."""
+
+    spec: ScoreSpec
+    k: int
+    groups: Sequence[str]
+    seed: int
+    model: str = ""
+    draws: int = 1
 
 
 def combined(scores: Scores | RankEnsemble, spec: ScoreSpec) -> Scores | RankEnsemble:
@@ -56,9 +67,9 @@ def rank(
     EsaError
         If k is larger than the smallest pool.
     """
-    scored, ends = combined(scores, spec), _Ends(spec, k, groups)
+    scored, ends = combined(scores, spec), _Ends(Request(spec, k, groups, seed, model, draws))
     walk(stretches(scored, spec.metric, spec.components), ends.watchers)
-    return _ranking(scored, spec, ends, groups, seed=seed, model=model, draws=draws)
+    return _ranking(scored, ends)
 
 
 def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, model: str = "") -> pa.Table:
@@ -69,65 +80,47 @@ def score_stats(scores: Scores | RankEnsemble, spec: ScoreSpec, *, seed: int, mo
     return shapes.table(seed=seed, model=model)
 
 
-def ranked_and_described(
-    scores: Scores | RankEnsemble,
-    spec: ScoreSpec,
-    k: int,
-    groups: Sequence[str],
-    *,
-    seed: int,
-    model: str = "",
-    draws: int = 1,
-) -> tuple[pa.Table, pa.Table]:
+def ranked_and_described(scores: Scores | RankEnsemble, request: Request) -> tuple[pa.Table, pa.Table]:
     """What :func:`rank` and :func:`score_stats` give, from one pass over the scores."""
-    scored, ends = combined(scores, spec), _Ends(spec, k, groups)
-    shapes = Distributions(spec, scores.effort)
+    spec = request.spec
+    scored, ends, shapes = combined(scores, spec), _Ends(request), Distributions(spec, scores.effort)
     walk(stretches(scored, spec.metric, spec.components), [*ends.watchers, shapes])
-    ranking = _ranking(scored, spec, ends, groups, seed=seed, model=model, draws=draws)
-    return ranking, shapes.table(seed=seed, model=model)
+    return _ranking(scored, ends), shapes.table(seed=request.seed, model=request.model)
 
 
 class _Ends:
     """The extreme weights of every pool: the highest, and where they are asked for the lowest that aren't 0."""
 
-    def __init__(self, spec: ScoreSpec, k: int, groups: Sequence[str]):
-        self._k, self.top, self.bottom = k, Selector(k), Selector(k, largest=False)
+    def __init__(self, request: Request):
+        k, spec = request.k, request.spec
+        self.request, self.top, self.bottom = request, Selector(k), Selector(k, largest=False)
         self.watchers: list[Watcher] = [Competition(self.top, spec.mode, spec.components)]
-        if "bottom_k" in groups:
+        if "bottom_k" in request.groups:
             self.watchers.append(Competition(self.bottom, spec.mode, spec.components, damageable=True))
 
     def check(self) -> None:
         """Refuse a k that is too large for a pool."""
+        k = self.request.k
         for name, pool in self.top.pools.items():
-            if pool.n < self._k:
-                raise EsaError(
-                    f"k={self._k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk"
-                )
+            if pool.n < k:
+                raise EsaError(f"k={k} is larger than {name}, which holds {pool.n:,} scored weights; lower --topk")
         for name, pool in self.bottom.pools.items():
-            if pool.n < 2 * self._k:
+            if pool.n < 2 * k:
                 raise EsaError(
-                    f"k={self._k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap"
+                    f"k={k} is more than half of {name} ({pool.n:,} non-zero weights): top and bottom overlap"
                 )
 
 
-def _ranking(
-    scores: Scores | RankEnsemble,
-    spec: ScoreSpec,
-    ends: _Ends,
-    groups: Sequence[str],
-    *,
-    seed: int,
-    model: str,
-    draws: int,
-) -> pa.Table:
+def _ranking(scores: Scores | RankEnsemble, ends: _Ends) -> pa.Table:
     """The table of :func:`rank`, from the ends of the scores' order."""
     ends.check()
+    asked, spec = ends.request, ends.request.spec
     picks: list[Pick] = [("super", None, i, r, f) for i, r, f, _ in by_tensor(ends.top)]
     for i, ranks, flat, _ in by_tensor(ends.top):
-        picks += controls(scores.tensors[i], i, ranks, flat, groups, seed, draws)
+        picks += controls(scores.tensors[i], i, ranks, flat, asked.groups, asked.seed, asked.draws)
     picks += [("bottom_k", None, i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
     tables = [_rows(scores, spec, *pick) for pick in picks]
-    common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
+    common = {"model": asked.model, "metric": spec.metric, "mode": spec.mode, "seed": asked.seed}
     order = ("group", "control_draw", "layer", "rank", "tensor")
     return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in order])
 
@@ -141,10 +134,10 @@ def controls(
 ) -> list[Pick]:
     """The drawn controls of a tensor's super weights (flat indices, by rank), so many sets of each."""
     return [
-        (group, draw, index, r, CONTROLS[group](*drawn, seed, draw))
-        for group in CONTROLS if group in groups
-        for draw in range(draws)
-        for r, drawn in by_part(tensor, ranks, flat)
+        (group, draw, index, r, chosen)
+        for group in DRAWN_CONTROLS if group in groups
+        for r, of_part in by_part(tensor, ranks, flat)
+        for draw, chosen in enumerate(control_sets(group, *of_part, seed, draws))
     ]  # fmt: skip
 
 

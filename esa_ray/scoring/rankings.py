@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.evaluation.single_weights import sample
 from esa_ray.grid import GRADIENT_SCORE
 from esa_ray.models.naming import find_weight
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
-from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
+from esa_ray.scoring.ranking import Request, combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
+from esa_ray.scoring.sampling import sample
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.storage.store import Store, ranking_name, samples_name
 
@@ -81,18 +81,18 @@ class Rankings:
                 self.store.write("rankings", name, given)
 
     def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
-        """A score's ranking and statistics. What is stored stays: others may have been measured by it."""
-        groups = self.spec.groups
-        drawn: dict[str, Any] = {"seed": seed, "model": self.name, "draws": self.spec.control_draws}
+        """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
+        groups, draws = self.spec.groups, self.spec.control_draws
         ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
         if not ranked and not described:
-            ranking, stats = ranked_and_described(scores, spec, depth, groups, **drawn)
+            ranking, stats = ranked_and_described(scores, Request(spec, depth, groups, seed, self.name, draws))
             self.store.write("score_stats", name, stats)
             self.store.write("rankings", name, ranking)
         elif not described:
             self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=self.name))
         elif not ranked:
-            self.store.write("rankings", name, rank(scores, spec, depth, groups, **drawn))
+            ranking = rank(scores, spec, depth, groups, seed=seed, model=self.name, draws=draws)
+            self.store.write("rankings", name, ranking)
 
     def _score(self, seed: int, growth: SampleSizes, budget: int | None) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""

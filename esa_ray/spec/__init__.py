@@ -19,6 +19,7 @@ from esa_ray.spec.metrics import (
     has_magnitude,
     is_data_free,
     is_ensemble,
+    is_of_activations,
     members,
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
@@ -89,6 +90,7 @@ __all__ = [
     "has_magnitude",
     "is_data_free",
     "is_ensemble",
+    "is_of_activations",
     "is_tensor_name",
     "label",
     "members",

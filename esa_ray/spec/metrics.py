@@ -160,6 +160,15 @@ def is_data_free(metric: str) -> bool:
     return set(members(metric)) <= DATA_FREE
 
 
+def is_of_activations(metric: str) -> bool:
+    """Whether a score, or a member of an ensemble, is made of what a forward pass shows of the text's activations.
+
+    >>> is_of_activations("act_mag"), is_of_activations("magnitude+super_activation"), is_of_activations("grad_squared")
+    (True, True, False)
+    """
+    return any("forward" in SCORES[name].passes for name in members(metric) if name in SCORES)
+
+
 def has_magnitude(metric: str) -> bool:
     """Whether a score's values can be averaged: ensembles are of ranks, and some scores know only candidates.
 

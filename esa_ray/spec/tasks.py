@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError, unreadable
 from esa_ray.identity import digest
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def read(task: str) -> str | dict[str, Any]:
     try:
         with open(task, encoding="utf-8") as file:
             found = yaml.safe_load(file)
-    except OSError as error:
-        raise EsaError(f"--tasks {task} can't be read: {(error.strerror or 'it is no file').lower()}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise EsaError(f"--tasks {task} can't be read: {first_line(error)}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise unreadable(f"--tasks {task}", error) from None
     if not isinstance(found, dict) or "task" not in found:
         raise EsaError(f"--tasks {task} describes no task (it has no field `task`)")
     return found

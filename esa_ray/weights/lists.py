@@ -119,7 +119,7 @@ def _of_study(path: Path) -> list[Row]:
     store = Store(path)
     study: dict[str, Any] | None = store.load_study()
     if study is None:
-        raise EsaError(f"--weights {path} holds no study (no study.json)")
+        raise EsaError(f"--weights {path} holds no study (no study.json); name a file of weights, or a run's --out-dir")
     try:
         score, seed, k = study["spec"]["scores"][0], study["spec"]["seeds"][0], max(study["spec"]["topk"])
     except (KeyError, IndexError, ValueError):

@@ -13,7 +13,7 @@ from esa_ray.data.csv_rows import DELIMITERS, SAID
 from esa_ray.data.faults import Fault
 from esa_ray.data.formats import DAMAGED, named, opened, written
 from esa_ray.data.lines import Text
-from esa_ray.errors import EsaError, first_line
+from esa_ray.errors import EsaError, first_line, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +43,12 @@ def rows_of(path: Path) -> list[Row]:
     EsaError
         If it can't be read, or lacks a column.
     """
+    try:
+        path.stat()
+    except OSError as error:
+        raise unreadable(f"--weights {path}", error) from None
+    if not path.is_file():
+        raise EsaError(f"--weights {path} is a pipe or a device, and a list is read more than once; write it to a file")
     kind = named(path)
     if kind not in ("csv", "lines", "json", "parquet"):
         raise EsaError(f"--weights {path} is no .csv, .json, .jsonl or .parquet file, nor a study's directory")
@@ -53,7 +59,7 @@ def rows_of(path: Path) -> list[Row]:
     except Fault as fault:
         raise EsaError(f"--weights {path}, {unit(path)} {fault.number} {fault.what}") from None
     except DAMAGED as error:  # pyarrow's own errors are among them
-        raise EsaError(f"--weights {path} can't be read: {first_line(error)}") from None
+        raise unreadable(f"--weights {path}", error) from None
 
 
 def unit(path: Path) -> str:

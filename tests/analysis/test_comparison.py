@@ -30,6 +30,7 @@ from analysis.comparison.figures import figures
 from analysis.comparison.growth import (
     DIVERGING,
     HARMLESS,
+    Curve,
     Measured,
     collapse,
     curve,
@@ -374,6 +375,14 @@ def test_a_set_that_diverges_has_reached_any_level_and_is_compared_with_none(tmp
     assert 16 < reached[0] <= 256
     assert bent.at(100.0) == DIVERGING
     assert bent.at(10.0) is not None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_level_that_resampling_takes_below_zero_is_reached_by_the_smallest_set():
+    rising = np.tile([1.0, 2.0, 4.0], (4, 1))
+    found = Curve(np.array([10.0, 100.0, 1000.0]), 10**6, rising, np.zeros(3, bool), 3)
+    # Between 100 and 1000 the damage doubles: half of the way, on logarithmic axes, is a factor of √2.
+    assert found.reaching(np.array([2.0, 0.0, -1.0, 2 * 2**0.5])) == pytest.approx([100, 10, 10, 1000 / 10**0.5])
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say_with_three_seeds():

@@ -15,6 +15,7 @@ from analysis.report import wording
 from analysis.report.figures import FIGURES
 from analysis.report.figures.style import named_scales
 from analysis.report.sections import answered
+from esa_ray.spec import SCORES, Score
 from esa_ray.storage.store import Store
 from tests.analysis.conftest import write_study
 from tests.analysis.synthetic import write_synthetic
@@ -299,3 +300,37 @@ def test_what_windows_begin_with_is_said_where_the_study_knows(made, opening, wo
     content["resolved"] |= {"opening": opening} if opening else {}
     (made / "study.json").write_text(json.dumps(content))
     assert words in " ".join(Page(analysis.write_report(analysis.load(made)).read_text()).text)
+
+
+class Loudest(Score):
+    """A score of another package, of a name that says nothing."""
+
+    name, formula, unit, needs = "loudest", "max |X_j|", "x", ("input_peak",)
+
+    def at(self, places):
+        return places["input_peak"]
+
+
+@pytest.fixture
+def loudest():
+    SCORES.add(Loudest)
+    yield
+    SCORES.remove("loudest")
+
+
+@pytest.mark.usefixtures("loudest")
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ([], None), (["magnitude"], None), (["hutchinson_diag"], None), (["gone_with_its_package"], None),
+        (["loudest"], "loudest"), (["super_activation", "act_mag"], "act_mag, super_activation"),
+        (["magnitude+loudest"], "magnitude+loudest"),
+    ],
+)  # fmt: skip
+def test_scores_that_see_activations_are_named_as_no_replication(made, more, named):
+    content = json.loads((made / "study.json").read_text())
+    content["spec"]["scores"] += [content["spec"]["scores"][0] | {"metric": metric} for metric in more]
+    (made / "study.json").write_text(json.dumps(content))
+    text = " ".join(Page(analysis.write_report(analysis.load(made)).read_text()).text)
+    said = re.findall(r"Scores of activations \(here ([^)]*)\) that live on that position", text)
+    assert said == ([named] if named else [])

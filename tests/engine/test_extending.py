@@ -15,7 +15,8 @@ from analysis.names import label as printed
 from esa_ray import cli
 from esa_ray.cli.parsing import perturbations
 from esa_ray.errors import EsaError
-from esa_ray.grid import Cell, cell_id, cells, plan
+from esa_ray.grid import Cell, cell_id, cells
+from esa_ray.measurements.plan import plan
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
 from esa_ray.spec import (

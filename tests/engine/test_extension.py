@@ -12,6 +12,7 @@ import ray
 from safetensors.numpy import load_file
 
 import analysis
+from esa_ray import cli
 from esa_ray.errors import EsaError
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.measurements.worker import Worker
@@ -66,6 +67,26 @@ def test_from_units_to_the_report(study, model_dir, registered, tmp_path):
     (tmp_path / "heaviest" / "block-1.parquet").unlink()
     assert [unit.values for unit in MEASUREMENTS["heaviest"].missing(study, store)] == [(1,)]
     assert analysis.progress(analysis.load(tmp_path))["heaviest missing"] == 1
+
+
+def test_the_plan_tells_of_it_and_counts_its_passes(monkeypatch, capsys):
+    command = "esa run --model m --metric magnitude --topk 3 --perturb zero --eval-windows 10 --plan"
+    monkeypatch.setattr(sys, "argv", command.split())
+    facts = []
+    for there in (False, True):
+        if there:
+            extended.register()
+        try:
+            with pytest.raises(SystemExit, match="0"):
+                cli.main()
+        finally:
+            if there:
+                extended.forget()
+        facts.append({line[:18].strip(): line[18:] for line in capsys.readouterr().out.splitlines()})
+    assert facts[1]["heaviest"] == "one look at each block"
+    assert [f["forward passes"] for f in facts] == ["20 windows of 128 tokens", "23 windows of 128 tokens"]
+    assert {k for k in facts[1] if facts[1][k] != facts[0].get(k)} == {"heaviest", "forward passes"}
+    assert list(facts[1])[-5:] == ["baseline", "heaviest", "forward passes", "backward passes", "results"]
 
 
 def test_a_section_that_names_a_figure_nobody_draws_fails(study, registered, tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.grid import plan
+from esa_ray.measurements.forecast import DOUBLE, Memory, Passes, activations, passes, span, study_lines
+from esa_ray.measurements.plan import plan
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.cards import ASSUMED, Card, card, cards
-from esa_ray.models.cost import DOUBLE, Memory, Passes, activations, passes, span, study_lines
 from esa_ray.models.known import counted, hollow, stored_dtype
 from esa_ray.models.sources import compute_dtype, find
 from esa_ray.scoring.memory import activation_bytes

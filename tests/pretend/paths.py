@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
-from esa_ray.evaluation.single_weights import measure, sample
+from esa_ray.evaluation.single_weights import measure
 from esa_ray.evaluation.sublayers import observed, silenced, sublayers
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.models.slots import input_device
@@ -30,6 +30,7 @@ from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.memory import activation_bytes, peak_bytes
 from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
+from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import PerturbSpec, ScoreSpec
 from tests.tiny import random_windows

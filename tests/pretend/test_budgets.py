@@ -18,13 +18,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from esa_ray.evaluation import Intact, evaluate
-from esa_ray.evaluation.single_weights import measure, sample
+from esa_ray.evaluation.single_weights import measure
 from esa_ray.models.addressing import Catalogue, WeightTensor, catalogue
 from esa_ray.perturb.edit import Applied, perturbed
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import rank, score_stats
+from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import PerturbSpec, ScoreSpec
 from tests.pretend.device import PretendCards

@@ -13,8 +13,9 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.schema import RANKINGS, SCORE_STATS
 from esa_ray.scoring import controls
-from esa_ray.scoring.controls import Members, matched_k, random_k
+from esa_ray.scoring.controls import Members, control_sets, matched_k, random_k
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.ranking import controls as drawn_controls
 from esa_ray.scoring.ranking import rank, score_stats
 from esa_ray.spec import ScoreSpec
 from tests.tiny import (
@@ -218,10 +219,10 @@ def one_by_one(tensor, supers, eligible, seed) -> list[int]:
     return list(drawn_like(tensor, supers, eligible, "random_k", seed, set(supers.tolist())).values())
 
 
-def by_full_order(tensor, supers, eligible, seed) -> list[int]:
+def by_full_order(tensor, supers, eligible, seed, group="matched_k") -> list[int]:
     """The definition of ``matched_k``: all magnitudes but 0 in stable order, 32 neighbours on either side."""
     magnitude, taken = tensor.flat_weights().abs().float().numpy(), set(supers.tolist())
-    zeros = drawn_like(tensor, supers[magnitude[supers] == 0], eligible, "matched_k", seed, taken)
+    zeros = drawn_like(tensor, supers[magnitude[supers] == 0], eligible, group, seed, taken)
     eligible = eligible[magnitude[eligible] > 0]
     order = np.argsort(magnitude[eligible], kind="stable")
     ordered, candidates = magnitude[eligible][order], eligible[order]
@@ -234,7 +235,7 @@ def by_full_order(tensor, supers, eligible, seed) -> list[int]:
         while not near:
             near = [i for i in candidates[max(0, centre - width) : centre + width].tolist() if i not in taken]
             width *= 2
-        u = uniform(stream_key(seed, "matched_k", tensor.name), np.array([flat]))[0]
+        u = uniform(stream_key(seed, group, tensor.name), np.array([flat]))[0]
         chosen.append(near[int(u * len(near))])
         taken.add(chosen[-1])
     return chosen
@@ -269,15 +270,36 @@ def test_controls_are_those_of_a_full_order_and_of_single_draws(family, values):
                 assert matched_k(tensor, supers, members, 5).tolist() == by_full_order(tensor, supers, eligible, 5)
 
 
+@pytest.mark.parametrize("family", FUSED)
+def test_further_sets_are_drawn_as_the_first_is_from_one_look_at_the_weights(family, monkeypatch):
+    looked, near = [], controls._near
+    monkeypatch.setattr(controls, "_near", lambda *given: looked.append(given) or near(*given))
+    tensor = catalogue(with_ties_and_zeros(family))[FUSED[family]]
+    parts = [tensor.weights_of(part) for part in range(len(tensor.parts))]
+    super_weights = np.concatenate([np.random.default_rng(2).permutation(each)[:5] for each in parts])
+    ranks = np.arange(1, len(super_weights) + 1)
+    picks = drawn_controls(tensor, 0, ranks, super_weights, ("matched_k",), 5, draws=3)
+    assert len(picks) == 3 * len(parts)
+    assert len(looked) == len(parts)
+    for group, draw, _, r, chosen in picks:
+        mine = super_weights[r - 1]
+        (eligible,) = [each for each in parts if mine[0] in each]
+        stream = f"{group} {draw}" if draw else group
+        assert chosen.tolist() == by_full_order(tensor, mine, eligible, 5, stream)
+
+
 @pytest.mark.parametrize(
     ("family", "name", "part", "supers", "drawn", "matched"),
     [
         ("llama", "model.layers.0.mlp.down_proj.weight", None, [375, 93, 212, 36, 214, 90],
-         [18, 114, 292, 68, 360, 86], [343, 124, 320, 366, 192, 113]),
+         [18, 114, 292, 68, 360, 86],
+         [[343, 124, 320, 366, 192, 113], [60, 94, 151, 195, 169, 37], [230, 229, 177, 301, 159, 106]]),
         ("gpt2", "transformer.h.0.attn.c_attn.weight", 1, [265, 267, 741, 166, 602, 452],
-         [355, 310, 116, 511, 702, 454], [693, 213, 270, 318, 113, 64]),
+         [355, 310, 116, 511, 702, 454],
+         [[693, 213, 270, 318, 113, 64], [448, 221, 67, 548, 306, 173], [353, 749, 355, 747, 219, 502]]),
         ("mixtral", "model.layers.1.mlp.experts.gate_up_proj", 1, [2232, 1475, 1524, 1265, 2042, 2146],
-         [669, 2159, 1338, 2302, 748, 2143], [551, 1331, 2101, 701, 503, 545]),
+         [669, 2159, 1338, 2302, 748, 2143],
+         [[551, 1331, 2101, 701, 503, 545], [1977, 2274, 1978, 418, 1248, 492], [1207, 2120, 535, 436, 1401, 740]]),
     ],
     ids=["llama", "gpt2", "mixtral"],
 )  # fmt: skip
@@ -287,7 +309,9 @@ def test_controls_in_a_model_without_zeros_are_the_ones_that_stored_studies_have
     tensor = catalogue(tiny(family))[name]
     members = None if part is None else Members(tensor, part)
     assert random_k(tensor, np.array(supers), members, 5).tolist() == drawn
-    assert matched_k(tensor, np.array(supers), members, 5).tolist() == matched
+    assert matched_k(tensor, np.array(supers), members, 5).tolist() == matched[0]
+    sets = control_sets("matched_k", tensor, np.array(supers), members, 5, draws=3)
+    assert [found.tolist() for found in sets] == matched
 
 
 def with_few_left(alive: int, dtype: torch.dtype = torch.float32):

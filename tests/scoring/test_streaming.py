@@ -10,7 +10,7 @@ from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.scoring import ensemble, streaming
 from esa_ray.scoring.gather import score_tensors
-from esa_ray.scoring.ranking import rank, ranked_and_described, score_stats
+from esa_ray.scoring.ranking import Request, rank, ranked_and_described, score_stats
 from esa_ray.scoring.scores import Scores
 from esa_ray.scoring.streaming import in_order, stretches, walk
 from esa_ray.spec import ScoreSpec
@@ -70,10 +70,10 @@ def test_tables_do_not_depend_on_pieces_or_threads(family, metric, monkeypatch, 
     spec = ScoreSpec(metric=metric, components=("q", "v", "up"))
     threads(1)
     ranking, shapes = rank(scores, spec, 9, GROUPS, seed=1), score_stats(scores, spec, seed=1)
-    assert ranked_and_described(scores, spec, 9, GROUPS, seed=1) == (ranking, shapes)
+    assert ranked_and_described(scores, Request(spec, 9, GROUPS, seed=1)) == (ranking, shapes)
     small(monkeypatch, 50, 100)
     threads(3)
-    again, others = ranked_and_described(scores, spec, 9, GROUPS, seed=1)
+    again, others = ranked_and_described(scores, Request(spec, 9, GROUPS, seed=1))
     assert again == ranking
     for mine, other in zip(shapes.to_pylist(), others.to_pylist(), strict=True):
         assert mine.pop("std") == pytest.approx(other.pop("std"), rel=1e-9)  # sums of squares in another order

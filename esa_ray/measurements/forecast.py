@@ -11,6 +11,7 @@ are left out.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from esa_ray.spec import PROBED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from esa_ray.grid import Plan
+    from esa_ray.measurements.plan import Plan
     from esa_ray.models.addressing import WeightTensor
     from esa_ray.models.cards import Card
     from esa_ray.spec import StudySpec
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 BACKWARD, DOUBLE = 2, 9
 #: Share of a forward pass that a single edit takes, resumed from the edited block: blocks are as likely early as late.
 RESUMED = 0.5
+#: Measurement → what its time is called, where that isn't its name.
+CALLED = {"rankings": "scoring", "baseline": "cells", "census": "single edits"}
 
 
 def activations(model: PreTrainedModel, tokens: int, batch: int = 1) -> int:
@@ -149,19 +152,18 @@ def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card
 
 
 def _seconds(spec: StudySpec, plan_: Plan, found: Passes, memory: Memory, ranges: int) -> dict[str, float]:
-    tokens, batch, evaluated = spec.data.window, spec.data.batch_size, spec.data.evaluation_windows
-    cells = (plan_.cells + plan_.baselines) * evaluated
-    forward = plan_.forward_passes - cells - plan_.backward_passes
-    each = sum(t.size for t in memory.tensors) / ranges
-    scoring = ranges * found.backward(plan_.backward_passes, tokens, memory.statistics, each, batch)
-    scoring += found.forward(max(0, forward), tokens, batch) + found.double(plan_.double_backward_passes, tokens)
-    steps = plan_.continued_tokens / max(1, spec.data.prompts)
-    return {
-        "scoring": scoring,
-        "cells": found.forward(cells, tokens, batch),
-        "single edits": RESUMED * found.forward(plan_.single_edits * evaluated, tokens, batch),
-        "generation": found.generation(steps),
-    }
+    tokens, batch, seconds = spec.data.window, spec.data.batch_size, defaultdict[str, float](float)
+    for name, cost in plan_.costs.items():
+        scoring = name == "rankings"
+        n, statistics = (ranges, memory.statistics) if scoring else (1, 0)
+        each = sum(t.size for t in memory.tensors) / ranges * scoring
+        alone = max(0, cost.forward_passes - cost.backward_passes)
+        edits = RESUMED * found.forward(cost.single_edits * spec.data.evaluation_windows, tokens, batch)
+        seconds[CALLED.get(name, name)] += (
+            n * found.backward(cost.backward_passes, tokens, statistics, each, batch) + edits
+            + found.forward(alone, tokens, batch) + found.double(cost.double_backward_passes, tokens)
+        )  # fmt: skip
+    return {**seconds, "generation": found.generation(plan_.continued_tokens / max(1, spec.data.prompts))}
 
 
 def span(seconds: float) -> str:
