@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +84,9 @@ def by_damage(
     """The sparsities at which the blocks' measured damages sum to the least, at the same total.
 
     minimise Σ_l d_l(s_l) such that Σ_l n_l·s_l = S·Σ_l n_l and lowest ≤ s_l ≤ highest. Damage is taken to add up over
-    blocks, to be 0 at sparsity 0, to never fall as a block gets sparser (isotonic regression of what was measured), and
-    to run straight between measured points on its lower convex hull. Then cheapest stretches first is the optimum; where
-    several cost the same, all are taken in the same proportion.
+    blocks, to be 0 at sparsity 0, to never fall as a block gets sparser (isotonic regression of what was measured),
+    and to run straight between the corners of its lower convex hull. Then the optimum is to take the cheapest stretches
+    first; those that cost the same are taken in the same proportion.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ def by_damage(
         left, start = left - room, end
     if left > 1e-9 * sum(sizes):
         most = sparsity - left / sum(sizes)
-        raise EsaError(f"blocks were measured up to a total sparsity of {most:.3f}, not {sparsity:g}; measure sparser ones")
+        raise EsaError(f"damage was measured up to a total sparsity of {most:.3f}, not {sparsity:g}; measure beyond it")
     return found_L.tolist()
 
 
@@ -152,12 +153,10 @@ def _hull(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return at[corners], damage[corners]
 
 
-def _pieces(
-    at: np.ndarray, damage: np.ndarray, block: int, size: int, lowest: float, highest: float
-) -> list[_Piece]:
+def _pieces(at: np.ndarray, damage: np.ndarray, block: int, size: int, lowest: float, highest: float) -> list[_Piece]:
     """The stretches of a hull between two bounds."""
     found = []
-    for (a, b), (low, high) in zip(zip(at, at[1:], strict=False), zip(damage, damage[1:], strict=False), strict=True):
+    for (a, b), (low, high) in zip(pairwise(at), pairwise(damage), strict=True):
         start, end = max(a, lowest), min(b, highest)
         if end > start:
             found.append(_Piece((high - low) / (b - a), block, (end - start) * size))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from esa_ray.scoring.stacks import Stack
 
 #: Positions whose products are summed in float32 before they go into float64, and columns that are multiplied at once.
-POSITIONS, COLUMNS = 4096, 384
+POSITIONS, COLUMNS = 1024, 384
 
 
 class Moments:

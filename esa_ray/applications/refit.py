@@ -5,6 +5,7 @@ Legend: O output rows, I inputs, R rows solved together, M inputs of the smaller
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +14,19 @@ from esa_ray.errors import EsaError
 
 #: Bytes of the matrices that are factorised together.
 MEMORY = 1 << 26
+#: Columns of a factor that are made together.
+PANEL = 64
 #: Refinements in float64 of what float32 factors solve, and the relative residual that is good enough.
-STEPS, GOOD = 4, 1e-8
+STEPS, GOOD = 5, 1e-6
 
 
 def refit(weights_OI: Tensor, pruned_OI: Tensor, hessian_II: Tensor, damping: float = 0.01) -> Tensor:
     """The kept weights that change the layer's outputs the least: ŵ_M = H_MM⁻¹·(Hw)_M, M the kept inputs of a row.
 
     Minimises ½·tr(ΔHΔᵀ) over all Δ that set the pruned weights to zero, H being damped: the optimum that SparseGPT's
-    one sweep only approaches. Each row is solved on the smaller side. Of the pruned P it is Δ = −H⁻¹_{:P}·(H⁻¹_PP)⁻¹·w_P
-    (the optimal brain surgeon for a set; Hassibi and Stork 1992). Systems are factorised in float32 and refined in
-    float64; those for which that isn't enough, in float64.
+    one sweep only approaches. Each row is solved on the smaller side. On that of the pruned P it is the optimal brain
+    surgeon for a set, Δ = −H⁻¹_{:P}·(H⁻¹_PP)⁻¹·w_P (Hassibi and Stork 1992). Systems are factorised in float32 and
+    refined in float64; those for which that isn't enough are factorised in float64.
 
     Parameters
     ----------
@@ -88,31 +91,34 @@ class _Solver:
 
     def __init__(self, matrix_II: Tensor):
         self.matrix_II = matrix_II
-        scale = matrix_II.diagonal().mean()  # so that float32 neither overflows nor loses small numbers
-        self._scale, self._single_II = scale, (matrix_II / scale).float()
+        self._scale = matrix_II.diagonal().mean()  # so that float32 neither overflows nor loses small numbers
+        self._single_II = (matrix_II / self._scale).float()
 
     def __call__(self, chosen_RI: Tensor, right_RI: Tensor) -> Tensor:
         """x, float64, (R, I), zero outside of M."""
         places_RM, there_RM = _places(chosen_RI)
         right_RM = right_RI.gather(1, places_RM).where(there_RM, 0.0)
-        lower_RMM, failed_R = torch.linalg.cholesky_ex(self._systems(self._single_II, places_RM, there_RM))
-        made_RM = torch.zeros_like(right_RM)
-        left_RM, norm_R = right_RM, right_RM.norm(dim=1)
+        lower_RMM, failed_R = factorised(self._systems(places_RM, there_RM))
+        made_RM, left_RM = torch.zeros_like(right_RM), right_RM
         for _ in range(STEPS):
-            step_RM = torch.cholesky_solve((left_RM / self._scale).float()[..., None], lower_RMM)[..., 0]
-            made_RM += step_RM.double().where(there_RM, 0.0)
+            made_RM += _substituted(lower_RMM, (left_RM / self._scale).float()).double().where(there_RM, 0.0)
             left_RM = right_RM - self._times(made_RM, places_RM, there_RM, right_RI.shape[1])
-            bad_R = ~(left_RM.norm(dim=1) <= GOOD * norm_R) | (failed_R != 0)
+            bad_R = ~(left_RM.norm(dim=1) <= GOOD * right_RM.norm(dim=1)) | failed_R
             if not bool(bad_R.any()):
                 break
-        else:
-            for row in torch.nonzero(bad_R).flatten().tolist():
-                made_RM[row] = self._exactly(places_RM[row], there_RM[row], right_RM[row])
+        for row in torch.nonzero(bad_R).flatten().tolist():
+            made_RM[row] = self._exactly(places_RM[row], there_RM[row], right_RM[row])
         return torch.zeros_like(right_RI).scatter_add_(1, places_RM, made_RM)
 
-    def _systems(self, matrix_II: Tensor, places_RM: Tensor, there_RM: Tensor) -> Tensor:
+    def _systems(self, places_RM: Tensor, there_RM: Tensor) -> Tensor:
         """A_MM of every row; where a row has fewer inputs than others, the identity."""
-        found_RMM = torch.stack([matrix_II.index_select(0, at).index_select(1, at) for at in places_RM])
+        if self._single_II.device.type == "cpu":  # numpy gathers columns several times faster than torch
+            found_RMM = torch.empty(*places_RM.shape, places_RM.shape[1])
+            whole = self._single_II.numpy()
+            for found, at in zip(found_RMM.numpy(), places_RM.numpy(), strict=True):
+                np.take(whole[at], at, axis=1, out=found, mode="clip")
+        else:
+            found_RMM = self._single_II[places_RM[:, :, None], places_RM[:, None, :]]
         if not bool(there_RM.all()):
             found_RMM *= there_RM[:, :, None] & there_RM[:, None, :]
             found_RMM.diagonal(dim1=1, dim2=2).masked_fill_(~there_RM, 1.0)
@@ -127,6 +133,40 @@ class _Solver:
         lower = cholesky(self.matrix_II[at][:, at])
         made_M[there_M] = torch.cholesky_solve(right_M[there_M, None], lower)[:, 0]
         return made_M
+
+
+def factorised(matrices_RMM: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of many matrices, in their place, and which failed; what is above a diagonal isn't read.
+
+    Columns by panels, each made up for by those before it in one batched product, which on CPUs takes half the time of
+    LAPACK's factors one by one: those are copied and cleared above the diagonal.
+    """
+    if matrices_RMM.device.type != "cpu":
+        lower_RMM, failed_R = torch.linalg.cholesky_ex(matrices_RMM)
+        return lower_RMM, failed_R != 0
+    size = matrices_RMM.shape[-1]
+    failed_R = torch.zeros(len(matrices_RMM), dtype=torch.bool)
+    identity = torch.eye(PANEL, dtype=matrices_RMM.dtype)
+    for start in range(0, size, PANEL):
+        end = min(start + PANEL, size)
+        before = matrices_RMM[:, start:, :start]
+        panel = matrices_RMM[:, start:, start:end]
+        if start:
+            panel.baddbmm_(before, before[:, : end - start].mT, alpha=-1)
+        corner, failed = torch.linalg.cholesky_ex(panel[:, : end - start])
+        failed_R |= failed != 0
+        panel[:, : end - start] = corner
+        inverse = torch.linalg.solve_triangular(
+            corner, identity[: end - start, : end - start].expand_as(corner), upper=False
+        )
+        panel[:, end - start :] = panel[:, end - start :] @ inverse.mT
+    return matrices_RMM, failed_R
+
+
+def _substituted(lower_RMM: Tensor, right_RM: Tensor) -> Tensor:
+    """x of LLᵀx = b; a factor that failed gives anything, NaN included."""
+    half_RM1 = torch.linalg.solve_triangular(lower_RMM, right_RM[..., None], upper=False)
+    return torch.linalg.solve_triangular(lower_RMM.mT, half_RM1, upper=True)[..., 0]
 
 
 def _places(chosen_RI: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,10 +51,10 @@ def rounded(
 ) -> Rounded:
     """Round to nearest (half to even) at b bits, in groups of contiguous inputs of one row with a scale of their own.
 
-    Asymmetric: s = (max − min)/(2^b − 1) over the group and 0, z = round(−min/s), w → s·(clamp(round(w/s) + z) − z), with
-    codes from 0 to 2^b − 1. The range holds 0, so z is such a code, too, and 0 stays 0. Symmetric: s = max|w|/(2^(b−1) −
-    1), w → s·clamp(round(w/s)), as the perturbation ``quantize`` has it. Scales are rounded to what is stored before any
-    weight is. Computed in float64, so the result is the same on every device.
+    Asymmetric: s = (max − min)/(2^b − 1) over the group and 0, z = round(−min/s), w → s·(clamp(round(w/s) + z) − z),
+    with codes from 0 to 2^b − 1. The range holds 0, so z is such a code, too, and 0 stays 0. Symmetric: w →
+    s·clamp(round(w/s)) with s = max|w|/(2^(b−1) − 1), as the perturbation ``quantize`` has it. Scales are rounded to
+    what is stored before any weight is. Computed in float64, so the result is the same on every device.
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ def bits_per_weight(
 ) -> float:
     """b + f·(16 + index bits) + (scale bits + zero point bits)·groups/n: all that is stored, by weight.
 
-    Every weight has a code of b bits, the kept ones too (theirs isn't read); so codes stay where they are. A kept weight
-    takes 16 bits and its place.
+    Every weight has a code of b bits, the kept ones too (theirs isn't read), so codes stay where they are. A kept
+    weight takes 16 bits more and its place.
 
     Parameters
     ----------
@@ -169,8 +169,9 @@ def keep_scores(
 ) -> Tensor:
     """How much each weight deserves to be kept in full precision, at least float32, (O, I).
 
-    ``tacq`` |g|·|w − Q(w)|·|w| (Xiao et al. 2025, arXiv:2504.07389); ``fisher`` Σg²·(w − Q(w))², the second-order damage
-    of rounding; ``grad_x_weight_abs`` Σ_n|g_n·w|, that of zeroing; ``magnitude`` |w|; ``random`` uniform on (0, 1).
+    ``tacq`` |g|·|w − Q(w)|·|w| (Xiao et al. 2025, arXiv:2504.07389); ``fisher`` Σg²·(w − Q(w))², the damage of rounding
+    to second order; ``grad_x_weight_abs`` Σ_n|g_n·w|, that of zeroing to first order; ``magnitude`` |w|; ``random``
+    uniform on (0, 1).
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """Neurons and groups of heads as what is pruned: slices of several matrices that go together.
 
-A unit owns rows of the matrices that write to it and columns of those that read from it. A neuron of a gated MLP is a row
-of gate and of up and a column of down. A KV group is the rows of k and v of one key-value head, the rows of q of all its
-query heads, and the columns of o that read them. So a matrix of R rows and U units gives each R/U contiguous ones.
+A unit owns rows of the matrices that write to it and columns of those that read from it. A neuron of a gated MLP is a
+row of gate and of up and a column of down. A KV group is the rows of k and v of one key-value head, the rows of q of
+all its query heads, and the columns of o that read them. So a matrix of R rows and U units gives each R/U contiguous
+ones.
 
 Legend: U units, O output rows, I inputs.
 """
