@@ -154,7 +154,7 @@ class Walk:
                 self.model(batch_BT, use_cache=False)
         except _Enough:
             pass
-        return found[0]
+        return found[0] if found else None  # of a block that text doesn't come to
 
     def _last(
         self, layer: int, forward: Forward, state: Tensor | None, found: list[Tensor], /, *args: Any, **kwargs: Any

@@ -125,7 +125,7 @@ def write(
     for matrix, (new_OI, _) in zip(of, made, strict=True):
         if not seen.blind(matrix):
             old_OI = matrix.of(matrix.tensor.flat_weights()).float()
-            sums_II = seen.moments(matrix).sums.float()
+            sums_II = seen.moments(matrix).sums.to(old_OI.device, torch.float32)
             wrong += _energy(new_OI.to(matrix.tensor.dtype).float() - old_OI, sums_II)
             whole += _energy(old_OI, sums_II)
     done.errors[layer] = wrong / whole if whole > 0 else None

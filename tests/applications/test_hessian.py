@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from esa_ray.models.places import Place
 
 from esa_ray.applications import hessian
 from esa_ray.applications.hessian import Hessians, Moments, damped, inverse
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.components import single
-from esa_ray.models.places import Place
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.products import experts_one_by_one
 from tests.applications.layers import correlated

@@ -361,6 +361,11 @@ def test_structures_say_which_components_they_span():
         pruned(tiny(), PruneSpec(pattern="neuron", components=("up", "down")))
 
 
+def test_a_sparsity_that_takes_no_whole_unit_is_refused():
+    with pytest.raises(EsaError, match="takes none of the 2 units of block 0; raise --sparsity"):
+        pruned(tiny(), PruneSpec(pattern="kv", sparsity=0.3))
+
+
 def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
     with pytest.raises(EsaError, match=r"groups of 7, and model\.layers\.0\.self_attn\.q_proj\.weight has 16"):
         pruned(tiny(), PruneSpec(pattern="3:7"))
