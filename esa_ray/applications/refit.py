@@ -5,11 +5,13 @@ Legend: O output rows, I inputs, R rows solved together, M inputs of the smaller
 
 from __future__ import annotations
 
-import numpy as np
+import threading
+
 import torch
 from torch import Tensor
 
 from esa_ray.applications.hessian import cholesky, damped
+from esa_ray.applications.threads import each, single_threaded
 from esa_ray.errors import EsaError
 
 #: Bytes of the matrices that are factorised together.
@@ -56,22 +58,31 @@ def refit(weights_OI: Tensor, pruned_OI: Tensor, hessian_II: Tensor, damping: fl
     """
     if pruned_OI.shape != weights_OI.shape:
         raise EsaError(f"a mask of shape {tuple(pruned_OI.shape)} doesn't fit weights of {tuple(weights_OI.shape)}")
-    hessian_II = damped(hessian_II.to(weights_OI.device), damping).hessian
-    lower_II = cholesky(hessian_II)
-    inputs = len(hessian_II)
-    new_OI = weights_OI.detach().double().masked_fill(pruned_OI, 0.0)
-    gone_O = pruned_OI.sum(1)
-    few_O = 2 * gone_O <= inputs
+    with single_threaded() as threads:
+        stable_II = damped(hessian_II.to(weights_OI.device), damping).hessian
+        new_OI = _refitted(weights_OI.detach().double(), pruned_OI, stable_II, threads)
+    return new_OI.to(weights_OI.dtype)
+
+
+def _refitted(dense_OI: Tensor, pruned_OI: Tensor, hessian_II: Tensor, threads: int) -> Tensor:
+    lower_II, gone_O = cholesky(hessian_II), pruned_OI.sum(1)
+    new_OI, few_O = dense_OI.masked_fill(pruned_OI, 0.0), 2 * gone_O <= len(hessian_II)
     if bool(few_O.any()):
-        solve = _Solver(torch.cholesky_inverse(lower_II))
-        for rows_R in _chunks(gone_O, few_O & (gone_O > 0)):
-            dual_RI = solve(pruned_OI[rows_R], weights_OI[rows_R].double())
-            new_OI[rows_R] = weights_OI[rows_R].double() - dual_RI @ solve.matrix_II
+        of_pruned = _Solver(torch.cholesky_inverse(lower_II))
+
+        def make_up(rows_R: Tensor) -> None:
+            dual_RI = of_pruned(pruned_OI[rows_R], dense_OI[rows_R])
+            new_OI[rows_R] = dense_OI[rows_R] - dual_RI @ of_pruned.matrix_II
+
+        each(make_up, _chunks(gone_O, few_O & (gone_O > 0)), threads)
     if not bool(few_O.all()):
-        solve = _Solver(hessian_II)
-        for rows_R in _chunks(inputs - gone_O, ~few_O & (gone_O < inputs)):
-            new_OI[rows_R] = solve(~pruned_OI[rows_R], weights_OI[rows_R].double() @ hessian_II)
-    return new_OI.masked_fill_(pruned_OI, 0.0).to(weights_OI.dtype)
+        of_kept = _Solver(hessian_II)
+
+        def fit(rows_R: Tensor) -> None:
+            new_OI[rows_R] = of_kept(~pruned_OI[rows_R], dense_OI[rows_R] @ hessian_II)
+
+        each(fit, _chunks(len(hessian_II) - gone_O, ~few_O & (gone_O < len(hessian_II))), threads)
+    return new_OI.masked_fill_(pruned_OI, 0.0)
 
 
 def _chunks(sizes_O: Tensor, wanted_O: Tensor) -> list[Tensor]:
@@ -92,7 +103,8 @@ class _Solver:
     def __init__(self, matrix_II: Tensor):
         self.matrix_II = matrix_II
         self._scale = matrix_II.diagonal().mean()  # so that float32 neither overflows nor loses small numbers
-        self._single_II = (matrix_II / self._scale).float()
+        self._single_II = (matrix_II / self._scale).float().contiguous()  # inverses are stored by column
+        self._memory = threading.local()
 
     def __call__(self, chosen_RI: Tensor, right_RI: Tensor) -> Tensor:
         """x, float64, (R, I), zero outside of M."""
@@ -112,13 +124,13 @@ class _Solver:
 
     def _systems(self, places_RM: Tensor, there_RM: Tensor) -> Tensor:
         """A_MM of every row; where a row has fewer inputs than others, the identity."""
-        if self._single_II.device.type == "cpu":  # numpy gathers columns several times faster than torch
-            found_RMM = torch.empty(*places_RM.shape, places_RM.shape[1])
-            whole = self._single_II.numpy()
-            for found, at in zip(found_RMM.numpy(), places_RM.numpy(), strict=True):
-                np.take(whole[at], at, axis=1, out=found, mode="clip")
-        else:
-            found_RMM = self._single_II[places_RM[:, :, None], places_RM[:, None, :]]
+        rows, size = places_RM.shape
+        memory = getattr(self._memory, "last", None)
+        if memory is None or memory.numel() < rows * size * size:  # fresh memory costs more than what fills it
+            memory = self._memory.last = self._single_II.new_empty(rows * size * size)
+        found_RMM = memory[: rows * size * size].view(rows, size, size)
+        for found, at in zip(found_RMM, places_RM, strict=True):
+            torch.index_select(self._single_II.index_select(0, at), 1, at, out=found)
         if not bool(there_RM.all()):
             found_RMM *= there_RM[:, :, None] & there_RM[:, None, :]
             found_RMM.diagonal(dim1=1, dim2=2).masked_fill_(~there_RM, 1.0)

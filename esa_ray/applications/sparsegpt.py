@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esa_ray.applications import masks
 from esa_ray.applications.hessian import cholesky, damped
+from esa_ray.applications.threads import single_threaded
 from esa_ray.errors import EsaError
 
 #: Columns that are updated one by one before a product of matrices updates the rest of their block.
@@ -70,16 +71,16 @@ def sparsegpt(
     """
     n_of_m = masks.zeros_of(pattern)
     _one_of(sparsity, n_of_m, mask, weights_OI)
-    stable_II, dead_I = damped(hessian_II.to(weights_OI.device), damping)
-    work_IO = weights_OI.detach().mT.to(_dtype(weights_OI), copy=True).contiguous()
-    if mask is None:
-        work_IO[dead_I] = 0.0
-    made = _Columns(work_IO, _factor(stable_II).to(work_IO.dtype), sparsity, n_of_m, mask)
-    block = max(block - block % n_of_m[1], n_of_m[1]) if n_of_m else block
-    for start in range(0, len(work_IO), block):
-        made.remove(start, min(start + block, len(work_IO)))
-    new_OI = made.weights_IO.mT.to(weights_OI.dtype).contiguous()
-    return new_OI, made.mask_IO.mT.contiguous()
+    with single_threaded():
+        stable_II, dead_I = damped(hessian_II.to(weights_OI.device), damping)
+        work_IO = weights_OI.detach().mT.to(_dtype(weights_OI), copy=True).contiguous()
+        if mask is None:
+            work_IO[dead_I] = 0.0
+        made = _Columns(work_IO, _factor(stable_II).to(work_IO.dtype), sparsity, n_of_m, mask)
+        block = max(block - block % n_of_m[1], n_of_m[1]) if n_of_m else block
+        for start in range(0, len(work_IO), block):
+            made.remove(start, min(start + block, len(work_IO)))
+        return made.weights_IO.mT.to(weights_OI.dtype).contiguous(), made.mask_IO.mT.contiguous()
 
 
 def _factor(hessian_II: Tensor) -> Tensor:

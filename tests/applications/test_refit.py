@@ -82,6 +82,20 @@ def test_chunks_change_nothing(monkeypatch):
     torch.testing.assert_close(refit(weights, mask, hessian), whole, rtol=1e-6, atol=1e-7)
 
 
+def test_two_threads_give_the_bits_of_one(monkeypatch):
+    weights, hessian = layer(20, 30)
+    masks = [pruned([weights.abs()], sparsity)[0] for sparsity in (0.3, 0.6)]
+    monkeypatch.setattr(refitting, "MEMORY", 4 * 20**2 * 3)
+    one = [refit(weights, mask, hessian) for mask in masks]
+    torch.set_num_threads(2)
+    try:
+        two = [refit(weights, mask, hessian) for mask in masks]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert all(map(torch.equal, one, two))
+
+
 def test_dead_inputs_keep_their_weights_and_change_no_other():
     x = correlated(100, 10)
     x[:, 4] = 0
