@@ -54,13 +54,7 @@ class Choosing:
             if count is not None:
                 return counted.smallest(one, count)
             return counted.pruned(one, None if n_of_m(spec.pattern) else sparsity, within, spec.pattern)
-        units = sum(len(each) for each in one)
-        number = counted.count(sparsity, units) if count is None else count
-        if units and not number and count is None:
-            raise EsaError(
-                f"--pattern {spec.pattern} at --sparsity {sparsity:g} takes none of the {units} units of block "
-                f"{of[0].layer}; raise --sparsity, or use another pattern"
-            )
+        number = counted.count(sparsity, sum(len(each) for each in one)) if count is None else count
         return self._of_units(of, counted.smallest(one, number))
 
     def spare(self, of: Sequence[Matrix], scores: Sequence[Tensor]) -> list[Tensor]:

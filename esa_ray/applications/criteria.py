@@ -117,9 +117,10 @@ def ranks(scores: Sequence[Tensor], group: str) -> list[Tensor]:
     [[2.0, 0.0, 1.0]]
     """
     if group == "joint":
-        flat = _ranked(torch.cat([each.reshape(-1) for each in scores]))
+        together = scores[0].device  # a model's blocks may lie on several
+        flat = _ranked(torch.cat([each.reshape(-1).to(together) for each in scores]))
         parts = flat.split([each.numel() for each in scores])
-        return [part.view(each.shape) for part, each in zip(parts, scores, strict=True)]
+        return [part.view(each.shape).to(each.device) for part, each in zip(parts, scores, strict=True)]
     if group == "tensor":
         return [_ranked(each.reshape(-1)).view(each.shape) for each in scores]
     return [_ranked(each) for each in scores]

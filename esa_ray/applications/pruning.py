@@ -22,12 +22,14 @@ from esa_ray.applications.layers import Matrix, tensors_of
 from esa_ray.applications.refit import refit
 from esa_ray.applications.sharing import sparsities
 from esa_ray.applications.sparsegpt import sparsegpt
+from esa_ray.errors import EsaError
 from esa_ray.spec.compression import n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.applications.calibrated import Calibrated
+    from esa_ray.applications.calibration import Walk
     from esa_ray.applications.seen import Seen
     from esa_ray.spec.compression import PruneSpec
 
@@ -55,16 +57,12 @@ def prune(spec: PruneSpec, calibrated: Calibrated, kept: Kept) -> Blocks:
     shares = sparsities(spec, calibrated, blocks)
     counts = dense_counts(spec, calibrated, blocks) if spec.group == "model" else {}
     work = _Pruning(spec, calibrated, kept, shares, counts)
-    walk, last = calibrated.walk(), max(blocks)
-    if not spec.sequential and not walk.stepwise:
-        for layer in reversed(blocks):  # what a block sees depends on none that comes after it
-            work.block(layer, blocks[layer], watching(spec, calibrated, layer, walk, tensors_of(blocks[layer])))
-        return work.done
-    for layer in range(last + 1):
-        if layer in blocks:
-            work.block(layer, blocks[layer], watching(spec, calibrated, layer, walk, tensors_of(blocks[layer])))
-        if layer < last:
-            walk.step(layer, again=spec.sequential and layer in blocks)
+    work.through(blocks)
+    if not any(work.done.gone.values()):
+        raise EsaError(
+            f"--sparsity {spec.sparsity:g} takes nothing with --pattern {spec.pattern}: no {spec.group} is so large; "
+            "raise it, or choose another --pattern or --group"
+        )
     return work.done
 
 
@@ -79,14 +77,28 @@ class _Pruning:
     counts: Mapping[int, int]
     done: Blocks = field(default_factory=Blocks)
 
+    def through(self, blocks: Mapping[int, list[Matrix]]) -> None:
+        """Prune every block."""
+        walk, last = self.calibrated.walk(), max(blocks)
+        if not self.spec.sequential and not walk.stepwise:
+            for layer in sorted(blocks, reverse=True):  # what a block sees depends on none that comes after it
+                self.block(layer, blocks[layer], walk)
+            return
+        for layer in range(last + 1):
+            if layer in blocks:
+                self.block(layer, blocks[layer], walk)
+            if layer < last:
+                walk.step(layer, again=self.spec.sequential and layer in blocks)
+
     @property
     def _chosen_on_the_way(self) -> bool:
         """Whether SparseGPT itself chooses, block of columns by block of columns."""
         by_column = self.spec.group == "tensor" or n_of_m(self.spec.pattern) is not None
         return self.spec.update == "sparsegpt" and self.spec.score == "obs" and by_column and not self.calibrated.spared
 
-    def block(self, layer: int, of: Sequence[Matrix], seen: Seen) -> None:
-        """Choose, remove, update and write a block."""
+    def block(self, layer: int, of: Sequence[Matrix], walk: Walk) -> None:
+        """See what a block sees; then choose, remove, update and write."""
+        seen = watching(self.spec, self.calibrated, layer, walk, tensors_of(of))
         self.done.blind += sum(seen.blind(matrix) for matrix in of)
         if self._chosen_on_the_way:
             made = [self._chosen(matrix, seen, self.shares[layer]) for matrix in of]

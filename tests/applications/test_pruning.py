@@ -361,9 +361,13 @@ def test_structures_say_which_components_they_span():
         pruned(tiny(), PruneSpec(pattern="neuron", components=("up", "down")))
 
 
-def test_a_sparsity_that_takes_no_whole_unit_is_refused():
-    with pytest.raises(EsaError, match="takes none of the 2 units of block 0; raise --sparsity"):
-        pruned(tiny(), PruneSpec(pattern="kv", sparsity=0.3))
+@pytest.mark.parametrize("how", [{"pattern": "kv", "sparsity": 0.3}, {"sparsity": 0.01}])
+def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
+    model = tiny()
+    before = state_bits(model)
+    with pytest.raises(EsaError, match="takes nothing"):
+        pruned(model, PruneSpec(**how))
+    assert state_bits(model) == before
 
 
 def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
