@@ -98,7 +98,12 @@ def damped(hessian_II: Tensor, damping: float = 0.01) -> Damped:
     Parameters
     ----------
     damping
-        λ, a share of the mean of the diagonal; with 0.01 the condition number is below 100·(I + 1).
+        λ, a share of the mean of the diagonal; with 0.01 the condition number is at most 100·I + 1.
+
+    Raises
+    ------
+    EsaError
+        If the damping is negative, or an input was infinite or NaN.
 
     Example
     -------
@@ -110,6 +115,8 @@ def damped(hessian_II: Tensor, damping: float = 0.01) -> Damped:
         raise EsaError(f"a damping is a share of the mean diagonal, 0 or more, not {damping:g}")
     made_II = hessian_II.to(torch.float64, copy=True)
     diagonal_I = made_II.diagonal()
+    if not bool(diagonal_I.isfinite().all()):  # by Cauchy and Schwarz no other entry is larger
+        raise EsaError("inputs of a layer are infinite or NaN, so it has no Hessian; run the model with --dtype fp32")
     dead_I = diagonal_I == 0
     if not bool(dead_I.all()):
         diagonal_I[~dead_I] += damping * diagonal_I[~dead_I].mean()

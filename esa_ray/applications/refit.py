@@ -123,17 +123,16 @@ class _Solver:
         return torch.zeros_like(right_RI).scatter_add_(1, places_RM, made_RM)
 
     def _systems(self, places_RM: Tensor, there_RM: Tensor) -> Tensor:
-        """A_MM of every row; where a row has fewer inputs than others, the identity."""
+        """A_MM of every row, on and below the diagonal; where a row has fewer inputs than others, the identity."""
         rows, size = places_RM.shape
         memory = getattr(self._memory, "last", None)
         if memory is None or memory.numel() < rows * size * size:  # fresh memory costs more than what fills it
             memory = self._memory.last = self._single_II.new_empty(rows * size * size)
         found_RMM = memory[: rows * size * size].view(rows, size, size)
-        for found, at in zip(found_RMM, places_RM, strict=True):
+        for found, at, n in zip(found_RMM, places_RM, there_RM.sum(1).tolist(), strict=True):
             torch.index_select(self._single_II.index_select(0, at), 1, at, out=found)
-        if not bool(there_RM.all()):
-            found_RMM *= there_RM[:, :, None] & there_RM[:, None, :]
-            found_RMM.diagonal(dim1=1, dim2=2).masked_fill_(~there_RM, 1.0)
+            found[n:] = 0.0  # what is right of the diagonal isn't read
+            found.diagonal()[n:] = 1.0
         return found_RMM
 
     def _times(self, made_RM: Tensor, places_RM: Tensor, there_RM: Tensor, inputs: int) -> Tensor:

@@ -153,6 +153,19 @@ def test_dead_inputs_get_one_and_have_no_part_in_the_damping():
     assert damped(torch.zeros(2, 2)).hessian.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_inputs_that_overflow_have_no_hessian_and_the_mend_is_told(value):
+    seen = Moments(2)
+    seen.add(torch.tensor([[1.0, value]]))
+    with pytest.raises(EsaError, match=r"infinite or NaN, so it has no Hessian; run the model with --dtype fp32"):
+        damped(seen.hessian)
+
+
+def test_damping_bounds_the_condition_number():
+    x = torch.ones(5, 6, dtype=torch.float64)  # one direction alone
+    assert float(torch.linalg.cond(damped(x.T @ x, 0.01).hessian)) == pytest.approx(100 * 6 + 1)
+
+
 def test_the_inverse_is_numpys_and_fewer_positions_than_inputs_need_damping():
     x = correlated(30, 8).double()
     np.testing.assert_allclose(inverse(x.T @ x).numpy(), np.linalg.inv((x.T @ x).numpy()), rtol=1e-8)
