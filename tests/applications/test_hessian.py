@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from esa_ray.models.places import Place
 
 from esa_ray.applications import hessian
 from esa_ray.applications.hessian import Hessians, Moments, damped, inverse
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import WeightTensor, catalogue
 from esa_ray.models.components import single
+from esa_ray.models.slots import ParameterSlot
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.products import experts_one_by_one
 from tests.applications.layers import correlated
@@ -108,7 +108,7 @@ def test_matrices_with_one_input_share_its_products_and_an_input_written_to_is_a
 
 
 def _addressed(model, name, shape):
-    place = Place(f"{name}.weight", model.get_submodule(name), "weight")
+    place = ParameterSlot(f"{name}.weight", model.get_submodule(name), "weight")
     return WeightTensor(name, 0, shape, single("up", shape[0]), False, False, None, (place,))
 
 
