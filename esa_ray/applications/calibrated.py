@@ -92,7 +92,7 @@ class Calibrated:
             if (most := max(need.values())) > self.memory_budget:
                 raise EsaError(
                     f"the Hessians of one block take {most / 1e9:.2f} GB, more than the memory budget of "
-                    f"{self.memory_budget / 1e9:.2f} GB; raise --memory-budget, or compress fewer --components at a time"
+                    f"{self.memory_budget / 1e9:.2f} GB; raise --memory-budget, or name fewer --components"
                 )
         return found
 

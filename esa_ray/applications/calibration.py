@@ -154,7 +154,7 @@ class Walk:
                 self.model(batch_BT, use_cache=False)
         except _Enough:
             pass
-        return found[0]
+        return found[0] if found else None  # of a block that text doesn't come to
 
     def _last(
         self, layer: int, forward: Forward, state: Tensor | None, found: list[Tensor], /, *args: Any, **kwargs: Any
@@ -178,6 +178,6 @@ def blocks_in_list(model: PreTrainedModel) -> list[nn.Module]:
 @contextmanager
 def _calm(model: PreTrainedModel, gradients: bool) -> Iterator[None]:
     """Everything that a forward pass with gatherers needs around it."""
-    with eval_mode(model), experts_one_by_one(model), reloading(model):
-        with reproducible_attention(model) if gradients else nullcontext():
-            yield
+    attention = reproducible_attention(model) if gradients else nullcontext()
+    with eval_mode(model), experts_one_by_one(model), reloading(model), attention:
+        yield

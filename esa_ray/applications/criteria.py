@@ -91,15 +91,21 @@ def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated) -> Tens
         return _blind(matrix, seen)
     weights_OI, index = _weights(matrix), seen.tensors.index(matrix.tensor)
     if score == "obs":
-        return obs_scores(weights_OI, inverse(damped(seen.moments(matrix).hessian).hessian)).float()
-    norms_OI = matrix.of(seen.inputs.statistic("input_norm", index).expand(matrix.tensor.shape).contiguous())
+        hessian_II = seen.moments(matrix).hessian.to(weights_OI.device)
+        return obs_scores(weights_OI, inverse(damped(hessian_II).hessian)).float()
+    norms_OI = _like(weights_OI, matrix, seen.inputs.statistic("input_norm", index))
     if score == "regional":
         assert seen.regional
-        return weights_OI.abs() * (ALPHA * matrix.of(seen.regional[index]) + norms_OI)
+        return weights_OI.abs() * (ALPHA * _like(weights_OI, matrix, seen.regional[index]) + norms_OI)
     # GBLM's gradients are those of a window's mean loss; ours are of its sum.
-    squares_OI = matrix.of(calibrated.statistic("gradient_square", matrix.tensor).expand(matrix.tensor.shape))
+    squares_OI = _like(weights_OI, matrix, calibrated.statistic("gradient_square", matrix.tensor))
     length = calibrated.windows.shape[1] - 1
     return weights_OI.abs() * (norms_OI + ALPHA / length * squares_OI.sqrt())
+
+
+def _like(weights_OI: Tensor, matrix: Matrix, statistic: Tensor) -> Tensor:
+    """A statistic of a matrix's tensor, (O, I), where its weights lie."""
+    return matrix.of(statistic.expand(matrix.tensor.shape)).to(weights_OI.device)
 
 
 def ranks(scores: Sequence[Tensor], group: str) -> list[Tensor]:
@@ -111,9 +117,10 @@ def ranks(scores: Sequence[Tensor], group: str) -> list[Tensor]:
     [[2.0, 0.0, 1.0]]
     """
     if group == "joint":
-        flat = _ranked(torch.cat([each.reshape(-1) for each in scores]))
+        together = scores[0].device  # a model's blocks may lie on several
+        flat = _ranked(torch.cat([each.reshape(-1).to(together) for each in scores]))
         parts = flat.split([each.numel() for each in scores])
-        return [part.view(each.shape) for part, each in zip(parts, scores, strict=True)]
+        return [part.view(each.shape).to(each.device) for part, each in zip(parts, scores, strict=True)]
     if group == "tensor":
         return [_ranked(each.reshape(-1)).view(each.shape) for each in scores]
     return [_ranked(each) for each in scores]

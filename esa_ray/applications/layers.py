@@ -103,7 +103,7 @@ def matrices(catalogue: Catalogue, components: Sequence[str]) -> list[Matrix]:
         if tensor.layer is None or len(tensor.shape) != (3 if tensor.experts else 2):
             what = "/".join(dict.fromkeys(part.component for part in tensor.parts))
             raise EsaError(
-                f"{tensor.name} ({what}) is no matrix of a block, and only those are compressed; leave its component out"
+                f"{tensor.name} ({what}) is no matrix of a block, which alone are compressed; leave its component out"
             )
     found = [
         Matrix(tensor, expert, _rows(tensor, components))

@@ -22,12 +22,14 @@ from esa_ray.applications.layers import Matrix, tensors_of
 from esa_ray.applications.refit import refit
 from esa_ray.applications.sharing import sparsities
 from esa_ray.applications.sparsegpt import sparsegpt
+from esa_ray.errors import EsaError
 from esa_ray.spec.compression import n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.applications.calibrated import Calibrated
+    from esa_ray.applications.calibration import Walk
     from esa_ray.applications.seen import Seen
     from esa_ray.spec.compression import PruneSpec
 
@@ -55,16 +57,12 @@ def prune(spec: PruneSpec, calibrated: Calibrated, kept: Kept) -> Blocks:
     shares = sparsities(spec, calibrated, blocks)
     counts = dense_counts(spec, calibrated, blocks) if spec.group == "model" else {}
     work = _Pruning(spec, calibrated, kept, shares, counts)
-    walk, last = calibrated.walk(), max(blocks)
-    if not spec.sequential and not walk.stepwise:
-        for layer in reversed(blocks):  # what a block sees depends on none that comes after it
-            work.block(layer, blocks[layer], watching(spec, calibrated, layer, walk, tensors_of(blocks[layer])))
-        return work.done
-    for layer in range(last + 1):
-        if layer in blocks:
-            work.block(layer, blocks[layer], watching(spec, calibrated, layer, walk, tensors_of(blocks[layer])))
-        if layer < last:
-            walk.step(layer, again=spec.sequential and layer in blocks)
+    work.through(blocks)
+    if not any(work.done.gone.values()):
+        raise EsaError(
+            f"--sparsity {spec.sparsity:g} takes nothing with --pattern {spec.pattern}: no {spec.group} is so large; "
+            "raise it, or choose another --pattern or --group"
+        )
     return work.done
 
 
@@ -79,6 +77,19 @@ class _Pruning:
     counts: Mapping[int, int]
     done: Blocks = field(default_factory=Blocks)
 
+    def through(self, blocks: Mapping[int, list[Matrix]]) -> None:
+        """Prune every block."""
+        walk, last = self.calibrated.walk(), max(blocks)
+        if not self.spec.sequential and not walk.stepwise:
+            for layer in sorted(blocks, reverse=True):  # what a block sees depends on none that comes after it
+                self.block(layer, blocks[layer], walk)
+            return
+        for layer in range(last + 1):
+            if layer in blocks:
+                self.block(layer, blocks[layer], walk)
+            if layer < last:
+                walk.step(layer, again=self.spec.sequential and layer in blocks)
+
     @property
     def _chosen_on_the_way(self) -> bool:
         """Whether SparseGPT itself chooses, block of columns by block of columns, each after those before it."""
@@ -86,8 +97,9 @@ class _Pruning:
         updated = self.spec.update in ("sparsegpt", "refit")
         return updated and self.spec.score == "obs" and by_column and not self.calibrated.spared
 
-    def block(self, layer: int, of: Sequence[Matrix], seen: Seen) -> None:
-        """Choose, remove, update and write a block."""
+    def block(self, layer: int, of: Sequence[Matrix], walk: Walk) -> None:
+        """See what a block sees; then choose, remove, update and write."""
+        seen = watching(self.spec, self.calibrated, layer, walk, tensors_of(of))
         self.done.blind += sum(seen.blind(matrix) for matrix in of)
         if self._chosen_on_the_way:
             made = [self._chosen(matrix, seen, self.shares[layer]) for matrix in of]
@@ -130,7 +142,7 @@ def write(
     for matrix, (new_OI, _) in zip(of, made, strict=True):
         if not seen.blind(matrix):
             old_OI = matrix.of(matrix.tensor.flat_weights()).float()
-            sums_II = seen.moments(matrix).sums.float()
+            sums_II = seen.moments(matrix).sums.to(old_OI.device, torch.float32)
             wrong += _energy(new_OI.to(matrix.tensor.dtype).float() - old_OI, sums_II)
             whole += _energy(old_OI, sums_II)
     done.errors[layer] = wrong / whole if whole > 0 else None

@@ -85,7 +85,7 @@ def _deserves(spec: QuantizeSpec, calibrated: Calibrated, matrix: Matrix, seed: 
     assert spec.keep_by
     weights_OI = matrix.of(matrix.tensor.flat_weights()).float()
     name = _NEEDS.get(spec.keep_by)
-    statistic_OI = None if name is None else matrix.of(calibrated.statistic(name, matrix.tensor))
+    statistic_OI = None if name is None else matrix.of(calibrated.statistic(name, matrix.tensor)).to(weights_OI.device)
     if spec.keep_by == "grad_x_weight_abs" and statistic_OI is not None:
         statistic_OI = statistic_OI * weights_OI.abs()  # Σ_n |g_n| is what was gathered
     rounds = spec.keep_by in ("tacq", "fisher")

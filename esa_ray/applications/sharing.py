@@ -47,7 +47,8 @@ def _outliers(calibrated: Calibrated, blocks: Mapping[int, list[Matrix]]) -> lis
 
 def _products(calibrated: Calibrated, matrix: Matrix) -> Tensor:
     norms = calibrated.statistic("input_norm", matrix.tensor).expand(matrix.tensor.shape)
-    return matrix.of(matrix.tensor.flat_weights()).float().abs() * matrix.of(norms)
+    weights_OI = matrix.of(matrix.tensor.flat_weights()).float()
+    return weights_OI.abs() * matrix.of(norms).to(weights_OI.device)
 
 
 def damages(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[Matrix]]) -> list[dict[float, float]]:

@@ -31,7 +31,7 @@ def inputs_of(model, windows: np.ndarray, inside: str) -> Inputs:
         if isinstance(module, (nn.Linear, Conv1D)):
             keep = found.setdefault((f"{name}.weight", None), [])
             hooks.append(module.register_forward_pre_hook(lambda _, args, keep=keep: keep.append(args[0])))
-        elif hasattr(module, "gate_up_proj") and module.gate_up_proj.dim() == 3:
+        elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             hooks.append(module.register_forward_pre_hook(_experts(name, found)))
     with torch.no_grad():
         for window in windows:

@@ -48,10 +48,15 @@ def test_change_is_counted_by_value_against_what_stood_there_first():
 def test_a_failure_inside_takes_back_too():
     model = tiny()
     tensors, before = catalogue(model).select(("up",)), state_bits(model)
-    with pytest.raises(ZeroDivisionError), replacing() as kept:
-        for tensor in tensors:
-            kept.write(tensor, torch.ones(tensor.size))
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing() as kept:
+            for tensor in tensors:
+                kept.write(tensor, torch.ones(tensor.size))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert state_bits(model) == before
 
 
@@ -59,10 +64,15 @@ def test_a_tensor_that_is_gone_is_told_and_the_others_are_restored():
     model = tiny()
     first, second = catalogue(model).select(("up",))
     before = second.flat_weights().clone()
-    with pytest.raises(NotRestoredError), replacing() as kept:
-        kept.write(first, torch.ones(first.size))
-        kept.write(second, torch.ones(second.size))
-        first.slots[0].owner.weight = torch.nn.Parameter(torch.ones(3, 3), requires_grad=False)
+
+    def lose() -> None:
+        with replacing() as kept:
+            kept.write(first, torch.ones(first.size))
+            kept.write(second, torch.ones(second.size))
+            first.slots[0].owner.weight = torch.nn.Parameter(torch.ones(3, 3), requires_grad=False)
+
+    with pytest.raises(NotRestoredError):
+        lose()
     assert torch.equal(second.flat_weights(), before)
 
 

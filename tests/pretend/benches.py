@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -12,6 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from esa_ray.applications import calibration
 from esa_ray.resume import HEAD_TOLERANCE
 from esa_ray.scoring import gather
 from tests.pretend.compare import difference
@@ -46,9 +48,12 @@ def _plain(_: PreTrainedModel) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def attention_of_cards() -> AbstractContextManager[object]:
-    """Scoring on the CPU with the attention that it has on cards: the CPU's own rounds otherwise."""
-    return mock.patch.object(gather, "reproducible_attention", _plain)
+@contextmanager
+def attention_of_cards() -> Iterator[None]:
+    """Backward passes on the CPU with the attention that they have on cards: the CPU's own rounds otherwise."""
+    places = (mock.patch.object(module, "reproducible_attention", _plain) for module in (gather, calibration))
+    with next(places), next(places):
+        yield
 
 
 class Benches:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from esa_ray.applications.compress import compressed
+from esa_ray.applications.rounding import KEEP_BY
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
 from esa_ray.evaluation.single_weights import measure
@@ -32,7 +34,7 @@ from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Scores
-from esa_ray.spec import PerturbSpec, ScoreSpec
+from esa_ray.spec import PerturbSpec, PruneSpec, QuantizeSpec, ScoreSpec
 from tests.tiny import random_windows
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
@@ -295,3 +297,30 @@ def _confidence(bench: Bench) -> Any:
 @path("generation")
 def _generated(bench: Bench) -> Any:
     return continued(bench.model, EVALUATION[:2, :6], 4).tolist()
+
+
+def _compression(spec: PruneSpec | QuantizeSpec) -> Path:
+    def compression(bench: Bench) -> Any:
+        before = bench.bits
+        with compressed(bench.model, bench.catalogue, CALIBRATION, spec, SEED, batch_size=BATCH) as found:
+            outcome = evaluate(bench.model, EVALUATION, BATCH)
+            told = {k: v for k, v in vars(found).items() if k != "masks"} | {"digest": found.digest}
+        assert bench.bits == before
+        if isinstance(spec, PruneSpec) and spec.update == "refit":  # factorised otherwise on cards
+            return {name: told[name] for name in ("digest", "n_pruned", "n_changed", "blind")}
+        return {**told, "nll": outcome.nll}
+
+    return compression
+
+
+#: One of every score, group, pattern, allocation and update of pruning, and of every rule of quantizing.
+COMPRESSIONS: list[PruneSpec | QuantizeSpec] = [
+    PruneSpec(group="block"), PruneSpec(score="obs", group="tensor", update="sparsegpt"),
+    PruneSpec(score="regional", update="refit"), PruneSpec(score="gblm", allocation="owl", sequential=False),
+    PruneSpec(score="act_mag+grad_x_weight_abs", group="model"), PruneSpec(score="obs", pattern="2:4"),
+    PruneSpec(pattern="neuron", score="magnitude"), PruneSpec(pattern="kv", allocation="damage"),
+    *(QuantizeSpec(bits=3, group_size=8, kept=0.01, keep_by=rule) for rule in KEEP_BY),
+]  # fmt: skip
+
+for _spec in COMPRESSIONS:
+    path(f"compression {_spec.label}")(_compression(_spec))
