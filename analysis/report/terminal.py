@@ -159,7 +159,7 @@ def _compressed(study: Study) -> Iterator[Table]:
         names = rows[across].unique(maintain_order=True).to_list()
         title = f"What it costs to {kind}: excess NLL, nats per token, on {escape(rows['text'][0])}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(down, min_width=20, overflow="fold")
+        table.add_column(down, min_width=20 if down == "method" else 10, overflow="fold")
         for name in names[:MOST_COLUMNS]:
             table.add_column(name, justify="right", min_width=7, overflow="fold")
         for (what,), mine in rows.group_by([down], maintain_order=True):
