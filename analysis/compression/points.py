@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Point:
     rows: pl.DataFrame
     dense: dict[str, Any]
 
-    @property
+    @cached_property
     def published(self) -> str | None:
         """The name under which it was published, if it is one of :data:`esa_ray.spec.METHODS`."""
         return published(self.what)
