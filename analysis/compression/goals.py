@@ -124,7 +124,7 @@ def _missing(goal: Goal, mine: pl.DataFrame, present: set[str]) -> str:
 
 def _judged(goal: Goal, rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """Method → how it does against its toughest rival on one text, and whether that is enough."""
-    found = {str(m): _toughest(mine.to_dicts()) for (m,), mine in rows.group_by("compression_id", maintain_order=True)}
+    found = {str(m): _toughest(mine.to_dicts()) for (m,), mine in rows.group_by("label", maintain_order=True)}
     p = pl.DataFrame({"p": [r["p"] for r in found.values()]}, schema={"p": pl.Float64}).with_columns(family=0)
     for r, p_holm in zip(found.values(), holm_within(p, ["family"]), strict=True):
         r |= {"p_holm": p_holm, "candidates": len(found)}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 import analysis
-from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, QuantizeSpec, StudySpec
+from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, QuantizeSpec, StudySpec, grouped
 from esa_ray.storage.store import Store
 from tests.analysis.synthetic import save_table
 
@@ -42,7 +42,7 @@ def compressed(
         common = {
             "study": "made", "model": "m", "dtype": "fp32", "data": texts[0], "device": "here", "version": "v",
             "created": datetime.now(UTC), "seconds": 1.0, "text": text, "domain": "in" if text == texts[0] else "out",
-            "tokens": tokens.tolist(), "status": "ok", "components": "attention,gate,up,down",
+            "tokens": tokens.tolist(), "status": "ok",
         }  # fmt: skip
         rows.append(common | {"kind": "dense", "label": "dense", "nll": base.tolist(), "hits": [50] * windows})
         for each in specs:
@@ -55,10 +55,11 @@ def compressed(
 def _row(spec, seed, base, cost, blocks, tokens):
     lost = cost is None
     row = {
-        "compression_id": spec.label, "label": spec.label, "seed": seed, "hits": [40] * len(base), "n_weights": 1000,
+        "compression_id": f"{spec.label}{seed}", "label": spec.label, "seed": seed, "hits": [40] * len(base),
+        "n_weights": 1000,
         "status": "diverged" if lost else "ok", "compress_seconds": 2.0, "bits_per_weight": 16.0,
         "nll": (np.full(len(base), np.nan) if lost else base + tokens * np.asarray(cost)).tolist(),
-        **{k: v for k, v in spec.model_dump().items() if k not in ("components",)},
+        **spec.model_dump(), "components": ",".join(grouped(spec.components)),
     }  # fmt: skip
     if isinstance(spec, QuantizeSpec):
         return row | {"bits_per_weight": spec.bits + 16 / spec.group_size + 32 * spec.kept}

@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 import analysis
 from analysis.compression.against import _row
-from analysis.compression.points import IDENTITY, Point, published, together
+from analysis.compression.points import IDENTITY, USUAL, Point, published, together
 from analysis.statistics.inference import holm_within
 from esa_ray.spec import METHODS, PRUNING_SCORES, PruneSpec, QuantizeSpec
 from tests.analysis.compressed import RATE, compressed, crossed, prune
@@ -33,9 +33,9 @@ def of(table, **values):
 
 def point(name, excess, spec=None):
     """A compression in memory, of which only its excess is known."""
-    what = {n: (spec or prune(name)).model_dump().get(n) for n in IDENTITY} | {"components": "all"}
+    what = {n: (spec or prune(name)).model_dump().get(n) for n in IDENTITY} | {"components": USUAL}
     rows = pl.DataFrame({"status": ["ok"] * len(excess), "bits_per_weight": [16.0] * len(excess)})
-    return Point(what, name, name, "home", "in", excess, rows, {})
+    return Point(what, name, "home", "in", excess, rows, {})
 
 
 def test_excess_is_the_planted_one_on_every_text(tmp_path):
@@ -126,6 +126,13 @@ def test_savings_are_the_planted_ones_at_equal_size(tmp_path):
         ("magnitude", "50%"): "wanda++", ("wanda", "60%"): "sparsegpt", ("sparsegpt", "60%"): "wanda",
         ("magnitude", "60%"): "sparsegpt",
     }  # fmt: skip
+
+
+def test_what_is_compressed_in_part_is_a_setting_of_its_own(tmp_path):
+    specs = [prune("wanda"), prune("wanda", components=("down",)), prune("sparsegpt")]
+    study = compressed(tmp_path, specs, lambda p, s, t: 0.1 * len(p.components), texts=("home",))
+    assert set(analysis.excess(study)["setting"]) == {"50%", "50% of down"}
+    assert set(analysis.against(study)["setting"]) == {"50%"}
 
 
 def test_p_is_corrected_over_all_methods_with_one_rival(tmp_path):
