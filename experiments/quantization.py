@@ -15,9 +15,10 @@ KEPT = (0.0001, 0.001, 0.0035, 0.01)
 
 def quantizations() -> tuple[QuantizeSpec, ...]:
     """Every share and rule at 3 bits, 0.35% at 2 and 4 bits, nothing kept, and smaller groups instead."""
+    plain = {bits: QuantizeSpec().model_copy(update={"bits": bits}) for bits in (2, 3, 4, 8)}
     shares = [(3, kept) for kept in KEPT] + [(bits, 0.0035) for bits in (2, 4)]
-    kept = [QuantizeSpec(bits=b, kept=share, keep_by=rule) for b, share in shares for rule in RULES]
-    return (*(QuantizeSpec(bits=b) for b in (2, 3, 4, 8)), QuantizeSpec(bits=3, group_size=32), *kept)
+    kept = [plain[b].model_copy(update={"kept": share, "keep_by": rule}) for b, share in shares for rule in RULES]
+    return (*plain.values(), QuantizeSpec(bits=3, group_size=32), *kept)
 
 
 def study() -> StudySpec:

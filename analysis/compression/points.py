@@ -174,10 +174,12 @@ def setting_label(what: dict[str, Any]) -> str:
 def points(study: Study) -> tuple[Point, ...]:
     """Every compression on every text, by text (in domain first), setting and method.
 
-    Nothing is said of a text whose dense row is missing.
+    Nothing is said of a text whose dense row is missing. A seed that failed has no text: it is a failure on every one.
     """
     found, table = list[Point](), study.compressions.sort("label", "seed", nulls_last=True)
+    failed, table = table.filter(pl.col("text").is_null()), table.filter(pl.col("text").is_not_null())
     for (text, domain), rows in table.group_by(["text", "domain"], maintain_order=True):
+        rows = pl.concat([rows, failed])
         dense = rows.filter((pl.col("kind") == "dense") & (pl.col("status") == "ok"))
         if dense.is_empty():
             continue

@@ -75,6 +75,20 @@ def test_a_seed_that_diverged_is_counted_and_in_no_mean(tmp_path):
     assert (none["seeds"], none["diverged"], none["excess"]) == (0, 3, None)
 
 
+def test_seeds_that_failed_are_counted_on_every_text(tmp_path):
+    study = compressed(tmp_path, [prune("wanda"), prune("sparsegpt")], flat)
+    failed = (pl.col("label") != "dense") & ((pl.col("seed") == 2) | (pl.col("score") == "obs"))
+    table = study.compressions.filter(~failed | (pl.col("text") == "home"))
+    lost = {"status": "error", "error": "out of memory", "text": None, "domain": None, "nll": None}
+    table = table.with_columns(
+        pl.when(failed).then(pl.lit(v, table[k].dtype)).otherwise(k).alias(k) for k, v in lost.items()
+    )
+    object.__setattr__(study, "compressions", table)
+    told = [(r["method"], r["text"], r["seeds"], r["errors"]) for r in analysis.excess(study).to_dicts()]
+    assert told == [("sparsegpt", "home", 0, 3), ("wanda", "home", 2, 1), ("sparsegpt", "away", 0, 3),
+                    ("wanda", "away", 2, 1)]  # fmt: skip
+
+
 def test_a_text_without_a_dense_row_is_not_told(tmp_path):
     study = compressed(tmp_path, [prune("wanda")], flat)
     kept = study.compressions.filter(~((pl.col("kind") == "dense") & (pl.col("text") == "away")))
