@@ -7,7 +7,7 @@ and 0.35%; and keeping some is worth more than as many bits spent on smaller gro
 of groups already take care of the few large weights, and random weights do as well.
 """
 
-from esa_ray.spec import DataSpec, ModelSpec, QuantizeSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, QuantizeSpec, ScoreSpec, StudySpec
 
 RULES = ("tacq", "grad_x_weight_abs", "fisher", "magnitude", "random")
 KEPT = (0.0001, 0.001, 0.0035, 0.01)
@@ -22,12 +22,13 @@ def quantizations() -> tuple[QuantizeSpec, ...]:
 
 
 def study() -> StudySpec:
-    """Thirty-five ways of rounding × three seeds, on two texts."""
+    """Thirty-five ways of rounding by three seeds, on two texts: 105 quantizations."""
     return StudySpec(
         name="quantization",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
+        scores=(ScoreSpec(metric="magnitude", mode="global"),),  # nothing is ranked but by what needs no text
         seeds=(1337, 123, 999),
         compressions=quantizations(),
     )

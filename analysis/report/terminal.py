@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.compression.excess import excess
+from analysis.compression.points import compresses_only
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.single_weights import ORDERS
@@ -187,10 +188,11 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     if study.spec.get("protocols"):
         console.print(_intact(study))
-    elif not study.rankings.is_empty():
+    elif not compresses_only(study):
         console.print(_weights(study))
         _agreement(study, console)
-    for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
+    words = [] if compresses_only(study) else [_stable(study), _single(study), *_searched(study)]
+    for line in filter(None, words):
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():
         console.print(_damage(study))

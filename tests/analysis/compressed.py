@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 import analysis
-from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, QuantizeSpec, StudySpec, grouped
+from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, StudySpec, grouped
 from esa_ray.storage.store import Store
 from tests.analysis.synthetic import save_table
 
@@ -31,7 +31,7 @@ def compressed(
     data = {text: DataSpec(source=text, evaluation_windows=windows) for text in texts}
     asked = StudySpec(
         name="made", model=ModelSpec(source="made-up"), data=data[texts[0]], seeds=seeds, compressions=tuple(specs),
-        other_texts=tuple(data[t] for t in texts[1:]), **spec,
+        other_texts=tuple(data[t] for t in texts[1:]), scores=(ScoreSpec(metric="magnitude", mode="global"),), **spec,
     )  # fmt: skip
     resolved = {"model": "f" * 64, "dtype": "fp32", "text": "t", "bos": True, "windows": 200, "pool": 190,
                 "parameters": 1000, "layers": BLOCKS, "architecture": "Made"}  # fmt: skip

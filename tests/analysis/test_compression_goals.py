@@ -8,7 +8,7 @@ import analysis
 from analysis.compression.goals import RIVALS, RULES
 from analysis.report.figures import charts
 from analysis.report.sections import answered
-from esa_ray.spec import QuantizeSpec
+from esa_ray.spec import PerturbSpec, QuantizeSpec
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.test_figures import PHONE, drawn, labels
 
@@ -184,7 +184,13 @@ def test_the_report_answers_with_what_was_planted(study):
         assert section.answer.replace("'", "&#39;") in html
         assert section.figures
         assert all(len(row) == len(t.columns) for t in section.tables for row in t.rows)
-    assert 'class="l holds">' in html
+    assert "What does compressing made-up cost?" in html
+    assert "needs wanda++, owl+sparsegpt" in html  # the verdict's evidence
+
+
+def test_a_study_that_also_damages_is_asked_about_its_weights_too(tmp_path):
+    study = compressed(tmp_path, [prune("wanda")], lambda *_: 0.1, perturbations=(PerturbSpec(kind="zero"),))
+    assert {"P2.7a", "P3.7", "P5.4a"} <= set(judged(study))
 
 
 def test_every_figure_of_compressions_is_labelled_and_no_wider_than_a_phone(study):
