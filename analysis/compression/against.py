@@ -18,7 +18,7 @@ from analysis.statistics.ratios import ratio
 from analysis.study import Study
 
 #: Comparisons that are corrected together: all compressions with one rival, setting and text.
-FAMILY = ("kind", "setting", "components", "text", "rival")
+FAMILY = ("kind", "setting", "text", "rival")
 #: Kept weights at most this many bits per weight apart are kept at equal size.
 EQUAL_BITS = 0.005
 

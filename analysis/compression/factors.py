@@ -18,11 +18,11 @@ from analysis.study import Study
 
 #: What may differ between compressions, by kind.
 FACTORS = {
-    "prune": ("score", "group", "allocation", "update", "pattern", "sequential", "sparsity"),
-    "quantize": ("bits", "group_size", "kept", "keep_by"),
+    "prune": ("score", "group", "allocation", "update", "pattern", "sequential", "sparsity", "components"),
+    "quantize": ("bits", "group_size", "kept", "keep_by", "components"),
 }
 #: Factors that say how far one goes, and not how.
-SIZES = ("sparsity", "pattern", "bits", "group_size", "kept")
+SIZES = ("sparsity", "pattern", "bits", "group_size", "kept", "components")
 #: Resamples of windows and seeds, and random orders of entry beyond as many terms as all orders are averaged over.
 RESAMPLES, ORDERS, MOST_EXACT = 999, 256, 7
 REST, SEEDS = "three or more together", "calibration seeds"

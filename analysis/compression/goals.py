@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from analysis.compression.against import against
-from analysis.statistics.inference import LEVEL, holm
+from analysis.compression.points import WHO, points
+from analysis.statistics.inference import LEVEL, holm_within
 from analysis.study import Study
 
 #: Rules of keeping that go by gradients, and those that don't.
@@ -63,15 +64,16 @@ def goals(study: Study) -> pl.DataFrame:
     published, and of kept weights the rules that go by gradients.
     """
     table = against(study)
-    rows = [row for goal in GOALS for setting in goal.settings for row in _reached(goal, setting, table)]
+    there = pl.DataFrame([p.who for p in points(study)], schema=WHO)
+    rows = [row for goal in GOALS for setting in goal.settings for row in _reached(goal, setting, table, there)]
     return pl.DataFrame(rows, schema=REACHED)
 
 
-def _reached(goal: Goal, setting: str, table: pl.DataFrame) -> list[dict[str, Any]]:
+def _reached(goal: Goal, setting: str, table: pl.DataFrame, there: pl.DataFrame) -> list[dict[str, Any]]:
     common = {"goal": goal.name, "setting": setting, "least": goal.least}
     mine = table.filter(_at(goal, setting) & pl.col("rival").is_in(goal.rivals))
     mine = mine.filter(_candidates(goal) if goal.everywhere else _candidates(goal) & (pl.col("domain") == "in"))
-    if lacking := _missing(goal, mine, table.filter(_at(goal, setting))):
+    if lacking := _missing(goal, mine, set(there.filter(_at(goal, setting))["method"])):
         return [common | {"status": "open", "why_not": lacking}]
     texts = [_judged(goal, rows) for _, rows in mine.group_by("text", maintain_order=True)]
     best = max(set.intersection(*map(set, texts)), key=lambda m: _rank([t[m] for t in texts]))
@@ -109,9 +111,8 @@ def _candidates(goal: Goal) -> pl.Expr:
     return ~pl.col("published") if goal.own else ~pl.col("method").is_in(goal.rivals)
 
 
-def _missing(goal: Goal, mine: pl.DataFrame, there: pl.DataFrame) -> str:
-    """What the study lacks to judge a goal at one setting; empty if nothing."""
-    present = set(there["rival"]) | set(there["method"])
+def _missing(goal: Goal, mine: pl.DataFrame, present: set[str]) -> str:
+    """What the study lacks to judge a goal at one setting, where some methods are present; empty if nothing."""
     if lacking := [r for r in goal.rivals if r not in present]:
         return f"needs {', '.join(lacking)}"
     if mine.is_empty():
@@ -123,11 +124,10 @@ def _missing(goal: Goal, mine: pl.DataFrame, there: pl.DataFrame) -> str:
 
 def _judged(goal: Goal, rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """Method → how it does against its toughest rival on one text, and whether that is enough."""
-    found = {str(m): _toughest(mine.to_dicts()) for (m,), mine in rows.group_by("compression_id", maintain_order=True)}
-    tested = {m: r["p"] for m, r in found.items() if r["p"] is not None}
-    corrected = dict(zip(tested, map(float, holm(list(tested.values()))), strict=True))
-    for m, r in found.items():
-        r |= {"p_holm": corrected.get(m), "candidates": len(found)}
+    found = {str(m): _toughest(mine.to_dicts()) for (m,), mine in rows.group_by("label", maintain_order=True)}
+    p = pl.DataFrame({"p": [r["p"] for r in found.values()]}, schema={"p": pl.Float64}).with_columns(family=0)
+    for r, p_holm in zip(found.values(), holm_within(p, ["family"]), strict=True):
+        r |= {"p_holm": p_holm, "candidates": len(found)}
         saves = r["saving"] is not None and r["saving"] >= goal.least and r["p"] < 1 - LEVEL
         r["enough"] = not r["diverged"] and (r["all_beaten"] or saves)
         r["sure"] = r["enough"] and (r["all_beaten"] or r["p_holm"] < 1 - LEVEL)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from analysis.study import Study
-from esa_ray.spec import METHODS, PruneSpec, is_data_free, n_of_m
+from esa_ray.spec import METHODS, PruneSpec, grouped, is_data_free, n_of_m
+from esa_ray.spec.compression import COMPRESSED
 
 #: What names a compression; its rows differ in seed and text alone.
 IDENTITY = (
     "kind", "score", "group", "pattern", "sparsity", "allocation", "update", "sequential", "bits", "group_size", "kept",
     "keep_by", "components",
 )  # fmt: skip
+#: The components that are compressed where nothing is said.
+USUAL = ",".join(grouped(COMPRESSED))
 #: How a table on compressions begins.
 WHO: dict[str, Any] = {
     "kind": pl.String, "setting": pl.String, "method": pl.String, "published": pl.Boolean, "label": pl.String,
-    "compression_id": pl.String, "components": pl.String, "text": pl.String, "domain": pl.String,
+    "text": pl.String, "domain": pl.String,
 }  # fmt: skip
 #: Rules of keeping weights that look at no text, and so don't depend on the calibration seed.
 _FIXED_RULES = (None, "magnitude")
@@ -40,14 +43,13 @@ class Point:
 
     what: dict[str, Any]
     label: str
-    identity: str
     text: str
     domain: str
     excess: dict[int, np.ndarray]
     rows: pl.DataFrame
     dense: dict[str, Any]
 
-    @property
+    @cached_property
     def published(self) -> str | None:
         """The name under which it was published, if it is one of :data:`esa_ray.spec.METHODS`."""
         return published(self.what)
@@ -75,9 +77,7 @@ class Point:
         """The columns :data:`WHO`."""
         return {
             "kind": self.what["kind"], "setting": setting_label(self.what), "method": self.method,
-            "published": self.published is not None, "label": self.label, "compression_id": self.identity,
-            "components": self.what["components"],
-            "text": self.text, "domain": self.domain,
+            "published": self.published is not None, "label": self.label, "text": self.text, "domain": self.domain,
         }  # fmt: skip
 
     @property
@@ -154,39 +154,39 @@ def setting(what: dict[str, Any]) -> tuple:
 def setting_label(what: dict[str, Any]) -> str:
     """A setting in words.
 
-    >>> setting_label({"kind": "prune", "pattern": "unstructured", "sparsity": 0.5})
+    >>> setting_label({"kind": "prune", "pattern": "unstructured", "sparsity": 0.5, "components": USUAL})
     '50%'
-    >>> setting_label({"kind": "prune", "pattern": "2:4", "sparsity": 0.5})
-    '2:4'
-    >>> setting_label({"kind": "quantize", "bits": 3, "group_size": 64, "kept": 0.0035})
+    >>> setting_label({"kind": "prune", "pattern": "2:4", "sparsity": 0.5, "components": "down"})
+    '2:4 of down'
+    >>> setting_label({"kind": "quantize", "bits": 3, "group_size": 64, "kept": 0.0035, "components": USUAL})
     '3 bits g64 0.35% kept'
     """
+    part = "" if what["components"] in (None, USUAL) else f" of {what['components']}"
     if what["kind"] == "quantize":
-        return f"{what['bits']} bits g{what['group_size']}" + (f" {100 * what['kept']:g}% kept" if what["kept"] else "")
+        kept = f" {100 * what['kept']:g}% kept" if what["kept"] else ""
+        return f"{what['bits']} bits g{what['group_size']}{kept}{part}"
     if n_of_m(what["pattern"]):
-        return what["pattern"]
-    return f"{100 * what['sparsity']:g}%" + ("" if what["pattern"] == "unstructured" else f" {what['pattern']}")
+        return what["pattern"] + part
+    return f"{100 * what['sparsity']:g}%{'' if what['pattern'] == 'unstructured' else ' ' + what['pattern']}{part}"
 
 
 @lru_cache(maxsize=8)
 def points(study: Study) -> tuple[Point, ...]:
     """Every compression on every text, by text (in domain first), setting and method.
 
-    Nothing is said of a text whose dense row is missing.
+    Nothing is said of a text whose dense row is missing. A seed that failed has no text: it is a failure on every one.
     """
-    found, table = list[Point](), study.compressions.sort("compression_id", "seed", nulls_last=True)
+    found, table = list[Point](), study.compressions.sort("label", "seed", nulls_last=True)
+    failed, table = table.filter(pl.col("text").is_null()), table.filter(pl.col("text").is_not_null())
     for (text, domain), rows in table.group_by(["text", "domain"], maintain_order=True):
+        rows = pl.concat([rows, failed])
         dense = rows.filter((pl.col("kind") == "dense") & (pl.col("status") == "ok"))
         if dense.is_empty():
             continue
         base = dense.row(0, named=True)
-        compressed = rows.filter(pl.col("kind") != "dense").group_by("compression_id", maintain_order=True)
-        for (identity,), mine in compressed:
-            first = mine.row(0, named=True)
-            what = {name: first[name] for name in IDENTITY}
-            found.append(
-                Point(what, first["label"], str(identity), str(text), str(domain), _excess(mine, base), mine, base)
-            )
+        for key, mine in rows.filter(pl.col("kind") != "dense").group_by(IDENTITY, maintain_order=True):
+            what = dict(zip(IDENTITY, key, strict=True))
+            found.append(Point(what, mine["label"][0], str(text), str(domain), _excess(mine, base), mine, base))
     return tuple(sorted(found, key=_order))
 
 
@@ -196,7 +196,7 @@ def _order(p: Point) -> tuple:
         far = (1, "", -what["bits"], -what["group_size"], what["kept"])
     else:
         far = (0, "" if what["pattern"] == "unstructured" else what["pattern"], what["sparsity"], 0, 0)
-    return p.domain != "in", p.text, *far, what["components"], p.published is None, p.method, p.identity
+    return p.domain != "in", p.text, *far, what["components"], p.published is None, p.method
 
 
 def _excess(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
@@ -219,6 +219,12 @@ def together(compared: Sequence[Point]) -> tuple[list[int], np.ndarray]:
     fallback = [next(iter(p.excess.values())) for p in compared]
     d = [[p.excess.get(s, own) for s in seeds] for p, own in zip(compared, fallback, strict=True)]
     return seeds, np.array(d)
+
+
+def compresses_only(study: Study) -> bool:
+    """Whether a study is about compressions alone: it damages nothing, and none of its scores looks at text."""
+    looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
+    return not (study.compressions.is_empty() or study.spec["perturbations"] or looks)
 
 
 def perplexity(nll_per_token: float) -> float:

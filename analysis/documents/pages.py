@@ -20,11 +20,11 @@ from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
-from analysis.documents import architectures, measured
+from analysis.documents import architectures, compression, measured
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
-from analysis.study import StudyError
+from analysis.study import Study, StudyError, load
 
 DIRECTORY, RESULTS = Path("docs/results"), Path("results")
 
@@ -32,6 +32,13 @@ DIRECTORY, RESULTS = Path("docs/results"), Path("results")
 TITLES = {
     "baselines": ("Baselines: the intact models", "python -m experiments baselines"),
     "scaling": ("Scaling and architecture: the zoo, and SmolLM2 beside it", "make scaling"),
+}
+#: Document that is made of single studies → its title and how to make them.
+STUDIES = {
+    "compression": (
+        "Compression: pruning and quantization",
+        "` and `".join(f"python -m experiments {name}" for name in compression.EXPERIMENTS),
+    ),
 }
 
 Writer = Callable[[str, str, dict[str, Any]], str]
@@ -93,14 +100,14 @@ def render(name: str, found: dict[str, Any]) -> str:
     if name in BENCHMARKS:
         document, title, command = BENCHMARKS[name]
         return document(title, command, found)
-    title, command = TITLES[name]
-    models = found["sources"]
-    every = dict.fromkeys(", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in models)
+    title, command = (TITLES | STUDIES)[name]
+    every = dict.fromkeys(", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in found["sources"])
+    count = len({m["model"] for m in found["sources"]})
     versions = "; others with ".join(every)
     lines = [
         f"# {title}", "",
-        f"Made by `make docs` from the studies of {len(models)} models (`{command}`), with {versions}. Not to be edited"
-        " by hand.", "",
+        f"Made by `make docs` from the studies of {count} model{'s' * (count > 1)} (`{command}`), with {versions}. Not"
+        " to be edited by hand.", "",
     ]  # fmt: skip
     if found["verdicts"]:
         lines += ["| criterion | verdict | evidence |", "| :-- | :-- | :-- |"]
@@ -133,6 +140,18 @@ def write(name: str, comparison: Comparison | None, directory: Path = DIRECTORY)
     return path
 
 
+def write_studies(studies: dict[str, Study], directory: Path = DIRECTORY, name: str = "compression") -> Path:
+    """Write a document of single studies (by experiment); without studies, from what was found before."""
+    data, path = directory / f"{name}.json", directory / f"{name}.md"
+    directory.mkdir(parents=True, exist_ok=True)
+    if studies:
+        text = json.dumps(compression.found(studies), indent=1, ensure_ascii=False)
+        data.write_text(text + "\n", encoding="utf-8")
+        compression.draw(studies, directory, name)
+    path.write_text(render(name, json.loads(data.read_text(encoding="utf-8"))), encoding="utf-8")
+    return path
+
+
 def main() -> int:
     """Write every document that there are studies or earlier findings for."""
     for name in TITLES:
@@ -147,6 +166,13 @@ def main() -> int:
             print(write(name, None), "(from what was found before)")
         else:
             print(f"{name}: no studies under {studies}; run {TITLES[name][1]}", file=sys.stderr)
+    there = {
+        name: load(RESULTS / name) for name in compression.EXPERIMENTS if (RESULTS / name / "study.json").is_file()
+    }
+    if there or (DIRECTORY / "compression.json").is_file():
+        print(write_studies(there), "" if there else "(from what was found before)")
+    else:
+        print(f"compression: no studies under {RESULTS}; run {STUDIES['compression'][1]}", file=sys.stderr)
     for name in BENCHMARKS:
         if (DIRECTORY / f"{name}.json").is_file():
             print(write(name, None), "(from what was measured before)")

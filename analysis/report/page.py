@@ -12,6 +12,7 @@ import polars as pl
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from analysis.compression.points import compresses_only
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.names import in_question, leading
@@ -99,6 +100,13 @@ def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
     return [rows.to_dicts() for rows in (table.filter(shown), table.filter(~shown)) if len(rows)]
 
 
+def _failures(study: Study) -> list[dict[str, Any]]:
+    """Cells and compressions that have no result, by name, and why."""
+    cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
+    compressions = study.compressions.select(pl.format("{}-s{}", "label", "seed").alias("name"), "status", "error")
+    return pl.concat([cells, compressions]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+
+
 def context(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values."""
     measured = not study.baselines.is_empty()
@@ -124,15 +132,16 @@ def context(study: Study) -> dict[str, Any]:
         "jaccard_summary": jaccard_summary(study).to_dicts(),
         "agreement": _agreement(study),
         "calibration_overlap": calibration_overlap(study),
-        "consensus": consensus(study).to_dicts(),
+        "compresses_only": compresses_only(study),
+        "consensus": [] if compresses_only(study) else consensus(study).to_dicts(),
         "verdicts": verdicts(study),
         "on_damage": answered(study, set(drawn), "damage"),
         "on_compression": answered(study, set(drawn), "compression"),
-        "on_weights": answered(study, set(drawn), "weights"),
+        "on_weights": [] if compresses_only(study) else answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
         "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
-        "failures": study.cells.filter(pl.col("status") == "error").select("cell_id", "error").to_dicts(),
+        "failures": _failures(study),
         "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
         "compute_seconds": float(study.cells["seconds"].sum() or 0),
         "gaussian_tail": gaussian_product_tail(),

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.compression.excess import excess
+from analysis.compression.points import compresses_only
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.single_weights import ORDERS
@@ -159,7 +160,7 @@ def _compressed(study: Study) -> Iterator[Table]:
         names = rows[across].unique(maintain_order=True).to_list()
         title = f"What it costs to {kind}: excess NLL, nats per token, on {escape(rows['text'][0])}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(down, min_width=20, overflow="fold")
+        table.add_column(down, min_width=20 if down == "method" else 10, overflow="fold")
         for name in names[:MOST_COLUMNS]:
             table.add_column(name, justify="right", min_width=7, overflow="fold")
         for (what,), mine in rows.group_by([down], maintain_order=True):
@@ -187,10 +188,11 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     if study.spec.get("protocols"):
         console.print(_intact(study))
-    elif not study.rankings.is_empty():
+    elif not compresses_only(study):
         console.print(_weights(study))
         _agreement(study, console)
-    for line in filter(None, [_stable(study), _single(study), *_searched(study)]):
+    words = [] if compresses_only(study) else [_stable(study), _single(study), *_searched(study)]
+    for line in filter(None, words):
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():
         console.print(_damage(study))

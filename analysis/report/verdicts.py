@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.compression.points import compresses_only
 from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
@@ -288,7 +289,7 @@ def verdicts(study: Study) -> list[Verdict]:
     if study.spec.get("protocols"):
         return protocol_verdicts(study)
     compressed = compression_verdicts(study)
-    if compressed and study.rankings.is_empty() and study.cells.is_empty():
+    if compresses_only(study):
         return compressed
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)

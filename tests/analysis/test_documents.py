@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
-from analysis.documents.pages import BENCHMARKS, DIRECTORY, TITLES, render, write
+from analysis.documents.pages import BENCHMARKS, DIRECTORY, STUDIES, TITLES, render, write, write_studies
+from esa_ray.spec import QuantizeSpec
+from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,35 @@ def test_documents_are_those_of_their_findings(name):
     unused = {p.name for p in (ROOT / DIRECTORY).glob(f"{name}-*.svg")} - set(figures)
     assert not unused
     assert len(found["sources"]) > 20
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_documents_of_single_studies_are_those_of_their_findings(name):
+    if (data := ROOT / DIRECTORY / f"{name}.json").is_file():
+        text = data.with_suffix(".md").read_text(encoding="utf-8")
+        assert text == render(name, json.loads(data.read_text(encoding="utf-8"))), "stale, or edited by hand"
+
+
+def test_the_document_on_compression_has_verdicts_and_a_figure_file_for_each_that_it_shows(tmp_path):
+    costs = {"magnitude": 1.0, "act_mag": 0.5, "regional": 0.3}
+    pruned = compressed(
+        tmp_path / "p", [prune(m, sparsity=s) for m in ("magnitude", "wanda", "wanda++") for s in (0.5, 0.6)],
+        lambda p, seed, text: costs[p.score] * p.sparsity * (1 + 0.01 * np.cos(np.arange(16) + seed)),
+    )  # fmt: skip
+    rounded = compressed(tmp_path / "q", [QuantizeSpec(bits=b) for b in (3, 4)], lambda q, seed, text: 1 / q.bits)
+    path = write_studies({"pruning": pruned, "quantization": rounded}, tmp_path / "docs")
+    text = path.read_text()
+    assert (
+        "from the studies of 1 model (`python -m experiments pruning` and `python -m experiments quantization`)" in text
+    )
+    assert "| open | 50%: wanda++ −70% against magnitude" in text
+    assert "| open | 3 bits, 0.35% kept: needs tacq" in text
+    assert "## Pruning: What does compressing cost?" in text
+    assert "at 60% wanda++ loses least: +0.180 nats per token" in text
+    shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
+    assert {"compression-pruning-excess.svg", "compression-quantization-excess_bits.svg"} <= shown
+    assert shown == {p.name for p in path.parent.glob("*.svg")}
+    assert write_studies({}, tmp_path / "docs").read_text() == text
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -138,7 +138,10 @@ def _versus(table: pl.DataFrame) -> str:
         if len(top):
             parts.append(_against_best(top.row(0, named=True)))
     text = "; ".join(parts[:MOST_SAID])
-    return text[0].upper() + text[1:] + "." if text else "No published rival has a finite loss at the same size."
+    if not text:
+        finite = rows["rival_excess"].is_not_null().any()
+        return "No rival's excess NLL is surely above 0." if finite else "No rival has a finite loss at the same size."
+    return text[0].upper() + text[1:] + "."
 
 
 def _against_best(r: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def block_errors(study: Study) -> Section | None:
     table, found = errors(study), error_correlations(study)
     if table.is_empty():
         return None
-    ids = ["setting", "method", "compression_id"]
+    ids = ["setting", "method", "label"]
     depth = table.group_by(ids, maintain_order=True).agg(
         pl.col("error").sum().alias("sum"), pl.col("error").first().alias("first"),
         pl.col("error").last().alias("last"), pl.col("error").max().alias("most"),
