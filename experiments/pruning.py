@@ -8,7 +8,7 @@ and on source code that none has seen; and all that look at activations have at 
 would speak against it: the score decides, and not the refit; or what is saved in domain is lost out of it.
 """
 
-from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, ScoreSpec, StudySpec
+from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, StudySpec
 
 SPARSITIES = (0.5, 0.6, 0.7)
 PUBLISHED = ("magnitude", "wanda", "wanda++", "sparsegpt", "owl+sparsegpt")
@@ -36,7 +36,7 @@ def study() -> StudySpec:
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
-        scores=(ScoreSpec(metric="magnitude", mode="global"),),  # nothing is ranked but by what needs no text
+        scores=(),
         seeds=(1337, 123, 999),
         compressions=prunings(),
     )

@@ -7,7 +7,7 @@ and 0.35%; and keeping some is worth more than as many bits spent on smaller gro
 of groups already take care of the few large weights, and random weights do as well.
 """
 
-from esa_ray.spec import DataSpec, ModelSpec, QuantizeSpec, ScoreSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, QuantizeSpec, StudySpec
 
 RULES = ("tacq", "grad_x_weight_abs", "fisher", "magnitude", "random")
 KEPT = (0.0001, 0.001, 0.0035, 0.01)
@@ -28,7 +28,7 @@ def study() -> StudySpec:
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
-        scores=(ScoreSpec(metric="magnitude", mode="global"),),  # nothing is ranked but by what needs no text
+        scores=(),
         seeds=(1337, 123, 999),
         compressions=quantizations(),
     )
