@@ -1,3 +1,4 @@
+import gc
 import os
 from itertools import count
 
@@ -9,6 +10,13 @@ torch.set_num_threads(1)
 # On a busy machine examples take long to be made and tried; that is nobody's fault.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def pytest_collection_finish(session):
+    """Leave what is there now out of garbage collections: statsmodels asks for one with every correction of p-values."""
+    gc.collect()
+    gc.freeze()
+
 
 # The S3 server below asks for some key; set before any cluster starts, so that its processes have it, too.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
