@@ -37,8 +37,7 @@ demo: $(VENV)/.model
 	$(BIN)/python -m experiments quickstart
 
 test: $(VENV)/.model
-	$(BIN)/python -m pytest -m "not ray" -n auto
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Fetches PyPI's torch of that age, a CUDA build with 3 GB of libraries. Tests on Ray are those of one sweep and of jobs.
 test-lowest: $(VENV)/.installed

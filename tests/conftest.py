@@ -12,8 +12,23 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+# Ray's workers would give way to every other process of a busy machine. Set before any cluster starts.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads it
+def pytest_collection_modifyitems(items):
+    """With ``--dist loadgroup`` one process runs all tests on Ray, on one cluster, while others run the rest."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_collection_finish(session):
-    """Leave what is there now out of garbage collections: statsmodels asks for one with every correction of p-values."""
+    """Leave what is imported by now out of garbage collections.
+
+    statsmodels asks for one with every correction of p-values, and it takes a third of a second here.
+    """
     gc.collect()
     gc.freeze()
 

@@ -24,6 +24,7 @@ from esa_ray.grid import cells
 from esa_ray.storage.lease import holder
 from esa_ray.storage.location import Place
 from esa_ray.storage.store import RUNNING, Store
+from tests.environment import without_settings_of_ray
 
 pytestmark = pytest.mark.ray
 
@@ -108,10 +109,10 @@ def once(condition, action):
     assert happened
 
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-    "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}  # fmt: skip
+ENVIRONMENT = without_settings_of_ray(
+    PYTHONPATH=str(ROOT), RAY_AUTH_MODE="token", RAY_AIR_NEW_OUTPUT="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",
+)  # fmt: skip
 
 DRIVER = """
 import json, sys

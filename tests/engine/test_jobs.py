@@ -16,6 +16,7 @@ import pytest
 
 import analysis
 from esa_ray.storage.store import RUNNING
+from tests.environment import without_settings_of_ray
 
 pytestmark = pytest.mark.ray
 
@@ -51,10 +52,10 @@ def head():
         token = Path(scratch) / "token"
         token.write_text("0123456789abcdef" * 4)
         token.chmod(0o600)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-            "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-            "PYTHONPATH": str(ROOT), "ESA_RESULTS": f"{scratch}/results",
-        }  # fmt: skip
+        environment = without_settings_of_ray(
+            PATH=f"{BIN}:{os.environ['PATH']}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token),
+            PYTHONPATH=str(ROOT), ESA_RESULTS=f"{scratch}/results",
+        )  # fmt: skip
         process = subprocess.Popen(
             [
                 BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
