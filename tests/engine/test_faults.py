@@ -25,6 +25,7 @@ from esa_ray.storage.lease import holder
 from esa_ray.storage.location import Place
 from esa_ray.storage.store import RUNNING, Store
 from tests.environment import without_settings_of_ray
+from tests.measuring import by_one_worker
 
 pytestmark = pytest.mark.ray
 
@@ -47,9 +48,7 @@ def table(directory):
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster, study, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("undisturbed") / "tiny"
-    assert run_study(study, directory).complete
-    return table(directory)
+    return table(by_one_worker(study, tmp_path_factory.mktemp("undisturbed") / "tiny").directory)
 
 
 @pytest.fixture

@@ -269,23 +269,25 @@ def test_another_shape_is_refused_by_both_shapes(tmp_path):
 
 LOAD = (
     "import sys, hashlib; from esa_ray.models.load import load_model; from esa_ray.models.sources import find;"
-    "from esa_ray.spec import ModelSpec; from tests.tiny import state_bits;"
-    "bits = state_bits(load_model(find(ModelSpec(source=sys.argv[1])), 'fp32', 'cpu'));"
-    "print(*sorted(f'{k}={hashlib.sha256(v).hexdigest()}' for k, v in bits.items()), sep='\\n')"
+    "from esa_ray.spec import ModelSpec; from tests.tiny import state_bits\n"
+    "for model in sys.argv[1:]:\n"
+    "    bits = state_bits(load_model(find(ModelSpec(source=model)), 'fp32', 'cpu'))\n"
+    "    print(*sorted(f'{k}={hashlib.sha256(v).hexdigest()}' for k, v in bits.items()))"
 )
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_two_processes_hold_the_same_bits_buffers_too(tmp_path, family):
-    directory = saved(tmp_path / "m", family)
+def test_two_processes_hold_the_same_bits_buffers_too(tmp_path):
+    families = ("llama", "gpt_neox")
+    directories = [str(saved(tmp_path / family, family)) for family in families]
     # What malloc hands out is filled with another byte in each: memory that nobody wrote would differ.
     told = [
-        subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True,
+        subprocess.run([sys.executable, "-c", LOAD, *directories], capture_output=True, text=True, check=True,
                        env=os.environ | {"MALLOC_PERTURB_": byte})
         for byte in ("85", "170")
     ]  # fmt: skip
     assert told[0].stdout == told[1].stdout
-    assert {line.partition("=")[0] for line in told[0].stdout.split()} == set(state_bits(tiny(family)))
+    for family, line in zip(families, told[0].stdout.splitlines(), strict=True):
+        assert {bits.partition("=")[0] for bits in line.split()} == set(state_bits(tiny(family)))
 
 
 EXPERT = r"model\.layers\.1\.block_sparse_moe\.experts"
