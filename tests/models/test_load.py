@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from esa_ray.models.dry import check_fit
 from esa_ray.models.load import load_model
 from esa_ray.models.sources import find
 from tests.models.checkpoints import edit, loaded, refused, rewritten, saved, sharded, spec
+from tests.models.gguf_files import write_gguf
 from tests.tiny import FAMILIES, random_windows, state_bits, tiny
 
 WINDOW = torch.as_tensor(random_windows(1, seed=3))
@@ -43,10 +45,8 @@ def test_a_model_that_is_written_to_between_finding_and_loading_is_refused(tmp_p
 
 
 def test_a_gguf_that_is_written_to_after_it_was_found_is_not_converted_under_its_former_name(tmp_path, monkeypatch):
-    from tests.models import test_trust
-
     monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
-    file = test_trust.write_gguf(tmp_path / "m.gguf")
+    file = write_gguf(tmp_path / "m.gguf")
     found = find(spec(file))
     file.write_bytes(file.read_bytes()[:-4] + bytes(4))
     os.utime(file, ns=(0, 0))
@@ -114,15 +114,13 @@ def test_pickles_that_lack_a_tensor_are_refused_by_name(tmp_path):
 
 
 def test_a_gguf_that_lacks_a_tensor_is_refused_by_name_and_leaves_no_converted_model(tmp_path, monkeypatch):
-    from tests.models import test_trust
-
     monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
-    real = test_trust.gguf.GGUFWriter.add_tensor
+    real = gguf.GGUFWriter.add_tensor
     monkeypatch.setattr(
-        test_trust.gguf.GGUFWriter, "add_tensor",
+        gguf.GGUFWriter, "add_tensor",
         lambda self, name, values: None if name == "blk.1.ffn_down.weight" else real(self, name, values),
     )  # fmt: skip
-    source = find(spec(test_trust.write_gguf(tmp_path / "m.gguf")))
+    source = find(spec(write_gguf(tmp_path / "m.gguf")))
     with pytest.raises(EsaError, match=r"lacks model\.layers\.1\.mlp\.down_proj\.weight"):
         load_model(source, "fp32", "cpu")
     assert not [p for p in (tmp_path / "cache" / "converted").iterdir() if p.is_dir()]
