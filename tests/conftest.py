@@ -12,6 +12,9 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+# Processes that tests start, Ray's workers among them, would otherwise compile this project's modules each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Ray's workers would give way to every other process of a busy machine. Set before any cluster starts.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
