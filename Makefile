@@ -36,6 +36,7 @@ $(VENV)/.model: $(VENV)/.installed
 demo: $(VENV)/.model
 	$(BIN)/python -m experiments quickstart
 
+# Tests on Ray are one group, which one process runs while the others run the rest (tests/conftest.py).
 test: $(VENV)/.model
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
