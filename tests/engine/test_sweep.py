@@ -1,5 +1,7 @@
 """A whole study on Ray: complete, resumable, and every mendable cause one sentence."""
 
+from pathlib import Path
+
 import pytest
 
 import analysis
@@ -99,14 +101,27 @@ def test_another_studys_directory_is_refused_by_the_fields_that_differ(finished,
     assert "seeds" in _refusal(tiny_study.replace(seeds=(1, 2)), finished.directory)
 
 
-def test_a_study_without_damage_ranks_only_and_is_refused_once_its_model_has_changed(ray_cluster, tiny_study, tmp_path):
-    mine = tiny_study.replace(model=ModelSpec(source=save_model(tmp_path / "model")), perturbations=())
-    summary = run_study(mine, tmp_path / "s")
+@pytest.fixture(scope="module")
+def ranked(ray_cluster, tiny_study, tmp_path_factory):
+    """A study that ranks and damages nothing, of a model of its own, and what its run came to."""
+    root = tmp_path_factory.mktemp("ranked")
+    mine = tiny_study.replace(model=ModelSpec(source=save_model(root / "model")), perturbations=())
+    return mine, run_study(mine, root / "s")
+
+
+def test_a_study_without_damage_ranks_only(ranked):
+    _, summary = ranked
     assert summary.complete
     assert (summary.cells, summary.computed) == (0, 2)
-    assert len(Store(tmp_path / "s").names("rankings")) == 2
-    (tmp_path / "model" / "config.json").write_text((tmp_path / "model" / "config.json").read_text() + " ")
-    assert "another model" in _refusal(mine, tmp_path / "s")
+    assert len(Store(summary.directory).names("rankings")) == 2
+
+
+def test_a_changed_model_under_the_same_name_is_refused(ranked):
+    mine, summary = ranked
+    config = Path(mine.model.source) / "config.json"
+    config.write_text(before := config.read_text() + " ")
+    assert "another model" in _refusal(mine, summary.directory)
+    config.write_text(before[:-1])
 
 
 @pytest.fixture

@@ -73,9 +73,7 @@ def test_a_run_that_is_done_is_written_and_its_writer_gone(tmp_path):
 
 
 @pytest.mark.ray
-def test_trackers_that_fail_are_named_once_with_what_is_lost_and_the_study_goes_on(
-    ray_cluster, small, tmp_path, trackers, monkeypatch
-):
+def test_a_tracker_that_fails_is_named_once_and_the_study_goes_on(ray_cluster, small, tmp_path, trackers, monkeypatch):
     import mlflow
 
     told, real = Told(), tracking._wandb
