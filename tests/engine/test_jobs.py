@@ -54,7 +54,9 @@ def asked(head, path):
 
 
 def answers(head) -> bool:
+    """Whether its job server is there, and its node's agent, which starts the jobs."""
     with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{head.metrics}/metrics", timeout=600).close()
         return asked(head, "jobs/") == []
     return False
 
