@@ -36,9 +36,9 @@ $(VENV)/.model: $(VENV)/.installed
 demo: $(VENV)/.model
 	$(BIN)/python -m experiments quickstart
 
+# Tests on Ray are one group, which one process runs while the others run the rest (tests/conftest.py).
 test: $(VENV)/.model
-	$(BIN)/python -m pytest -m "not ray" -n auto
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Fetches PyPI's torch of that age, a CUDA build with 3 GB of libraries. Tests on Ray are those of one sweep and of jobs.
 test-lowest: $(VENV)/.installed

@@ -1,3 +1,4 @@
+import gc
 import os
 from itertools import count
 
@@ -9,6 +10,31 @@ torch.set_num_threads(1)
 # On a busy machine examples take long to be made and tried; that is nobody's fault.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+# Processes that tests start, Ray's workers among them, would otherwise compile this project's modules each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Ray's workers would give way to every other process of a busy machine. Set before any cluster starts.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads it
+def pytest_collection_modifyitems(items):
+    """With ``--dist loadgroup`` one process runs all tests on Ray, on one cluster, while others run the rest."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_collection_finish(session):
+    """Leave what is imported by now out of garbage collections.
+
+    statsmodels asks for one with every correction of p-values, and it takes a third of a second here.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 # The S3 server below asks for some key; set before any cluster starts, so that its processes have it, too.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")

@@ -1,7 +1,22 @@
 """What an actor is asked for, asked of a worker directly."""
 
-from esa_ray.measurements import Unit
+from esa_ray.grid import cells
+from esa_ray.measurements import MEASUREMENTS, Unit
 from esa_ray.measurements.cells import unit_of
+from esa_ray.measurements.worker import Worker
+from esa_ray.models.sources import find
+from esa_ray.storage.store import Store
+
+
+def by_one_worker(study, directory) -> Store:
+    """A whole study, computed in this process by one worker: what the engine must come to."""
+    worker = Worker(study, find(study.model), str(directory))
+    found = worker.describe()
+    worker.store.save_study(study, found, found.pop("versions"), cells=len(cells(study)))
+    for name, measurement in MEASUREMENTS.items():
+        for unit in measurement.missing(study, worker.store):
+            worker.measure(name, unit)
+    return worker.store
 
 
 def measure(worker, name, *values):

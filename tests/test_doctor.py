@@ -18,7 +18,7 @@ from esa_ray import doctor as package
 from esa_ray.doctor import cluster, examine, machine, places, show, software
 from esa_ray.doctor.finding import Finding
 from esa_ray.host import address, groups, libraries
-from tests.test_host import answering
+from tests.servers import answering
 
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")

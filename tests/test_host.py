@@ -1,11 +1,9 @@
 """Planted machines: what Ray and the libraries would stumble over is told in a sentence, or gone round."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -14,32 +12,10 @@ import pytest
 from esa_ray import host
 from esa_ray.errors import EsaError
 from esa_ray.host import address, launchers, libraries, sockets
+from tests.servers import answering
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-
-
-@contextlib.contextmanager
-def answering(said: bytes | None):
-    """host:port of a server that says something to everyone who comes, or nothing; None: it hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        held = []
-
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    held.append(connection)  # kept open
-                    if said is None:
-                        connection.close()
-                    elif said:
-                        connection.sendall(said)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        for connection in held:
-            connection.close()
 
 
 def unused() -> str:

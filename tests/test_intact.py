@@ -16,7 +16,7 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import Resumable
 from esa_ray.spec import PerturbSpec
-from tests.test_resume import CAPPED, MODELS, _patched, build
+from tests.families import CAPPED, MODELS, _patched, build
 from tests.tiny import random_windows, tiny
 
 WINDOWS = random_windows(5, 10)

@@ -2,20 +2,10 @@
 
 import copy
 import math
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BloomConfig,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GraniteConfig,
-    Qwen2Config,
-)
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
@@ -23,44 +13,12 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
 from esa_ray.resume import HEAD_TOLERANCE, LinearHead, Resumable
 from esa_ray.spec import PerturbSpec
+from tests.families import CAPPED, MODELS, _patched, build
 from tests.questions import questions
-from tests.tiny import _GROUPED, FAMILIES, HEAD, HIDDEN, VOCAB, random_windows, state_bits, summed_nll, tiny
+from tests.tiny import random_windows, state_bits, summed_nll, tiny
 
-_DEEP = {**_GROUPED, "num_hidden_layers": 4}
-_ALTERNATING = ["sliding_attention", "full_attention"] * 2
-OTHERS = {
-    "gemma2": Gemma2Config(
-        **_DEEP, head_dim=HEAD, sliding_window=4, layer_types=_ALTERNATING, final_logit_softcapping=2.0,
-        attn_logit_softcapping=1.0, query_pre_attn_scalar=HEAD,
-    ),
-    "gemma3": Gemma3TextConfig(
-        **_DEEP, head_dim=HEAD, sliding_window=3, layer_types=_ALTERNATING, query_pre_attn_scalar=HEAD
-    ),
-    "granite": GraniteConfig(
-        **_DEEP, logits_scaling=2.0, embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.3
-    ),
-    "cohere": CohereConfig(**_DEEP, logit_scale=0.25),
-    "qwen2": Qwen2Config(**_DEEP, use_sliding_window=True, sliding_window=3, max_window_layers=2),
-    "bloom": BloomConfig(  # its blocks return tuples
-        vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=3, n_head=4, initializer_range=0.2, hidden_dropout=0.0,
-        attention_dropout=0.0,
-    ),
-}  # fmt: skip
-MODELS = [*FAMILIES, *OTHERS]
-CAPPED = {"gemma2", "granite", "cohere"}  # their logits are more than a linear map of the last state
 WINDOWS = random_windows(3, 10)
 TOKENS = 9
-
-
-@lru_cache
-def _other(name: str):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(OTHERS[name], dtype=torch.float32)
-
-
-def build(name: str):
-    return tiny(name) if name in FAMILIES else copy.deepcopy(_other(name)).eval().requires_grad_(False)
 
 
 def truth(twin) -> np.ndarray:
@@ -200,11 +158,6 @@ def test_blocks_before_the_damage_are_not_run():
     assert ran == [1]
     resumable.delta_nll(None)
     assert ran == [1, 0, 1]
-
-
-def _patched(model) -> list[str]:
-    hooked = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    return hooked + [n for n, m in model.named_modules() if "forward" in vars(m)]
 
 
 def test_the_model_is_as_it_was_after_results_and_after_exceptions(monkeypatch):

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from esa_ray.storage.store import Store, ranking_name
 from esa_ray.weights import read_weights
 from tests.analysis.synthetic import save_table, write_synthetic
 from tests.engine.conftest import TEXT, save_model
+from tests.environment import without_settings_of_ray
 from tests.measuring import measure, run
 
 ROOT = Path(__file__).parent.parent
@@ -319,8 +319,7 @@ print("connected", flush=True)
 def python(code: str, home: Path, **environment: str) -> subprocess.Popen:
     """A process of another user, as far as Ray can tell: with a home and an environment of its own."""
     home.mkdir(exist_ok=True)
-    settings = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    settings |= {"HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
+    settings = without_settings_of_ray(HOME=str(home), PYTHONPATH=str(ROOT), **environment)
     return subprocess.Popen(
         [sys.executable, "-c", code], env=settings, text=True, bufsize=1,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -1,6 +1,5 @@
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from analysis.names import label as printed
@@ -8,7 +7,6 @@ from esa_ray.cli.parsing import perturbations as read_perturbations
 from esa_ray.grid import Cell
 from esa_ray.spec import (
     BLOCK_COMPONENTS,
-    KINDS,
     DataSpec,
     ModelSpec,
     PerturbSpec,
@@ -16,6 +14,7 @@ from esa_ray.spec import (
     StudySpec,
     explain,
 )
+from tests.drawn import perturbations
 
 ATTENTION = ("q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate")
 FFN = ("gate", "up", "down", "router")
@@ -252,30 +251,6 @@ def test_an_explanation_names_the_field_and_the_value():
     with pytest.raises(ValidationError) as caught:
         study(perturbations=({"kind": "bit_flip", "strength": 2.0},))
     assert "probability" in str(explain(caught.value))
-
-
-_strengths = st.floats(1e-3, 1, allow_subnormal=False).map(lambda x: float(f"{x:.3g}"))
-
-
-@st.composite
-def perturbations(draw, nested=True):
-    kind = draw(st.sampled_from([k for k in KINDS if nested or k != "progressive"]))
-    fields = {"kind": kind}
-    if kind not in ("zero", "set_mean"):
-        fields["strength"] = float(draw(st.integers(2, 16))) if kind == "quantize" else draw(_strengths)
-    if kind == "scale" and fields["strength"] == 1:
-        fields["strength"] = -0.5
-    choices = {"bit_flip": ("bits", ["all", "sign", "exponent", "mantissa"]), "quantize": ("per", ["row", "tensor"]),
-               "gauss_noise": ("relative_to", ["weight", "tensor"]), "adaptive": ("adapt", ["score", "row"]),
-               "correlated": ("shared", ["row", "layer", "component"])}  # fmt: skip
-    if kind in choices:
-        name, values = choices[kind]
-        fields[name] = draw(st.sampled_from(values))
-    if kind == "correlated":
-        fields["relative_to"] = draw(st.sampled_from(["weight", "tensor"]))
-    if kind == "progressive":
-        fields["toward"] = draw(perturbations(nested=False))
-    return PerturbSpec(**fields)
 
 
 @given(perturbations())

@@ -15,7 +15,7 @@ from esa_ray import cli
 from esa_ray.cli import asked, run, spec_files, yaml_text
 from esa_ray.spec import DataSpec, ScoreSpec, StudySpec
 from experiments import quickstart
-from tests.test_spec import perturbations
+from tests.drawn import perturbations
 
 ROOT = Path(__file__).parent.parent
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import polars as pl
 
 import analysis
 from tests.analysis.synthetic import save_table
@@ -67,3 +68,9 @@ def wobble(rng, seeds=(1, 2, 3), windows=8, by_seed=0.05, by_window=0.1, residua
     """seed → factors around 1 of each window: what seeds, windows and both together add to a planted cost."""
     shared = by_window * rng.normal(size=windows)
     return {s: 1 + by_seed * rng.normal() + shared + residual * rng.normal(size=windows) for s in seeds}
+
+
+def one(table, **where):
+    rows = table.filter([pl.col(name) == value for name, value in where.items()])
+    assert len(rows) == 1
+    return rows.row(0, named=True)

@@ -9,7 +9,7 @@ from scipy import stats
 
 import analysis
 from analysis.statistics.inference import weighted_spearman
-from tests.analysis.test_convergence import mean_jaccard, sets
+from tests.analysis.brute import mean_jaccard, sets
 
 
 def test_agreement_of_two_scores_is_that_of_their_sets(synthetic):

@@ -18,9 +18,9 @@ from analysis.report.figures.dose import dose as dose_figure
 from analysis.report.sections.changed import changed
 from analysis.report.sections.sets import layers
 from analysis.report.verdicts import verdicts
-from tests.analysis import test_interaction, test_layers, test_recovery
+from tests.analysis.cells import SEEDS, WINDOWS, by_block, empty, study_of, the, with_members, with_rests
+from tests.analysis.cells import cell as stored
 from tests.analysis.planted import damaged, wobble
-from tests.analysis.test_interaction import SEEDS, WINDOWS, study_of, the
 
 RATES = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 FLIPS = [("bit_flip", p) for p in RATES]
@@ -28,7 +28,7 @@ FLIPS = [("bit_flip", p) for p in RATES]
 
 def cell(delta, **columns):
     """A row with all that the report asks of one."""
-    return test_interaction.cell(delta, **{"delta_norm": 1.0, **columns})
+    return stored(delta, **{"delta_norm": 1.0, **columns})
 
 
 FACTORS = wobble(np.random.default_rng(0))
@@ -180,7 +180,7 @@ def test_sets_that_damage_cannot_change_have_no_result_and_are_not_failures(tmp_
 
 
 def test_a_member_that_cannot_be_changed_adds_nothing_to_the_sum_of_single_damages(tmp_path):
-    rows = test_interaction.planted(1.0, [0.2, 0.3, 0.4], size=0.0)
+    rows = with_members(1.0, [0.2, 0.3, 0.4], size=0.0)
     for seed in SEEDS:  # the second member of every seed
         at = next(i for i, r in enumerate(rows) if r["seed"] == seed and r["part_value"] == 2.0)
         rows[at] = unchangeable(seed, part="only", part_value=2.0)
@@ -197,14 +197,14 @@ def test_of_a_set_that_cannot_be_changed_there_is_no_interaction(tmp_path):
 
 
 def test_a_rest_that_cannot_be_changed_is_recovered_whole(tmp_path):
-    rows = test_recovery.planted(2.0, {})
+    rows = with_rests(2.0, {})
     rows += [unchangeable(s, part="all_but_first", part_value=0.5) for s in SEEDS]
     row = the(recovery(study_of(tmp_path / "s", rows)))
     assert (row["recovered"], row["rest"], row["seeds"], row["left_out"]) == (1.0, 0.0, 3, 0)
 
 
 def test_a_block_whose_weights_cannot_be_changed_is_told_from_one_without_weights(tmp_path):
-    rows = test_layers.planted({0: 0.5}) + [test_layers.empty(s, 1) for s in SEEDS]
+    rows = by_block({0: 0.5}) + [empty(s, 1) for s in SEEDS]
     rows += [unchangeable(s, part="layer", part_value=2.0) for s in SEEDS]
     study = study_of(tmp_path / "s", rows)
     table = layer_damage(study)

@@ -1,5 +1,6 @@
 """Many models at once, against the laws, families and experts that were planted in them."""
 
+import json
 import re
 
 import numpy as np
@@ -26,7 +27,6 @@ from analysis.comparison import (
     within_models,
 )  # fmt: skip
 from analysis.comparison import report as reports
-from analysis.comparison.figures import figures
 from analysis.comparison.growth import (
     DIVERGING,
     HARMLESS,
@@ -43,6 +43,9 @@ from analysis.study import StudyError
 from esa_ray.storage.location import Location
 from esa_ray.storage.store import Store
 from tests.analysis.many import INTACT, KS, SIZES, VOCABULARY, study
+
+# One process makes the studies and writes their report for all.
+pytestmark = pytest.mark.xdist_group("comparison")
 
 EXPONENT, HEIGHT = -0.5, {"alpha": 0.3, "beta": 0.6, "gamma": 0.3}
 
@@ -224,18 +227,24 @@ def test_one_model_alone_is_told_that_it_is_one(tmp_path):
     assert "1 models of 1 series" in (tmp_path / "compare.html").read_text()
 
 
-def test_the_report_is_whole_and_its_tables_are_latex(many, tmp_path):
-    place = Location(tmp_path)
-    reports.write_comparison(many, place)
-    html = (tmp_path / "compare.html").read_text()
+@pytest.fixture(scope="module")
+def written(many, tmp_path_factory):
+    """The report of all models, and its tables."""
+    directory = tmp_path_factory.mktemp("written")
+    reports.write_comparison(many, Location(directory))
+    reports.save_tables(many, Location(directory))
+    return directory
+
+
+def test_the_report_is_whole_and_its_tables_are_latex(written):
+    html = (written / "compare.html").read_text()
     for name in ("laws", "families", "ranking", "sublayers", "kinds", "experts", "fingerprints", "models"):
         assert f'<h2 id="{name}">' in html
     for chart in ("scaling-tenth_collapse_fraction", "depth", "experts", "tree", "ranking"):
         assert f'id="chart-{chart}"' in html
-    reports.save_tables(many, place)
-    written = sorted(p.name for p in (tmp_path / "tables").iterdir())
-    assert any(name.startswith("laws-laws") for name in written)
-    for path in (tmp_path / "tables").iterdir():
+    tables = sorted((written / "tables").iterdir())
+    assert any(path.name.startswith("laws-laws") for path in tables)
+    for path in tables:
         text = path.read_text()
         assert text.startswith("\\begin{tabular}")
         assert text.count("\\toprule") == text.count("\\bottomrule") == 1
@@ -425,8 +434,9 @@ def test_so_few_windows_that_nothing_can_be_sure_are_told(tmp_path):
     assert "no p of 6 models can be below 0.19" in answers["sublayers"]  # 6 · 2 / 2⁶
 
 
-def test_lines_of_intervals_carry_no_symbols(many):
-    drawn = {name: chart.to_dict() for name, chart in figures(many).items()}
+def test_lines_of_intervals_carry_no_symbols(written):
+    page = (written / "compare.html").read_text()
+    drawn = json.loads(re.search(r"^const charts = (.*);$", page, re.M)[1])
     rules = [layer for chart in drawn.values() for layer in chart.get("layer", []) if layer["mark"]["type"] == "rule"]
     assert rules
     assert not any("shape" in rule["encoding"] for rule in rules)

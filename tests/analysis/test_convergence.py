@@ -1,7 +1,5 @@
 """Stability against size and text: known curves, brute-force sets, and the jackknife's coverage by simulation."""
 
-from itertools import combinations
-
 import numpy as np
 import polars as pl
 import pytest
@@ -11,16 +9,8 @@ import analysis
 from analysis.scores.convergence import stable_size
 from analysis.scores.stability import outlier_seed
 from analysis.statistics.inference import pairs_interval, t_interval
+from tests.analysis.brute import mean_jaccard, sets
 from tests.analysis.conftest import with_tables, write_study
-
-
-def sets(table, k, **where):
-    rows = table.filter([pl.col(name) == value for name, value in where.items()] + [pl.col("rank") <= k])
-    return {s: set(m.select("tensor", "flat").iter_rows()) for (s,), m in rows.group_by(["seed"], maintain_order=True)}
-
-
-def mean_jaccard(by_seed):
-    return np.mean([len(a & b) / len(a | b) for a, b in combinations(by_seed.values(), 2)])
 
 
 def test_every_k_is_a_prefix_of_the_ranking(synthetic):

@@ -13,8 +13,8 @@ from analysis.scores.distribution import gaussian_product_tail
 from analysis.scores.stability import chance_jaccard
 from analysis.statistics.crossed import crossed_p, signed_log
 from esa_ray.storage.store import Store
+from tests.analysis.cells import cell, study_of
 from tests.analysis.conftest import TOKENS, stored_spec, write_study
-from tests.analysis.test_interaction import cell, study_of
 
 
 def test_effects_are_the_planted_ones(tmp_path):

@@ -8,9 +8,8 @@ from analysis.damage.dose import dose_response
 from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.series import divergence, series
 from analysis.report.sections import answered
-from tests.analysis.planted import damaged, wobble
-from tests.analysis.test_dose import one
-from tests.analysis.test_interaction import cell, study_of
+from tests.analysis.cells import cell, study_of
+from tests.analysis.planted import damaged, one, wobble
 
 DOSES = [("bit_flip", p) for p in (0.01, 0.02, 0.05, 0.1, 0.2)]
 

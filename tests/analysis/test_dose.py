@@ -15,16 +15,10 @@ from analysis.report.sections import answered
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.curves import FAMILIES, dose_of_top, refits
 from esa_ray.spec import dose as dose_of
-from tests.analysis.planted import RATE, damaged, wobble
+from tests.analysis.planted import RATE, damaged, one, wobble
 
 SIGMAS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 NOISE = [("gauss_noise", s) for s in SIGMAS]
-
-
-def one(table, **where):
-    rows = table.filter([pl.col(name) == value for name, value in where.items()])
-    assert len(rows) == 1
-    return rows.row(0, named=True)
 
 
 def curve(f, seed=0, random=0.0, **options):

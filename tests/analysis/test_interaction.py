@@ -1,70 +1,17 @@
 """Sets against the sum of their members, with planted damages."""
 
-import itertools
-
 import numpy as np
-import polars as pl
 import pytest
 
 import analysis
 from analysis.damage.interaction import INTERACTION, interaction
 from analysis.report.figures import sets as figures
 from analysis.report.sections.sets import together
-from tests.analysis.conftest import with_tables
-from tests.analysis.synthetic import save_table
-
-TOKENS, WINDOWS, SEEDS = 100, 8, (1, 2, 3)
-BASE = np.linspace(280.0, 320.0, WINDOWS)
-_number = itertools.count()
-
-
-def cell(delta, base=BASE, **columns):
-    """A row whose NLL exceeds the baseline's by ``delta`` nats per token in each window; None: it diverged."""
-    lost = delta is None
-    nll = np.full(len(base), np.nan) if lost else base[: len(np.atleast_1d(delta))] + TOKENS * np.asarray(delta)
-    return {
-        "cell_id": f"c{next(_number)}", "study": "rows", "model": "m", "dtype": "fp32", "data": "d",
-        "metric": "grad_x_weight", "mode": "global", "k": 3, "seed": 1, "group": "super", "part": None,
-        "part_value": None, "repeat": 0, "perturbation": "zero", "strength": None, "variant": None, "n_weights": 3,
-        "status": "diverged" if lost else "ok", "tokens": [TOKENS] * len(nll), "hits": [40] * len(nll),
-        "nll": nll.tolist(),
-    } | columns  # fmt: skip
-
-
-def study_of(directory, cells, base=BASE, rankings=None, score_stats=None, **spec):
-    """A study that holds just these cells, and a baseline."""
-    with_tables(directory, rankings=rankings, score_stats=score_stats, **spec)
-    intact = {"study": "rows", "model": "m", "status": "ok", "tokens": [TOKENS] * len(base), "hits": [40] * len(base)}
-    save_table(directory, "baselines", [intact | {"nll": base.tolist()}])
-    if cells:
-        save_table(directory, "cells", cells)
-    return analysis.load(directory)
-
-
-def noise(rng, size=0.01, windows=WINDOWS):
-    return size * rng.standard_normal(windows)
-
-
-def planted(joint, singles, *, seeds=SEEDS, size=0.01, **columns):
-    """Cells of a set and of its members, their ΔNLL with noise in each window."""
-    rng, rows = np.random.default_rng(0), []
-    columns = {"k": len(singles), "n_weights": len(singles)} | columns
-    for seed in seeds:
-        rows.append(cell(joint + noise(rng, size), seed=seed, **columns))
-        for i, alone in enumerate(singles):
-            only = columns | {"part": "only", "part_value": i + 1.0, "n_weights": 1, "seed": seed}
-            rows.append(cell(alone + noise(rng, size), **only))
-    return rows
-
-
-def the(table, **where):
-    rows = table.filter(pl.lit(True), *(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
-    assert len(rows) == 1
-    return rows.row(0, named=True)
+from tests.analysis.cells import SEEDS, WINDOWS, cell, study_of, the, with_members
 
 
 def test_weights_that_are_inert_alone_and_break_it_together(tmp_path):
-    row = the(interaction(study_of(tmp_path / "s", planted(5.0, [0.0] * 6, metric="listed", group="listed"))))
+    row = the(interaction(study_of(tmp_path / "s", with_members(5.0, [0.0] * 6, metric="listed", group="listed"))))
     assert (row["members"], row["seeds"], row["diverged"], row["windows"]) == (6, 3, 0, WINDOWS)
     assert row["joint"] == pytest.approx(5, abs=0.02)
     assert row["singles"] == pytest.approx(0, abs=0.03)
@@ -76,7 +23,7 @@ def test_weights_that_are_inert_alone_and_break_it_together(tmp_path):
 
 
 def test_damage_that_adds_up_is_no_interaction(tmp_path):
-    row = the(interaction(study_of(tmp_path / "s", planted(1.75, [1.0, 0.5, 0.25]))))
+    row = the(interaction(study_of(tmp_path / "s", with_members(1.75, [1.0, 0.5, 0.25]))))
     assert row["interaction"] == pytest.approx(0, abs=0.02)
     assert row["low"] < 0 < row["high"]
     assert not row["superadditive"]
@@ -86,13 +33,13 @@ def test_damage_that_adds_up_is_no_interaction(tmp_path):
 
 
 def test_members_that_are_each_fatal_are_subadditive(tmp_path):
-    row = the(interaction(study_of(tmp_path / "s", planted(8.0, [7.0, 7.5, 6.0]))))
+    row = the(interaction(study_of(tmp_path / "s", with_members(8.0, [7.0, 7.5, 6.0]))))
     assert row["subadditive"]
     assert row["interaction"] == pytest.approx(8 - 20.5, abs=0.03)
 
 
 def test_a_smaller_set_is_compared_with_the_first_members(tmp_path):
-    rows = planted(1.75, [1.0, 0.5, 0.25], size=0.0)
+    rows = with_members(1.75, [1.0, 0.5, 0.25], size=0.0)
     rows += [cell(np.full(WINDOWS, 3.0), seed=s, k=2, n_weights=2) for s in SEEDS]
     table = interaction(study_of(tmp_path / "s", rows))
     assert the(table, k=2)["singles"] == pytest.approx(1.5)
@@ -113,12 +60,12 @@ def test_pairs_are_within_a_window_and_a_seed(tmp_path):
 
 
 def test_seeds_without_a_sum_are_left_out_and_counted(tmp_path):
-    rows = planted(3.0, [1.0, 0.5])
+    rows = with_members(3.0, [1.0, 0.5])
     rows[4] |= cell(None) | {name: rows[4][name] for name in ("seed", "k", "part", "part_value")}  # seed 2, member 1
     row = the(interaction(study_of(tmp_path / "s", rows)))
     assert (row["seeds"], row["left_out"], row["diverged"]) == (2, 1, 1)
     assert row["joint"] == pytest.approx(3, abs=0.02)
-    missing = [r for r in planted(3.0, [1.0, 0.5]) if r["part_value"] != 2]
+    missing = [r for r in with_members(3.0, [1.0, 0.5]) if r["part_value"] != 2]
     row = the(interaction(study_of(tmp_path / "missing", missing)))
     assert (row["seeds"], row["left_out"], row["interaction"], row["p"]) == (0, 3, None, None)
 
@@ -131,8 +78,8 @@ def test_a_cell_that_stopped_early_is_compared_over_the_windows_that_it_has(tmp_
 
 
 def test_groups_and_kinds_stay_apart_and_holm_counts_them(tmp_path):
-    rows = planted(2.0, [0.1, 0.1]) + planted(0.2, [0.1, 0.1], group="random_k")
-    rows += planted(4.0, [0.1, 0.1], perturbation="scale", strength=0.5)
+    rows = with_members(2.0, [0.1, 0.1]) + with_members(0.2, [0.1, 0.1], group="random_k")
+    rows += with_members(4.0, [0.1, 0.1], perturbation="scale", strength=0.5)
     table = interaction(study_of(tmp_path / "s", rows))
     assert len(table) == 3
     assert the(table, group="random_k")["interaction"] == pytest.approx(0, abs=0.02)
@@ -142,7 +89,7 @@ def test_groups_and_kinds_stay_apart_and_holm_counts_them(tmp_path):
 
 
 def test_the_section_says_what_was_planted(tmp_path):
-    rows = planted(5.0, [0.0] * 6, metric="listed", mode="theirs", group="listed") + planted(2.0, [1.0, 1.0])
+    rows = with_members(5.0, [0.0] * 6, metric="listed", mode="theirs", group="listed") + with_members(2.0, [1.0, 1.0])
     study = study_of(tmp_path / "s", rows)
     section = together(study)
     assert "zero of k=2 costs +2.00 nats per token at once, not surely different from the +2.00" in section.answer

@@ -7,24 +7,12 @@ import analysis
 from analysis.damage.layers import LAYERS, layer_damage
 from analysis.report.figures import sets as figures
 from analysis.report.sections import sets
-from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
-
-
-def planted(shares, *, whole=2.0, size=0.002, seeds=SEEDS, **columns):
-    """Cells of a set and of its parts in each block, which cost ``shares[block]`` of the whole's damage."""
-    rng, rows = np.random.default_rng(0), []
-    for seed in seeds:
-        damage = whole * (1 + 0.1 * seed) * np.linspace(0.8, 1.2, WINDOWS)
-        rows.append(cell(damage + noise(rng, size), seed=seed, **columns))
-        for layer, share in shares.items():
-            where = {"part": "layer", "part_value": float(layer), "n_weights": 10 + seed}
-            rows.append(cell(share * damage + noise(rng, size), seed=seed, **columns, **where))
-    return rows
+from tests.analysis.cells import SEEDS, WINDOWS, by_block, cell, empty, noise, study_of, the
 
 
 def test_each_block_has_its_damage_and_its_share(tmp_path):
     shares = {0: 0.05, 1: 0.6, 7: 0.1}
-    table = layer_damage(study_of(tmp_path / "s", planted(shares)))
+    table = layer_damage(study_of(tmp_path / "s", by_block(shares)))
     assert table["layer"].to_list() == [0, 1, 7]
     for layer, share in shares.items():
         row = the(table, layer=layer)
@@ -49,14 +37,14 @@ def test_blocks_that_cost_the_same_are_worst_half_of_the_time(tmp_path):
 
 
 def test_groups_stay_apart(tmp_path):
-    rows = planted({0: 0.5, 1: 0.1}) + planted({0: 0.1, 1: 0.5}, group="random_k", whole=0.5)
+    rows = by_block({0: 0.5, 1: 0.1}) + by_block({0: 0.1, 1: 0.5}, group="random_k", whole=0.5)
     table = layer_damage(study_of(tmp_path / "s", rows))
     assert the(table, group="super", worst=True)["layer"] == 0
     assert the(table, group="random_k", worst=True)["layer"] == 1
 
 
 def test_a_block_that_diverged_is_counted_and_no_other_is_called_worst(tmp_path):
-    rows = planted({0: 0.5, 1: 0.1})
+    rows = by_block({0: 0.5, 1: 0.1})
     rows[2] = cell(None, seed=1, part="layer", part_value=1.0)
     table = layer_damage(study_of(tmp_path / "s", rows))
     row = the(table, layer=1)
@@ -65,14 +53,8 @@ def test_a_block_that_diverged_is_counted_and_no_other_is_called_worst(tmp_path)
     assert table["worst"].to_list() == [None, None]
 
 
-def empty(seed, layer, **columns):
-    """The cell of a block in which the set has no weights, as the engine writes it."""
-    where = {"part": "layer", "part_value": float(layer), "seed": seed, "n_weights": 0, "status": "empty"}
-    return cell(None, **columns) | where | {"nll": None, "tokens": None, "hits": None}
-
-
 def test_blocks_without_weights_are_named_and_do_not_hide_the_worst(tmp_path):
-    rows = planted({0: 0.5, 1: 0.1}) + [empty(s, layer) for s in SEEDS for layer in (2, 3)]
+    rows = by_block({0: 0.5, 1: 0.1}) + [empty(s, layer) for s in SEEDS for layer in (2, 3)]
     study = study_of(tmp_path / "s", rows)
     table = layer_damage(study)
     assert table["worst"].to_list() == [True, False, None, None]
@@ -90,7 +72,7 @@ def test_blocks_without_weights_are_named_and_do_not_hide_the_worst(tmp_path):
 
 
 def test_each_seed_can_have_weights_in_other_blocks(tmp_path):
-    rows = planted({0: 0.5})
+    rows = by_block({0: 0.5})
     for seed, layer in zip(SEEDS, (1, 2, 3), strict=True):  # blocks that cost as much, each in one seed alone
         rows += [cell(np.full(WINDOWS, 1.0), seed=seed, part="layer", part_value=float(layer))]
         rows += [empty(s, layer) for s in SEEDS if s != seed]
@@ -103,12 +85,12 @@ def test_each_seed_can_have_weights_in_other_blocks(tmp_path):
 
 
 def test_words_tell_diverged_from_empty_and_from_failed(tmp_path):
-    rows = planted({0: 0.5, 1: 0.1}) + [empty(s, 2) for s in SEEDS]
+    rows = by_block({0: 0.5, 1: 0.1}) + [empty(s, 2) for s in SEEDS]
     rows[2] = cell(None, seed=1, part="layer", part_value=1.0)
     answer = sets.layers(study_of(tmp_path / "lost", rows)).answer
     assert "can't be told: cells diverged in block 1. The set has no weights in 1 of 3 blocks: 2." in answer
     failed = [cell(None, seed=s, part="layer", part_value=4.0) | {"status": "error"} for s in SEEDS]
-    section = sets.layers(study_of(tmp_path / "failed", planted({0: 0.5, 1: 0.1}) + failed))
+    section = sets.layers(study_of(tmp_path / "failed", by_block({0: 0.5, 1: 0.1}) + failed))
     assert "block 0 alone costs most" in section.answer
     assert "Not measured, as cells failed: block 4." in section.answer
     nothing = sets.layers(study_of(tmp_path / "nothing", [empty(1, 2), cell(np.ones(WINDOWS))]))
@@ -116,16 +98,16 @@ def test_words_tell_diverged_from_empty_and_from_failed(tmp_path):
 
 
 def test_a_share_of_no_damage_is_undefined(tmp_path):
-    table = layer_damage(study_of(tmp_path / "s", planted({0: 0.5, 1: 0.1}, whole=0.0)))
+    table = layer_damage(study_of(tmp_path / "s", by_block({0: 0.5, 1: 0.1}, whole=0.0)))
     assert table["share"].to_list() == [None, None]
     assert table["delta_nll"].null_count() == 0
-    alone = [r for r in planted({0: 0.5}) if r["part"]]
+    alone = [r for r in by_block({0: 0.5}) if r["part"]]
     row = the(layer_damage(study_of(tmp_path / "alone", alone)))
     assert (row["share"], row["worst"]) == (None, True)
 
 
 def test_a_block_that_only_some_seeds_have_weights_in(tmp_path):
-    rows = [r for r in planted({0: 0.5, 3: 0.2}) if not (r["part_value"] == 3 and r["seed"] != 2)]
+    rows = [r for r in by_block({0: 0.5, 3: 0.2}) if not (r["part_value"] == 3 and r["seed"] != 2)]
     table = layer_damage(study_of(tmp_path / "s", rows))
     assert the(table, layer=3)["seeds"] == 1
     assert the(table, layer=3)["share"] == pytest.approx(0.2, abs=0.01)
@@ -133,7 +115,9 @@ def test_a_block_that_only_some_seeds_have_weights_in(tmp_path):
 
 
 def test_the_section_says_what_was_planted(tmp_path):
-    rows = planted({0: 0.5, 1: 0.1}, size=0.0) + planted({0: 0.1, 1: 0.2}, size=0.0, perturbation="scale", strength=0.5)
+    rows = by_block({0: 0.5, 1: 0.1}, size=0.0) + by_block(
+        {0: 0.1, 1: 0.2}, size=0.0, perturbation="scale", strength=0.5
+    )
     study = study_of(tmp_path / "s", rows)
     section = sets.layers(study)
     assert "Of k=3, block 0 alone costs most under zero: +1.20 nats per token, 50.0% [50.0%, 50.0%]" in section.answer

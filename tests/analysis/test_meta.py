@@ -14,7 +14,7 @@ from analysis.damage.mixed import MIXED, mixed_effects
 from analysis.damage.paired import window_level
 from analysis.report.sections.pooled import kinds_together
 from analysis.statistics.crossed import signed_log
-from tests.analysis.test_interaction import SEEDS, TOKENS, cell, study_of, the
+from tests.analysis.cells import SEEDS, TOKENS, cell, study_of, the
 
 W = 16
 BASE = np.linspace(280.0, 320.0, W)

@@ -7,8 +7,10 @@ from scipy import stats
 from analysis.damage.mixed import mixed_effects
 from analysis.damage.paired import window_level
 from analysis.statistics.crossed import signed_log
-from tests.analysis.test_interaction import TOKENS, cell, study_of, the
-from tests.analysis.test_meta import BASE, W
+from tests.analysis.cells import TOKENS, cell, study_of, the
+
+W = 16
+BASE = np.linspace(280.0, 320.0, W)
 
 
 def written(directory, y):

@@ -8,8 +8,7 @@ import analysis
 from analysis.scores.agreement import score_agreement
 from analysis.scores.overlap import Overlap, Ranking, by_score, rbo_ext, super_rankings
 from analysis.scores.stability import chance_jaccard
-from tests.analysis.test_interaction import WINDOWS, cell, study_of
-from tests.analysis.test_transfer import ranked
+from tests.analysis.cells import WINDOWS, cell, ranked, study_of
 
 
 def lists(rng, pools, k, out_of):

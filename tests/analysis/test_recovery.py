@@ -7,26 +7,13 @@ from analysis.damage.recovery import RECOVERY, recovery
 from analysis.report.figures import sets as figures
 from analysis.report.sections import sets
 from analysis.statistics.ratios import ratio
-from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
-
-
-def planted(whole, rests, *, size=0.0, seeds=SEEDS, **columns):
-    """Cells of a whole set and of its rests, ``rests[part, fraction]`` of the whole's damage in every window."""
-    rng, rows = np.random.default_rng(0), []
-    for seed in seeds:
-        damage = whole * (1 + 0.1 * seed) * np.linspace(0.8, 1.2, WINDOWS)
-        rows.append(cell(damage + noise(rng, size), seed=seed, **columns))
-        for (part, fraction), share in rests.items():
-            where = {"part": part, "part_value": fraction, "n_weights": round(30 * (1 - fraction))}
-            rows.append(cell(share * damage + noise(rng, size), seed=seed, **columns, **where))
-    return rows
-
+from tests.analysis.cells import WINDOWS, cell, study_of, the, with_rests
 
 RESTS = {("all_but_first", 0.5): 0.1, ("all_but_last", 0.5): 0.7, ("all_but_first", 0.2): 0.6}
 
 
 def test_the_recovered_share_is_the_planted_one(tmp_path):
-    table = recovery(study_of(tmp_path / "s", planted(2.0, RESTS, size=0.002)))
+    table = recovery(study_of(tmp_path / "s", with_rests(2.0, RESTS, size=0.002)))
     assert len(table) == 3
     for (part, fraction), share in RESTS.items():
         row = the(table, part=part, fraction=fraction)
@@ -38,7 +25,7 @@ def test_the_recovered_share_is_the_planted_one(tmp_path):
 
 
 def test_the_most_sensitive_first_against_the_least(tmp_path):
-    table = recovery(study_of(tmp_path / "s", planted(2.0, RESTS, size=0.002)))
+    table = recovery(study_of(tmp_path / "s", with_rests(2.0, RESTS, size=0.002)))
     for part in ("all_but_first", "all_but_last"):
         row = the(table, part=part, fraction=0.5)
         assert row["first_minus_last"] == pytest.approx(0.6, abs=0.01)
@@ -47,7 +34,7 @@ def test_the_most_sensitive_first_against_the_least(tmp_path):
 
 
 def test_a_share_of_no_damage_is_undefined(tmp_path):
-    rows = planted(0.0, RESTS, size=0.01)
+    rows = with_rests(0.0, RESTS, size=0.01)
     table = recovery(study_of(tmp_path / "s", rows))
     assert table["recovered"].null_count() == 3
     assert table["first_minus_last"].null_count() == 3
@@ -57,13 +44,13 @@ def test_a_share_of_no_damage_is_undefined(tmp_path):
 
 def test_shares_can_lie_outside_0_to_1(tmp_path):
     rests = {("all_but_first", 0.5): -0.25, ("all_but_last", 0.5): 1.5}
-    table = recovery(study_of(tmp_path / "s", planted(2.0, rests, size=0.002)))
+    table = recovery(study_of(tmp_path / "s", with_rests(2.0, rests, size=0.002)))
     assert the(table, part="all_but_first")["recovered"] == pytest.approx(1.25, abs=0.01)
     assert the(table, part="all_but_last")["recovered"] == pytest.approx(-0.5, abs=0.01)
 
 
 def test_diverged_cells_are_counted_and_never_averaged_in(tmp_path):
-    rows = planted(2.0, {("all_but_first", 0.5): 0.25}, seeds=(1, 2, 3, 4))
+    rows = with_rests(2.0, {("all_but_first", 0.5): 0.25}, seeds=(1, 2, 3, 4))
     rows[2] = cell(None, seed=2)  # the whole set of seed 2
     row = the(recovery(study_of(tmp_path / "s", rows)))
     assert (row["seeds"], row["left_out"], row["diverged"]) == (3, 1, 1)
@@ -123,13 +110,15 @@ def test_the_interval_is_fiellers():
 
 
 def test_the_section_says_what_was_planted(tmp_path):
-    study = study_of(tmp_path / "s", planted(2.0, RESTS) + planted(0.5, RESTS, perturbation="scale", strength=0.5))
+    study = study_of(
+        tmp_path / "s", with_rests(2.0, RESTS) + with_rests(0.5, RESTS, perturbation="scale", strength=0.5)
+    )
     section = sets.recovery(study)
     assert section.answer.startswith("Restoring the most sensitive 20.0% of k=3 brings back 40.0% [40.0%, 40.0%] of")
     assert "of what zero costs. That is 60.0%" in section.answer
     assert len(section.tables[0].rows) == 6
     assert figures.recovery(study).to_dict()["width"] == "container"
-    nothing = study_of(tmp_path / "none", planted(0.0, RESTS, size=0.01))
+    nothing = study_of(tmp_path / "none", with_rests(0.0, RESTS, size=0.01))
     assert "Nothing can be said" in sets.recovery(nothing).answer
     assert figures.recovery(nothing) is None
 

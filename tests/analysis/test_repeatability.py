@@ -5,7 +5,7 @@ import pytest
 
 from analysis.damage.repeatability import REPEATABILITY, icc, repeatability
 from analysis.report.sections import sets
-from tests.analysis.test_interaction import BASE, SEEDS, TOKENS, WINDOWS, cell, study_of, the
+from tests.analysis.cells import BASE, SEEDS, TOKENS, WINDOWS, cell, study_of, the
 
 # Table 2 of Shrout & Fleiss (1979): six targets, four judges; they report ICC(1,1) = 0.17.
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)

@@ -17,10 +17,10 @@ from analysis.report.figures.style import named_scales
 from analysis.report.sections import answered
 from esa_ray.spec import SCORES, Score
 from esa_ray.storage.store import Store
+from tests.analysis.cells import cell as stored
+from tests.analysis.cells import study_of
 from tests.analysis.conftest import write_study
 from tests.analysis.synthetic import write_synthetic
-from tests.analysis.test_interaction import cell as stored
-from tests.analysis.test_interaction import study_of
 
 
 class Page(HTMLParser):

@@ -14,6 +14,7 @@ from analysis.statistics.scaling import (
     exponent,
     fit_laws,
     held_out,
+    intervals,
     leave_one_out,
     predicted,
 )
@@ -70,6 +71,20 @@ def test_robust_fits_are_those_of_statsmodels_and_scipy():
     assert abs(mine.parameters[0, 1] + 0.25) < abs(plain[1] + 0.25)
 
 
+@pytest.fixture
+def _refitted_once(monkeypatch):
+    """A band and a prediction of the same fit share the fits to data made from it, most of what they take."""
+    real, last = intervals._again, []
+
+    def again(fit, *how):
+        if not last or last[0] is not fit:
+            last[:] = fit, real(fit, *how)
+        return last[1]
+
+    monkeypatch.setattr(intervals, "_again", again)
+
+
+@pytest.mark.usefixtures("_refitted_once")
 @pytest.mark.parametrize(
     ("law", "n"), [("power", 5), ("power", 9), ("exponential", 5), ("linear", 9), ("broken power", 12)]
 )

@@ -6,7 +6,7 @@ import pytest
 from analysis.damage.transfer import TRANSFER, expected_jaccard, transfer
 from analysis.report.sections import sets
 from analysis.statistics.crossed import crossed_p, signed_log
-from tests.analysis.test_interaction import SEEDS, WINDOWS, cell, noise, study_of, the
+from tests.analysis.cells import SEEDS, WINDOWS, cell, noise, ranked, study_of, the
 
 LIST = {"metric": "listed", "mode": "theirs", "k": 6, "n_weights": 6}
 
@@ -21,14 +21,6 @@ def planted(costs, *, listed=1.0, random=0.05, size=0.002, seeds=SEEDS):
         for k, cost in costs.items():
             rows.append(cell(cost * level + noise(rng, size), seed=seed, k=k, n_weights=k))
     return rows
-
-
-def ranked(metric, mode, group, flats, seed=1, layer=0):
-    return [
-        {"model": "m", "metric": metric, "mode": mode, "seed": seed, "group": group, "rank": i, "tensor": "t",
-         "layer": layer, "component": "q", "row": 0, "col": flat, "flat": flat, "score": 1.0 / i, "weight": 0.5}
-        for i, flat in enumerate(flats, 1)
-    ]  # fmt: skip
 
 
 def stats(metric="grad_x_weight", n=50):

@@ -10,9 +10,9 @@ from analysis.scores.clusters import cut
 from analysis.scores.depth import silent_blocks
 from analysis.scores.pools import effective_number
 from analysis.scores.residual import channel_layers, concentration, least_count, poisson_binomial_tail, shapes
+from tests.analysis.brute import mean_jaccard, sets
 from tests.analysis.conftest import with_tables
 from tests.analysis.synthetic import HOT_CHANNEL, LAYERS, SHAPES
-from tests.analysis.test_convergence import mean_jaccard, sets
 
 
 def test_depth_falls_as_planted_in_every_seed(synthetic):

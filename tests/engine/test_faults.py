@@ -24,6 +24,8 @@ from esa_ray.grid import cells
 from esa_ray.storage.lease import holder
 from esa_ray.storage.location import Location
 from esa_ray.storage.store import RUNNING, Store
+from tests.environment import without_settings_of_ray
+from tests.measuring import by_one_worker
 
 pytestmark = pytest.mark.ray
 
@@ -46,9 +48,7 @@ def table(directory):
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster, study, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("undisturbed") / "tiny"
-    assert run_study(study, directory).complete
-    return table(directory)
+    return table(by_one_worker(study, tmp_path_factory.mktemp("undisturbed") / "tiny").directory)
 
 
 @pytest.fixture
@@ -108,10 +108,10 @@ def once(condition, action):
     assert happened
 
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-    "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}  # fmt: skip
+ENVIRONMENT = without_settings_of_ray(
+    PYTHONPATH=str(ROOT), RAY_AUTH_MODE="token", RAY_AIR_NEW_OUTPUT="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",
+)  # fmt: skip
 
 DRIVER = """
 import json, sys

@@ -1,5 +1,6 @@
 """``ray job submit`` against a real local head: exit codes that tell the truth, progress in the logs, a clean stop."""
 
+import contextlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 import analysis
 from esa_ray.storage.store import RUNNING
+from tests.environment import without_settings_of_ray
 
 pytestmark = pytest.mark.ray
 
@@ -43,6 +45,22 @@ class Head(NamedTuple):
     metrics: int
 
 
+def asked(head, path):
+    """What the job server of a head says to whoever has the token."""
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(f"{head.address}/api/{path}", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=600) as page:
+        return json.load(page)
+
+
+def answers(head) -> bool:
+    """Whether its job server is there, and its node's agent, which starts the jobs."""
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{head.metrics}/metrics", timeout=600).close()
+        return asked(head, "jobs/") == []
+    return False
+
+
 @pytest.fixture(scope="module")
 def head():
     """A head of its own with a job server on loopback, behind a token; ended by its processes' handles."""
@@ -51,10 +69,10 @@ def head():
         token = Path(scratch) / "token"
         token.write_text("0123456789abcdef" * 4)
         token.chmod(0o600)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-            "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-            "PYTHONPATH": str(ROOT), "ESA_RESULTS": f"{scratch}/results",
-        }  # fmt: skip
+        environment = without_settings_of_ray(
+            PATH=f"{BIN}:{os.environ['PATH']}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token),
+            PYTHONPATH=str(ROOT), ESA_RESULTS=f"{scratch}/results",
+        )  # fmt: skip
         process = subprocess.Popen(
             [
                 BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
@@ -65,14 +83,13 @@ def head():
             ],
             env=environment, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        address = f"http://127.0.0.1:{dashboard}"
+        head = Head(f"http://127.0.0.1:{dashboard}", environment, Path(scratch), metrics)
         try:
             deadline = time.monotonic() + 600
-            listing = [BIN / "ray", "job", "list", "--address", address]
-            while subprocess.run(listing, env=environment, capture_output=True).returncode:
+            while not answers(head):
                 assert time.monotonic() < deadline
-                time.sleep(1)
-            yield Head(address, environment, Path(scratch), metrics)
+                time.sleep(0.2)
+            yield head
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             for member in [process, *family]:
@@ -93,16 +110,9 @@ def submit(head, *command, wait=True, fault=None):
 
 
 def truth(head, submission):
-    """What Ray's client says of a job; asked in a process of its own: this one is connected to another cluster."""
-    address, environment, _, _ = head
-    script = (
-        "import sys; from ray.job_submission import JobSubmissionClient; "
-        "j = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2]); print(j.status.value, j.driver_exit_code)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", script, address, submission], env=environment, capture_output=True, text=True, check=True
-    )
-    return found.stdout.split()
+    """What Ray's server says of a job: how it ended, and its driver's exit code."""
+    found = asked(head, f"jobs/{submission}")
+    return [found["status"], found["driver_exit_code"]]
 
 
 def name_of(submitted):
@@ -125,7 +135,7 @@ def done(head, options):
 
 def test_a_finished_study_is_a_job_that_succeeded_with_progress_in_its_log_and_results_where_it_was_told(head, done):
     assert done.returncode == 0, done.stdout + done.stderr
-    assert truth(head, name_of(done)) == ["SUCCEEDED", "0"]
+    assert truth(head, name_of(done)) == ["SUCCEEDED", 0]
     for words in ("loading: ", "scoring: 2/2", "cells: 2/2", "% busy", "report   "):
         assert words in done.stdout
     (study,) = (head.scratch / "results").iterdir()
@@ -158,10 +168,10 @@ def meters(port, study):
 def test_bad_input_and_failing_cells_are_told_apart_by_the_drivers_exit_code(head, options, tmp_path):
     bad = submit(head, *options, "--perturb", "zero", "--layers", "77", "--out-dir", str(tmp_path / "bad"))
     assert bad.returncode == 1  # Ray's own command knows no other failure
-    assert truth(head, name_of(bad)) == ["FAILED", "2"]
+    assert truth(head, name_of(bad)) == ["FAILED", 2]
     assert "esa: --layers 77" in bad.stdout
     failing = submit(head, *options, "--perturb", "zero", "--out-dir", str(tmp_path / "failing"), fault="bad_cells")
-    assert truth(head, name_of(failing)) == ["FAILED", "1"]
+    assert truth(head, name_of(failing)) == ["FAILED", 1]
     assert "1 failed" in failing.stdout
 
 

@@ -13,6 +13,7 @@ from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import cells
 from esa_ray.spec import ModelSpec, PerturbSpec, ScoreSpec, Search, StudySpec
+from tests.measuring import by_one_worker
 
 
 def made(length, branch="b"):
@@ -115,8 +116,7 @@ def test_a_search_ends_where_the_whole_grid_says_and_runs_less_of_it(ray_cluster
         scores=(ScoreSpec(mode="global"),), topk=ladder, seeds=(7,), groups=("super",),
         perturbations=(PerturbSpec(kind="scale", strength=-3.0),),
     )  # fmt: skip
-    run_study(spec, tmp_path / "grid")
-    study = analysis.load(tmp_path / "grid")
+    study = analysis.load(by_one_worker(spec, tmp_path / "grid").directory)
     damage = {r["k"]: r["delta_nll"] for r in analysis.effects(study).iter_rows(named=True)}
     target = 0.5 * damage[128]
     assert target > 0

@@ -18,6 +18,7 @@ from esa_ray.storage import lease
 from esa_ray.storage.location import Location, below
 from esa_ray.storage.store import RUNNING, Store
 from tests.engine.conftest import save_model
+from tests.measuring import by_one_worker
 
 pytestmark = pytest.mark.ray
 
@@ -49,9 +50,7 @@ def two(two_models, tiny_study):
 @pytest.fixture(scope="module")
 def each_alone(ray_cluster, two, tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
-    for i, study in enumerate(two):
-        assert run_study(study, root / str(i)).complete
-    return [table(root / str(i)) for i in range(2)]
+    return [table(by_one_worker(study, root / str(i)).directory) for i, study in enumerate(two)]
 
 
 def spans(places):
@@ -153,7 +152,7 @@ def test_what_another_driver_stored_meanwhile_is_seen_once_it_has_let_go(two, ea
         @contextlib.contextmanager
         def held(place, say):
             monkeypatch.setattr(lease, "held", real)
-            assert run_study(first, place.path).complete
+            by_one_worker(first, place.path)
             with real(place, say) as mine:
                 yield mine
 

@@ -1,7 +1,8 @@
 """A whole study on Ray: complete, resumable, and every mendable cause one sentence."""
 
+from pathlib import Path
+
 import pytest
-from safetensors.torch import load_file, save_file
 
 import analysis
 from analysis import load
@@ -11,8 +12,8 @@ from esa_ray.grid import Fingerprints, cell_id, cells
 from esa_ray.progress import Silent
 from esa_ray.spec import ModelSpec, PerturbSpec, Subset, WeightList, WeightName
 from esa_ray.storage.store import Store
-from esa_ray.weights import read_weights
 from tests.engine.conftest import save_model
+from tests.measuring import by_one_worker
 
 pytestmark = pytest.mark.ray
 
@@ -60,13 +61,6 @@ def test_exactly_the_missing_cells_are_computed_and_come_out_the_same(finished, 
     assert [str(r["nll"]) for r in after.values()] == [str(r["nll"]) for r in before.values()]
 
 
-def test_a_study_without_damage_ranks_only(ray_cluster, tiny_study, tmp_path):
-    summary = run_study(tiny_study.replace(perturbations=()), tmp_path / "s")
-    assert summary.complete
-    assert (summary.cells, summary.computed) == (0, 2)
-    assert len(Store(tmp_path / "s").names("rankings")) == 2
-
-
 def _refusal(*arguments, **options):
     with pytest.raises(EsaError) as caught:
         run_study(*arguments, **options)
@@ -76,7 +70,7 @@ def _refusal(*arguments, **options):
 
 def test_damaged_files_are_set_aside_and_only_what_they_held_is_computed_anew(ray_cluster, tiny_study, tmp_path):
     small = tiny_study.replace(topk=(3,), perturbations=(PerturbSpec(kind="zero"),))
-    run_study(small, tmp_path / "s")
+    by_one_worker(small, tmp_path / "s")
     before = analysis.load(tmp_path / "s").cells
     files = {table: sorted((tmp_path / "s" / table).glob("*.parquet")) for table in ("cells", "rankings", "baselines")}
     torn, empty, garbage = (files[table][0] for table in files)
@@ -107,21 +101,41 @@ def test_another_studys_directory_is_refused_by_the_fields_that_differ(finished,
     assert "seeds" in _refusal(tiny_study.replace(seeds=(1, 2)), finished.directory)
 
 
-def test_a_changed_model_under_the_same_name_is_refused(ray_cluster, tiny_study, tmp_path):
-    directory = save_model(tmp_path / "model")
-    mine = tiny_study.replace(model=ModelSpec(source=directory), perturbations=(), seeds=(1,))
-    run_study(mine, tmp_path / "s")
-    (tmp_path / "model" / "config.json").write_text((tmp_path / "model" / "config.json").read_text() + " ")
-    assert "another model" in _refusal(mine, tmp_path / "s")
+@pytest.fixture(scope="module")
+def ranked(ray_cluster, tiny_study, tmp_path_factory):
+    """A study that ranks and damages nothing, of a model of its own, and what its run came to."""
+    root = tmp_path_factory.mktemp("ranked")
+    mine = tiny_study.replace(model=ModelSpec(source=save_model(root / "model")), perturbations=())
+    return mine, run_study(mine, root / "s")
 
 
-def test_k_larger_than_a_layer_is_refused(ray_cluster, tiny_study, tmp_path):
-    assert "larger than layer 0" in _refusal(tiny_study.replace(topk=(10**6,)), tmp_path / "s")
+def test_a_study_without_damage_ranks_only(ranked):
+    _, summary = ranked
+    assert summary.complete
+    assert (summary.cells, summary.computed) == (0, 2)
+    assert len(Store(summary.directory).names("rankings")) == 2
 
 
-def test_nan_weights_are_refused_by_name(ray_cluster, tiny_study, tmp_path):
+def test_a_changed_model_under_the_same_name_is_refused(ranked):
+    mine, summary = ranked
+    config = Path(mine.model.source) / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert "another model" in _refusal(mine, summary.directory)
+
+
+@pytest.fixture
+def one_cell(tiny_study):
+    """One cell of one seed, which is one actor's work."""
+    return tiny_study.replace(topk=(3,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"),), groups=("super",))
+
+
+def test_k_larger_than_a_layer_is_refused(ray_cluster, one_cell, tmp_path):
+    assert "larger than layer 0" in _refusal(one_cell.replace(topk=(10**6,)), tmp_path / "s")
+
+
+def test_nan_weights_are_refused_by_name(ray_cluster, one_cell, tmp_path):
     poisoned = save_model(tmp_path / "model", poison=True)
-    assert "layers.1.mlp.up_proj" in _refusal(tiny_study.replace(model=ModelSpec(source=poisoned)), tmp_path / "s")
+    assert "layers.1.mlp.up_proj" in _refusal(one_cell.replace(model=ModelSpec(source=poisoned)), tmp_path / "s")
 
 
 def test_a_place_that_cannot_be_written_is_refused(ray_cluster, tiny_study, tmp_path):
@@ -139,6 +153,7 @@ def test_lists_parts_and_repetitions_run_to_the_end_and_only_what_is_missing_run
     spec = tiny_study.replace(
         topk=(4,), seeds=(7,), perturbations=(PerturbSpec(kind="zero"), PerturbSpec(kind="gradient_aligned")),
         groups=("super", "random_k"), lists=(given,),
+       
         parts=(Subset(kind="layer", value=1),), one_by_one=True, repeats=2,
     )  # fmt: skip
     done = run_study(spec, tmp_path)
@@ -176,28 +191,3 @@ def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_re
     assert run_study(spec, tmp_path / "a").computed == 0
     with pytest.raises(EsaError, match="blocks 0 to 1"):
         run_study(spec.replace(parts=(Subset(kind="layer", value=2),)), tmp_path / "b")
-
-
-def test_one_models_super_weights_are_damaged_in_another_of_its_shape(ray_cluster, tiny_study, tmp_path):
-    one = tiny_study.replace(
-        topk=(4,), seeds=(7, 8), perturbations=(PerturbSpec(kind="zero"),), groups=("super", "random_k")
-    )
-    run_study(one, tmp_path / "one")
-    other_model = save_model(tmp_path / "tuned")
-    weights = load_file(f"{other_model}/model.safetensors")
-    tuned = {name: w * (1.01 if "down_proj" in name else 1.0) for name, w in weights.items()}
-    save_file(tuned, f"{other_model}/model.safetensors", metadata={"format": "pt"})
-    given = read_weights(tmp_path / "one")
-    run_study(one.replace(model=ModelSpec(source=other_model), lists=(given,)), tmp_path / "two")
-    (row,) = analysis.transfer(load(tmp_path / "two")).iter_rows(named=True)
-    assert (row["list"], row["k"], row["own_n_weights"]) == ("one", 8, 8)
-    # The models are all but the same, and so are their sets; the list is the first seed's.
-    assert row["jaccard_high"] > 0.5
-    assert row["listed"] != 0
-    supers = {
-        (r["tensor"], r["flat"])
-        for r in Store(tmp_path / "one").read("rankings", "grad_x_weight-per_layer-s7").to_pylist()
-        if r["group"] == "super" and r["rank"] <= 4
-    }
-    listed = Store(tmp_path / "two").read("rankings", "listed-one-s8").to_pylist()
-    assert {(r["tensor"], r["flat"]) for r in listed if r["group"] == "listed"} == supers

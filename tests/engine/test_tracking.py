@@ -20,32 +20,33 @@ def small(tiny_study):
     return tiny_study.replace(topk=(3,), perturbations=(PerturbSpec(kind="zero"),), groups=("super", "random_k"))
 
 
-@pytest.mark.ray
-def test_mlflow_has_a_run_of_every_cell_with_its_settings_and_its_loss(ray_cluster, small, tmp_path, monkeypatch):
-    import mlflow
-
+@pytest.fixture
+def trackers(tmp_path, monkeypatch):
+    """Both trackers, which write into this test's own directory; mlflow's address."""
     uri = f"{tmp_path.as_uri()}/mlruns"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
-    assert run_study(small, tmp_path / "s", track=("mlflow",)).complete
-    client = mlflow.MlflowClient(uri)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    return uri
+
+
+@pytest.mark.ray
+def test_each_tracker_has_a_run_of_every_cell_with_its_settings_and_its_loss(ray_cluster, small, tmp_path, trackers):
+    import mlflow
+
+    assert run_study(small, tmp_path / "s", track=("mlflow", "wandb")).complete
+    client = mlflow.MlflowClient(trackers)
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     told = {
         (r.data.params["work/group"], int(r.data.params["work/seed"])): r.data.metrics["nll_per_token"] for r in runs
     }
     rows = analysis.load(tmp_path / "s").cells.to_dicts()
     assert told == {(r["group"], r["seed"]): pytest.approx(sum(r["nll"]) / sum(r["tokens"])) for r in rows}
-
-
-@pytest.mark.ray
-def test_wandb_writes_a_run_of_every_cell_offline(ray_cluster, small, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
-    assert run_study(small, tmp_path / "s", track=("wandb",)).complete
-    runs = list(tmp_path.rglob("offline-run-*/*.wandb"))
-    assert len(runs) == 4
-    assert all(b"nll_per_token" in run.read_bytes() for run in runs)
+    offline = list(tmp_path.rglob("offline-run-*/*.wandb"))
+    assert len(offline) == 4
+    assert all(b"nll_per_token" in run.read_bytes() for run in offline)
 
 
 WRITE = """
@@ -72,9 +73,9 @@ def test_a_run_that_is_done_is_written_and_its_writer_gone(tmp_path):
 
 
 @pytest.mark.ray
-def test_runs_that_get_lost_are_counted_and_the_study_goes_on(ray_cluster, small, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
+def test_a_tracker_that_fails_is_named_once_and_the_study_goes_on(ray_cluster, small, tmp_path, trackers, monkeypatch):
+    import mlflow
+
     told, real = Told(), tracking._wandb
 
     def of_no_mode(study):
@@ -82,10 +83,18 @@ def test_runs_that_get_lost_are_counted_and_the_study_goes_on(ray_cluster, small
         found.kwargs["mode"] = "nonsense"  # what the process of a run alone finds out
         return found
 
+    def lost(*_, **__):
+        raise ConnectionError("no route to the tracker")
+
     monkeypatch.setattr(tracking, "_wandb", of_no_mode)
-    assert run_study(small, tmp_path / "s", track=("wandb",), reporter=told).complete
-    (sentence,) = [s for s in told.sentences if "--track wandb" in s]
-    assert "4 runs are lost or cut short" in sentence
+    for method in ("log_metric", "log_batch", "create_run"):
+        monkeypatch.setattr(mlflow.tracking.MlflowClient, method, lost)
+    assert run_study(small, tmp_path / "s", track=("mlflow", "wandb"), reporter=told).complete
+    of_mlflow, of_wandb = ([s for s in told.sentences if f"--track {name}" in s] for name in ("mlflow", "wandb"))
+    assert len(of_mlflow) == len(of_wandb) == 1
+    assert "--track mlflow failed" in of_mlflow[0]
+    assert "4 runs are lost or cut short" in of_wandb[0]
+    assert len(told.sentences) == 2
 
 
 def test_an_unknown_tracker_is_refused_by_those_that_there_are():
@@ -98,25 +107,6 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(name, monkeypatch)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EsaError, match=f"pip install {name}"):
         callbacks([name])
-
-
-@pytest.mark.ray
-def test_a_tracker_that_fails_is_named_once_and_the_study_goes_on(ray_cluster, small, tmp_path, monkeypatch):
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{tmp_path.as_uri()}/mlruns")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-
-    def lost(*_, **__):
-        raise ConnectionError("no route to the tracker")
-
-    monkeypatch.setattr(mlflow.tracking.MlflowClient, "log_metric", lost)
-    monkeypatch.setattr(mlflow.tracking.MlflowClient, "log_batch", lost)
-    monkeypatch.setattr(mlflow.tracking.MlflowClient, "create_run", lost)
-    told = Told()
-    found = run_study(small, tmp_path / "s", track=("mlflow",), reporter=told)
-    assert found.complete
-    assert [s for s in told.sentences if "--track mlflow failed" in s] == told.sentences
 
 
 def test_a_tracker_that_lacks_its_key_says_so_before_anything_is_loaded(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from esa_ray.models.dry import check_fit
 from esa_ray.models.load import load_model
 from esa_ray.models.sources import find
 from tests.models.checkpoints import edit, loaded, refused, rewritten, saved, sharded, spec
+from tests.models.gguf_files import write_gguf
 from tests.tiny import FAMILIES, random_windows, state_bits, tiny
 
 WINDOW = torch.as_tensor(random_windows(1, seed=3))
@@ -43,10 +45,8 @@ def test_a_model_that_is_written_to_between_finding_and_loading_is_refused(tmp_p
 
 
 def test_a_gguf_that_is_written_to_after_it_was_found_is_not_converted_under_its_former_name(tmp_path, monkeypatch):
-    from tests.models import test_trust
-
     monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
-    file = test_trust.write_gguf(tmp_path / "m.gguf")
+    file = write_gguf(tmp_path / "m.gguf")
     found = find(spec(file))
     file.write_bytes(file.read_bytes()[:-4] + bytes(4))
     os.utime(file, ns=(0, 0))
@@ -114,15 +114,13 @@ def test_pickles_that_lack_a_tensor_are_refused_by_name(tmp_path):
 
 
 def test_a_gguf_that_lacks_a_tensor_is_refused_by_name_and_leaves_no_converted_model(tmp_path, monkeypatch):
-    from tests.models import test_trust
-
     monkeypatch.setenv("ESA_CACHE", str(tmp_path / "cache"))
-    real = test_trust.gguf.GGUFWriter.add_tensor
+    real = gguf.GGUFWriter.add_tensor
     monkeypatch.setattr(
-        test_trust.gguf.GGUFWriter, "add_tensor",
+        gguf.GGUFWriter, "add_tensor",
         lambda self, name, values: None if name == "blk.1.ffn_down.weight" else real(self, name, values),
     )  # fmt: skip
-    source = find(spec(test_trust.write_gguf(tmp_path / "m.gguf")))
+    source = find(spec(write_gguf(tmp_path / "m.gguf")))
     with pytest.raises(EsaError, match=r"lacks model\.layers\.1\.mlp\.down_proj\.weight"):
         load_model(source, "fp32", "cpu")
     assert not [p for p in (tmp_path / "cache" / "converted").iterdir() if p.is_dir()]
@@ -269,23 +267,25 @@ def test_another_shape_is_refused_by_both_shapes(tmp_path):
 
 LOAD = (
     "import sys, hashlib; from esa_ray.models.load import load_model; from esa_ray.models.sources import find;"
-    "from esa_ray.spec import ModelSpec; from tests.tiny import state_bits;"
-    "bits = state_bits(load_model(find(ModelSpec(source=sys.argv[1])), 'fp32', 'cpu'));"
-    "print(*sorted(f'{k}={hashlib.sha256(v).hexdigest()}' for k, v in bits.items()), sep='\\n')"
+    "from esa_ray.spec import ModelSpec; from tests.tiny import state_bits\n"
+    "for model in sys.argv[1:]:\n"
+    "    bits = state_bits(load_model(find(ModelSpec(source=model)), 'fp32', 'cpu'))\n"
+    "    print(*sorted(f'{k}={hashlib.sha256(v).hexdigest()}' for k, v in bits.items()))"
 )
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_two_processes_hold_the_same_bits_buffers_too(tmp_path, family):
-    directory = saved(tmp_path / "m", family)
+def test_two_processes_hold_the_same_bits_buffers_too(tmp_path):
+    families = ("llama", "gpt_neox")
+    directories = [str(saved(tmp_path / family, family)) for family in families]
     # What malloc hands out is filled with another byte in each: memory that nobody wrote would differ.
     told = [
-        subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True,
+        subprocess.run([sys.executable, "-c", LOAD, *directories], capture_output=True, text=True, check=True,
                        env=os.environ | {"MALLOC_PERTURB_": byte})
         for byte in ("85", "170")
     ]  # fmt: skip
     assert told[0].stdout == told[1].stdout
-    assert {line.partition("=")[0] for line in told[0].stdout.split()} == set(state_bits(tiny(family)))
+    for family, line in zip(families, told[0].stdout.splitlines(), strict=True):
+        assert {bits.partition("=")[0] for bits in line.split()} == set(state_bits(tiny(family)))
 
 
 EXPERT = r"model\.layers\.1\.block_sparse_moe\.experts"

@@ -15,7 +15,7 @@ from esa_ray.models.sources import find
 from esa_ray.models.tokenizing import check_tokens
 from esa_ray.spec import ModelSpec, StudySpec, WeightList, WeightName
 from tests.models.checkpoints import edit, rewritten, saved, spec
-from tests.models.test_trust import write_gguf
+from tests.models.gguf_files import write_gguf
 from tests.tiny import VOCAB, byte_tokenizer, random_windows, tiny
 
 

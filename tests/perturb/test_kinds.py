@@ -23,6 +23,21 @@ def damaged(model, chosen, spec, draw=0, known=None) -> dict[str, np.ndarray]:
         return {n: found[n].flat_weights()[torch.as_tensor(f)].double().numpy() for n, f in chosen.items()}
 
 
+def changes(model, chosen, spec, draws, known=None) -> np.ndarray:
+    """How each of so many draws changes the chosen weights, tensor after tensor: draws × weights, float64."""
+    found = catalogue(model)
+    parts = {n: (found[n], torch.as_tensor(f)) for n, f in chosen.items()}
+
+    def now() -> np.ndarray:
+        return np.concatenate([t.flat_weights()[f].double().numpy() for t, f in parts.values()])
+
+    old, new = now(), []
+    for draw in range(draws):
+        with perturbed(found, chosen, spec, draw, known):
+            new.append(now())
+    return np.array(new) - old
+
+
 def all_of(model, component="down") -> dict[str, np.ndarray]:
     return {t.name: np.arange(t.size) for t in catalogue(model).select((component,))}
 
@@ -140,7 +155,7 @@ def test_shared_draws_have_the_covariance_of_their_theory(shared, relative_to):
     chosen = {down: np.array([2, 5, 30]), up: np.array([7]), down.replace("0", "1"): np.array([2])}
     old = np.concatenate([values(model, n)[f] for n, f in chosen.items()])
     spec = PerturbSpec(kind="correlated", shared=shared, strength=sigma, relative_to=relative_to)
-    change = np.array([np.concatenate([*damaged(model, chosen, spec, seed).values()]) - old for seed in range(draws)])
+    change = changes(model, chosen, spec, draws)
     scale = np.abs(old)
     if relative_to == "tensor":
         scale = np.concatenate([[values(model, n).std()] * len(f) for n, f in chosen.items()])
@@ -159,7 +174,7 @@ def test_adaptive_noise_spends_the_norm_of_plain_noise_where_the_score_is():
     known = {n: Known(score=s) for n, s in scores.items()}
     old, score = (np.concatenate([*d.values()]) for d in ({n: values(model, n)[f] for n, f in chosen.items()}, scores))
     spec = PerturbSpec(kind="adaptive", strength=sigma)
-    change = np.array([np.concatenate([*damaged(model, chosen, spec, i, known).values()]) - old for i in range(draws)])
+    change = changes(model, chosen, spec, draws, known)
     variance = sigma**2 * score**2 * (old @ old) / (score @ score)
     assert (change**2).mean(axis=0) == pytest.approx(variance, rel=5 * math.sqrt(2 / draws))
     assert (change**2).sum(axis=1).mean() == pytest.approx(sigma**2 * (old @ old), rel=0.15)
@@ -168,9 +183,7 @@ def test_adaptive_noise_spends_the_norm_of_plain_noise_where_the_score_is():
 def test_adaptive_noise_by_row_is_as_large_as_the_rows_root_mean_square():
     model, name = tiny("gpt2"), "transformer.h.0.mlp.c_proj.weight"  # stored (in, out)
     flat, draws = np.array([0, 17, 200]), 1500
-    old = values(model, name)[flat]
-    spec = PerturbSpec(kind="adaptive", adapt="row", strength=0.1)
-    change = np.array([damaged(model, {name: flat}, spec, seed)[name] - old for seed in range(draws)])
+    change = changes(model, {name: flat}, PerturbSpec(kind="adaptive", adapt="row", strength=0.1), draws)
     weight = catalogue(model)[name].parameter.detach().double().numpy()
     rms = np.sqrt((weight**2).mean(axis=0))[flat % weight.shape[1]]
     assert (change**2).mean(axis=0) == pytest.approx(0.01 * rms**2, rel=5 * math.sqrt(2 / draws))

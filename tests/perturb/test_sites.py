@@ -9,8 +9,8 @@ from esa_ray.perturb import sites as sites_module
 from esa_ray.perturb.edit import perturbed
 from esa_ray.perturb.sites import Sites
 from esa_ray.spec import PerturbSpec
+from tests.perturb.kinds import DTYPES, SPECS, known_of
 from tests.perturb.oracle import new_values
-from tests.perturb.test_edit import DTYPES, SPECS, known_of
 from tests.tiny import state_bits, tiny
 
 HALFWAY = PerturbSpec(kind="progressive", strength=0.5, toward=PerturbSpec(kind="quantize", strength=3))

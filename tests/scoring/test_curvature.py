@@ -13,7 +13,8 @@ from esa_ray.randomness import rademacher
 from esa_ray.scoring.curvature import HessianDiagonal, _signs, probe_bytes
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.memory import activation_bytes
-from tests.tiny import random_windows, state_bits, summed_nll, tiny
+from tests.scoring.dense import dense_hessian
+from tests.tiny import random_windows, state_bits, tiny
 
 DOWN = {
     "llama": "model.layers.0.mlp.down_proj.weight",
@@ -23,22 +24,6 @@ DOWN = {
     "gemma": "model.layers.0.self_attn.k_proj.weight",
     "mixtral": "model.layers.0.mlp.gate.weight",
 }
-
-
-def dense_hessian(model, name: str, windows: np.ndarray) -> np.ndarray:
-    """∂²(Σ_n L_n)/∂w² of one parameter in float64, row by row."""
-    twin = copy.deepcopy(model).double().requires_grad_(False)
-    twin.set_attn_implementation("eager")
-    if getattr(twin.config, "_experts_implementation", None):
-        twin.config._experts_implementation = "eager"
-    weight = dict(twin.named_parameters())[name].requires_grad_(True)
-    total = np.zeros((weight.numel(), weight.numel()))
-    for window in windows:
-        (gradient,) = torch.autograd.grad(summed_nll(twin, window), weight, create_graph=True)
-        for i, g in enumerate(gradient.flatten()):
-            (row,) = torch.autograd.grad(g, weight, retain_graph=True)
-            total[i] += row.flatten().numpy()
-    return total
 
 
 @pytest.mark.parametrize("family", DOWN)

@@ -11,7 +11,7 @@ import torch
 
 from esa_ray.scoring import fold as folding
 from esa_ray.scoring.fold import FOLDS, fold_plainly, fold_windows, tried_kernel
-from tests.scoring.test_fold import DTYPES, SUBSETS, check, reference, rows, zeros
+from tests.scoring.folds import DTYPES, SUBSETS, check, reference, rows, zeros
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":

@@ -21,7 +21,7 @@ from esa_ray.scoring.memory import saved_bytes
 from esa_ray.scoring.products import experts_one_by_one
 from esa_ray.scoring.uses import uses
 from esa_ray.spec import BLOCK_COMPONENTS
-from tests.scoring.test_curvature import dense_hessian
+from tests.scoring.dense import dense_hessian
 from tests.tiny import random_windows, state_bits, window_gradients
 from tests.tiny_mixers import MIXERS, tiny_mixer
 
