@@ -52,8 +52,9 @@ def test_excess_is_the_planted_one_on_every_text(tmp_path):
 
 def test_windows_count_by_their_tokens(tmp_path):
     tokens = [50] * 8 + [150] * 8
-    study = compressed(tmp_path, [prune("wanda")], lambda *_: [0.1] * 8 + [0.3] * 8, tokens=tokens, texts=("home",))
-    assert analysis.excess(study)["excess"][0] == pytest.approx((0.1 * 50 + 0.3 * 150) / 200)
+    costs = [0.1] * 12 + [0.3] * 4
+    study = compressed(tmp_path, [prune("wanda")], lambda *_: costs, tokens=tokens, texts=("home",))
+    assert analysis.excess(study)["excess"][0] == pytest.approx(np.average(costs, weights=tokens))
 
 
 def test_the_interval_of_seeds_that_differ_is_students(tmp_path):
@@ -149,6 +150,13 @@ def test_what_is_compressed_in_part_is_a_setting_of_its_own(tmp_path):
     assert set(analysis.against(study)["setting"]) == {"50%"}
 
 
+def test_only_what_is_published_is_a_rival(tmp_path):
+    specs = [prune("magnitude"), prune("wanda"), prune(score="regional", update="refit")]
+    table = analysis.against(compressed(tmp_path, specs, flat, texts=("home",)))
+    assert set(table["rival"]) == {"magnitude", "wanda"}
+    assert set(table["method"]) == {"magnitude", "wanda", "regional-row-refit"}
+
+
 def test_p_is_corrected_over_all_methods_with_one_rival(tmp_path):
     specs = [prune("magnitude"), prune("wanda"), prune("sparsegpt"), prune(score="regional", update="refit")]
     study = compressed(tmp_path, specs, lambda p, seed, _: COSTS[p.score] + waves(seed * len(p.label)), texts=("home",))
@@ -206,6 +214,11 @@ def test_rules_of_keeping_compete_at_equal_bits_alone(tmp_path):
     assert pairs == {(a, b) for a in names for b in names if a != b}
     (row,) = of(analysis.against(study), method="tacq", best=True)
     assert row["rival"] == "magnitude"
+    more = pl.col("bits_per_weight") + 0.1 * (pl.col("keep_by") == "random")
+    heavier = analysis.load(tmp_path)
+    object.__setattr__(heavier, "compressions", study.compressions.with_columns(more))
+    pairs = {(r["method"], r["rival"]) for r in analysis.against(heavier).to_dicts()}
+    assert pairs == {("tacq", "magnitude"), ("magnitude", "tacq")}
 
 
 def test_intervals_of_savings_cover_the_truth_in_95_of_100():

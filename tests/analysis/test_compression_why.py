@@ -1,6 +1,6 @@
 """Shares of factors, Pareto fronts and block errors, against brute force, statsmodels and planted answers."""
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import polars as pl
@@ -206,6 +206,15 @@ def test_two_that_can_not_be_told_apart_share_the_front(tmp_path):
     assert 0.3 < first < 0.7
 
 
+def test_a_few_weights_more_are_no_advantage_in_size(tmp_path):
+    # Exactly half of a tensor, and half of each row rounded down.
+    specs = [prune("wanda", sparsity=0.498), prune("sparsegpt", sparsity=0.5), prune("wanda++", sparsity=0.51)]
+    cost = {"act_mag": 0.3, "obs": 0.4, "regional": 0.5}
+    study = compressed(tmp_path, specs, lambda p, s, t: cost[p.score], texts=("home",))
+    table = {r["method"]: (r["size"], r["front"]) for r in analysis.fronts(study).to_dicts()}
+    assert table == {"wanda": (0.498, True), "sparsegpt": (0.5, False), "wanda++": (0.51, True)}
+
+
 def test_what_diverged_in_a_seed_is_on_no_front(tmp_path):
     study = compressed(
         tmp_path, [prune("wanda"), prune("sparsegpt")],
@@ -253,6 +262,19 @@ def test_the_correlation_over_all_is_spearmans_and_at_equal_size_it_can_turn(tmp
     assert table["equal size"]["spearman"] == pytest.approx(-1)
     assert table["equal size"]["p"] < 0.001
     assert table["all"]["low"] < expected < table["all"]["high"]
+
+
+def test_p_of_a_correlation_is_that_of_all_permutations(tmp_path):
+    specs = [prune(m) for m in ("magnitude", "wanda", "sparsegpt", "wanda++", "gblm")]
+    cost, error = dict(zip(specs, (1, 2, 3, 4, 5), strict=True)), dict(zip(specs, (2, 1, 3, 5, 4), strict=True))
+    study = compressed(
+        tmp_path, specs, lambda p, s, t: cost[p], blocks=lambda p, s: [error[p]] * 4, texts=("home",)
+    )  # fmt: skip
+    row = analysis.error_correlations(study).row(0, named=True)
+    ranks = np.array([2, 1, 3, 5, 4]) - 3
+    every = np.array([(np.array(order) - 3) @ ranks for order in permutations((1, 2, 3, 4, 5))])
+    assert row["spearman"] == pytest.approx(0.8)
+    assert row["p"] == pytest.approx((np.abs(every) >= 8).mean(), abs=0.02)
 
 
 def test_too_few_compressions_have_no_correlation(tmp_path):
