@@ -31,7 +31,7 @@ class Recorded(Products):
 
     def multiplied(self, product: Product) -> Tensor:
         """Keep what goes in."""
-        self.calls[product.index, product.expert].append(product.inputs.detach())
+        self.calls[product.index, product.expert].append(product.inputs)
         return product.run()
 
 
@@ -49,7 +49,7 @@ class Crossed(Products):
 
     def multiplied(self, product: Product) -> Tensor:
         """Note what goes in beside what went in."""
-        key, x_hat = (product.index, product.expert), product.inputs.detach()
+        key, x_hat = (product.index, product.expert), product.inputs
         left = self._left.get(key)
         x = left.pop() if left else None
         if x is None or x.shape != x_hat.shape:
@@ -70,10 +70,9 @@ class Crossed(Products):
 
     def _products(self, x: Tensor, x_hat: Tensor) -> Tensor:
         if self._last is None or self._last[0] is not x or self._last[1] is not x_hat:
-            pieces = zip(
-                *(each.reshape(-1, each.shape[-1]).float().split(POSITIONS) for each in (x, x_hat)), strict=True
-            )
-            self._last = x, x_hat, sum((a.mT @ b).double() for a, b in pieces)
+            flat = [each.reshape(-1, each.shape[-1]).float().split(POSITIONS) for each in (x, x_hat)]
+            pieces = [(a_NI.mT @ b_NI).double() for a_NI, b_NI in zip(*flat, strict=True)]
+            self._last = x, x_hat, torch.stack(pieces).sum(0)
         return self._last[2]
 
 

@@ -117,9 +117,7 @@ class PruneSpec(_Compression):
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.target == "dense" and (self.update == "none" or not self.sequential):
-            raise ValueError(
-                "--target dense corrects what blocks before did wrong; use --update refit, and no --one-shot"
-            )
+            raise ValueError("--target dense makes up for the blocks before; it needs an --update, and no --one-shot")
         if self.group == "model" and self.allocation != "uniform":
             raise ValueError("--group model shares the sparsity out by itself; use --allocation uniform")
         return self
