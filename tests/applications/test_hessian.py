@@ -35,7 +35,7 @@ def test_each_matrix_has_the_dense_hessian_of_its_inputs(family):
     _, inputs = inputs_by_hooks(model, windows)
     tensors = catalogue(model).select(MATRICES)
     seen = seen_by(model, windows, tensors)
-    assert [place for place, _ in seen] == [(i, 0) for i in range(len(tensors))]
+    assert [slot for slot, _ in seen] == [(i, 0) for i in range(len(tensors))]
     for index, tensor in enumerate(tensors):
         x, found = flattened(inputs[tensor.name.removesuffix(".weight")]), seen.of(index)
         assert found.n == len(x) == 27
@@ -49,14 +49,14 @@ def test_each_expert_has_that_of_the_tokens_routed_to_it():
     tensors = [t for t in catalogue(model).select(("gate", "up", "down")) if t.experts]
     seen, met = seen_by(model, windows, tensors), 0
     for index, tensor in enumerate(tensors):
-        place, _, part = tensor.name.rpartition(".")
-        calls = inputs[place]
+        slot, _, part = tensor.name.rpartition(".")
+        calls = inputs[slot]
         hidden = torch.cat([c[0].reshape(-1, c[0].shape[-1]) for c in calls])
         routed = torch.cat([c[1].reshape(len(c[0].reshape(-1, c[0].shape[-1])), -1) for c in calls])
         for expert in range(tensor.shape[0]):
             x = hidden[(routed == expert).any(1)]
             if "down" in part:
-                gate, up = (x @ twin.get_submodule(place).gate_up_proj[expert].T).chunk(2, dim=-1)
+                gate, up = (x @ twin.get_submodule(slot).gate_up_proj[expert].T).chunk(2, dim=-1)
                 x = torch.nn.functional.silu(gate) * up
             wanted, found = dense(x.detach().numpy()), seen.of(index, expert)
             assert 0 < found.n == len(x) < 48
@@ -78,7 +78,7 @@ def test_inputs_have_the_norms_that_wandas_scores_take_in_stacks_and_mixers_too(
         for matrix, wanted in enumerate(squares):
             torch.testing.assert_close(seen.of(index, matrix).input_norm, wanted.sqrt(), rtol=1e-5, atol=1e-7)
         stacks += len(squares) > 1
-    assert {place[0] for place, _ in seen} == set(reference._kept)
+    assert {slot[0] for slot, _ in seen} == set(reference._kept)
     assert stacks
 
 
@@ -108,8 +108,8 @@ def test_matrices_with_one_input_share_its_products_and_an_input_written_to_is_a
 
 
 def _addressed(model, name, shape):
-    place = ParameterSlot(f"{name}.weight", model.get_submodule(name), "weight")
-    return WeightTensor(name, 0, shape, single("up", shape[0]), False, False, None, (place,))
+    slot = ParameterSlot(f"{name}.weight", model.get_submodule(name), "weight")
+    return WeightTensor(name, 0, shape, single("up", shape[0]), False, False, None, (slot,))
 
 
 def test_inference_mode_gives_the_same():

@@ -378,3 +378,20 @@ def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
 def test_a_budget_that_is_too_small_for_a_blocks_hessians_is_refused():
     with pytest.raises(EsaError, match="raise --memory-budget"):
         pruned(tiny(), PruneSpec(), memory_budget=1000)
+
+
+def test_among_the_whole_model_blocks_lose_what_the_intact_one_says_and_choose_by_what_they_see():
+    model = tiny()
+    _, masks, _ = pruned(model, PruneSpec(group="model", sparsity=0.5))
+    blocks, intact, reference = block_names(model), inputs_of(model, CAL, ""), copy.deepcopy(model)
+    products = {k: matrix(model, *k).double().abs() * x.norm(dim=0) for k, x in intact.items() if k in masks}
+    pool = torch.cat([each.flatten() for each in products.values()]).sort().values
+    threshold = pool[len(pool) // 2 - 1]
+    for block in blocks:
+        seen = {k: x for k, x in inputs_of(reference, CAL, block).items() if k in masks}
+        count = sum(int((products[k] <= threshold).sum()) for k in seen)
+        scores = {k: matrix(reference, *k).double().abs() * x.norm(dim=0) for k, x in seen.items()}
+        last = torch.cat([each.flatten() for each in scores.values()]).sort().values[count - 1]
+        for key, each in scores.items():
+            assert torch.equal(masks[key], each <= last)
+            matrix(reference, *key)[each <= last] = 0.0
