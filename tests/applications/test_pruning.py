@@ -234,10 +234,11 @@ def test_damage_of_a_block_is_that_of_pruning_it_alone():
             assert damage == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_counted():
+@pytest.mark.parametrize("score", ["act_mag", "obs", "regional", "gblm", "grad_x_weight_abs", "magnitude"])
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_counted(score):
     model = tiny("mixtral")
     same_token = np.zeros((3, 8), dtype=np.int64)  # all positions have one state, which two experts of three see
-    found, masks, made = pruned(model, PruneSpec(sparsity=0.5, update="refit"), same_token)
+    found, masks, made = pruned(model, PruneSpec(score=score, sparsity=0.5, update="refit"), same_token)
     seen = inputs_of(model, same_token, "model.layers.0.")
     (blind,) = {expert for (_, expert), x in seen.items() if expert is not None and not len(x)}
     for name in ("gate_up_proj", "down_proj"):
