@@ -276,6 +276,13 @@ def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     assert state_bits(model) == before
 
 
+def test_a_score_that_isnt_defined_for_a_component_is_refused():
+    with pytest.raises(EsaError, match="super_activation is a score of down-projections alone; add --components down"):
+        pruned(tiny(), PruneSpec(score="super_activation"))
+    _, masks, _ = pruned(tiny(), PruneSpec(score="super_activation", components=("down",)))
+    assert all("down_proj" in name for name, _ in masks)
+
+
 def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
     with pytest.raises(EsaError, match=r"groups of 7, and model\.layers\.0\.self_attn\.q_proj\.weight has 16"):
         pruned(tiny(), PruneSpec(pattern="3:7"))
