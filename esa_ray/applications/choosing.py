@@ -117,7 +117,7 @@ def _check_defined(score: str, components: Sequence[str]) -> None:
         found = SCORES[name]
         if found.alone and not set(components) <= set(found.alone):
             raise EsaError(
-                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or choose another --score"
+                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or take another --score"
             )
 
 

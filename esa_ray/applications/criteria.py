@@ -51,7 +51,7 @@ def reads_inputs(score: str) -> bool:
 def scored(score: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated) -> list[list[Tensor]]:
     """Scores (O, I), fp32, of some matrices of one block by each member of a score (of an ensemble several).
 
-    A matrix that saw nothing (an expert that no token was routed to) is scored by |w|, on the scale of the others in its
+    A matrix that saw nothing (an expert that no token came to) is scored by |w|, on the scale of the others in its
     tensor: times the root mean square of their inputs' norms, or their mean score by magnitude.
     """
     if score in PRUNING_SCORES:
