@@ -112,15 +112,6 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
     return by_block(of)
 
 
-def _check_defined(score: str, components: Sequence[str]) -> None:
-    for name in () if score in PRUNING_SCORES else members(score):
-        found = SCORES[name]
-        if found.alone and not set(components) <= set(found.alone):
-            raise EsaError(
-                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or take another --score"
-            )
-
-
 def watching(spec: PruneSpec, calibrated: Calibrated, layer: int, walk: Walk, tensors: Sequence[WeightTensor]) -> Seen:
     """What a block's matrices see, with all that the score needs."""
     regional = calibrated.once(tensors) if spec.score == "regional" else None
@@ -149,3 +140,12 @@ def dense_counts(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, l
         found[layer] = sum(int(mask.sum()) for mask in gone[at : at + len(mine[0])])
         at += len(mine[0])
     return found
+
+
+def _check_defined(score: str, components: Sequence[str]) -> None:
+    for name in () if score in PRUNING_SCORES else members(score):
+        found = SCORES[name]
+        if found.alone and not set(components) <= set(found.alone):
+            raise EsaError(
+                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or take another --score"
+            )
