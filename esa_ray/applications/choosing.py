@@ -16,7 +16,8 @@ from esa_ray.applications.layers import Matrix, by_block, tensors_of
 from esa_ray.applications.seen import Seen, look
 from esa_ray.applications.structures import SPANS, structures
 from esa_ray.errors import EsaError
-from esa_ray.spec.compression import STRUCTURED, PruneSpec, n_of_m
+from esa_ray.spec import SCORES, members
+from esa_ray.spec.compression import PRUNING_SCORES, STRUCTURED, PruneSpec, n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,8 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
     Raises
     ------
     EsaError
-        If a pattern of structures spans a component that isn't among those of the spec.
+        If a pattern of structures spans a component that isn't among those of the spec, M doesn't divide the inputs of
+        a matrix, or the score isn't defined for all components.
     """
     components = spec.components
     if spec.pattern in SPANS:
@@ -98,6 +100,7 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
         if missing := [c for c in spans if c not in spec.components]:
             raise EsaError(f"--pattern {spec.pattern} spans {', '.join(spans)}; add {missing[0]} to --components")
         components = spans
+    _check_defined(spec.score, components)
     of = calibrated.matrices(components)
     if counted_in := n_of_m(spec.pattern):
         for matrix in of:
@@ -140,3 +143,12 @@ def dense_counts(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, l
         found[layer] = sum(int(mask.sum()) for mask in gone[at : at + len(mine[0])])
         at += len(mine[0])
     return found
+
+
+def _check_defined(score: str, components: Sequence[str]) -> None:
+    for name in () if score in PRUNING_SCORES else members(score):
+        found = SCORES[name]
+        if found.alone and not set(components) <= set(found.alone):
+            raise EsaError(
+                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or take another --score"
+            )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from esa_ray.applications.hessian import damped, inverse
+from esa_ray.applications.layers import tensors_of
 from esa_ray.applications.obs import obs_scores
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import SCORES, members
@@ -50,8 +51,8 @@ def reads_inputs(score: str) -> bool:
 def scored(score: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated) -> list[list[Tensor]]:
     """Scores (O, I), fp32, of some matrices of one block by each member of a score (of an ensemble several).
 
-    A matrix that saw nothing (an expert that no token was routed to) is scored by |w| times the root mean square of the
-    other inputs' norms in its tensor, if the score is made of inputs: so its weights have an order and a like scale.
+    A matrix that saw nothing (an expert that no token came to) is scored by |w|, on the scale of the others in its
+    tensor: times the root mean square of their inputs' norms, or their mean score by magnitude.
     """
     if score in PRUNING_SCORES:
         return [[_own(score, matrix, seen, calibrated) for matrix in of]]
@@ -68,12 +69,19 @@ def _by_score(name: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrate
             for index, tensor in enumerate(seen.tensors)
         }
     scores = Scores(seen.tensors, statistics, calibrated.tokens)
-    whole = {matrix.tensor: None for matrix in of}
-    flat = {tensor: scores.of(name, seen.tensors.index(tensor)) for tensor in whole}
-    return [
-        _blind(matrix, seen) if reads_inputs(name) and seen.blind(matrix) else matrix.of(flat[matrix.tensor])
-        for matrix in of
-    ]
+    flat = {tensor: scores.of(name, seen.tensors.index(tensor)) for tensor in tensors_of(of)}
+    return [_told(name, matrix, flat[matrix.tensor], seen) for matrix in of]
+
+
+def _told(name: str, matrix: Matrix, flat: Tensor, seen: Seen) -> Tensor:
+    """A matrix's scores out of its tensor's; of one that no token reached, magnitudes on their scale."""
+    if reads_inputs(name) and seen.blind(matrix):
+        return _blind(matrix, seen)
+    scores_OI = matrix.of(flat)
+    if SCORES[name].needs and not scores_OI.any():
+        whole = matrix.tensor.flat_weights().abs().sum(dtype=torch.float64)
+        return _weights(matrix).abs() * (float(flat.sum(dtype=torch.float64) / whole) or 1.0)
+    return scores_OI
 
 
 def _weights(matrix: Matrix) -> Tensor:
@@ -88,7 +96,9 @@ def _blind(matrix: Matrix, seen: Seen) -> Tensor:
 
 def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated) -> Tensor:
     if seen.blind(matrix):
-        return _blind(matrix, seen)
+        products_OI = _blind(matrix, seen)
+        # [H⁻¹]_jj ≥ 1/H_jj: were the inputs uncorrelated, obs would be w²·‖X_j‖²/n.
+        return products_OI.square() / calibrated.windows.size if score == "obs" else products_OI
     weights_OI, index = _weights(matrix), seen.tensors.index(matrix.tensor)
     if score == "obs":
         hessian_II = seen.moments(matrix).hessian.to(weights_OI.device)

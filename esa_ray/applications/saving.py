@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from esa_ray.applications.compress import Compressed
     from esa_ray.spec.compression import PruneSpec, QuantizeSpec
+
+#: Of an offloaded model so much is in memory at once.
+SHARD = "4GB"
 
 
 def save(
@@ -60,8 +64,9 @@ def save(
     }  # fmt: skip
     scratch = _beside(target)
     try:
-        with _plain(model):
-            model.save_pretrained(scratch)
+        with _plain(model), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
+            model.save_pretrained(scratch, max_shard_size=SHARD)
         (tokenizer or load_tokenizer(source)).save_pretrained(scratch)
         record["files"] = _found(scratch, source).fingerprint
         (scratch / EDIT).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

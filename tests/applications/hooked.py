@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from esa_ray.applications.compress import compressed
+from esa_ray.models.addressing import catalogue
+from tests.tiny import random_windows, state_bits
 
 #: (parameter's name, expert or None) → the inputs (positions, I) that it multiplied, float64.
 Inputs = dict[tuple[str, int | None], Tensor]
@@ -92,3 +97,31 @@ def wanda(model, windows: np.ndarray, sparsity: float, *, sequential: bool) -> d
             if name.startswith(block):
                 matrix(model, name, expert)[mask] = 0.0
     return masks
+
+
+CAL = random_windows(6, 12)
+
+
+def pruned(model, spec, windows=CAL, **how):
+    """The compression, its masks by (tensor, expert) as (O, I), and a copy of the compressed model."""
+    before = state_bits(model)
+    with compressed(model, catalogue(model), windows, spec, batch_size=4, **how) as found:
+        twin = copy.deepcopy(model)
+    assert state_bits(model) == before
+    return found, by_matrix(model, found), twin
+
+
+def by_matrix(model, found):
+    masks = {}
+    for name, bitmap in found.masks.items():
+        mask = bitmap.mask
+        turned = matrix(model, name, None).shape != mask.shape
+        for expert in range(len(mask)) if mask.dim() == 3 else [None]:
+            one = mask if expert is None else mask[expert]
+            masks[name, expert] = one.T if turned or "c_attn" in name or "c_proj" in name else one
+    return masks
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[key], theirs[key]) for key in theirs)

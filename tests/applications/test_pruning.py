@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from esa_ray.applications.allocation import owl
 from esa_ray.applications.calibrated import Calibrated
@@ -17,14 +16,10 @@ from esa_ray.applications.sparsegpt import sparsegpt
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.spec.compression import PruneSpec
-from tests.applications.hooked import block_names, compressible, inputs_of, matrix, smallest, wanda
+from tests.applications.hooked import CAL, block_names, compressible, inputs_of, matrix, pruned, same, smallest, wanda
 from tests.tiny import (
-    HEAD,
-    HEADS,
     HIDDEN,
     INNER,
-    KV_HEADS,
-    random_windows,
     state_bits,
     summed_nll,
     tiny,
@@ -32,32 +27,6 @@ from tests.tiny import (
 )
 
 FAMILIES = ["llama", "gpt2", "mixtral", "phi3", "gpt_neox"]
-CAL = random_windows(6, 12)
-
-
-def pruned(model, spec, windows=CAL, **how):
-    """The compression, its masks by (tensor, expert) as (O, I), and a copy of the compressed model."""
-    before = state_bits(model)
-    with compressed(model, catalogue(model), windows, spec, batch_size=4, **how) as found:
-        twin = copy.deepcopy(model)
-    assert state_bits(model) == before
-    return found, by_matrix(model, found), twin
-
-
-def by_matrix(model, found):
-    masks = {}
-    for name, bitmap in found.masks.items():
-        mask = bitmap.mask
-        turned = matrix(model, name, None).shape != mask.shape
-        for expert in range(len(mask)) if mask.dim() == 3 else [None]:
-            one = mask if expert is None else mask[expert]
-            masks[name, expert] = one.T if turned or "c_attn" in name or "c_proj" in name else one
-    return masks
-
-
-def same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("sequential", [True, False])
@@ -232,65 +201,6 @@ def test_the_whole_models_smallest_scores_leave_one_shot():
     assert all(torch.equal(mask, matrix(model, *key).abs() <= threshold) for key, mask in masks.items())
 
 
-def test_a_pruned_neuron_equals_a_physically_smaller_mlp():
-    model = tiny()
-    _, masks, made = pruned(model, PruneSpec(pattern="neuron", sparsity=0.25))
-    small = copy.deepcopy(model.config)
-    small.intermediate_size = INNER - INNER // 4
-    smaller = AutoModelForCausalLM.from_config(small).eval()
-    state = dict(model.state_dict())
-    for name in list(state):
-        if ".mlp." in name:
-            stays = ~masks[name.rpartition(".mlp.")[0] + ".mlp.down_proj.weight", None][0]
-            assert int(stays.sum()) == small.intermediate_size
-            state[name] = state[name][:, stays] if "down_proj" in name else state[name][stays]
-    smaller.load_state_dict(state)
-    tokens = torch.as_tensor(CAL)
-    torch.testing.assert_close(made(tokens).logits, smaller(tokens).logits, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ["mixtral", "phi3", "gpt2"])
-def test_neurons_leave_with_their_rows_and_columns_the_lowest_sums_first(family):
-    model = tiny(family)
-    found, masks, _ = pruned(model, PruneSpec(pattern="neuron", sparsity=0.25, score="magnitude"))
-    for block in block_names(model):
-        units = []
-        for (name, expert), mask in masks.items():
-            if not name.startswith(block) or not ("down" in name or "mlp.c_proj" in name):
-                continue
-            ups = [k for k in masks if k[0].startswith(block) and k[1] == expert and k[0] != name]
-            parts = [p for k in ups for p in matrix(model, *k).split(INNER)]
-            written = [p for k in ups for p in masks[k].split(INNER)]
-            sums = matrix(model, name, expert).abs().sum(0) + sum(p.abs().sum(1) for p in parts)
-            gone = mask.all(0)
-            assert torch.equal(mask.any(0), gone)
-            assert all(torch.equal(w.all(1), gone) and torch.equal(w.any(1), gone) for w in written)
-            units.append((sums, gone))
-        sums, gone = (torch.cat(each) for each in zip(*units, strict=True))
-        assert torch.equal(torch.where(gone)[0], sums.argsort()[: len(sums) // 4].sort().values)
-    assert found.n_pruned * 4 == found.n_weights
-
-
-@pytest.mark.parametrize(
-    ("family", "groups"), [("llama", KV_HEADS), ("phi3", KV_HEADS), ("gpt2", HEADS), ("gpt_neox", HEADS)]
-)
-def test_a_pruned_key_value_group_equals_attention_without_its_heads(family, groups):
-    model = tiny(family)
-    _, masks, made = pruned(model, PruneSpec(pattern="kv", sparsity=0.5))
-    without = copy.deepcopy(model)
-    heads = HEADS // groups
-    for (name, expert), mask in masks.items():
-        if any(end in name for end in ("o_proj", "attn.c_proj", "attention.dense")):
-            gone = mask.all(0).view(groups, heads * HEAD)
-            assert gone.all(1).sum() == groups // 2 == gone.any(1).sum()
-            matrix(without, name, expert)[:, gone.flatten()] = 0.0
-    tokens = torch.as_tensor(CAL)
-    torch.testing.assert_close(made(tokens).logits, without(tokens).logits, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(made(tokens).logits, model(tokens).logits, atol=1e-3)
-    sizes = {family: sum(int(m.sum()) for m in masks.values())}
-    assert sizes[family] * 2 == sum(m.numel() for m in masks.values())
-
-
 def test_owl_shares_out_by_the_intact_models_outliers():
     model = tiny()
     _, masks, _ = pruned(model, PruneSpec(allocation="owl", sparsity=0.5))
@@ -324,10 +234,11 @@ def test_damage_of_a_block_is_that_of_pruning_it_alone():
             assert damage == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_counted():
+@pytest.mark.parametrize("score", ["act_mag", "obs", "regional", "gblm", "grad_x_weight_abs", "magnitude"])
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_counted(score):
     model = tiny("mixtral")
     same_token = np.zeros((3, 8), dtype=np.int64)  # all positions have one state, which two experts of three see
-    found, masks, made = pruned(model, PruneSpec(sparsity=0.5, update="refit"), same_token)
+    found, masks, made = pruned(model, PruneSpec(score=score, sparsity=0.5, update="refit"), same_token)
     seen = inputs_of(model, same_token, "model.layers.0.")
     (blind,) = {expert for (_, expert), x in seen.items() if expert is not None and not len(x)}
     for name in ("gate_up_proj", "down_proj"):
@@ -356,11 +267,6 @@ def test_16_bit_models_are_pruned_in_their_own_dtype_and_restored(dtype):
     assert not made.get_parameter(name)[masks[name, None]].any()
 
 
-def test_structures_say_which_components_they_span():
-    with pytest.raises(EsaError, match="spans gate, up, down; add gate to --components"):
-        pruned(tiny(), PruneSpec(pattern="neuron", components=("up", "down")))
-
-
 @pytest.mark.parametrize("how", [{"pattern": "kv", "sparsity": 0.3}, {"sparsity": 0.01}])
 def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     model = tiny()
@@ -368,6 +274,13 @@ def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     with pytest.raises(EsaError, match="takes nothing"):
         pruned(model, PruneSpec(**how))
     assert state_bits(model) == before
+
+
+def test_a_score_that_isnt_defined_for_a_component_is_refused():
+    with pytest.raises(EsaError, match="super_activation is a score of down-projections alone; add --components down"):
+        pruned(tiny(), PruneSpec(score="super_activation"))
+    _, masks, _ = pruned(tiny(), PruneSpec(score="super_activation", components=("down",)))
+    assert all("down_proj" in name for name, _ in masks)
 
 
 def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
@@ -378,3 +291,20 @@ def test_a_pattern_that_doesnt_divide_the_inputs_is_refused_by_name():
 def test_a_budget_that_is_too_small_for_a_blocks_hessians_is_refused():
     with pytest.raises(EsaError, match="raise --memory-budget"):
         pruned(tiny(), PruneSpec(), memory_budget=1000)
+
+
+def test_among_the_whole_model_blocks_lose_what_the_intact_one_says_and_choose_by_what_they_see():
+    model = tiny()
+    _, masks, _ = pruned(model, PruneSpec(group="model", sparsity=0.5))
+    blocks, intact, reference = block_names(model), inputs_of(model, CAL, ""), copy.deepcopy(model)
+    products = {k: matrix(model, *k).double().abs() * x.norm(dim=0) for k, x in intact.items() if k in masks}
+    pool = torch.cat([each.flatten() for each in products.values()]).sort().values
+    threshold = pool[len(pool) // 2 - 1]
+    for block in blocks:
+        seen = {k: x for k, x in inputs_of(reference, CAL, block).items() if k in masks}
+        count = sum(int((products[k] <= threshold).sum()) for k in seen)
+        scores = {k: matrix(reference, *k).double().abs() * x.norm(dim=0) for k, x in seen.items()}
+        last = torch.cat([each.flatten() for each in scores.values()]).sort().values[count - 1]
+        for key, each in scores.items():
+            assert torch.equal(masks[key], each <= last)
+            matrix(reference, *key)[each <= last] = 0.0

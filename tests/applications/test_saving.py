@@ -130,3 +130,18 @@ def test_bf16_models_are_saved_in_bf16(parent, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "home", dtype="auto").eval()
     assert plain.dtype == torch.bfloat16
     assert np.array_equal(evaluate(plain, EVAL).nll, nll)
+
+
+@pytest.mark.parametrize("parent", ["llama", "mixtral"], indirect=True)
+def test_a_model_that_waits_on_disk_is_saved_as_it_was_compressed(parent, tmp_path):
+    size = sum(p.nbytes for p in load_model(parent, "fp32", "cpu").parameters())
+    away = load_model(parent, "fp32", "auto", {"cpu": int(0.7 * size)}, str(tmp_path / "off"))
+    assert any(p.is_meta for p in away.parameters())
+    with compressed(away, catalogue(away), CAL, SPEC, 5) as found:
+        save(away, parent, found, SPEC, 5, tmp_path / "home")
+        nll = evaluate(away, EVAL).nll
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "home").eval()
+    assert evaluate(plain, EVAL).nll == pytest.approx(nll, abs=1e-4)
+    assert all(int(bitmap.count) * 2 == bitmap.mask.numel() for bitmap in found.masks.values())
+    weights = plain.get_parameter("model.layers.1.self_attn.q_proj.weight")
+    assert not weights[found.masks["model.layers.1.self_attn.q_proj.weight"].mask].any()
