@@ -31,13 +31,14 @@ from esa_ray.spec.scores import (
     DataSpec,
     Dtype,
     Mode,
+    UNITS,
     ModelSpec,
     ScoreSpec,
     asks_for,
     grouped,
     is_tensor_name,
 )
-from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, TREATED, Group, Search, StudySpec
+from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, PAIRED_CONTROLS, TREATED, Group, Search, StudySpec
 
 __all__ = [
     "BLOCK_COMPONENTS",
@@ -50,6 +51,7 @@ __all__ = [
     "LISTED",
     "METHODS",
     "METRICS",
+    "PAIRED_CONTROLS",
     "PROBED",
     "PROTOCOLS",
     "PRUNING_SCORES",
@@ -57,6 +59,7 @@ __all__ = [
     "SCALED",
     "SCORES",
     "TREATED",
+    "UNITS",
     "Component",
     "Compression",
     "DataSpec",

@@ -11,7 +11,7 @@ from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
 from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
 
-SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last"]
+SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last", "single", "pair"]
 
 #: Group of the weights of a :class:`WeightList`, and the score that their rows and rankings name.
 LISTED = "listed"
@@ -200,11 +200,16 @@ class Subset(Spec):
 
     ``layer``: those of one block, counted from 0. ``only``: one member alone, counted from 1. ``all_but_first`` and
     ``all_but_last``: all but this fraction of every pool's k, from its highest or its lowest ranks: what the rest
-    costs tells what restoring these brings back.
+    costs tells what restoring these brings back. ``single`` and ``pair``: the member, or the two (``value`` and
+    ``other``), at these places of the whole set, counted from 1 by score whatever the pool, or in a list's own order.
+
+    >>> Subset(kind="pair", value=1, other=3).label
+    'pair-1-3'
     """
 
     kind: SubsetKind
     value: float = Field(ge=0)
+    other: int | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> Subset:
@@ -212,14 +217,18 @@ class Subset(Spec):
             raise ValueError(f"a restored part is a fraction between 0 and 1, not {self.value:g}")
         if not self.kind.startswith("all_but") and self.value != int(self.value):
             raise ValueError(f"{self.kind} takes a whole number, not {self.value:g}")
-        if self.kind == "only" and self.value < 1:
+        if self.kind in ("only", "single", "pair") and self.value < 1:
             raise ValueError("members are counted from 1")
+        if (self.kind == "pair") != (self.other is not None):
+            raise ValueError("other is the second member of a pair, and of nothing else")
+        if self.other is not None and self.other <= self.value:
+            raise ValueError(f"a pair names the higher place first, not {self.value:g} and {self.other}")
         return self
 
     @property
     def label(self) -> str:
         """Short text for file names."""
-        return f"{self.kind}-{self.value:g}"
+        return f"{self.kind}-{self.value:g}" + (f"-{self.other}" if self.other is not None else "")
 
 
 class WeightName(Spec):
