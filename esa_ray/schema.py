@@ -133,7 +133,10 @@ RANKINGS = _schema(
         "what is ranked: weight, row, col, neuron or head, whose tensor and component are its first matrix's; null in "
         "studies of older versions, which ranked weights",
     ),
-    number=(_INT, "which neuron or head of its block (or expert), row or column of its component, from 0; null of weights"),
+    number=(
+        _INT,
+        "which neuron or head of its block (or expert), row or column of its component, from 0; null of weights",
+    ),
     members=(_INT, "how many weights it is; null in studies of older versions"),
     score=(_FLOAT, "its score"),
     std_error=(_FLOAT, "standard error of its score over probes; null where a score is not an estimate"),

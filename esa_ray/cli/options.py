@@ -161,7 +161,12 @@ NoiseScale = Annotated[
         "--noise-scale", help="gauss_noise, correlated: noise relative to each weight or its tensor: weight, tensor."
     ),
 ]
-Controls = Annotated[str, typer.Option(help="Control set(s), of weights that aren't 0: random_k, matched_k, bottom_k; of units also largest_k.")]
+Controls = Annotated[
+    str,
+    typer.Option(
+        help="Control set(s), of weights that aren't 0: random_k, matched_k, bottom_k; of units also largest_k."
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(

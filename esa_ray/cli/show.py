@@ -28,6 +28,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         f"{data.evaluation_windows} evaluation windows"
     )
     out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
+    if spec.unit != "weight":
+        out(f"unit              {spec.unit}, by {' and '.join(dict.fromkeys(s.combine for s in spec.scores))}")
     out(f"k                 {', '.join(map(str, spec.topk))}")
     out(f"seeds             {', '.join(map(str, spec.seeds))}")
     if spec.perturbations:
@@ -39,6 +41,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")
+    if spec.pairs:
+        out(f"pairs             of the first {spec.pairs} members of each set, and each of these alone")
     if spec.control_draws > 1:
         out(f"control sets      {spec.control_draws} of each drawn control and seed")
     if spec.repeats > 1:

@@ -242,7 +242,9 @@ def _module(tensor: WeightTensor) -> str:
 def _neurons(catalogue: Catalogue) -> Iterator[Family]:
     for pieces in _together(catalogue, ("gate", "up", "down"), "down"):
         down, number = pieces["down"][0]
-        inner = [p for c in ("gate", "up") for p in pieces.get(c, []) if int((p[0].row_part == p[1]).sum()) == down.cols]
+        inner = [
+            p for c in ("gate", "up") for p in pieces.get(c, []) if int((p[0].row_part == p[1]).sum()) == down.cols
+        ]
         if len(pieces["down"]) > 1 or not any(tensor.parts[n].component == "up" for tensor, n in inner):
             continue  # what doesn't go up and down again has no neurons
         for expert in range(_experts(down)):

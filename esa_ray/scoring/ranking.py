@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from esa_ray.spec import ScoreSpec
 
 CONTROLS = {"random_k": random_k, "matched_k": matched_k}
+#: What a ranking of weights says of every row.
+WEIGHTS = {"unit": "weight", "members": 1}
 
 
 def combined(scores: Scores | RankEnsemble, spec: ScoreSpec) -> Scores | RankEnsemble:
@@ -127,7 +129,7 @@ def _ranking(
         picks += controls(scores.tensors[i], i, ranks, flat, groups, seed, draws)
     picks += [("bottom_k", None, i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
     tables = [_rows(scores, spec, *pick) for pick in picks]
-    common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed}
+    common = {"model": model, "metric": spec.metric, "mode": spec.mode, "seed": seed, **WEIGHTS}
     order = ("group", "control_draw", "layer", "rank", "tensor")
     return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in order])
 

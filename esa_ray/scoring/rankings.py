@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from esa_ray.evaluation.single_weights import sample
 from esa_ray.grid import GRADIENT_SCORE
 from esa_ray.models.naming import find_weight
+from esa_ray.models.units import Units
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
 from esa_ray.scoring.ranking import combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
+from esa_ray.scoring.unit_ranking import UnitRanking
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.storage.store import Store, ranking_name, samples_name
 
@@ -68,7 +70,10 @@ class Rankings:
             self._sample(scores, seed)
         for spec in specs:
             name = ranking_name(spec.metric, spec.mode, seed)
-            self._write_tables(name, combined(scores, spec), spec, depth, seed)
+            if spec.unit == "weight":
+                self._write_tables(name, combined(scores, spec), spec, depth, seed)
+            else:
+                self._write_units(name, scores, spec, depth, seed)
             if "weights" in self.spec.analyses and not self.store.has("sample_sizes", name):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
         for weights in self.spec.lists:
@@ -93,6 +98,16 @@ class Rankings:
             self.store.write("score_stats", name, score_stats(scores, spec, seed=seed, model=self.name))
         elif not ranked:
             self.store.write("rankings", name, rank(scores, spec, depth, groups, **drawn))
+
+    def _write_units(self, name: str, scores: Scores, spec: ScoreSpec, depth: int, seed: int) -> None:
+        """The same of rows, columns, neurons or heads."""
+        families = Units(self.model, self.catalogue, spec.unit, spec.components).families
+        ranking = UnitRanking(scores, families, spec, any(p.needs_gradient for p in self.spec.perturbations))
+        if not self.store.has("score_stats", name):
+            self.store.write("score_stats", name, ranking.stats(seed=seed, model=self.name))
+        if not self.store.has("rankings", name):
+            groups, draws = self.spec.groups, self.spec.control_draws
+            self.store.write("rankings", name, ranking.table(depth, groups, seed=seed, model=self.name, draws=draws))
 
     def _score(self, seed: int, growth: SampleSizes, budget: int | None) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""
