@@ -143,7 +143,7 @@ RANKINGS = _schema(
     gradient=(_FLOAT, "derivative of the calibration loss, nats per token and unit of weight; null if not gathered"),
     gradients=(
         pa.list_(pa.float32()),
-        "of a unit the same at each of its weights, tensor by tensor in the order of memory; null where no damage needs it",
+        "of a unit the same at each weight, tensor by tensor in the order of memory; null where no damage needs it",
     ),
     weight=(_FLOAT, "its value before any damage; of a unit the Euclidean norm of its weights"),
 )

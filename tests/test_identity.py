@@ -141,12 +141,12 @@ DEFAULTS = {
         "score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None, "control_draw": 0,
     },
     Listed: {},
-    Subset: {},
+    Subset: {"other": None},
     WeightName: {"col": 0, "expert": None},
     PerturbSpec: dict.fromkeys(("strength", "bits", "relative_to", "shared", "adapt", "per", "toward")),
     ScoreSpec: {
         "metric": "grad_x_weight", "mode": "per_layer", "components": ("attention", "ffn", "mixer"), "probes": None,
-        "relative_error": None,
+        "relative_error": None, "unit": "weight", "combine": "joint",
     },
     DataSpec: {
         "source": "pydoc", "text_column": "text", "chat": False, "split": "train", "window": 128,

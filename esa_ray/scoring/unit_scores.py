@@ -156,7 +156,8 @@ class UnitScores:
         """
         index = {tensor.name: i for i, tensor in enumerate(scores.tensors)}
         used = sorted({index[lines.tensor.name] for family in families for lines in family.lines})
-        squares, found = LineTotals("weight"), []
+        squares = LineTotals("weight")
+        found: list[list[np.ndarray]] = []
         for metric in members(spec.metric):
             kind = how(metric, spec.combine)
             totals = LineTotals(_QUANTITY[kind], largest=kind == LARGEST)

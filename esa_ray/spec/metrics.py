@@ -51,8 +51,8 @@ class Score(Entry):
     ``formula`` and ``unit`` are its words in the table of scores. ``needs`` are those of :data:`STATISTICS` that it is
     made of; a score that needs none is the same for every text and seed, and one that needs those of probes is an
     estimate. ``alone`` are the only components that it is defined for, or ``never`` those that it isn't, and ``where``
-    says so in words. ``magnitude``: its values can be averaged. ``joint`` is how the weights of a row, column, neuron or
-    head make that unit's score where nothing else is asked for: one of :data:`JOINT`.
+    says so in words. ``magnitude``: its values can be averaged. ``joint`` is how the weights of a row, column, neuron
+    or head make that unit's score where nothing else is asked for: one of :data:`JOINT`.
 
     Its module imports no torch when it is imported: specs, plans and reports ask it, too.
 

@@ -204,9 +204,9 @@ class ScoreSpec(Spec):
     ``components`` are names of components, groups of them, and names of tensors, in which ``*`` stands for anything.
     ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
     so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
-    ``unit`` is what is ranked (:mod:`esa_ray.models.units`), and ``combine`` how its weights' scores make its own: their
-    "sum", the "largest" of them, or by default "joint", the score's own form for weights that are damaged together
-    (``Score.joint``).
+    ``unit`` is what is ranked (:mod:`esa_ray.models.units`), and ``combine`` how its weights' scores make its own:
+    their "sum", the "largest" of them, or by default "joint", the score's own form for weights that are damaged
+    together (``Score.joint``).
 
     >>> ScoreSpec(metric="act_mag+grad_x_weight").metric
     'grad_x_weight+act_mag'
