@@ -160,9 +160,7 @@ class StudySpec(Spec):
                 )
             return
         if "weights" in self.analyses:
-            raise ValueError(
-                f"--weight-analysis is about rankings of single weights; leave it or --unit {self.unit} out"
-            )
+            raise ValueError(f"--weight-analysis ranks single weights; leave it or --unit {self.unit} out")
         if self.fidelity:
             raise ValueError(f"--fidelity damages single weights; leave it or --unit {self.unit} out")
 

@@ -1,4 +1,4 @@
-"""Units against models that lack them: smaller MLPs, attention without a head, and the matrices' own rows and columns."""
+"""Units against models that lack them: smaller MLPs, attention without a head, and the matrices' own lines."""
 
 import numpy as np
 import pytest
