@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
-from analysis.names import in_question
+from analysis.names import in_question, unit_name, unit_of, units
 from analysis.report import wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
@@ -75,7 +75,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
     controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
-    scored = scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum()
+    scored = scored_tensors(study, study.spec["scores"][0]["metric"])["n"].sum() if unit_of(study) == "weight" else 0
     return {
         "super": row,
         "controls": controls.to_dicts(),
@@ -126,6 +126,9 @@ def context(study: Study) -> dict[str, Any]:
         "agreement": _agreement(study),
         "calibration_overlap": calibration_overlap(study),
         "consensus": consensus(study).to_dicts(),
+        "unit": unit_of(study),
+        "units": units(study),
+        "named": unit_name,
         "verdicts": verdicts(study),
         "on_damage": answered(study, set(drawn), "damage"),
         "on_weights": answered(study, set(drawn), "weights"),

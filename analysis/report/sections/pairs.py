@@ -65,6 +65,6 @@ def _largest(r: dict[str, Any]) -> str:
     of = " of these" if r["found"] == MASKING else ""
     return (
         f"The largest interaction{of}: under {r['damage']} {r['first']} costs {wording.signed(r['alone_first'])} "
-        f"alone, {r['second']} {wording.signed(r['alone_second'])}, and both {wording.signed(r['joint'])} nats per token, "
-        f"{ranged(r['interaction'], r['low'], r['high'])} off the sum."
+        f"alone, {r['second']} {wording.signed(r['alone_second'])}, and both {wording.signed(r['joint'])} nats per "
+        f"token, {ranged(r['interaction'], r['low'], r['high'])} off the sum."
     )
