@@ -12,6 +12,7 @@ import polars as pl
 from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
+from analysis.names import unit_of
 from analysis.report.wording import p_value, signed, significant
 from analysis.run.protocols import degradation, protocol_summary, shared_windows
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
@@ -299,7 +300,7 @@ def _cautious(verdict: Verdict, caution: str) -> Verdict:
 
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
-    if study.spec.get("protocols"):
+    if study.spec.get("protocols") or unit_of(study) != "weight":  # the criteria on damage are about single weights
         return protocol_verdicts(study)
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)

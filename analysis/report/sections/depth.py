@@ -95,7 +95,15 @@ def _side_table(study: Study, lead: str) -> Table:
          f"({wording.percent(r['set_share_min'])}–{wording.percent(r['set_share_max'])})"]
         for r in _of(sides(study), lead).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["<score", "<pool", "<side", "<mean score ÷ FFN's", "its weights", "its score", "<its share of the set"]
+    columns = [
+        "<score",
+        "<pool",
+        "<side",
+        "<mean score ÷ FFN's",
+        f"its {units(study)}",
+        "its score",
+        "<its share of the set",
+    ]
     return Table(columns, rows, "Attention, or what stands in its place, against FFN")
 
 
