@@ -45,11 +45,12 @@ class Listed(Spec):
 
     name: str
     digest: str
+    unit: str = "weight"
 
     @classmethod
     def of(cls, weights: WeightList) -> Listed:
         """The reference to a list."""
-        return cls(name=weights.name, digest=weights.digest)
+        return cls(name=weights.name, digest=weights.digest, unit=weights.unit)
 
 
 class Cell(Spec):
@@ -107,7 +108,7 @@ class Cell(Spec):
             "part": self.part.kind if self.part else None,
             "part_value": self.part.value if self.part else None,
             "part_other": self.part.other if self.part else None,
-            "unit": self.score.unit if self.score else "weight",
+            "unit": self.score.unit if self.score else self.listed.unit if self.listed else None,
             "repeat": self.repeat,
             "depth": self.depth,
             "control_draw": self.control_draw if self.group in DRAWN_CONTROLS else None,

@@ -170,7 +170,7 @@ Controls = Annotated[
 Weights = Annotated[
     str,
     typer.Option(
-        help="Also damage given weights: a .csv, .json, .jsonl or .parquet file of tensor,row,col, or a study's directory."
+        help="Also damage given weights: a .csv, .json, .jsonl or .parquet file of tensor,row,col (one of the two empty: whole lines), or a study's directory."
     ),
 ]
 Layers = Annotated[

@@ -37,7 +37,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
         drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
-        out(f"list              {given.name}: {given.k} weights, against {' and '.join(drawn) or 'no control'}")
+        out(f"list              {given.name}: {given.k} {given.unit}s, against {' and '.join(drawn) or 'no control'}")
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")

@@ -31,7 +31,7 @@ def chosen_units_and_known(
     """
     per_score = _weight_per_score(picked(ranking, group, k, draw=draw))
     flat: dict[str, list[np.ndarray]] = {}
-    score: dict[str, list[np.ndarray]] = {}
+    score: dict[str, list[np.ndarray | None]] = {}
     gradient: dict[str, list[np.ndarray | None]] = {}
     names = [name for name in ("tensor", "flat", "score", "gradients") if name in ranking.column_names]
     for row in picked(ranking, group, k, part, draw).select(names).to_pylist():
@@ -42,11 +42,9 @@ def chosen_units_and_known(
         parts = [None] * len(weights) if gradients is None else np.split(np.array(gradients, dtype=float), ends)
         for (name, mine), its in zip(weights.items(), parts, strict=True):
             flat.setdefault(name, []).append(mine)
-            score.setdefault(name, []).append(np.full(len(mine), row["score"]))
+            score.setdefault(name, []).append(None if row["score"] is None else np.full(len(mine), row["score"]))
             gradient.setdefault(name, []).append(its)
-    known = {
-        name: Known(np.concatenate(score[name]), _joined(gradient[name]), weight_per_score=per_score) for name in flat
-    }
+    known = {name: Known(_joined(score[name]), _joined(gradient[name]), weight_per_score=per_score) for name in flat}
     return {name: np.concatenate(mine) for name, mine in flat.items()}, known
 
 
@@ -56,7 +54,9 @@ def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def _weight_per_score(whole: pa.Table) -> float | None:
-    """‖w‖/‖s‖ over all weights of a set, each with the score of its unit; None where all scores are 0."""
+    """‖w‖/‖s‖ over all weights of a set, each with the score of its unit; None where there are none, or all are 0."""
+    if whole["score"].null_count:
+        return None
     norm, score, members = (whole[name].to_numpy() for name in ("weight", "score", "members"))
     size = float(np.sqrt((members * score**2).sum()))
     return float(np.linalg.norm(norm)) / size if size > 0 else None

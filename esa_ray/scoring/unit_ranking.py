@@ -57,19 +57,25 @@ class UnitRanking:
         """
         top = self._ends(k, largest=True)
         picks: list[Pick] = [("super", None, f, ranks, units) for f, ranks, units in top]
-        for family, ranks, units in top:
-            urn = Urn(self.families[family], self.scored.norms[family], units)
-            for group in (g for g in DRAWS if g in groups):
-                for draw in range(draws if group in DRAWN_CONTROLS else 1):
-                    number = draw if group in DRAWN_CONTROLS else None
-                    picks.append((group, number, family, ranks, control(urn, group, seed, draw)))
+        for pick in list(picks):
+            picks += self.controls(pick, groups, seed, draws)
         if "bottom_k" in groups:
             picks += [("bottom_k", None, f, ranks, units) for f, ranks, units in self._ends(k, largest=False)]
         common = {"model": model, "metric": self.spec.metric, "mode": self.spec.mode, "seed": seed}
-        rows = [row for pick in picks for row in self._rows(*pick)]
+        rows = [row for pick in picks for row in self.rows(*pick)]
         order = ("group", "control_draw", "layer", "rank", "tensor", "flat")
         found = pa.Table.from_pylist([common | row for row in rows], schema=RANKINGS)
         return found.sort_by([(name, "ascending") for name in order])
+
+    def controls(self, treated: Pick, groups: Sequence[str], seed: int, draws: int) -> list[Pick]:
+        """The controls of a family's treated units that are asked for, so many sets of each that is drawn."""
+        _, _, family, ranks, units = treated
+        urn, found = Urn(self.families[family], self.scored.norms[family], units), []
+        for group in (g for g in DRAWS if g in groups):
+            for draw in range(draws if group in DRAWN_CONTROLS else 1):
+                number = draw if group in DRAWN_CONTROLS else None
+                found.append((group, number, family, ranks, control(urn, group, seed, draw)))
+        return found
 
     def stats(self, *, seed: int, model: str = "") -> pa.Table:
         """One row per family on how its units' scores are distributed (``schema.SCORE_STATS``)."""
@@ -103,9 +109,10 @@ class UnitRanking:
                 found.append((int(f), at + 1, unit[order][at]))
         return found
 
-    def _rows(
+    def rows(
         self, group: str, draw: int | None, number: int, ranks: np.ndarray, units: np.ndarray
     ) -> list[dict[str, Any]]:
+        """What a ranking says of some units of a family."""
         family, scored = self.families[number], self.scored
         place = family.place(units)
         common = {"group": group, "control_draw": draw, "unit": family.unit, "members": family.members}

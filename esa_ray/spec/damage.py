@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
 from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
+from esa_ray.spec.scores import Ranked
 
 SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last", "single", "pair"]
 
@@ -232,16 +233,39 @@ class Subset(Spec):
 
 
 class WeightName(Spec):
-    """One weight by name: its tensor, output row and input column, and the expert of a 3-D tensor."""
+    """One weight by name: its tensor, output row and input column, and the expert of a 3-D tensor.
+
+    Without a column it is the whole row, without a row the whole column.
+
+    >>> WeightName(tensor="lm_head.weight", row=3, col=None).unit
+    'row'
+    """
 
     tensor: str = Field(min_length=1)
-    row: int = Field(ge=0)
-    col: int = Field(default=0, ge=0)
+    row: int | None = Field(ge=0)
+    col: int | None = Field(default=0, ge=0)
     expert: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> WeightName:
+        if self.row is None and self.col is None:
+            raise ValueError(f"{self.tensor} is named without a row and without a column; give one of them")
+        return self
+
+    @property
+    def unit(self) -> Ranked:
+        """What it names: a weight, a row or a col."""
+        return "row" if self.col is None else "col" if self.row is None else "weight"
+
+    @property
+    def place(self) -> str:
+        """Where in its tensor, in words."""
+        words = {"row": f"row {self.row}", "col": f"column {self.col}", "weight": f"[{self.row}, {self.col}]"}
+        return words[self.unit]
 
 
 class WeightList(Spec):
-    """Weights that are given rather than chosen by a score, in the order of their ranks.
+    """Weights, or whole rows or columns, that are given rather than chosen by a score, in the order of their ranks.
 
     :func:`esa_ray.weights.read_weights` makes one of a file or of another study.
     """
@@ -254,8 +278,15 @@ class WeightList(Spec):
     def _once(cls, value: tuple[WeightName, ...]) -> tuple[WeightName, ...]:
         if len(set(value)) < len(value):
             twice = next(w for i, w in enumerate(value) if w in value[:i])
-            raise ValueError(f"{twice.tensor} [{twice.row}, {twice.col}] stands twice in a list")
+            raise ValueError(f"{twice.tensor} {twice.place} stands twice in a list")
+        if len(kinds := sorted({w.unit for w in value})) > 1:
+            raise ValueError(f"a list names {kinds[0]}s and {kinds[1]}s; make it two lists")
         return value
+
+    @property
+    def unit(self) -> Ranked:
+        """What it names: weights, rows or cols, in the singular."""
+        return self.weights[0].unit
 
     @property
     def k(self) -> int:

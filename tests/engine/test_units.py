@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.grid import by_twos, cell_id, cells
 from esa_ray.measurements.cells import by_first_block
@@ -137,3 +138,38 @@ def test_the_first_members_are_damaged_by_twos_in_pools_and_in_lists(run_all):
 def test_what_no_study_of_units_can_do_is_refused_with_a_mend(tiny_study, changes, words):
     with pytest.raises(ValueError, match=words):
         tiny_study.replace(**changes)
+
+
+def test_a_list_of_whole_rows_is_damaged_with_controls_of_its_matrices_and_by_twos(run_all):
+    down, up = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    lines = tuple(WeightName(tensor=t, row=r, col=None) for t, r in ((down, 3), (up, 7), (down, 0)))
+    rows = WeightList(name="rows", weights=lines)
+    uphill = PerturbSpec(kind="gradient_aligned", strength=0.01)
+    worker, found = run_all(
+        "weight", groups=("super", "random_k", "matched_k"), perturbations=(*ZERO, uphill), lists=(rows,), pairs=2,
+        scores=(ScoreSpec(metric="magnitude", mode="per_layer"),), k=2,
+    )  # fmt: skip
+    row = found["listed-rows-s7-k3-listed-zero"]
+    table = worker.store.read("rankings", "listed-rows-s7").to_pylist()
+    mine = sorted((r for r in table if r["group"] == "listed"), key=lambda r: r["rank"])
+    assert [(r["tensor"], r["row"], r["col"], r["score"]) for r in mine] == [
+        (w.tensor, w.row, None, None) for w in lines
+    ]
+    assert row["nll"] == pytest.approx(by_hand(worker, mine), rel=2e-6)
+    assert (row["unit"], row["n_weights"], row["resumed_at"]) == ("row", 2 * 48 + 32, 1)
+    pair = found["listed-rows-s7-k3-listed-zero-pair-1-2"]
+    assert pair["nll"] == pytest.approx(by_hand(worker, mine[:2]), rel=2e-6)
+    for group in ("random_k", "matched_k"):
+        drawn = [r for r in table if r["group"] == group]
+        assert sorted(r["tensor"] for r in drawn) == sorted(w.tensor for w in lines)
+        assert not {(r["tensor"], r["row"]) for r in drawn} & {(w.tensor, w.row) for w in lines}
+    assert found["listed-rows-s7-k3-listed-gradient_aligned-0.01"]["status"] == "ok"
+
+
+def test_a_row_that_stands_in_a_list_under_two_names_is_refused(run_all):
+    names = ("model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.down_proj")
+    twice = WeightList(name="twice", weights=tuple(WeightName(tensor=t, row=3, col=None) for t in names))
+    with pytest.raises(EsaError, match=r"the list twice names a row of .*down_proj.* twice; take one out"):
+        run_all(
+            "weight", groups=("super",), perturbations=ZERO, lists=(twice,), scores=(ScoreSpec(metric="magnitude"),)
+        )
