@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from analysis.study import Study
-from esa_ray.spec import CONTROLS, LISTED, TREATED, is_data_free
+from esa_ray.spec import CONTROLS, LISTED, PLURALS, TREATED, is_data_free
 from esa_ray.spec import label as label_of
 
 #: Groups in the order in which tables and figures show them.
@@ -33,10 +33,6 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
     several = len(study.spec["scores"]) > 1
     of = "" if unit_of(study) == "weight" else f" {units(study)}"
     return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}{of}"
-
-
-#: What many units are called in a report.
-PLURALS = {"weight": "weights", "row": "rows", "col": "columns", "neuron": "neurons", "head": "heads"}
 
 
 def unit_of(study: Study) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
 from esa_ray.grid import plan
-from esa_ray.spec import DRAWN_CONTROLS, StudySpec
+from esa_ray.spec import DRAWN_CONTROLS, PLURALS, StudySpec
 from esa_ray.storage.location import Location
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
         drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
-        out(f"list              {given.name}: {given.k} {given.unit}s, against {' and '.join(drawn) or 'no control'}")
+        out(
+            f"list              {given.name}: {given.k} {PLURALS[given.unit]}, against {' and '.join(drawn) or 'no control'}"
+        )
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")

@@ -27,7 +27,7 @@ import numpy as np
 from esa_ray.errors import EsaError
 from esa_ray.models.blocks import text_config
 from esa_ray.models.layouts import Sizes
-from esa_ray.spec import asks_for
+from esa_ray.spec import PLURALS, asks_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import Catalogue, WeightTensor
 
 Axis = Literal["row", "col"]
-#: What many units are called.
-PLURALS = {"weight": "weights", "row": "rows", "col": "columns", "neuron": "neurons", "head": "heads"}
 
 
 @dataclass(frozen=True, eq=False)

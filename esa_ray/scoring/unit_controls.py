@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esa_ray.errors import EsaError
-from esa_ray.models.units import PLURALS
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.scoring.controls import stream
+from esa_ray.spec import PLURALS
 
 if TYPE_CHECKING:
     from esa_ray.models.units import Family

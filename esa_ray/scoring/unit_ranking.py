@@ -12,13 +12,12 @@ import pyarrow as pa
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.models.units import PLURALS
 from esa_ray.schema import RANKINGS, SCORE_STATS
 from esa_ray.scoring.distribution import describe
 from esa_ray.scoring.histogram import Histogram
 from esa_ray.scoring.unit_controls import DRAWS, Urn, control
 from esa_ray.scoring.unit_scores import UnitScores, by_pool
-from esa_ray.spec import DRAWN_CONTROLS
+from esa_ray.spec import DRAWN_CONTROLS, PLURALS
 
 if TYPE_CHECKING:
     from esa_ray.models.units import Family

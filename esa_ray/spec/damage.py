@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
 from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
-from esa_ray.spec.scores import Ranked
+from esa_ray.spec.scores import PLURALS, Ranked
 
 SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last", "single", "pair"]
 
@@ -280,7 +280,7 @@ class WeightList(Spec):
             twice = next(w for i, w in enumerate(value) if w in value[:i])
             raise ValueError(f"{twice.tensor} {twice.place} stands twice in a list")
         if len(kinds := sorted({w.unit for w in value})) > 1:
-            raise ValueError(f"a list names {kinds[0]}s and {kinds[1]}s; make it two lists")
+            raise ValueError(f"a list names {PLURALS[kinds[0]]} and {PLURALS[kinds[1]]}; make it two lists")
         return value
 
     @property

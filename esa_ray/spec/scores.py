@@ -17,6 +17,8 @@ Trust = Literal["remote_code", "pickle"]
 #: What is ranked and damaged: single weights, rows or columns of matrices, neurons, attention heads.
 Ranked = Literal["weight", "row", "col", "neuron", "head"]
 UNITS: tuple[str, ...] = get_args(Ranked)
+#: What many of them are called.
+PLURALS = {"weight": "weights", "row": "rows", "col": "columns", "neuron": "neurons", "head": "heads"}
 Combine = Literal["joint", "sum", "largest"]
 Component = Literal[
     "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate",
@@ -251,13 +253,15 @@ class ScoreSpec(Spec):
     def _complete_unit(self) -> None:
         """Narrow the components to those that the unit reaches over, and call its usual combination by one name."""
         if self.unit == "weight" and self.combine != "joint":
-            raise ValueError(f"combine={self.combine} is of units of many weights; choose a row, col, neuron or head")
+            raise ValueError(
+                f"--combine {self.combine} is of units of many weights; add --unit row, col, neuron or head"
+            )
         if spanned := SPANNED.get(self.unit):
             if lacking := [c for c in spanned if c not in self.components and c != "attn_gate"]:
                 group = "ffn" if self.unit == "neuron" else "attention"
                 raise ValueError(
                     f"a {self.unit} reaches over {', '.join(spanned[:-1])} and {spanned[-1]}, and {lacking[0]} isn't "
-                    f"scored; give the components {group}, and scores that are defined for them"
+                    f"scored; give --components {group}, and scores that are defined for them"
                 )
             object.__setattr__(self, "components", spanned)
         if {SCORES[name].joint for name in members(self.metric)} == {self.combine}:

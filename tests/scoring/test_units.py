@@ -281,7 +281,7 @@ def test_pairs_count_places_over_the_whole_set_whatever_the_pool():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"combine": "sum"}, "combine=sum is of units of many weights"),
+        ({"combine": "sum"}, "--combine sum is of units of many weights"),
         ({"unit": "neuron", "components": ("attention",)}, "a neuron reaches over gate, up and down, and gate isn't"),
         ({"unit": "head", "components": ("q", "o")}, "a head reaches over q, k, v, o and attn_gate, and k isn't"),
         ({"unit": "neuron", "metric": "super_activation"}, "a neuron reaches over gate, up and down"),
