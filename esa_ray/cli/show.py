@@ -37,9 +37,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
         drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
-        out(
-            f"list              {given.name}: {given.k} {PLURALS[given.unit]}, against {' and '.join(drawn) or 'no control'}"
-        )
+        named = f"{given.k} {PLURALS[given.unit]}"
+        out(f"list              {given.name}: {named}, against {' and '.join(drawn) or 'no control'}")
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")
