@@ -141,7 +141,7 @@ class StudySpec(Spec):
     @property
     def unit(self) -> str:
         """What its scores rank: weight, row, col, neuron or head."""
-        return self.scores[0].unit
+        return self.scores[0].unit if self.scores else "weight"
 
     def _check_units(self) -> None:
         if len({s.unit for s in self.scores}) > 1:
