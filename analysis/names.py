@@ -37,7 +37,7 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
 
 def unit_of(study: Study) -> str:
     """What the study's scores rank: weight, row, col, neuron or head."""
-    first = next(iter(study.spec["scores"]), {})  # older studies, and those that rank nothing, say none
+    first: dict[str, Any] = next(iter(study.spec["scores"]), {})  # older studies, and those that rank nothing, say none
     return first.get("unit", "weight")
 
 
