@@ -270,7 +270,9 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
     }  # fmt: skip
     assert set(analysis.charts(study)) == drawn
     # What needs several kinds of damage, several doses, parts of sets or protocols, this study lacks.
-    assert set(FIGURES) - drawn == {"dose", "kinds", "together", "layers", "recovery", "timeline", "reliability"}
+    assert set(FIGURES) - drawn == {
+        "dose", "kinds", "together", "pairs", "layers", "recovery", "timeline", "reliability",
+    }  # fmt: skip
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
 
 
