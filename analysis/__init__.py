@@ -19,6 +19,7 @@ analysis.discrimination(study), analysis.hierarchy_ratios(study)  # which damage
 analysis.power(study)                                             # what could be found, and what it would take
 analysis.fidelity_correlations(study), analysis.calibration(study)    # scores against single-weight edits
 analysis.interaction(study), analysis.layer_damage(study), analysis.recovery(study)   # parts of sets
+analysis.pairs(study)   # two members together against each alone
 analysis.transfer(study), analysis.repeatability(study)           # given weights; the same cells again
 analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of damage together
 analysis.excess(study), analysis.against(study)                   # compressions: what they cost, and against what
@@ -45,6 +46,7 @@ from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.layers import layer_damage
 from analysis.damage.meta import meta_analysis
 from analysis.damage.mixed import mixed_effects
+from analysis.damage.pairs import pairs
 from analysis.damage.pools import mode_costs
 from analysis.damage.power import power
 from analysis.damage.recovery import recovery
@@ -117,6 +119,7 @@ __all__ = [
     "mode_costs",
     "outlier_seeds",
     "pace",
+    "pairs",
     "power",
     "precision_at",
     "print_summary",

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from analysis.study import Study
-from esa_ray.spec import CONTROLS, LISTED, TREATED, is_data_free
+from esa_ray.spec import CONTROLS, LISTED, PLURALS, TREATED, is_data_free
 from esa_ray.spec import label as label_of
 
 #: Groups in the order in which tables and figures show them.
@@ -31,7 +31,39 @@ def chosen(study: Study, what: dict[str, Any]) -> str:
     if what["metric"] == LISTED:
         return f"list {what['mode']}"
     several = len(study.spec["scores"]) > 1
-    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}"
+    of = "" if unit_of(study) == "weight" else f" {units(study)}"
+    return (f"{what['metric']} {what['mode']} " if several else "") + f"k={what['k']}{of}"
+
+
+def unit_of(study: Study) -> str:
+    """What the study's scores rank: weight, row, col, neuron or head."""
+    first: dict[str, Any] = next(iter(study.spec["scores"]), {})  # older studies, and those that rank nothing, say none
+    return first.get("unit", "weight")
+
+
+def units(study: Study) -> str:
+    """The same in the plural, as reports say it."""
+    return PLURALS[unit_of(study)]
+
+
+def unit_name(row: dict[str, Any]) -> str:
+    """Where a row of a ranking is, in words.
+
+    >>> unit_name({"layer": 2, "component": "down", "expert": None, "row": 5, "col": 7, "unit": "weight"})
+    'down [5, 7] in block 2'
+    >>> unit_name({"layer": 0, "component": "gate", "expert": 3, "unit": "neuron", "number": 9})
+    'neuron 9 of expert 3 in block 0'
+    """
+    unit, component = row.get("unit") or "weight", row["component"]
+    match unit:
+        case "weight":
+            name = f"{component} [{row['row']}, {row['col']}]"
+        case "row" | "col":
+            name = f"{component} {'row' if unit == 'row' else 'column'} {row['number']}"
+        case _:
+            name = f"{unit} {row['number']}"
+    expert = "" if row["expert"] is None else f" of expert {row['expert']}"
+    return f"{name}{expert}" + ("" if row["layer"] is None else f" in block {row['layer']}")
 
 
 def leading(study: Study) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, ClassVar, TypeVar
 
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.spec import (
     DRAWN_CONTROLS,
     LISTED,
+    PAIRED_CONTROLS,
     DataSpec,
     PerturbSpec,
     ScoreSpec,
@@ -37,11 +39,12 @@ class Listed(Spec):
 
     name: str
     digest: str
+    unit: str = "weight"
 
     @classmethod
     def of(cls, weights: WeightList) -> Listed:
         """The reference to a list."""
-        return cls(name=weights.name, digest=weights.digest)
+        return cls(name=weights.name, digest=weights.digest, unit=weights.unit)
 
 
 class Cell(Spec):
@@ -98,6 +101,8 @@ class Cell(Spec):
             "group": self.group,
             "part": self.part.kind if self.part else None,
             "part_value": self.part.value if self.part else None,
+            "part_other": self.part.other if self.part else None,
+            "unit": self.score.unit if self.score else self.listed.unit if self.listed else None,
             "repeat": self.repeat,
             "depth": self.depth,
             "control_draw": self.control_draw if self.group in DRAWN_CONTROLS else None,
@@ -165,15 +170,27 @@ def _of_set(spec: StudySpec, base: Cell, groups: tuple[str, ...], depth: int, *,
     """The cells of one set and its controls: whole, again, in parts, and one by one."""
     treated = groups[0]
     only = [Subset(kind="only", value=i + 1) for i in range(base.k)] if alone else []
+    if base.k == depth:
+        only += by_twos(spec.pairs)
     for perturbation in spec.perturbations:
         for group in groups:
-            drawn = depth if group in DRAWN_CONTROLS else None
+            drawn = depth if group in PAIRED_CONTROLS else None
             mine = base.model_copy(update={"group": group, "depth": drawn, "perturbation": perturbation})
             parts = [_realised(p, base.k) for p in spec.parts if p.kind == "layer" or group == treated]
             yield from (_with(mine, repeat=r) for r in range(spec.repeats))
-            if drawn is not None:
+            if group in DRAWN_CONTROLS:
                 yield from (_with(mine, control_draw=c) for c in range(1, spec.control_draws))
             yield from (_with(mine, part=p) for p in [*dict.fromkeys(parts), *(only if group == treated else [])])
+
+
+def by_twos(n: int) -> list[Subset]:
+    """The first n members of a set one at a time, and every pair of them.
+
+    >>> [part.label for part in by_twos(2)]
+    ['single-1', 'single-2', 'pair-1-2']
+    """
+    pairs = [Subset(kind="pair", value=i, other=j) for i, j in combinations(range(1, n + 1), 2)]
+    return [*(Subset(kind="single", value=i) for i in range(1, n + 1)), *pairs]
 
 
 def _realised(part: Subset, k: int) -> Subset:

@@ -80,13 +80,16 @@ CELLS = _schema(
     mode=(_TEXT, "pool they were chosen from: per_layer, per_tensor or global; the list's name for listed ones"),
     k=(_INT, "weights chosen per pool; for listed ones, how many the list names"),
     seed=(_INT, "seed of the calibration windows and of the perturbation"),
-    group=(_TEXT, "super, listed, random_k, matched_k or bottom_k"),
+    group=(_TEXT, "super, listed, random_k, matched_k, largest_k or bottom_k"),
     part=(
         _TEXT,
         "null: the whole set; layer: its weights in one block; only: one member alone; all_but_first, all_but_last: "
-        "all but the highest or lowest ranks of each pool, which are left intact",
+        "all but the highest or lowest ranks of each pool, which are left intact; single, pair: one member or two, by "
+        "their places in the whole set",
     ),
     part_value=(_FLOAT, "the block from 0, the member from 1, or the fraction left intact; null for whole sets"),
+    part_other=(_INT, "of a pair the second member, from 1; null otherwise"),
+    unit=(_TEXT, "what the set's members are: weight, row, col, neuron or head; null in studies of older versions"),
     repeat=(_INT, "which repetition of the same cell, from 0"),
     depth=(_INT, "largest k of the ranking that a control was drawn for; null for groups that aren't drawn"),
     control_draw=(_INT, "which of the seed's sets of a drawn control, from 0; null for groups that aren't drawn"),
@@ -122,13 +125,27 @@ RANKINGS = _schema(
     control_draw=(_INT, "which of the seed's sets of a drawn control, from 0; null for groups that aren't drawn"),
     rank=(_INT, "place in the pool, from 1, the most sensitive (bottom_k: the least sensitive)"),
     **_WEIGHT,
-    row=(_INT, "output index, whatever the storage order"),
-    col=(_INT, "input index, whatever the storage order"),
-    flat=(_INT, "index into the tensor's memory"),
+    row=(_INT, "output index, whatever the storage order; null of columns, neurons and heads"),
+    col=(_INT, "input index, whatever the storage order; null of rows, neurons and heads"),
+    flat=(_INT, "index into the tensor's memory; of a unit that of its first weight there"),
+    unit=(
+        _TEXT,
+        "what is ranked: weight, row, col, neuron or head, whose tensor and component are its first matrix's; null in "
+        "studies of older versions, which ranked weights",
+    ),
+    number=(
+        _INT,
+        "which neuron or head of its block (or expert), row or column of its component, from 0; null of weights",
+    ),
+    members=(_INT, "how many weights it is; null in studies of older versions"),
     score=(_FLOAT, "its score"),
     std_error=(_FLOAT, "standard error of its score over probes; null where a score is not an estimate"),
     gradient=(_FLOAT, "derivative of the calibration loss, nats per token and unit of weight; null if not gathered"),
-    weight=(_FLOAT, "its value before any damage"),
+    gradients=(
+        pa.list_(pa.float32()),
+        "of a unit the same at each weight, tensor by tensor in the order of memory; null where no damage needs it",
+    ),
+    weight=(_FLOAT, "its value before any damage; of a unit the Euclidean norm of its weights"),
 )
 
 SCORE_STATS = _schema(

@@ -136,7 +136,7 @@ def test_score_plans_rankings_without_cells(esa):
         ("--controls random_k", ["--controls", "--perturb"]),
         (
             "--perturb zero --controls nearest",
-            ["--controls must be 'random_k', 'matched_k' or 'bottom_k', not 'nearest'"],
+            ["--controls must be 'random_k', 'matched_k', 'largest_k' or 'bottom_k', not 'nearest'"],
         ),
         ("--stability-check", ["--stability-check", "two to --seeds"]),
         ("--components q,nose", ["--components: 'nose'"]),

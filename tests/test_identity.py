@@ -138,18 +138,37 @@ def test_cell_id_of_a_zeroed_cell_with_default_data_is_pinned():
     )
 
 
+@pytest.mark.parametrize(
+    ("score", "part", "stated"),
+    [
+        (ScoreSpec(unit="row"), None, '"score":{"unit":"row"}'),
+        (ScoreSpec(unit="row", combine="sum"), None, '"score":{"combine":"sum","unit":"row"}'),
+        (ScoreSpec(unit="row", metric="grad_squared", combine="sum"), None,
+         '"score":{"metric":"grad_squared","unit":"row"}'),  # which is its joint form
+        (ScoreSpec(unit="neuron"), Subset(kind="pair", value=1, other=2),
+         '"part":{"kind":"pair","other":2,"value":1.0},"perturbation":{"kind":"zero"},'
+         '"score":{"components":["gate","up","down"],"unit":"neuron"}'),
+    ],
+)  # fmt: skip
+def test_an_id_says_of_units_what_differs_from_weights(score, part, stated):
+    cell = Cell(score=score, k=1, seed=1337, group="super", perturbation=PerturbSpec(kind="zero"), part=part)
+    text = ZERO_JSON.replace('"score":{}', stated)
+    text = text.replace('"perturbation":{"kind":"zero"},"part"', '"part"')
+    assert cell_id(cell, DataSpec(), Fingerprints(model="a", dtype="fp32", text="b")) == sha256(text)
+
+
 #: What a field means that isn't stated. Ids leave it out, so it stays what it is for ever.
 DEFAULTS = {
     Cell: {
         "score": None, "listed": None, "part": None, "repeat": 0, "depth": None, "early_stop": None, "control_draw": 0,
     },
-    Listed: {},
-    Subset: {},
+    Listed: {"unit": "weight"},
+    Subset: {"other": None},
     WeightName: {"col": 0, "expert": None},
     PerturbSpec: dict.fromkeys(("strength", "bits", "relative_to", "shared", "adapt", "per", "toward")),
     ScoreSpec: {
         "metric": "grad_x_weight", "mode": "per_layer", "components": ("attention", "ffn", "mixer"), "probes": None,
-        "relative_error": None,
+        "relative_error": None, "unit": "weight", "combine": "joint",
     },
     DataSpec: {
         "source": "pydoc", "text_column": "text", "chat": False, "split": "train", "window": 128,

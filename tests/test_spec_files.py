@@ -70,7 +70,7 @@ MANY = (
     "esa run --model gpt2 --metric act_mag+magnitude,hutchinson_diag --mode per_layer,global --components ffn,*.A_log "
     "--probes 4 --topk 5,10 --seeds 1,2 --perturb zero,progressive-scale-0.5-0.25,gauss_noise --noise-scale tensor "
     "--controls random_k,matched_k --control-draws 2 "
-    "--weights six.csv --layers 0,2 --restore 0.5 --one-by-one --repeats 3 --prompts 2 "
+    "--weights six.csv --layers 0,2 --restore 0.5 --one-by-one --pairs 2 --repeats 3 --prompts 2 "
     "--early-stop 0.05 --fidelity 9 --data rows.csv --text-column words --split test --window 64 --batch-size 8 "
     "--bos never --dtype bf16 --revision 1e5 --stability-check --weight-analysis --architecture-analysis"
 )

@@ -4,15 +4,20 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from esa_ray.errors import EsaError
+from esa_ray.models.addressing import catalogue
+from esa_ray.models.naming import find_weight
+from esa_ray.models.units import Units
 from esa_ray.schema import RANKINGS
-from esa_ray.spec import ModelSpec, StudySpec, WeightName
+from esa_ray.spec import ModelSpec, StudySpec, WeightList, WeightName
 from esa_ray.storage.store import Store
 from esa_ray.weights import read_weights
+from tests.tiny import tiny
 
 ROWS = [
     {"tensor": "a.weight", "row": 5, "col": 7, "note": "first"},
@@ -165,6 +170,52 @@ def test_each_mistake_is_one_sentence_that_names_the_file(tmp_path, name, text, 
         read_weights(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "row", "col"),
+    [
+        ("a.csv", "tensor,row,col\nx.weight,5,\ny.weight,0,\n", (5, 0), (None, None)),
+        ("a.csv", "tensor,row,col\nx.weight,,5\ny.weight,nan,0\n", (None, None), (5, 0)),
+        (
+            "a.jsonl",
+            '{"tensor": "x.weight", "row": 5, "col": null}\n{"tensor": "y.weight", "row": 0, "col": null}',
+            (5, 0), (None, None),
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_whose_every_row_leaves_one_of_the_two_empty_lists_whole_lines(tmp_path, name, text, row, col):
+    file = tmp_path / name
+    file.write_text(text)
+    found = read_weights(file)
+    assert [(w.tensor, w.row, w.col) for w in found.weights] == list(
+        zip(("x.weight", "y.weight"), row, col, strict=True)
+    )
+    assert found.unit == ("col" if row[0] is None else "row")
+
+
+def test_a_file_of_neither_rows_nor_columns_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("tensor,row,col,unit\nx.weight,,,neuron\n")
+    with pytest.raises(EsaError, match=r"names neither rows nor columns \(a ranking of neurons\)"):
+        read_weights(tmp_path / "a.csv")
+
+
+def test_a_list_is_of_weights_or_of_lines():
+    with pytest.raises(ValueError, match="a list names rows and weights; make it two lists"):
+        WeightList(name="l", weights=(WeightName(tensor="t", row=1, col=None), WeightName(tensor="t", row=1)))
+    with pytest.raises(ValueError, match="t is named without a row and without a column"):
+        WeightName(tensor="t", row=None, col=None)
+
+
+def test_a_column_of_a_fused_matrix_is_that_of_one_component():
+    found = catalogue(tiny("phi3"))
+    fused = "model.layers.0.mlp.gate_up_proj.weight"
+    with pytest.raises(EsaError, match="holds gate and up, each with columns of its own; name one of them"):
+        find_weight(found, WeightName(tensor=fused, row=None, col=3))
+    tensor, flat = find_weight(found, WeightName(tensor="model.layers.0.mlp.up_proj", row=None, col=3))
+    assert (tensor.name, tensor.locate(np.array([flat]))["component"]) == (fused, ["up"])
+    units = Units(tiny("phi3"), found, "col")
+    assert units.find(tensor.name, flat)[1] == 3
 
 
 def test_a_missing_file_and_a_directory_without_a_study_are_named(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.names import unit_of, units
 from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
 from esa_ray.errors import EsaError
@@ -133,8 +134,8 @@ def compare(
     Raises
     ------
     StudyError
-        If a model has two studies, none is finished enough to be compared, or they can't be compared: other text or
-        windows of another length.
+        If a model has two studies, none is finished enough to be compared, or they can't be compared: other text,
+        windows of another length, or rankings of other units than weights.
 
     Example
     -------
@@ -146,6 +147,11 @@ def compare(
     begun = tuple(str(study.location) for study in every if study not in studies)
     if not studies:
         raise StudyError("no study there has a baseline and scores yet; run it first")
+    if other := next((study for study in studies if unit_of(study) != "weight"), None):
+        raise StudyError(
+            f"{other.location} ranks {units(other)}, and shares and laws are of single weights; name the directories "
+            "of studies of weights"
+        )
     found = Comparison(tuple(studies), labels or {})
     names = found.models["model"].to_list()
     if twice := sorted({n for n in names if names.count(n) > 1}):

@@ -55,7 +55,8 @@ def interaction(study: Study) -> pl.DataFrame:
         whole = study.first_draws.filter(*same, pl.col("group") == group)
         members = {int(m): rows for (m,), rows in alone.group_by("part_value")}
         for (k,), together in whole.sort("k").group_by("k", maintain_order=True):
-            size: int = max(together["n_weights"].drop_nulls().to_list(), default=k)
+            weights = together["unit"].drop_nulls().is_in(["weight"]).all()  # where there are none, too
+            size: int = max(together["n_weights"].drop_nulls().to_list(), default=k) if weights else k
             cells = [members.get(i, alone.clear()) for i in range(1, size + 1)]
             key = named(study, {name: k if name == "k" else what[name] for name in DAMAGE})
             rows.append(key | {"group": group} | _compared(together, cells, base))

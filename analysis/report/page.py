@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from analysis.compression.points import compresses_only
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
-from analysis.names import in_question, leading
+from analysis.names import in_question, leading, unit_name, unit_of, units
 from analysis.report import latex, wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
@@ -75,7 +75,7 @@ def _headline(study: Study) -> dict[str, Any] | None:
     controls = controls.sort("delta_nll", descending=True)
     tests = comparisons(study)
     tested = tests.filter(*same).drop_nulls("p").to_dicts()
-    scored = scored_tensors(study, leading(study)["metric"])["n"].sum()
+    scored = scored_tensors(study, leading(study)["metric"])["n"].sum() if unit_of(study) == "weight" else 0
     return {
         "super": row,
         "controls": controls.to_dicts(),
@@ -134,6 +134,9 @@ def context(study: Study) -> dict[str, Any]:
         "calibration_overlap": calibration_overlap(study),
         "compresses_only": compresses_only(study),
         "consensus": [] if compresses_only(study) else consensus(study).to_dicts(),
+        "unit": unit_of(study),
+        "units": units(study),
+        "named": unit_name,
         "verdicts": verdicts(study),
         "on_damage": answered(study, set(drawn), "damage"),
         "on_compression": answered(study, set(drawn), "compression"),

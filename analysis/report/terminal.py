@@ -17,7 +17,7 @@ from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.single_weights import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
-from analysis.names import GROUP_ORDER, first_score
+from analysis.names import GROUP_ORDER, first_score, unit_of, units
 from analysis.report import wording
 from analysis.report.verdicts import verdicts
 from analysis.run.protocols import protocol_summary
@@ -79,13 +79,15 @@ def _outcome(row: dict[str, Any]) -> str:
 
 
 def _weights(study: Study) -> Table:
-    table = Table(title="The weights that most seeds agree on", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("layer", "component", "row", "col", "weight", "score", "seeds"):
+    title, size = f"The {units(study)} that most seeds agree on", "weight" if unit_of(study) == "weight" else "norm"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    places = {"weight": ("row", "col"), "row": ("row",), "col": ("col",)}.get(unit_of(study), ("number",))
+    for name in ("layer", "component", *places, size, "score", "seeds"):
         table.add_column(name, justify="left" if name == "component" else "right")
     for r in consensus(study, limit=5).iter_rows(named=True):
         layer = "–" if r["layer"] is None else str(r["layer"])
         table.add_row(
-            layer, r["component"], str(r["row"]), str(r["col"]),
+            layer, r["component"], *(str(r[name]) for name in places),
             wording.significant(r["weight"]), wording.significant(r["score"]),
             f"{r['seeds']}/{len(study.spec['seeds'])}",
         )  # fmt: skip

@@ -13,6 +13,7 @@ from analysis.compression.points import compresses_only
 from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
+from analysis.names import unit_of
 from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.criteria import Status, Verdict, judge
 from analysis.report.wording import p_value, signed, significant
@@ -286,7 +287,7 @@ def _cautious(verdict: Verdict, caution: str) -> Verdict:
 
 def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
-    if study.spec.get("protocols"):
+    if study.spec.get("protocols") or unit_of(study) != "weight":  # the criteria on damage are about single weights
         return protocol_verdicts(study)
     compressed = compression_verdicts(study)
     if compresses_only(study):

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from analysis.names import unit_of
 from analysis.statistics.inference import holm
 from analysis.study import Study
 
@@ -59,8 +60,11 @@ def shapes(study: Study) -> dict[tuple[str, str, int | None], tuple[int, int]]:
 
     A weight lies at a·row + b·col + c, with b = 1 and a the columns if rows are stored one after the other, and
     a = 1 if the matrix is stored transposed; the number of weights is known. Matrices of which too few weights are
-    stored, or whose rows are interleaved with another component's, are absent.
+    stored, or whose rows are interleaved with another component's, are absent; and so are all where whole rows,
+    columns, neurons or heads are ranked, which lie on one line or on all.
     """
+    if unit_of(study) != "weight":
+        return {}
     sizes: dict[tuple, int] = {}
     whole: dict[tuple, int] = {}
     for tensor, component, expert, n in study.score_stats.unique(MATRIX).select(*MATRIX, "n").iter_rows():

@@ -92,13 +92,13 @@ def calibration_overlap(study: Study) -> float:
 
 
 def consensus(study: Study, limit: int = 20) -> pl.DataFrame:
-    """The super weights found by most seeds, then by mean score: the answer to «which weights»."""
+    """The super weights (or units) found by most seeds, then by mean score: the answer to «which weights»."""
     first = leading(study)
     chosen = study.rankings.filter(
         (pl.col("group") == "super") & (pl.col("metric") == first["metric"]) & (pl.col("mode") == first["mode"])
     )
     return (
-        chosen.group_by([*PLACE, "layer", "component", "expert", "row", "col"])
+        chosen.group_by([*PLACE, "layer", "component", "expert", "row", "col", "unit", "number"])
         .agg(
             pl.col("seed").n_unique().alias("seeds"),
             pl.col("score").mean(),

@@ -24,7 +24,7 @@ ModelUnlessSpec = Annotated[
 ]
 Metric = Annotated[str, typer.Option(help=f"Score(s): {', '.join(SCORES)}; a+b combines the ranks of a and b.")]
 Mode = Annotated[str, typer.Option(help="Pool(s) to choose from: per_layer (each block), per_tensor, global.")]
-TopK = Annotated[str, typer.Option(help="Weights to choose per pool.")]
+TopK = Annotated[str, typer.Option(help="Weights (or units) to choose per pool.")]
 Seeds = Annotated[str, typer.Option(help="Seed(s); each draws its own calibration windows.")]
 MaxSamples = Annotated[int, typer.Option(help="Calibration windows per seed.")]
 Components = Annotated[
@@ -32,6 +32,20 @@ Components = Annotated[
     typer.Option(
         help="What to score: groups (attention, ffn, mixer), components (q, k, v, o, gate, up, down, router, embed, "
         "head, norm, mixer_in, …), or tensors by name (* stands for anything)."
+    ),
+]
+Unit = Annotated[
+    str,
+    typer.Option(
+        help="What is ranked, damaged and controlled: weight, row or col (of one matrix), neuron (its gate and up rows and "
+        "down column), head (its q rows and o columns, and k and v rows that no other head shares)."
+    ),
+]
+Combine = Annotated[
+    str,
+    typer.Option(
+        help="How the scores of a unit's weights make its own: sum, largest, or joint, the score's own form for weights "
+        "that are damaged together, such as |Σ g·w| of grad_x_weight."
     ),
 ]
 Probes = Annotated[int | None, typer.Option(help=f"{' and '.join(PROBED)}: random probes at most.  [default: 8]")]
@@ -147,11 +161,16 @@ NoiseScale = Annotated[
         "--noise-scale", help="gauss_noise, correlated: noise relative to each weight or its tensor: weight, tensor."
     ),
 ]
-Controls = Annotated[str, typer.Option(help="Control set(s), of weights that aren't 0: random_k, matched_k, bottom_k.")]
+Controls = Annotated[
+    str,
+    typer.Option(
+        help="Control set(s), of weights that aren't 0: random_k, matched_k, bottom_k; of units also largest_k."
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
-        help="Also damage given weights: a .csv, .json, .jsonl or .parquet file of tensor,row,col, or a study's directory."
+        help="Also damage given weights: a .csv, .json, .jsonl or .parquet file of tensor,row,col (one of the two empty: whole lines), or a study's directory."
     ),
 ]
 Layers = Annotated[
@@ -165,6 +184,9 @@ Restore = Annotated[
 ]
 OneByOne = Annotated[
     bool, typer.Option("--one-by-one", help="Also damage each weight of lists and of global sets by itself.")
+]
+Pairs = Annotated[
+    int, typer.Option(help="Also damage the highest N members of each set one at a time and by twos, e.g. 4.")
 ]
 Repeats = Annotated[int, typer.Option(help="Run every cell so many times; random kinds of damage draw anew.")]
 Prompts = Annotated[

@@ -179,7 +179,8 @@ def study_name(spec: StudySpec) -> str:
     elif spec.compressions:
         words += [*dict.fromkeys(how.kind for how in spec.compressions)]
     else:
-        words += [spec.scores[0].metric, spec.scores[0].mode, "k" + "_".join(map(str, spec.topk))]
+        words += [spec.scores[0].metric, spec.scores[0].mode, *([spec.unit] if spec.unit != "weight" else [])]
+        words += ["k" + "_".join(map(str, spec.topk))]
         words += [*dict.fromkeys(p.kind for p in spec.perturbations), *(given.name for given in spec.lists)]
     asked = {k: v for k, v in spec.stated().items() if k not in ("name", "save_models")}
     return slug("-".join(words)) + "-" + digest(asked)[:6]
@@ -212,7 +213,15 @@ def size(text: str | None, flag: str) -> int | None:
     return found
 
 
-def scores(metric: str, mode: str, components: str, probes: int | None, error: float | None) -> list[dict[str, Any]]:
+def scores(
+    metric: str,
+    mode: str,
+    components: str,
+    probes: int | None,
+    error: float | None,
+    unit: str = "weight",
+    combine: str = "joint",
+) -> list[dict[str, Any]]:
     """The grid of scores × pools; probing is said of the estimated ones, and refused where there are none."""
     wanted = items(metric)
     for given, flag, known in ((metric, "--metric", SCORES), (mode, "--mode", get_args(Mode))):
@@ -223,7 +232,7 @@ def scores(metric: str, mode: str, components: str, probes: int | None, error: f
         if value is not None and not estimated:
             raise EsaError(f"{flag} belongs to {' and '.join(PROBED)}; add one to --metric or leave it out")
     return [
-        {"metric": m, "mode": p, "components": items(components)}
+        {"metric": m, "mode": p, "components": items(components), "unit": unit, "combine": combine}
         | ({"probes": probes, "relative_error": error} if m in estimated else {})
         for m in wanted
         for p in items(mode)
@@ -318,7 +327,9 @@ def study(
             "source": o.data, "text_column": o.text_column or ("messages" if o.chat else "text"), "chat": o.chat,
             "split": o.split, "calibration_windows": o.max_samples, "prompts": o.prompts, **windows,
         },
-        scores=[] if o.metric is None else scores(o.metric, o.mode, o.components, o.probes, o.probe_error),
+        scores=[] if o.metric is None else scores(
+            o.metric, o.mode, o.components, o.probes, o.probe_error, o.unit, o.combine
+        ),
         topk=numbers(o.topk, int, "--topk"),
         seeds=numbers(o.seeds, int, "--seeds"),
         perturbations=perturbations(o.perturb, o.perturb_scale, o.perturb_prob, o.bits, o.noise_scale),
@@ -328,6 +339,7 @@ def study(
         lists=[read_weights(path) for path in items(o.weights)],
         parts=parts(o.layers, o.restore),
         one_by_one=o.one_by_one,
+        pairs=o.pairs,
         repeats=o.repeats,
         control_draws=o.control_draws,
         early_stop=o.early_stop,

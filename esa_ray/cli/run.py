@@ -82,6 +82,8 @@ def run(
     seeds: options.Seeds = "1337",
     max_samples: options.MaxSamples = 128,
     components: options.Components = "attention,ffn,mixer",
+    unit: options.Unit = "weight",
+    combine: options.Combine = "joint",
     probes: options.Probes = None,
     probe_error: options.ProbeError = None,
     perturb: options.Perturb = "",
@@ -94,6 +96,7 @@ def run(
     layers: options.Layers = "",
     restore: options.Restore = "",
     one_by_one: options.OneByOne = False,
+    pairs: options.Pairs = 0,
     repeats: options.Repeats = 1,
     control_draws: options.ControlDraws = 1,
     prompts: options.Prompts = 0,
@@ -165,6 +168,8 @@ def score(
     seeds: options.Seeds = "1337",
     max_samples: options.MaxSamples = 128,
     components: options.Components = "attention,ffn,mixer",
+    unit: options.Unit = "weight",
+    combine: options.Combine = "joint",
     probes: options.Probes = None,
     probe_error: options.ProbeError = None,
     fidelity: options.Fidelity = 0,
@@ -213,6 +218,7 @@ def perturb(
     layers: options.Layers = "",
     restore: options.Restore = "",
     one_by_one: options.OneByOne = False,
+    pairs: options.Pairs = 0,
     repeats: options.Repeats = 1,
     control_draws: options.ControlDraws = 1,
     prompts: options.Prompts = 0,
@@ -226,6 +232,11 @@ def perturb(
     seeds: options.Seeds = "1337",
     max_samples: options.MaxSamples = 128,
     components: options.Components = "attention,ffn,mixer",
+    unit: Annotated[
+        str | None,
+        typer.Option(help="What the model's own sets are of, as of esa run.  [default: weight; as --weights]"),
+    ] = None,
+    combine: options.Combine = "joint",
     data: options.Data = "pydoc",
     text_column: options.TextColumn = None,
     chat: options.Chat = False,
@@ -255,9 +266,11 @@ def perturb(
     given = locals()
     from esa_ray.weights import read_weights
 
-    sizes = [read_weights(path).k for path in items(weights)]
-    defaults = ("magnitude", "global", ",".join(map(str, sizes))) if sizes else ("grad_x_weight", "per_layer", "100")
-    names = ("metric", "mode", "topk")
+    lists = [read_weights(path) for path in items(weights)]
+    sizes, kinds = ",".join(str(given.k) for given in lists), {given.unit for given in lists}
+    unsaid = ("magnitude", "global", sizes) if lists else ("grad_x_weight", "per_layer", "100")
+    defaults = (*unsaid, kinds.pop() if len(kinds) == 1 else "weight")
+    names = ("metric", "mode", "topk", "unit")
     launch(given | {name: given[name] or default for name, default in zip(names, defaults, strict=True)})
 
 

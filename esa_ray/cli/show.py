@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
-from esa_ray.spec import DRAWN_CONTROLS, StudySpec
+from esa_ray.spec import DRAWN_CONTROLS, PLURALS, StudySpec
 from esa_ray.storage.location import Location
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         f"{data.evaluation_windows} evaluation windows"
     )
     out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
+    if spec.unit != "weight":
+        out(f"unit              {spec.unit}, by {' and '.join(dict.fromkeys(s.combine for s in spec.scores))}")
     out(f"k                 {', '.join(map(str, spec.topk))}")
     out(f"seeds             {', '.join(map(str, spec.seeds))}")
     if spec.perturbations:
@@ -38,10 +40,13 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
         drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
-        out(f"list              {given.name}: {given.k} weights, against {' and '.join(drawn) or 'no control'}")
+        named = f"{given.k} {PLURALS[given.unit]}"
+        out(f"list              {given.name}: {named}, against {' and '.join(drawn) or 'no control'}")
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")
+    if spec.pairs:
+        out(f"pairs             of the first {spec.pairs} members of each set, and each of these alone")
     if spec.control_draws > 1:
         out(f"control sets      {spec.control_draws} of each drawn control and seed")
     if spec.repeats > 1:

@@ -13,10 +13,12 @@ from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
 from esa_ray.grid import Cell, continuation
 from esa_ray.models.blocks import width
+from esa_ray.models.units import Units
 from esa_ray.perturb.edit import planned
 from esa_ray.perturb.sites import Sites
 from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known
+from esa_ray.scoring.chosen_units import chosen_units_and_known, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +63,7 @@ class Damaging:
     tail_stays: bool = False
     budget: int | None = None
     _sets: OrderedDict[tuple, _Set] = field(default_factory=OrderedDict, init=False, repr=False)
+    _known_units: dict[str, Units] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def intact(self) -> Intact:
@@ -138,11 +141,20 @@ class Damaging:
         prompts = self.windows.evaluation[: self.data.prompts, : self.data.window // 2]
         return [int(loops(text)) for text in continued(self.model, prompts, continuation(self.data))]
 
+    def _units(self, unit: str) -> Units:
+        if unit not in self._known_units:
+            self._known_units[unit] = Units(self.model, self.catalogue, unit)
+        return self._known_units[unit]
+
     def _chosen(self, cell: Cell, ranking: pa.Table) -> tuple[Sites, dict[str, Known]]:
         """The weights of a cell: those of the last few sets are known, since a set is damaged in many ways."""
         key = (id(ranking), cell.group, cell.control_draw, cell.k, cell.part)
         if key not in self._sets:
-            weights, known = chosen_and_known(ranking, cell.group, cell.k, cell.part, cell.control_draw)
+            what, unit = (cell.group, cell.k, cell.part, cell.control_draw), unit_of(ranking)
+            weights, known = (
+                chosen_and_known(ranking, *what) if unit == "weight"
+                else chosen_units_and_known(self._units(unit), ranking, *what)
+            )  # fmt: skip
             self._sets[key] = _Set(ranking, Sites(self.catalogue, weights, intact=True), known)
         self._sets.move_to_end(key)
         mine = self._sets[key]

@@ -49,7 +49,7 @@ class Matrix:
 
 
 def find_weight(catalogue: Catalogue, weight: WeightName) -> tuple[WeightTensor, int]:
-    """The tensor that holds a weight, and its flat index there.
+    """The tensor that holds a weight, and its flat index there; of a whole row or column that of its first weight.
 
     Raises
     ------
@@ -80,8 +80,12 @@ def find_weight(catalogue: Catalogue, weight: WeightName) -> tuple[WeightTensor,
         raise EsaError(f"{tensor.name} holds {tensor.shape[0]} experts; say which one of them")
     rows = tensor.rows if found.rows is None else len(found.rows)
     _check(weight, tensor, rows, expert)
-    row = weight.row if found.rows is None else int(found.rows[weight.row])
-    return tensor, tensor.index(row, weight.col, expert if tensor.experts else None)
+    if weight.unit == "col" and found.rows is None and len(tensor.parts) > 1:
+        stacked = " and ".join(dict.fromkeys(part.component for part in tensor.parts))
+        raise EsaError(f"{weight.tensor} holds {stacked}, each with columns of its own; name one of them")
+    row = weight.row or 0
+    row = row if found.rows is None else int(found.rows[row])
+    return tensor, tensor.index(row, weight.col or 0, expert if tensor.experts else None)
 
 
 def _check(weight: WeightName, tensor: WeightTensor, rows: int, expert: int | None) -> None:
@@ -89,7 +93,7 @@ def _check(weight: WeightName, tensor: WeightTensor, rows: int, expert: int | No
     if tensor.experts and expert is not None:
         limits.append(("expert", expert, tensor.shape[0]))
     for name, value, limit in limits:
-        if value >= limit:
+        if value is not None and value >= limit:
             of = f"{tensor.shape[0]} experts of " if tensor.experts else ""
             raise EsaError(
                 f"{weight.tensor} has no {name} {value}: they go from 0 to {limit - 1}, as it is {of}{rows} × "

@@ -11,7 +11,9 @@ from esa_ray.perturb.known import Known
 from esa_ray.spec import Subset
 
 #: Columns of a ranking that tell which weights are in a set, and in which blocks.
-SET_COLUMNS = ("group", "control_draw", "rank", "layer")
+SET_COLUMNS = ("group", "control_draw", "rank", "layer", "score")
+#: Parts whose members are counted over the whole set.
+OVERALL = ("single", "pair")
 
 
 class EmptySubsetError(RuntimeError):
@@ -33,12 +35,23 @@ def picked(ranking: pa.Table, group: str, k: int, part: Subset | None = None, dr
     wanted = (pc.field("group") == group) & (pc.field("rank") <= k)
     if "control_draw" in ranking.column_names:  # older versions drew one set
         wanted &= pc.coalesce(pc.field("control_draw"), pc.scalar(0)) == draw
-    if part is not None:
+    if part is not None and part.kind not in OVERALL:
         wanted = wanted & _within(part, k)
     mine = ranking.filter(wanted)
+    if part is not None and part.kind in OVERALL:
+        mine = _overall(mine, part)
     if part is not None and not len(mine):
         raise EmptySubsetError(f"no weights of the set are its part {part.label}")
     return mine
+
+
+def _overall(whole: pa.Table, part: Subset) -> pa.Table:
+    """The members at a part's places in a whole set: by score whatever the pool, of equal ones by rank."""
+    places = [int(part.value) - 1, *([part.other - 1] if part.other is not None else [])]
+    if places[-1] >= len(whole):
+        return whole.slice(0, 0)
+    order = pc.sort_indices(whole, sort_keys=[("score", "descending"), ("rank", "ascending")])
+    return whole.take(order.take(pa.array(sorted(places))))
 
 
 def _within(part: Subset, k: int) -> pc.Expression:

@@ -152,7 +152,7 @@ class _Urn:
         return chosen, left
 
 
-def _stream(group: str, draw: int) -> str:
+def stream(group: str, draw: int) -> str:
     """What names a control's random stream; the first of a seed's sets is what it is where there is one."""
     return f"{group} {draw}" if draw else group
 
@@ -170,7 +170,7 @@ def random_k(
     EsaError
         If there are too few.
     """
-    return _with_zeros(_Urn(tensor, eligible, supers, _stream("random_k", draw), seed), _unmatched)
+    return _with_zeros(_Urn(tensor, eligible, supers, stream("random_k", draw), seed), _unmatched)
 
 
 def _with_zeros(urn: _Urn, others: Callable[[_Urn, np.ndarray], list[int]]) -> np.ndarray:
@@ -228,10 +228,10 @@ def matched_k(
     EsaError
         If there are too few.
     """
-    stream = _stream("matched_k", draw)
-    pick = uniform(stream_key(seed, stream, tensor.name), supers)
+    name = stream("matched_k", draw)
+    pick = uniform(stream_key(seed, name, tensor.name), supers)
     return _with_zeros(
-        _Urn(tensor, eligible, supers, stream, seed),
+        _Urn(tensor, eligible, supers, name, seed),
         lambda urn, left: _matched(urn, near or Near(), urn.magnitude[left], pick[left]),
     )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from esa_ray.errors import EsaError
 from esa_ray.models.naming import find_weight
 from esa_ray.schema import RANKINGS
-from esa_ray.scoring.ranking import Pick, controls, facts, joined
+from esa_ray.scoring.ranking import WEIGHTS, Pick, controls, facts, joined
 from esa_ray.spec import LISTED
 
 if TYPE_CHECKING:
@@ -58,5 +58,5 @@ def listing(
          "score": [None] * len(flat), "std_error": [None] * len(flat)}
         for group, draw, i, ranks, flat in picks
     ]  # fmt: skip
-    common = {"model": model, "metric": LISTED, "mode": weights.name, "seed": seed}
+    common = {"model": model, "metric": LISTED, "mode": weights.name, "seed": seed, **WEIGHTS}
     return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in ("group", "control_draw", "rank")])

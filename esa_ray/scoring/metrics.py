@@ -28,12 +28,16 @@ def needed(metrics: Sequence[str], gatherer: str) -> tuple[str, ...]:
 class GradientTimesWeight(Score):
     """|Σ_n g_n · w| / tokens: first-order change of the loss by zeroing w (Molchanov et al. 2019, arXiv:1906.10771)."""
 
-    name, needs = "grad_x_weight", ("gradient",)
+    name, needs, joint = "grad_x_weight", ("gradient",), "signed"
     formula, unit = "|Σ_n g_n · w| / tokens", "nats per token, first order in zeroing w"
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
         return (places["gradient"] * places.weight).abs() / places.tokens
+
+    def signed(self, places: Places) -> Tensor:
+        """Σ_n g_n · w / tokens: minus the first-order change, which adds up over weights that are zeroed together."""
+        return places["gradient"] * places.weight / places.tokens
 
 
 @SCORES.add
@@ -64,7 +68,7 @@ class EmpiricalFisher(Score):
 class WeightTimesActivation(Score):
     """|W_ij| · √(N/n) ‖X_j‖₂, of an expert that saw n of N tokens: Wanda (Sun et al. 2023, arXiv:2306.11695)."""
 
-    name, needs = "act_mag", ("input_norm",)
+    name, needs, joint = "act_mag", ("input_norm",), "norm"  # of a column: the norm of what it adds to the output
     formula, unit = "|W_ij| · √(N/n) ‖X_j‖₂", "w × activation; an expert saw n of N tokens"
     never, where = ("embed", "norm", "decay"), "matrices that multiply activations"
 
@@ -77,7 +81,7 @@ class WeightTimesActivation(Score):
 class Magnitude(Score):
     """|w|, whatever the text."""
 
-    name, formula, unit = "magnitude", "|w|", "w"
+    name, formula, unit, joint = "magnitude", "|w|", "w", "norm"
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
@@ -123,7 +127,7 @@ class SuperActivation(Score):
     name, needs = "super_activation", ("input_peak", "output_peak")
     formula, unit = "max |X_j| · max |Y_i|", "activation²"
     alone, where = ("down",), "down-projections alone"
-    magnitude = False  # a product of rank one, zero but for a few candidates
+    magnitude, joint = False, "largest"  # a product of rank one, zero but for a few candidates
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from esa_ray.scoring.scores import Scores
     from esa_ray.spec import ScoreSpec
 
+#: What a ranking of weights says of every row.
+WEIGHTS = {"unit": "weight", "members": 1}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -120,7 +123,7 @@ def _ranking(scores: Scores | RankEnsemble, ends: _Ends) -> pa.Table:
         picks += controls(scores.tensors[i], i, ranks, flat, asked.groups, asked.seed, asked.draws)
     picks += [("bottom_k", None, i, r, f) for i, r, f, _ in by_tensor(ends.bottom)]
     tables = [_rows(scores, spec, *pick) for pick in picks]
-    common = {"model": asked.model, "metric": spec.metric, "mode": spec.mode, "seed": asked.seed}
+    common = {"model": asked.model, "metric": spec.metric, "mode": spec.mode, "seed": asked.seed, **WEIGHTS}
     order = ("group", "control_draw", "layer", "rank", "tensor")
     return joined(tables, common, RANKINGS).sort_by([(name, "ascending") for name in order])
 

@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray.grid import GRADIENT_SCORE
 from esa_ray.models.naming import find_weight
+from esa_ray.models.units import Units
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.listing import listing
 from esa_ray.scoring.pools import holds
 from esa_ray.scoring.ranking import Request, combined, rank, ranked_and_described, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.sampling import sample
+from esa_ray.scoring.unit_listing import unit_listing
+from esa_ray.scoring.unit_ranking import UnitRanking
 from esa_ray.spec import LISTED, ScoreSpec, StudySpec, members
 from esa_ray.storage.store import Store, ranking_name, samples_name
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedModel
 
     from esa_ray.data import Windows
     from esa_ray.models.addressing import Catalogue, WeightTensor
     from esa_ray.scoring.ensemble import RankEnsemble
     from esa_ray.scoring.scores import Scores
+    from esa_ray.spec import WeightList
 
 
 @dataclass
@@ -68,20 +73,34 @@ class Rankings:
             self._sample(scores, seed)
         for spec in specs:
             name = ranking_name(spec.metric, spec.mode, seed)
-            self._write_tables(name, combined(scores, spec), spec, depth, seed)
+            if spec.unit == "weight":
+                self._write_tables(name, combined(scores, spec), spec, depth, seed)
+            else:
+                self._write_units(name, scores, spec, depth, seed)
             if "weights" in self.spec.analyses and not self.store.has("sample_sizes", name):
                 self.store.write("sample_sizes", name, growth.table(spec, seed=seed, model=model))
         for weights in self.spec.lists:
             name = ranking_name(LISTED, weights.name, seed)
             if not self.store.has("rankings", name):
-                given = listing(
-                    scores, self.catalogue, weights, self.spec.groups, seed=seed, model=model,
-                    draws=self.spec.control_draws,
-                )  # fmt: skip
-                self.store.write("rankings", name, given)
+                self.store.write("rankings", name, self._listed(scores, weights, seed))
+
+    def _listed(self, scores: Scores, given: WeightList, seed: int) -> pa.Table:
+        """The ranking that stands for a list."""
+        groups, draws = self.spec.groups, self.spec.control_draws
+        if given.unit == "weight":
+            return listing(scores, self.catalogue, given, groups, seed=seed, model=self.name, draws=draws)
+        return unit_listing(
+            scores, self.model, self.catalogue, given, groups, seed=seed, name=self.name, draws=draws,
+            gradients=self._along_gradients,
+        )  # fmt: skip
+
+    @property
+    def _along_gradients(self) -> bool:
+        """Whether some damage follows the gradient."""
+        return any(p.needs_gradient for p in self.spec.perturbations)
 
     def _write_tables(self, name: str, scores: Scores | RankEnsemble, spec: ScoreSpec, depth: int, seed: int) -> None:
-        """A score's ranking and statistics. What is stored stays: cells and census may have been measured by it."""
+        """A score's ranking and statistics. What is stored stays: others may have been measured by it."""
         groups, draws = self.spec.groups, self.spec.control_draws
         ranked, described = (self.store.has(table, name) for table in ("rankings", "score_stats"))
         if not ranked and not described:
@@ -94,10 +113,20 @@ class Rankings:
             ranking = rank(scores, spec, depth, groups, seed=seed, model=self.name, draws=draws)
             self.store.write("rankings", name, ranking)
 
+    def _write_units(self, name: str, scores: Scores, spec: ScoreSpec, depth: int, seed: int) -> None:
+        """The same of rows, columns, neurons or heads."""
+        families = Units(self.model, self.catalogue, spec.unit, spec.components).families
+        ranking = UnitRanking(scores, families, spec, self._along_gradients)
+        if not self.store.has("score_stats", name):
+            self.store.write("score_stats", name, ranking.stats(seed=seed, model=self.name))
+        if not self.store.has("rankings", name):
+            groups, draws = self.spec.groups, self.spec.control_draws
+            self.store.write("rankings", name, ranking.table(depth, groups, seed=seed, model=self.name, draws=draws))
+
     def _score(self, seed: int, growth: SampleSizes, budget: int | None) -> Scores:
         """All scores that the study ranks by, and the gradients that its kinds of damage need."""
         specs, tensors = self.spec.scores, self.tensors
-        gradient = [GRADIENT_SCORE] if any(p.needs_gradient for p in self.spec.perturbations) else []
+        gradient = [GRADIENT_SCORE] if self._along_gradients else []
         probing = next((self._probing(s, tensors) for s in specs if s.estimated), {})
         return score_tensors(
             self.model, tensors, self.windows.calibration(seed),

@@ -48,6 +48,10 @@ class Reading:
         """Scores of some of its weights, 1-D, fp32, as the formula gives them: they may be NaN or infinite."""
         return SCORES[self.metric].at(_Places(self, flat))
 
+    def signed(self, flat: Tensor | slice) -> Tensor:
+        """What adds up over weights that are damaged together, of scores that have such a part."""
+        return SCORES[self.metric].signed(_Places(self, flat))
+
     def error(self, flat: Tensor | slice) -> Tensor | None:
         """Standard errors of scores that are estimates; None for those that are not."""
         return SCORES[self.metric].error(_Places(self, flat))

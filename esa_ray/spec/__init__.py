@@ -28,6 +28,8 @@ from esa_ray.spec.scores import (
     BLOCK_COMPONENTS,
     COMPONENT_GROUPS,
     COMPONENTS,
+    PLURALS,
+    UNITS,
     Component,
     DataSpec,
     Dtype,
@@ -38,7 +40,7 @@ from esa_ray.spec.scores import (
     grouped,
     is_tensor_name,
 )
-from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, TREATED, Group, Search, StudySpec
+from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, PAIRED_CONTROLS, TREATED, Group, Search, StudySpec
 
 __all__ = [
     "BLOCK_COMPONENTS",
@@ -51,6 +53,8 @@ __all__ = [
     "LISTED",
     "METHODS",
     "METRICS",
+    "PAIRED_CONTROLS",
+    "PLURALS",
     "PROBED",
     "PROTOCOLS",
     "PRUNING_SCORES",
@@ -58,6 +62,7 @@ __all__ = [
     "SCALED",
     "SCORES",
     "TREATED",
+    "UNITS",
     "Component",
     "Compression",
     "DataSpec",

@@ -10,8 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from esa_ray.identity import digest
 from esa_ray.spec.base import Spec
 from esa_ray.spec.kinds import KINDS, VARIANTS, Kind, KindName, direction, dose, draws, label, one_of
+from esa_ray.spec.scores import PLURALS, Ranked
 
-SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last"]
+SubsetKind = Literal["layer", "only", "all_but_first", "all_but_last", "single", "pair"]
 
 #: Group of the weights of a :class:`WeightList`, and the score that their rows and rankings name.
 LISTED = "listed"
@@ -200,11 +201,16 @@ class Subset(Spec):
 
     ``layer``: those of one block, counted from 0. ``only``: one member alone, counted from 1. ``all_but_first`` and
     ``all_but_last``: all but this fraction of every pool's k, from its highest or its lowest ranks: what the rest
-    costs tells what restoring these brings back.
+    costs tells what restoring these brings back. ``single`` and ``pair``: the member, or the two (``value`` and
+    ``other``), at these places of the whole set, counted from 1 by score whatever the pool, or in a list's own order.
+
+    >>> Subset(kind="pair", value=1, other=3).label
+    'pair-1-3'
     """
 
     kind: SubsetKind
     value: float = Field(ge=0)
+    other: int | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> Subset:
@@ -212,27 +218,54 @@ class Subset(Spec):
             raise ValueError(f"a restored part is a fraction between 0 and 1, not {self.value:g}")
         if not self.kind.startswith("all_but") and self.value != int(self.value):
             raise ValueError(f"{self.kind} takes a whole number, not {self.value:g}")
-        if self.kind == "only" and self.value < 1:
+        if self.kind in ("only", "single", "pair") and self.value < 1:
             raise ValueError("members are counted from 1")
+        if (self.kind == "pair") != (self.other is not None):
+            raise ValueError("other is the second member of a pair, and of nothing else")
+        if self.other is not None and self.other <= self.value:
+            raise ValueError(f"a pair names the higher place first, not {self.value:g} and {self.other}")
         return self
 
     @property
     def label(self) -> str:
         """Short text for file names."""
-        return f"{self.kind}-{self.value:g}"
+        return f"{self.kind}-{self.value:g}" + (f"-{self.other}" if self.other is not None else "")
 
 
 class WeightName(Spec):
-    """One weight by name: its tensor, output row and input column, and the expert of a 3-D tensor."""
+    """One weight by name: its tensor, output row and input column, and the expert of a 3-D tensor.
+
+    Without a column it is the whole row, without a row the whole column.
+
+    >>> WeightName(tensor="lm_head.weight", row=3, col=None).unit
+    'row'
+    """
 
     tensor: str = Field(min_length=1)
-    row: int = Field(ge=0)
-    col: int = Field(default=0, ge=0)
+    row: int | None = Field(ge=0)
+    col: int | None = Field(default=0, ge=0)
     expert: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> WeightName:
+        if self.row is None and self.col is None:
+            raise ValueError(f"{self.tensor} is named without a row and without a column; give one of them")
+        return self
+
+    @property
+    def unit(self) -> Ranked:
+        """What it names: a weight, a row or a col."""
+        return "row" if self.col is None else "col" if self.row is None else "weight"
+
+    @property
+    def place(self) -> str:
+        """Where in its tensor, in words."""
+        words = {"row": f"row {self.row}", "col": f"column {self.col}", "weight": f"[{self.row}, {self.col}]"}
+        return words[self.unit]
 
 
 class WeightList(Spec):
-    """Weights that are given rather than chosen by a score, in the order of their ranks.
+    """Weights, or whole rows or columns, that are given rather than chosen by a score, in the order of their ranks.
 
     :func:`esa_ray.weights.read_weights` makes one of a file or of another study.
     """
@@ -245,8 +278,15 @@ class WeightList(Spec):
     def _once(cls, value: tuple[WeightName, ...]) -> tuple[WeightName, ...]:
         if len(set(value)) < len(value):
             twice = next(w for i, w in enumerate(value) if w in value[:i])
-            raise ValueError(f"{twice.tensor} [{twice.row}, {twice.col}] stands twice in a list")
+            raise ValueError(f"{twice.tensor} {twice.place} stands twice in a list")
+        if len(kinds := sorted({w.unit for w in value})) > 1:
+            raise ValueError(f"a list names {PLURALS[kinds[0]]} and {PLURALS[kinds[1]]}; make it two lists")
         return value
+
+    @property
+    def unit(self) -> Ranked:
+        """What it names: weights, rows or cols, in the singular."""
+        return self.weights[0].unit
 
     @property
     def k(self) -> int:

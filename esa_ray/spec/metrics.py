@@ -26,6 +26,9 @@ STATISTICS = {
     "curvature_error": "probes",  # its standard error
 }
 
+#: How a unit's score comes of its weights' scores s: Σs, max s, √Σs², or |Σs| of signed ones (:meth:`Score.signed`).
+JOINT = ("sum", "largest", "norm", "signed")
+
 
 class Places(Protocol):
     """Some weights of one tensor with all that is known of them, each a 1-D fp32 tensor."""
@@ -48,7 +51,8 @@ class Score(Entry):
     ``formula`` and ``unit`` are its words in the table of scores. ``needs`` are those of :data:`STATISTICS` that it is
     made of; a score that needs none is the same for every text and seed, and one that needs those of probes is an
     estimate. ``alone`` are the only components that it is defined for, or ``never`` those that it isn't, and ``where``
-    says so in words. ``magnitude``: its values can be averaged.
+    says so in words. ``magnitude``: its values can be averaged. ``joint`` is how the weights of a row, column, neuron
+    or head make that unit's score where nothing else is asked for: one of :data:`JOINT`.
 
     Its module imports no torch when it is imported: specs, plans and reports ask it, too.
 
@@ -70,10 +74,15 @@ class Score(Entry):
     never: ClassVar[tuple[str, ...]] = ()
     where: ClassVar[str] = ""
     magnitude: ClassVar[bool] = True
+    joint: ClassVar[str] = "sum"
 
     @abstractmethod
     def at(self, places: Places) -> Any:
         """Its value at some weights, 1-D, fp32."""
+
+    def signed(self, places: Places) -> Any:
+        """What adds up over a unit's weights before the absolute value is taken, of a score whose joint form is so."""
+        raise NotImplementedError
 
     def error(self, places: Places) -> Any:
         """Its standard error there, if it is an estimate; else None."""
@@ -127,6 +136,8 @@ class Score(Entry):
 
     def check(self) -> None:
         """Refuse a statistic that nothing gathers."""
+        if self.joint not in JOINT:
+            raise ValueError(f"score {self.name}: joint {self.joint!r} is not one of {', '.join(JOINT)}")
         if unknown := [statistic for statistic in self.needs if statistic not in STATISTICS]:
             raise ValueError(f"score {self.name}: {unknown[0]} is not one of the statistics {', '.join(STATISTICS)}")
 

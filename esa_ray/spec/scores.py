@@ -14,6 +14,12 @@ from esa_ray.spec.metrics import PROBED, SCORES, members
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Mode = Literal["per_layer", "per_tensor", "global"]
 Trust = Literal["remote_code", "pickle"]
+#: What is ranked and damaged: single weights, rows or columns of matrices, neurons, attention heads.
+Ranked = Literal["weight", "row", "col", "neuron", "head"]
+UNITS: tuple[str, ...] = get_args(Ranked)
+#: What many of them are called.
+PLURALS = {"weight": "weights", "row": "rows", "col": "columns", "neuron": "neurons", "head": "heads"}
+Combine = Literal["joint", "sum", "largest"]
 Component = Literal[
     "q", "k", "v", "o", "q_latent", "kv_latent", "attn_gate",
     "gate", "up", "down", "router",
@@ -34,6 +40,8 @@ COMPONENT_GROUPS: dict[str, tuple[str, ...]] = {
 #: What is scored by default: every matrix of the blocks that is known.
 BLOCK_COMPONENTS = tuple(c for group in COMPONENT_GROUPS.values() for c in group)
 _FIRST_ATTENTION = ("q", "k", "v", "o")
+#: Units that reach over several matrices, and the components that these are.
+SPANNED = {"neuron": ("gate", "up", "down"), "head": (*_FIRST_ATTENTION, "attn_gate")}
 _FIRST_BLOCK = (*_FIRST_ATTENTION, *COMPONENT_GROUPS["ffn"])
 
 
@@ -191,16 +199,21 @@ def check_components(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class ScoreSpec(Spec):
-    """One ranking of weights: by which score, among which pool, over which components.
+    """One ranking of weights, or of larger units: by which score, among which pool, over which components.
 
     ``metric`` is a score (``print(esa_ray.spec.SCORES)`` is a table of them), or several joined by "+": their rank
     ensemble (:mod:`esa_ray.scoring.ensemble`).
     ``components`` are names of components, groups of them, and names of tensors, in which ``*`` stands for anything.
     ``probes`` and ``relative_error`` say when an estimated score (``hutchinson_*``) is done: at the latest after
     so many probes, and no sooner than two, once ‖standard error‖ / ‖estimate‖ over all weights is that small.
+    ``unit`` is what is ranked (:mod:`esa_ray.models.units`), and ``combine`` how its weights' scores make its own:
+    their "sum", the "largest" of them, or by default "joint", the score's own form for weights that are damaged
+    together (``Score.joint``).
 
     >>> ScoreSpec(metric="act_mag+grad_x_weight").metric
     'grad_x_weight+act_mag'
+    >>> ScoreSpec(unit="neuron").components, ScoreSpec(unit="row", metric="grad_squared", combine="sum").combine
+    (('gate', 'up', 'down'), 'joint')
     """
 
     metric: str = "grad_x_weight"
@@ -208,6 +221,8 @@ class ScoreSpec(Spec):
     components: tuple[str, ...] = tuple(COMPONENT_GROUPS)
     probes: int | None = Field(default=None, ge=2)
     relative_error: float | None = Field(default=None, gt=0)
+    unit: Ranked = "weight"
+    combine: Combine = "joint"
 
     @field_validator("metric")
     @classmethod
@@ -227,12 +242,30 @@ class ScoreSpec(Spec):
                 object.__setattr__(self, "components", score.narrowed(self.components))
         for score in parts:
             score.check_components(self.components)
+        self._complete_unit()
         for name, default in (("probes", 8), ("relative_error", 0.1)):
             if any(score.probed for score in parts):
                 object.__setattr__(self, name, getattr(self, name) or default)
             elif getattr(self, name) is not None:
                 raise ValueError(f"{name} belongs to estimated scores ({', '.join(sorted(PROBED))})")
         return self
+
+    def _complete_unit(self) -> None:
+        """Narrow the components to those that the unit reaches over, and call its usual combination by one name."""
+        if self.unit == "weight" and self.combine != "joint":
+            raise ValueError(
+                f"--combine {self.combine} is of units of many weights; add --unit row, col, neuron or head"
+            )
+        if spanned := SPANNED.get(self.unit):
+            if lacking := [c for c in spanned if c not in self.components and c != "attn_gate"]:
+                group = "ffn" if self.unit == "neuron" else "attention"
+                raise ValueError(
+                    f"a {self.unit} reaches over {', '.join(spanned[:-1])} and {spanned[-1]}, and {lacking[0]} isn't "
+                    f"scored; give --components {group}, and scores that are defined for them"
+                )
+            object.__setattr__(self, "components", spanned)
+        if {SCORES[name].joint for name in members(self.metric)} == {self.combine}:
+            object.__setattr__(self, "combine", "joint")
 
     def _differing(self, inner: Callable[[Spec], dict[str, Any]]) -> dict[str, Any]:
         # A group by its name may grow by components that nobody knew.

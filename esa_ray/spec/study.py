@@ -12,14 +12,16 @@ from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
 
-Group = Literal["super", "random_k", "matched_k", "bottom_k"]
+Group = Literal["super", "random_k", "matched_k", "largest_k", "bottom_k"]
 Analysis = Literal["stability", "weights", "architecture"]
 
 #: Groups whose damage is in question: chosen by a score, or given in a list; and what they are held against.
 TREATED = ("super", LISTED)
-CONTROLS = ("random_k", "matched_k", "bottom_k")
+CONTROLS = ("random_k", "matched_k", "largest_k", "bottom_k")
 #: Controls that are drawn for the super weights of a ranking, down to its largest k.
 DRAWN_CONTROLS = ("random_k", "matched_k")
+#: Controls with one member for each super weight, so that they depend on all of a ranking's super weights.
+PAIRED_CONTROLS = (*DRAWN_CONTROLS, "largest_k")
 
 Unique = Annotated[tuple[int, ...], Field(min_length=1)]
 
@@ -47,6 +49,7 @@ class StudySpec(Spec):
 
     ``lists`` are sets of given weights, damaged beside the scores' own. Besides the whole sets, ``parts`` of them are
     damaged, and with ``one_by_one`` every member of a list and of a ``global`` score's largest set by itself.
+    ``pairs`` is how many of the highest members of each set are damaged by twos, besides one at a time (0: none).
     ``repeats`` runs every whole-set cell so many times, with new draws where a kind draws. ``control_draws`` is how
     many sets of each drawn control a seed has: three random sets tell little of what random sets cost. ``early_stop``
     is the error rate at which a cell may stop before its last window (None: never). With a ``search`` the grid is a
@@ -77,6 +80,7 @@ class StudySpec(Spec):
     lists: tuple[WeightList, ...] = ()
     parts: tuple[Subset, ...] = ()
     one_by_one: bool = False
+    pairs: int = Field(default=0, ge=0)
     repeats: int = Field(default=1, ge=1)
     control_draws: int = Field(default=1, ge=1)
     early_stop: float | None = Field(default=None, gt=0, lt=0.5)
@@ -129,6 +133,7 @@ class StudySpec(Spec):
             )
         self._check_search()
         self._check_parts()
+        self._check_units()
         if self.control_draws > 1 and not (self.perturbations and set(self.groups) & set(DRAWN_CONTROLS)):
             raise ValueError("--control-draws is about drawn controls; add --perturb, and --controls random_k")
         if (extra := self._of_damage()) and not self.perturbations:
@@ -137,6 +142,32 @@ class StudySpec(Spec):
             raise ValueError("--stability-check compares seeds; give at least two to --seeds")
         return self
 
+    @property
+    def unit(self) -> str:
+        """What its scores rank: weight, row, col, neuron or head."""
+        return self.scores[0].unit if self.scores else "weight"
+
+    def _check_units(self) -> None:
+        if len({s.unit for s in self.scores}) > 1:
+            raise ValueError("the scores of a study rank one kind of unit; make them a study each")
+        if self.pairs == 1:
+            raise ValueError("--pairs 1 makes no pair; give at least 2")
+        few = [("--topk", max(self.topk))] * all(s.mode == "global" for s in self.scores)
+        for source, k in [*few, *(("--weights", given.k) for given in self.lists)]:
+            if self.pairs > k:
+                raise ValueError(f"--pairs {self.pairs}: {source} has {k} members; give at most so many")
+        if self.unit == "weight":
+            if "largest_k" in self.groups:
+                raise ValueError(
+                    "largest_k is a control of rows, columns, neurons and heads; add --unit, or rank by --metric "
+                    "magnitude beside your score"
+                )
+            return
+        if "weights" in self.analyses:
+            raise ValueError(f"--weight-analysis ranks single weights; leave it or --unit {self.unit} out")
+        if self.fidelity:
+            raise ValueError(f"--fidelity damages single weights; leave it or --unit {self.unit} out")
+
     def _of_damage(self) -> str | None:
         """What is asked for that only a grid of damage has, by its option; the first of it."""
         given = {
@@ -144,6 +175,7 @@ class StudySpec(Spec):
             "--layers": any(part.kind == "layer" for part in self.parts),
             "--restore": self.parts,
             "--one-by-one": self.one_by_one,
+            "--pairs": self.pairs,
             "--repeats": self.repeats > 1,
             "--early-stop": self.early_stop is not None,
         }

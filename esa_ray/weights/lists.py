@@ -24,7 +24,8 @@ def read_weights(path: str | Path) -> WeightList:
 
     A file has a row a weight, in the order of their ranks, with the columns ``tensor`` (the parameter's name, or its
     module's), ``row`` (output), ``col`` (input) and, for experts held in one tensor, ``expert``; other columns are left
-    alone, headers may be in any case, and a CSV's fields parted by commas, semicolons, tabs or bars.
+    alone, headers may be in any case, and a CSV's fields parted by commas, semicolons, tabs or bars. Where every row
+    leaves ``col`` empty it lists whole rows, where every row leaves ``row`` empty whole columns.
     Instead of ``tensor`` it may have ``layer``: then (layer, row, col) is a
     weight of that block's down-projection, as papers on super weights write it. Which names a model understands says
     :mod:`esa_ray.models.naming`.
@@ -49,11 +50,12 @@ def read_weights(path: str | Path) -> WeightList:
     path = Path(os.path.expanduser(path))
     rows = _of_study(path) if path.is_dir() else _treated(rows_of(path), path)
     weights: dict[WeightName, int] = {}
+    lines = _lines(path, [row for _, row in rows])
     for number, row in rows:
-        weight = _weight(row, f"--weights {path}, {unit(path)} {number}")
+        weight = _weight(row, f"--weights {path}, {unit(path)} {number}", lines)
         if weight in weights:
             raise EsaError(
-                f"--weights {path}, {unit(path)} {number} lists {weight.tensor} [{weight.row}, {weight.col}], which "
+                f"--weights {path}, {unit(path)} {number} lists {weight.tensor} {weight.place}, which "
                 f"stands twice: first in {unit(path)} {weights[weight]}; take one out"
             )
         weights[weight] = number
@@ -63,13 +65,25 @@ def read_weights(path: str | Path) -> WeightList:
     return WeightList(name=name[:80], weights=tuple(weights))
 
 
-def _weight(row: dict[str, Any], where: str) -> WeightName:
-    """The weight that a row of a file names; ``where`` is how a sentence about it begins."""
-    found: dict[str, Any] = {}
+def _lines(path: Path, rows: list[dict[str, Any]]) -> str | None:
+    """The column, row or col, that every row of a file leaves empty: then it lists whole columns, or whole rows."""
+    empty = [name for name in ("row", "col") if rows and all(is_empty(row.get(name)) for row in rows)]
+    if len(empty) == 2:
+        ranked = f" (a ranking of {rows[0]['unit']}s)" if rows[0].get("unit") in ("neuron", "head") else ""
+        raise EsaError(f"--weights {path} names neither rows nor columns{ranked}; list weights, rows or columns")
+    return empty[0] if empty else None
+
+
+def _weight(row: dict[str, Any], where: str, lines: str | None) -> WeightName:
+    """The weight that a row of a file names, or without ``lines``, row or col, the whole column or row.
+
+    ``where`` is how a sentence about it begins.
+    """
+    found: dict[str, Any] = {lines: None} if lines else {}
     for column in ("layer", "row", "col", "expert"):
         value = row.get(column)
         if is_empty(value):
-            if column in ("row", "col"):
+            if column in ("row", "col") and column != lines:
                 raise EsaError(f"{where} leaves {column!r} empty; write a number, or take the weight out")
         elif (number := whole(value)) is None:
             raise EsaError(f"{where} has {value!r:.40} in {column!r}, which is no whole number from 0 on; mend it")

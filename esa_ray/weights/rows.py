@@ -26,7 +26,7 @@ SYNONYMS = {
     "col": ("in", "input", "column", "col_idx"),
 }
 #: What is read of a file: of a table of rankings also which weights it treats, and their order.
-READ = ("tensor", "layer", "row", "col", "expert", "group", "rank", "flat")
+READ = ("tensor", "layer", "row", "col", "expert", "group", "rank", "flat", "unit")
 _NONE = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
 _HEADER = "tensor,row,col (or layer,row,col)"
 
@@ -179,7 +179,8 @@ def _check(ours: list[str], theirs: list[str], number: int) -> None:
     if not have & set(READ) and any(re.fullmatch(r"\s*\d+\s*", name) for name in theirs):
         raise Fault(number, f"holds values, where the names of columns belong; put a line {_HEADER} before it")
     shown = ", ".join(f"{name!r:.40}" for name in theirs[:8])
-    raise Fault(number, f"has no column {missing!r} but {shown}; it needs tensor (or layer), row and col (and expert)")
+    needed = "tensor (or layer), row and col (and expert)"
+    raise Fault(number, f"has no column {missing!r} but {shown}; it needs {needed}, one empty for whole lines")
 
 
 def is_empty(value: Any) -> bool:

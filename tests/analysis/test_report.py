@@ -272,7 +272,7 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
     assert set(analysis.charts(study)) == drawn
     # What needs several kinds of damage, several doses, parts of sets, protocols or compressions, this study lacks.
     assert set(FIGURES) - drawn == {
-        "dose", "kinds", "together", "layers", "recovery", "timeline", "reliability", "excess", "excess_bits",
+        "dose", "kinds", "together", "pairs", "layers", "recovery", "timeline", "reliability", "excess", "excess_bits",
         "savings", "savings_bits", "front_sparsity", "front_bits", "factors", "block_errors",
     }  # fmt: skip
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)

@@ -23,6 +23,7 @@ from analysis.report.figures.distribution import depth, hotspots, survival, tail
 from analysis.report.figures.dose import dose, kinds
 from analysis.report.figures.fidelity import calibration, fidelity
 from analysis.report.figures.intact import reliability
+from analysis.report.figures.pairs import pairs
 from analysis.report.figures.sets import layers, recovery, together
 from analysis.report.figures.structure import channels, spread
 from analysis.report.figures.style import COLOURS, SHAPES, Chart
@@ -37,7 +38,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
     figure.__name__: figure
     for figure in (
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
-        channels, fidelity, calibration, dose, kinds, together, layers, recovery, timeline,
+        channels, fidelity, calibration, dose, kinds, together, pairs, layers, recovery, timeline,
         reliability, excess, excess_bits, savings, savings_bits, front_sparsity, front_bits, factors, block_errors,
     )
 }  # fmt: skip

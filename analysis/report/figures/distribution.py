@@ -6,6 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from analysis.names import unit_of, units
 from analysis.report.figures.axes import by_block, logarithmic
 from analysis.report.figures.style import Chart, components, named_scales
 from analysis.scores.depth import depth_profile
@@ -64,7 +65,7 @@ def tail(study: Study) -> Chart | None:
             tooltip=["layer", "component", alt.Tooltip("top1pct_over_median:Q", format=".3g")],
         )
     )  # fmt: skip
-    if leading_magnitude(study) != "grad_x_weight":
+    if leading_magnitude(study) != "grad_x_weight" or unit_of(study) != "weight":
         return points.properties(width="container", height=240)
     reference = alt.Chart(pl.DataFrame({"y": [gaussian_product_tail()]})).mark_rule(strokeDash=[5, 4], color="#333")
     return alt.layer(points, reference.encode(y="y:Q")).properties(width="container", height=240)
@@ -84,7 +85,7 @@ def depth(study: Study) -> Chart | None:
     ends = [float(table["min"].min()), float(table["max"].max())]  # type: ignore[arg-type]
     scale = alt.Scale(type="log", domain=ends)
     axis = alt.Axis(format="~e", values=logarithmic(*ends))
-    y = alt.Y("mean:Q", scale=scale, title="mean score per weight", axis=axis)
+    y = alt.Y("mean:Q", scale=scale, title=f"mean score per {unit_of(study)}", axis=axis)
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("min:Q", scale=scale), y2="max:Q")
     tooltip = ["component", "layer", *(alt.Tooltip(f, format=".3g") for f in ("mean", "min", "max"))]
     points = base.mark_point(filled=True, size=45, opacity=1).encode(y=y, shape=looks["shape"], tooltip=tooltip)
@@ -123,7 +124,9 @@ def survival(study: Study) -> Chart | None:
     axes = [alt.Axis(format="~g", values=v) for v in (logarithmic(*ends), logarithmic(1e-4, 1))]
     base = alt.Chart(table).encode(
         x=alt.X("ratio:Q", scale=alt.Scale(type="log", domain=ends), title="score ÷ median", axis=axes[0]),
-        y=alt.Y("above:Q", scale=alt.Scale(type="log", nice=False), title="share of weights above", axis=axes[1]),
+        y=alt.Y(
+            "above:Q", scale=alt.Scale(type="log", nice=False), title=f"share of {units(study)} above", axis=axes[1]
+        ),
         color=looks["color"],
     )  # fmt: skip
     tooltip = ["component", alt.Tooltip("ratio:Q", format=".3g"), alt.Tooltip("above:Q", format=".4g")]

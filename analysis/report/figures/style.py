@@ -9,8 +9,8 @@ from analysis.study import Study
 from esa_ray.spec import COMPONENTS, is_data_free
 
 #: Okabe and Ito's palette, told apart with every common colour blindness; shapes say the same again.
-COLOURS = ["#D55E00", "#CC79A7", "#0072B2", "#009E73", "#8A8A8A"]
-SHAPES = ["circle", "cross", "square", "triangle-up", "diamond"]
+COLOURS = ["#D55E00", "#CC79A7", "#0072B2", "#009E73", "#E69F00", "#8A8A8A"]
+SHAPES = ["circle", "cross", "square", "triangle-up", "triangle-down", "diamond"]
 MANY_COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A"]
 MANY_SHAPES = [
     "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right",

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from analysis.damage.pools import mode_costs
-from analysis.names import first_score
+from analysis.names import first_score, unit_of, units
 from analysis.report import figures, wording
 from analysis.report.figures.distribution import leading_magnitude
 from analysis.report.parts import Figure, Section, Table, score_order
@@ -40,23 +40,26 @@ def where(study: Study) -> Section | None:
     answer = f"By {lead}, the blocks among the {HOT} hottest in every one of {seeds} seeds: {names or 'none'}."
     if silent := silent_blocks(study).get(lead):
         names = ", ".join(map(str, silent))
-        answer += f" Every weight of layers {names} scores 0: text doesn't reach them, or they are 0 themselves."
+        answer += (
+            f" Every {unit_of(study)} of layers {names} scores 0: text doesn't reach them, or they are 0 themselves."
+        )
     side = sides(study).filter(pl.col("metric") == lead).unique("side", keep="first", maintain_order=True)
     for s in side.iter_rows(named=True):
         answer += (
-            f" {SIDES[s['side']]} mean score per weight is {wording.significant(s['ratio'])} times that of FFN; it has "
-            f"{wording.percent(s['weight_share'])} of the weights and {wording.percent(s['set_share'])} of the set "
+            f" {SIDES[s['side']]} mean score per {unit_of(study)} is {wording.significant(s['ratio'])} times that of "
+            f"FFN; it has {wording.percent(s['weight_share'])} of the {units(study)} and "
+            f"{wording.percent(s['set_share'])} of the set "
             f"({s['mode']}, k = {s['k']})."
         )
     return Section(
         "patterns", "Which blocks and depths lead, and how heavy is the tail?", answer,
         "Seeds replicate the text, not the model: the ranges and intervals hold for this model. Layers are not "
         "resampled, as they are no replications of each other.",
-        [Figure("depth", "Mean score per weight against relative depth, by component",
-                f"Mean score per weight ({lead}) against depth; the band is the range of seeds."),
-         Figure("survival", "Share of weights above a multiple of the median score, by component",
-                "Share of weights that score above so many times the median (geometric mean over tensors and seeds): "
-                "a straight line is a power law.")],
+        [Figure("depth", f"Mean score per {unit_of(study)} against relative depth, by component",
+                f"Mean score per {unit_of(study)} ({lead}) against depth; the band is the range of seeds."),
+         Figure("survival", f"Share of {units(study)} above a multiple of the median score, by component",
+                f"Share of {units(study)} that score above so many times the median (geometric mean over tensors and "
+                "seeds): a straight line is a power law.")],
         [_hot_table(hot, lead), _depth_table(study, lead), _side_table(study, lead), _tail_table(study, lead)],
     )  # fmt: skip
 
@@ -89,7 +92,15 @@ def _side_table(study: Study, lead: str) -> Table:
          f"({wording.percent(r['set_share_min'])}–{wording.percent(r['set_share_max'])})"]
         for r in _of(sides(study), lead).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["<score", "<pool", "<side", "<mean score ÷ FFN's", "its weights", "its score", "<its share of the set"]
+    columns = [
+        "<score",
+        "<pool",
+        "<side",
+        "<mean score ÷ FFN's",
+        f"its {units(study)}",
+        "its score",
+        "<its share of the set",
+    ]
     return Table(columns, rows, "Attention, or what stands in its place, against FFN")
 
 
@@ -190,7 +201,7 @@ def _cost_table(study: Study) -> Table:
 def structure(study: Study) -> Section | None:
     """Rows, columns, residual channels, and clusters."""
     lines, channels, groups = line_concentration(study), residual_channels(study), clusters(study)
-    if lines.is_empty() and groups.is_empty():
+    if unit_of(study) != "weight" or (lines.is_empty() and groups.is_empty()):
         return None
     metric, mode = first_score(study)
     same = (pl.col("metric") == metric) & (pl.col("mode") == mode)

@@ -10,7 +10,7 @@ from analysis.damage.discrimination import discrimination, hierarchy_ratios
 from analysis.damage.dose import FEWEST_DOSES, dose_response
 from analysis.damage.landmarks import dose_landmarks
 from analysis.damage.power import power
-from analysis.names import leading
+from analysis.names import leading, units
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
@@ -201,7 +201,8 @@ def kinds(study: Study) -> Section | None:
     table = power(study)
     words = [_best_words(study, found), _ratio_words(study), _power_words(table)]
     return Section(
-        "discrimination", "Which kinds of damage tell super weights from others?", " ".join(filter(None, words)),
+        "discrimination", f"Which kinds of damage tell super {units(study)} from others?",
+        " ".join(filter(None, words)),
         "g measures a difference by its spread over windows: it is large where damage costs every window alike, not "
         "where it costs most. It speaks of further windows for these sets. Choosing a strength and measuring it are "
         "kept apart, so each rests on half of the windows. Power takes the estimated variances as true, and "

@@ -13,6 +13,7 @@ from analysis.damage.recovery import FIRST, ORDER
 from analysis.damage.recovery import recovery as recovered
 from analysis.damage.repeatability import repeatability as repeated
 from analysis.damage.transfer import transfer as transferred
+from analysis.names import units
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
@@ -44,7 +45,7 @@ def recovery(study: Study) -> Section | None:
     ]  # fmt: skip
     columns = ["<set", "<damage", "<group", "restored", "<first", "<ΔNLL of the rest", "<brought back", "~"]
     return Section(
-        "recovery", "Does restoring the first few weights bring the model back?", _recovery_words(study, table),
+        "recovery", f"Does restoring the first few {units(study)} bring the model back?", _recovery_words(study, table),
         "Brought back: 1 − ΔNLL of what is still damaged over that of the whole set, with Fieller's 95% interval for "
         "further windows and seeds. It is measured by damaging less, which for exact edits is the same as restoring. "
         "Where the whole set's damage isn't surely above 0, there is nothing to bring back.",
@@ -86,7 +87,7 @@ def together(study: Study) -> Section | None:
     columns = ["<set", "<damage", "<group", "members", "<together", "<sum of each alone", "largest alone",
                "<together − sum", "p, Holm", "diverged"]  # fmt: skip
     return Section(
-        "together", "Do the weights break the model together or one by one?", _together_words(study, table),
+        "together", f"Do the {units(study)} break the model together or one by one?", _together_words(study, table),
         "Every member was damaged alone, then all at once, on the same windows; nats per token, 95% intervals for "
         "further windows and seeds. A loss near that of guessing can't grow much more, so members that are each fatal "
         "look as if they broke less together. Seeds without a finite loss of every member are left out.",
@@ -105,7 +106,7 @@ def _together_words(study: Study, table: pl.DataFrame) -> str:
     found = "more than" if r["superadditive"] else "less than" if r["subadditive"] else "not surely different from"
     return (
         f"{r['damage']} of {r['chosen']} costs {wording.signed(r['joint'])} nats per token at once, {found} the "
-        f"{wording.signed(r['singles'])} that its {r['members']} weights cost one at a time, summed: "
+        f"{wording.signed(r['singles'])} that its {r['members']} {units(study)} cost one at a time, summed: "
         f"{ranged(r['interaction'], r['low'], r['high'])}. Of {len(treated)} sets and kinds of damage, {more} cost "
         f"more together, {less} less, and {len(treated) - more - less} can't be told."
     )
