@@ -146,7 +146,7 @@ def cells(spec: StudySpec) -> list[Cell]:
                 alone = spec.one_by_one and score.mode == "global" and k == max(spec.topk)
                 found += list(_of_set(spec, base, spec.groups, max(spec.topk), alone=alone))
     for weights in spec.lists:
-        groups = (LISTED, *(g for g in spec.groups if g in DRAWN_CONTROLS))
+        groups = (LISTED, *spec.controls_of(weights))
         for seed in spec.seeds:
             base = Cell(
                 listed=Listed.of(weights), k=weights.k, seed=seed, group=LISTED, perturbation=_ANY,

@@ -135,6 +135,18 @@ def test_score_plans_rankings_without_cells(esa):
         ("--perturb gauss_noise --perturb-scale -1", ["above 0", "-1"]),
         ("--controls random_k", ["--controls", "--perturb"]),
         (
+            "--unit rows",
+            ["--unit must be 'weight', 'row', 'col', 'neuron' or 'head', not 'rows'"],
+        ),
+        (
+            "--unit neuron --components attention",
+            ["a neuron reaches over gate, up and down, and gate isn't scored; give --components ffn"],
+        ),
+        ("--combine sum", ["--combine sum is of units of many weights; add --unit row"]),
+        ("--perturb zero --pairs 1", ["--pairs 1 makes no pair; give at least 2"]),
+        ("--pairs 2", ["--pairs is about damage; add --perturb"]),
+        ("--perturb zero --controls largest_k", ["largest_k is a control of rows, columns, neurons and heads"]),
+        (
             "--perturb zero --controls nearest",
             ["--controls must be 'random_k', 'matched_k', 'largest_k' or 'bottom_k', not 'nearest'"],
         ),

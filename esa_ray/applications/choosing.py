@@ -112,13 +112,10 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
     return by_block(of)
 
 
-def watching(
-    spec: PruneSpec, calibrated: Calibrated, layer: int, walk: Walk, tensors: Sequence[WeightTensor],
-    beside: Walk | None = None,
-) -> Seen:  # fmt: skip
-    """What a block's matrices see, with all that the score needs; ``beside`` as in :func:`look`."""
+def watching(spec: PruneSpec, calibrated: Calibrated, layer: int, walk: Walk, tensors: Sequence[WeightTensor]) -> Seen:
+    """What a block's matrices see, with all that the score needs."""
     regional = calibrated.once(tensors) if spec.score == "regional" else None
-    return look(walk, layer, tensors, regional=regional, beside=beside)
+    return look(walk, layer, tensors, regional=regional)
 
 
 def dense_counts(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[Matrix]]) -> dict[int, int]:

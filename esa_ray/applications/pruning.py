@@ -17,7 +17,6 @@ import torch
 from esa_ray.applications import masks as counted
 from esa_ray.applications.choosing import Choosing, dense_counts, pruned_matrices, watching
 from esa_ray.applications.criteria import gradients_of
-from esa_ray.applications.crossed import corrected
 from esa_ray.applications.kept import Bitmap, Kept
 from esa_ray.applications.layers import Matrix, tensors_of
 from esa_ray.applications.refit import refit
@@ -85,12 +84,9 @@ class _Pruning:
             for layer in sorted(blocks, reverse=True):  # what a block sees depends on none that comes after it
                 self.block(layer, blocks[layer], walk)
             return
-        beside = self.calibrated.walk() if self.spec.target == "dense" else None
         for layer in range(last + 1):
             if layer in blocks:
-                self.block(layer, blocks[layer], walk, beside)
-            elif beside:
-                beside.step(layer)
+                self.block(layer, blocks[layer], walk)
             if layer < last:
                 walk.step(layer, again=self.spec.sequential and layer in blocks)
 
@@ -101,12 +97,9 @@ class _Pruning:
         updated = self.spec.update in ("sparsegpt", "refit")
         return updated and self.spec.score == "obs" and by_column and not self.calibrated.spared
 
-    def block(self, layer: int, of: Sequence[Matrix], walk: Walk, beside: Walk | None = None) -> None:
-        """See what a block sees; then choose, remove, update and write.
-
-        ``beside`` is a walk of the same windows whose states are the intact model's.
-        """
-        seen = watching(self.spec, self.calibrated, layer, walk, tensors_of(of), beside)
+    def block(self, layer: int, of: Sequence[Matrix], walk: Walk) -> None:
+        """See what a block sees; then choose, remove, update and write."""
+        seen = watching(self.spec, self.calibrated, layer, walk, tensors_of(of))
         self.done.blind += sum(seen.blind(matrix) for matrix in of)
         if self._chosen_on_the_way:
             made = [self._chosen(matrix, seen, self.shares[layer]) for matrix in of]
@@ -117,15 +110,8 @@ class _Pruning:
             made = [(self._updated(m, mask, seen), mask) for m, mask in zip(of, masks, strict=True)]
         write(self.kept, self.done, layer, of, seen, made)
 
-    def _aimed(self, matrix: Matrix, seen: Seen) -> Tensor:
-        """The weights that pruned ones are to come close to: a matrix's own, or what makes up for the blocks before."""
-        weights_OI, crossed_II = matrix.of(matrix.tensor.flat_weights()), seen.crossed_of(matrix)
-        if crossed_II is None or seen.blind(matrix):
-            return weights_OI
-        return corrected(weights_OI, seen.moments(matrix).hessian, crossed_II)
-
     def _chosen(self, matrix: Matrix, seen: Seen, sparsity: float) -> tuple[Tensor, Tensor]:
-        weights_OI = self._aimed(matrix, seen)
+        weights_OI = matrix.of(matrix.tensor.flat_weights())
         pattern = self.spec.pattern
         asked = None if n_of_m(pattern) else sparsity
         if seen.blind(matrix):
@@ -138,7 +124,7 @@ class _Pruning:
         return new_OI, mask_OI
 
     def _updated(self, matrix: Matrix, mask_OI: Tensor, seen: Seen) -> Tensor:
-        weights_OI = self._aimed(matrix, seen)
+        weights_OI = matrix.of(matrix.tensor.flat_weights())
         mask_OI = mask_OI.to(weights_OI.device)
         if self.spec.update == "none" or seen.blind(matrix):
             return weights_OI.masked_fill(mask_OI, 0.0)

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.applications.crossed import Crossed, Recorded
 from esa_ray.applications.hessian import Hessians, Moments
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.gradients import Totals, WindowGradients, zeros
@@ -31,60 +30,36 @@ class Seen:
     hessians: Hessians
     #: √(mean over windows of (∂‖block output‖₂/∂w)²) of each tensor; None where it wasn't asked for.
     regional: list[Tensor] | None = None
-    crossed: Crossed | None = None
 
     def moments(self, matrix: Matrix) -> Moments:
         """Σ xxᵀ of what went into a matrix."""
         return self.hessians.of(self.tensors.index(matrix.tensor), matrix.expert)
-
-    def crossed_of(self, matrix: Matrix) -> Tensor | None:
-        """2/n·Σ x·x̂ᵀ of what a matrix would have seen in the intact model; None where that isn't known."""
-        if self.crossed is None:
-            return None
-        sums_II = self.crossed.of(self.tensors.index(matrix.tensor), matrix.expert)
-        return None if sums_II is None else sums_II * (2 / self.moments(matrix).n)
 
     def blind(self, matrix: Matrix) -> bool:
         """Whether a matrix saw nothing: an expert that no token was routed to."""
         return self.moments(matrix).n == 0
 
 
-def look(
-    walk: Walk, layer: int, tensors: Sequence[WeightTensor], *, regional: Sequence[int] | None = None,
-    beside: Walk | None = None,
-) -> Seen:  # fmt: skip
+def look(walk: Walk, layer: int, tensors: Sequence[WeightTensor], *, regional: Sequence[int] | None = None) -> Seen:
     """Run a block and see what its matrices see.
-
-    ``beside`` is a walk of the same windows through the intact model, at the same block, and goes one on.
 
     ``regional`` are the tensors (by index) that one forward pass multiplies with once, where the block's own gradients
     are asked for; None where they aren't.
     """
     inputs, hessians = ActivationStatistics(tensors), Hessians(tensors)
-    crossed = Crossed(tensors, _intact(beside, layer, tensors)) if beside else None
 
     def around(batch_BT: Tensor) -> AbstractContextManager[Any]:
         inputs.positions += batch_BT.numel()
         both = ExitStack()
         both.enter_context(inputs)
         both.enter_context(hessians)
-        if crossed:
-            both.enter_context(crossed)
         return both
 
-    found = Seen(tuple(tensors), inputs, hessians, crossed=crossed)
+    found = Seen(tuple(tensors), inputs, hessians)
     if regional is not None:
         found.regional = _regional(walk, layer, tensors, regional)
     walk.run(layer, around=around)
     return found
-
-
-def _intact(beside: Walk, layer: int, tensors: Sequence[WeightTensor]) -> Recorded:
-    """What the matrices see of the intact model's states; the walk goes on while the block is as it was."""
-    recorded = Recorded(tensors)
-    beside.run(layer, around=lambda _: recorded)
-    beside.step(layer)
-    return recorded
 
 
 def _regional(walk: Walk, layer: int, tensors: Sequence[WeightTensor], once: Sequence[int]) -> list[Tensor]:

@@ -28,9 +28,6 @@ Allocation = Annotated[
     str, typer.Option(help="Sparsity over blocks: uniform; owl (by outliers); damage (by what pruning each costs).")
 ]
 Updates = Annotated[str, typer.Option(help="What is done to the weights that stay: none, sparsegpt, refit (exact).")]
-Target = Annotated[
-    str, typer.Option(help="What updated outputs come close to: layer, its own; dense, those of the dense model.")
-]
 Method = Annotated[str, typer.Option(help=f"Published methods in place of --score … --update: {', '.join(METHODS)}.")]
 Sequential = Annotated[
     bool,
@@ -47,7 +44,7 @@ GroupSize = Annotated[str, typer.Option(help="Inputs that share a scale.")]
 Keep = Annotated[str, typer.Option(help="Share(s) of the weights that stay in 16 bits.")]
 KeepBy = Annotated[str, typer.Option(help="Which ones stay: by tacq, grad_x_weight_abs, fisher, magnitude, random.")]
 #: Options that say what a named method says.
-_OF_THE_PRODUCT = ("score", "group", "allocation", "update", "target")
+_OF_THE_PRODUCT = ("score", "group", "allocation", "update")
 
 
 @app.command(
@@ -63,7 +60,6 @@ def prune(
     sparsity: Sparsity = "0.5",
     allocation: Allocation = "uniform",
     update: Updates = "none",
-    target: Target = "layer",
     sequential: Sequential = True,
     components: Compressed = "attention,gate,up,down",
     save_model: SaveModel = None,
@@ -202,7 +198,6 @@ def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
         "group": "row",
         "allocation": "uniform",
         "update": "none",
-        "target": "layer",
         "sequential": True,
     }
     if said := [name for name, value in usual.items() if given[name] != value]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from esa_ray.cli.app import console
 from esa_ray.errors import EsaError
-from esa_ray.spec import DRAWN_CONTROLS, PLURALS, StudySpec
+from esa_ray.spec import PLURALS, StudySpec
 from esa_ray.storage.location import Location
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")
         out(f"groups            {', '.join(spec.groups)}")
     for given in spec.lists:
-        drawn = [group for group in spec.groups if group in DRAWN_CONTROLS]
         named = f"{given.k} {PLURALS[given.unit]}"
-        out(f"list              {given.name}: {named}, against {' and '.join(drawn) or 'no control'}")
+        out(f"list              {given.name}: {named}, against {' and '.join(spec.controls_of(given)) or 'no control'}")
     if spec.parts or spec.one_by_one:
         words = [part.label for part in spec.parts] + ["one by one"] * spec.one_by_one
         out(f"parts             {', '.join(words)}")

@@ -13,7 +13,7 @@ from esa_ray.models.naming import find_weight
 from esa_ray.models.units import Units
 from esa_ray.schema import RANKINGS
 from esa_ray.scoring.unit_ranking import Pick, UnitRanking
-from esa_ray.spec import DRAWN_CONTROLS, LISTED, ScoreSpec
+from esa_ray.spec import LISTED, ScoreSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ def unit_listing(
         if len(set(chosen.tolist())) < len(chosen):
             raise EsaError(f"the list {lines.name} names a {lines.unit} of {family.tensor.name} twice; take one out")
         picks.append((LISTED, None, number, ranks, chosen))
-        picks += ranking.controls(picks[-1], [g for g in groups if g in DRAWN_CONTROLS], seed, draws)
+        picks += ranking.controls(picks[-1], groups, seed, draws)
     common = {"model": name, "metric": LISTED, "mode": lines.name, "seed": seed, "score": None}
     table = pa.Table.from_pylist([row | common for pick in picks for row in ranking.rows(*pick)], schema=RANKINGS)
     return table.sort_by([(column, "ascending") for column in ("group", "control_draw", "rank")])

@@ -14,7 +14,6 @@ from esa_ray.spec.scores import check_components, check_metric
 
 CompareWithin = Literal["row", "tensor", "block", "model"]
 Allocation = Literal["uniform", "owl", "damage"]
-Target = Literal["layer", "dense"]
 Update = Literal["none", "sparsegpt", "refit"]
 KeepBy = Literal["tacq", "grad_x_weight_abs", "fisher", "magnitude", "random"]
 Bits = Literal[2, 3, 4, 8]
@@ -65,8 +64,6 @@ class PruneSpec(_Compression):
     happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares refit of each row. With
     an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one block of columns after the
     other.
-    ``target``: what an updated layer's outputs are to come close to, its own on what it sees now, or those of the dense
-    model, which makes up for the errors of the blocks before.
     ``sequential``: a block's activations come out of the blocks pruned so far, not out of the intact model.
 
     Example
@@ -85,7 +82,6 @@ class PruneSpec(_Compression):
     allocation: Allocation = "uniform"
     update: Update = "none"
     sequential: bool = True
-    target: Target = "layer"
 
     @field_validator("score")
     @classmethod
@@ -116,8 +112,6 @@ class PruneSpec(_Compression):
             object.__setattr__(self, "group", "block")  # a structure spans tensors
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
-        if self.target == "dense" and (self.update == "none" or not self.sequential):
-            raise ValueError("--target dense makes up for the blocks before; it needs an --update, and no --one-shot")
         if self.group == "model" and self.allocation != "uniform":
             raise ValueError("--group model shares the sparsity out by itself; use --allocation uniform")
         return self
@@ -136,7 +130,6 @@ class PruneSpec(_Compression):
         words += [f"{self.sparsity:g}"] if n_of_m(self.pattern) is None else []
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [self.update] if self.update != "none" else []
-        words += [self.target] if self.target != "layer" else []
         words += [] if self.sequential else ["oneshot"]
         return "-".join(words)
 

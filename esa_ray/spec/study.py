@@ -142,6 +142,11 @@ class StudySpec(Spec):
             raise ValueError("--stability-check compares seeds; give at least two to --seeds")
         return self
 
+    def controls_of(self, weights: WeightList) -> tuple[str, ...]:
+        """The controls that a list is held against: one member for each of its own."""
+        paired = DRAWN_CONTROLS if weights.unit == "weight" else PAIRED_CONTROLS
+        return tuple(group for group in self.groups if group in paired)
+
     @property
     def unit(self) -> str:
         """What its scores rank: weight, row, col, neuron or head."""

@@ -146,8 +146,8 @@ def test_a_list_of_whole_rows_is_damaged_with_controls_of_its_matrices_and_by_tw
     rows = WeightList(name="rows", weights=lines)
     uphill = PerturbSpec(kind="gradient_aligned", strength=0.01)
     worker, found = run_all(
-        "weight", groups=("super", "random_k", "matched_k"), perturbations=(*ZERO, uphill), lists=(rows,), pairs=2,
-        scores=(ScoreSpec(metric="magnitude", mode="per_layer"),), k=2,
+        "row", groups=("super", "random_k", "matched_k", "largest_k"), perturbations=(*ZERO, uphill), lists=(rows,),
+        scores=(ScoreSpec(metric="magnitude", unit="row"),), k=2, pairs=2,
     )  # fmt: skip
     row = found["listed-rows-s7-k3-listed-zero"]
     table = worker.store.read("rankings", "listed-rows-s7").to_pylist()
@@ -159,7 +159,8 @@ def test_a_list_of_whole_rows_is_damaged_with_controls_of_its_matrices_and_by_tw
     assert (row["unit"], row["n_weights"], row["resumed_at"]) == ("row", 2 * 48 + 32, 1)
     pair = found["listed-rows-s7-k3-listed-zero-pair-1-2"]
     assert pair["nll"] == pytest.approx(by_hand(worker, mine[:2]), rel=2e-6)
-    for group in ("random_k", "matched_k"):
+    assert found["listed-rows-s7-k3-largest_k-zero"]["n_weights"] == row["n_weights"]
+    for group in ("random_k", "matched_k", "largest_k"):
         drawn = [r for r in table if r["group"] == group]
         assert sorted(r["tensor"] for r in drawn) == sorted(w.tensor for w in lines)
         assert not {(r["tensor"], r["row"]) for r in drawn} & {(w.tensor, w.row) for w in lines}

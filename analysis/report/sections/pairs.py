@@ -39,8 +39,8 @@ def pairs(study: Study) -> Section | None:
         f"undoes the other's damage. Below {floor} nats per token rounding may be all there is. The pairs are those of "
         "the highest scores: no sample of all pairs. A loss near that of guessing can't grow much more, so two members "
         "that are each fatal look sub-additive.",
-        [Figure("pairs", "Damage of each pair against the sum of its members' own",
-                "ΔNLL of each pair against the sum of its two members' own. Above the line: more together.")],
+        [Figure("pairs", "Interaction of each pair against the sum of its members' own damage",
+                "By how much each pair costs more together than its two members alone, summed (95% intervals).")],
         [Table(columns, rows)],
     )  # fmt: skip
 
