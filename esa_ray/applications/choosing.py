@@ -55,6 +55,8 @@ class Choosing:
             if count is not None:
                 return counted.smallest(one, count)
             return counted.pruned(one, None if n_of_m(spec.pattern) else sparsity, within, spec.pattern)
+        if within == "tensor" and count is None:
+            return self._of_units(of, [counted.smallest([u], counted.count(sparsity, len(u)))[0] for u in one])
         number = counted.count(sparsity, sum(len(each) for each in one)) if count is None else count
         return self._of_units(of, counted.smallest(one, number))
 

@@ -1,4 +1,4 @@
-"""Neurons and key-value groups of a block: which rows and columns of which matrices leave together."""
+"""Rows, columns, neurons and key-value groups of a block: which weights of which matrices leave together."""
 
 from __future__ import annotations
 
@@ -47,13 +47,17 @@ class Structure:
 
 
 def structures(pattern: str, of: Sequence[Matrix], model: PreTrainedModel) -> list[Structure]:
-    """The neurons of every MLP and expert of a block, or the key-value groups of its attention.
+    """The rows or columns of every matrix, the neurons of every MLP and expert, or the attention's key-value groups.
 
     Raises
     ------
     EsaError
         If they can't be told from the shapes of the block's matrices.
     """
+    if pattern == "row":
+        return [Structure(m.shape[0], ((m, np.arange(m.shape[0])),), ()) for m in of]
+    if pattern == "col":
+        return [Structure(m.shape[1], (), (m,)) for m in of]
     return _neurons(of) if pattern == "neuron" else _groups(of, model)
 
 

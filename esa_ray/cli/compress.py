@@ -22,7 +22,9 @@ FIXED = {"metric": None}
 _SCORES = [*(name for name in SCORES if name not in PROBED), *PRUNING_SCORES]
 Score = Annotated[str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join(_SCORES)}; a+b too.")]
 Group = Annotated[str, typer.Option(help="What weights compete within: row, tensor, block, model.")]
-Pattern = Annotated[str, typer.Option(help="unstructured; N:M as 2:4 (N of M are zero); neuron, kv: whole structures.")]
+Pattern = Annotated[
+    str, typer.Option(help="unstructured; 2:4, 4:8 (N of M zero); row, col, neuron, kv (as a whole).")
+]
 Sparsity = Annotated[str, typer.Option(help="Share(s) of the weights that leave.")]
 Allocation = Annotated[
     str, typer.Option(help="Sparsity over blocks: uniform; owl (by outliers); damage (by what pruning each costs).")

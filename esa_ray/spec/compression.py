@@ -25,7 +25,9 @@ PRUNING_SCORES = {
     "gblm": "|w| · ‖X_j‖₂ + 100 · |w| · ‖g‖₂ (GBLM-Pruner, arXiv:2311.04902)",
 }
 #: Whole structures that leave together.
-STRUCTURED = ("neuron", "kv")
+STRUCTURED = ("row", "col", "neuron", "kv")
+#: Those of them that lie in one matrix.
+LINES = ("row", "col")
 #: What is compressed where nothing is said: attention, MLP and experts; never embeddings, head, norms or routers.
 COMPRESSED = check_components(("attention", "gate", "up", "down"))
 _N_OF_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
@@ -59,12 +61,14 @@ class PruneSpec(_Compression):
 
     The weights with the smallest ``score`` leave, exactly ⌊s·n⌋ of each ``group`` that they compete within: an output
     row, a tensor, a block or the model. ``pattern`` is "unstructured", "N:M" (N of every M contiguous inputs are zero),
-    "neuron" or "kv" (whole neurons of an MLP, whole groups of heads that share keys and values). ``allocation`` shares
-    the sparsity out over blocks: alike, by outliers (OWL, arXiv:2310.05175), or by measured damage. ``update`` is what
-    happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares refit of each row. With
-    an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one block of columns after the
-    other.
-    ``sequential``: a block's activations come out of the blocks pruned so far, not out of the intact model.
+    "row" or "col" (of a matrix), "neuron" or "kv" (whole neurons of an MLP, whole groups of heads that share keys and
+    values): structures leave as a whole, by the sum of their weights' scores, ⌊s·n⌋ of the n that compete.
+
+    ``allocation`` shares the sparsity out over blocks: alike, by outliers (OWL, arXiv:2310.05175), or by measured
+    damage. ``update`` is what happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares
+    refit of each row. With an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one
+    block of columns after the other. ``sequential``: a block's activations come out of the blocks pruned so far, not
+    out of the intact model.
 
     Example
     -------
@@ -100,7 +104,7 @@ class PruneSpec(_Compression):
     def _possible(self) -> PruneSpec:
         counted = n_of_m(self.pattern)
         if counted is None and self.pattern not in ("unstructured", *STRUCTURED):
-            raise ValueError(f"--pattern {self.pattern} is not unstructured, neuron, kv or N:M as 2:4")
+            raise ValueError(f"--pattern {self.pattern} is not unstructured, row, col, neuron, kv or N:M as 2:4")
         if counted:
             n, m = counted
             if n >= m:
@@ -109,7 +113,7 @@ class PruneSpec(_Compression):
                 raise ValueError(f"--pattern {self.pattern} has one sparsity in every block; use --allocation uniform")
             object.__setattr__(self, "sparsity", n / m)
         if self.pattern in STRUCTURED and self.group in ("row", "tensor"):
-            object.__setattr__(self, "group", "block")  # a structure spans tensors
+            object.__setattr__(self, "group", self._default_of("group"))  # within a row there is but one
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.group == "model" and self.allocation != "uniform":
@@ -119,7 +123,9 @@ class PruneSpec(_Compression):
     def _default_of(self, name: str) -> Any:
         if name == "sparsity" and (counted := n_of_m(self.pattern)):
             return counted[0] / counted[1]
-        return "block" if name == "group" and self.pattern in STRUCTURED else super()._default_of(name)
+        if name == "group" and self.pattern in STRUCTURED:
+            return "tensor" if self.pattern in LINES else "block"  # other structures span tensors
+        return super()._default_of(name)
 
     @property
     def label(self) -> str:

@@ -75,6 +75,17 @@ def test_sparsegpt_through_the_model_is_the_function_on_hooked_inputs(family):
         torch.testing.assert_close(made.get_parameter(name), parameter, rtol=2e-3, atol=2e-4)
 
 
+def test_a_refit_of_obs_within_a_tensor_is_of_the_mask_that_sparsegpt_chooses():
+    model = tiny()
+    _, masks, made = pruned(model, PruneSpec(score="obs", group="tensor", update="refit", sparsity=0.5))
+    x = inputs_of(model, CAL, "model.layers.0.")["model.layers.0.mlp.up_proj.weight", None]
+    weights_OI, hessian_II = model.model.layers[0].mlp.up_proj.weight.data, 2 / len(x) * x.T @ x
+    _, mask = sparsegpt(weights_OI, hessian_II, 0.5)
+    assert torch.equal(masks["model.layers.0.mlp.up_proj.weight", None], mask)
+    found = made.model.layers[0].mlp.up_proj.weight.data
+    torch.testing.assert_close(found, refit(weights_OI, mask, hessian_II), rtol=1e-3, atol=1e-4)
+
+
 def test_refit_and_sparsegpt_update_around_the_masks_that_a_score_gives():
     model = tiny()
     for update, function in (("refit", refit), ("sparsegpt", lambda w, m, h: sparsegpt(w, h, mask=m)[0])):

@@ -74,3 +74,24 @@ def test_a_pruned_key_value_group_equals_attention_without_its_heads(family, gro
 def test_structures_say_which_components_they_span():
     with pytest.raises(EsaError, match="spans gate, up, down; add gate to --components"):
         pruned(tiny(), PruneSpec(pattern="neuron", components=("up", "down")))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(("pattern", "axis"), [("row", 1), ("col", 0)])
+def test_rows_and_columns_leave_as_a_whole_the_lowest_sums_of_their_matrix_first(family, pattern, axis):
+    model = tiny(family)
+    found, masks, made = pruned(model, PruneSpec(pattern=pattern, sparsity=0.25, score="magnitude"))
+    for key, mask in masks.items():
+        gone = mask.all(axis)
+        assert torch.equal(mask.any(axis), gone)
+        sums = matrix(model, *key).abs().sum(axis)
+        assert torch.equal(torch.where(gone)[0], sums.argsort()[: len(sums) // 4].sort().values)
+        assert not matrix(made, *key)[mask].any()
+    assert found.n_pruned == sum(int(mask.sum()) for mask in masks.values())
+
+
+def test_rows_of_a_block_compete_where_the_block_is_the_group():
+    _, masks, _ = pruned(tiny(), PruneSpec(pattern="row", group="block", sparsity=0.25, score="magnitude"))
+    first = [mask.all(1) for key, mask in masks.items() if "layers.0." in key[0]]
+    assert sum(int(each.sum()) for each in first) == sum(map(len, first)) // 4
+    assert len({float(each.float().mean()) for each in first}) > 1
