@@ -408,6 +408,13 @@ def test_perturb_without_a_list_damages_what_a_score_chooses(esa):
     assert facts["cells"] == "10"
 
 
+def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
+    line = "esa prune --model m --group row,tensor,block,model --pattern unstructured,2:4 --sparsity 0.5,0.6 --plan"
+    facts = _facts(esa(line)[1])
+    assert facts["compressions"] == "9"
+    assert not {"scores", "k"} & facts.keys()
+
+
 def test_a_search_plans_a_ladder(esa):
     facts = _facts(esa("esa search --model m --damage 1.5 --topk 1:16 --perturb zero --plan")[1])
     assert facts["k"] == "1, 2, 3, 4, 6, 8, 11, 16"

@@ -193,6 +193,14 @@ def test_n_of_every_m_inputs_are_zero(pattern, n, m, update):
     assert found.n_pruned == found.n_weights * n // m
 
 
+@pytest.mark.parametrize("group", ["tensor", "block", "model"])
+@pytest.mark.parametrize("score", ["act_mag", "act_mag+magnitude", "obs"])
+def test_among_n_of_m_inputs_no_larger_group_changes_anything(group, score):
+    model, spec = tiny("gpt2"), PruneSpec(score=score, pattern="2:4")
+    found, _, _ = pruned(model, spec)
+    assert pruned(model, spec.model_copy(update={"group": group}))[0].digest == found.digest
+
+
 def test_the_whole_models_smallest_scores_leave_one_shot():
     model = tiny("phi3")
     _, masks, _ = pruned(model, PruneSpec(score="magnitude", group="model", sparsity=0.4, sequential=False))
