@@ -248,6 +248,16 @@ def test_block_errors_are_means_over_seeds_by_depth(tmp_path):
     assert set(table["sparsity"]) == {0.5}
 
 
+def test_blocks_of_which_nothing_was_compressed_have_no_error(tmp_path):
+    partly = lambda p, s: [None, *growing(p, s)[1:3], None]  # noqa: E731
+    specs = [prune(m, sparsity=s) for m in ("wanda", "magnitude") for s in (0.5, 0.6)]
+    study = compressed(tmp_path, specs, lambda p, s, t: sum(growing(p, s)), blocks=partly, texts=("home",))
+    table = analysis.block_errors(study)
+    assert set(table["layer"]) == {1, 2}
+    assert table["error"].is_finite().all()
+    assert analysis.error_correlations(study).filter(pl.col("speaks_of") == "all")["spearman"].item() == pytest.approx(1)
+
+
 def test_the_correlation_over_all_is_spearmans_and_at_equal_size_it_can_turn(tmp_path):
     # Within a sparsity the method with the larger error costs less.
     study = compressed(
