@@ -215,6 +215,15 @@ def test_a_few_weights_more_are_no_advantage_in_size(tmp_path):
     assert table == {"wanda": (0.498, True), "sparsegpt": (0.5, False), "wanda++": (0.51, True)}
 
 
+def test_neurons_compete_by_their_share_of_all_weights_that_others_may_take_from(tmp_path):
+    # Half of the MLPs' neurons are 30% of the weights.
+    specs = [prune("wanda", sparsity=0.3), prune("wanda"), prune(pattern="neuron", group="block")]
+    study = compressed(tmp_path, specs, lambda p, s, t: 0.4 if p.pattern == "neuron" else p.sparsity, texts=("home",))
+    table = {r["label"]: (r["size"], r["front"]) for r in analysis.fronts(study).to_dicts()}
+    assert table["prune-act_mag-block-neuron-0.5"] == (pytest.approx(0.3), False)
+    assert table["prune-act_mag-row-0.5"] == (0.5, True)
+
+
 def test_what_diverged_in_a_seed_is_on_no_front(tmp_path):
     study = compressed(
         tmp_path, [prune("wanda"), prune("sparsegpt")],
