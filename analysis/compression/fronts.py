@@ -26,9 +26,9 @@ FRONTS: dict[str, Any] = WHO | {
 def fronts(study: Study) -> pl.DataFrame:
     """One row per compression, text and axis: whether it lies on the Pareto front of size and excess NLL.
 
-    Axis ``sparsity`` holds prunings by the share of weights that left (larger is better), of all that the study's widest
-    pruning may take from: one of whole neurons takes from MLPs alone. ``bits`` holds quantizations by bits per weight
-    (smaller is better). A compression is beaten by another that is no larger and loses no more, and is
+    Axis ``sparsity`` holds prunings by the share of weights that left (larger is better), of all that the study's
+    widest pruning may take from: one of whole neurons takes from MLPs alone. ``bits`` holds quantizations by bits per
+    weight (smaller is better). A compression is beaten by another that is no larger and loses no more, and is
     better in one of both; ``beaten_by`` is the one of these that loses least. Sizes that differ by less than half a
     percent of the weights, or 0.01 bits, count as equal. ``probability`` is the share of 1,999 resamples of evaluation
     windows and calibration seeds, the same for all compressions, in which it lies on the front; with few seeds it is
