@@ -218,6 +218,15 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
         ("search", "issing option '--damage'"),
         ("run --contols none", "--contols"),
         ("run extra", "extra"),
+        ("prune --method magnitude --group row", "--method says what --group would"),
+        ("prune --method wanda --one-shot", "--method says what --one-shot would"),
+        ("prune --method wanda --sequential", "--method says what --sequential would"),
+        ("prune --pattern 2:4,4:8 --sparsity 0.7", "--pattern 2:4,4:8 leaves no choice of --sparsity"),
+        ("prune --pattern 2:4 --group tensor", "--pattern 2:4 leaves no choice of --group"),
+        ("prune --data pysource --other-data pydoc,pysource", "--other-data pysource is --data"),
+        ("prune --save-model ''", "--save-model is empty"),
+        ("quantize --save-model s3://bucket/models", "--save-model s3://bucket/models is no directory"),
+        ("quantize --keep-by random", "--keep-by says which weights stay in 16 bits, and none do; add --keep"),
         ("run --window 1 --batch-size 0", "--window must be at least 2, not 1; and 1 more"),
     ],
 )
@@ -413,6 +422,15 @@ def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
     facts = _facts(esa(line)[1])
     assert facts["compressions"] == "9"
     assert not {"scores", "k"} & facts.keys()
+
+
+def test_models_of_several_parents_are_saved_in_a_directory_each(esa, tmp_path):
+    out = esa("esa prune --model some/one,some/two --save-model homes --plan")[1]
+    assert [line[18:] for line in out.splitlines() if line.startswith("saved models")] == [
+        str(tmp_path / "homes" / name) for name in ("one", "two")
+    ]
+    alone = _facts(esa("esa prune --model some/one --save-model homes --plan")[1])
+    assert alone["saved models"] == str(tmp_path / "homes")
 
 
 def test_a_search_plans_a_ladder(esa):
