@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.grid import Fingerprints
@@ -10,6 +11,7 @@ from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
+from esa_ray.models.edited import made_of
 from esa_ray.spec import Compression, Spec, grouped
 from esa_ray.storage.location import below
 
@@ -85,7 +87,9 @@ class Compressions(Swept):
         found = super().missing(spec, store, failed=failed)
         if not spec.save_models or not failed:
             return found
-        unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit))]
+        record = store.load_study()
+        parent = Fingerprints.of(record).model if record else None
+        unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit), parent)]
         return [*dict.fromkeys([*found, *unsaved])]
 
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
@@ -111,7 +115,7 @@ class Compressions(Swept):
 
     def stands(self, worker: Worker, unit: Unit) -> bool:
         """A model that was to be saved must be there, too."""
-        return _is_saved(worker.spec, asked_of(unit))
+        return _is_saved(worker.spec, asked_of(unit), worker.source.fingerprint)
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Compress, evaluate on every text, save where asked for, restore."""
@@ -121,24 +125,26 @@ class Compressions(Swept):
         if asked.how is None:
             return [_row(*each) for each in _evaluated(worker)]
         assert asked.seed is not None
+        saved = saved_at(worker.spec, asked)
+        if saved:
+            from esa_ray.applications.saving import check_free, save
+
+            check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
         calibrated = worker.calibrated(asked.seed)
         with compressed(
             worker.model, worker.catalogue, calibrated.windows, asked.how, asked.seed, calibrated=calibrated
         ) as made:
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
             rows = [_row(*each) | did for each in _evaluated(worker)]
-            if saved := saved_at(worker.spec, asked):
-                from esa_ray.applications.saving import save
-
+            if saved:
                 save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
 
 
-def _is_saved(spec: StudySpec, asked: Compressing) -> bool:
-    from esa_ray.storage.location import Location
-
+def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:
+    """Whether what was to be saved is there, made of this parent."""
     saved = saved_at(spec, asked)
-    return saved is None or Location(saved).exists("esa_edit.json")
+    return saved is None or (asked.seed is not None and made_of(Path(saved), parent, asked.how, asked.seed))
 
 
 def _evaluated(worker: Worker) -> Iterator[tuple[str, str, Any]]:
