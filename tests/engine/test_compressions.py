@@ -74,7 +74,7 @@ def test_a_compressions_numbers_are_the_same_whatever_was_compressed_before(work
     assert {row["status"] for row in forth.values()} == {"ok"}
 
 
-def test_a_grid_that_was_killed_goes_on_with_what_is_missing(working, monkeypatch):
+def test_a_grid_that_was_killed_goes_on_with_what_is_missing(working):
     worker = working(ways=WAYS[:3])
     units = GRID.asked(worker.spec, worker.store)
     measured(worker, units[:2])
