@@ -275,6 +275,14 @@ def test_16_bit_models_are_pruned_in_their_own_dtype_and_restored(dtype):
     assert not made.get_parameter(name)[masks[name, None]].any()
 
 
+@pytest.mark.parametrize("how", [{}, {"group": "model"}, {"pattern": "neuron"}])
+def test_prunings_own_scores_that_are_nan_are_refused_whatever_they_compete_within(how):
+    model = tiny()
+    model.model.layers[1].mlp.up_proj.weight.data[2, 3] = torch.nan
+    with pytest.raises(EsaError, match="holds NaN"):
+        pruned(model, PruneSpec(score="regional", **how))
+
+
 @pytest.mark.parametrize("how", [{"pattern": "kv", "sparsity": 0.3}, {"sparsity": 0.01}])
 def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     model = tiny()
