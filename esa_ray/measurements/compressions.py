@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.measurements.cost import Cost
@@ -118,8 +119,9 @@ class Compressions(Swept):
         return _is_saved(worker.spec, asked_of(unit), worker.source.fingerprint)
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
-        """Compress, evaluate on every text, save where asked for, restore."""
-        from esa_ray.applications.compress import compressed
+        """Compress, evaluate on every text, save where asked for, restore; what can't be is an error that says why."""
+        from esa_ray.applications.compress import compress
+        from esa_ray.applications.kept import replacing
 
         asked, started = asked_of(unit), time.perf_counter()
         if asked.how is None:
@@ -131,9 +133,11 @@ class Compressions(Swept):
 
             check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
         calibrated = worker.calibrated(asked.seed)
-        with compressed(
-            worker.model, worker.catalogue, calibrated.windows, asked.how, asked.seed, calibrated=calibrated
-        ) as made:
+        with replacing() as kept:
+            try:
+                made = compress(calibrated, asked.how, asked.seed, kept)
+            except EsaError as error:  # of this compression alone: the others of the grid have a right to a result
+                return [{"status": "error", "error": str(error)}]
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
             rows = [_row(*each) | did for each in _evaluated(worker)]
             if saved:

@@ -97,6 +97,18 @@ def test_a_seed_that_failed_is_an_error_row_and_tried_again(working, monkeypatch
     assert {row["status"] for row in measured(worker, [unit])} == {"ok"}
 
 
+def test_a_combination_that_cant_be_leaves_the_others_a_result(working):
+    many = (PruneSpec(allocation="owl", sparsity=0.99), PruneSpec(pattern="2:5"), PruneSpec(score="magnitude"))
+    worker = working(ways=many)
+    before = state_bits(worker.model)
+    rows = {row["label"]: row for row in measured(worker) if row["domain"] != "out"}
+    assert rows["prune-magnitude-row-0.5"]["status"] == "ok"
+    assert "OWL asks for a sparsity of 1" in rows["prune-act_mag-row-0.99-owl"]["error"]
+    assert "needs inputs in groups of 5" in rows["prune-act_mag-2of5"]["error"]
+    assert state_bits(worker.model) == before
+    assert len(GRID.missing(worker.spec, worker.store)) == 2
+
+
 def test_memory_that_runs_out_is_tried_again_without_what_earlier_compressions_gathered(working, monkeypatch):
     worker = working(ways=WAYS[:1])
     *_, unit = GRID.asked(worker.spec, worker.store)
