@@ -13,7 +13,7 @@ from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
-from esa_ray.spec import Compression, Spec, grouped
+from esa_ray.spec import PRUNING_SCORES, SCORES, Compression, Spec, grouped, members
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -73,11 +73,17 @@ class Compressions(Swept):
         return [unit_of(each) for each in (Compressing(), *ways)]
 
     def cost(self, spec: StudySpec) -> Cost:
-        """An evaluation on every text a compression and seed, and about two passes of its calibration windows."""
+        """An evaluation on every text a compression and seed, and about two passes of its calibration windows.
+
+        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression.
+        """
         n = len(spec.compressions) * len(spec.seeds)
         texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
-        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows
-        return Cost(n, forward_passes=passes) if n else Cost()
+        backward = any(map(_by_gradients, spec.compressions))
+        backward += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
+        backward *= len(spec.seeds) * spec.data.calibration_windows
+        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows + backward
+        return Cost(n, forward_passes=passes, backward_passes=backward) if n else Cost()
 
     def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
         """By seed: what was gathered of its windows serves all of its compressions."""
@@ -143,6 +149,15 @@ class Compressions(Swept):
             if saved:
                 save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
+
+
+def _by_gradients(how: Compression) -> bool:
+    """Whether it asks for gradients of the model's loss."""
+    if how.kind == "quantize":
+        return how.keep_by in ("tacq", "grad_x_weight_abs", "fisher")
+    if how.score in PRUNING_SCORES:
+        return how.score == "gblm"
+    return any("backward" in SCORES[name].passes for name in members(how.score))
 
 
 def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:

@@ -74,6 +74,21 @@ def test_a_compressions_numbers_are_the_same_whatever_was_compressed_before(work
     assert {row["status"] for row in forth.values()} == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("ways", "gradients"),
+    [
+        ((METHODS["wanda"], METHODS["sparsegpt"], QuantizeSpec(kept=0.1, keep_by="magnitude")), 0),
+        ((METHODS["gblm"], PruneSpec(score="act_mag+grad_squared"), QuantizeSpec(kept=0.1)), 1),
+        ((METHODS["wanda++"], PruneSpec(score="regional", sparsity=0.6)), 2),
+    ],
+)
+def test_a_plan_counts_gradients_of_the_model_once_a_seed_and_of_blocks_for_each(tiny_study, ways, gradients):
+    found = GRID.cost(tiny_study.replace(perturbations=(), groups=(), scores=(), compressions=ways))
+    # Two seeds of 4 windows; the dense model and each compression by each seed are evaluated on 5.
+    assert found.backward_passes == 2 * 4 * gradients
+    assert found.forward_passes == (2 * len(ways) + 1) * 5 + 2 * 2 * len(ways) * 4 + found.backward_passes
+
+
 def test_a_grid_that_was_killed_goes_on_with_what_is_missing(working):
     worker = working(ways=WAYS[:3])
     units = GRID.asked(worker.spec, worker.store)
