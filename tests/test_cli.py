@@ -516,6 +516,18 @@ def test_a_plan_says_what_a_study_takes_on_a_card(esa):
     assert "ranges of blocks" in esa(line + " --on l4")[1]
 
 
+def test_single_weights_take_a_time_of_their_own(esa):
+    facts = _facts(esa("esa run --model zoo:llama-1m --fidelity 20000 --plan --on h100")[1])
+    assert ", single edits " in facts["time"]
+
+
+def test_a_study_of_compressions_takes_a_card(esa, tmp_path):
+    (tmp_path / "s.yaml").write_text("model: zoo:llama-1m\nscores: []\ncompressions: [{kind: prune, score: gblm}]\n")
+    code, out, err = esa("esa run --spec s.yaml --plan --on t4")
+    assert (code, err) == (0, "")
+    assert _facts(out)["backward passes"] == "128"
+
+
 @pytest.mark.parametrize("command", ["score", "perturb", "search --damage 1"])
 def test_whatever_plans_a_grid_takes_a_card(esa, command):
     code, out, err = esa(f"esa {command} --model zoo:llama-1m --plan --on t4")

@@ -24,8 +24,8 @@ HOW = frozenset({
 def check_alone(context: typer.Context, spec: str) -> None:
     """Refuse options that describe the study beside a file that does."""
     options = [parameter.name for parameter in context.command.params if parameter.name]
-    if typed := [name for name in options if name not in HOW and typed(context, name)]:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+    if said := [name for name in options if name not in HOW and typed(context, name)]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in said)
         raise EsaError(f"{names}: --spec {spec} says what the study is; say it there, or leave --spec out")
 
 
