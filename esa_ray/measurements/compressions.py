@@ -79,9 +79,9 @@ class Compressions(Swept):
         """
         n = len(spec.compressions) * len(spec.seeds)
         texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
-        backward = any(map(_by_gradients, spec.compressions))
-        backward += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
-        backward *= len(spec.seeds) * spec.data.calibration_windows
+        gradients = int(any(map(_by_gradients, spec.compressions)))
+        gradients += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
+        backward = gradients * len(spec.seeds) * spec.data.calibration_windows
         passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows + backward
         return Cost(n, forward_passes=passes, backward_passes=backward) if n else Cost()
 

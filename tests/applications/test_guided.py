@@ -75,9 +75,8 @@ def test_of_a_study_of_units_every_weight_of_the_super_units_is_spared(tmp_path,
     weights, spec = catalogue(model), ScoreSpec(metric="magnitude", mode="per_layer", unit=unit, components=("ffn",))
     families = Units(model, weights, unit, spec.components).families
     scores = score_tensors(model, weights.select(spec.components), CAL, ["magnitude"])
-    store.write(
-        "rankings", "magnitude-per_layer-s11", UnitRanking(scores, families, spec).table(1, ("super",), seed=11)
-    )
+    ranking = UnitRanking(scores, families, spec).table(1, ("super",), seed=11)
+    store.write("rankings", "magnitude-per_layer-s11", ranking)
     row = next(r for r in ranking.to_pylist() if r["layer"] == 0)
     family, number = Units(model, weights, unit).find(row["tensor"], row["flat"])
     assert family.members > 1
