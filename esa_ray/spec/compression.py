@@ -58,12 +58,12 @@ class PruneSpec(_Compression):
     """One way to prune: a point of score × group × pattern × sparsity × allocation × update.
 
     The weights with the smallest ``score`` leave, exactly ⌊s·n⌋ of each ``group`` that they compete within: an output
-    row, a tensor, a block or the model. ``pattern`` is "unstructured", "N:M" (N of every M contiguous inputs are zero,
-    whatever the group), "neuron" or "kv" (whole neurons of an MLP, whole groups of heads that share keys and values).
-    ``allocation`` shares the sparsity out over blocks: alike, by outliers (OWL, arXiv:2310.05175), or by measured
-    damage. ``update`` is what happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares
-    refit of each row. With an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one
-    block of columns after the other.
+    row, a tensor, a block or the model. ``pattern`` is "unstructured", "N:M" (N of every M contiguous inputs are zero),
+    "neuron" or "kv" (whole neurons of an MLP, whole groups of heads that share keys and values). ``allocation`` shares
+    the sparsity out over blocks: alike, by outliers (OWL, arXiv:2310.05175), or by measured damage. ``update`` is what
+    happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares refit of each row. With
+    an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one block of columns after the
+    other.
     ``sequential``: a block's activations come out of the blocks pruned so far, not out of the intact model.
 
     Example
