@@ -218,6 +218,15 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
         ("search", "issing option '--damage'"),
         ("run --contols none", "--contols"),
         ("run extra", "extra"),
+        ("prune --method magnitude --group row", "--method says what --group would"),
+        ("prune --method wanda --one-shot", "--method says what --one-shot would"),
+        ("prune --method wanda --sequential", "--method says what --sequential would"),
+        ("prune --pattern 2:4,4:8 --sparsity 0.7", "--pattern 2:4,4:8 leaves no choice of --sparsity"),
+        ("prune --pattern 2:4 --group tensor", "--pattern 2:4 leaves no choice of --group"),
+        ("prune --data pysource --other-data pydoc,pysource", "--other-data pysource is --data"),
+        ("prune --save-model ''", "--save-model is empty"),
+        ("quantize --save-model s3://bucket/models", "--save-model s3://bucket/models is no directory"),
+        ("quantize --keep-by random", "--keep-by says which weights stay in 16 bits, and none do; add --keep"),
         ("run --window 1 --batch-size 0", "--window must be at least 2, not 1; and 1 more"),
     ],
 )
@@ -408,6 +417,22 @@ def test_perturb_without_a_list_damages_what_a_score_chooses(esa):
     assert facts["cells"] == "10"
 
 
+def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
+    line = "esa prune --model m --group row,tensor,block,model --pattern unstructured,2:4 --sparsity 0.5,0.6 --plan"
+    facts = _facts(esa(line)[1])
+    assert facts["compressions"] == "9"
+    assert not {"scores", "k"} & facts.keys()
+
+
+def test_models_of_several_parents_are_saved_in_a_directory_each(esa, tmp_path):
+    out = esa("esa prune --model some/one,some/two --save-model homes --plan")[1]
+    assert [line[18:] for line in out.splitlines() if line.startswith("saved models")] == [
+        str(tmp_path / "homes" / name) for name in ("one", "two")
+    ]
+    alone = _facts(esa("esa prune --model some/one --save-model homes --plan")[1])
+    assert alone["saved models"] == str(tmp_path / "homes")
+
+
 def test_a_search_plans_a_ladder(esa):
     facts = _facts(esa("esa search --model m --damage 1.5 --topk 1:16 --perturb zero --plan")[1])
     assert facts["k"] == "1, 2, 3, 4, 6, 8, 11, 16"
@@ -489,6 +514,18 @@ def test_a_plan_says_what_a_study_takes_on_a_card(esa):
     assert facts["memory"].startswith("16.1 GB of weights; scoring 35.9 GB")
     assert facts["basis"].startswith("assumes 40% of 989 TFLOP/s; not measured")
     assert "ranges of blocks" in esa(line + " --on l4")[1]
+
+
+def test_single_weights_take_a_time_of_their_own(esa):
+    facts = _facts(esa("esa run --model zoo:llama-1m --fidelity 20000 --plan --on h100")[1])
+    assert ", single edits " in facts["time"]
+
+
+def test_a_study_of_compressions_takes_a_card(esa, tmp_path):
+    (tmp_path / "s.yaml").write_text("model: zoo:llama-1m\nscores: []\ncompressions: [{kind: prune, score: gblm}]\n")
+    code, out, err = esa("esa run --spec s.yaml --plan --on t4")
+    assert (code, err) == (0, "")
+    assert _facts(out)["backward passes"] == "128"
 
 
 @pytest.mark.parametrize("command", ["score", "perturb", "search --damage 1"])

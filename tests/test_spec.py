@@ -10,6 +10,7 @@ from esa_ray.spec import (
     DataSpec,
     ModelSpec,
     PerturbSpec,
+    PruneSpec,
     ScoreSpec,
     StudySpec,
     explain,
@@ -299,3 +300,11 @@ def test_a_batch_holds_as_many_windows_as_make_a_thousand_tokens_unless_it_is_sa
 def test_what_reports_print_of_a_row_the_command_line_takes_back(spec):
     row = Cell(score=ScoreSpec(), k=1, seed=1, group="super", perturbation=spec).columns
     assert read_perturbations(printed(row), None, None, None, None) == [spec]
+
+
+def test_two_compressions_are_never_saved_under_one_name():
+    ways = (PruneSpec(), PruneSpec(components=("gate",)))
+    study = StudySpec(name="s", model=ModelSpec(source="m"), scores=(), compressions=ways)
+    assert len(study.compressions) == 2
+    with pytest.raises(ValidationError, match=r"two compressions to prune-act_mag-row-0\.5; make them two studies"):
+        study.replace(save_models="homes")

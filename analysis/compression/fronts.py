@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,8 +26,9 @@ FRONTS: dict[str, Any] = WHO | {
 def fronts(study: Study) -> pl.DataFrame:
     """One row per compression, text and axis: whether it lies on the Pareto front of size and excess NLL.
 
-    Axis ``sparsity`` holds prunings by the share of weights that left (larger is better), ``bits`` quantizations by
-    bits per weight (smaller is better). A compression is beaten by another that is no larger and loses no more, and is
+    Axis ``sparsity`` holds prunings by the share of weights that left (larger is better), of all that the study's
+    widest pruning may take from: one of whole neurons takes from MLPs alone. ``bits`` holds quantizations by bits per
+    weight (smaller is better). A compression is beaten by another that is no larger and loses no more, and is
     better in one of both; ``beaten_by`` is the one of these that loses least. Sizes that differ by less than half a
     percent of the weights, or 0.01 bits, count as equal. ``probability`` is the share of 1,999 resamples of evaluation
     windows and calibration seeds, the same for all compressions, in which it lies on the front; with few seeds it is
@@ -44,7 +46,7 @@ def _rows(mine: list[Point], axis: str) -> list[dict[str, Any]]:
     lost = np.array([p.count("diverged") > 0 for p in mine])
     if lost.all():
         return []
-    sizes = [float(_size(p, axis)) for p in mine]  # type: ignore[arg-type]
+    sizes = _sizes(mine, axis)
     keys = np.round(np.array(sizes) / STEP[axis]) * (-1 if axis == "sparsity" else 1)
     losses = np.array([np.inf if gone or p.cost is None else p.cost for p, gone in zip(mine, lost, strict=True)])
     beaten, draws = beats(keys, losses), _draws(mine, lost)
@@ -70,6 +72,14 @@ def beats(size: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """
     no_worse = (size[:, None] <= size) & (loss[:, None] <= loss)
     return no_worse & ((size[:, None] < size) | (loss[:, None] < loss))
+
+
+def _sizes(mine: Sequence[Point], axis: str) -> list[float]:
+    sizes = [float(_size(p, axis)) for p in mine]  # type: ignore[arg-type]
+    if axis == "bits":
+        return sizes
+    weights = [p.mean("n_weights") or 0.0 for p in mine]
+    return [size * n / max(weights) for size, n in zip(sizes, weights, strict=True)]
 
 
 def _size(p: Point, axis: str) -> float | None:

@@ -33,7 +33,8 @@ def block_errors(study: Study) -> pl.DataFrame:
 
     ``error`` is ΣΔᵢHΔᵢᵀ over ΣwᵢHwᵢᵀ of the block's tensors, with H of the inputs that they saw, averaged over
     calibration seeds; ``least`` and ``most`` are the extreme seeds. ``sparsity`` is the share of the block's weights
-    that left. Errors come from calibration, so they are the same for all texts.
+    that left. Errors come from calibration, so they are the same for all texts. Blocks of which nothing was compressed
+    have no row.
     """
     rows = [row for p in points(study) if p.domain == "in" for row in _blocks(p)]
     return pl.DataFrame(rows, schema=BLOCKS)
@@ -50,7 +51,7 @@ def _blocks(p: Point) -> list[dict[str, Any]]:
         p.who | {
             "layer": i, "error": errors[:, i].mean(), "least": errors[:, i].min(), "most": errors[:, i].max(),
             "sparsity": left[i] if np.isfinite(left[i]) else None, "seeds": len(errors),
-        } for i in range(errors.shape[1])
+        } for i in range(errors.shape[1]) if not np.isnan(errors[:, i]).any()
     ]  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def error_correlations(study: Study) -> pl.DataFrame:
     where = dict.fromkeys((p.what["kind"], p.text, p.domain) for p in points(study))
     for kind, text, domain in where:
         mine = [p for p in points(study) if (p.what["kind"], p.text) == (kind, text)]
-        mine = [p for p in mine if p.excess and p.rows["block_error"].is_not_null().any()]
+        mine = [p for p in mine if p.excess and p.rows["block_error"].is_not_null().any() and np.isfinite(_summed(p))]
         if not mine:
             continue
         x, y = np.array([_summed(p) for p in mine]), np.array([np.mean(list(p.excess.values())) for p in mine])
@@ -79,7 +80,7 @@ def error_correlations(study: Study) -> pl.DataFrame:
 
 
 def _summed(p: Point) -> float:
-    return float(np.mean([sum(e) for e in p.rows["block_error"].drop_nulls().to_list()]))
+    return float(np.mean([sum(x for x in e if x is not None) for e in p.rows["block_error"].drop_nulls().to_list()]))
 
 
 def _correlated(x: np.ndarray, y: np.ndarray, strata: list[tuple]) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
 def _failures(study: Study) -> list[dict[str, Any]]:
     """Cells and compressions that have no result, by name, and why."""
     cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
-    compressions = study.compressions.select(pl.format("{}-s{}", "label", "seed").alias("name"), "status", "error")
+    name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the dense model has no seed
+    compressions = study.compressions.select(name, "status", "error")
     return pl.concat([cells, compressions]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
 
 

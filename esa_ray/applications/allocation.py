@@ -66,7 +66,10 @@ def owl(shares: Sequence[float], sizes: Sequence[int], sparsity: float, spread: 
     sparsity_L = sparsity + np.average(keep_L, weights=size_L) - keep_L
     for block, found in enumerate(sparsity_L):
         if not 0 <= found <= 1:
-            raise EsaError(f"OWL asks for a sparsity of {found:.3f} in block {block}; give a spread below {spread:g}")
+            raise EsaError(
+                f"OWL asks for a sparsity of {found:.3f} in block {block}, which no block can have; give a sparsity "
+                f"farther from {'1' if found > 1 else '0'}, or a spread below {spread:g}"
+            )
     return sparsity_L.tolist()
 
 
@@ -131,7 +134,7 @@ def by_damage(
         left, start = left - room, end
     if left > 1e-9 * sum(sizes):
         most = sparsity - left / sum(sizes)
-        raise EsaError(f"damage was measured up to a total sparsity of {most:.3f}, not {sparsity:g}; measure beyond it")
+        raise EsaError(f"damage was measured up to a total sparsity of {most:.3f}, not {sparsity:g}; ask for less")
     return found_L.tolist()
 
 

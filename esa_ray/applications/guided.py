@@ -18,13 +18,16 @@ from esa_ray.errors import EsaError
 from esa_ray.models.addressing import Catalogue, catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, find
+from esa_ray.models.units import Units
 from esa_ray.scoring.chosen import chosen
+from esa_ray.scoring.chosen_units import chosen_units_and_known, unit_of
 from esa_ray.spec import DataSpec, ModelSpec, StudySpec
 from esa_ray.spec.base import explain
 from esa_ray.spec.compression import METHODS, PruneSpec
 from esa_ray.storage.store import Store
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Seed of the calibration windows where no study says another.
@@ -110,7 +113,7 @@ def esa_guided_pruning(
     weights = catalogue(model)
     calibrated = Calibrated(model, weights, windows)
     if store:
-        calibrated.spared = super_weights(store, weights)
+        calibrated.spared = super_weights(store, model, weights)
     kept = Kept()
     try:
         result = compress(calibrated, spec, seed, kept)
@@ -123,8 +126,10 @@ def esa_guided_pruning(
     return model, result
 
 
-def super_weights(store: Store, weights: Catalogue) -> dict[str, np.ndarray]:
+def super_weights(store: Store, model: PreTrainedModel, weights: Catalogue) -> dict[str, np.ndarray]:
     """The weights that a study ranks as super, by any of its scores and seeds: flat indices by tensor.
+
+    Of rows, columns, neurons and heads these are all their weights.
 
     Raises
     ------
@@ -134,13 +139,23 @@ def super_weights(store: Store, weights: Catalogue) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = {}
     for name in store.names("rankings"):
         ranking = store.read("rankings", name)
-        for tensor, flat in chosen(ranking, "super", len(ranking)).items():
+        for tensor, flat in _ranked(ranking, store, model, weights).items():
             if tensor not in weights.by_name or flat.max() >= weights[tensor].size:
                 raise EsaError(f"{store.directory} is a study of another model: this one has no weights {tensor}")
             found.setdefault(tensor, []).append(flat)
     if not found:
         raise EsaError(f"{store.directory} ranks no super weights; run the study with --topk, or leave it out")
     return {tensor: np.unique(np.concatenate(several)) for tensor, several in found.items()}
+
+
+def _ranked(ranking: pa.Table, store: Store, model: PreTrainedModel, weights: Catalogue) -> dict[str, np.ndarray]:
+    unit, k = unit_of(ranking), len(ranking)
+    if unit == "weight":
+        return chosen(ranking, "super", k)
+    try:
+        return chosen_units_and_known(Units(model, weights, unit), ranking, "super", k)[0]
+    except KeyError as error:
+        raise EsaError(f"{store.directory} is a study of another model: {error.args[0]}") from None
 
 
 def _spec(score: str, sparsity: float, method: str | None, how: Mapping[str, Any]) -> PruneSpec:

@@ -93,7 +93,7 @@ def pruned(
     """
     if group not in GROUPS:
         raise EsaError(f"{group!r} is no group of weights; give one of {', '.join(GROUPS)}")
-    _check(scores)
+    check(scores)
     n_of_m = zeros_of(pattern)
     if n_of_m:
         agrees(sparsity, n_of_m)
@@ -118,7 +118,7 @@ def largest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
     >>> largest([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 2.0])], 0.25)[0].tolist()
     [False, True]
     """
-    _check(scores)
+    check(scores)
     n = sum(each.numel() for each in scores)
     return [mask.logical_not_() for mask in smallest(scores, n - count(share, n))]
 
@@ -223,7 +223,8 @@ def _by_pattern(scores: Tensor, n: int, m: int) -> Tensor:
     return (beaten >= m - n).mT.reshape(scores.shape)
 
 
-def _check(scores: Sequence[Tensor]) -> None:
+def check(scores: Sequence[Tensor]) -> None:
+    """Refuse scores that are NaN, which would count as the largest or the smallest by their sign."""
     for at, each in enumerate(scores):
         if any(bool(piece.isnan().any()) for piece in each.detach().reshape(-1).split(CHUNK)):
             raise EsaError(f"score tensor {at} holds NaN, which has no place in an order; score on other data")

@@ -24,12 +24,13 @@ HOW = frozenset({
 def check_alone(context: typer.Context, spec: str) -> None:
     """Refuse options that describe the study beside a file that does."""
     options = [parameter.name for parameter in context.command.params if parameter.name]
-    if typed := [name for name in options if name not in HOW and _typed(context, name)]:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+    if said := [name for name in options if name not in HOW and typed(context, name)]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in said)
         raise EsaError(f"{names}: --spec {spec} says what the study is; say it there, or leave --spec out")
 
 
-def _typed(context: typer.Context, name: str) -> bool:
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command, whatever its value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -50,9 +51,10 @@ def described(o: SimpleNamespace, **more: Any) -> list[tuple[StudySpec, str]]:
     if o.model is None:
         raise EsaError("--model is missing; name one, or give a file of a study by --spec")
     sources = parsing.models(o.model)
-    studies = []
-    for source, place in zip(sources, parsing.places(sources, o.out_dir), strict=True):
-        spec = parsing.study(SimpleNamespace(**vars(o) | {"model": source, "out_dir": place}), **more)
+    studies, saved = [], parsing.places(sources, getattr(o, "save_model", None) or None)
+    for source, place, home in zip(sources, parsing.places(sources, o.out_dir), saved, strict=True):
+        own = {"model": source, "out_dir": place, "save_model": home}
+        spec = parsing.study(SimpleNamespace(**vars(o) | own), **more)
         studies.append((spec, place or results_directory(spec.name)))
     return studies
 

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 
 from esa_ray.cli import options
 from esa_ray.cli.app import app, console
+from esa_ray.cli.asked import typed
 from esa_ray.cli.parsing import items, numbers
 from esa_ray.cli.run import launch
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
+from esa_ray.storage.location import is_uri
 
 #: A study of compressions ranks nothing.
 FIXED = {"metric": None}
@@ -54,6 +56,7 @@ _OF_THE_PRODUCT = ("score", "group", "allocation", "update")
     "Example: esa prune --model gpt2 --score act_mag,obs --pattern unstructured,2:4 --update none,refit --seeds 1,2,3"
 )
 def prune(
+    context: typer.Context,
     model: options.Model,
     method: Method = "",
     score: Score = "act_mag",
@@ -102,6 +105,7 @@ def prune(
     epilog="Example: esa quantize --model SmolLM2-135M-Instruct --bits 3,4 --keep 0,0.0035 --keep-by tacq,random"
 )
 def quantize(
+    context: typer.Context,
     model: options.Model,
     bits: Bits = "4",
     group_size: GroupSize = "64",
@@ -139,6 +143,8 @@ def quantize(
     Rows state the true bits per weight, scales and indices of kept weights included.
     """
     given = locals()
+    if typed(context, "keep_by") and not any(numbers(keep, float, "--keep")):
+        raise EsaError("--keep-by says which weights stay in 16 bits, and none do; add --keep, or leave it out")
     grid = product(
         numbers(bits, int, "--bits"), numbers(group_size, int, "--group-size"), numbers(keep, float, "--keep"),
         items(keep_by),
@@ -154,16 +160,31 @@ def _study(given: dict[str, Any]) -> dict[str, Any]:
     """What :func:`esa_ray.cli.run.launch` understands of a command's options."""
     own = ("method", *_OF_THE_PRODUCT, "pattern", "sparsity", "sequential", "bits", "group_size", "keep", "keep_by")
     kept = {name: value for name, value in given.items() if name not in (*own, "components")}
+    _check_home(given["save_model"])
     if given["other_data"] is None:
         kept["other_data"] = "pydoc" if given["data"] == "pysource" else "pysource"
+    if given["data"] in items(kept["other_data"]):
+        raise EsaError(f"--other-data {given['data']} is --data; name a text of another domain, or leave it out")
     return kept | FIXED
+
+
+def _check_home(saved: str | None) -> None:
+    if saved is not None and not saved.strip():
+        raise EsaError("--save-model is empty; name a directory or leave it out")
+    if saved is not None and is_uri(saved):
+        raise EsaError(f"--save-model {saved} is no directory; name one here, and copy from there")
 
 
 def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
     """The grid, without the combinations that can't be, which are counted in a line."""
+    patterns = items(given["pattern"])
+    if patterns and all(map(n_of_m, patterns)):
+        for name in ("sparsity", "group"):
+            if typed(given["context"], name):
+                raise EsaError(f"--pattern {given['pattern']} leaves no choice of --{name}; leave that out")
     points = _methods(given) if items(given["method"]) else _product(given)
     grid, faults = [], []
-    for point, pattern, sparsity in product(points, items(given["pattern"]), items(given["sparsity"])):
+    for point, pattern, sparsity in product(points, patterns, items(given["sparsity"])):
         fields = point | {"pattern": pattern, "components": items(given["components"])}
         if n_of_m(pattern) is None:
             fields["sparsity"] = sparsity
@@ -180,7 +201,8 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
     if faults:
         why = _told(faults[0], "prune")
         console.out(f"left out          {len(faults)} combinations that can't be, as: {why}")
-    return list(dict.fromkeys(grid))
+    # Points of one label differ in what changes nothing: among N of M inputs, in the group.
+    return list({point.label: point for point in reversed(grid)}.values())[::-1]
 
 
 def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,15 +217,8 @@ def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
-    usual = {
-        "score": "act_mag",
-        "group": "row",
-        "allocation": "uniform",
-        "update": "none",
-        "sequential": True,
-    }
-    if said := [name for name, value in usual.items() if given[name] != value]:
-        other = {"sequential": "one-shot"}.get(said[0], said[0])
+    if said := [name for name in (*_OF_THE_PRODUCT, "sequential") if typed(given["context"], name)]:
+        other = said[0] if said[0] != "sequential" or given["sequential"] else "one-shot"
         raise EsaError(f"--method says what --{other} would; leave one of the two out")
     names = items(given["method"])
     if unknown := [name for name in names if name not in METHODS]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
-from esa_ray.spec import Compression, Spec, grouped
+from esa_ray.models.edited import made_of
+from esa_ray.spec import PRUNING_SCORES, SCORES, Compression, Spec, grouped, members
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -70,11 +73,17 @@ class Compressions(Swept):
         return [unit_of(each) for each in (Compressing(), *ways)]
 
     def cost(self, spec: StudySpec) -> Cost:
-        """An evaluation on every text a compression and seed, and about two passes of its calibration windows."""
+        """An evaluation on every text a compression and seed, and about two passes of its calibration windows.
+
+        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression.
+        """
         n = len(spec.compressions) * len(spec.seeds)
         texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
-        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows
-        return Cost(n, forward_passes=passes) if n else Cost()
+        gradients = int(any(map(_by_gradients, spec.compressions)))
+        gradients += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
+        backward = gradients * len(spec.seeds) * spec.data.calibration_windows
+        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows + backward
+        return Cost(n, forward_passes=passes, backward_passes=backward) if n else Cost()
 
     def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
         """By seed: what was gathered of its windows serves all of its compressions."""
@@ -85,7 +94,9 @@ class Compressions(Swept):
         found = super().missing(spec, store, failed=failed)
         if not spec.save_models or not failed:
             return found
-        unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit))]
+        record = store.load_study()
+        parent = Fingerprints.of(record).model if record else None
+        unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit), parent)]
         return [*dict.fromkeys([*found, *unsaved])]
 
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
@@ -111,34 +122,48 @@ class Compressions(Swept):
 
     def stands(self, worker: Worker, unit: Unit) -> bool:
         """A model that was to be saved must be there, too."""
-        return _is_saved(worker.spec, asked_of(unit))
+        return _is_saved(worker.spec, asked_of(unit), worker.source.fingerprint)
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
-        """Compress, evaluate on every text, save where asked for, restore."""
-        from esa_ray.applications.compress import compressed
+        """Compress, evaluate on every text, save where asked for, restore; what can't be is an error that says why."""
+        from esa_ray.applications.compress import compress
+        from esa_ray.applications.kept import replacing
 
         asked, started = asked_of(unit), time.perf_counter()
         if asked.how is None:
             return [_row(*each) for each in _evaluated(worker)]
         assert asked.seed is not None
+        saved = saved_at(worker.spec, asked)
+        if saved:
+            from esa_ray.applications.saving import check_free, save
+
+            check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
         calibrated = worker.calibrated(asked.seed)
-        with compressed(
-            worker.model, worker.catalogue, calibrated.windows, asked.how, asked.seed, calibrated=calibrated
-        ) as made:
+        with replacing() as kept:
+            try:
+                made = compress(calibrated, asked.how, asked.seed, kept)
+            except EsaError as error:  # of this compression alone: the others of the grid have a right to a result
+                return [{"status": "error", "error": str(error)}]
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
             rows = [_row(*each) | did for each in _evaluated(worker)]
-            if saved := saved_at(worker.spec, asked):
-                from esa_ray.applications.saving import save
-
+            if saved:
                 save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
 
 
-def _is_saved(spec: StudySpec, asked: Compressing) -> bool:
-    from esa_ray.storage.location import Location
+def _by_gradients(how: Compression) -> bool:
+    """Whether it asks for gradients of the model's loss."""
+    if how.kind == "quantize":
+        return how.keep_by in ("tacq", "grad_x_weight_abs", "fisher")
+    if how.score in PRUNING_SCORES:
+        return how.score == "gblm"
+    return any("backward" in SCORES[name].passes for name in members(how.score))
 
+
+def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:
+    """Whether what was to be saved is there, made of this parent."""
     saved = saved_at(spec, asked)
-    return saved is None or Location(saved).exists("esa_edit.json")
+    return saved is None or (asked.seed is not None and made_of(Path(saved), parent, asked.how, asked.seed))
 
 
 def _evaluated(worker: Worker) -> Iterator[tuple[str, str, Any]]:

@@ -39,7 +39,7 @@ BACKWARD, DOUBLE = 2, 9
 #: Share of a forward pass that a single edit takes, resumed from the edited block: blocks are as likely early as late.
 RESUMED = 0.5
 #: Measurement → what its time is called, where that isn't its name.
-CALLED = {"rankings": "scoring", "baseline": "cells", "census": "single edits"}
+CALLED = {"rankings": "scoring", "baseline": "cells", "single_weights": "single edits"}
 
 
 def activations(model: PreTrainedModel, tokens: int, batch: int = 1) -> int:
@@ -112,11 +112,11 @@ class Memory:
     def least(self) -> int:
         """One block at a time."""
         probes = probe_bytes(self.tensors, self.tensors[:1], self.held) if self.probing else 0
-        return max(probes, *(self._of(block) for block in self._blocks()))
+        return max([probes, *(self._of(block) for block in self._blocks())])
 
     def ranges(self, budget: float) -> int:
         """How many ranges of blocks a gradient pass is divided into, to fit."""
-        at_least = max(int(budget), *(self._of(block) for block in self._blocks()))
+        at_least = max([int(budget), *(self._of(block) for block in self._blocks())])
         return len(plan(self.tensors, self._of, at_least).ranges) if self.statistics else 1
 
     def _of(self, tensors: Sequence[WeightTensor]) -> int:
@@ -132,7 +132,7 @@ class Memory:
 def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card, dtype: str) -> list[str]:
     """What a study takes on a card, as text: memory, time, and what both rest on."""
     found = catalogue(model)
-    tensors = list(found.select(tuple(c for s in spec.scores for c in s.components)))
+    tensors = list(found.select(tuple(c for s in spec.scores for c in s.components))) if spec.scores else []
     metrics, held = gathered(spec), activations(model, spec.data.window, spec.data.batch_size)
     memory = Memory(tensors, len(needed(sorted(metrics), "backward")), held, bool(metrics & PROBED))
     weights = sum(p.numel() for p in model.parameters()) * model.dtype.itemsize

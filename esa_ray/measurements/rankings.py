@@ -43,7 +43,7 @@ class Rankings(Measurement):
         )  # fmt: skip
 
     def missing(self, spec: StudySpec, store: Store) -> list[Unit]:
-        """Seeds of which a ranking, its statistics or the single-weight sample' sample isn't stored."""
+        """Seeds of which a ranking, its statistics or the sample of single weights isn't stored."""
         tables = ["rankings", "score_stats", *(["sample_sizes"] if "weights" in spec.analyses else [])]
         listed = set(store.names("rankings"))
         have = set.intersection(*(set(store.names(table)) for table in tables))

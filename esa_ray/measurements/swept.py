@@ -136,7 +136,7 @@ def spared(worker: Worker, measured: Callable[[], list[dict[str, Any]]]) -> list
     except Exception as error:
         if not out_of_memory(error):
             raise
-    worker.damaging.spare_memory()
+    worker.spare_memory()
     give_back_memory()
     return measured()
 

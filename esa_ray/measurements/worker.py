@@ -154,6 +154,11 @@ class Worker:
             found.append((windows, data.text_fingerprint(documents)))
         return found
 
+    def spare_memory(self) -> None:
+        """Let go of what is kept to save time, and keep less of it from now on."""
+        self.damaging.spare_memory()
+        self.calibrated.cache_clear()
+
     @property
     def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:
         """Every text that is evaluated: "in" or "out" of the domain of calibration, its spec, its windows (N, T)."""

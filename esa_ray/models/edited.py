@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import canonical_json
+
+if TYPE_CHECKING:
+    from esa_ray.spec.base import Spec
 
 #: The file that says what a saved model was made of.
 EDIT = "esa_edit.json"
@@ -37,6 +40,16 @@ def provenance(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         pass
     raise EsaError(f"{file} can't be read as the record of an edit; save the model again, or move the file away")
+
+
+def made_of(path: Path, parent: str | None, edit: Spec | None, seed: int) -> bool:
+    """Whether a directory says that it was made of a parent with this fingerprint, by this edit and seed."""
+    record = provenance(path)
+    if record is None or edit is None:
+        return False
+    asked = {"parent": parent, "edit": edit.content(), "seed": seed}
+    found = {"parent": record["parent"].get("fingerprint"), "edit": record["edit"], "seed": record.get("seed")}
+    return canonical_json(asked) == canonical_json(found)
 
 
 def fingerprint(record: dict[str, Any]) -> str:

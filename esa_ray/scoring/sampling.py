@@ -1,4 +1,4 @@
-"""The single-weight sample' sample: weights from all over the range of a score, each drawn with a known probability."""
+"""The sample of single weights: weights from all over the range of a score, each drawn with a known probability."""
 
 from __future__ import annotations
 

@@ -131,6 +131,9 @@ class StudySpec(Spec):
             raise ValueError(
                 "--one-by-one damages the members of lists and of global sets; add --mode global or --weights"
             )
+        labels = [how.label for how in self.compressions]
+        if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
+            raise ValueError(f"--save-model would write two compressions to {twice[0]}; make them two studies")
         self._check_search()
         self._check_parts()
         self._check_units()

@@ -56,7 +56,7 @@ def _row(spec, seed, base, cost, blocks, tokens):
     lost = cost is None
     row = {
         "compression_id": f"{spec.label}{seed}", "label": spec.label, "seed": seed, "hits": [40] * len(base),
-        "n_weights": 1000,
+        "n_weights": (size := 600 if spec.kind == "prune" and spec.pattern == "neuron" else 1000),
         "status": "diverged" if lost else "ok", "compress_seconds": 2.0, "bits_per_weight": 16.0,
         "nll": (np.full(len(base), np.nan) if lost else base + tokens * np.asarray(cost)).tolist(),
         **spec.model_dump(), "components": ",".join(grouped(spec.components)),
@@ -65,7 +65,7 @@ def _row(spec, seed, base, cost, blocks, tokens):
         return row | {"bits_per_weight": spec.bits + 16 / spec.group_size + 32 * spec.kept}
     errors = blocks(spec, seed) if blocks else [0.1] * BLOCKS
     return row | {
-        "n_pruned": round(1000 * spec.sparsity), "block_error": list(errors),
+        "n_pruned": round(size * spec.sparsity), "block_error": list(errors),
         "block_sparsity": [spec.sparsity] * BLOCKS,
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 import analysis
 from analysis.compression.against import _row
 from analysis.compression.points import IDENTITY, USUAL, Point, published, together
+from analysis.report.page import _failures
 from analysis.statistics.inference import holm_within
 from esa_ray.spec import METHODS, PRUNING_SCORES, PruneSpec, QuantizeSpec
 from tests.analysis.compressed import RATE, compressed, crossed, prune
@@ -88,6 +89,23 @@ def test_seeds_that_failed_are_counted_on_every_text(tmp_path):
     told = [(r["method"], r["text"], r["seeds"], r["errors"]) for r in analysis.excess(study).to_dicts()]
     assert told == [("sparsegpt", "home", 0, 3), ("wanda", "home", 2, 1), ("sparsegpt", "away", 0, 3),
                     ("wanda", "away", 2, 1)]  # fmt: skip
+
+
+def test_what_failed_is_named_in_the_report_the_dense_model_too(tmp_path):
+    study = compressed(tmp_path, [prune("wanda"), prune("magnitude"), prune("owl")], flat, texts=("home", "away"))
+    lost = {"status": "error", "error": "no heads", "text": None, "domain": None, "nll": None, "block_error": None}
+    failed = (pl.col("allocation") == "owl") | ((pl.col("label") == "dense") & (pl.col("text") == "away"))
+    table = study.compressions.with_columns(
+        pl.when(failed.fill_null(value=False)).then(pl.lit(v, study.compressions[k].dtype)).otherwise(k).alias(k)
+        for k, v in lost.items()
+    )
+    object.__setattr__(study, "compressions", table)
+    assert {each["name"] for each in _failures(study)} == {
+        "dense",
+        *(f"prune-act_mag-row-0.5-owl-s{s}" for s in (1, 2, 3)),
+    }
+    page = analysis.write_report(study).read_text()
+    assert "prune-act_mag-row-0.5-owl-s1" in page
 
 
 def test_a_text_without_a_dense_row_is_not_told(tmp_path):

@@ -215,6 +215,15 @@ def test_a_few_weights_more_are_no_advantage_in_size(tmp_path):
     assert table == {"wanda": (0.498, True), "sparsegpt": (0.5, False), "wanda++": (0.51, True)}
 
 
+def test_neurons_compete_by_their_share_of_all_weights_that_others_may_take_from(tmp_path):
+    # Half of the MLPs' neurons are 30% of the weights.
+    specs = [prune("wanda", sparsity=0.3), prune("wanda"), prune(pattern="neuron", group="block")]
+    study = compressed(tmp_path, specs, lambda p, s, t: 0.4 if p.pattern == "neuron" else p.sparsity, texts=("home",))
+    table = {r["label"]: (r["size"], r["front"]) for r in analysis.fronts(study).to_dicts()}
+    assert table["prune-act_mag-block-neuron-0.5"] == (pytest.approx(0.3), False)
+    assert table["prune-act_mag-row-0.5"] == (0.5, True)
+
+
 def test_what_diverged_in_a_seed_is_on_no_front(tmp_path):
     study = compressed(
         tmp_path, [prune("wanda"), prune("sparsegpt")],
@@ -246,6 +255,17 @@ def test_block_errors_are_means_over_seeds_by_depth(tmp_path):
     assert table["error"].to_list() == pytest.approx([0.05 * i * 1.2 for i in (1, 2, 3, 4)])
     assert table["least"].to_list() == pytest.approx([0.05 * i * 1.1 for i in (1, 2, 3, 4)])
     assert set(table["sparsity"]) == {0.5}
+
+
+def test_blocks_of_which_nothing_was_compressed_have_no_error(tmp_path):
+    partly = lambda p, s: [None, *growing(p, s)[1:3], None]  # noqa: E731
+    specs = [prune(m, sparsity=s) for m in ("wanda", "magnitude") for s in (0.5, 0.6)]
+    study = compressed(tmp_path, specs, lambda p, s, t: sum(growing(p, s)), blocks=partly, texts=("home",))
+    table = analysis.block_errors(study)
+    assert set(table["layer"]) == {1, 2}
+    assert table["error"].is_finite().all()
+    found = analysis.error_correlations(study).filter(pl.col("speaks_of") == "all")
+    assert found["spearman"].item() == pytest.approx(1)
 
 
 def test_the_correlation_over_all_is_spearmans_and_at_equal_size_it_can_turn(tmp_path):

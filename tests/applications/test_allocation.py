@@ -35,7 +35,7 @@ def test_owls_total_is_exact_where_blocks_differ_in_size():
 
 
 def test_owl_refuses_what_no_block_can_be():
-    with pytest.raises(EsaError, match=r"a sparsity of 1\.100 in block 0; give a spread below 0\.3"):
+    with pytest.raises(EsaError, match=r"a sparsity of 1\.100 in block 0.*farther from 1, or a spread below 0\.3"):
         owl([0.0, 1.0], [1, 1], 0.8, spread=0.3)
 
 

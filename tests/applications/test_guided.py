@@ -14,8 +14,10 @@ from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
 from esa_ray.models.sources import find
+from esa_ray.models.units import Units
 from esa_ray.scoring.gather import score_tensors
 from esa_ray.scoring.ranking import rank
+from esa_ray.scoring.unit_ranking import UnitRanking
 from esa_ray.spec import DataSpec, ModelSpec, ScoreSpec, StudySpec
 from esa_ray.storage.store import Store
 from tests.tiny import byte_tokenizer, random_windows, state_bits, tiny, window_gradients
@@ -65,6 +67,24 @@ def test_super_weights_of_a_study_are_spared(tmp_path, how):
     assert not any(result.masks[name].mask.view(-1)[flat] for name, flat in small if name in result.masks)
     if not how:
         assert result.n_pruned * 2 == result.n_weights
+
+
+@pytest.mark.parametrize("unit", ["row", "neuron"])
+def test_of_a_study_of_units_every_weight_of_the_super_units_is_spared(tmp_path, unit):
+    model, store = tiny(), study(tmp_path, tiny())
+    weights, spec = catalogue(model), ScoreSpec(metric="magnitude", mode="per_layer", unit=unit, components=("ffn",))
+    families = Units(model, weights, unit, spec.components).families
+    scores = score_tensors(model, weights.select(spec.components), CAL, ["magnitude"])
+    ranking = UnitRanking(scores, families, spec).table(1, ("super",), seed=11)
+    store.write("rankings", "magnitude-per_layer-s11", ranking)
+    row = next(r for r in ranking.to_pylist() if r["layer"] == 0)
+    family, number = Units(model, weights, unit).find(row["tensor"], row["flat"])
+    assert family.members > 1
+    for name, flat in family.weights(number).items():  # so small that magnitude alone would have them leave
+        model.get_parameter(name).data.view(-1)[torch.as_tensor(flat)] *= 1e-6
+    _, result = esa_guided_pruning(model, tmp_path, windows=CAL, score="magnitude", group="tensor", sparsity=0.5)
+    for name, flat in family.weights(number).items():
+        assert not result.masks[name].mask.view(-1)[torch.as_tensor(flat)].any()
 
 
 def test_a_studys_text_and_seed_calibrate_where_no_windows_are_given(tmp_path):

@@ -204,6 +204,14 @@ def test_n_of_every_m_inputs_are_zero(pattern, n, m, update):
     assert found.n_pruned == found.n_weights * n // m
 
 
+@pytest.mark.parametrize("group", ["tensor", "block", "model"])
+@pytest.mark.parametrize("score", ["act_mag", "act_mag+magnitude", "obs"])
+def test_among_n_of_m_inputs_no_larger_group_changes_anything(group, score):
+    model, spec = tiny("gpt2"), PruneSpec(score=score, pattern="2:4")
+    found, _, _ = pruned(model, spec)
+    assert pruned(model, spec.model_copy(update={"group": group}))[0].digest == found.digest
+
+
 def test_the_whole_models_smallest_scores_leave_one_shot():
     model = tiny("phi3")
     _, masks, _ = pruned(model, PruneSpec(score="magnitude", group="model", sparsity=0.4, sequential=False))
@@ -276,6 +284,14 @@ def test_16_bit_models_are_pruned_in_their_own_dtype_and_restored(dtype):
     name = "model.layers.0.mlp.up_proj.weight"
     assert made.get_parameter(name).dtype == dtype
     assert not made.get_parameter(name)[masks[name, None]].any()
+
+
+@pytest.mark.parametrize("how", [{}, {"group": "model"}, {"pattern": "neuron"}])
+def test_prunings_own_scores_that_are_nan_are_refused_whatever_they_compete_within(how):
+    model = tiny()
+    model.model.layers[1].mlp.up_proj.weight.data[2, 3] = torch.nan
+    with pytest.raises(EsaError, match="holds NaN"):
+        pruned(model, PruneSpec(score="regional", **how))
 
 
 @pytest.mark.parametrize("how", [{"pattern": "kv", "sparsity": 0.3}, {"sparsity": 0.01}])

@@ -168,9 +168,10 @@ def front(study: Study) -> Section | None:
     columns = ["<text", "<setting", "<method", "size", "excess NLL", "<front", "probability", "<beaten by"]
     return Section(
         "front", "Which ones does no other beat in both size and loss?", _on_front(table),
-        "Prunings compete by the share of weights that left, quantizations by bits per weight; sizes less than half a "
-        "percent of the weights, or 0.01 bits, apart count as equal. The probability is that of lying on the front "
-        "when windows and calibration seeds are drawn anew; with few seeds it is too sure of itself.",
+        "Prunings compete by the share of weights that left, of all that the widest of them may take from; "
+        "quantizations by bits per weight. Sizes less than half a percent of the weights, or 0.01 bits, apart count as "
+        "equal. The probability is that of lying on the front when windows and calibration seeds are drawn anew; with "
+        "few seeds it is too sure of itself.",
         [Figure("front_sparsity", "Excess NLL against the share of weights that left; numbers in the table",
                 "Filled and joined: on the front, the paler the less surely. Hollow: another method is better; grey: "
                 "one that is neither published nor anywhere on the front."),
