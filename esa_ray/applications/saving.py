@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray import __version__
 from esa_ray.errors import EsaError
-from esa_ray.models.edited import EDIT, fingerprint, provenance
+from esa_ray.models.edited import EDIT, check_free, fingerprint
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import ModelSpec
@@ -77,21 +77,6 @@ def save(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return fingerprint(record)
-
-
-def check_free(directory: str | Path) -> None:
-    """Refuse a directory that a model can't be saved in, before anything is computed.
-
-    Raises
-    ------
-    EsaError
-        If it is a file, or holds anything but a model that esa saved.
-    """
-    target = Path(directory).expanduser()
-    if target.exists() and not target.is_dir():
-        raise EsaError(f"{target} is a file; name another directory for the saved model")
-    if target.is_dir() and any(target.iterdir()) and provenance(target) is None:
-        raise EsaError(f"{target} holds something else; name an empty or a new directory for the saved model")
 
 
 def _found(directory: Path, source: Source) -> Source:

@@ -51,8 +51,10 @@ def described(o: SimpleNamespace, **more: Any) -> list[tuple[StudySpec, str]]:
         raise EsaError("--model is missing; name one, or give a file of a study by --spec")
     sources = parsing.models(o.model)
     studies = []
-    for source, place in zip(sources, parsing.places(sources, o.out_dir), strict=True):
-        spec = parsing.study(SimpleNamespace(**vars(o) | {"model": source, "out_dir": place}), **more)
+    saved = parsing.places(sources, getattr(o, "save_model", None))
+    for source, place, home in zip(sources, parsing.places(sources, o.out_dir), saved, strict=True):
+        own = {"model": source, "out_dir": place, "save_model": home}
+        spec = parsing.study(SimpleNamespace(**vars(o) | own), **more)
         studies.append((spec, place or results_directory(spec.name)))
     return studies
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from itertools import product
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 
 from esa_ray.cli import options
 from esa_ray.cli.app import app, console
-from esa_ray.cli.parsing import items, numbers
+from esa_ray.cli.parsing import items, models, numbers, places
 from esa_ray.cli.run import launch
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
+from esa_ray.models.edited import check_free
 from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
+from esa_ray.spec.compression import KeepBy as Rule
+from esa_ray.storage.location import is_uri
 
 #: A study of compressions ranks nothing.
 FIXED = {"metric": None}
@@ -93,7 +99,9 @@ def prune(
     Every row stands beside the dense model and beside a text of another domain.
     """
     given = locals()
-    launch(_study(given), compressions=_prunings(given))
+    grid = _prunings(given)
+    _check_saving(given, grid)
+    launch(_study(given), compressions=grid)
 
 
 @app.command(
@@ -137,29 +145,58 @@ def quantize(
     Rows state the true bits per weight, scales and indices of kept weights included.
     """
     given = locals()
-    grid = product(
-        numbers(bits, int, "--bits"), numbers(group_size, int, "--group-size"), numbers(keep, float, "--keep"),
-        items(keep_by),
-    )  # fmt: skip
-    made = [
-        {"bits": b, "group_size": size, "kept": kept, "keep_by": by if kept else None, "components": items(components)}
-        for b, size, kept, by in grid
-    ]
-    launch(_study(given), compressions=[_valid(QuantizeSpec, fields) for fields in made])
+    grid = _quantizations(given)
+    _check_saving(given, grid)
+    launch(_study(given), compressions=grid)
 
 
 def _study(given: dict[str, Any]) -> dict[str, Any]:
     """What :func:`esa_ray.cli.run.launch` understands of a command's options."""
     own = ("method", *_OF_THE_PRODUCT, "pattern", "sparsity", "sequential", "bits", "group_size", "keep", "keep_by")
     kept = {name: value for name, value in given.items() if name not in (*own, "components")}
+    if given["data"] in items(given["other_data"] or ""):
+        raise EsaError(f"--other-data {given['data']} is the text of --data itself; name another")
     if given["other_data"] is None:
         kept["other_data"] = "pydoc" if given["data"] == "pysource" else "pysource"
     return kept | FIXED
 
 
+def _check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec]) -> None:
+    """Refuse what ``--save-model`` can't be before anything is computed."""
+    if not (asked := given["save_model"]):
+        return
+    if is_uri(asked):
+        raise EsaError(f"--save-model {asked} is no directory; give a local one, and copy what it holds")
+    if os.path.isfile(os.path.expanduser(asked)):
+        raise EsaError(f"--save-model {asked} is a file; name a directory")
+    roots, seeds = places(models(given["model"]), asked), numbers(given["seeds"], int, "--seeds")
+    for root, how, seed in product(roots, grid, seeds):
+        check_free(Path(root or asked) / f"{how.label}-s{seed}")
+
+
+def _quantizations(given: dict[str, Any]) -> list[QuantizeSpec]:
+    """The grid; without kept weights a rule of keeping changes nothing, and is refused unless it is the default."""
+    rules, shares = items(given["keep_by"]), numbers(given["keep"], float, "--keep")
+    if not rules:
+        raise EsaError("--keep-by is empty; name a rule or leave it out")
+    if unknown := [rule for rule in rules if rule not in get_args(Rule)]:
+        raise EsaError(f"--keep-by {unknown[0]} is not one of {', '.join(get_args(Rule))}")
+    if not any(shares) and rules != ["tacq"]:
+        said = given["keep_by"]
+        raise EsaError(f"--keep-by {said} chooses nothing, as --keep is 0; add --keep 0.0035, or leave --keep-by out")
+    sizes = (numbers(given["bits"], int, "--bits"), numbers(given["group_size"], int, "--group-size"))
+    made = [
+        {"bits": b, "group_size": size, "kept": kept, "keep_by": by if kept else None,
+         "components": items(given["components"])}
+        for b, size, kept, by in product(*sizes, shares, rules)
+    ]  # fmt: skip
+    return list(dict.fromkeys(_valid(QuantizeSpec, fields) for fields in made))
+
+
 def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
     """The grid, without the combinations that can't be, which are counted in a line."""
     points = _methods(given) if items(given["method"]) else _product(given)
+    _check_sparsity(given)
     grid, faults = [], []
     for point, pattern, sparsity in product(points, items(given["pattern"]), items(given["sparsity"])):
         fields = point | {"pattern": pattern, "components": items(given["components"])}
@@ -179,6 +216,13 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
         why = _told(faults[0], "prune")
         console.out(f"left out          {len(faults)} combinations that can't be, as: {why}")
     return list(dict.fromkeys(grid))
+
+
+def _check_sparsity(given: dict[str, Any]) -> None:
+    """Refuse a sparsity that nothing has: patterns N:M bring their own."""
+    counted = [(pattern, n_of_m(pattern)) for pattern in items(given["pattern"])]
+    if given["sparsity"] != "0.5" and counted and all(found for _, found in counted):
+        raise EsaError(f"--pattern {counted[0][0]} has a sparsity of its own; leave --sparsity out")
 
 
 def _product(given: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,10 +30,12 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         f"data              {data.source}: {data.calibration_windows} calibration windows per seed, "
         f"{data.evaluation_windows} evaluation windows"
     )
-    out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
+    if spec.scores:
+        out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
     if spec.unit != "weight":
         out(f"unit              {spec.unit}, by {' and '.join(dict.fromkeys(s.combine for s in spec.scores))}")
-    out(f"k                 {', '.join(map(str, spec.topk))}")
+    if spec.scores or spec.lists:
+        out(f"k                 {', '.join(map(str, spec.topk))}")
     out(f"seeds             {', '.join(map(str, spec.seeds))}")
     if spec.perturbations:
         out(f"perturbations     {', '.join(p.label for p in spec.perturbations)}")

@@ -50,3 +50,18 @@ def derived(path: Path, content: str) -> str:
     """The fingerprint of a directory whose files have this digest: of parent and edit, if it is an unchanged edit."""
     record = provenance(path)
     return fingerprint(record) if record and record["files"] == content else content
+
+
+def check_free(directory: str | Path) -> None:
+    """Refuse a directory that a model can't be saved in, before anything is computed.
+
+    Raises
+    ------
+    EsaError
+        If it is a file, or holds anything but a model that esa saved.
+    """
+    target = Path(directory).expanduser()
+    if target.exists() and not target.is_dir():
+        raise EsaError(f"{target} is a file; name another directory for the saved model")
+    if target.is_dir() and any(target.iterdir()) and provenance(target) is None:
+        raise EsaError(f"{target} holds something else; name an empty or a new directory for the saved model")

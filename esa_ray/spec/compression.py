@@ -24,8 +24,11 @@ PRUNING_SCORES = {
     "regional": "|w| · (100 · G + ‖X_j‖₂), G the RMS gradient of the block output's norm (Wanda++, arXiv:2503.04992)",
     "gblm": "|w| · ‖X_j‖₂ + 100 · |w| · ‖g‖₂ (GBLM-Pruner, arXiv:2311.04902)",
 }
-#: Whole structures that leave together.
-STRUCTURED = ("neuron", "kv")
+#: Whole structures that leave together, and the components that each spans.
+SPANS = {"neuron": ("gate", "up", "down"), "kv": ("q", "k", "v", "o")}
+STRUCTURED = tuple(SPANS)
+#: Components outside the blocks, whose matrices alone are compressed.
+_OUTSIDE = ("embed", "head")
 #: What is compressed where nothing is said: attention, MLP and experts; never embeddings, head, norms or routers.
 COMPRESSED = check_components(("attention", "gate", "up", "down"))
 _N_OF_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
@@ -47,7 +50,10 @@ class _Compression(Spec):
     @field_validator("components")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_components(value)
+        value = check_components(value)
+        if outside := [component for component in _OUTSIDE if component in value]:
+            raise ValueError(f"{outside[0]} is no matrix of a block, which alone are compressed; leave it out")
+        return value
 
     def _default_of(self, name: str) -> Any:
         # Of two kinds in one list each says which it is.
@@ -104,12 +110,19 @@ class PruneSpec(_Compression):
         if counted:
             n, m = counted
             if n >= m:
-                raise ValueError(f"--pattern {self.pattern} would leave nothing; of M inputs fewer than M are zero")
+                raise ValueError(
+                    f"--pattern {self.pattern} leaves no weight; "
+                    "N:M prunes N of every M, so N must be below M, as in 2:4"
+                )
             if self.allocation != "uniform":
                 raise ValueError(f"--pattern {self.pattern} has one sparsity in every block; use --allocation uniform")
             object.__setattr__(self, "sparsity", n / m)
         if self.pattern in STRUCTURED and self.group in ("row", "tensor"):
             object.__setattr__(self, "group", "block")  # a structure spans tensors
+        spans = SPANS.get(self.pattern, ())
+        if lacking := [component for component in spans if component not in self.components]:
+            every, more = ", ".join(spans), ",".join(lacking)
+            raise ValueError(f"--pattern {self.pattern} spans {every}; add {more} to --components")
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.group == "model" and self.allocation != "uniform":
