@@ -160,11 +160,12 @@ def front(study: Study) -> Section | None:
     table = fronts(study)
     if len(table) < 2:
         return None
+    named = {r["label"]: f"{r['method']} at {r['setting']}" for r in table.iter_rows(named=True)}
     rows = [
         [r["text"], r["setting"], r["method"],
          wording.percent(r["size"]) if r["axis"] == "sparsity" else f"{r['size']:.2f} bits",
          wording.signed(r["excess"]) if r["excess"] is not None else "diverged", "on it" if r["front"] else "",
-         wording.percent(r["probability"]), r["beaten_by"] or ""]
+         wording.percent(r["probability"]), named.get(r["beaten_by"], "")]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<text", "<setting", "<method", "size", "excess NLL", "<front", "probability", "<beaten by"]
