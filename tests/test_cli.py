@@ -677,3 +677,34 @@ def test_comparing_nothing_is_one_sentence(esa):
     code, _, err = esa("esa compare nowhere")
     assert code == 2
     assert "no study" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prune --pattern 2:4 --sparsity 0.7", "--pattern 2:4 leaves no choice of --sparsity"),
+        ("prune --pattern 4:2", "N:M prunes N of every M, so N must be below M, as in 2:4"),
+        ("prune --pattern neuron --components attention", "spans gate, up, down; add gate,up,down to --components"),
+        ("prune --pattern kv --components down", "spans q, k, v, o; add q,k,v,o to --components"),
+        ("prune --components attention,head", "--components: head is no matrix of a block"),
+        ("prune --other-data pydoc", "--other-data pydoc is --data; name a text of another domain"),
+        ("prune --save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),
+        ("prune --save-model file", "--save-model file is a file; name a directory"),
+        ("prune --save-model full --seeds 1,2", "full/prune-act_mag-row-0.5-s2 holds something else"),
+        ("quantize --keep-by foo", "--keep-by foo is not one of tacq, grad_x_weight_abs, fisher, magnitude, random"),
+        ("quantize --keep-by ''", "--keep-by is empty; name a rule or leave it out"),
+    ],
+)
+def test_what_a_compression_cannot_be_is_refused_before_anything_is_loaded(esa, tmp_path, line, said):
+    (tmp_path / "file").touch()
+    (tmp_path / "full" / "prune-act_mag-row-0.5-s2").mkdir(parents=True)
+    (tmp_path / "full" / "prune-act_mag-row-0.5-s2" / "notes.txt").touch()
+    code, out, err = esa(f"esa {line} --model nowhere")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_the_plan_of_a_compression_names_no_score_and_no_k(esa):
+    _, out, _ = esa("esa prune --model m --plan")
+    assert not {"scores", "k"} & {line.split()[0] for line in out.splitlines()}

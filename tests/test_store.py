@@ -398,3 +398,9 @@ def test_a_study_of_another_identity_version_without_results_is_begun_anew(tmp_p
     record = json.loads((tmp_path / "study.json").read_text())
     (tmp_path / "study.json").write_text(json.dumps(record | {"identity": IDENTITY_VERSION - 1}))
     assert store.claim(spec) is None
+
+
+def test_a_study_into_a_file_is_refused_in_one_clause(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(EsaError, match=r"taken is a file; choose a directory for --out-dir$"):
+        Store(tmp_path / "taken").claim(SPEC)

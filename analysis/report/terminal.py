@@ -154,14 +154,13 @@ def _searched(study: Study) -> list[str]:
     ]
 
 
-def _compressed(study: Study) -> Iterator[Table]:
-    """Excess NLL of each method and setting in domain, a table a kind; what there is less of stands in columns."""
+def _compressed(study: Study) -> Iterator[tuple[str, Table]]:
+    """A title and a table per kind: excess NLL by method and setting in domain; the rarer of the two is in columns."""
     costs = excess(study).filter(pl.col("domain") == "in")
     for (kind,), rows in costs.group_by(["kind"], maintain_order=True):
         down, across = sorted(("method", "setting"), key=lambda axis: -rows[axis].n_unique())
         names = rows[across].unique(maintain_order=True).to_list()
-        title = f"What it costs to {kind}: excess NLL, nats per token, on {escape(rows['text'][0])}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column(down, min_width=20 if down == "method" else 10, overflow="fold")
         for name in names[:MOST_COLUMNS]:
             table.add_column(name, justify="right", min_width=7, overflow="fold")
@@ -170,7 +169,7 @@ def _compressed(study: Study) -> Iterator[Table]:
             table.add_row(escape(str(what)), *(at.get(name, "–") for name in names[:MOST_COLUMNS]))
         if (more := len(names) - MOST_COLUMNS) > 0:
             table.caption = f"{more} more {across}s are in the report."
-        yield table
+        yield f"What it costs to {kind}: excess NLL, nats per token, on {rows['text'][0]}", table
 
 
 def _lost(r: dict[str, Any]) -> str:
@@ -205,7 +204,8 @@ def print_summary(study: Study, console: Console) -> None:
         )
         for line in filter(None, [unchanged_words(study), unlike_words(study), empty_words(study)]):
             console.print(escape(line))
-    for table in _compressed(study):
+    for title, table in _compressed(study):
+        console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)  # a table would fold it
         console.print(table)
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):

@@ -14,10 +14,10 @@ from esa_ray.applications import masks as counted
 from esa_ray.applications.criteria import combined, scored
 from esa_ray.applications.layers import Matrix, by_block, tensors_of
 from esa_ray.applications.seen import Seen, look
-from esa_ray.applications.structures import SPANS, structures
+from esa_ray.applications.structures import structures
 from esa_ray.errors import EsaError
 from esa_ray.spec import SCORES, members
-from esa_ray.spec.compression import PRUNING_SCORES, STRUCTURED, PruneSpec, n_of_m
+from esa_ray.spec.compression import PRUNING_SCORES, SPANS, STRUCTURED, PruneSpec, n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,15 +95,11 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
     Raises
     ------
     EsaError
-        If a pattern of structures spans a component that isn't among those of the spec, M doesn't divide the inputs of
-        a matrix, or the score isn't defined for all components.
+        If M doesn't divide the inputs of a matrix, or the score isn't defined for all components.
     """
     components = spec.components
     if spec.pattern in SPANS:
-        spans = SPANS[spec.pattern]
-        if missing := [c for c in spans if c not in spec.components]:
-            raise EsaError(f"--pattern {spec.pattern} spans {', '.join(spans)}; add {missing[0]} to --components")
-        components = spans
+        components = SPANS[spec.pattern]
     _check_defined(spec.score, components)
     of = calibrated.matrices(components)
     if counted_in := n_of_m(spec.pattern):

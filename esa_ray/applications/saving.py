@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esa_ray import __version__
 from esa_ray.errors import EsaError
-from esa_ray.models.edited import EDIT, fingerprint, made_of, provenance
+from esa_ray.models.edited import EDIT, OTHER, check_free, fingerprint
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import ModelSpec
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Of an offloaded model so much is in memory at once.
 SHARD = "4GB"
-#: What is said of a directory that holds another model.
-OTHER = "{} holds another saved model; name another directory, or move it away"
 
 
 def save(
@@ -79,30 +77,6 @@ def save(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return fingerprint(record)
-
-
-def check_free(
-    directory: str | Path, parent: str | None = None, spec: PruneSpec | QuantizeSpec | None = None, seed: int = 0
-) -> None:
-    """Refuse a directory that a model can't be saved in, before anything is computed.
-
-    Parameters
-    ----------
-    parent, spec, seed
-        The fingerprint of what the model is to be made of, and how; None where that isn't known yet.
-
-    Raises
-    ------
-    EsaError
-        If it is a file, or holds anything but a model that esa saved, or one that was made otherwise.
-    """
-    target = Path(directory).expanduser()
-    if target.exists() and not target.is_dir():
-        raise EsaError(f"{target} is a file; name another directory for the saved model")
-    if target.is_dir() and any(target.iterdir()) and provenance(target) is None:
-        raise EsaError(f"{target} holds something else; name an empty or a new directory for the saved model")
-    if spec and provenance(target) and not made_of(target, parent, spec, seed):
-        raise EsaError(OTHER.format(target))
 
 
 def _found(directory: Path, source: Source) -> Source:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from esa_ray.applications.layers import Matrix
 
-#: Pattern → the components that a structure spans.
-SPANS = {"neuron": ("gate", "up", "down"), "kv": ("q", "k", "v", "o")}
-
 
 @dataclass(frozen=True, eq=False)
 class Structure:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from itertools import product
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
@@ -11,11 +14,13 @@ from pydantic import ValidationError
 from esa_ray.cli import options
 from esa_ray.cli.app import app, console
 from esa_ray.cli.asked import typed
-from esa_ray.cli.parsing import items, numbers
+from esa_ray.cli.parsing import items, models, numbers, places
 from esa_ray.cli.run import launch
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
+from esa_ray.models.edited import check_free
 from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
+from esa_ray.spec.compression import KeepBy as Rule
 from esa_ray.storage.location import is_uri
 
 #: A study of compressions ranks nothing.
@@ -24,9 +29,7 @@ FIXED = {"metric": None}
 _SCORES = [*(name for name in SCORES if name not in PROBED), *PRUNING_SCORES]
 Score = Annotated[str, typer.Option(help=f"Score(s) whose smallest weights leave: {', '.join(_SCORES)}; a+b too.")]
 Group = Annotated[str, typer.Option(help="What weights compete within: row, tensor, block, model.")]
-Pattern = Annotated[
-    str, typer.Option(help="unstructured; 2:4, 4:8 (N of M zero); row, col, neuron, kv (as a whole).")
-]
+Pattern = Annotated[str, typer.Option(help="unstructured; 2:4, 4:8 (N of M zero); row, col, neuron, kv (as a whole).")]
 Sparsity = Annotated[str, typer.Option(help="Share(s) of the weights that leave.")]
 Allocation = Annotated[
     str, typer.Option(help="Sparsity over blocks: uniform; owl (by outliers); damage (by what pruning each costs).")
@@ -98,7 +101,9 @@ def prune(
     Every row stands beside the dense model and beside a text of another domain.
     """
     given = locals()
-    launch(_study(given), compressions=_prunings(given))
+    grid = _prunings(given)
+    _check_saving(given, grid)
+    launch(_study(given), compressions=grid)
 
 
 @app.command(
@@ -143,24 +148,15 @@ def quantize(
     Rows state the true bits per weight, scales and indices of kept weights included.
     """
     given = locals()
-    if typed(context, "keep_by") and not any(numbers(keep, float, "--keep")):
-        raise EsaError("--keep-by says which weights stay in 16 bits, and none do; add --keep, or leave it out")
-    grid = product(
-        numbers(bits, int, "--bits"), numbers(group_size, int, "--group-size"), numbers(keep, float, "--keep"),
-        items(keep_by),
-    )  # fmt: skip
-    made = [
-        {"bits": b, "group_size": size, "kept": kept, "keep_by": by if kept else None, "components": items(components)}
-        for b, size, kept, by in grid
-    ]
-    launch(_study(given), compressions=[_valid(QuantizeSpec, fields) for fields in made])
+    grid = _quantizations(given)
+    _check_saving(given, grid)
+    launch(_study(given), compressions=grid)
 
 
 def _study(given: dict[str, Any]) -> dict[str, Any]:
     """What :func:`esa_ray.cli.run.launch` understands of a command's options."""
     own = ("method", *_OF_THE_PRODUCT, "pattern", "sparsity", "sequential", "bits", "group_size", "keep", "keep_by")
     kept = {name: value for name, value in given.items() if name not in (*own, "components")}
-    _check_home(given["save_model"])
     if given["other_data"] is None:
         kept["other_data"] = "pydoc" if given["data"] == "pysource" else "pysource"
     if given["data"] in items(kept["other_data"]):
@@ -168,11 +164,38 @@ def _study(given: dict[str, Any]) -> dict[str, Any]:
     return kept | FIXED
 
 
-def _check_home(saved: str | None) -> None:
-    if saved is not None and not saved.strip():
+def _check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec]) -> None:
+    """Refuse what ``--save-model`` can't be before anything is computed."""
+    asked = given["save_model"]
+    if asked is None:
+        return
+    if not asked.strip():
         raise EsaError("--save-model is empty; name a directory or leave it out")
-    if saved is not None and is_uri(saved):
-        raise EsaError(f"--save-model {saved} is no directory; name one here, and copy from there")
+    if is_uri(asked):
+        raise EsaError(f"--save-model {asked} is no directory; name one here, and copy from there")
+    if os.path.isfile(os.path.expanduser(asked)):
+        raise EsaError(f"--save-model {asked} is a file; name a directory")
+    roots, seeds = places(models(given["model"]), asked), numbers(given["seeds"], int, "--seeds")
+    for root, how, seed in product(roots, grid, seeds):
+        check_free(Path(root or asked) / f"{how.label}-s{seed}")
+
+
+def _quantizations(given: dict[str, Any]) -> list[QuantizeSpec]:
+    """The grid; without kept weights a rule of keeping changes nothing, and is refused."""
+    rules, shares = items(given["keep_by"]), numbers(given["keep"], float, "--keep")
+    if not rules:
+        raise EsaError("--keep-by is empty; name a rule or leave it out")
+    if unknown := [rule for rule in rules if rule not in get_args(Rule)]:
+        raise EsaError(f"--keep-by {unknown[0]} is not one of {', '.join(get_args(Rule))}")
+    if not any(shares) and typed(given["context"], "keep_by"):
+        raise EsaError("--keep-by says which weights stay in 16 bits, and none do; add --keep, or leave it out")
+    sizes = (numbers(given["bits"], int, "--bits"), numbers(given["group_size"], int, "--group-size"))
+    made = [
+        {"bits": b, "group_size": size, "kept": kept, "keep_by": by if kept else None,
+         "components": items(given["components"])}
+        for b, size, kept, by in product(*sizes, shares, rules)
+    ]  # fmt: skip
+    return list(dict.fromkeys(_valid(QuantizeSpec, fields) for fields in made))
 
 
 def _prunings(given: dict[str, Any]) -> list[PruneSpec]:

@@ -95,7 +95,7 @@ def show_status(location: str) -> int:
     for name, value in counts.items():
         if name.endswith(" missing") and not value:  # most studies ask for few of the measurements
             continue
-        console.out(f"{name:<18}{value}")
+        console.out(f"{name:<17} {value}")  # "compressions missing" is longer
     if working := holder(study.location):
         gone = ", which is gone: run the same command again" if working.gone else ""
         console.out(f"{'computed by':<18}{working}{gone}")

@@ -34,7 +34,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"scores            {', '.join(f'{s.metric} {s.mode}' for s in spec.scores)}")
     if spec.unit != "weight":
         out(f"unit              {spec.unit}, by {' and '.join(dict.fromkeys(s.combine for s in spec.scores))}")
-    if spec.scores:
+    if spec.scores or spec.lists:
         out(f"k                 {', '.join(map(str, spec.topk))}")
     out(f"seeds             {', '.join(map(str, spec.seeds))}")
     if spec.perturbations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,6 +78,21 @@ def files(spec: DataSpec) -> list[Path]:
         f"--data {path} is no file; give a text, JSON, CSV, Parquet or Arrow file, a directory or pattern of them, "
         "pydoc, pysource, or hf:NAME"
     )
+
+
+def check_others(specs: Iterable[DataSpec]) -> None:
+    """Refuse other texts to evaluate on that aren't there.
+
+    Raises
+    ------
+    EsaError
+        As :func:`files` does, in the name of the option that gave it.
+    """
+    for spec in specs:
+        try:
+            files(spec)
+        except EsaError as error:
+            raise EsaError(str(error).replace("--data ", "--other-data ", 1)) from None
 
 
 def _regular(path: Path) -> Path:

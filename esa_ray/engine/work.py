@@ -12,7 +12,7 @@ import ray
 
 from esa_ray import data
 from esa_ray.data import hub
-from esa_ray.data.files import LARGE
+from esa_ray.data.files import LARGE, check_others
 from esa_ray.engine import actor as model_actor
 from esa_ray.engine import cluster
 from esa_ray.engine.dispatch import Actors, result
@@ -97,6 +97,7 @@ class Work:
 
     def read_text(self) -> None:
         """Learn what the text says, and what an earlier run resolved."""
+        check_others(self.spec.other_texts)
         if data.is_large(self.spec.data):
             if self.spec.protocols:
                 raise EsaError(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: The file that says what a saved model was made of.
 EDIT = "esa_edit.json"
 
+#: What is said of a directory that holds another model.
+OTHER = "{} holds another saved model; name another directory, or move it away"
+
 
 def provenance(path: Path) -> dict[str, Any] | None:
     """What a directory says it was made of; None if it says nothing.
@@ -63,3 +66,25 @@ def derived(path: Path, content: str) -> str:
     """The fingerprint of a directory whose files have this digest: of parent and edit, if it is an unchanged edit."""
     record = provenance(path)
     return fingerprint(record) if record and record["files"] == content else content
+
+
+def check_free(directory: str | Path, parent: str | None = None, edit: Spec | None = None, seed: int = 0) -> None:
+    """Refuse a directory that a model can't be saved in, before anything is computed.
+
+    Parameters
+    ----------
+    parent, edit, seed
+        The fingerprint of what the model is to be made of, and how; None where that isn't known yet.
+
+    Raises
+    ------
+    EsaError
+        If it is a file, or holds anything but a model that esa saved, or one that was made otherwise.
+    """
+    target = Path(directory).expanduser()
+    if target.exists() and not target.is_dir():
+        raise EsaError(f"{target} is a file; name another directory for the saved model")
+    if target.is_dir() and any(target.iterdir()) and provenance(target) is None:
+        raise EsaError(f"{target} holds something else; name an empty or a new directory for the saved model")
+    if edit and provenance(target) and not made_of(target, parent, edit, seed):
+        raise EsaError(OTHER.format(target))

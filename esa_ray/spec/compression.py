@@ -24,10 +24,14 @@ PRUNING_SCORES = {
     "regional": "|w| · (100 · G + ‖X_j‖₂), G the RMS gradient of the block output's norm (Wanda++, arXiv:2503.04992)",
     "gblm": "|w| · ‖X_j‖₂ + 100 · |w| · ‖g‖₂ (GBLM-Pruner, arXiv:2311.04902)",
 }
-#: Whole structures that leave together.
-STRUCTURED = ("row", "col", "neuron", "kv")
-#: Those of them that lie in one matrix.
+#: Structures and the components that each spans.
+SPANS = {"neuron": ("gate", "up", "down"), "kv": ("q", "k", "v", "o")}
+#: Structures that lie in one matrix.
 LINES = ("row", "col")
+#: All that leave as a whole.
+STRUCTURED = (*LINES, *SPANS)
+#: Components outside the blocks, whose matrices alone are compressed.
+_OUTSIDE = ("embed", "head")
 #: What is compressed where nothing is said: attention, MLP and experts; never embeddings, head, norms or routers.
 COMPRESSED = check_components(("attention", "gate", "up", "down"))
 _N_OF_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
@@ -49,7 +53,10 @@ class _Compression(Spec):
     @field_validator("components")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_components(value)
+        value = check_components(value)
+        if outside := [component for component in _OUTSIDE if component in value]:
+            raise ValueError(f"{outside[0]} is no matrix of a block, which alone are compressed; leave it out")
+        return value
 
     def _default_of(self, name: str) -> Any:
         # Of two kinds in one list each says which it is.
@@ -108,7 +115,10 @@ class PruneSpec(_Compression):
         if counted:
             n, m = counted
             if n >= m:
-                raise ValueError(f"--pattern {self.pattern} would leave nothing; of M inputs fewer than M are zero")
+                raise ValueError(
+                    f"--pattern {self.pattern} leaves no weight; "
+                    "N:M prunes N of every M, so N must be below M, as in 2:4"
+                )
             if self.allocation != "uniform":
                 raise ValueError(f"--pattern {self.pattern} has one sparsity in every block; use --allocation uniform")
             object.__setattr__(self, "sparsity", n / m)
@@ -116,6 +126,10 @@ class PruneSpec(_Compression):
                 object.__setattr__(self, "group", "row")
         if self.pattern in STRUCTURED and self.group in ("row", "tensor"):
             object.__setattr__(self, "group", self._default_of("group"))  # within a row there is but one
+        spans = SPANS.get(self.pattern, ())
+        if lacking := [component for component in spans if component not in self.components]:
+            every, more = ", ".join(spans), ",".join(lacking)
+            raise ValueError(f"--pattern {self.pattern} spans {every}; add {more} to --components")
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.group == "model" and self.allocation != "uniform":

@@ -264,6 +264,8 @@ class Store:
         EsaError
             If it holds another study; the sentence names the fields that differ.
         """
+        if self.location.path is not None and self.location.path.is_file():
+            raise EsaError(f"{self.location} is a file; choose a directory for --out-dir")
         stored = self.load_study()
         if stored is None:
             if self._foreign():

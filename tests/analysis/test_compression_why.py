@@ -12,6 +12,7 @@ from statsmodels.stats.anova import anova_lm
 import analysis
 from analysis.compression.factors import REST, SEEDS, _exact, _sampled, projection, shapley
 from analysis.compression.fronts import beats
+from analysis.report.sections.compression import excess, front
 from esa_ray.spec import QuantizeSpec
 from tests.analysis.compressed import compressed, prune
 
@@ -191,6 +192,11 @@ def test_fronts_name_who_beats_whom_and_how_surely(tmp_path):
     assert [table[label]["probability"] for label in sorted(on)] == [1, 1]
     beaten = table["prune-act_mag-row-0.5"]
     assert (beaten["probability"], beaten["beaten_by"]) == (0, "prune-obs-tensor-0.5-sparsegpt")
+    told = {(row[1], row[2]): row[-1] for row in front(study).tables[0].rows}
+    # At 60% Wanda loses more than SparseGPT at the same size; what lies on the front is beaten by none.
+    assert (told["50%", "wanda"], told["60%", "wanda"], told["60%", "sparsegpt"]) == (
+        "sparsegpt at 50%", "sparsegpt at 60%", ""
+    )  # fmt: skip
 
 
 def test_two_that_can_not_be_told_apart_share_the_front(tmp_path):
@@ -300,3 +306,8 @@ def test_p_of_a_correlation_is_that_of_all_permutations(tmp_path):
 def test_too_few_compressions_have_no_correlation(tmp_path):
     study = compressed(tmp_path, [prune("wanda"), prune("wanda++")], planted(), blocks=growing, texts=("home",))
     assert "fewer than 4" in analysis.error_correlations(study)["why_not"][0]
+
+
+def test_tables_say_which_text_is_in_domain(tmp_path):
+    study = compressed(tmp_path, [prune("wanda")], lambda p, s, t: 0.5, texts=("home", "away"))
+    assert [t.title.split(":")[0] for t in excess(study).tables] == ["home (in domain)", "away (out of domain)"]

@@ -6,7 +6,7 @@ import pytest
 from analysis.damage.pairs import PAIRS, pairs
 from analysis.report.figures.pairs import pairs as figure
 from analysis.report.sections.pairs import pairs as section
-from tests.analysis.test_interaction import WINDOWS, cell, noise, study_of, the
+from tests.analysis.cells import WINDOWS, cell, noise, study_of, the
 
 
 def ranked(seed, order, unit="row"):

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from esa_ray.errors import EsaError
 from esa_ray.spec.compression import PruneSpec
 from tests.applications.hooked import CAL, block_names, matrix, pruned
 from tests.tiny import HEAD, HEADS, INNER, KV_HEADS, tiny
@@ -72,8 +72,10 @@ def test_a_pruned_key_value_group_equals_attention_without_its_heads(family, gro
 
 
 def test_structures_say_which_components_they_span():
-    with pytest.raises(EsaError, match="spans gate, up, down; add gate to --components"):
-        pruned(tiny(), PruneSpec(pattern="neuron", components=("up", "down")))
+    with pytest.raises(ValidationError, match="spans q, k, v, o; add q,k,v to --components"):
+        PruneSpec(pattern="kv", components=("o",))
+    with pytest.raises(ValidationError, match="spans gate, up, down; add gate to --components"):
+        PruneSpec(pattern="neuron", components=("up", "down"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

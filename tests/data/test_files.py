@@ -199,3 +199,8 @@ def test_parquet_is_as_large_as_it_is_stored(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(parquet(["x" * 10_000]))
     monkeypatch.setattr(files_module, "LARGE", 9_000)
     assert not is_large(DataSpec(source=str(tmp_path / "a.parquet")))
+
+
+def test_another_text_that_is_not_there_is_told_by_its_own_option(tmp_path):
+    with pytest.raises(EsaError, match=r"^--other-data .*no\.txt is no file"):
+        files_module.check_others([DataSpec(), DataSpec(source=str(tmp_path / "no.txt"))])

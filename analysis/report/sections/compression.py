@@ -16,6 +16,7 @@ from analysis.study import Study
 
 #: Settings that an answer names.
 MOST_SAID = 5
+_DOMAINS = {"in": "in domain", "out": "out of domain"}
 
 
 def _counts(r: dict[str, Any]) -> str:
@@ -36,13 +37,14 @@ def excess(study: Study) -> Section | None:
     for (text, domain), rows in table.group_by(["text", "domain"], maintain_order=True):
         first = rows.row(0, named=True)
         dense = f"dense perplexity {wording.significant(first['dense_perplexity'], 4)}, accuracy "
-        title = f"{text} ({domain} of domain): {dense}{wording.percent(first['dense_accuracy'])}"
+        title = f"{text} ({_DOMAINS[domain]}): {dense}{wording.percent(first['dense_accuracy'])}"
         tables.append(Table(columns, [_cost(r) for r in rows.iter_rows(named=True)], title))
     return Section(
         "excess", "What does compressing cost?", _cheapest(table),
         "Excess NLL is the compressed model's loss minus the dense model's on the same windows of the same text, in "
         "nats per token; the intervals are for further calibration seeds and windows (with one seed, for windows). "
-        "Perplexity is that of the mean loss. Zeros and bits are counted, not asked for. Seconds are those of "
+        "Perplexity is that of the mean loss. Zeros and bits are counted, not asked for; of a pruned model bits are 16 "
+        "for each weight that stays and one of the mask for every weight. Seconds are those of "
         "calibration and compression. A seed that diverged (NaN or infinite loss) is counted and in no mean.",
         [Figure(name, f"Excess NLL of {what} by setting; numbers in the tables",
                 f"Excess NLL of {what}. Filled: in domain, with 95% intervals. Hollow: out of domain.")
@@ -88,7 +90,7 @@ def against(study: Study) -> Section | None:
                "<change of perplexity", "seeds", "<"]  # fmt: skip
     tables = [
         Table(columns, _rows(rows.filter(pl.col("best") | (pl.col("rival") == "magnitude"))),
-              f"{text} ({domain} of domain): against magnitude, and the best of the published methods or rules")
+              f"{text} ({_DOMAINS[domain]}): against magnitude, and the best of the published methods or rules")
         for (text, domain), rows in table.group_by(["text", "domain"], maintain_order=True)
     ]  # fmt: skip
     others = table.filter(~pl.col("best") & (pl.col("rival") != "magnitude"))
@@ -158,11 +160,12 @@ def front(study: Study) -> Section | None:
     table = fronts(study)
     if len(table) < 2:
         return None
+    named = {r["label"]: f"{r['method']} at {r['setting']}" for r in table.iter_rows(named=True)}
     rows = [
         [r["text"], r["setting"], r["method"],
          wording.percent(r["size"]) if r["axis"] == "sparsity" else f"{r['size']:.2f} bits",
          wording.signed(r["excess"]) if r["excess"] is not None else "diverged", "on it" if r["front"] else "",
-         wording.percent(r["probability"]), r["beaten_by"] or ""]
+         wording.percent(r["probability"]), named.get(r["beaten_by"], "")]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<text", "<setting", "<method", "size", "excess NLL", "<front", "probability", "<beaten by"]
