@@ -38,7 +38,7 @@ demo: $(VENV)/.model
 
 # Tests on Ray are one group, which one process runs while the others run the rest (tests/conftest.py).
 test: $(VENV)/.model
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 # Fetches PyPI's torch of that age, a CUDA build with 3 GB of libraries. Tests on Ray are those of one sweep and of jobs.
 test-lowest: $(VENV)/.installed

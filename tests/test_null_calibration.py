@@ -15,7 +15,7 @@ from esa_ray.spec import PerturbSpec
 from tests.engine.conftest import TEXT
 
 # One process makes the studies for all.
-pytestmark = pytest.mark.xdist_group("null calibration")
+ONE_PROCESS = True  # read by tests/conftest.py
 
 STUDIES, SEEDS, WINDOWS, LENGTH, K = 400, 5, 10, 32, 60
 BYTES = np.frombuffer(TEXT.encode(), dtype=np.uint8).astype(np.int64)

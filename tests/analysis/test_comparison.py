@@ -45,7 +45,7 @@ from esa_ray.storage.store import Store
 from tests.analysis.many import INTACT, KS, SIZES, VOCABULARY, study
 
 # One process makes the studies and writes their report for all.
-pytestmark = pytest.mark.xdist_group("comparison")
+ONE_PROCESS = True  # read by tests/conftest.py
 
 EXPONENT, HEIGHT = -0.5, {"alpha": 0.3, "beta": 0.6, "gamma": 0.3}
 
