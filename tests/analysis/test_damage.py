@@ -143,7 +143,10 @@ def test_progress_counts_from_the_store_alone(made):
         "error": 0,
         "missing": 0,
         "rankings": 3,
-        **{f"{name} missing": 0 for name in ("rankings", "baseline", "single_weights", "blocks", "protocols", "tasks")},
+        **{
+            f"{name} missing": 0
+            for name in ("rankings", "baseline", "single_weights", "blocks", "protocols", "tasks", "compressions")
+        },
     }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1

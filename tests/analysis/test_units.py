@@ -9,7 +9,7 @@ from analysis.comparison.loading import compare
 from analysis.names import chosen, unit_name, unit_of, units
 from analysis.report.terminal import print_summary
 from analysis.study import StudyError
-from tests.analysis.test_interaction import cell, noise, study_of
+from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.test_pairs import ranked
 
 SCORES = [{"metric": "grad_x_weight", "mode": "per_layer", "components": ["down"], "unit": "row", "combine": "joint"}]

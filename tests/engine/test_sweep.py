@@ -184,7 +184,7 @@ def test_a_block_without_any_of_the_set_is_empty_and_one_that_is_not_there_is_re
         parts=(Subset(kind="layer", value=0),),
     )  # fmt: skip
     done = run_study(spec, tmp_path / "a")
-    assert done.statuses == {"ok": 3, "empty": 1}
+    assert done.grids["cells"].statuses == {"ok": 3, "empty": 1}
     assert done.complete
     (empty,) = [r for r in _rows(tmp_path / "a").values() if r["status"] == "empty"]
     assert (empty["metric"], empty["n_weights"], empty["nll"]) == ("listed", 0, None)
