@@ -340,7 +340,7 @@ def pace(study: Study, now: datetime | None = None) -> dict[str, float | None]:
 
     Over the ``LATEST`` last n cells of the latest session ``cells_per_second = (n − 1)/(t_last − t_first)``, where t is
     when a row was written (three significant digits); ``seconds_since_row`` is the age of the latest row, of a cell, a
-    compression or the intact model; and ``seconds_left = missing cells/cells_per_second``. None is what can't be said: a
+    compression or the intact model; ``seconds_left = missing cells/cells_per_second``. None is what can't be said: a
     speed of fewer than ``FEWEST`` cells, or of no time between them.
     """
     cells = timeline(study)
