@@ -13,12 +13,13 @@ from analysis.compression.against import against
 from analysis.compression.points import WHO, points
 from analysis.statistics.inference import LEVEL, holm_within
 from analysis.study import Study
+from esa_ray.spec.compression import KEEPING
 
 #: Rules of keeping that go by gradients, and those that don't.
-BY_SENSITIVITY = ("tacq", "grad_x_weight_abs", "fisher")
+BY_SENSITIVITY = tuple(rule for rule, statistic in KEEPING.items() if statistic)
 #: The published methods that are hardest to beat.
 RIVALS = ("wanda", "wanda++", "sparsegpt", "owl+sparsegpt")
-RULES = (*BY_SENSITIVITY, "magnitude", "random")
+RULES = tuple(KEEPING)
 
 
 @dataclass(frozen=True)

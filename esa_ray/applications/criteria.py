@@ -29,18 +29,6 @@ if TYPE_CHECKING:
 ALPHA = 100.0
 
 
-def gradients_of(score: str) -> tuple[str, ...]:
-    """The statistics of the intact model's gradients that a score needs.
-
-    >>> gradients_of("act_mag"), gradients_of("gblm"), gradients_of("act_mag+grad_x_weight_abs")
-    ((), ('gradient_square',), ('gradient_abs',))
-    """
-    if score in PRUNING_SCORES:
-        return ("gradient_square",) if score == "gblm" else ()
-    needs = {statistic for name in members(score) for statistic in SCORES[name].needs}
-    return tuple(s for s, source in STATISTICS.items() if source == "backward" and s in needs)
-
-
 def reads_inputs(score: str) -> bool:
     """Whether a score depends on what goes into a matrix, and so says nothing of one that saw nothing."""
     if score in PRUNING_SCORES:

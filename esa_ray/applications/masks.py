@@ -10,7 +10,6 @@ Legend: O output rows, I inputs, N values of a tensor in a row, M contiguous inp
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from esa_ray.errors import EsaError
+from esa_ray.spec import n_of_m
 
 GROUPS = ("row", "tensor", "joint")
 #: Values that are looked at together, so that a large tensor needs no second copy of itself.
@@ -44,10 +44,10 @@ def zeros_of(pattern: str) -> tuple[int, int] | None:
     """
     if pattern == "unstructured":
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if not found or not 0 < int(found[1]) < int(found[2]):
+    found = n_of_m(pattern)
+    if not found or found[0] >= found[1]:
         raise EsaError(f"{pattern!r} is no pattern; give unstructured, or N:M with 0 < N < M, as in 2:4")
-    return int(found[1]), int(found[2])
+    return found
 
 
 def pruned(
@@ -94,10 +94,9 @@ def pruned(
     if group not in GROUPS:
         raise EsaError(f"{group!r} is no group of weights; give one of {', '.join(GROUPS)}")
     check(scores)
-    n_of_m = zeros_of(pattern)
-    if n_of_m:
-        agrees(sparsity, n_of_m)
-        return [_by_pattern(each, *n_of_m) for each in scores]
+    if counted := zeros_of(pattern):
+        agrees(sparsity, counted)
+        return [_by_pattern(each, *counted) for each in scores]
     if sparsity is None:
         raise EsaError("unstructured pruning needs a sparsity, as in 0.5")
     if group == "joint":
@@ -230,10 +229,10 @@ def check(scores: Sequence[Tensor]) -> None:
             raise EsaError(f"score tensor {at} holds NaN, which has no place in an order; score on other data")
 
 
-def agrees(sparsity: float | Sequence[float] | None, n_of_m: tuple[int, int]) -> None:
+def agrees(sparsity: float | Sequence[float] | None, counted: tuple[int, int]) -> None:
     """Refuse a sparsity that isn't the pattern's own, N/M."""
     given = [] if sparsity is None else [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
     for each in given:
-        if not math.isclose(each, n_of_m[0] / n_of_m[1], abs_tol=1e-12):
-            n, m = n_of_m
+        if not math.isclose(each, counted[0] / counted[1], abs_tol=1e-12):
+            n, m = counted
             raise EsaError(f"{n}:{m} prunes {n / m:g} of the weights, not {each:g}; leave the sparsity out")

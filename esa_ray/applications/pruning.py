@@ -16,14 +16,13 @@ import torch
 
 from esa_ray.applications import masks as counted
 from esa_ray.applications.choosing import Choosing, dense_counts, pruned_matrices, watching
-from esa_ray.applications.criteria import gradients_of
 from esa_ray.applications.kept import Bitmap, Kept
 from esa_ray.applications.layers import Matrix, tensors_of
 from esa_ray.applications.refit import refit
 from esa_ray.applications.sharing import sparsities
 from esa_ray.applications.sparsegpt import sparsegpt
 from esa_ray.errors import EsaError
-from esa_ray.spec.compression import n_of_m
+from esa_ray.spec.compression import gradients_of, n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,15 +20,13 @@ from esa_ray.applications.pruning import Blocks, write
 from esa_ray.applications.rounding import bits_per_weight, keep_scores, rounded
 from esa_ray.applications.seen import Seen, look
 from esa_ray.randomness import stream_key
+from esa_ray.spec.compression import KEEPING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from esa_ray.applications.calibrated import Calibrated
     from esa_ray.spec.compression import QuantizeSpec
-
-#: Rule → the statistic of the intact model's gradients that it needs.
-_NEEDS = {"tacq": "gradient", "grad_x_weight_abs": "gradient_abs", "fisher": "gradient_square"}
 
 
 def quantize(spec: QuantizeSpec, calibrated: Calibrated, kept: Kept, seed: int) -> tuple[Blocks, float]:
@@ -75,7 +73,7 @@ def _held_out(spec: QuantizeSpec, calibrated: Calibrated, of: Sequence[Matrix], 
     """Masks (O, I) of the ⌊f·n⌋ weights that stay in 16 bits."""
     if not spec.kept or spec.keep_by is None:
         return [None] * len(of)
-    if statistic := _NEEDS.get(spec.keep_by):
+    if statistic := KEEPING[spec.keep_by]:
         calibrated.intact((statistic,), of)
     return counted.largest([_deserves(spec, calibrated, matrix, seed) for matrix in of], spec.kept)
 
@@ -84,7 +82,7 @@ def _deserves(spec: QuantizeSpec, calibrated: Calibrated, matrix: Matrix, seed: 
     """How much each weight of a matrix deserves to be kept, (O, I)."""
     assert spec.keep_by
     weights_OI = matrix.of(matrix.tensor.flat_weights()).float()
-    name = _NEEDS.get(spec.keep_by)
+    name = KEEPING[spec.keep_by]
     statistic_OI = None if name is None else matrix.of(calibrated.statistic(name, matrix.tensor)).to(weights_OI.device)
     if spec.keep_by == "grad_x_weight_abs" and statistic_OI is not None:
         statistic_OI = statistic_OI * weights_OI.abs()  # Σ_n |g_n| is what was gathered

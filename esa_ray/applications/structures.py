@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from esa_ray.applications.structured import unit_scores
 from esa_ray.errors import EsaError
 from esa_ray.models.blocks import text_config
 from esa_ray.models.layouts import Sizes
@@ -32,7 +31,9 @@ class Structure:
     def scores(self, by_matrix: dict[Matrix, Tensor]) -> Tensor:
         """The sum of the scores of each unit's weights, float64, (units,)."""
         rows = [by_matrix[matrix][torch.as_tensor(mine)] for matrix, mine in self.written]
-        return unit_scores(rows, [by_matrix[matrix] for matrix in self.read], self.units)
+        owned = [*rows, *(by_matrix[matrix].mT for matrix in self.read)]
+        sums = (each.reshape(self.units, -1).sum(1, dtype=torch.float64) for each in owned)
+        return sum(sums, torch.zeros(()))
 
     def mark(self, pruned_U: Tensor, masks: dict[Matrix, Tensor]) -> None:
         """Mark the weights of pruned units in the masks (O, I) of the matrices."""

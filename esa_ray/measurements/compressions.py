@@ -13,7 +13,8 @@ from esa_ray.measurements.cost import Cost
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
-from esa_ray.spec import PRUNING_SCORES, SCORES, Compression, Spec, grouped, members
+from esa_ray.spec import Compression, Spec, grouped
+from esa_ray.spec.compression import KEEPING, gradients_of
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -153,11 +154,7 @@ class Compressions(Swept):
 
 def _by_gradients(how: Compression) -> bool:
     """Whether it asks for gradients of the model's loss."""
-    if how.kind == "quantize":
-        return how.keep_by in ("tacq", "grad_x_weight_abs", "fisher")
-    if how.score in PRUNING_SCORES:
-        return how.score == "gblm"
-    return any("backward" in SCORES[name].passes for name in members(how.score))
+    return bool(gradients_of(how.score) if how.kind == "prune" else how.keep_by and KEEPING[how.keep_by])
 
 
 def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:

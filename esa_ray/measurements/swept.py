@@ -45,9 +45,9 @@ class Swept(Measurement):
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Measure one unit: the columns that tell what came of it, one dictionary a row; the model is as before."""
 
-    def stem(self, unit: Unit, identity: str) -> str:
-        """The unit's file name."""
-        return f"{unit.name}-{identity}"
+    def identified(self, spec: StudySpec, store: Store, found: Fingerprints) -> list[tuple[str, Unit]]:
+        """All that is asked for, each with its id."""
+        return [(self.id_of(unit, spec, found), unit) for unit in self.asked(spec, store)]
 
     def done(self, spec: StudySpec, store: Store) -> bool:
         """Whether nothing is missing, whatever the grid asks for."""
@@ -62,24 +62,22 @@ class Swept(Measurement):
         return True
 
     def statuses(self, store: Store) -> dict[str, str]:
-        """Id → status of every stored unit; of several rows the worst."""
+        """Id → status of every stored unit; of several rows an error if one failed."""
         return store.statuses(self.table, self.identity)
 
     def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
         """Units without a result, or without ``failed`` those without a row; before the model was loaded once, all."""
-        units = self.asked(spec, store)
-        record = store.load_study() if units else None
+        record = store.load_study()
         if record is None:
-            return units
-        if self.done(spec, store):
-            return []
-        found = Fingerprints.of(record)
-        there = {i for i, status in self.statuses(store).items() if status != "error" or not failed}
-        return [unit for unit in units if self.id_of(unit, spec, found) not in there]
+            return self.asked(spec, store)
+        units = [] if self.done(spec, store) else self.identified(spec, store, Fingerprints.of(record))
+        statuses = self.statuses(store) if units else {}
+        there = {i for i, status in statuses.items() if status != "error" or not failed}
+        return [unit for identity, unit in units if identity not in there]
 
     def counts(self, spec: StudySpec, store: Store, found: Fingerprints) -> Counter[str]:
         """How many of the units that are asked for have which status."""
-        wanted = {self.id_of(unit, spec, found) for unit in self.asked(spec, store)}
+        wanted = {identity for identity, _ in self.identified(spec, store, found)}
         return Counter(status for i, status in self.statuses(store).items() if i in wanted) if wanted else Counter()
 
     def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
@@ -89,7 +87,7 @@ class Swept(Measurement):
 
         started = time.perf_counter()
         identity = self.id_of(unit, worker.spec, worker.resolved)
-        name = self.stem(unit, identity)
+        name = f"{unit.name}-{identity}"
         if worker.store.has(self.table, name):  # another trial, or an earlier run of this one, was here
             known = worker.store.read(self.table, name).to_pylist()
             if all(row["status"] != "error" for row in known) and self.stands(worker, unit):
@@ -124,7 +122,7 @@ class Swept(Measurement):
         """File name and error row of a unit that crashed its actor each time; for who has no worker."""
         identity = self.id_of(unit, spec, found)
         row = {self.identity: identity, **common, **self.columns(unit), "status": "error", "error": CRASHED}
-        return self.stem(unit, identity), row | {"created": datetime.now(UTC)}
+        return f"{unit.name}-{identity}", row | {"created": datetime.now(UTC)}
 
 
 def spared(worker: Worker, measured: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

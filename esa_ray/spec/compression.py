@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
-from esa_ray.spec.metrics import PROBED, SCORES, members
+from esa_ray.spec.metrics import PROBED, SCORES, STATISTICS, members
 from esa_ray.spec.scores import check_components, check_metric
 
 CompareWithin = Literal["row", "tensor", "block", "model"]
@@ -24,6 +24,11 @@ PRUNING_SCORES = {
     "regional": "|w| · (100 · G + ‖X_j‖₂), G the RMS gradient of the block output's norm (Wanda++, arXiv:2503.04992)",
     "gblm": "|w| · ‖X_j‖₂ + 100 · |w| · ‖g‖₂ (GBLM-Pruner, arXiv:2311.04902)",
 }
+#: Rule of keeping weights → the statistic of the intact model's gradients that it needs.
+KEEPING: dict[KeepBy, str | None] = {
+    "tacq": "gradient", "grad_x_weight_abs": "gradient_abs", "fisher": "gradient_square", "magnitude": None,
+    "random": None,
+}  # fmt: skip
 #: Structures and the components that each spans.
 SPANS = {"neuron": ("gate", "up", "down"), "kv": ("q", "k", "v", "o")}
 #: Structures that lie in one matrix.
@@ -45,6 +50,18 @@ def n_of_m(pattern: str) -> tuple[int, int] | None:
     """
     found = _N_OF_M.fullmatch(pattern)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def gradients_of(score: str) -> tuple[str, ...]:
+    """The statistics of the intact model's gradients that a score of pruning needs.
+
+    >>> gradients_of("act_mag"), gradients_of("gblm"), gradients_of("act_mag+grad_x_weight_abs")
+    ((), ('gradient_square',), ('gradient_abs',))
+    """
+    if score in PRUNING_SCORES:
+        return ("gradient_square",) if score == "gblm" else ()
+    needs = {statistic for name in members(score) for statistic in SCORES[name].needs}
+    return tuple(s for s, source in STATISTICS.items() if source == "backward" and s in needs)
 
 
 class _Compression(Spec):

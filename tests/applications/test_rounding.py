@@ -7,18 +7,15 @@ import torch
 from esa_ray.applications import rounding
 from esa_ray.applications.rounding import bits_per_weight, keep_scores, rounded
 from esa_ray.errors import EsaError
-from esa_ray.models.addressing import catalogue
-from esa_ray.perturb.edit import perturbed
 from esa_ray.randomness import uniform
-from esa_ray.spec import PerturbSpec
-from tests.tiny import tiny
+from esa_ray.spec.compression import KEEPING
 
 
 def weights_of(outputs: int, inputs: int) -> torch.Tensor:
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.003
 
 
-def by_hand(weights: np.ndarray, bits: int, size: int, kept: np.ndarray, symmetric: bool) -> np.ndarray:
+def by_hand(weights: np.ndarray, bits: int, size: int, kept: np.ndarray) -> np.ndarray:
     """Group by group in plain Python, from the nearest of all numbers that can be stored."""
     new = weights.copy()
     for row in range(weights.shape[0]):
@@ -28,26 +25,22 @@ def by_hand(weights: np.ndarray, bits: int, size: int, kept: np.ndarray, symmetr
             low, high = min([*values, 0.0]), max([*values, 0.0])
             if low == high:
                 continue
-            top = 2 ** (bits - 1) - 1
-            width = max(-low, high) / top if symmetric else (high - low) / (2**bits - 1)
-            scale = float(np.float16(width))
-            zero = 0 if symmetric else min(max(round(-low / scale), 0), 2**bits - 1)
-            codes = range(-top, top + 1) if symmetric else range(2**bits)
-            stored = [scale * (code - zero) for code in codes]
+            scale = float(np.float16((high - low) / (2**bits - 1)))
+            zero = min(max(round(-low / scale), 0), 2**bits - 1)
+            stored = [scale * (code - zero) for code in range(2**bits)]
             for c in at:
                 new[row, c] = min(stored, key=lambda s: abs(s - float(weights[row, c])))
     return new
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("size", [8, 7, 64])
-def test_each_weight_becomes_the_nearest_that_its_group_can_store(bits, symmetric, size):
+def test_each_weight_becomes_the_nearest_that_its_group_can_store(bits, size):
     weights = weights_of(4, 20)
     kept = weights.abs() > 0.04
     assert kept.any()
-    new = rounded(weights, bits, size, kept, symmetric=symmetric)
-    wanted = by_hand(weights.numpy(), bits, size, kept.numpy(), symmetric)
+    new = rounded(weights, bits, size, kept)
+    wanted = by_hand(weights.numpy(), bits, size, kept.numpy())
     np.testing.assert_allclose(new.weights.numpy(), wanted, rtol=1e-6, atol=0)
     assert new.scales.shape == new.zero_points.shape == (4, math.ceil(20 / size))
     assert new.scales.dtype == torch.float16
@@ -64,17 +57,6 @@ def test_kept_weights_stay_bit_for_bit_and_don_t_stretch_their_groups_scale():
     assert torch.equal(found.scales, other.scales)
     assert torch.equal(found.weights[~kept], other.weights[~kept])
     assert float(rounded(weights, 3, 8).scales[1, 0]) > 10
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_symmetric_rounding_by_row_is_the_perturbation_quantize(bits):
-    model = tiny("llama")
-    where = catalogue(model)
-    name = "model.layers.0.mlp.up_proj.weight"
-    before = where[name].parameter.detach().clone()
-    wanted = rounded(before, bits, before.shape[1], symmetric=True, scale_bits=32)
-    with perturbed(where, {name: np.arange(before.numel())}, PerturbSpec(kind="quantize", strength=bits), 0):
-        torch.testing.assert_close(where[name].parameter.detach(), wanted.weights, rtol=1e-6, atol=0)
 
 
 def test_zeros_stay_zero_and_chunks_change_nothing(monkeypatch):
@@ -96,8 +78,7 @@ def test_bits_per_weight_count_everything_that_is_stored():
     n, groups, kept = 576 * 1536, 576 * 24, 3096
     stored = n * 3 + groups * (16 + 3) + kept * (16 + 20)  # 2¹⁹ < n ≤ 2²⁰
     assert bits_per_weight(n, 3, 64, groups, kept) == pytest.approx(stored / n)
-    assert bits_per_weight(100, 4, 32, 4, zero_point_bits=0) == pytest.approx((100 * 4 + 4 * 16) / 100)
-    assert bits_per_weight(100, 4, 32, 4, 5, index_bits=10) == pytest.approx((100 * 4 + 4 * 20 + 5 * 26) / 100)
+    assert bits_per_weight(100, 4, 32, 4, 5) == pytest.approx((100 * 4 + 4 * 20 + 5 * 23) / 100)  # 2⁶ < 100 ≤ 2⁷
     with pytest.raises(ValueError, match="3 groups of 32 don't hold 100 weights"):
         bits_per_weight(100, 4, 32, 3)
 
@@ -108,7 +89,7 @@ def test_rules_are_their_formulas():
     w, q, g = (t.double().numpy() for t in (weights, new, statistic))
     wanted = {"tacq": np.abs(g) * np.abs(w - q) * np.abs(w), "grad_x_weight_abs": g, "fisher": g * (w - q) ** 2,
               "magnitude": np.abs(w), "random": uniform(5, np.arange(24)).reshape(3, 8)}  # fmt: skip
-    assert set(wanted) == set(rounding.KEEP_BY)
+    assert set(wanted) == set(KEEPING)
     for rule, values in wanted.items():
         np.testing.assert_allclose(keep_scores(rule, weights, new, statistic, 5).numpy(), values, rtol=1e-4, atol=1e-12)
 
@@ -118,7 +99,6 @@ def test_rules_are_their_formulas():
     [
         (lambda w: rounded(w, 1, 8), "2 … 8 bits, not 1"),
         (lambda w: rounded(w, 3, 0), "1 weight or more"),
-        (lambda w: rounded(w, 3, 8, scale_bits=8), "16 or 32 bits, not 8"),
         (lambda w: rounded(w / 0, 3, 8), "infinite or NaN"),
         (lambda w: keep_scores("best", w), "'best' is no rule"),
     ],

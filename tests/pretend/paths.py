@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from esa_ray.applications.compress import compressed
-from esa_ray.applications.rounding import KEEP_BY
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
 from esa_ray.evaluation.single_weights import measure
@@ -35,6 +34,7 @@ from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import PerturbSpec, PruneSpec, QuantizeSpec, ScoreSpec
+from esa_ray.spec.compression import KEEPING
 from tests.tiny import random_windows
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
@@ -319,7 +319,7 @@ COMPRESSIONS: list[PruneSpec | QuantizeSpec] = [
     PruneSpec(score="regional", update="refit"), PruneSpec(score="gblm", allocation="owl", sequential=False),
     PruneSpec(score="act_mag+grad_x_weight_abs", group="model"), PruneSpec(score="obs", pattern="2:4"),
     PruneSpec(pattern="neuron", score="magnitude"), PruneSpec(pattern="kv", allocation="damage"),
-    *(QuantizeSpec(bits=3, group_size=8, kept=0.01, keep_by=rule) for rule in KEEP_BY),
+    *(QuantizeSpec(bits=3, group_size=8, kept=0.01, keep_by=rule) for rule in KEEPING),
 ]  # fmt: skip
 
 for _spec in COMPRESSIONS:
