@@ -224,8 +224,7 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
     if faults:
         why = _told(faults[0], "prune")
         console.out(f"left out          {len(faults)} combinations that can't be, as: {why}")
-    # Points of one label differ in what changes nothing: among N of M inputs, in the group.
-    return list({point.label: point for point in reversed(grid)}.values())[::-1]
+    return list(dict.fromkeys(grid))  # N of M inputs are the same whatever the group
 
 
 def _product(given: dict[str, Any]) -> list[dict[str, Any]]:

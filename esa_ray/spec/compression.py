@@ -139,8 +139,7 @@ class PruneSpec(_Compression):
             if self.allocation != "uniform":
                 raise ValueError(f"--pattern {self.pattern} has one sparsity in every block; use --allocation uniform")
             object.__setattr__(self, "sparsity", n / m)
-            if self.group in ("block", "model"):  # each M inputs are a group of their own
-                object.__setattr__(self, "group", "row")
+            object.__setattr__(self, "group", "row")  # each M inputs are a group of their own, inside a row
         if self.pattern in STRUCTURED and self.group in ("row", "tensor"):
             object.__setattr__(self, "group", self._default_of("group"))  # within a row there is but one
         spans = SPANS.get(self.pattern, ())
