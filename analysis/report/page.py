@@ -108,18 +108,28 @@ def _failures(study: Study) -> list[dict[str, Any]]:
     return pl.concat([cells, compressions]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
 
 
+def _unfinished(counts: dict[str, int]) -> str:
+    """What is missing or failed, in words; empty if nothing."""
+    said = []
+    if counts["missing"] or counts["error"]:
+        said.append(f"{counts['missing']} of {counts['cells']} cells are missing and {counts['error']} failed")
+    lacking = {name.removesuffix(" missing"): n for name, n in counts.items() if name.endswith(" missing") and n}
+    return "; ".join([*said, *(f"{n} {name.replace('_', ' ')} missing" for name, n in lacking.items())])
+
+
 def context(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values."""
     measured = not study.baselines.is_empty()
     damaged = measured and not study.cells.is_empty()
     tests = comparisons(study) if damaged else pl.DataFrame()
-    drawn = charts(study)
+    drawn, counts = charts(study), progress(study)
     return {
         "study": study,
         "spec": study.spec,
         "resolved": study.resolved,
         "versions": study.record["versions"],
-        "progress": progress(study),
+        "progress": counts,
+        "unfinished": _unfinished(counts),
         "baseline": baseline(study) if measured else None,
         "headline": _headline(study) if damaged else None,
         "effects": _folded(study, effects(study)) if damaged else [],

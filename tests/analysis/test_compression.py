@@ -11,7 +11,8 @@ from statsmodels.stats.multitest import multipletests
 import analysis
 from analysis.compression.against import _row
 from analysis.compression.points import IDENTITY, USUAL, Point, published, together
-from analysis.report.page import _failures
+from analysis.report.page import _failures, context
+from analysis.report.sections import answered
 from analysis.statistics.inference import holm_within
 from esa_ray.spec import METHODS, PRUNING_SCORES, PruneSpec, QuantizeSpec
 from tests.analysis.compressed import RATE, compressed, crossed, prune
@@ -257,3 +258,18 @@ def test_equal_methods_are_told_apart_no_more_often_than_in_5_of_100():
         a, b = (point(m, crossed(rng, 0.5, shared=shared)) for m in ("wanda", "sparsegpt"))
         found += _row(a, b)["p"] < 0.05
     assert found <= stats.binom.ppf(0.999, n, 0.05)
+
+
+def test_the_report_of_a_grid_that_is_not_done_says_what_is_missing(tmp_path):
+    # No row has the id that the spec asks for: the dense model and two methods by three seeds are missing.
+    study = compressed(tmp_path, [prune("wanda"), prune("sparsegpt")], lambda *_: 1.0, texts=("home",))
+    assert "7 compressions missing" in context(study)["unfinished"]
+
+
+def test_the_headline_is_about_what_loses_least_and_not_about_what_saves_most(tmp_path):
+    # SparseGPT has half of Wanda's excess, and what is ours nine tenths of SparseGPT's.
+    specs = [prune("wanda"), prune("sparsegpt"), prune(score="obs", group="tensor", update="refit")]
+    costs = {spec.label: cost for spec, cost in zip(specs, (2.0, 1.0, 0.9), strict=True)}
+    study = compressed(tmp_path, specs, lambda p, seed, _: costs[p.label] + waves(seed * len(p.label)), texts=("home",))
+    (section,) = [s for s in answered(study, set(), "compression") if s.id == "against"]
+    assert section.answer.startswith("At 50% obs-tensor-refit has −10%")

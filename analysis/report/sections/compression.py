@@ -132,11 +132,11 @@ def _change(saved: float | None, low: float | None, high: float | None) -> str:
 
 
 def _versus(table: pl.DataFrame) -> str:
-    """What is better than the best published rival in domain, setting by setting."""
+    """What loses least in domain against its best published rival, setting by setting."""
     rows = table.filter(pl.col("best") & (pl.col("domain") == "in"))
     parts = []
     for _, mine in rows.group_by(["setting"], maintain_order=True):
-        top = mine.drop_nulls("saving").sort("saving", descending=True)
+        top = mine.drop_nulls("saving").sort("excess")
         if len(top):
             parts.append(_against_best(top.row(0, named=True)))
     text = "; ".join(parts[:MOST_SAID])
