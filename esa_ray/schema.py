@@ -301,6 +301,51 @@ COMPRESSIONS = _schema(
     saved=(_TEXT, "directory of the saved model; null where none was asked for"),
 )
 
+TUNINGS = _schema(
+    tuning_id=(_TEXT, "identity of the tuning: 16 hex digits; its rows are one a step that was measured"),
+    **_WHAT,
+    target=(_TEXT, "the text that was tuned to"),
+    label=(_TEXT, "the tuning in short, as files name it; intact: the model as it is"),
+    way=(_TEXT, "the tuning but for its learning rate, of which one is chosen a way"),
+    arm=(_TEXT, "which weights are trained: full, lora, critical-source, critical-target, magnitude, bottom, random"),
+    fraction=(_FLOAT, "the share of the weights that was asked to be trained; null for the intact model"),
+    score=(_TEXT, "the score of the source text that chose weights to train or to damage; null where none did"),
+    draw=(_INT, "random: the number of the draw"),
+    learning_rate=(_FLOAT, "the peak learning rate"),
+    protect=(_TEXT, "what keeps what the source needs: none, ewc, freeze, scale"),
+    strength=(_FLOAT, "the strength of the protection: λ, the share that is frozen, or τ; null without one"),
+    rescore=(_INT, "steps between measurements of the Fisher information; 0: it is measured once"),
+    damage=(_TEXT, "damage that critical weights had in training, as reports name it; null for none"),
+    damaged=(_INT, "how many weights had it"),
+    components=(_TEXT, "what could be trained, in the fewest names"),
+    seed=(_INT, "seed of the training and calibration windows; null for the intact model"),
+    n_weights=(_INT, "weights of the components"),
+    trainable=(_INT, "numbers that were trained; of lora those of its adapters"),
+    rank=(_INT, "lora: the rank of its adapters"),
+    steps=(_INT, "training steps so far; 0 for the intact model"),
+    last=(pa.bool_(), "whether this is the last step that was asked for"),
+    train_nll=(_FLOAT, "mean loss of the steps since the last look, as they were taken, nats per token"),
+    target_nll=(pa.list_(_FLOAT), "summed next-token NLL of each of the target's evaluation windows, nats"),
+    target_tokens=(pa.list_(_INT), "scored tokens of each of them"),
+    validation_nll=(
+        pa.list_(_FLOAT),
+        "as target_nll, of the seed's validation windows: learning rates are chosen by it",
+    ),
+    validation_tokens=(pa.list_(_INT), "scored tokens of each of them"),
+    source_nll=(
+        pa.list_(_FLOAT),
+        "as target_nll, of the source text's evaluation windows: what is forgotten shows here",
+    ),
+    source_tokens=(pa.list_(_INT), "scored tokens of each of them"),
+    n_changed=(_INT, "weights whose value changed"),
+    delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
+    block_moved=(pa.list_(_FLOAT), "norm of the change in each block, first block first; last step alone"),
+    moved_components=(pa.list_(_TEXT), "the components that hold what could be trained; last step alone"),
+    component_moved=(pa.list_(_FLOAT), "norm of the change in each of moved_components; last step alone"),
+    **{k: v for k, v in _OUTCOME.items() if k not in ("nll", "tokens", "hits", "kl", "loops")},
+    saved=(_TEXT, "directory of the saved model; null where none was asked for, and before the last step"),
+)
+
 TABLES: dict[str, pa.Schema] = {
     "cells": CELLS,
     "baselines": BASELINES,
@@ -313,6 +358,7 @@ TABLES: dict[str, pa.Schema] = {
     "protocols": PROTOCOLS,
     "tasks": TASKS,
     "compressions": COMPRESSIONS,
+    "tunings": TUNINGS,
 }
 
 

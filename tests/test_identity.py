@@ -26,6 +26,7 @@ from esa_ray.spec import (
     Spec,
     StudySpec,
     Subset,
+    TuneSpec,
     WeightList,
     WeightName,
 )
@@ -224,6 +225,7 @@ SPECS = [
         protocols=(Protocol.named("smoke"),), compressions=(PruneSpec(), QuantizeSpec()), other_texts=(DATA,),
     ),
     Compressing(how=QuantizeSpec(kept=0.01), seed=3),
+    TuneSpec(arm="critical-source", damage=PerturbSpec(kind="sign_flip")),
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
         perturbations=(PerturbSpec(kind="zero"),),

@@ -41,8 +41,10 @@ from esa_ray.spec.scores import (
     is_tensor_name,
 )
 from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, PAIRED_CONTROLS, TREATED, Group, Search, StudySpec
+from esa_ray.spec.tuning import ARMS, PROTECTIONS, STRENGTHS, TuneSpec
 
 __all__ = [
+    "ARMS",
     "BLOCK_COMPONENTS",
     "COMPONENTS",
     "COMPONENT_GROUPS",
@@ -56,11 +58,13 @@ __all__ = [
     "PAIRED_CONTROLS",
     "PLURALS",
     "PROBED",
+    "PROTECTIONS",
     "PROTOCOLS",
     "PRUNING_SCORES",
     "RANDOM_KINDS",
     "SCALED",
     "SCORES",
+    "STRENGTHS",
     "TREATED",
     "UNITS",
     "Component",
@@ -84,6 +88,7 @@ __all__ = [
     "Spec",
     "StudySpec",
     "Subset",
+    "TuneSpec",
     "WeightList",
     "WeightName",
     "asks_for",

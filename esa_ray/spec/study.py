@@ -11,6 +11,7 @@ from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
+from esa_ray.spec.tuning import TuneSpec
 
 Group = Literal["super", "random_k", "matched_k", "largest_k", "bottom_k"]
 Analysis = Literal["stability", "weights", "architecture"]
@@ -41,7 +42,7 @@ class Search(Spec):
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
-    Only a study of ``compressions`` may do without ``scores``: it ranks nothing.
+    Only a study of ``compressions`` or ``tunings`` may do without ``scores``: it ranks nothing.
 
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
     seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
@@ -56,8 +57,10 @@ class StudySpec(Spec):
     ladder of candidates, of which only some are run. ``protocols`` measure the intact model.
 
     ``compressions`` are ways to prune or quantize the model, each calibrated on every seed's windows and measured on
-    the evaluation windows and on ``other_texts``, of another domain. ``save_models`` is a directory for the compressed
-    models (None: they are measured and taken back).
+    the evaluation windows and on ``other_texts``, of another domain. ``tunings`` are ways to tune it to the text
+    ``target``, each by every seed, which draws the target's ``calibration_windows`` to train on and
+    ``validation_windows`` more to choose learning rates by; what is forgotten shows on the study's evaluation windows.
+    ``save_models`` is a directory for the compressed and tuned models (None: they are measured and taken back).
 
     Example
     -------
@@ -88,6 +91,9 @@ class StudySpec(Spec):
     protocols: tuple[Protocol, ...] = ()
     compressions: tuple[Compression, ...] = ()
     other_texts: tuple[DataSpec, ...] = ()
+    tunings: tuple[TuneSpec, ...] = ()
+    target: DataSpec | None = None
+    validation_windows: int = Field(default=16, ge=1)
     save_models: str | None = None
 
     @field_validator("topk")
@@ -104,7 +110,7 @@ class StudySpec(Spec):
             raise ValueError(f"a seed must be from 0 to 2**63 − 1, not {min(value) if min(value) < 0 else max(value)}")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("scores", "perturbations", "analyses", "parts", "compressions", "other_texts")
+    @field_validator("scores", "perturbations", "analyses", "parts", "compressions", "other_texts", "tunings")
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
@@ -117,8 +123,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
-        if not self.scores and (self.perturbations or not self.compressions):
-            raise ValueError("--metric is empty; only a study of compressions does without a score")
+        if not self.scores and (self.perturbations or not (self.compressions or self.tunings)):
+            raise ValueError("--metric is empty; only a study of compressions or tunings does without a score")
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("a metric and mode stand twice with other components; make them two studies")
         if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
@@ -131,9 +137,11 @@ class StudySpec(Spec):
             raise ValueError(
                 "--one-by-one damages the members of lists and of global sets; add --mode global or --weights"
             )
-        labels = [how.label for how in self.compressions]
+        if self.tunings and self.target is None:
+            raise ValueError("--target is missing: the text that the model is tuned to")
+        labels = [how.label for how in (*self.compressions, *self.tunings)]
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
-            raise ValueError(f"--save-model would write two compressions to {twice[0]}; make them two studies")
+            raise ValueError(f"--save-model would write two models to {twice[0]}; make them two studies")
         self._check_search()
         self._check_parts()
         self._check_units()
