@@ -275,6 +275,10 @@ COMPRESSIONS = _schema(
     sparsity=(_FLOAT, "prune: the share of weights that was asked to leave"),
     allocation=(_TEXT, "prune: how the sparsity is shared out over blocks: uniform, owl or damage"),
     update=(_TEXT, "prune: what is done to the weights that stay: none, sparsegpt or refit"),
+    damping=(
+        _FLOAT,
+        "prune: what is added to a Hessian's diagonal, as a share of its mean; no part where none is used",
+    ),
     sequential=(pa.bool_(), "prune: activations came out of the blocks pruned so far, not out of the intact model"),
     bits=(_INT, "quantize: bits of a weight that isn't kept"),
     group_size=(_INT, "quantize: contiguous inputs that share a scale"),

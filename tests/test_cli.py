@@ -223,6 +223,9 @@ def test_bad_input_is_one_sentence_with_cause_and_mend(esa, arguments, words):
         ("prune --method wanda --sequential", "--method says what --sequential would"),
         ("prune --pattern 2:4,4:8 --sparsity 0.7", "--pattern 2:4,4:8 leaves no choice of --sparsity"),
         ("prune --pattern 2:4 --group tensor", "--pattern 2:4 leaves no choice of --group"),
+        ("prune --method wanda --damping 0.1", "--damping is of score obs and of updates, and none is asked for"),
+        ("prune --method sparsegpt --damping ,", "--damping is empty"),
+        ("prune --method sparsegpt --damping -1", "--damping must be at least 0"),
         ("prune --data pysource --other-data pydoc,pysource", "--other-data pysource is --data"),
         ("prune --save-model ''", "--save-model is empty"),
         ("quantize --save-model s3://bucket/models", "--save-model s3://bucket/models is no directory"),
@@ -422,6 +425,11 @@ def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
     facts = _facts(esa(line)[1])
     assert facts["compressions"] == "9"
     assert not {"scores", "k"} & facts.keys()
+
+
+def test_what_has_no_hessian_is_one_point_of_a_grid_of_dampings(esa):
+    line = "esa prune --model m --method wanda,sparsegpt --damping 0.001,0.1 --sparsity 0.5,0.6 --plan"
+    assert _facts(esa(line)[1])["compressions"] == "6"  # Wanda twice, SparseGPT twice by two
 
 
 def test_models_of_several_parents_are_saved_in_a_directory_each(esa, tmp_path):

@@ -308,3 +308,22 @@ def test_two_compressions_are_never_saved_under_one_name():
     assert len(study.compressions) == 2
     with pytest.raises(ValidationError, match=r"two compressions to prune-act_mag-row-0\.5; make them two studies"):
         study.replace(save_models="homes")
+
+
+def test_damping_is_put_back_where_nothing_inverts_a_hessian():
+    unused = [PruneSpec(damping=0.1), PruneSpec(score="gblm", damping=0.0), PruneSpec(pattern="kv", damping=0.1)]
+    assert [spec.damping for spec in unused] == [0.01] * 3
+    assert all("damping" not in spec.content() for spec in unused)
+    assert PruneSpec(damping=0.1) == PruneSpec()
+    used = [{"score": "obs"}, {"update": "refit"}, {"update": "sparsegpt"}, {"score": "obs", "pattern": "2:4"}]
+    assert all(PruneSpec(damping=0.1, **how).content()["damping"] == 0.1 for how in used)
+    assert PruneSpec(update="refit", damping=0.01).content() == {"kind": "prune", "update": "refit"}
+
+
+def test_a_label_says_a_damping_that_isnt_the_default():
+    assert PruneSpec(score="obs", update="refit", damping=0.1, sequential=False).label == (
+        "prune-obs-row-0.5-refit-d0.1-oneshot"
+    )
+    assert PruneSpec(score="obs", update="refit").label == "prune-obs-row-0.5-refit"
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        PruneSpec(score="obs", damping=-0.1)

@@ -35,13 +35,13 @@ AGAINST: dict[str, Any] = WHO | {
 def against(study: Study) -> pl.DataFrame:
     """One row per compression, rival at the same setting, and text.
 
-    Rivals of a pruning are the published methods at the same pattern and sparsity, of a quantization the other rules
-    of keeping at as many bits per weight (to 0.005). ``saving`` = 1 − excess/rival's excess: 0.15 is 15% less excess
-    NLL. Its 95% interval is Fieller's (:func:`analysis.statistics.ratios.ratio`), by the crossed model of calibration
-    seeds and windows, paired; a bootstrap of both covers too little with three seeds. It is missing where the
-    rival's excess isn't surely above 0. ``p`` tests equal excess (:func:`analysis.statistics.crossed.crossed_p`),
-    ``p_holm`` corrects it over all compressions with the same rival, setting and text. ``best`` marks the rival with
-    the smallest excess of its setting and text (magnitude left out).
+    Rivals of a pruning are the published methods at the same pattern and sparsity, each damping by itself; of a
+    quantization the other rules of keeping at as many bits per weight (to 0.005). ``saving`` = 1 − excess/rival's
+    excess: 0.15 is 15% less excess NLL. Its 95% interval is Fieller's (:func:`analysis.statistics.ratios.ratio`), by
+    the crossed model of calibration seeds and windows, paired; a bootstrap of both covers too little with three seeds.
+    It is missing where the rival's excess isn't surely above 0. ``p`` tests equal excess
+    (:func:`analysis.statistics.crossed.crossed_p`), ``p_holm`` corrects it over all compressions with the same rival,
+    setting and text. ``best`` marks the rival with the smallest excess of its setting and text (magnitude left out).
 
     ``perplexity_saving`` = 1 − perplexity/rival's perplexity, which flatters large losses: the same methods can differ
     by 57% at one model's 50% and by 13% at another's. Seeds in which either diverged are left out and counted;

@@ -18,7 +18,7 @@ from analysis.study import Study
 
 #: What may differ between compressions, by kind.
 FACTORS = {
-    "prune": ("score", "group", "allocation", "update", "pattern", "sequential", "sparsity", "components"),
+    "prune": ("score", "group", "allocation", "update", "damping", "pattern", "sequential", "sparsity", "components"),
     "quantize": ("bits", "group_size", "kept", "keep_by", "components"),
 }
 #: Factors that say how far one goes, and not how.

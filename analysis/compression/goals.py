@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from analysis.compression.against import against
-from analysis.compression.points import WHO, points
+from analysis.compression.points import WHO, at_any_damping, points
 from analysis.statistics.inference import LEVEL, holm_within
 from analysis.study import Study
 from esa_ray.spec.compression import KEEPING
@@ -62,7 +62,8 @@ def goals(study: Study) -> pl.DataFrame:
     open: one reaches it, but not after the correction for having had the choice; or a rival, a candidate or a text is
     missing; then ``why_not`` says which. Fails: none reaches it. Where several methods reach it, or none, the one that
     saves most is told. Candidates against magnitude are all others, against the published methods those that aren't
-    published, and of kept weights the rules that go by gradients.
+    published, and of kept weights the rules that go by gradients. Rivals that a study ran at several dampings
+    have to be beaten at each.
     """
     table = against(study)
     there = pl.DataFrame([p.who for p in points(study)], schema=WHO)
@@ -72,7 +73,7 @@ def goals(study: Study) -> pl.DataFrame:
 
 def _reached(goal: Goal, setting: str, table: pl.DataFrame, there: pl.DataFrame) -> list[dict[str, Any]]:
     common = {"goal": goal.name, "setting": setting, "least": goal.least}
-    mine = table.filter(_at(goal, setting) & pl.col("rival").is_in(goal.rivals))
+    mine = table.filter(_at(goal, setting) & at_any_damping(pl.col("rival")).is_in(goal.rivals))
     mine = mine.filter(_candidates(goal) if goal.everywhere else _candidates(goal) & (pl.col("domain") == "in"))
     if lacking := _missing(goal, mine, set(there.filter(_at(goal, setting))["method"])):
         return [common | {"status": "open", "why_not": lacking}]

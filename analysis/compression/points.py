@@ -13,12 +13,12 @@ import polars as pl
 
 from analysis.study import Study
 from esa_ray.spec import METHODS, PruneSpec, grouped, is_data_free, n_of_m
-from esa_ray.spec.compression import COMPRESSED
+from esa_ray.spec.compression import COMPRESSED, DAMPING
 
 #: What names a compression; its rows differ in seed and text alone.
 IDENTITY = (
-    "kind", "score", "group", "pattern", "sparsity", "allocation", "update", "sequential", "bits", "group_size", "kept",
-    "keep_by", "components",
+    "kind", "score", "group", "pattern", "sparsity", "allocation", "update", "damping", "sequential", "bits",
+    "group_size", "kept", "keep_by", "components",
 )  # fmt: skip
 #: The components that are compressed where nothing is said.
 USUAL = ",".join(grouped(COMPRESSED))
@@ -56,7 +56,7 @@ class Point:
 
     @property
     def method(self) -> str:
-        """How it compresses, whatever how far: a published name, or score, group, allocation and update."""
+        """How it compresses, whatever how far: a published name, or score, group, allocation, update and damping."""
         return self.published or recipe(self.what)
 
     @property
@@ -109,15 +109,18 @@ class Point:
 def published(what: dict[str, Any]) -> str | None:
     """The published method that a pruning is, up to its sparsity: None if it is none.
 
-    Among N of M inputs no larger group matters, and a score of weights alone sees no activations.
+    Among N of M inputs no larger group matters, and a score of weights alone sees no activations. Damping is an option
+    of SparseGPT's own, so that it is published at any; one other than its default is said.
 
     >>> what = METHODS["wanda"].model_dump()
     >>> published(what), published(what | {"pattern": "2:4", "group": "tensor"}), published(what | {"update": "refit"})
     ('wanda', 'wanda', None)
+    >>> published(METHODS["sparsegpt"].model_dump() | {"damping": 0.1})
+    'sparsegpt-d0.1'
     """
     if what["kind"] != "prune" or not (what["pattern"] == "unstructured" or n_of_m(what["pattern"])):
         return None
-    return next((name for name, method in METHODS.items() if _is(what, method)), None)
+    return next(("-".join([name, *_damped(what)]) for name, method in METHODS.items() if _is(what, method)), None)
 
 
 def _is(what: dict[str, Any], method: PruneSpec) -> bool:
@@ -127,12 +130,21 @@ def _is(what: dict[str, Any], method: PruneSpec) -> bool:
     return same and grouped and (unseen or what["sequential"] == method.sequential)
 
 
+def at_any_damping(method: pl.Expr) -> pl.Expr:
+    """A published method's name without the damping that it was run at.
+
+    >>> pl.select(at_any_damping(pl.lit("owl+sparsegpt-d0.1"))).item()
+    'owl+sparsegpt'
+    """
+    return method.str.replace("-d[0-9.e+-]+$", "")
+
+
 def recipe(what: dict[str, Any]) -> str:
     """A compression in short without how far it goes.
 
     >>> recipe({"kind": "prune", "score": "regional", "group": "row", "pattern": "unstructured", "allocation": "damage",
-    ...         "update": "refit", "sequential": True})
-    'regional-row-damage-refit'
+    ...         "update": "refit", "damping": 0.1, "sequential": True})
+    'regional-row-damage-refit-d0.1'
     >>> recipe({"kind": "quantize", "keep_by": None})
     'nothing kept'
     """
@@ -142,7 +154,11 @@ def recipe(what: dict[str, Any]) -> str:
     words += [what["group"]] if n_of_m(what["pattern"]) is None else []
     words += [what["allocation"]] if what["allocation"] != "uniform" else []
     words += [what["update"]] if what["update"] != "none" else []
-    return "-".join([*words, *([] if what["sequential"] else ["oneshot"])])
+    return "-".join([*words, *_damped(what), *([] if what["sequential"] else ["oneshot"])])
+
+
+def _damped(what: dict[str, Any]) -> list[str]:
+    return [f"d{what['damping']:g}"] if what["damping"] != DAMPING else []
 
 
 def setting(what: dict[str, Any]) -> tuple:
@@ -177,6 +193,8 @@ def points(study: Study) -> tuple[Point, ...]:
     Nothing is said of a text whose dense row is missing. A seed that failed has no text: it is a failure on every one.
     """
     found, table = list[Point](), study.compressions.sort("label", "seed", nulls_last=True)
+    undamped = (pl.col("kind") == "prune") & pl.col("damping").is_null()  # of studies older than the option
+    table = table.with_columns(pl.when(undamped).then(DAMPING).otherwise("damping").alias("damping"))
     failed, table = table.filter(pl.col("text").is_null()), table.filter(pl.col("text").is_not_null())
     for (text, domain), rows in table.group_by(["text", "domain"], maintain_order=True):
         rows = pl.concat([rows, failed])

@@ -38,7 +38,7 @@ class Choosing:
 
     def scores(self, of: Sequence[Matrix], seen: Seen) -> list[list[Tensor]]:
         """Scores of a block's matrices, by each member of the score; of structures one row of units each."""
-        found = scored(self.spec.score, of, seen, self.calibrated)
+        found = scored(self.spec.score, of, seen, self.calibrated, self.spec.damping)
         for each in found:
             counted.check(each)
         if self.spec.pattern not in STRUCTURED:

@@ -15,7 +15,7 @@ from esa_ray.applications.layers import tensors_of
 from esa_ray.applications.obs import obs_scores
 from esa_ray.scoring.scores import Scores
 from esa_ray.spec import SCORES, members
-from esa_ray.spec.compression import PRUNING_SCORES
+from esa_ray.spec.compression import DAMPING, PRUNING_SCORES
 from esa_ray.spec.metrics import STATISTICS
 
 if TYPE_CHECKING:
@@ -36,14 +36,17 @@ def reads_inputs(score: str) -> bool:
     return any(STATISTICS[s] == "forward" for name in members(score) for s in SCORES[name].needs)
 
 
-def scored(score: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated) -> list[list[Tensor]]:
+def scored(
+    score: str, of: Sequence[Matrix], seen: Seen, calibrated: Calibrated, damping: float = DAMPING
+) -> list[list[Tensor]]:
     """Scores (O, I), fp32, of some matrices of one block by each member of a score (of an ensemble several).
 
     A matrix that saw nothing (an expert that no token came to) is scored by |w|, on the scale of the others in its
-    tensor: times the root mean square of their inputs' norms, or their mean score by magnitude.
+    tensor: times the root mean square of their inputs' norms, or their mean score by magnitude. ``damping`` is of the
+    Hessian of score "obs".
     """
     if score in PRUNING_SCORES:
-        return [[_own(score, matrix, seen, calibrated) for matrix in of]]
+        return [[_own(score, matrix, seen, calibrated, damping) for matrix in of]]
     return [_by_score(name, of, seen, calibrated) for name in members(score)]
 
 
@@ -82,7 +85,7 @@ def _blind(matrix: Matrix, seen: Seen) -> Tensor:
     return _weights(matrix).abs() * scale
 
 
-def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated) -> Tensor:
+def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated, damping: float) -> Tensor:
     if seen.blind(matrix):
         products_OI = _blind(matrix, seen)
         # [H⁻¹]_jj ≥ 1/H_jj: were the inputs uncorrelated, obs would be w²·‖X_j‖²/n.
@@ -90,7 +93,7 @@ def _own(score: str, matrix: Matrix, seen: Seen, calibrated: Calibrated) -> Tens
     weights_OI, index = _weights(matrix), seen.tensors.index(matrix.tensor)
     if score == "obs":
         hessian_II = seen.moments(matrix).hessian.to(weights_OI.device)
-        return obs_scores(weights_OI, inverse(damped(hessian_II).hessian)).float()
+        return obs_scores(weights_OI, inverse(damped(hessian_II, damping).hessian)).float()
     norms_OI = _like(weights_OI, matrix, seen.inputs.statistic("input_norm", index))
     if score == "regional":
         assert seen.regional

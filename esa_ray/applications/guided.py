@@ -68,7 +68,7 @@ def esa_guided_pruning(
         The text to calibrate on; None is the study's, or without a study the default of ``esa run``.
     score, sparsity, **how
         As :class:`esa_ray.spec.compression.PruneSpec` has them: ``group``, ``pattern``, ``allocation``, ``update``,
-        ``sequential``, ``components``.
+        ``damping``, ``sequential``, ``components``.
     method
         A published method by its name in :data:`esa_ray.spec.compression.METHODS` ("wanda", "sparsegpt", …) in place
         of ``score``; other words change points of it.

@@ -145,7 +145,8 @@ def cholesky(hessian_II: Tensor) -> Tensor:
     lower_II, failed = torch.linalg.cholesky_ex(hessian_II.double())
     if int(failed):
         raise EsaError(
-            f"the Hessian of {len(hessian_II)} inputs is singular; see more positions than inputs, or raise the damping"
+            f"the Hessian of {len(hessian_II)} inputs is singular; see more positions than inputs (--max-samples), or "
+            "raise --damping"
         )
     return lower_II
 

@@ -117,9 +117,9 @@ class _Pruning:
             (mask,) = counted.pruned([weights_OI.abs().float()], asked, "tensor", pattern)
             return weights_OI.masked_fill(mask, 0.0), mask
         hessian_II = seen.moments(matrix).hessian
-        new_OI, mask_OI = sparsegpt(weights_OI, hessian_II, asked, pattern)
+        new_OI, mask_OI = sparsegpt(weights_OI, hessian_II, asked, pattern, damping=self.spec.damping)
         if self.spec.update == "refit":  # what one sweep only approaches
-            new_OI = refit(weights_OI, mask_OI, hessian_II)
+            new_OI = refit(weights_OI, mask_OI, hessian_II, self.spec.damping)
         return new_OI, mask_OI
 
     def _updated(self, matrix: Matrix, mask_OI: Tensor, seen: Seen) -> Tensor:
@@ -129,8 +129,8 @@ class _Pruning:
             return weights_OI.masked_fill(mask_OI, 0.0)
         hessian_II = seen.moments(matrix).hessian
         if self.spec.update == "refit":
-            return refit(weights_OI, mask_OI, hessian_II)
-        return sparsegpt(weights_OI, hessian_II, mask=mask_OI)[0]
+            return refit(weights_OI, mask_OI, hessian_II, self.spec.damping)
+        return sparsegpt(weights_OI, hessian_II, mask=mask_OI, damping=self.spec.damping)[0]
 
 
 def write(

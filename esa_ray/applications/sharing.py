@@ -57,7 +57,8 @@ def damages(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[M
     By the spec's score, group and pattern, without an update. Measured once for all prunings that share these.
     """
     points = tuple(sorted({*MEASURED, round((1 + spec.sparsity) / 2, 6)}) if spec.sparsity > 0.7 else MEASURED)
-    key = (spec.score, spec.group, spec.pattern, spec.components, points)
+    damping = spec.damping if spec.score == "obs" else None  # of an update, which isn't done here
+    key = (spec.score, spec.group, spec.pattern, spec.components, damping, points)
     if key not in calibrated.measured:
         calibrated.measured[key] = _measured(spec, calibrated, blocks, points)
     return calibrated.measured[key]

@@ -20,6 +20,7 @@ from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.models.edited import check_free
 from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
+from esa_ray.spec.compression import DAMPING
 from esa_ray.spec.compression import KeepBy as Rule
 from esa_ray.storage.location import is_uri
 
@@ -35,6 +36,9 @@ Allocation = Annotated[
     str, typer.Option(help="Sparsity over blocks: uniform; owl (by outliers); damage (by what pruning each costs).")
 ]
 Updates = Annotated[str, typer.Option(help="What is done to the weights that stay: none, sparsegpt, refit (exact).")]
+Damping = Annotated[
+    str, typer.Option(help="Share(s) of a Hessian's mean diagonal added to it, for score obs and for updates.")
+]
 Method = Annotated[str, typer.Option(help=f"Published methods in place of --score … --update: {', '.join(METHODS)}.")]
 Sequential = Annotated[
     bool,
@@ -68,6 +72,7 @@ def prune(
     sparsity: Sparsity = "0.5",
     allocation: Allocation = "uniform",
     update: Updates = "none",
+    damping: Damping = f"{DAMPING:g}",
     sequential: Sequential = True,
     components: Compressed = "attention,gate,up,down",
     save_model: SaveModel = None,
@@ -155,7 +160,18 @@ def quantize(
 
 def _study(given: dict[str, Any]) -> dict[str, Any]:
     """What :func:`esa_ray.cli.run.launch` understands of a command's options."""
-    own = ("method", *_OF_THE_PRODUCT, "pattern", "sparsity", "sequential", "bits", "group_size", "keep", "keep_by")
+    own = (
+        "method",
+        *_OF_THE_PRODUCT,
+        "pattern",
+        "sparsity",
+        "damping",
+        "sequential",
+        "bits",
+        "group_size",
+        "keep",
+        "keep_by",
+    )
     kept = {name: value for name, value in given.items() if name not in (*own, "components")}
     if given["other_data"] is None:
         kept["other_data"] = "pydoc" if given["data"] == "pysource" else "pysource"
@@ -206,9 +222,10 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
             if typed(given["context"], name):
                 raise EsaError(f"--pattern {given['pattern']} leaves no choice of --{name}; leave that out")
     points = _methods(given) if items(given["method"]) else _product(given)
+    dampings = numbers(given["damping"], float, "--damping")
     grid, faults = [], []
-    for point, pattern, sparsity in product(points, patterns, items(given["sparsity"])):
-        fields = point | {"pattern": pattern, "components": items(given["components"])}
+    for point, pattern, sparsity, damping in product(points, patterns, items(given["sparsity"]), dampings):
+        fields = point | {"pattern": pattern, "damping": damping, "components": items(given["components"])}
         if n_of_m(pattern) is None:
             fields["sparsity"] = sparsity
         try:
@@ -224,7 +241,11 @@ def _prunings(given: dict[str, Any]) -> list[PruneSpec]:
     if faults:
         why = _told(faults[0], "prune")
         console.out(f"left out          {len(faults)} combinations that can't be, as: {why}")
-    return list(dict.fromkeys(grid))  # N of M inputs are the same whatever the group
+    if typed(given["context"], "damping") and not any(how.inverts for how in grid):
+        raise EsaError("--damping is of score obs and of updates, and none is asked for; add one, or leave it out")
+    return list(
+        dict.fromkeys(grid)
+    )  # N of M inputs are the same whatever the group, what has no Hessian by any damping
 
 
 def _product(given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,7 +266,9 @@ def _methods(given: dict[str, Any]) -> list[dict[str, Any]]:
     names = items(given["method"])
     if unknown := [name for name in names if name not in METHODS]:
         raise EsaError(f"--method {unknown[0]} is not one of {', '.join(METHODS)}")
-    return [METHODS[name].model_dump(exclude={"kind", "sparsity", "pattern", "components"}) for name in names]
+    return [
+        METHODS[name].model_dump(exclude={"kind", "sparsity", "pattern", "damping", "components"}) for name in names
+    ]
 
 
 def _valid(kind: type[QuantizeSpec], fields: dict[str, Any]) -> QuantizeSpec:

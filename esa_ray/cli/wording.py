@@ -25,7 +25,7 @@ OPTIONS = {
     "tasks": "--tasks", "limit": "--limit", "bits": "--bits", "relative_to": "--noise-scale",
     "save_models": "--save-model", "other_texts.source": "--other-data",
     **{f"compressions.prune.{name}": f"--{name}" for name in (
-        "score", "group", "pattern", "sparsity", "allocation", "update", "components")},
+        "score", "group", "pattern", "sparsity", "allocation", "update", "damping", "components")},
     "compressions.quantize.bits": "--bits", "compressions.quantize.group_size": "--group-size",
     "compressions.quantize.kept": "--keep", "compressions.quantize.keep_by": "--keep-by",
     "compressions.quantize.components": "--components",

@@ -18,6 +18,9 @@ Update = Literal["none", "sparsegpt", "refit"]
 KeepBy = Literal["tacq", "grad_x_weight_abs", "fisher", "magnitude", "random"]
 Bits = Literal[2, 3, 4, 8]
 
+#: Share of the mean diagonal that is added to a Hessian's diagonal, as SparseGPT and GPTQ do it.
+DAMPING = 0.01
+
 #: Scores that only pruning has: of a layer's inputs (obs), and of a block's own gradients (Wanda++, GBLM).
 PRUNING_SCORES = {
     "obs": "w² / (2 [H⁻¹]_jj) with H = 2/n Σ x xᵀ (Hassibi & Stork 1993; SparseGPT, arXiv:2301.00774)",
@@ -81,7 +84,7 @@ class _Compression(Spec):
 
 
 class PruneSpec(_Compression):
-    """One way to prune: a point of score × group × pattern × sparsity × allocation × update.
+    """One way to prune: a point of score × group × pattern × sparsity × allocation × update × damping.
 
     The weights with the smallest ``score`` leave, exactly ⌊s·n⌋ of each ``group`` that they compete within: an output
     row, a tensor, a block or the model. ``pattern`` is "unstructured", "N:M" (N of every M contiguous inputs are zero),
@@ -91,8 +94,10 @@ class PruneSpec(_Compression):
     ``allocation`` shares the sparsity out over blocks: alike, by outliers (OWL, arXiv:2310.05175), or by measured
     damage. ``update`` is what happens to the weights that stay: nothing, SparseGPT's update, or the exact least-squares
     refit of each row. With an update, score "obs" within a tensor or of a pattern N:M is SparseGPT's own choice, one
-    block of columns after the other. ``sequential``: a block's activations come out of the blocks pruned so far, not
-    out of the intact model.
+    block of columns after the other. ``damping`` is added to the diagonal of the Hessian of score "obs" and of both
+    updates, as a share of the mean diagonal (:func:`esa_ray.applications.hessian.damped`): more of it trusts the
+    calibration windows less. Where nothing has a Hessian it is the default. ``sequential``: a block's activations come
+    out of the blocks pruned so far, not out of the intact model.
 
     Example
     -------
@@ -109,6 +114,7 @@ class PruneSpec(_Compression):
     sparsity: float = Field(default=0.5, gt=0, lt=1)
     allocation: Allocation = "uniform"
     update: Update = "none"
+    damping: float = Field(default=DAMPING, ge=0, le=100)
     sequential: bool = True
 
     @field_validator("score")
@@ -150,6 +156,8 @@ class PruneSpec(_Compression):
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.group == "model" and self.allocation != "uniform":
             raise ValueError("--group model shares the sparsity out by itself; use --allocation uniform")
+        if not self.inverts:
+            object.__setattr__(self, "damping", DAMPING)
         return self
 
     def _default_of(self, name: str) -> Any:
@@ -160,6 +168,11 @@ class PruneSpec(_Compression):
         return super()._default_of(name)
 
     @property
+    def inverts(self) -> bool:
+        """Whether anything inverts a Hessian, which damping is for."""
+        return self.score == "obs" or self.update != "none"
+
+    @property
     def label(self) -> str:
         """Short text for people and file names; what is as usual goes without saying."""
         words = ["prune", self.score]
@@ -168,6 +181,7 @@ class PruneSpec(_Compression):
         words += [f"{self.sparsity:g}"] if n_of_m(self.pattern) is None else []
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [self.update] if self.update != "none" else []
+        words += [f"d{self.damping:g}"] if self.damping != DAMPING else []
         words += [] if self.sequential else ["oneshot"]
         return "-".join(words)
 

@@ -10,12 +10,13 @@ from statsmodels.stats.multitest import multipletests
 
 import analysis
 from analysis.compression.against import _row
-from analysis.compression.points import IDENTITY, USUAL, Point, published, together
+from analysis.compression.points import IDENTITY, USUAL, Point, points, published, together
 from analysis.report.page import _failures, context
 from analysis.report.sections import answered
 from analysis.statistics.inference import holm_within
 from esa_ray.spec import METHODS, PRUNING_SCORES, PruneSpec, QuantizeSpec
 from tests.analysis.compressed import RATE, compressed, crossed, prune
+from tests.analysis.synthetic import save_table
 
 COSTS = {"magnitude": 1.0, "act_mag": 0.5, "obs": 0.4, "regional": 0.3}
 
@@ -143,6 +144,31 @@ def test_magnitude_sees_no_activations_so_the_order_of_blocks_is_nothing_to_it()
     assert all(point("x", {}, prune(score=s)).seeded for s in PRUNING_SCORES)
     assert not point("magnitude", {}).seeded
     assert point("x", {}, prune("magnitude", update="refit")).seeded
+
+
+def test_a_published_method_stays_one_at_any_damping_which_its_name_says():
+    assert published(prune("owl+sparsegpt", damping=0.1).model_dump()) == "owl+sparsegpt-d0.1"
+    assert published(prune("wanda", damping=0.1).model_dump()) == "wanda"
+    assert point("x", {}, prune(score="regional", update="refit", damping=0.1)).method == "regional-row-refit-d0.1"
+
+
+def test_studies_older_than_damping_had_its_default(tmp_path):
+    specs = [prune("sparsegpt"), prune("wanda"), QuantizeSpec()]
+    study = compressed(tmp_path, specs, lambda p, s, t: 0.1, texts=("home",))
+    save_table(tmp_path, "compressions", study.compressions.with_columns(pl.lit(None, pl.Float64).alias("damping")))
+    found = points(analysis.load(tmp_path))
+    assert {p.label: p.what["damping"] for p in found} == {
+        "prune-obs-tensor-0.5-sparsegpt": 0.01, "prune-act_mag-row-0.5": 0.01, "quantize-4-g64": None,
+    }  # fmt: skip
+    assert {p.method for p in found} == {"sparsegpt", "wanda", "nothing kept"}
+
+
+def test_points_that_differ_in_damping_alone_are_told_apart(tmp_path):
+    specs = [prune("sparsegpt", damping=d, sparsity=s) for d in (0.01, 0.1) for s in (0.5, 0.6, 0.7)]
+    study = compressed(tmp_path, specs, lambda p, s, t: p.sparsity * (1 if p.damping == 0.1 else 2), texts=("home",))
+    (row,) = of(analysis.against(study), method="sparsegpt-d0.1", rival="sparsegpt", setting="60%")
+    assert row["saving"] == pytest.approx(0.5)
+    assert "damping" in analysis.factors(study)["term"].to_list()
 
 
 def test_savings_are_the_planted_ones_at_equal_size(tmp_path):

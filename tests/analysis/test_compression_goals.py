@@ -103,6 +103,18 @@ def test_against_the_best_published_the_verdict_turns_at_10_percent(tmp_path):
     assert "60% on home: regional-row-refit −9.0% against owl+sparsegpt" in verdict.evidence
 
 
+def test_a_rival_has_to_be_beaten_at_every_damping_that_was_run(tmp_path):
+    methods = [*map(prune, RIVALS), prune("sparsegpt", damping=0.1), prune(**OURS)]
+    specs = [p.model_copy(update={"sparsity": s}) for s in (0.6, 0.7) for p in methods]
+
+    def cost(p, seed, text):
+        return {0.1: 0.42}.get(p.damping, 0.4 if p.score == "regional" and p.update == "refit" else 0.6) * ripple(seed)
+
+    verdict = judged(compressed(tmp_path, specs, cost))["P5.4b"]
+    assert verdict.status == "fails"
+    assert "regional-row-refit −4.8% against sparsegpt-d0.1" in verdict.evidence
+
+
 def test_out_of_domain_counts_as_much(tmp_path):
     assert against_published(tmp_path / "a", {"home": 0.5, "away": 0.09}).status == "fails"
     verdict = against_published(tmp_path / "b", {"home": 0.5}, texts=("home",))

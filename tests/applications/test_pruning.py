@@ -251,6 +251,60 @@ def test_damage_of_a_block_is_that_of_pruning_it_alone():
             assert damage == pytest.approx(expected, abs=1e-5)
 
 
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def damped_by_hand(x: torch.Tensor, damping: float) -> torch.Tensor:
+    hessian_II = 2 / len(x) * x.double().T @ x.double()
+    return hessian_II + damping * hessian_II.diagonal().mean() * torch.eye(len(hessian_II), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("update", ["sparsegpt", "refit"])
+@pytest.mark.parametrize("damping", [0.001, 0.3])
+def test_damping_is_of_the_choice_and_of_the_update_alike(update, damping):
+    model = tiny()
+    spec = PruneSpec(score="obs", group="tensor", update=update, damping=damping)
+    _, masks, made = pruned(model, spec)
+    weights_OI = model.get_parameter(UP).data
+    hessian_II = damped_by_hand(inputs_of(model, CAL, "model.layers.0.")[UP, None], damping)
+    new_OI, mask = sparsegpt(weights_OI, hessian_II, 0.5, damping=0.0)
+    if update == "refit":
+        new_OI = refit(weights_OI, mask, hessian_II, damping=0.0)
+    assert torch.equal(masks[UP, None], mask)
+    torch.testing.assert_close(made.get_parameter(UP).data, new_OI, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["sparsegpt", "refit"])
+def test_damping_is_of_an_update_around_another_scores_mask(update):
+    model = tiny()
+    _, masks, made = pruned(model, PruneSpec(update=update, damping=0.3))
+    hessian_II = damped_by_hand(inputs_of(model, CAL, "model.layers.0.")[UP, None], 0.3)
+    weights_OI, mask = model.get_parameter(UP).data, masks[UP, None]
+    wanted = refit(weights_OI, mask, hessian_II, 0.0) if update == "refit" else sparsegpt(
+        weights_OI, hessian_II, mask=mask, damping=0.0)[0]  # fmt: skip
+    torch.testing.assert_close(made.get_parameter(UP).data, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_damping_is_of_obs_where_nothing_is_updated():
+    model = tiny()
+    _, masks, _ = pruned(model, PruneSpec(score="obs", damping=0.3))
+    inverse_II = np.linalg.inv(damped_by_hand(inputs_of(model, CAL, "model.layers.0.")[UP, None], 0.3).numpy())
+    scores = model.get_parameter(UP).data.double() ** 2 / torch.tensor(np.diag(inverse_II))
+    assert torch.equal(masks[UP, None], smallest(scores, HIDDEN // 2))
+
+
+def test_damage_of_blocks_is_measured_anew_only_where_damping_chooses():
+    model = tiny()
+    calibrated = Calibrated(model, catalogue(model), CAL, batch_size=4)
+
+    def curves(**how):
+        spec = PruneSpec(allocation="damage", **how)
+        return damages(spec, calibrated, pruned_matrices(spec, calibrated))
+
+    assert curves(update="refit", damping=0.3) is curves(update="refit")
+    assert curves(score="obs", damping=10.0) != curves(score="obs")
+
+
 @pytest.mark.parametrize("score", ["act_mag", "obs", "regional", "gblm", "grad_x_weight_abs", "magnitude"])
 def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_counted(score):
     model = tiny("mixtral")
