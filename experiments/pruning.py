@@ -1,37 +1,43 @@
 """Hypothesis: SparseGPT's choice, refitted exactly, beats the best published pruning.
 
 P5.1. The published methods (magnitude, Wanda, Wanda++, SparseGPT, OWL with SparseGPT) against a point of the same
-product that nobody has published, as far as we know: SparseGPT chooses the mask, and each row that stays is then the
-exact least-squares solution, which SparseGPT's one sweep only approaches. If it holds, it has at least 10% less excess
-NLL than the best of Wanda, Wanda++, SparseGPT and OWL with SparseGPT at 60 and 70%, on the documentation that all are
-calibrated on and on source code that none has seen; and at least 15% less than magnitude at every sparsity and at 2:4.
-What would speak against it: the exact solution fits the calibration text better and other text worse.
+product that nobody has published, as far as we know: SparseGPT chooses the mask, each row that stays is then the exact
+least-squares solution, which SparseGPT's one sweep only approaches, and both see a Hessian that is damped ten times as
+much as SparseGPT's own (0.1 of its mean diagonal): 4,096 positions tell little of 1,536 inputs. That damping is the
+best of 0.01, 0.1 and 0.3 at 60% with seed 123; SparseGPT itself stands beside it with the same. If it holds, it has at
+least 10% less excess NLL than the best of the published at 60 and 70%, on the documentation that all are calibrated on
+and on source code that none has seen; and at least 15% less than magnitude at every sparsity and at 2:4. What would
+speak against it: the exact solution fits the calibration text better and other text worse.
 """
 
 from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, StudySpec
 
 SPARSITIES = (0.5, 0.6, 0.7)
 PUBLISHED = ("magnitude", "wanda", "wanda++", "sparsegpt", "owl+sparsegpt")
-#: SparseGPT's mask with the exact refit of each row.
-OURS = (PruneSpec(score="obs", group="tensor", update="refit"),)
+DAMPING = 0.1
+
+
+def methods() -> tuple[PruneSpec, ...]:
+    """Those published, SparseGPT with more damping, and its mask with the exact refit of each row."""
+    ours = PruneSpec(score="obs", group="tensor", update="refit", damping=DAMPING)
+    return (*(METHODS[name] for name in PUBLISHED), ours.model_copy(update={"update": "sparsegpt"}), ours)
 
 
 def prunings() -> tuple[PruneSpec, ...]:
     """Every method at every sparsity, and those that share it out evenly at 2:4 too."""
-    methods = (*(METHODS[name] for name in PUBLISHED), *OURS)
-    free = [method.model_copy(update={"sparsity": s}) for method in methods for s in SPARSITIES]
-    two_of_four = [m.model_copy(update={"pattern": "2:4"}) for m in methods if m.allocation == "uniform"]
+    free = [method.model_copy(update={"sparsity": s}) for method in methods() for s in SPARSITIES]
+    two_of_four = [m.model_copy(update={"pattern": "2:4"}) for m in methods() if m.allocation == "uniform"]
     return (*free, *two_of_four)
 
 
 def study() -> StudySpec:
-    """Six methods at 50, 60 and 70%, five of them at 2:4, by two seeds, on two texts: 46 prunings."""
+    """Seven methods at 50, 60 and 70%, six of them at 2:4, by three seeds, on two texts: 81 prunings."""
     return StudySpec(
         name="pruning",
         model=ModelSpec(source="SmolLM2-135M-Instruct"),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
         scores=(),
-        seeds=(1337, 123),
+        seeds=(1337, 123, 7),
         compressions=prunings(),
     )
