@@ -36,9 +36,9 @@ class Point:
     """One compression on one text.
 
     ``what`` holds the columns :data:`IDENTITY`. ``excess`` is calibration seed → (W,): NLL of the compressed model
-    minus NLL of the dense model in each evaluation window, over the mean number of tokens of a window, in nats per
-    token; so its mean is the sum of all differences over the sum of all tokens. Seeds whose loss isn't finite have
-    none. ``rows`` are its stored rows of this text, ``dense`` the dense model's.
+    minus NLL of the dense model, where possible on the same hardware, in each evaluation window, over the mean number
+    of tokens of a window, in nats per token; so its mean is the sum of all differences over the sum of all tokens.
+    Seeds whose loss isn't finite have none. ``rows`` are its stored rows of this text, ``dense`` the dense model's.
     """
 
     what: dict[str, Any]
@@ -219,8 +219,11 @@ def _order(p: Point) -> tuple:
 
 def _excess(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
     ok = rows.filter((pl.col("status") == "ok") & (pl.col("nll").list.len() == len(base["nll"])))
-    dense, tokens = np.array(base["nll"]), float(np.mean(base["tokens"]))
-    return {seed: (np.array(nll) - dense) / tokens for seed, nll in ok.select("seed", "nll").iter_rows()}
+    tokens = float(np.mean(base["tokens"]))
+    return {
+        seed: (np.array(nll) - np.array(base["nll"] if own is None else own)) / tokens
+        for seed, nll, own in ok.select("seed", "nll", "intact_nll").iter_rows()
+    }
 
 
 def together(compared: Sequence[Point]) -> tuple[list[int], np.ndarray]:

@@ -18,7 +18,7 @@ from esa_ray.spec.compression import KEEPING, gradients_of
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec
@@ -132,21 +132,22 @@ class Compressions(Swept):
 
         asked, started = asked_of(unit), time.perf_counter()
         if asked.how is None:
-            return [_row(*each) for each in _evaluated(worker)]
+            return [_row(*each) for each in worker.dense]
         assert asked.seed is not None
         saved = saved_at(worker.spec, asked)
         if saved:
             from esa_ray.applications.saving import check_free, save
 
             check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
-        calibrated = worker.calibrated(asked.seed)
+        dense, calibrated = worker.dense, worker.calibrated(asked.seed)
         with replacing() as kept:
             try:
                 made = compress(calibrated, asked.how, asked.seed, kept)
             except EsaError as error:  # of this compression alone: the others of the grid have a right to a result
                 return [{"status": "error", "error": str(error)}]
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
-            rows = [_row(*each) | did for each in _evaluated(worker)]
+            pairs = zip(worker.evaluated(), dense, strict=True)
+            rows = [_row(*each) | did | {"intact_nll": intact.nll} for each, (*_, intact) in pairs]
             if saved:
                 save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
@@ -161,14 +162,6 @@ def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:
     """Whether what was to be saved is there, made of this parent."""
     saved = saved_at(spec, asked)
     return saved is None or (asked.seed is not None and made_of(Path(saved), parent, asked.how, asked.seed))
-
-
-def _evaluated(worker: Worker) -> Iterator[tuple[str, str, Any]]:
-    """The loss of the model as it is now on its own text's windows and on the others'."""
-    from esa_ray.evaluation import evaluate
-
-    for domain, spec, windows in worker.texts:
-        yield spec.source, domain, evaluate(worker.model, windows, spec.batch_size)
 
 
 def _row(text: str, domain: str, outcome: Any) -> dict[str, Any]:

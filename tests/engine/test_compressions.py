@@ -74,6 +74,14 @@ def test_a_compressions_numbers_are_the_same_whatever_was_compressed_before(work
     assert {row["status"] for row in forth.values()} == {"ok"}
 
 
+def test_a_row_has_the_dense_models_loss_where_it_was_computed(working):
+    worker = working(ways=WAYS[:2])
+    rows = told(measured(worker))
+    for (label, domain), row in rows.items():
+        assert row["intact_nll"] == (None if label == "dense" else rows["dense", domain]["nll"])
+    assert rows[WAYS[1].label, "in"]["intact_nll"] == evaluate(worker.model, worker.windows.evaluation, 2).nll
+
+
 @pytest.mark.parametrize(
     ("ways", "gradients"),
     [
