@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.applications.curves import WINDOWS, curves, points
 from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
@@ -76,15 +77,25 @@ class Compressions(Swept):
     def cost(self, spec: StudySpec) -> Cost:
         """An evaluation on every text a compression and seed, and about two passes of its calibration windows.
 
-        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression.
+        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression. So
+        are what OWL's outliers take once a seed, and a choice among the whole model's weights twice a compression.
+        Allocation by damage prunes every block alone, once a seed for all prunings that share its curves.
         """
-        n = len(spec.compressions) * len(spec.seeds)
+        if not spec.compressions:
+            return Cost()
+        n, seeds, windows = len(spec.compressions) * len(spec.seeds), len(spec.seeds), spec.data.calibration_windows
         texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
-        gradients = int(any(map(_by_gradients, spec.compressions)))
-        gradients += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
-        backward = gradients * len(spec.seeds) * spec.data.calibration_windows
-        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows + backward
-        return Cost(n, forward_passes=passes, backward_passes=backward) if n else Cost()
+        prunings = [how for how in spec.compressions if how.kind == "prune"]
+        backward = any(map(_by_gradients, spec.compressions)) + sum(how.score == "regional" for how in prunings)
+        by_damage = {curves(how): len(points(how)) for how in prunings if how.allocation == "damage"}
+        calibrations = backward + any(how.allocation == "owl" for how in prunings) + 2 * len(by_damage)
+        calibrations += 2 * sum(how.group == "model" for how in prunings) + 2 * len(spec.compressions)
+        said = f"({len(spec.compressions)} ways by {seeds} seed{'s' * (seeds > 1)}, and the dense model)"
+        return Cost(
+            n, said, forward_passes=(n + 1) * texts + seeds * windows * calibrations,
+            backward_passes=seeds * windows * backward,
+            block_passes=seeds * min(WINDOWS, windows) * sum(by_damage.values()),
+        )  # fmt: skip
 
     def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
         """By seed: what was gathered of its windows serves all of its compressions."""

@@ -10,8 +10,9 @@ from esa_ray.applications.allocation import owl
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.choosing import pruned_matrices
 from esa_ray.applications.compress import compressed
+from esa_ray.applications.curves import WINDOWS
 from esa_ray.applications.refit import refit
-from esa_ray.applications.sharing import WINDOWS, damages
+from esa_ray.applications.sharing import damages
 from esa_ray.applications.sparsegpt import sparsegpt
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue

@@ -97,6 +97,20 @@ def test_a_plan_counts_gradients_of_the_model_once_a_seed_and_of_blocks_for_each
     assert found.forward_passes == (2 * len(ways) + 1) * 5 + 2 * 2 * len(ways) * 4 + found.backward_passes
 
 
+def test_a_plan_counts_what_allocations_and_the_whole_models_choice_look_at(tiny_study):
+    def found(*ways):
+        return GRID.cost(tiny_study.replace(perturbations=(), groups=(), scores=(), compressions=ways))
+
+    plain, owl = PruneSpec(), [PruneSpec(allocation="owl", sparsity=s) for s in (0.5, 0.6)]
+    damage = [PruneSpec(allocation="damage", update=update) for update in ("none", "refit")]
+    of_one = found(plain).forward_passes - 5  # without the dense model
+    # Of two seeds, with 4 calibration windows each.
+    assert found(*owl).forward_passes == 2 * of_one + 5 + 2 * 4
+    assert found(*damage).forward_passes == 2 * of_one + 5 + 2 * 2 * 4
+    assert found(PruneSpec(group="model")).forward_passes == of_one + 5 + 2 * 2 * 4
+    assert (found(*damage).block_passes, found(*owl).block_passes) == (2 * 4 * 4, 0)
+
+
 def test_a_grid_that_was_killed_goes_on_with_what_is_missing(working):
     worker = working(ways=WAYS[:3])
     units = GRID.asked(worker.spec, worker.store)
