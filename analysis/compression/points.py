@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import TypeAdapter
 
 from analysis.study import Study
-from esa_ray.spec import METHODS, PruneSpec, grouped, is_data_free, n_of_m
+from esa_ray.spec import METHODS, Compression, PruneSpec, grouped, is_data_free, n_of_m
 from esa_ray.spec.compression import COMPRESSED, DAMPING
 
 #: What names a compression; its rows differ in seed and text alone.
@@ -27,6 +28,7 @@ WHO: dict[str, Any] = {
     "kind": pl.String, "setting": pl.String, "method": pl.String, "published": pl.Boolean, "label": pl.String,
     "text": pl.String, "domain": pl.String,
 }  # fmt: skip
+_COMPRESSIONS = TypeAdapter(tuple[Compression, ...])
 #: Rules of keeping weights that look at no text, and so don't depend on the calibration seed.
 _FIXED_RULES = (None, "magnitude")
 
@@ -206,6 +208,18 @@ def points(study: Study) -> tuple[Point, ...]:
             what = dict(zip(IDENTITY, key, strict=True))
             found.append(Point(what, mine["label"][0], str(text), str(domain), _excess(mine, base), mine, base))
     return tuple(sorted(found, key=_order))
+
+
+def asked(study: Study) -> pl.DataFrame:
+    """What a study asks for, whether or not it was measured: one row a compression and domain."""
+    rows = []
+    for spec in _COMPRESSIONS.validate_python(study.spec.get("compressions") or ()):
+        what = spec.model_dump() | {"components": ",".join(grouped(spec.components))}
+        name = published(what)
+        for domain in ("in", "out")[: 1 + bool(study.spec.get("other_texts"))]:
+            rows.append((what["kind"], setting_label(what), name or recipe(what), name is not None, domain))
+    names = ("kind", "setting", "method", "published", "domain")
+    return pl.DataFrame(rows, schema={name: WHO[name] for name in names}, orient="row")
 
 
 def _order(p: Point) -> tuple:

@@ -13,6 +13,7 @@ from esa_ray.spec import QuantizeSpec
 from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
+from tests.analysis.test_compression_goals import at_every_setting
 from tests.analysis.test_pairs import planted, ranked
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +41,15 @@ def test_documents_of_single_studies_are_those_of_their_findings(name):
 def test_the_document_on_compression_has_verdicts_and_a_figure_file_for_each_that_it_shows(tmp_path):
     costs = {"magnitude": 1.0, "act_mag": 0.5, "regional": 0.3}
     pruned = compressed(
-        tmp_path / "p", [prune(m, sparsity=s) for m in ("magnitude", "wanda", "wanda++") for s in (0.5, 0.6)],
+        tmp_path / "p", [p for m in ("magnitude", "wanda", "wanda++") for p in at_every_setting(m)],
         lambda p, seed, text: costs[p.score] * p.sparsity * (1 + 0.01 * np.cos(np.arange(16) + seed)),
     )  # fmt: skip
     rounded = compressed(tmp_path / "q", [QuantizeSpec(bits=b) for b in (3, 4)], lambda q, seed, text: 1 / q.bits)
     path = write_studies({"pruning": [pruned], "quantization": [rounded]}, tmp_path / "docs")
     text = path.read_text()
     assert "from the studies of 1 model (`python -m experiments pruning`, `python -m experiments pruning_zoo`" in text
-    assert "| open | 50%: wanda++ −70% against magnitude" in text
-    assert "| open | 3 bits, 0.35% kept: needs tacq" in text
+    assert "| At 50, 60, 70% and 2:4 wanda++ has at least 15% less excess NLL than magnitude (P5.4a) | holds |" in text
+    assert "P5.4c" not in text  # which nobody asked
     assert "## Pruning: What does compressing cost?" in text
     assert "at 60% wanda++ loses least: +0.180 nats per token" in text
     shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
@@ -61,7 +62,8 @@ def test_several_models_stand_in_one_table_and_their_verdicts_name_them(tmp_path
     def made(name, saved):
         costs = {"magnitude": 1.0, "act_mag": 0.5}
         return compressed(
-            tmp_path / name, [prune("magnitude"), prune("wanda"), prune(score="regional", update="refit")],
+            tmp_path / name,
+            [*at_every_setting("magnitude", "wanda"), *at_every_setting(prune(score="regional", update="refit"))],
             lambda p, seed, text: costs.get(p.score, 0.5 * (1 - saved)) * (1 + 0.01 * np.cos(np.arange(16) + seed)),
             model=name,
         )  # fmt: skip
@@ -73,8 +75,8 @@ def test_several_models_stand_in_one_table_and_their_verdicts_name_them(tmp_path
     assert f"| {' | '.join(heads)} |" in text
     assert "| large | 50% | regional-row-refit | −70% [−70%, −70%] | −40% [−40%, −40%] (wanda) |" in text
     assert "| zoo-two | 50% | regional-row-refit | −40% [−40%, −40%] | +20% [+20%, +20%] (wanda) |" in text
-    assert "against the best published it has surely less excess NLL in 2 of 3 models and settings, surely more in 1" \
-        " (zoo-two at 50%)" in text  # fmt: skip
+    assert "against the best published it has surely less excess NLL in 8 of 12 models and settings, surely more in 4" \
+        " (zoo-two at 50%, zoo-two at 60%, zoo-two at 70%, zoo-two at 2:4)" in text  # fmt: skip
     assert text.count("## Pruning: What does compressing cost?") == 1  # the others have the table alone
     assert {f"(P5.4a, {name})" for name in ("large", "zoo-one", "zoo-two")} <= set(re.findall(r"\(P5\.4a, .+?\)", text))
 
