@@ -211,7 +211,7 @@ def test_the_report_answers_with_what_was_planted(study):
         assert section.figures
         assert all(len(row) == len(t.columns) for t in section.tables for row in t.rows)
     assert "What does compressing made-up cost?" in html
-    assert "3 bits, 0.35% kept: tacq −" in html  # the verdict's evidence
+    assert "3 bits g64 0.35% kept: tacq −20% against fisher" in html  # the verdict's evidence
 
 
 def test_a_study_that_also_damages_is_asked_about_its_weights_too(tmp_path):
