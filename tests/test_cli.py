@@ -692,6 +692,9 @@ def test_comparing_nothing_is_one_sentence(esa):
     [
         ("prune --pattern 2:4 --sparsity 0.7", "--pattern 2:4 leaves no choice of --sparsity"),
         ("prune --pattern 4:2", "N:M prunes N of every M, so N must be below M, as in 2:4"),
+        ("prune --score super_activation", "--score super_activation is defined for down-projections alone; use --com"),
+        ("prune --score act_mag+super_activation --components up", "for down-projections alone; use another score"),
+        ("prune --score super_activation --pattern neuron", "for down-projections alone; use another score"),
         ("prune --pattern neuron --components attention", "spans gate, up, down; add gate,up,down to --components"),
         ("prune --pattern kv --components down", "spans q, k, v, o; add q,k,v,o to --components"),
         ("prune --components attention,head", "--components: head is no matrix of a block"),

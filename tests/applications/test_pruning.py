@@ -356,9 +356,7 @@ def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     assert state_bits(model) == before
 
 
-def test_a_score_that_isnt_defined_for_a_component_is_refused():
-    with pytest.raises(EsaError, match="super_activation is a score of down-projections alone; add --components down"):
-        pruned(tiny(), PruneSpec(score="super_activation"))
+def test_a_score_of_one_component_prunes_that():
     _, masks, _ = pruned(tiny(), PruneSpec(score="super_activation", components=("down",)))
     assert all("down_proj" in name for name, _ in masks)
 
