@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-lowest test-gpu lint format bench bench-gpu scaling docs clean help
+.PHONY: demo test test-lowest test-gpu lint format bench bench-gpu scaling compression docs clean help
 
 help:
 	@echo "make demo    install, fetch the model, run the quickstart study, write its report"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
 	@echo "make bench-gpu, make test-gpu   what a GPU costs and gives beside goals, and the tests for one; on a machine with one"
 	@echo "make scaling train the zoo, run the scaling experiment on it, write its report (under an hour on two cores)"
+	@echo "make compression   the experiments on pruning, quantization and rows, on SmolLM2 and three of the zoo's models"
 	@echo "make docs    write docs/results anew from the studies under results/, and draw the rooms from the imports"
 	@echo "make clean   remove the environment"
 
@@ -64,6 +65,10 @@ bench-gpu: $(VENV)/.installed
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 	$(BIN)/python -m pytest tests/scoring/test_fold.py tests/scoring/test_kernels.py
+
+compression: $(VENV)/.model
+	$(BIN)/esa zoo train --families llama,neox,mixtral --sizes 1m
+	for name in pruning pruning_zoo quantization quantization_zoo rows; do $(BIN)/python -m experiments $$name || exit 1; done
 
 scaling: $(VENV)/.model
 	$(BIN)/esa zoo train

@@ -300,6 +300,11 @@ COMPRESSIONS = _schema(
         "each block's relative error: ΣΔᵢHΔᵢᵀ over ΣwᵢHwᵢᵀ of its tensors with H of the inputs that they saw",
     ),
     **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
+    intact_nll=(
+        pa.list_(_FLOAT),
+        "the dense model's summed NLL of each evaluation window where this row was computed, nats, as hardware rounds "
+        "in ways of its own; null of the dense model, and in studies of older versions",
+    ),
     blind=(_INT, "matrices that saw no input, such as an expert without tokens, and were scored by magnitude"),
     compress_seconds=(_FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
     saved=(_TEXT, "directory of the saved model; null where none was asked for"),

@@ -49,7 +49,7 @@ def run(
         list(zip(specs, places, strict=True)), only_plan=only_plan, save_plots=save_plots, address=address, gpus=gpus,
         track=tuple(parsing.items(track)), verbose=verbose,
     )  # fmt: skip
-    if several and not only_plan:
+    if several and not only_plan and all(spec.scores for spec in specs):  # only models with scores are compared
         show_comparison(places, root, save_plots=save_plots)
     raise typer.Exit(status)
 

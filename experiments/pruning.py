@@ -30,11 +30,11 @@ def prunings() -> tuple[PruneSpec, ...]:
     return (*free, *two_of_four)
 
 
-def study() -> StudySpec:
+def study(name: str = "pruning", model: str = "SmolLM2-135M-Instruct") -> StudySpec:
     """Seven methods at 50, 60 and 70%, six of them at 2:4, by three seeds, on two texts: 81 prunings."""
     return StudySpec(
-        name="pruning",
-        model=ModelSpec(source="SmolLM2-135M-Instruct"),
+        name=name,
+        model=ModelSpec(source=model),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
         scores=(),

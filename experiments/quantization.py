@@ -21,11 +21,11 @@ def quantizations() -> tuple[QuantizeSpec, ...]:
     return (*plain.values(), QuantizeSpec(bits=3, group_size=32), *kept)
 
 
-def study() -> StudySpec:
+def study(name: str = "quantization", model: str = "SmolLM2-135M-Instruct") -> StudySpec:
     """Twenty-five ways of rounding by two seeds, on two texts: 50 quantizations."""
     return StudySpec(
-        name="quantization",
-        model=ModelSpec(source="SmolLM2-135M-Instruct"),
+        name=name,
+        model=ModelSpec(source=model),
         data=DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=16, bos="always"),
         other_texts=(DataSpec(source="pysource", evaluation_windows=16, bos="always"),),
         scores=(),

@@ -423,13 +423,13 @@ def test_perturb_without_a_list_damages_what_a_score_chooses(esa):
 def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
     line = "esa prune --model m --group row,tensor,block,model --pattern unstructured,2:4 --sparsity 0.5,0.6 --plan"
     facts = _facts(esa(line)[1])
-    assert facts["compressions"] == "9"
+    assert facts["compressions"] == "9 (9 ways by 1 seed, and the dense model)"
     assert not {"scores", "k"} & facts.keys()
 
 
 def test_what_has_no_hessian_is_one_point_of_a_grid_of_dampings(esa):
     line = "esa prune --model m --method wanda,sparsegpt --damping 0.001,0.1 --sparsity 0.5,0.6 --plan"
-    assert _facts(esa(line)[1])["compressions"] == "6"  # Wanda twice, SparseGPT twice by two
+    assert _facts(esa(line)[1])["compressions"].startswith("6 ")  # Wanda twice, SparseGPT twice by two
 
 
 def test_models_of_several_parents_are_saved_in_a_directory_each(esa, tmp_path):
@@ -692,6 +692,9 @@ def test_comparing_nothing_is_one_sentence(esa):
     [
         ("prune --pattern 2:4 --sparsity 0.7", "--pattern 2:4 leaves no choice of --sparsity"),
         ("prune --pattern 4:2", "N:M prunes N of every M, so N must be below M, as in 2:4"),
+        ("prune --score super_activation", "--score super_activation is defined for down-projections alone; use --com"),
+        ("prune --score act_mag+super_activation --components up", "for down-projections alone; use another score"),
+        ("prune --score super_activation --pattern neuron", "for down-projections alone; use another score"),
         ("prune --pattern neuron --components attention", "spans gate, up, down; add gate,up,down to --components"),
         ("prune --pattern kv --components down", "spans q, k, v, o; add q,k,v,o to --components"),
         ("prune --components attention,head", "--components: head is no matrix of a block"),
@@ -715,4 +718,11 @@ def test_what_a_compression_cannot_be_is_refused_before_anything_is_loaded(esa, 
 
 def test_the_plan_of_a_compression_names_no_score_and_no_k(esa):
     _, out, _ = esa("esa prune --model m --plan")
-    assert not {"scores", "k"} & {line.split()[0] for line in out.splitlines()}
+    assert not {"scores", "k", "cells", "rankings"} & {line.split()[0] for line in out.splitlines()}
+
+
+def test_a_plan_has_the_passes_of_blocks_that_are_pruned_alone(esa):
+    line = "esa prune --model m --allocation uniform,damage --update none,refit --sparsity 0.5,0.8 --seeds 1,2 --plan"
+    # Two curves a seed (refits share them): at 50% of four sparsities, at 80% of five, on 4 windows each.
+    assert _facts(esa(line)[1])["block passes"] == f"{2 * 4 * (4 + 5)} windows for each block (resumed from it)"
+    assert "block passes" not in _facts(esa(line.replace(",damage", ""))[1])

@@ -6,8 +6,9 @@ import pytest
 
 from analysis.compression.goals import GOALS
 from analysis.compression.points import published, setting_label
+from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import grouped
-from experiments import pruning, quantization
+from experiments import pruning, pruning_zoo, quantization, quantization_zoo
 
 
 def asked(study):
@@ -25,6 +26,14 @@ def test_an_experiment_has_every_rival_at_every_setting_of_a_goal(goal):
         assert {(name, rival) for rival in goal.rivals} <= found
         assert sum(where == name for where, _ in found) > len(goal.rivals) or goal.name == "kept"
     assert study.other_texts[0].source != study.data.source
+
+
+@pytest.mark.parametrize(("zoo", "main"), [(pruning_zoo, pruning), (quantization_zoo, quantization)])
+def test_the_zoos_experiments_ask_three_architectures_what_the_main_one_asks(zoo, main):
+    studies = zoo.studies()
+    assert len({recipe(s.model.source.removeprefix("zoo:")).architecture for s in studies}) == len(studies) == 3
+    assert all(s.compressions == main.study().compressions and s.seeds == main.study().seeds for s in studies)
+    assert all(s.data.window == recipe("llama-1m").window == s.other_texts[0].window for s in studies)
 
 
 @pytest.mark.parametrize("study", [pruning.study(), quantization.study()], ids=lambda study: study.name)

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from analysis.compression.against import against
-from analysis.compression.points import WHO, at_any_damping, points
+from analysis.compression.points import WHO, asked, at_any_damping, points
 from analysis.statistics.inference import LEVEL, holm_within
 from analysis.study import Study
 from esa_ray.spec.compression import KEEPING
@@ -69,6 +69,13 @@ def goals(study: Study) -> pl.DataFrame:
     there = pl.DataFrame([p.who for p in points(study)], schema=WHO)
     rows = [row for goal in GOALS for setting in goal.settings for row in _reached(goal, setting, table, there)]
     return pl.DataFrame(rows, schema=REACHED)
+
+
+def asks(study: Study, goal: Goal) -> bool:
+    """Whether a study asks for all that judges a goal, at each of its settings: every rival and a candidate."""
+    there = asked(study)
+    at = [there.filter(_at(goal, setting)) for setting in goal.settings]
+    return not any(_missing(goal, mine.filter(_candidates(goal)), set(mine["method"])) for mine in at)
 
 
 def _reached(goal: Goal, setting: str, table: pl.DataFrame, there: pl.DataFrame) -> list[dict[str, Any]]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import TypeAdapter
 
 from analysis.study import Study
-from esa_ray.spec import METHODS, PruneSpec, grouped, is_data_free, n_of_m
+from esa_ray.spec import METHODS, Compression, PruneSpec, grouped, is_data_free, n_of_m
 from esa_ray.spec.compression import COMPRESSED, DAMPING
 
 #: What names a compression; its rows differ in seed and text alone.
@@ -27,6 +28,7 @@ WHO: dict[str, Any] = {
     "kind": pl.String, "setting": pl.String, "method": pl.String, "published": pl.Boolean, "label": pl.String,
     "text": pl.String, "domain": pl.String,
 }  # fmt: skip
+_COMPRESSIONS = TypeAdapter(tuple[Compression, ...])
 #: Rules of keeping weights that look at no text, and so don't depend on the calibration seed.
 _FIXED_RULES = (None, "magnitude")
 
@@ -36,9 +38,9 @@ class Point:
     """One compression on one text.
 
     ``what`` holds the columns :data:`IDENTITY`. ``excess`` is calibration seed → (W,): NLL of the compressed model
-    minus NLL of the dense model in each evaluation window, over the mean number of tokens of a window, in nats per
-    token; so its mean is the sum of all differences over the sum of all tokens. Seeds whose loss isn't finite have
-    none. ``rows`` are its stored rows of this text, ``dense`` the dense model's.
+    minus NLL of the dense model, where possible on the same hardware, in each evaluation window, over the mean number
+    of tokens of a window, in nats per token; so its mean is the sum of all differences over the sum of all tokens.
+    Seeds whose loss isn't finite have none. ``rows`` are its stored rows of this text, ``dense`` the dense model's.
     """
 
     what: dict[str, Any]
@@ -208,6 +210,18 @@ def points(study: Study) -> tuple[Point, ...]:
     return tuple(sorted(found, key=_order))
 
 
+def asked(study: Study) -> pl.DataFrame:
+    """What a study asks for, whether or not it was measured: one row a compression and domain."""
+    rows = []
+    for spec in _COMPRESSIONS.validate_python(study.spec.get("compressions") or ()):
+        what = spec.model_dump() | {"components": ",".join(grouped(spec.components))}
+        name = published(what)
+        for domain in ("in", "out")[: 1 + bool(study.spec.get("other_texts"))]:
+            rows.append((what["kind"], setting_label(what), name or recipe(what), name is not None, domain))
+    names = ("kind", "setting", "method", "published", "domain")
+    return pl.DataFrame(rows, schema={name: WHO[name] for name in names}, orient="row")
+
+
 def _order(p: Point) -> tuple:
     what = p.what
     if what["kind"] == "quantize":
@@ -219,8 +233,11 @@ def _order(p: Point) -> tuple:
 
 def _excess(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
     ok = rows.filter((pl.col("status") == "ok") & (pl.col("nll").list.len() == len(base["nll"])))
-    dense, tokens = np.array(base["nll"]), float(np.mean(base["tokens"]))
-    return {seed: (np.array(nll) - dense) / tokens for seed, nll in ok.select("seed", "nll").iter_rows()}
+    tokens = float(np.mean(base["tokens"]))
+    return {
+        seed: (np.array(nll) - np.array(base["nll"] if own is None else own)) / tokens
+        for seed, nll, own in ok.select("seed", "nll", "intact_nll").iter_rows()
+    }
 
 
 def together(compared: Sequence[Point]) -> tuple[list[int], np.ndarray]:

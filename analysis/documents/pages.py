@@ -17,7 +17,7 @@ from typing import Any
 
 from analysis.comparison import Comparison, compare, comparison_verdicts
 from analysis.comparison.figures import figures
-from analysis.comparison.loading import model_name
+from analysis.comparison.loading import below, model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
 from analysis.documents import architectures, compression, measured
@@ -37,7 +37,7 @@ TITLES = {
 STUDIES = {
     "compression": (
         "Compression: pruning and quantization",
-        "` and `".join(f"python -m experiments {name}" for name in compression.EXPERIMENTS),
+        "`, `".join(f"python -m experiments {name}" for name in compression.EXPERIMENTS),
     ),
 }
 
@@ -140,7 +140,7 @@ def write(name: str, comparison: Comparison | None, directory: Path = DIRECTORY)
     return path
 
 
-def write_studies(studies: dict[str, Study], directory: Path = DIRECTORY, name: str = "compression") -> Path:
+def write_studies(studies: compression.Found, directory: Path = DIRECTORY, name: str = "compression") -> Path:
     """Write a document of single studies (by experiment); without studies, from what was found before."""
     data, path = directory / f"{name}.json", directory / f"{name}.md"
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,6 +150,11 @@ def write_studies(studies: dict[str, Study], directory: Path = DIRECTORY, name: 
         compression.draw(studies, directory, name)
     path.write_text(render(name, json.loads(data.read_text(encoding="utf-8"))), encoding="utf-8")
     return path
+
+
+def _at(place: Path) -> list[Study]:
+    """The studies at a place or below it."""
+    return [load(each) for each in below(place)] if place.is_dir() and any(place.glob("**/study.json")) else []
 
 
 def main() -> int:
@@ -166,9 +171,7 @@ def main() -> int:
             print(write(name, None), "(from what was found before)")
         else:
             print(f"{name}: no studies under {studies}; run {TITLES[name][1]}", file=sys.stderr)
-    there = {
-        name: load(RESULTS / name) for name in compression.EXPERIMENTS if (RESULTS / name / "study.json").is_file()
-    }
+    there = {name: made for name in compression.EXPERIMENTS if (made := _at(RESULTS / name))}
     if there or (DIRECTORY / "compression.json").is_file():
         print(write_studies(there), "" if there else "(from what was found before)")
     else:

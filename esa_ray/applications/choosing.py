@@ -16,8 +16,7 @@ from esa_ray.applications.layers import Matrix, by_block, tensors_of
 from esa_ray.applications.seen import Seen, look
 from esa_ray.applications.structures import structures
 from esa_ray.errors import EsaError
-from esa_ray.spec import SCORES, members
-from esa_ray.spec.compression import PRUNING_SCORES, SPANS, STRUCTURED, PruneSpec, n_of_m
+from esa_ray.spec.compression import SPANS, STRUCTURED, PruneSpec, n_of_m
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,12 +94,11 @@ def pruned_matrices(spec: PruneSpec, calibrated: Calibrated) -> dict[int, list[M
     Raises
     ------
     EsaError
-        If M doesn't divide the inputs of a matrix, or the score isn't defined for all components.
+        If M doesn't divide the inputs of a matrix.
     """
     components = spec.components
     if spec.pattern in SPANS:
         components = SPANS[spec.pattern]
-    _check_defined(spec.score, components)
     of = calibrated.matrices(components)
     if counted_in := n_of_m(spec.pattern):
         for matrix in of:
@@ -140,12 +138,3 @@ def dense_counts(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, l
         found[layer] = sum(int(mask.sum()) for mask in gone[at : at + len(mine[0])])
         at += len(mine[0])
     return found
-
-
-def _check_defined(score: str, components: Sequence[str]) -> None:
-    for name in () if score in PRUNING_SCORES else members(score):
-        found = SCORES[name]
-        if found.alone and not set(components) <= set(found.alone):
-            raise EsaError(
-                f"{name} is a score of {found.where}; add --components {','.join(found.alone)}, or take another --score"
-            )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from esa_ray.applications.allocation import by_damage, outlier_share, owl
 from esa_ray.applications.choosing import Choosing, watching
+from esa_ray.applications.curves import WINDOWS, curves, points
 from esa_ray.applications.kept import replacing
 from esa_ray.applications.layers import Matrix, tensors_of
 from esa_ray.evaluation import evaluate
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
     from esa_ray.spec.compression import PruneSpec
 
-#: Windows that a block's own damage is measured on, and the sparsities at which.
-WINDOWS, MEASURED = 4, (0.3, 0.5, 0.7, 0.85)
 #: How far a block's sparsity may be from the model's, by measured damage.
 REACH = 0.15
 
@@ -30,10 +29,10 @@ def sparsities(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, lis
     if spec.allocation == "owl":
         found = owl(_outliers(calibrated, blocks), sizes, spec.sparsity)
     elif spec.allocation == "damage":
-        curves = damages(spec, calibrated, blocks)
-        most = min(max(curve) for curve in curves)
+        measured = damages(spec, calibrated, blocks)
+        most = min(max(curve) for curve in measured)
         low, high = max(0.0, spec.sparsity - REACH), min(most, spec.sparsity + REACH)
-        found = by_damage(curves, sizes, spec.sparsity, low, high)
+        found = by_damage(measured, sizes, spec.sparsity, low, high)
     else:
         found = [spec.sparsity] * len(blocks)
     return dict(zip(blocks, found, strict=True))
@@ -56,16 +55,14 @@ def damages(spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[M
 
     By the spec's score, group and pattern, without an update. Measured once for all prunings that share these.
     """
-    points = tuple(sorted({*MEASURED, round((1 + spec.sparsity) / 2, 6)}) if spec.sparsity > 0.7 else MEASURED)
-    damping = spec.damping if spec.score == "obs" else None  # of an update, which isn't done here
-    key = (spec.score, spec.group, spec.pattern, spec.components, damping, points)
+    key = curves(spec)
     if key not in calibrated.measured:
-        calibrated.measured[key] = _measured(spec, calibrated, blocks, points)
+        calibrated.measured[key] = _measured(spec, calibrated, blocks, points(spec))
     return calibrated.measured[key]
 
 
 def _measured(
-    spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[Matrix]], points: Sequence[float]
+    spec: PruneSpec, calibrated: Calibrated, blocks: Mapping[int, list[Matrix]], sparsities: Sequence[float]
 ) -> list[dict[float, float]]:
     cost, walk, choosing = _cost(calibrated), calibrated.walk(), Choosing(spec, calibrated)
     found: list[dict[float, float]] = []
@@ -73,7 +70,7 @@ def _measured(
         if layer in blocks:
             mine = blocks[layer]
             scores = choosing.scores(mine, watching(spec, calibrated, layer, walk, tensors_of(mine)))
-            found.append({point: _damage(mine, choosing.masks(mine, scores, point), layer, cost) for point in points})
+            found.append({at: _damage(mine, choosing.masks(mine, scores, at), layer, cost) for at in sparsities})
         walk.step(layer)
     return found
 

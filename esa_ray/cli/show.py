@@ -63,8 +63,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         lengths = ", ".join(map(str, asked.contexts))
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
     if spec.compressions:
-        ways = _few([how.label for how in spec.compressions])
-        out(f"compressions      {len(spec.compressions)} by the windows of each seed: {ways}")
+        out(f"ways              {_few([how.label for how in spec.compressions])}")
     if spec.other_texts:
         out(f"other texts       {', '.join(other.source for other in spec.other_texts)}")
     if spec.save_models:

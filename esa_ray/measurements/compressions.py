@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.applications.curves import WINDOWS, curves, points
 from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
@@ -18,7 +19,7 @@ from esa_ray.spec.compression import KEEPING, gradients_of
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec
@@ -76,15 +77,25 @@ class Compressions(Swept):
     def cost(self, spec: StudySpec) -> Cost:
         """An evaluation on every text a compression and seed, and about two passes of its calibration windows.
 
-        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression.
+        Gradients of the whole model are gathered once a seed; those of blocks are about a pass of each compression. So
+        are what OWL's outliers take once a seed, and a choice among the whole model's weights twice a compression.
+        Allocation by damage prunes every block alone, once a seed for all prunings that share its curves.
         """
-        n = len(spec.compressions) * len(spec.seeds)
+        if not spec.compressions:
+            return Cost()
+        n, seeds, windows = len(spec.compressions) * len(spec.seeds), len(spec.seeds), spec.data.calibration_windows
         texts = sum(each.evaluation_windows for each in (spec.data, *spec.other_texts))
-        gradients = int(any(map(_by_gradients, spec.compressions)))
-        gradients += sum(how.kind == "prune" and how.score == "regional" for how in spec.compressions)
-        backward = gradients * len(spec.seeds) * spec.data.calibration_windows
-        passes = (n + 1) * texts + 2 * n * spec.data.calibration_windows + backward
-        return Cost(n, forward_passes=passes, backward_passes=backward) if n else Cost()
+        prunings = [how for how in spec.compressions if how.kind == "prune"]
+        backward = any(map(_by_gradients, spec.compressions)) + sum(how.score == "regional" for how in prunings)
+        by_damage = {curves(how): len(points(how)) for how in prunings if how.allocation == "damage"}
+        calibrations = backward + any(how.allocation == "owl" for how in prunings) + 2 * len(by_damage)
+        calibrations += 2 * sum(how.group == "model" for how in prunings) + 2 * len(spec.compressions)
+        said = f"({len(spec.compressions)} ways by {seeds} seed{'s' * (seeds > 1)}, and the dense model)"
+        return Cost(
+            n, said, forward_passes=(n + 1) * texts + seeds * windows * calibrations,
+            backward_passes=seeds * windows * backward,
+            block_passes=seeds * min(WINDOWS, windows) * sum(by_damage.values()),
+        )  # fmt: skip
 
     def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
         """By seed: what was gathered of its windows serves all of its compressions."""
@@ -132,21 +143,22 @@ class Compressions(Swept):
 
         asked, started = asked_of(unit), time.perf_counter()
         if asked.how is None:
-            return [_row(*each) for each in _evaluated(worker)]
+            return [_row(*each) for each in worker.dense]
         assert asked.seed is not None
         saved = saved_at(worker.spec, asked)
         if saved:
             from esa_ray.applications.saving import check_free, save
 
             check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
-        calibrated = worker.calibrated(asked.seed)
+        dense, calibrated = worker.dense, worker.calibrated(asked.seed)
         with replacing() as kept:
             try:
                 made = compress(calibrated, asked.how, asked.seed, kept)
             except EsaError as error:  # of this compression alone: the others of the grid have a right to a result
                 return [{"status": "error", "error": str(error)}]
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
-            rows = [_row(*each) | did for each in _evaluated(worker)]
+            pairs = zip(worker.evaluated(), dense, strict=True)
+            rows = [_row(*each) | did | {"intact_nll": intact.nll} for each, (*_, intact) in pairs]
             if saved:
                 save(worker.model, worker.source, made, asked.how, asked.seed, saved)
         return [row | {"saved": saved} for row in rows]
@@ -161,14 +173,6 @@ def _is_saved(spec: StudySpec, asked: Compressing, parent: str | None) -> bool:
     """Whether what was to be saved is there, made of this parent."""
     saved = saved_at(spec, asked)
     return saved is None or (asked.seed is not None and made_of(Path(saved), parent, asked.how, asked.seed))
-
-
-def _evaluated(worker: Worker) -> Iterator[tuple[str, str, Any]]:
-    """The loss of the model as it is now on its own text's windows and on the others'."""
-    from esa_ray.evaluation import evaluate
-
-    for domain, spec, windows in worker.texts:
-        yield spec.source, domain, evaluate(worker.model, windows, spec.batch_size)
 
 
 def _row(text: str, domain: str, outcome: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from esa_ray.spec import StudySpec
 
 #: What adds up over measurements.
-_ADDED = ("forward_passes", "backward_passes", "double_backward_passes", "single_edits", "continued_tokens")
+_ADDED = ("forward_passes", "backward_passes", "double_backward_passes", "single_edits", "block_passes",
+          "continued_tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Cost:
         A backward pass needs a forward pass, which counts as well; what comes before a double backward one doesn't.
     single_edits
         Edits of one weight, each evaluated on all evaluation windows from the edited block on.
+    block_passes
+        Windows for each block of the model, each from that block on.
     continued_tokens
         Tokens that are generated.
 
@@ -43,6 +46,7 @@ class Cost:
     backward_passes: int = 0
     double_backward_passes: int = 0
     single_edits: int = 0
+    block_passes: int = 0
     continued_tokens: int = 0
 
     def __add__(self, other: Cost) -> Cost:

@@ -138,7 +138,7 @@ def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card
     weights = sum(p.numel() for p in model.parameters()) * model.dtype.itemsize
     n = math.ceil((weights + memory.least()) / card.room)
     ranges = memory.ranges(n * card.room - weights)
-    seconds = _seconds(spec, plan_, passes(model, card, dtype), memory, ranges)
+    seconds = _seconds(spec, plan_, passes(model, card, dtype), memory, ranges, blocks(model).depth)
     several = f"; the model is spread over {n} of them, and one works at a time" if n > 1 else ""
     divided = "" if ranges == 1 else f", here in {ranges} ranges of blocks, a pass each"
     parts = ", ".join(f"{name} {span(s)}" for name, s in seconds.items() if s)
@@ -151,16 +151,17 @@ def study_lines(spec: StudySpec, plan_: Plan, model: PreTrainedModel, card: Card
     ]
 
 
-def _seconds(spec: StudySpec, plan_: Plan, found: Passes, memory: Memory, ranges: int) -> dict[str, float]:
+def _seconds(spec: StudySpec, plan_: Plan, found: Passes, memory: Memory, ranges: int, depth: int) -> dict[str, float]:
     tokens, batch, seconds = spec.data.window, spec.data.batch_size, defaultdict[str, float](float)
     for name, cost in plan_.costs.items():
         scoring = name == "rankings"
         n, statistics = (ranges, memory.statistics) if scoring else (1, 0)
         each = sum(t.size for t in memory.tensors) / ranges * scoring
         alone = max(0, cost.forward_passes - cost.backward_passes)
-        edits = RESUMED * found.forward(cost.single_edits * spec.data.evaluation_windows, tokens, batch)
+        resumed = cost.single_edits * spec.data.evaluation_windows + cost.block_passes * depth
         seconds[CALLED.get(name, name)] += (
-            n * found.backward(cost.backward_passes, tokens, statistics, each, batch) + edits
+            n * found.backward(cost.backward_passes, tokens, statistics, each, batch)
+            + RESUMED * found.forward(resumed, tokens, batch)
             + found.forward(alone, tokens, batch) + found.double(cost.double_backward_passes, tokens)
         )  # fmt: skip
     return {**seconds, "generation": found.generation(plan_.continued_tokens / max(1, spec.data.prompts))}

@@ -38,12 +38,15 @@ class Plan(Cost):
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line: the grid, what else is measured, and what all that takes."""
         named = sorted(self.costs, key=lambda name: name != "cells")
+        if spec.compressions:  # which has neither cells nor rankings, unless it asks for them
+            named = [name for name in named if self.costs[name].count != 0]
         facts = {name: self.costs[name].told for name in named}
         facts |= {
             "forward passes": f"{self.forward_passes} windows of {spec.data.window} tokens",
             "backward passes": str(self.backward_passes),
             "double backward": f"at most {self.double_backward_passes}" * bool(self.double_backward_passes),
             "generated tokens": f"{self.continued_tokens or ''}",
+            "block passes": f"{self.block_passes} windows for each block (resumed from it)" * bool(self.block_passes),
             "single edits": f"about {self.single_edits} (resumed from the edited layer)" * bool(self.single_edits),
         }
         return [f"{name:<18}{told}" for name, told in facts.items() if told]

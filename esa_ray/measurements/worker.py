@@ -37,6 +37,7 @@ from esa_ray.storage.store import (
 
 if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
+    from esa_ray.evaluation.outcome import Outcome
 
 #: Kinds of models that each machine has files of its own of.
 LOCAL = ("directory", "gguf")
@@ -255,6 +256,20 @@ class Worker:
         measured = "_baseline" in vars(self) or self.store.has("baselines", "baseline")  # asked of a bucket but once
         stored = self._baseline if measured else {}
         return {"intact_nll": None if own == stored.get("nll") else own}
+
+    def evaluated(self) -> list[tuple[str, str, Outcome]]:
+        """Each text, whether it is in domain, and what the model as it is now makes of it."""
+        from esa_ray.evaluation import evaluate
+
+        return [
+            (spec.source, domain, evaluate(self.model, windows, spec.batch_size))
+            for domain, spec, windows in self.texts
+        ]
+
+    @cached_property
+    def dense(self) -> list[tuple[str, str, Outcome]]:
+        """The same of the intact model, which it must be when this is asked for the first time."""
+        return self.evaluated()
 
     @cached_property
     def resumable(self) -> Resumable:

@@ -152,6 +152,7 @@ class PruneSpec(_Compression):
         if lacking := [component for component in spans if component not in self.components]:
             every, more = ", ".join(spans), ",".join(lacking)
             raise ValueError(f"--pattern {self.pattern} spans {every}; add {more} to --components")
+        self._check_defined(spans or self.components)
         if self.pattern in STRUCTURED and self.update == "sparsegpt":
             raise ValueError(f"SparseGPT's update chooses weight by weight; with --pattern {self.pattern} use refit")
         if self.group == "model" and self.allocation != "uniform":
@@ -159,6 +160,16 @@ class PruneSpec(_Compression):
         if not self.inverts:
             object.__setattr__(self, "damping", DAMPING)
         return self
+
+    def _check_defined(self, components: tuple[str, ...]) -> None:
+        """Refuse a score that isn't defined for all that is pruned."""
+        for name in () if self.score in PRUNING_SCORES else members(self.score):
+            found = SCORES[name]
+            if found.alone and not set(components) <= set(found.alone):
+                here = set(found.alone) <= set(components) and self.pattern not in SPANS
+                mend = f"use --components {','.join(found.alone)}, or another score" if here else "use another score"
+                raise ValueError(f"--score {name} is defined for {found.where}; {mend}")
+            found.check_components(components)
 
     def _default_of(self, name: str) -> Any:
         if name == "sparsity" and (counted := n_of_m(self.pattern)):

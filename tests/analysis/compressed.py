@@ -20,7 +20,17 @@ def prune(method=None, **changes):
 
 
 def compressed(
-    directory, specs, excess, *, seeds=(1, 2, 3), windows=16, texts=("home", "away"), blocks=None, tokens=None, **spec
+    directory,
+    specs,
+    excess,
+    *,
+    seeds=(1, 2, 3),
+    windows=16,
+    texts=("home", "away"),
+    blocks=None,
+    tokens=None,
+    model="made-up",
+    **spec,
 ):
     """A study whose compressions exceed the dense NLL by ``excess(spec, seed, text)`` nats per token; None: diverged.
 
@@ -30,7 +40,7 @@ def compressed(
     store = Store(directory)
     data = {text: DataSpec(source=text, evaluation_windows=windows) for text in texts}
     asked = StudySpec(
-        name="made", model=ModelSpec(source="made-up"), data=data[texts[0]], seeds=seeds, compressions=tuple(specs),
+        name="made", model=ModelSpec(source=model), data=data[texts[0]], seeds=seeds, compressions=tuple(specs),
         other_texts=tuple(data[t] for t in texts[1:]), scores=(ScoreSpec(metric="magnitude", mode="global"),), **spec,
     )  # fmt: skip
     resolved = {"model": "f" * 64, "dtype": "fp32", "text": "t", "bos": True, "windows": 200, "pool": 190,

@@ -10,8 +10,11 @@ import pytest
 from analysis.comparison import compare
 from analysis.documents.pages import BENCHMARKS, DIRECTORY, STUDIES, TITLES, render, write, write_studies
 from esa_ray.spec import QuantizeSpec
+from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
+from tests.analysis.test_compression_goals import at_every_setting
+from tests.analysis.test_pairs import planted, ranked
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,23 +41,60 @@ def test_documents_of_single_studies_are_those_of_their_findings(name):
 def test_the_document_on_compression_has_verdicts_and_a_figure_file_for_each_that_it_shows(tmp_path):
     costs = {"magnitude": 1.0, "act_mag": 0.5, "regional": 0.3}
     pruned = compressed(
-        tmp_path / "p", [prune(m, sparsity=s) for m in ("magnitude", "wanda", "wanda++") for s in (0.5, 0.6)],
+        tmp_path / "p", [p for m in ("magnitude", "wanda", "wanda++") for p in at_every_setting(m)],
         lambda p, seed, text: costs[p.score] * p.sparsity * (1 + 0.01 * np.cos(np.arange(16) + seed)),
     )  # fmt: skip
     rounded = compressed(tmp_path / "q", [QuantizeSpec(bits=b) for b in (3, 4)], lambda q, seed, text: 1 / q.bits)
-    path = write_studies({"pruning": pruned, "quantization": rounded}, tmp_path / "docs")
+    path = write_studies({"pruning": [pruned], "quantization": [rounded]}, tmp_path / "docs")
     text = path.read_text()
-    assert (
-        "from the studies of 1 model (`python -m experiments pruning` and `python -m experiments quantization`)" in text
-    )
-    assert "| open | 50%: wanda++ −70% against magnitude" in text
-    assert "| open | 3 bits, 0.35% kept: needs tacq" in text
+    assert "from the studies of 1 model (`python -m experiments pruning`, `python -m experiments pruning_zoo`" in text
+    assert "| At 50, 60, 70% and 2:4 wanda++ has at least 15% less excess NLL than magnitude (P5.4a) | holds |" in text
+    assert "P5.4c" not in text  # which nobody asked
     assert "## Pruning: What does compressing cost?" in text
     assert "at 60% wanda++ loses least: +0.180 nats per token" in text
     shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
     assert {"compression-pruning-excess.svg", "compression-quantization-excess_bits.svg"} <= shown
     assert shown == {p.name for p in path.parent.glob("*.svg")}
     assert write_studies({}, tmp_path / "docs").read_text() == text
+
+
+def test_several_models_stand_in_one_table_and_their_verdicts_name_them(tmp_path):
+    def made(name, saved):
+        costs = {"magnitude": 1.0, "act_mag": 0.5}
+        return compressed(
+            tmp_path / name,
+            [*at_every_setting("magnitude", "wanda"), *at_every_setting(prune(score="regional", update="refit"))],
+            lambda p, seed, text: costs.get(p.score, 0.5 * (1 - saved)) * (1 + 0.01 * np.cos(np.arange(16) + seed)),
+            model=name,
+        )  # fmt: skip
+
+    zoo = [made("zoo-one", 0.2), made("zoo-two", -0.2)]
+    text = write_studies({"pruning": [made("large", 0.4)], "pruning_zoo": zoo}, tmp_path / "docs").read_text()
+    assert "from the studies of 3 models" in text
+    heads = ["model", "setting", "method", "in domain, against magnitude", "in domain, against the best published"]
+    assert f"| {' | '.join(heads)} |" in text
+    assert "| large | 50% | regional-row-refit | −70% [−70%, −70%] | −40% [−40%, −40%] (wanda) |" in text
+    assert "| zoo-two | 50% | regional-row-refit | −40% [−40%, −40%] | +20% [+20%, +20%] (wanda) |" in text
+    assert "against the best published it has surely less excess NLL in 8 of 12 models and settings, surely more in 4" \
+        " (zoo-two at 50%, zoo-two at 60%, zoo-two at 70%, zoo-two at 2:4)" in text  # fmt: skip
+    assert text.count("## Pruning: What does compressing cost?") == 1  # the others have the table alone
+    assert {f"(P5.4a, {name})" for name in ("large", "zoo-one", "zoo-two")} <= set(re.findall(r"\(P5\.4a, .+?\)", text))
+
+
+def test_the_document_on_compression_says_what_rows_cost_and_how_pairs_of_them_interact(tmp_path):
+    alone, controls = {0: 2.0, 1: 0.0}, {"random_k": 0.1, "matched_k": 0.2}
+    cells = planted({1: [0, 1]}, alone, {(0, 1): 0.2})
+    whole = {"mode": "per_layer", "k": 2, "seed": 1, "unit": "row", "delta_norm": 1.0}
+    cells += [cell(cost + noise(np.random.default_rng(n)), group=group, **whole)
+              for n, (group, cost) in enumerate({"super": 0.2, **controls}.items())]  # fmt: skip
+    score = {"metric": "grad_x_weight", "mode": "per_layer", "unit": "row"}
+    rows = study_of(tmp_path / "rows", cells, rankings=ranked(1, [0, 1]), scores=[score])
+    text = write_studies({"rows": [rows]}, tmp_path / "docs").read_text()
+    assert "## Rows: What do the rows cost that the score ranks highest?" in text
+    assert re.search(r"\| zero \| .+ \| matched_k \| \+0\.(19|20)", text)
+    assert "## Rows: Do two of them break the model more, or less, than each alone?" in text
+    assert "In 1 of them one undoes the other's damage." in text
+    assert "compression-rows-pairs.svg" in text
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -10,8 +10,9 @@ from esa_ray.applications.allocation import owl
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.choosing import pruned_matrices
 from esa_ray.applications.compress import compressed
+from esa_ray.applications.curves import WINDOWS
 from esa_ray.applications.refit import refit
-from esa_ray.applications.sharing import WINDOWS, damages
+from esa_ray.applications.sharing import damages
 from esa_ray.applications.sparsegpt import sparsegpt
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
@@ -355,9 +356,7 @@ def test_a_sparsity_that_takes_nothing_is_refused_and_the_model_stays(how):
     assert state_bits(model) == before
 
 
-def test_a_score_that_isnt_defined_for_a_component_is_refused():
-    with pytest.raises(EsaError, match="super_activation is a score of down-projections alone; add --components down"):
-        pruned(tiny(), PruneSpec(score="super_activation"))
+def test_a_score_of_one_component_prunes_that():
     _, masks, _ = pruned(tiny(), PruneSpec(score="super_activation", components=("down",)))
     assert all("down_proj" in name for name, _ in masks)
 

@@ -74,6 +74,14 @@ def test_a_compressions_numbers_are_the_same_whatever_was_compressed_before(work
     assert {row["status"] for row in forth.values()} == {"ok"}
 
 
+def test_a_row_has_the_dense_models_loss_where_it_was_computed(working):
+    worker = working(ways=WAYS[:2])
+    rows = told(measured(worker))
+    for (label, domain), row in rows.items():
+        assert row["intact_nll"] == (None if label == "dense" else rows["dense", domain]["nll"])
+    assert rows[WAYS[1].label, "in"]["intact_nll"] == evaluate(worker.model, worker.windows.evaluation, 2).nll
+
+
 @pytest.mark.parametrize(
     ("ways", "gradients"),
     [
@@ -87,6 +95,20 @@ def test_a_plan_counts_gradients_of_the_model_once_a_seed_and_of_blocks_for_each
     # Two seeds of 4 windows; the dense model and each compression by each seed are evaluated on 5.
     assert found.backward_passes == 2 * 4 * gradients
     assert found.forward_passes == (2 * len(ways) + 1) * 5 + 2 * 2 * len(ways) * 4 + found.backward_passes
+
+
+def test_a_plan_counts_what_allocations_and_the_whole_models_choice_look_at(tiny_study):
+    def found(*ways):
+        return GRID.cost(tiny_study.replace(perturbations=(), groups=(), scores=(), compressions=ways))
+
+    plain, owl = PruneSpec(), [PruneSpec(allocation="owl", sparsity=s) for s in (0.5, 0.6)]
+    damage = [PruneSpec(allocation="damage", update=update) for update in ("none", "refit")]
+    of_one = found(plain).forward_passes - 5  # without the dense model
+    # Of two seeds, with 4 calibration windows each.
+    assert found(*owl).forward_passes == 2 * of_one + 5 + 2 * 4
+    assert found(*damage).forward_passes == 2 * of_one + 5 + 2 * 2 * 4
+    assert found(PruneSpec(group="model")).forward_passes == of_one + 5 + 2 * 2 * 4
+    assert (found(*damage).block_passes, found(*owl).block_passes) == (2 * 4 * 4, 0)
 
 
 def test_a_grid_that_was_killed_goes_on_with_what_is_missing(working):

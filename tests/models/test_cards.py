@@ -13,7 +13,7 @@ from esa_ray.models.cards import ASSUMED, Card, card, cards
 from esa_ray.models.known import counted, hollow, stored_dtype
 from esa_ray.models.sources import compute_dtype, find
 from esa_ray.scoring.memory import activation_bytes
-from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, PruneSpec, ScoreSpec, StudySpec
 from tests.tiny import random_windows, tiny
 from tests.tiny_layouts import tiny_layout
 
@@ -153,6 +153,15 @@ def test_a_study_takes_what_its_passes_take():
     assert lines(study(), fast)["time"].startswith("about 1 s in one actor: scoring under 1 s, cells under 1 s")
     hour = Card("x", "X", 80 * 10**9, operations / 0.4 / 3600, 1e12, 1e18, True)
     assert lines(study(), hour)["time"].startswith("about 1 h in one actor: scoring 52 min, cells 8.3 min")
+
+
+def test_blocks_that_are_pruned_alone_take_half_a_pass_each_on_average():
+    asked = {"scores": (), "perturbations": (), "groups": ("super",), "compressions": (PruneSpec(allocation="damage"),)}
+    # Two seeds, 4 windows and 4 sparsities for each of 24 blocks; the rest of the study's passes come to it.
+    alone, rest = 2 * 4 * 4 * 24 / 2, plan(study(**asked)).forward_passes
+    operations = (alone + rest) * 2 * 1_414_647_808 * 128
+    hour = Card("x", "X", 80 * 10**9, operations / 0.4 / 3600, 1e12, 1e18, True)
+    assert lines(study(**asked), hour)["time"].startswith("about 1 h in one actor")
 
 
 def test_a_plan_says_what_nothing_tells_and_what_is_left_out(tmp_path):
