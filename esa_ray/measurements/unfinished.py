@@ -20,7 +20,7 @@ SHARE = 0.1
 
 
 def clear_all(location: Location) -> None:
-    """Delete what was left by processes that ended between a unit's rows and its checkpoint; for a study that is done."""
+    """Delete what processes left that ended between a unit's rows and its checkpoint; for a study that is done."""
     location.delete(f"{FOLDER}/{name}" for name in location.names(FOLDER))
 
 
