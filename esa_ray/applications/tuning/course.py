@@ -1,4 +1,4 @@
-"""The course of a tuning: what is trained, protected and damaged, the stretches of steps, and the looks between them."""
+"""The course of a tuning: what is trained, protected and damaged, stretches of steps, and the looks between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from esa_ray.applications.calibrated import Calibrated
+from esa_ray.applications.tuning.adapters import adapters
 from esa_ray.applications.tuning.choosing import Eligible, Places, critical, trained_by
 from esa_ray.applications.tuning.moved import moved
 from esa_ray.applications.tuning.outcome import Look, Tuned
@@ -69,7 +70,9 @@ class Course:
 
     def _trained(self, was: Mapping[str, Any] | None) -> Trained:
         if self.spec.arm == "lora":
-            raise EsaError("this version can't train adapters; use another --arm")
+            return adapters(
+                self.model, self.eligible, self.eligible.counted(self.spec.fraction, "--fraction"), self.seed
+            )
         places = _places(was["places"], self.catalogue) if was else None
         places = trained_by(self.spec, self.seed, self.eligible, self.source, self.target) if places is None else places
         return Weights(places, self.kept)
