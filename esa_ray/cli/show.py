@@ -62,8 +62,14 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         tasks = f", tasks {', '.join(asked.tasks)}" if asked.tasks else ""
         lengths = ", ".join(map(str, asked.contexts))
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
-    if spec.compressions:
-        out(f"ways              {_few([how.label for how in spec.compressions])}")
+    if ways := [how.label for how in (*spec.compressions, *spec.tunings)]:
+        out(f"ways              {_few(ways)}")
+    if spec.target:
+        target = spec.target
+        out(
+            f"target            {target.source}: {target.calibration_windows} training and {spec.validation_windows} "
+            f"validation windows per seed, {target.evaluation_windows} evaluation windows"
+        )
     if spec.other_texts:
         out(f"other texts       {', '.join(other.source for other in spec.other_texts)}")
     if spec.save_models:
