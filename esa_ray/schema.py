@@ -307,6 +307,11 @@ COMPRESSIONS = _schema(
     ),
     blind=(_INT, "matrices that saw no input, such as an expert without tokens, and were scored by magnitude"),
     compress_seconds=(_FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
+    refused=(
+        pa.bool_(),
+        "of an error: whether it lies in what was asked for, so that the same command can't mend it, and its words say "
+        "what to change; null otherwise",
+    ),
     saved=(_TEXT, "directory of the saved model; null where none was asked for"),
 )
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from esa_ray import cli
 from esa_ray.cli import run as run_module
 from esa_ray.cli.compress import prune, quantize
-from esa_ray.cli.run import baseline, run, search
+from esa_ray.cli.run import baseline, finish, run, search
 from esa_ray.cli.tune import tune
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
@@ -747,6 +748,24 @@ def test_a_plan_has_the_passes_of_blocks_that_are_pruned_alone(esa):
     # Two curves a seed (refits share them): at 50% of four sparsities, at 80% of five, on 4 windows each.
     assert _facts(esa(line)[1])["block passes"] == f"{2 * 4 * (4 + 5)} windows for each block (resumed from it)"
     assert "block passes" not in _facts(esa(line.replace(",damage", ""))[1])
+
+
+@pytest.mark.parametrize(
+    ("missing", "failed", "refused", "said"),
+    [
+        (1, 1, 0, ["1 of 8 compressions are missing and 1 failed; run the same command again to compute just these"]),
+        (0, 2, 2, ["2 of 8 compressions can't be done as asked for; change what their errors say, or leave them out"]),
+        (0, 3, 2, ["0 of 8 compressions are missing and 1 failed; run the same",
+                   "2 of 8 compressions can't be done as asked for"]),
+    ],
+)  # fmt: skip
+def test_what_the_same_command_cant_mend_is_not_to_be_run_again(monkeypatch, capsys, missing, failed, refused, said):
+    monkeypatch.setattr("esa_ray.cli.run.show_results", lambda *_, **__: None)
+    counts = SimpleNamespace(asked=8, missing=missing, failed=failed, refused=refused)
+    assert finish(SimpleNamespace(directory="d", complete=False, grids={"compressions": counts}), save_plots=False) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(sentence in out for sentence in said)
+    assert ("run the same command again" in out) == (missing + failed > refused)
 
 
 # -- esa tune

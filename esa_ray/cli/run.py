@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from esa_ray.spec import PROTOCOLS, StudySpec
 
 if TYPE_CHECKING:
     from esa_ray.engine.sweep import Summary
+    from esa_ray.engine.work import Counts
 
 
 def execute(
@@ -60,12 +61,24 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
     if summary.complete:
         return 0
     for name, counts in summary.grids.items():
-        if counts.missing or counts.failed:
-            console.print(
-                f"[yellow]{counts.missing} of {counts.asked} {name} are missing and {counts.failed} failed; "
-                "run the same command again to compute just these[/yellow]"
-            )
+        for sentence in _unfinished(name, counts):
+            console.print(f"[yellow]{sentence}[/yellow]")
     return 1
+
+
+def _unfinished(name: str, counts: Counts) -> Iterator[str]:
+    """What of a grid has no result, and what to do: errors of what was asked for come back unless that changes."""
+    failed = counts.failed - counts.refused
+    if counts.missing or failed:
+        yield (
+            f"{counts.missing} of {counts.asked} {name} are missing and {failed} failed; "
+            "run the same command again to compute just these"
+        )
+    if counts.refused:
+        yield (
+            f"{counts.refused} of {counts.asked} {name} can't be done as asked for; "
+            "change what their errors say, or leave them out"
+        )
 
 
 @app.command(

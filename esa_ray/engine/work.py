@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """How a grid stands: units that were asked for, and how many have which status."""
+    """How a grid stands: units that were asked for, and how many have which status.
+
+    ``refused`` are the errors that lie in what was asked for: the same command can't mend them.
+    """
 
     asked: int
     statuses: dict[str, int]
+    refused: int = 0
 
     @property
     def missing(self) -> int:
@@ -246,9 +250,10 @@ class Work:
         return found
 
     def _counts(self, swept: Swept, record: dict[str, Any]) -> Counts:
-        counts = swept.counts(self.spec, self.store, self.resolved or Fingerprints.of(record))
+        found = self.resolved or Fingerprints.of(record)
+        counts = swept.counts(self.spec, self.store, found)
         asked = counts.total() if swept.done(self.spec, self.store) else len(swept.asked(self.spec, self.store))
-        return Counts(asked, dict(counts))
+        return Counts(asked, dict(counts), swept.refused(self.spec, self.store, found) if counts["error"] else 0)
 
 
 @ray.remote(num_cpus=0, max_retries=3)

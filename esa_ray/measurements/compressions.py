@@ -16,6 +16,7 @@ from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
 from esa_ray.spec import Compression, Spec, grouped
 from esa_ray.spec.compression import KEEPING, gradients_of
+from esa_ray.storage import tables
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -111,6 +112,11 @@ class Compressions(Swept):
         unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit), parent)]
         return [*dict.fromkeys([*found, *unsaved])]
 
+    def refused(self, spec: StudySpec, store: Store, found: Fingerprints) -> int:
+        """Those whose error lies in what was asked for."""
+        rows = tables.read(store.location, self.table, [self.identity, "refused"]).to_pylist()
+        return len({row[self.identity] for row in rows if row["refused"]} & self._ids(spec, store, found))
+
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
         """Model, dtype, texts, compression and seed; the dense model's has neither of the last two."""
         asked = asked_of(unit)
@@ -155,7 +161,7 @@ class Compressions(Swept):
             try:
                 made = compress(calibrated, asked.how, asked.seed, kept)
             except EsaError as error:  # of this compression alone: the others of the grid have a right to a result
-                return [{"status": "error", "error": str(error)}]
+                return [{"status": "error", "error": str(error), "refused": True}]
             did = {name: getattr(made, name) for name in DID} | {"compress_seconds": time.perf_counter() - started}
             pairs = zip(worker.evaluated(), dense, strict=True)
             rows = [_row(*each) | did | {"intact_nll": intact.nll} for each, (*_, intact) in pairs]

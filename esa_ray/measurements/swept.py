@@ -77,8 +77,15 @@ class Swept(Measurement):
 
     def counts(self, spec: StudySpec, store: Store, found: Fingerprints) -> Counter[str]:
         """How many of the units that are asked for have which status."""
-        wanted = {identity for identity, _ in self.identified(spec, store, found)}
+        wanted = self._ids(spec, store, found)
         return Counter(status for i, status in self.statuses(store).items() if i in wanted) if wanted else Counter()
+
+    def refused(self, spec: StudySpec, store: Store, found: Fingerprints) -> int:
+        """How many of the errors lie in what was asked for, so that the same command can't mend them."""
+        return 0
+
+    def _ids(self, spec: StudySpec, store: Store, found: Fingerprints) -> set[str]:
+        return {identity for identity, _ in self.identified(spec, store, found)}
 
     def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         """Measure one unit and store its rows; an exception becomes a row with status ``error``."""

@@ -128,6 +128,7 @@ def test_a_seed_that_failed_is_an_error_row_and_tried_again(working, monkeypatch
         (row,) = measured(worker, [unit])
     assert (row["status"], row["text"], row["score"]) == ("error", None, "gblm")
     assert "ZeroDivisionError" in row["error"]
+    assert GRID.refused(worker.spec, worker.store, worker.resolved) == 0
     assert state_bits(worker.model) == before
     assert unit in GRID.missing(worker.spec, worker.store)
     assert unit not in GRID.missing(worker.spec, worker.store, failed=False)
@@ -144,6 +145,8 @@ def test_a_combination_that_cant_be_leaves_the_others_a_result(working):
     assert "needs inputs in groups of 5" in rows["prune-act_mag-2of5"]["error"]
     assert state_bits(worker.model) == before
     assert len(GRID.missing(worker.spec, worker.store)) == 2
+    assert [rows[how.label]["refused"] for how in many] == [True, True, None]
+    assert GRID.refused(worker.spec, worker.store, worker.resolved) == 2
 
 
 def test_memory_that_runs_out_is_tried_again_without_what_earlier_compressions_gathered(working, monkeypatch):
