@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from esa_ray.applications.curves import WINDOWS
 
 from esa_ray.applications.allocation import owl
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.choosing import pruned_matrices
 from esa_ray.applications.compress import compressed
+from esa_ray.applications.curves import WINDOWS
 from esa_ray.applications.refit import refit
 from esa_ray.applications.sharing import damages
 from esa_ray.applications.sparsegpt import sparsegpt
