@@ -24,7 +24,8 @@ WAYS = (
     TuneSpec(learning_rate=1e-2, **SHORT),
     TuneSpec(arm="critical-source", fraction=0.1, learning_rate=1e-2, **SHORT),
     TuneSpec(learning_rate=1e-2, protect="ewc", rescore=2, **SHORT),
-    TuneSpec(learning_rate=1e-2, damage=PerturbSpec(kind="sign_flip"), damaged=5, **SHORT),
+    TuneSpec(learning_rate=1e-2, damage=PerturbSpec(kind="gauss_noise", strength=0.5), damaged=5, **SHORT),
+    TuneSpec(arm="lora", fraction=0.05, learning_rate=1e-2, **SHORT),
 )
 #: What a row says that isn't a result.
 NOISE = ("seconds", "created", "worker")
