@@ -116,17 +116,19 @@ class Cell(Spec):
 class Fingerprints:
     """What a spec left open, as found on the machine that runs it; part of every cell's identity.
 
-    ``model`` and ``text`` are content fingerprints; ``dtype`` is never "auto".
+    ``model``, ``text`` and ``target``, the text that is tuned to, are content fingerprints; ``dtype`` is never "auto".
     """
 
     model: str
     dtype: str
     text: str
+    target: str | None = None
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Fingerprints:
         """Those of a study's ``study.json``."""
-        return cls(*(record["resolved"][key] for key in ("model", "dtype", "text")))
+        found = record["resolved"]
+        return cls(found["model"], found["dtype"], found["text"], found.get("target"))
 
 
 def cells(spec: StudySpec) -> list[Cell]:

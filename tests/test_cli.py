@@ -14,11 +14,12 @@ import pytest
 from esa_ray import cli
 from esa_ray.cli.compress import prune, quantize
 from esa_ray.cli.run import baseline, run, search
+from esa_ray.cli.tune import tune
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
 from esa_ray.errors import EsaError
 from esa_ray.measurements.plan import plan
-from esa_ray.spec import DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, Search, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, Search, StudySpec, TuneSpec
 from esa_ray.weights import read_weights
 from experiments.__main__ import names
 
@@ -252,16 +253,18 @@ def test_every_field_that_an_option_gives_has_its_name():
     """Each name in the table is an option, and each plain field of a study's own parts is in it."""
     commands = {
         f"--{name.replace('_', '-')}"
-        for f in (run, search, baseline, prune, quantize)
+        for f in (run, search, baseline, prune, quantize, tune)
         for name in signature(f).parameters
     }
     assert set(OPTIONS.values()) <= commands
     spaces: dict = {"compressions.prune.": PruneSpec, "compressions.quantize.": QuantizeSpec}
+    spaces |= {"tunings.": TuneSpec, "target.": DataSpec}
     spaces |= {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
     parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"} | {
-        "compressions", "other_texts"
+        "compressions", "other_texts", "tunings", "target"
     }  # fmt: skip
-    flags = {"data.chat", "one_by_one", "compressions.prune.sequential"}
+    flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
+    flags |= {"target.split", "target.prompts"}  # which a file alone says
     flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags

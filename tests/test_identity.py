@@ -12,6 +12,7 @@ from pydantic import create_model
 from esa_ray.grid import Cell, Fingerprints, Listed, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
 from esa_ray.measurements.compressions import Compressing
+from esa_ray.measurements.tunings import Tuning
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import (
     KINDS,
@@ -225,7 +226,7 @@ SPECS = [
         protocols=(Protocol.named("smoke"),), compressions=(PruneSpec(), QuantizeSpec()), other_texts=(DATA,),
     ),
     Compressing(how=QuantizeSpec(kept=0.01), seed=3),
-    TuneSpec(arm="critical-source", damage=PerturbSpec(kind="sign_flip")),
+    Tuning(how=TuneSpec(arm="critical-source", damage=PerturbSpec(kind="sign_flip")), seed=3),
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
         perturbations=(PerturbSpec(kind="zero"),),

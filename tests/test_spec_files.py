@@ -87,6 +87,9 @@ def test_every_option_that_describes_a_study_reads_back(studies, tmp_path, suffi
         "protocols",
         "compressions",
         "other_texts",
+        "tunings",
+        "target",
+        "validation_windows",
         "save_models",
     }  # which other commands ask for
     (tmp_path / "six.csv").unlink()

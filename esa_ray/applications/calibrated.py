@@ -14,7 +14,9 @@ from esa_ray.applications.layers import Matrix, matrices, tensors_of
 from esa_ray.errors import EsaError
 from esa_ray.models.slots import input_device
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.scores import Scores
 from esa_ray.scoring.uses import Uses, uses
+from esa_ray.spec import SCORES, members
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,18 +121,30 @@ class Calibrated:
 
     def intact(self, statistics: Sequence[str], of: Sequence[Matrix]) -> None:
         """Gather statistics of the intact model for the tensors of some matrices, those that are missing in one go."""
-        tensors = tensors_of(of)
-        missing = [s for s in statistics if not all(t in self._statistics.get(s, {}) for t in tensors)]
+        self._gather([(statistic, _MADE_OF[statistic]) for statistic in statistics], tensors_of(of))
+
+    def _gather(self, wanted: Sequence[tuple[str, str]], tensors: tuple[WeightTensor, ...]) -> None:
+        """Gather those of some statistics, each with a score that needs it, that a tensor lacks."""
+        missing = [(s, score) for s, score in wanted if not all(t in self._statistics.get(s, {}) for t in tensors)]
         if not missing:
             return
         scores = score_tensors(
-            self.model, tensors, self.windows, [_MADE_OF[s] for s in missing], batch_size=self.batch_size,
-            budget=self.memory_budget,
+            self.model, tensors, self.windows, list(dict.fromkeys(score for _, score in missing)),
+            batch_size=self.batch_size, budget=self.memory_budget,
         )  # fmt: skip
-        for name in missing:
+        for name, _ in missing:
             kept = self._statistics.setdefault(name, {})
             found = {tensor: scores.gathered(name, index) for index, tensor in enumerate(tensors)}
             kept |= {tensor: values for tensor, values in found.items() if values is not None}
+
+    def scores(self, metric: str, tensors: tuple[WeightTensor, ...]) -> Scores:
+        """Scores of some tensors by one metric, or by the members of an ensemble; what it lacks is gathered first."""
+        needs = {statistic: name for name in members(metric) for statistic in SCORES[name].needs}
+        self._gather(list(needs.items()), tensors)
+        have = {
+            s: {i: v for i, t in enumerate(tensors) if (v := self._statistics[s].get(t)) is not None} for s in needs
+        }
+        return Scores(tensors, have, self.tokens)
 
     def statistic(self, name: str, tensor: WeightTensor) -> Tensor:
         """A statistic that was gathered, fp32, of a shape that broadcasts to the tensor's.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from esa_ray.errors import EsaError
 from esa_ray.host.mapped import in_file
 from esa_ray.models.slots import bits, lay_over, lift
 from esa_ray.perturb.edit import NotRestoredError
@@ -80,6 +81,22 @@ class Kept:
                 self._before[tensor] = in_file(stands)
             stands.copy_(values)
         self._changes[tensor] = _change(self._before[tensor], values)
+
+    def hold(self, tensor: WeightTensor) -> None:
+        """Note what stands in a tensor's own memory, which others write to from now on; they :meth:`settle`."""
+        if tensor.offloaded:
+            raise EsaError(
+                f"{tensor.name} is offloaded, and only what is in memory can be tuned; take a larger device, or a smaller "
+                "--model"
+            )
+        if tensor not in self._before:
+            self._before[tensor] = in_file(tensor.flat_weights())
+            self._changes[tensor] = Change(0, 0.0)
+
+    def settle(self, tensors: Iterable[WeightTensor]) -> None:
+        """Take stock of what tensors that are held read by now."""
+        for tensor in tensors:
+            self._changes[tensor] = _change(self._before[tensor], tensor.flat_weights())
 
     def take_back(self) -> None:
         """Let everything stand again as it was.

@@ -1,4 +1,4 @@
-"""A compressed model taken home: a directory that plain transformers and ``--model`` load, with its provenance."""
+"""A compressed or tuned model taken home: a directory that transformers and ``--model`` load, with its provenance."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esa_ray import __version__
 from esa_ray.errors import EsaError
-from esa_ray.models.edited import EDIT, OTHER, check_free, fingerprint
+from esa_ray.models.edited import EDIT, OTHER, Edit, check_free, content, fingerprint
 from esa_ray.models.load import load_tokenizer
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import ModelSpec
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from esa_ray.applications.compress import Compressed
-    from esa_ray.spec.compression import PruneSpec, QuantizeSpec
 
 #: Of an offloaded model so much is in memory at once.
 SHARD = "4GB"
@@ -32,14 +31,15 @@ SHARD = "4GB"
 def save(
     model: PreTrainedModel,
     source: Source,
-    compressed: Compressed,
-    spec: PruneSpec | QuantizeSpec,
+    compressed: Compressed | None,
+    edit: Edit,
     seed: int,
     directory: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Save a model that is compressed right now; gives its fingerprint.
+    """Save a model that is compressed or tuned right now; gives its fingerprint.
 
     Weights are safetensors in the dtype that the model has in memory, with zeros where weights left; a GGUF's are
     saved as the numbers that it was read as. ``esa_edit.json`` beside them says what they were made of. The directory
@@ -49,8 +49,14 @@ def save(
     ----------
     source
         What the model was before.
+    compressed
+        What was compressed; None of a tuned model, which has no masks.
+    edit
+        What was done.
     tokenizer
         The tokenizer to save with it; None takes the source's own.
+    texts
+        What the texts are called that it was made by, for who reads the record.
 
     Raises
     ------
@@ -59,8 +65,9 @@ def save(
     """
     target = Path(directory).expanduser()
     record: dict[str, Any] = {
-        "parent": {"name": source.name, "fingerprint": source.fingerprint}, "edit": spec.content(), "seed": seed,
-        "masks": compressed.digest, "version": __version__,
+        "parent": {"name": source.name, "fingerprint": source.fingerprint}, "edit": content(edit), "seed": seed,
+        "version": __version__, **({"masks": compressed.digest} if compressed else {}),
+        **({"texts": dict(texts)} if texts else {}),
     }  # fmt: skip
     scratch = _beside(target)
     try:

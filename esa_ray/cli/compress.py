@@ -19,11 +19,11 @@ from esa_ray.cli.run import launch
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.models.edited import check_free
-from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, explain, n_of_m
+from esa_ray.spec import METHODS, PROBED, PRUNING_SCORES, SCORES, PruneSpec, QuantizeSpec, TuneSpec, explain, n_of_m
 from esa_ray.spec.compression import KeepBy as Rule
 from esa_ray.storage.location import is_uri
 
-#: A study of compressions ranks nothing.
+#: A study of compressions or tunings ranks nothing.
 FIXED = {"metric": None}
 
 _SCORES = [*(name for name in SCORES if name not in PROBED), *PRUNING_SCORES]
@@ -102,7 +102,7 @@ def prune(
     """
     given = locals()
     grid = _prunings(given)
-    _check_saving(given, grid)
+    check_saving(given, grid)
     launch(_study(given), compressions=grid)
 
 
@@ -149,7 +149,7 @@ def quantize(
     """
     given = locals()
     grid = _quantizations(given)
-    _check_saving(given, grid)
+    check_saving(given, grid)
     launch(_study(given), compressions=grid)
 
 
@@ -164,7 +164,7 @@ def _study(given: dict[str, Any]) -> dict[str, Any]:
     return kept | FIXED
 
 
-def _check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec]) -> None:
+def check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec | TuneSpec]) -> None:
     """Refuse what ``--save-model`` can't be before anything is computed."""
     asked = given["save_model"]
     if asked is None:

@@ -176,8 +176,9 @@ def study_name(spec: StudySpec) -> str:
     words = [Path(spec.model.source).name]
     if spec.protocols:
         words += ["baseline", *(p.name for p in spec.protocols)]
-    elif spec.compressions:
+    elif spec.compressions or spec.tunings:
         words += [*dict.fromkeys(how.kind for how in spec.compressions)]
+        words += ["tune", *dict.fromkeys(how.arm for how in spec.tunings)] if spec.tunings else []
     else:
         words += [spec.scores[0].metric, spec.scores[0].mode, *([spec.unit] if spec.unit != "weight" else [])]
         words += ["k" + "_".join(map(str, spec.topk))]
@@ -300,7 +301,7 @@ def _anchored(task: str) -> str:
 
 def study(
     o: Any, search: dict[str, Any] | None = None, protocols: Sequence[Protocol] = (),
-    compressions: Sequence[PruneSpec | QuantizeSpec] = (),
+    compressions: Sequence[PruneSpec | QuantizeSpec] = (), **more: Any,
 ) -> StudySpec:  # fmt: skip
     """The study that a command's options describe.
 
@@ -345,7 +346,7 @@ def study(
         early_stop=o.early_stop,
         search=search,
         protocols=protocols,
-        compressions=compressions,
+        compressions=compressions, **more,
         other_texts=others,
         save_models=os.path.abspath(os.path.expanduser(saved)) if saved else None,
     )  # fmt: skip

@@ -65,6 +65,15 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     if spec.compressions:
         ways = _few([how.label for how in spec.compressions])
         out(f"compressions      {len(spec.compressions)} by the windows of each seed: {ways}")
+    if spec.tunings:
+        ways = _few([how.label for how in spec.tunings])
+        out(f"tunings           {len(spec.tunings)} by the windows of each seed: {ways}")
+    if spec.target:
+        target = spec.target
+        out(
+            f"target            {target.source}: {target.calibration_windows} training and {spec.validation_windows} "
+            f"validation windows per seed, {target.evaluation_windows} evaluation windows"
+        )
     if spec.other_texts:
         out(f"other texts       {', '.join(other.source for other in spec.other_texts)}")
     if spec.save_models:

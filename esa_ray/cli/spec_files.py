@@ -1,7 +1,8 @@
 """Studies in files: what ``--spec`` reads and ``--save-spec`` writes.
 
 A file says what differs from the defaults. Where one field says it all, its value alone will do: ``model: gpt2``,
-``data: wiki.txt``, ``scores: [act_mag]``, ``perturbations: [zero, quantize-tensor-3]`` by the labels of ``--perturb``,
+``data: wiki.txt``, ``target: pysource``, ``scores: [act_mag]``,
+``perturbations: [zero, quantize-tensor-3]`` by the labels of ``--perturb``,
 ``lists: [six.csv]`` as ``--weights`` reads it, ``protocols: [smoke]``.
 """
 
@@ -84,6 +85,8 @@ def stated(spec: StudySpec) -> dict[str, Any]:
         del found["name"]
     if data := _data(spec.data):
         found["data"] = _short(data, "source")
+    if spec.target:
+        found["target"] = _short({"source": spec.target.source} | _data(spec.target), "source")
     found["model"] = _short(found["model"], "source")
     if "scores" in found:
         found["scores"] = [_short({"metric": each.metric} | each.stated(), "metric") for each in spec.scores]
@@ -192,7 +195,7 @@ def _spelled_out(entry: dict[str, Any]) -> dict[str, Any]:
     from esa_ray.weights import read_weights
 
     short: dict[str, Callable[[str], Any]] = {
-        "model": lambda said: {"source": said}, "data": lambda said: {"source": said},
+        **dict.fromkeys(("model", "data", "target"), lambda said: {"source": said}),
         "scores": lambda said: {"metric": said}, "perturbations": PerturbSpec.parse,
         "lists": read_weights, "protocols": _protocol,
     }  # fmt: skip

@@ -13,8 +13,8 @@ from esa_ray.cli.wording import OPTIONS
 from esa_ray.errors import EsaError
 from esa_ray.spec import Spec, StudySpec, explain
 
-#: Option → the key that says the same in a file.
-KEYS = {option: field for field, option in OPTIONS.items() if option != "--out-dir"} | {
+#: Option → the key that says the same in a file; the first part of a study that has it.
+KEYS = {option: field for field, option in reversed(OPTIONS.items()) if option != "--out-dir"} | {
     "--chat": "data.chat", "--perturb": "perturbations", "--perturb-scale": "perturbations.strength",
     "--perturb-prob": "perturbations.strength", "--bits": "perturbations.bits",
     "--noise-scale": "perturbations.relative_to", "--weights": "lists", "--layers": "parts", "--restore": "parts",
@@ -33,16 +33,20 @@ def told(error: ValidationError, where: str) -> EsaError:
     if absent := next((each["loc"] for each in faults if each["type"] == "missing"), None):
         return EsaError(f"{where}: {key(absent)} is missing; add it")
     said = str(explain(error, lambda place: key(place) or None))
-    return EsaError(f"{where}: {in_keys(said)}")
+    part = next((str(each["loc"][0]) for each in faults if each["loc"]), "")
+    return EsaError(f"{where}: {in_keys(said, part)}")
 
 
-def in_keys(text: str) -> str:
-    """A sentence about options, about keys.
+def in_keys(text: str, part: str = "") -> str:
+    """A sentence about options, about keys; of an option that several parts of a study have, about that of ``part``.
 
     >>> in_keys("--stability-check compares seeds; give at least two to --seeds")
     'analyses: [stability] compares seeds; give at least two to seeds'
+    >>> in_keys("lower --looks or raise --steps; --damage too", "tunings")
+    'lower tunings.looks or raise tunings.steps; tunings.damage too'
     """
-    return re.sub(r"--[a-z][a-z-]*", lambda found: KEYS.get(found[0], found[0]), text)
+    own = {option: field for field, option in OPTIONS.items() if part and field.startswith(f"{part}.")}
+    return re.sub(r"--[a-z][a-z-]*", lambda found: (KEYS | own).get(found[0], found[0]), text)
 
 
 def key(place: Sequence[Any]) -> str:

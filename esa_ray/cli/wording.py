@@ -29,6 +29,13 @@ OPTIONS = {
     "compressions.quantize.bits": "--bits", "compressions.quantize.group_size": "--group-size",
     "compressions.quantize.kept": "--keep", "compressions.quantize.keep_by": "--keep-by",
     "compressions.quantize.components": "--components",
+    **{f"tunings.{name}": f"--{name.replace('_', '-')}" for name in (
+        "arm", "fraction", "score", "learning_rate", "steps", "batch", "looks", "protect", "strength", "rescore",
+        "damage", "damaged", "components")},
+    "tunings.draw": "--random-draws", "validation_windows": "--validation-windows",
+    "target.source": "--target", "target.text_column": "--target-column",
+    "target.calibration_windows": "--target-windows", "target.evaluation_windows": "--eval-windows",
+    **{f"target.{name}": f"--{name.replace('_', '-')}" for name in ("window", "batch_size", "bos")},
 }  # fmt: skip
 
 

@@ -20,7 +20,12 @@ def _chunks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
 
 
-def _shuffled(indices: np.ndarray, salt: str) -> np.ndarray:
+def shuffled(indices: np.ndarray, salt: str) -> np.ndarray:
+    """A permutation that the salt names, the same everywhere.
+
+    >>> shuffled(np.arange(5), "seed 1").tolist() == shuffled(np.arange(5), "seed 1").tolist()
+    True
+    """
     # Ordering by a hash is a permutation that no library version can change. All digests are equally long, so
     # that numpy's blindness to trailing zeros changes neither their order nor which of them are equal.
     keys = np.empty(len(indices), "S32")
@@ -108,7 +113,7 @@ class Windows:
                 raise EsaError(
                     f"only the windows of seeds {sorted(self.draws)} are here; name seed {seed} in the study"
                 )
-            self.draws[seed] = _shuffled(self.pool_index, f"seed {seed}")[: self.calibration_windows]
+            self.draws[seed] = shuffled(self.pool_index, f"seed {seed}")[: self.calibration_windows]
         return self.draws[seed]
 
     def calibration(self, seed: int) -> np.ndarray:
@@ -149,7 +154,7 @@ def split(
             f"{have}, and {spec.evaluation_windows} to evaluate plus {spec.calibration_windows} to calibrate "
             "are asked for; give a longer text, or lower --max-samples, --eval-windows or --window"
         )
-    order = _shuffled(distinct, "split")
+    order = shuffled(distinct, "split")
     # Evaluation windows stay in the order of the draw: a cell that stops early has then seen a draw, not a chapter.
     evaluation, pool = order[: spec.evaluation_windows], np.sort(order[spec.evaluation_windows :])
     pool = pool[~_repeats(tokens, pool, evaluation)]

@@ -22,8 +22,9 @@ from esa_ray.grid import Fingerprints, cells
 from esa_ray.measurements import MEASUREMENTS, Unit
 from esa_ray.measurements.missing import check_opening, lacks, resolution
 from esa_ray.measurements.swept import Swept
+from esa_ray.measurements.target import check_judged_apart, named
 from esa_ray.models.sources import Source, find
-from esa_ray.spec import StudySpec
+from esa_ray.spec import DataSpec, StudySpec
 from esa_ray.storage.store import PACK_AT, Store
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Work:
     store: Store
     source: Source
     text: str | None = None
+    target: str | None = None
     windows: data.Windows | None = None
     resolved: Fingerprints | None = None
     actors: Actors = field(default_factory=lambda: Actors([]))
@@ -111,12 +113,28 @@ class Work:
                     f"packing {self.spec.data.source} failed ({first_line(error)[:160]}); run the same command again"
                 ) from None
         else:
-            self.text = data.text_fingerprint(data.read_documents(self.spec.data, self._tokenizer()))
+            self.text = self._fingerprint(self.spec.data)
+        if self.spec.target:
+            self.target = self._read_target(self.spec.target)
         self.look()
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def _read_target(self, spec: DataSpec) -> str:
+        with named():
+            if data.is_large(spec):
+                raise EsaError(
+                    f"--data {spec.source} is more than is tuned to; give a sample of it, of at most {LARGE >> 20} MiB"
+                )
+            found = self._fingerprint(spec)
+        assert self.text
+        check_judged_apart(self.spec, self.text, found)
+        return found
+
+    def _fingerprint(self, spec: DataSpec) -> str:
+        return data.text_fingerprint(data.read_documents(spec, self._tokenizer(spec)))
+
+    def _tokenizer(self, spec: DataSpec) -> PreTrainedTokenizerBase | None:
         """What writes chat rows down; it takes torch, which a driver does without otherwise."""
-        if not self.spec.data.chat:
+        if not spec.chat:
             return None
         from esa_ray.models.load import load_tokenizer
 
@@ -131,7 +149,7 @@ class Work:
             If it holds another study, or one of another model or text.
         """
         assert self.text
-        self.resolved = resolution(self.store, self.spec, self.source, self.text)
+        self.resolved = resolution(self.store, self.spec, self.source, self.text, self.target)
 
     @property
     def lacks(self) -> bool:
@@ -160,11 +178,12 @@ class Work:
             update={
                 "model": self.spec.model.model_copy(update={"dtype": placement.dtype}),
                 "data": data.anchored(self.spec.data),
+                "target": self.spec.target and data.anchored(self.spec.target),
             }
         )
         actors = model_actor.start(
             placement, memory_budget=memory_budget, spec=spec, source=self.source, text=self.text,
-            windows=self.windows, directory=self.store.location.text,
+            target=self.target, windows=self.windows, directory=self.store.location.text,
         )  # fmt: skip
         self.actors = Actors(actors, new=True)
 

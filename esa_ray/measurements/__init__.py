@@ -4,7 +4,7 @@ They stand in the order in which their phases run.
 """
 
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
-from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols, compressions  # isort: skip
+from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols, compressions, tunings  # isort: skip
 
 __all__ = [
     "MEASUREMENTS",
@@ -17,4 +17,5 @@ __all__ = [
     "protocols",
     "rankings",
     "single_weights",
+    "tunings",
 ]

@@ -12,20 +12,22 @@ from esa_ray.spec import StudySpec
 from esa_ray.storage.store import Store
 
 
-def resolution(store: Store, spec: StudySpec, source: Source, text: str) -> Fingerprints | None:
-    """What an earlier run of this study resolved, if model and text are still the same.
+def resolution(
+    store: Store, spec: StudySpec, source: Source, text: str, target: str | None = None
+) -> Fingerprints | None:
+    """What an earlier run of this study resolved, if model, text and target are still the same.
 
     Raises
     ------
     EsaError
-        If the place holds another study, or model or text have changed.
+        If the place holds another study, or model, text or target have changed.
     """
     stored = store.claim(spec)
     if stored is None:
         return None
-    found = Fingerprints(source.fingerprint, stored["dtype"], text)
-    for what, flag in (("model", "--model"), ("text", "--data")):
-        if getattr(found, what) != stored[what]:
+    found = Fingerprints(source.fingerprint, stored["dtype"], text, target)
+    for what, flag in (("model", "--model"), ("text", "--data"), ("target", "--target")):
+        if getattr(found, what) != stored.get(what):
             if not store.answered(store.load_study() or {"spec": {}}):
                 return None  # mended before anything was measured on it
             raise EsaError(

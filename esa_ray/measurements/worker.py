@@ -19,6 +19,7 @@ from esa_ray.evaluation.protocols import Measuring
 from esa_ray.grid import Fingerprints
 from esa_ray.host.machine import own_directory, this_machine
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
+from esa_ray.measurements.target import Target, read_target
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
@@ -70,6 +71,8 @@ class Worker:
         The fingerprint that the text must have: every worker reads it for itself, and all must see the same.
     origin
         The machine that found the model; on any other its files are compared first.
+    target
+        As ``text``, of the text that is tuned to.
     windows
         The windows of a text that is too large for every worker to read; ``text`` is then taken at its word.
     """
@@ -81,6 +84,7 @@ class Worker:
         directory: str,
         *,
         text: str | None = None,
+        target: str | None = None,
         windows: data.Windows | None = None,
         device: str = "cpu",
         threads: int | None = None,
@@ -103,7 +107,10 @@ class Worker:
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
         self.windows, found = (windows, text) if windows and text else self._read_text(text)
-        self.resolved = Fingerprints(source.fingerprint, self.dtype, found)
+        self.target = self._read_target(target)
+        self.resolved = Fingerprints(
+            source.fingerprint, self.dtype, found, self.target.fingerprint if self.target else None
+        )
         # What fits no device goes to this machine's disk, in a directory that goes with the process.
         folder = own_directory("esa-offload-") if device == "auto" else None
         self.model = load_model(source, self.dtype, device, max_memory, folder)
@@ -121,6 +128,7 @@ class Worker:
         self._check_steps()
         self.ranking = lru_cache(maxsize=16)(self._read_ranking)
         self.calibrated = lru_cache(maxsize=1)(self._calibrate)
+        self.trained_on = lru_cache(maxsize=1)(self._calibrate_target)
         self.damaging = Damaging(
             self.model, self.catalogue, self.windows, spec.data, head_stays=not self._may_touch_head(),
             tail_stays=all(tensor.layer is not None for tensor in self.rankings.tensors), budget=memory_budget,
@@ -134,14 +142,29 @@ class Worker:
             raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
         return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
 
+    def _read_target(self, expected: str | None) -> Target | None:
+        if self.spec.target is None:
+            return None
+        found = read_target(self.spec, load_tokenizer(self.source))
+        if expected not in (None, found.fingerprint):
+            raise EsaError(f"{platform.node()} sees another text under --target {found.spec.source}; share the file")
+        return found
+
     def _calibrate(self, seed: int) -> Calibrated:
-        """A seed's calibration windows, and what compressions by them have gathered so far."""
+        """A seed's calibration windows, and what compressions and tunings by them have gathered so far."""
+        return self._gathering(self.windows.calibration(seed), self.spec.data)
+
+    def _calibrate_target(self, seed: int) -> Calibrated:
+        """A seed's training windows of the target, and what tunings have gathered of them so far."""
+        assert self.target
+        return self._gathering(self.target.train(seed), self.target.spec)
+
+    def _gathering(self, windows: np.ndarray, spec: DataSpec) -> Calibrated:
         from esa_ray.applications.calibrated import Calibrated
 
         return Calibrated(
-            self.model, self.catalogue, self.windows.calibration(seed), batch_size=self.spec.data.batch_size,
-            memory_budget=self.memory_budget,
-        )  # fmt: skip
+            self.model, self.catalogue, windows, batch_size=spec.batch_size, memory_budget=self.memory_budget
+        )
 
     @cached_property
     def _others(self) -> list[tuple[data.Windows, str]]:
@@ -158,6 +181,7 @@ class Worker:
         """Let go of what is kept to save time, and keep less of it from now on."""
         self.damaging.spare_memory()
         self.calibrated.cache_clear()
+        self.trained_on.cache_clear()
 
     @property
     def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:
@@ -167,7 +191,9 @@ class Worker:
         return [mine, *(("out", spec, windows.evaluation) for spec, (windows, _) in others)]
 
     def _check_tokens(self) -> None:
-        read = [self.windows.evaluation, *(self.windows.calibration(seed) for seed in self.spec.seeds)]
+        texts = [self.windows, *([self.target.windows] if self.target else [])]
+        read = [text.evaluation for text in texts]
+        read += [text.calibration(seed) for text in texts for seed in self.spec.seeds]
         check_tokens(self.source.name, read, embedded(self.model))
 
     def _check_layers(self) -> None:
@@ -215,7 +241,8 @@ class Worker:
 
     def _described_others(self) -> dict[str, Any]:
         texts = {spec.source: text for spec, (_, text) in zip(self.spec.other_texts, self._others, strict=True)}
-        return {"other_texts": texts} if texts else {}
+        target = {"target": self.target.fingerprint} if self.target else {}
+        return target | ({"other_texts": texts} if texts else {})
 
     @cached_property
     def common(self) -> dict[str, Any]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esa_ray.errors import EsaError
 from esa_ray.identity import canonical_json
+from esa_ray.spec.base import Spec
 
-if TYPE_CHECKING:
-    from esa_ray.spec.base import Spec
+#: What was done: a spec, or plain values that say it.
+Edit = Spec | Mapping[str, Any]
 
 #: The file that says what a saved model was made of.
 EDIT = "esa_edit.json"
+#: What of it changes no number.
+TOLD = ("version", "texts")
 
 #: What is said of a directory that holds another model.
 OTHER = "{} holds another saved model; name another directory, or move it away"
@@ -45,12 +49,17 @@ def provenance(path: Path) -> dict[str, Any] | None:
     raise EsaError(f"{file} can't be read as the record of an edit; save the model again, or move the file away")
 
 
-def made_of(path: Path, parent: str | None, edit: Spec | None, seed: int) -> bool:
+def content(edit: Edit) -> dict[str, Any]:
+    """What a record says of an edit."""
+    return edit.content() if isinstance(edit, Spec) else dict(edit)
+
+
+def made_of(path: Path, parent: str | None, edit: Edit | None, seed: int) -> bool:
     """Whether a directory says that it was made of a parent with this fingerprint, by this edit and seed."""
     record = provenance(path)
     if record is None or edit is None:
         return False
-    asked = {"parent": parent, "edit": edit.content(), "seed": seed}
+    asked = {"parent": parent, "edit": content(edit), "seed": seed}
     found = {"parent": record["parent"].get("fingerprint"), "edit": record["edit"], "seed": record.get("seed")}
     return canonical_json(asked) == canonical_json(found)
 
@@ -58,17 +67,17 @@ def made_of(path: Path, parent: str | None, edit: Spec | None, seed: int) -> boo
 def fingerprint(record: dict[str, Any]) -> str:
     """SHA-256 of a parent's fingerprint and all that was done to it."""
     parent = {"fingerprint": record["parent"]["fingerprint"]}
-    told = {key: value for key, value in record.items() if key != "version"} | {"parent": parent}
+    told = {key: value for key, value in record.items() if key not in TOLD} | {"parent": parent}
     return hashlib.sha256(canonical_json(told).encode()).hexdigest()
 
 
-def derived(path: Path, content: str) -> str:
+def derived(path: Path, files: str) -> str:
     """The fingerprint of a directory whose files have this digest: of parent and edit, if it is an unchanged edit."""
     record = provenance(path)
-    return fingerprint(record) if record and record["files"] == content else content
+    return fingerprint(record) if record and record["files"] == files else files
 
 
-def check_free(directory: str | Path, parent: str | None = None, edit: Spec | None = None, seed: int = 0) -> None:
+def check_free(directory: str | Path, parent: str | None = None, edit: Edit | None = None, seed: int = 0) -> None:
     """Refuse a directory that a model can't be saved in, before anything is computed.
 
     Parameters

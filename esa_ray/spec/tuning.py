@@ -99,11 +99,11 @@ class TuneSpec(Spec):
             raise ValueError("--damage is done to the weights themselves, beside which adapters stand; use another arm")
         if self.damage is not None and self.damage.needs_score:
             raise ValueError(f"--damage {self.damage.label} spreads by a score, which tuning changes; choose another")
-        for name in self._unused():  # what changes nothing isn't asked
+        for name in self.unused():  # what changes nothing isn't asked
             object.__setattr__(self, name, type(self).model_fields[name].default)
         return self
 
-    def _unused(self) -> list[str]:
+    def unused(self) -> list[str]:
         """Fields that change nothing here."""
         by_score = self.arm in BY_SOURCE or self.damage is not None
         unused = {

@@ -1,0 +1,241 @@
+"""Tunings: the model trained in one way on the target's windows, measured on the way, and taken back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esa_ray.errors import EsaError
+from esa_ray.grid import Fingerprints
+from esa_ray.identity import IDENTITY_VERSION, digest
+from esa_ray.measurements.registry import MEASUREMENTS, Unit
+from esa_ray.measurements.swept import Swept
+from esa_ray.measurements.tuning_cost import cost_of
+from esa_ray.measurements.unfinished import Unfinished
+from esa_ray.models.edited import made_of
+from esa_ray.spec import Spec, TuneSpec, grouped
+from esa_ray.storage.location import below
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from esa_ray.applications.tuning import Look
+    from esa_ray.measurements.cost import Cost
+    from esa_ray.measurements.worker import Worker
+    from esa_ray.spec import StudySpec
+    from esa_ray.storage.store import Store
+
+#: What the model as it is is called.
+INTACT = "intact"
+#: What a unit's last row says of what moved.
+MOVED = ("block_moved", "moved_components", "component_moved")
+
+
+class Tuning(Spec):
+    """One unit: the model as it is (``how`` is None), or tuned in one way by the windows of one seed."""
+
+    how: TuneSpec | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Readable file stem, e.g. ``full-lr0.0001-s1337``."""
+        return f"{self.how.label}-s{self.seed}" if self.how else INTACT
+
+
+def unit_of(asked: Tuning) -> Unit:
+    """A tuning as a unit."""
+    return Unit(asked.label, (asked.model_dump_json(),))
+
+
+def asked_of(unit: Unit) -> Tuning:
+    """The tuning of a unit."""
+    return Tuning.model_validate_json(unit.values[0])
+
+
+def saved_at(spec: StudySpec, asked: Tuning) -> str | None:
+    """Where the tuned model is saved; None where none is asked for."""
+    return below(spec.save_models, asked.label) if spec.save_models and asked.how else None
+
+
+def edit_of(spec: StudySpec, how: TuneSpec, found: Fingerprints) -> dict[str, Any]:
+    """What a saved model was made by: the tuning, and the two texts by their content and how they are cut."""
+    assert spec.target
+    texts = {
+        "source": {"text": found.text, **spec.data.content()},
+        "target": {"text": found.target, **spec.target.content()},
+    }
+    return {"kind": "tune", **how.content(), **texts, "validation_windows": spec.validation_windows}
+
+
+@MEASUREMENTS.add
+class Tunings(Swept):
+    """One unit a tuning and seed, and one for the intact model; a row for each look."""
+
+    name, table, phase, identity = "tunings", "tunings", "tunings", "tuning_id"
+    passes = 200.0
+
+    def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
+        """The intact model, and every tuning by every seed's windows."""
+        if not spec.tunings:
+            return []
+        ways = [Tuning(how=how, seed=seed) for how in spec.tunings for seed in spec.seeds]
+        return [unit_of(each) for each in (Tuning(), *ways)]
+
+    def cost(self, spec: StudySpec) -> Cost:
+        """See :func:`esa_ray.measurements.tuning_cost.cost_of`."""
+        return cost_of(spec)
+
+    def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
+        """By seed: Fisher information and scores of its windows serve all of its tunings."""
+        return sorted(units, key=lambda unit: asked_of(unit).seed or 0)
+
+    def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
+        """Those without a result, and those whose model was to be saved and isn't there."""
+        found = super().missing(spec, store, failed=failed)
+        record = store.load_study() if spec.save_models and failed else None
+        if record is None:
+            return found
+        resolved, statuses = Fingerprints.of(record), self.statuses(store)
+        unsaved = [
+            unit for identity, unit in self.identified(spec, store, resolved)
+            if statuses.get(identity) == "ok" and not _is_saved(spec, asked_of(unit), resolved)
+        ]  # fmt: skip
+        return [*dict.fromkeys([*found, *unsaved])]
+
+    def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
+        """Model, dtype, both texts, windows, tuning and seed; the intact model's has neither of the last two."""
+        assert spec.target
+        return digest(
+            {
+                "version": IDENTITY_VERSION, "measurement": self.name, "model": found.model, "dtype": found.dtype,
+                "data": {"text": found.text, **spec.data.content()},
+                "target": {"text": found.target, **spec.target.content()},
+                "validation_windows": spec.validation_windows, **asked_of(unit).content(),
+            }
+        )  # fmt: skip
+
+    def columns(self, unit: Unit) -> dict[str, Any]:
+        """What was asked: the tuning's fields and the seed."""
+        asked = asked_of(unit)
+        if asked.how is None:
+            return {"label": INTACT, "way": INTACT, "steps": 0, "last": True}
+        how = asked.how
+        unsaid = how.unused()
+        fields = {name: None if name in unsaid else getattr(how, name) for name in ("fraction", "score", "draw")}
+        return fields | {
+            "label": how.label, "way": how.way, "arm": how.arm, "learning_rate": how.learning_rate,
+            "protect": how.protect, "strength": how.dose, "rescore": how.rescore,
+            "damage": how.damage.label if how.damage else None, "damaged": how.damaged if how.damage else None,
+            "components": ",".join(grouped(how.components)), "seed": asked.seed,
+        }  # fmt: skip
+
+    def stands(self, worker: Worker, unit: Unit) -> bool:
+        """A model that was to be saved must be there, too; one that diverged never is."""
+        name = f"{unit.name}-{self.id_of(unit, worker.spec, worker.resolved)}"
+        last = worker.store.read(self.table, name, ["status"])["status"].to_pylist()[-1]
+        return last != "ok" or _is_saved(worker.spec, asked_of(unit), worker.resolved)
+
+    def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
+        """As every grid's; what is unfinished goes once there is a result."""
+        told = super().measure(worker, unit)
+        if told["status"] != "error" and asked_of(unit).how:
+            self._unfinished(worker, unit).clear()
+        return told
+
+    def _unfinished(self, worker: Worker, unit: Unit) -> Unfinished:
+        identity = self.id_of(unit, worker.spec, worker.resolved)
+        return Unfinished(worker.store.location, identity, worker.common["version"])
+
+    def heard(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the driver hears of a unit: how its last row stands, and the loss on the source text."""
+        last = rows[-1]
+        told = {k: last.get(k) for k in (self.identity, "status", "error", "seconds")}
+        return told | {"nll": last.get("source_nll"), "tokens": last.get("source_tokens"), "intact": None}
+
+    def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
+        """Tune, measure at every look, save where asked for, take back; goes on where an earlier try was ended."""
+        asked = asked_of(unit)
+        assert worker.target
+        base = {"target": worker.target.spec.source}
+        if asked.how is None:
+            return [base | _intact(worker)]
+        try:
+            return [base | row for row in self._tuned(worker, unit, asked.how)]
+        except EsaError as error:  # of this tuning alone: the others of the grid have a right to a result
+            return [base | {"status": "error", "error": str(error)}]
+
+    def _tuned(self, worker: Worker, unit: Unit, how: TuneSpec) -> list[dict[str, Any]]:
+        from esa_ray.applications.kept import replacing
+        from esa_ray.applications.tuning import tune
+
+        seed, target, saved = asked_of(unit).seed, worker.target, saved_at(worker.spec, asked_of(unit))
+        assert seed is not None
+        assert target
+        edit = edit_of(worker.spec, how, worker.resolved)
+        if saved:
+            from esa_ray.applications.saving import check_free, save
+
+            check_free(saved, worker.source.fingerprint, edit, seed)
+        unfinished = self._unfinished(worker, unit)
+        rows, state = unfinished.read()
+        with replacing() as kept:
+
+            def look(at: Look) -> None:
+                rows.append(_looked(worker, seed, at) | {"n_changed": at.n_changed, "delta_norm": at.delta_norm})
+
+            def checkpoint(made: Callable[[], bytes]) -> None:
+                unfinished.keep(rows, made)
+
+            did = tune(
+                worker.model, worker.catalogue, how, seed, target.train(seed), source=worker.calibrated(seed),
+                target=worker.trained_on(seed), kept=kept, look=look, state=state, checkpoint=checkpoint,
+            )  # fmt: skip
+            counted = {"n_weights": did.n_weights, "trainable": did.trainable, "rank": did.rank}
+            rows = [row | counted for row in rows]
+            rows[-1] |= {name: getattr(did, name) for name in MOVED}
+            if saved and rows[-1]["status"] == "ok":
+                texts = {"source": worker.spec.data.source, "target": target.spec.source}
+                save(worker.model, worker.source, None, edit, seed, saved, texts=texts)
+                rows[-1]["saved"] = saved
+        return rows
+
+
+def _is_saved(spec: StudySpec, asked: Tuning, found: Fingerprints) -> bool:
+    """Whether what was to be saved is there, made of this parent and these texts."""
+    saved = saved_at(spec, asked)
+    if saved is None or asked.how is None or asked.seed is None:
+        return True
+    return made_of(Path(saved), found.model, edit_of(spec, asked.how, found), asked.seed)
+
+
+def _intact(worker: Worker) -> dict[str, Any]:
+    """The loss of the model as it is; validation windows are a seed's."""
+    assert worker.target
+    found = _loss(worker, "target", worker.target.evaluation) | _loss(worker, "source", worker.windows.evaluation)
+    return found | {"status": _status(found)}
+
+
+def _looked(worker: Worker, seed: int, at: Look) -> dict[str, Any]:
+    """A row of the model as it is tuned so far."""
+    assert worker.target
+    found = _intact(worker) | _loss(worker, "validation", worker.target.validation(seed))
+    status = "diverged" if at.diverged else _status(found)
+    return found | {"steps": at.step, "last": at.last, "train_nll": at.train_nll, "status": status}
+
+
+def _loss(worker: Worker, name: str, windows: np.ndarray) -> dict[str, Any]:
+    from esa_ray.evaluation import evaluate
+
+    spec = worker.spec.data if name == "source" else worker.spec.target
+    assert spec
+    outcome = evaluate(worker.model, windows, spec.batch_size)
+    return {f"{name}_nll": outcome.nll, f"{name}_tokens": outcome.tokens}
+
+
+def _status(found: dict[str, Any]) -> str:
+    finite = all(math.isfinite(x) for name, values in found.items() if name.endswith("_nll") for x in values)
+    return "ok" if finite else "diverged"
