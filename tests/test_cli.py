@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from esa_ray import cli
+from esa_ray.cli import run as run_module
 from esa_ray.cli.compress import prune, quantize
 from esa_ray.cli.run import baseline, run, search
 from esa_ray.cli.tune import tune
@@ -42,6 +43,23 @@ def esa(monkeypatch, capsys, tmp_path):
         return code, out.out, out.err
 
     return run
+
+
+@pytest.fixture
+def studies_of(monkeypatch, tmp_path):
+    """The studies that a command would run."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(run_module, "execute", lambda studies, **options: seen.append(studies) or 0)
+
+    def of(line):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return [spec for spec, _ in seen.pop()]
+
+    return of
 
 
 def test_an_option_that_stands_twice_is_refused_since_half_of_the_grid_would_be_lost(esa):
@@ -711,3 +729,107 @@ def test_what_a_compression_cannot_be_is_refused_before_anything_is_loaded(esa, 
 def test_the_plan_of_a_compression_names_no_score_and_no_k(esa):
     _, out, _ = esa("esa prune --model m --plan")
     assert not {"scores", "k"} & {line.split()[0] for line in out.splitlines()}
+
+
+# -- esa tune
+
+
+def test_a_grid_of_tunings_has_each_once_and_arms_their_own_learning_rates(esa):
+    arms = "full,lora,critical-source,critical-target,magnitude,bottom,random"
+    code, out, err = esa(f"esa tune --model m --arm {arms} --fraction 0.001,0.01 --random-draws 2 --seeds 1,2 --plan")
+    assert (code, err) == (0, "")
+    # Full tuning has no fraction; five arms have two, random two and two draws of each. Three rates each, two seeds.
+    listed = [line.split()[1] for line in out.splitlines() if line.startswith("tunings")]
+    assert listed == [str(3 * (1 + 5 * 2 + 2 * 2)), str(2 * 3 * (1 + 5 * 2 + 2 * 2))]
+    assert "full-lr3e-05, full-lr0.0001, full-lr0.0003" in out
+    facts = _facts(out)
+    assert facts["target"].startswith("pysource: 256 training and 16 validation windows per seed, 16 evaluation")
+    assert not {"scores", "k"} & facts.keys()
+
+
+def test_learning_rates_that_are_said_are_every_arms(studies_of):
+    (spec,) = studies_of("esa tune --model m --arm full,bottom --learning-rate 1e-3,2e-3")
+    assert [(how.arm, how.learning_rate) for how in spec.tunings] == [
+        ("full", 1e-3), ("full", 2e-3), ("bottom", 1e-3), ("bottom", 2e-3),
+    ]  # fmt: skip
+
+
+def test_the_target_is_cut_as_the_source_is_and_is_another_text_by_default(studies_of, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"said": "x"}\n')
+    one, two, three = (
+        studies_of(f"esa tune --model m --window 32 --bos never --eval-windows 9 --batch-size 3 {more}")[0]
+        for more in ("", "--data pysource", "--target rows.jsonl --target-column said --target-windows 7")
+    )
+    assert [spec.target.source for spec in (one, two, three)] == ["pysource", "pydoc", "rows.jsonl"]
+    assert (three.target.text_column, three.target.calibration_windows) == ("said", 7)
+    for spec in (one, two, three):
+        cut = {"window": 32, "bos": "never", "evaluation_windows": 9, "batch_size": 3}
+        assert cut.items() <= spec.target.model_dump().items() & spec.data.model_dump().items()
+    (chat,) = studies_of("esa tune --model m --target rows.jsonl --target-chat")
+    assert (chat.target.chat, chat.target.text_column) == (True, "messages")
+
+
+def test_protection_and_damage_are_asked_of_full_tuning_and_what_cant_be_is_left_out(studies_of, capsys):
+    (spec,) = studies_of("esa tune --model m --protect none,ewc,freeze --strength 0.1,3 --rescore 9 --learning-rate 1")
+    assert [(how.arm, how.protect, how.dose, how.rescore) for how in spec.tunings] == [
+        ("full", "none", None, 0), ("full", "ewc", 0.1, 9), ("full", "ewc", 3, 9), ("full", "freeze", 0.1, 9),
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "left out          1 combinations that can't be, as: --protect freeze leaves something" in said
+    (spec,) = studies_of(
+        "esa tune --model m --arm full,lora --damage none,sign_flip,scale-0.5 --damaged 10,20 --learning-rate 1"
+    )
+    assert [(how.arm, how.damage and how.damage.label, how.damaged) for how in spec.tunings] == [
+        ("full", None, 100), ("full", "sign_flip-1", 10), ("full", "sign_flip-1", 20), ("full", "scale-0.5", 10),
+        ("full", "scale-0.5", 20), ("lora", None, 100),
+    ]  # fmt: skip
+    assert "left out          4 combinations that can't be, as: --damage is done to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--arm whole", "--arm whole is not one of full, lora"),
+        ("--arm ''", "--arm is empty"),
+        ("--arm lora --protect ewc", "--protect ewc holds back full tuning; use --arm full"),
+        ("--arm bottom --random-draws 2", "--random-draws belongs to --arm random"),
+        ("--fraction 2", "--fraction must be at most 1.0, not 2.0"),
+        ("--score hutchinson_diag --arm bottom", "is estimated by probes"),
+        ("--learning-rate fast", "--learning-rate takes numbers"),
+        ("--learning-rate 0", "--learning-rate must be above 0"),
+        ("--steps 3", "4 looks need as many steps; lower --looks or raise --steps"),
+        ("--batch 0", "--batch must be at least 1, not 0"),
+        ("--protect ewc,all", "--protect all is not one of none, ewc, freeze, scale"),
+        ("--strength 3", "--strength belongs to --protect ewc, freeze, scale"),
+        ("--rescore 3", "--rescore belongs to --protect"),
+        ("--protect freeze --strength 1", "--protect freeze leaves something to train only below a share of 1"),
+        ("--damage nothing", "--damage"),
+        ("--damage adaptive-score-0.1", "spreads by a score, which tuning changes"),
+        ("--damaged 9", "--damaged says how many weights --damage is done to"),
+        ("--target-windows 0", "--target-windows must be at least 1"),
+        ("--validation-windows 0", "--validation-windows must be at least 1"),
+        ("--components nonsense", "--components: 'nonsense' is not one of"),
+        ("--save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),
+        ("--save-model full --learning-rate 1 --arm full --seeds 1,2", "full/full-lr1-s2 holds something else"),
+    ],
+)
+def test_what_a_tuning_cannot_be_is_refused_before_anything_is_loaded(esa, tmp_path, line, said):
+    (tmp_path / "full" / "full-lr1-s2").mkdir(parents=True)
+    (tmp_path / "full" / "full-lr1-s2" / "notes.txt").touch()
+    code, out, err = esa(f"esa tune --model nowhere {line}")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_tunings_read_back_from_a_file_and_its_faults_are_told_in_its_keys(esa, studies_of, tmp_path):
+    line = "esa tune --model gpt2 --arm full,random --damage none,sign_flip --damaged 3 --target-windows 9 --window 64"
+    (written,) = studies_of(f"{line} --save-spec study.yaml")
+    (read,) = studies_of("esa run --spec study.yaml")
+    assert read == written
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\ntarget: pysource\ntunings: [{arm: full, steps: 2}]\n")
+    code, _, err = esa("esa run --spec a.yaml")
+    assert code == 2
+    assert "4 looks need as many steps; lower tunings.looks or raise tunings.steps" in err
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\ntarget: pysource\ntunings: [{arm: full}]\n")
+    assert studies_of("esa run --spec a.yaml")[0].target.source == "pysource"

@@ -85,10 +85,7 @@ class Kept:
     def hold(self, tensor: WeightTensor) -> None:
         """Note what stands in a tensor's own memory, which others write to from now on; they :meth:`settle`."""
         if tensor.offloaded:
-            raise EsaError(
-                f"{tensor.name} is offloaded, and only what is in memory can be tuned; take a larger device, or a smaller "
-                "--model"
-            )
+            raise EsaError(f"{tensor.name} is offloaded and can't be tuned; take a larger device, or a smaller --model")
         if tensor not in self._before:
             self._before[tensor] = in_file(tensor.flat_weights())
             self._changes[tensor] = Change(0, 0.0)

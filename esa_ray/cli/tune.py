@@ -161,7 +161,7 @@ def _tunings(given: dict[str, Any]) -> list[TuneSpec]:
 
 def _arms(given: dict[str, Any]) -> list[dict[str, Any]]:
     """What is trained and how fast: arm × fraction × score × draw × learning rate."""
-    arms = _among(given["arm"] or _usual(given), ARMS, "--arm")
+    arms = _among(_usual(given) if given["arm"] is None else given["arm"], ARMS, "--arm")
     if "random" not in arms and typed(given["context"], "random_draws"):
         raise EsaError("--random-draws belongs to --arm random; add that, or leave it out")
     fractions, scores = numbers(given["fraction"], float, "--fraction"), items(given["score"])

@@ -30,6 +30,7 @@ from esa_ray.measurements.baseline import BASELINE
 from esa_ray.measurements.cells import unit_of
 from esa_ray.measurements.registry import RESERVED
 from esa_ray.measurements.swept import Swept
+from esa_ray.measurements.unfinished import clear_all
 from esa_ray.models.precheck import check_apart
 from esa_ray.progress import Reporter, Silent
 from esa_ray.spec import StudySpec
@@ -191,6 +192,8 @@ def _run(works: list[Work], placements: list[Placement], reporter: Reporter, how
         for work in works:
             work.store.pack()
             work.store.sweep()
+            if not work.lacks:
+                clear_all(work.store.location)
 
 
 def _share(works: list[Work], phase: str, jobs: list[list[Job]], reporter: Reporter, check: Callable) -> list[list]:

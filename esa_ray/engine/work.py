@@ -217,7 +217,7 @@ class Work:
         rowless = set(swept.missing(self.spec, self.store, failed=False)) if units else set()
         common = {
             "study": self.spec.name, "model": self.source.name, "dtype": self.resolved.dtype,
-            "data": self.spec.data.source,
+            "data": self.spec.data.source, **({"target": self.spec.target.source} if self.spec.target else {}),
         }  # fmt: skip
         for unit in rowless.intersection(units):
             name, row = swept.crashed(unit, common, self.spec, self.resolved)

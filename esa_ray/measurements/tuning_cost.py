@@ -44,14 +44,15 @@ def gathered(ways: tuple[TuneSpec, ...]) -> tuple[int, int]:
     >>> gathered((TuneSpec(), TuneSpec(protect="ewc"), TuneSpec(arm="critical-source", score="act_mag")))
     (1, 1)
     """
-    known: dict[tuple[str, ...], set[str]] = {}
+    known: dict[str, set[str]] = {}
     backward = forward = 0
     for how in ways:
         for gradients, activations in _asked(how):
-            there = known.setdefault(how.components, set())
+            there = set.intersection(*(known.setdefault(component, set()) for component in how.components))
             backward += not gradients <= there
             forward += gradients <= there and not activations <= there
-            there |= gradients | activations
+            for component in how.components:
+                known[component] |= gradients | activations
     return backward, forward
 
 

@@ -18,10 +18,11 @@ from esa_ray.spec import Spec, TuneSpec, grouped
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
+    from esa_ray.applications.kept import Kept
     from esa_ray.applications.tuning import Look
     from esa_ray.measurements.cost import Cost
     from esa_ray.measurements.worker import Worker
@@ -62,13 +63,18 @@ def saved_at(spec: StudySpec, asked: Tuning) -> str | None:
 
 
 def edit_of(spec: StudySpec, how: TuneSpec, found: Fingerprints) -> dict[str, Any]:
-    """What a saved model was made by: the tuning, and the two texts by their content and how they are cut."""
+    """What a saved model was made by: the tuning, and the texts."""
+    return {"kind": "tune", **how.content(), **texts_of(spec, found)}
+
+
+def texts_of(spec: StudySpec, found: Fingerprints) -> dict[str, Any]:
+    """Source and target, by their content and how they are cut."""
     assert spec.target
-    texts = {
-        "source": {"text": found.text, **spec.data.content()},
+    return {
+        "data": {"text": found.text, **spec.data.content()},
         "target": {"text": found.target, **spec.target.content()},
+        "validation_windows": spec.validation_windows,
     }
-    return {"kind": "tune", **how.content(), **texts, "validation_windows": spec.validation_windows}
 
 
 @MEASUREMENTS.add
@@ -108,13 +114,10 @@ class Tunings(Swept):
 
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
         """Model, dtype, both texts, windows, tuning and seed; the intact model's has neither of the last two."""
-        assert spec.target
         return digest(
             {
                 "version": IDENTITY_VERSION, "measurement": self.name, "model": found.model, "dtype": found.dtype,
-                "data": {"text": found.text, **spec.data.content()},
-                "target": {"text": found.target, **spec.target.content()},
-                "validation_windows": spec.validation_windows, **asked_of(unit).content(),
+                **texts_of(spec, found), **asked_of(unit).content(),
             }
         )  # fmt: skip
 
@@ -158,49 +161,50 @@ class Tunings(Swept):
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Tune, measure at every look, save where asked for, take back; goes on where an earlier try was ended."""
-        asked = asked_of(unit)
-        assert worker.target
-        base = {"target": worker.target.spec.source}
-        if asked.how is None:
-            return [base | _intact(worker)]
-        try:
-            return [base | row for row in self._tuned(worker, unit, asked.how)]
-        except EsaError as error:  # of this tuning alone: the others of the grid have a right to a result
-            return [base | {"status": "error", "error": str(error)}]
-
-    def _tuned(self, worker: Worker, unit: Unit, how: TuneSpec) -> list[dict[str, Any]]:
         from esa_ray.applications.kept import replacing
-        from esa_ray.applications.tuning import tune
 
-        seed, target, saved = asked_of(unit).seed, worker.target, saved_at(worker.spec, asked_of(unit))
-        assert seed is not None
+        asked, target = asked_of(unit), worker.target
         assert target
-        edit = edit_of(worker.spec, how, worker.resolved)
+        if asked.how is None:
+            return [_intact(worker)]
+        assert asked.seed is not None
+        edit, saved = edit_of(worker.spec, asked.how, worker.resolved), saved_at(worker.spec, asked)
         if saved:
             from esa_ray.applications.saving import check_free, save
 
-            check_free(saved, worker.source.fingerprint, edit, seed)
-        unfinished = self._unfinished(worker, unit)
-        rows, state = unfinished.read()
+            check_free(saved, worker.source.fingerprint, edit, asked.seed)
         with replacing() as kept:
-
-            def look(at: Look) -> None:
-                rows.append(_looked(worker, seed, at) | {"n_changed": at.n_changed, "delta_norm": at.delta_norm})
-
-            def checkpoint(made: Callable[[], bytes]) -> None:
-                unfinished.keep(rows, made)
-
-            did = tune(
-                worker.model, worker.catalogue, how, seed, target.train(seed), source=worker.calibrated(seed),
-                target=worker.trained_on(seed), kept=kept, look=look, state=state, checkpoint=checkpoint,
-            )  # fmt: skip
-            counted = {"n_weights": did.n_weights, "trainable": did.trainable, "rank": did.rank}
-            rows = [row | counted for row in rows]
-            rows[-1] |= {name: getattr(did, name) for name in MOVED}
+            try:
+                rows = self._tuned(worker, unit, kept)
+            except EsaError as error:  # of this tuning alone: the others of the grid have a right to a result
+                return [{"status": "error", "error": str(error)}]
             if saved and rows[-1]["status"] == "ok":
                 texts = {"source": worker.spec.data.source, "target": target.spec.source}
-                save(worker.model, worker.source, None, edit, seed, saved, texts=texts)
+                save(worker.model, worker.source, None, edit, asked.seed, saved, texts=texts)
                 rows[-1]["saved"] = saved
+        return rows
+
+    def _tuned(self, worker: Worker, unit: Unit, kept: Kept) -> list[dict[str, Any]]:
+        """The rows of all looks, those before an earlier try was ended among them; the model stands tuned."""
+        from esa_ray.applications.tuning import tune
+
+        asked, target, unfinished = asked_of(unit), worker.target, self._unfinished(worker, unit)
+        assert asked.how
+        assert asked.seed is not None
+        assert target
+        seed, (rows, state) = asked.seed, unfinished.read()
+
+        def look(at: Look) -> None:
+            rows.append(_looked(worker, seed, at) | {"n_changed": kept.n_changed, "delta_norm": kept.delta_norm})
+
+        did = tune(
+            worker.model, worker.catalogue, asked.how, seed, target.train(seed), source=worker.calibrated(seed),
+            target=worker.trained_on(seed), kept=kept, look=look, state=state,
+            checkpoint=lambda made: unfinished.keep(rows, made),
+        )  # fmt: skip
+        counted = {"n_weights": did.n_weights, "trainable": did.trainable, "rank": did.rank}
+        rows = [row | counted for row in rows]
+        rows[-1] |= {name: getattr(did, name) for name in MOVED}
         return rows
 
 

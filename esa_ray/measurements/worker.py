@@ -260,6 +260,7 @@ class Worker:
             "model": self.source.name,
             "dtype": self.dtype,
             "data": spec.data.source,
+            **({"target": spec.target.source} if spec.target else {}),
             "device": self.device,
             "worker": f"{platform.node()}/{os.getpid()}",
             "version": " ".join(f"{k}={v}" for k, v in self._versions.items()),

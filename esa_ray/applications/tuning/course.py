@@ -1,4 +1,4 @@
-"""The course of a tuning: what is trained, protected and damaged, the stretches of steps, and the looks between them."""
+"""The course of a tuning: what is trained, protected and damaged, stretches of steps, and the looks between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from esa_ray.applications.calibrated import Calibrated
+from esa_ray.applications.tuning.adapters import adapters
 from esa_ray.applications.tuning.choosing import Eligible, Places, critical, trained_by
 from esa_ray.applications.tuning.moved import moved
 from esa_ray.applications.tuning.outcome import Look, Tuned
@@ -47,9 +48,12 @@ class Course:
         target: Calibrated,
         kept: Kept,
         was: Mapping[str, Any] | None,
+        learning: Places | None = None,
+        worn: Places | None = None,
     ):
         self.model, self.catalogue, self.spec, self.seed = model, catalogue, spec, seed
         self.source, self.target, self.kept = source, target, kept
+        self._learning, self._worn = learning, worn
         self.eligible = Eligible(catalogue, spec.components)
         for tensor in catalogue.tensors:
             if tensor.offloaded:
@@ -69,8 +73,10 @@ class Course:
 
     def _trained(self, was: Mapping[str, Any] | None) -> Trained:
         if self.spec.arm == "lora":
-            raise EsaError("this version can't train adapters; use another --arm")
-        places = _places(was["places"], self.catalogue) if was else None
+            return adapters(
+                self.model, self.eligible, self.eligible.counted(self.spec.fraction, "--fraction"), self.seed
+            )
+        places = _places(was["places"], self.catalogue) if was else self._learning
         places = trained_by(self.spec, self.seed, self.eligible, self.source, self.target) if places is None else places
         return Weights(places, self.kept)
 
@@ -80,6 +86,8 @@ class Course:
             return {}
         if was:
             return _places(was["damaged"], self.catalogue)
+        if self._worn is not None:
+            return self._worn
         return critical(self.eligible, self.source, self.spec.score, min(self.spec.damaged, self.eligible.n))
 
     def _guarded(self, was: Mapping[str, Any] | None) -> Guard:

@@ -1,0 +1,197 @@
+"""Low-rank adapters and sparse deltas, with peft itself as the oracle."""
+
+import copy
+import sys
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from esa_ray.applications.kept import replacing
+from esa_ray.applications.tuning.choosing import Eligible
+from esa_ray.applications.tuning.protecting import Guard
+from esa_ray.applications.tuning.ranks import plan, width
+from esa_ray.applications.tuning.run import Run
+from esa_ray.applications.tuning.trained import Weights
+from esa_ray.errors import EsaError
+from esa_ray.models.addressing import catalogue
+from tests.applications.tuning.loops import SEED, TRAIN, asked, close, looked, mean_loss, order, parameters, rate, tuned
+from tests.tiny import tiny
+from tests.tiny_layouts import tiny_layout
+
+#: A model, a fraction, and what peft is to adapt for it: modules, parameters, rank.
+CASES = [
+    ("llama", 0.3, "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj", "", 2),
+    ("llama", 0.05, "q_proj v_proj", "", 2),
+    ("gpt2", 0.3, "attn.c_attn attn.c_proj c_fc mlp.c_proj", "", 3),
+    ("phi3", 0.3, "qkv_proj o_proj gate_up_proj down_proj", "", 3),
+    ("gpt_neox", 0.05, "query_key_value", "", 1),
+    ("gpt_oss", 0.3, "q_proj k_proj v_proj o_proj",
+     "mlp.router.weight mlp.experts.gate_up_proj mlp.experts.down_proj", 3),
+]  # fmt: skip
+
+
+def model_of(family, dtype=torch.float32):
+    return tiny_layout(family) if family == "gpt_oss" else tiny(family, dtype=dtype)
+
+
+def by_peft(model, modules, others, rank, spec, seed=SEED):
+    """The losses of each step and the merged weights of peft's own model under a loop that is spelled out."""
+    twin = copy.deepcopy(model)
+    if getattr(twin.config, "_experts_implementation", None):
+        twin.config._experts_implementation = "eager"
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=modules.split(), target_parameters=others.split() or None
+    )
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        twin = peft.get_peft_model(twin, config)
+    mine = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    adam, losses = torch.optim.Adam(mine, lr=spec.learning_rate), []
+    for step in range(spec.steps):
+        adam.zero_grad()
+        loss = mean_loss(twin, TRAIN[order(seed, step, spec.batch, len(TRAIN))])
+        loss.backward()
+        losses.append(float(loss.detach()))
+        torch.nn.utils.clip_grad_norm_(mine, 1.0)
+        adam.param_groups[0]["lr"] = rate(spec, step)
+        adam.step()
+    count = sum(parameter.numel() for parameter in mine)
+    return losses, parameters(twin.merge_and_unload()), count
+
+
+@pytest.mark.parametrize(("family", "fraction", "modules", "others", "rank"), CASES)
+def test_adapters_train_as_peft_and_adam_do(family, fraction, modules, others, rank):
+    model, spec = model_of(family), asked(arm="lora", fraction=fraction)
+    looks, weights = looked(model, spec)
+    losses, wanted, count = by_peft(model, modules, others, rank, spec)
+    assert [look.train_nll for look in looks] == pytest.approx(
+        [np.mean(losses[i : i + 4]) for i in (0, 4, 8)], abs=1e-5
+    )
+    close(weights[-1], wanted, at=1e-4)
+    with tuned(model, spec) as found:
+        assert (found.rank, found.trainable) == (rank, count)
+
+
+def test_what_stands_at_a_look_is_what_training_goes_on_with():
+    """The mean loss between two looks begins at the loss of the model that the first one saw."""
+    model, seen = tiny("llama"), []
+    spec = asked(arm="lora", fraction=0.3, steps=6, looks=6, batch=7)
+
+    def look(found):
+        with torch.no_grad():
+            seen.append((found.train_nll, float(mean_loss(model, TRAIN))))
+
+    with tuned(model, spec, look=look):
+        pass
+    for (_, standing), (trained, _) in pairwise(seen):
+        assert trained == pytest.approx(standing, abs=1e-5)
+
+
+def test_adapters_begin_by_the_seed_alone():
+    made = []
+    for generator, seed in ((1, 7), (2, 7), (1, 8)):
+        torch.manual_seed(generator)
+        made.append(looked(tiny("llama"), asked(arm="lora", fraction=0.3, steps=2, looks=1), seed=seed)[1][-1])
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(made[0][name], made[1][name])
+    assert not torch.equal(made[0][name], made[2][name])
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_beside_16_bit_weights_adapters_are_fp32_and_what_they_add_is_rounded_once(family):
+    model = tiny(family, dtype=torch.bfloat16)
+    before = parameters(model)
+    _, weights = looked(model, asked(arm="lora", fraction=0.3, learning_rate=1e-4))
+    _, single = looked(tiny(family).to(torch.bfloat16).float(), asked(arm="lora", fraction=0.3, learning_rate=1e-4))
+    moved = torch.cat([(single[-1][n] - before[n].float()).flatten() for n in before])
+    error = torch.cat([(weights[-1][n].float() - single[-1][n]).flatten() for n in before])
+    stood = torch.cat([before[n].float().flatten() for n in before])
+    rounding = torch.maximum(stood.abs(), (stood + moved).abs()) * 2**-8
+    assert bool((error.abs() <= rounding + 0.5 * float(moved.abs().max())).all())
+    assert any(not torch.equal(weights[-1][n], before[n]) for n in before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("n", [1, 60, 300, 600, 1000, 5000])
+def test_the_rank_is_that_whose_count_comes_nearest(family, n):
+    eligible = Eligible(catalogue(tiny(family)), asked().components)
+    found = plan(eligible, n)
+    every = [t for t in eligible.tensors if len(t.shape) == (3 if t.experts else 2)]
+    few = [t for t in every if any(p.component in "qv" for p in t.parts)]
+    sets = [every] if sum(map(width, every)) <= n else [every, few]
+    nearest = min(abs(rank * sum(map(width, some)) - n) for some in sets for rank in range(1, 400))
+    assert abs(found.count - n) == nearest
+
+
+def test_an_adapters_numbers_are_those_of_its_two_factors():
+    widths = {t.name: width(t) for t in catalogue(tiny("mixtral")).tensors if "layers.0" in t.name and len(t.shape) > 1}
+    assert widths["model.layers.0.mlp.experts.gate_up_proj"] == 3 * (48 + 16)
+    assert widths["model.layers.0.self_attn.k_proj.weight"] == 8 + 16
+
+
+def test_without_peft_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(EsaError, match=r"--arm lora needs peft: pip install 'esa-ray\[tune\]'"):
+        looked(tiny("llama"), asked(arm="lora"))
+
+
+@pytest.mark.parametrize(
+    ("family", "components", "sentence"),
+    [
+        ("phi3", ("q",), "whole matrices, and .*qkv_proj.weight holds q, k, v; name all of them"),
+        ("llama", ("embed",), r"can't adapt model.embed_tokens.weight \(embed\), which not only multiplies"),
+        ("llama", ("norm",), "adapts matrices, and norm are none"),
+        ("xlnet", ("attention",), "which is not stored as a matrix"),
+    ],
+)
+def test_what_adapters_cant_stand_beside_is_refused_by_name(family, components, sentence):
+    model = tiny_layout(family) if family == "xlnet" else tiny(family)
+    with pytest.raises(EsaError, match=sentence):
+        looked(model, asked(arm="lora", fraction=0.3, components=components))
+
+
+def test_a_module_that_peft_cant_call_is_refused_and_the_model_is_left_as_it_was():
+    model = tiny("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj.forward, modules = (lambda: None), [id(module) for module in model.modules()]
+    with pytest.raises(EsaError, match=r"peft can't adapt all of LlamaForCausalLM .* or --components attention"):
+        looked(model, asked(arm="lora", fraction=0.3))
+    assert [id(module) for module in model.modules()] == modules
+
+
+def test_a_sparse_delta_trains_as_pefts_own_does_with_a_mask_that_it_can_express():
+    """SHiRA takes r·(inputs + outputs) weights of a plain Linear, and trains what is added to them."""
+    model, spec = tiny("llama"), asked()
+    weights, generator = catalogue(model), torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.mlp.{leaf}_proj.weight" for i in (0, 1) for leaf in ("up", "down")]
+    places = {weights[n]: torch.randperm(384, generator=generator)[:80].sort().values for n in names}  # 2·(16 + 24)
+    masks = {
+        model.get_submodule(tensor.name.removesuffix(".weight")): torch.zeros(384)
+        .scatter(0, at, 1.0)
+        .view(tensor.shape)
+        for tensor, at in places.items()
+    }
+    twin = copy.deepcopy(model)
+    known = {id(twin.get_submodule(n)): masks[m] for n, m in model.named_modules() if m in masks}
+    config = peft.ShiraConfig(r=2, target_modules=["up_proj", "down_proj"])
+    config.mask_fn = lambda base_layer, r, **_: known[id(base_layer)]
+    theirs = peft.get_peft_model(twin, config)
+    mine = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
+    adam = torch.optim.Adam(mine, lr=spec.learning_rate)
+    for step in range(spec.steps):
+        adam.zero_grad()
+        mean_loss(theirs, TRAIN[order(SEED, step, spec.batch, len(TRAIN))]).backward()
+        torch.nn.utils.clip_grad_norm_(mine, 1.0)
+        adam.param_groups[0]["lr"] = rate(spec, step)
+        adam.step()
+    with replacing() as kept, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained = Weights(places, kept)
+        Run(model, spec, SEED, TRAIN, trained, Guard(trained.masters), None).until(spec.steps)
+        assert trained.count == sum(parameter.numel() for parameter in mine) == 320
+        close(parameters(model), parameters(theirs.merge_and_unload()))
