@@ -28,7 +28,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "analysis": [
         {"statistics"},
         {"study", "names"},
-        {"run", "scores", "damage", "fidelity", "compression"},
+        {"run", "scores", "damage", "fidelity", "compression", "tuning"},
         {"report"},
         {"comparison"},
         {"documents", "__init__"},
@@ -49,6 +49,7 @@ ROLES = {
         "documents": "the pages of docs/results", "comparison": "many models", "report": "page, figures, verdicts",
         "run": "how a study ran", "scores": "where scores are high", "damage": "what damage costs",
         "fidelity": "what a score is worth", "compression": "what compressing costs",
+        "tuning": "what tuning is worth",
         "study": "a study as data frames", "statistics": "fits, tests, intervals",
     },
 }  # fmt: skip
