@@ -144,7 +144,7 @@ def test_a_study_of_another_model_or_none_is_refused(tmp_path):
 
 
 def test_damage_that_is_none_is_told():
-    for damage, said in (("nothing", "nothing"), ("adaptive-score-0.1", "spreads by a score")):
+    for damage, said in (("nothing", "nothing"), ("adaptive-score-0.1", "goes by a score")):
         with pytest.raises(EsaError, match=said):
             robustness_enhancement(tiny(), NAMED, damage=damage, windows=TRAIN)
 
