@@ -38,7 +38,7 @@ LAYERS: dict[str, list[set[str]]] = {
 ROLES = {
     "esa_ray": {
         "cli": "the esa command", "doctor": "what this machine can run", "engine": "Ray: actors, trials, clusters",
-        "applications": "compressing, layer by layer",
+        "applications": "compressing and tuning",
         "measurements": "one file per measurement", "grid": "a spec's cells and ids", "data": "text to windows",
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",

@@ -804,7 +804,7 @@ def test_protection_and_damage_are_asked_of_full_tuning_and_what_cant_be_is_left
         ("--rescore 3", "--rescore belongs to --protect"),
         ("--protect freeze --strength 1", "--protect freeze leaves something to train only below a share of 1"),
         ("--damage nothing", "--damage"),
-        ("--damage adaptive-score-0.1", "spreads by a score, which tuning changes"),
+        ("--damage adaptive-score-0.1", "goes by a score, which tuning changes"),
         ("--damaged 9", "--damaged says how many weights --damage is done to"),
         ("--target-windows 0", "--target-windows must be at least 1"),
         ("--validation-windows 0", "--validation-windows must be at least 1"),

@@ -97,8 +97,11 @@ class TuneSpec(Spec):
             raise ValueError(f"--protect {self.protect} holds back full tuning; use --arm full")
         if self.damage is not None and self.arm == "lora":
             raise ValueError("--damage is done to the weights themselves, beside which adapters stand; use another arm")
-        if self.damage is not None and self.damage.needs_score:
-            raise ValueError(f"--damage {self.damage.label} spreads by a score, which tuning changes; choose another")
+        if self.damage is not None and (self.damage.needs_score or self.damage.needs_gradient):
+            what = "a score" if self.damage.needs_score else "the gradient"
+            raise ValueError(f"--damage {self.damage.label} goes by {what}, which tuning changes; choose another")
+        for name in members(self.score) if self.arm in BY_SOURCE or self.damage is not None else ():
+            SCORES[name].check_components(self.components)
         for name in self.unused():  # what changes nothing isn't asked
             object.__setattr__(self, name, type(self).model_fields[name].default)
         return self

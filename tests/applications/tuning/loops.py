@@ -90,9 +90,14 @@ def spelled_out(
     train: np.ndarray = TRAIN,
     seed: int = SEED,
     penalty: Callable[[Any], torch.Tensor] | None = None,
-    around: Callable[[Any, int], Any] | None = None,
+    around: Callable[[Any, int], Callable[[], object]] | None = None,
+    factors: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Adam over a copy of the model, of which what ``masks`` leave out has no gradient and is put back; losses, too."""
+    """Adam over a copy of the model, of which what ``masks`` leave out has no gradient and is put back; losses, too.
+
+    ``penalty`` is added to the loss, ``around`` damages the copy for a step and gives what undoes that, and ``factors``
+    multiply updates.
+    """
     twin = copy.deepcopy(model).requires_grad_(False)
     before, found = parameters(twin), dict(twin.named_parameters())
     mine = {name: found[name].requires_grad_(True) for name in masks}
@@ -110,8 +115,11 @@ def spelled_out(
         torch.nn.utils.clip_grad_norm_(mine.values(), 1.0)
         for group in adam.param_groups:
             group["lr"] = rate(spec, step)
+        old = {name: parameter.detach().clone() for name, parameter in mine.items()}
         adam.step()
         with torch.no_grad():
+            for name, factor in (factors or {}).items():
+                mine[name].copy_(old[name] + factor * (mine[name] - old[name]))
             for name, parameter in mine.items():
                 parameter.copy_(torch.where(masks[name], parameter, before[name]))
     return parameters(twin), losses

@@ -1,0 +1,157 @@
+"""What keeps what the source needs: closed forms, and loops that are spelled out."""
+
+import numpy as np
+import pytest
+import torch
+
+from esa_ray.applications.tuning.protecting import Freeze, Penalty, Scale, over_mean
+from esa_ray.errors import EsaError
+from esa_ray.models.addressing import catalogue
+from tests.applications.tuning.loops import SOURCE, asked, close, looked, parameters, spelled_out, tuned
+from tests.tiny import state_bits, tiny, window_gradients
+
+
+def matrices(model) -> list[str]:
+    return [tensor.name for tensor in catalogue(model).select(asked().components)]
+
+
+def whole(model) -> dict[str, torch.Tensor]:
+    return {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in matrices(model)}
+
+
+def fisher(model) -> dict[str, torch.Tensor]:
+    """Σ_n g_n² of the source's windows over its mean over all weights."""
+    names = matrices(model)
+    squares = [(each**2).sum(0) for each in window_gradients(model, names, SOURCE)]
+    mean = np.concatenate([each.ravel() for each in squares]).mean()
+    return {name: torch.from_numpy(each / mean) for name, each in zip(names, squares, strict=True)}
+
+
+def test_ewc_ends_at_the_weighted_mean_of_a_quadratic_loss_and_where_it_began():
+    """½Σ a(w − t)² + λ/2·Σ F(w − w₀)² is least at (a·t + λF·w₀)/(a + λF)."""
+    a, t, w0, f = (torch.rand(20, generator=torch.Generator().manual_seed(i)) + 0.5 for i in range(4))
+    f[:3], strength = 0.0, 3.0
+    master = w0.clone()
+    guard = Penalty([master], [w0], strength)
+    guard.measure([f])
+    descent = torch.optim.SGD([master], lr=0.1)
+    for _ in range(500):
+        master.grad = a * (master - t)
+        guard.pull()
+        with guard.holding():
+            descent.step()
+    assert torch.allclose(master, (a * t + strength * f * w0) / (a + strength * f), atol=1e-6)
+    assert torch.allclose(master[:3], t[:3], atol=1e-6)
+
+
+def test_ewc_pulls_where_the_text_gives_no_gradient_at_all():
+    master, w0 = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])
+    guard = Penalty([master], [w0], 0.5)
+    guard.measure([torch.tensor([4.0, 4.0])])
+    guard.pull()
+    assert master.grad.tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+def test_ewc_is_a_penalty_on_the_loss_with_the_measured_fisher_information(family, strength):
+    model, spec = tiny(family), asked(protect="ewc", strength=strength)
+    information, before = fisher(model), parameters(model)
+
+    def penalty(twin):
+        moves = (information[n] * (twin.get_parameter(n) - before[n]).square() for n in information)
+        return strength / 2 * sum(each.sum() for each in moves)
+
+    _, weights = looked(model, spec)
+    wanted, _ = spelled_out(model, spec, whole(model), penalty=penalty)
+    close(weights[-1], wanted, at=1e-4)
+    plain, _ = spelled_out(model, spec, whole(model))
+    assert max(float((plain[n] - wanted[n]).abs().max()) for n in information) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral"])
+def test_freezing_is_plain_training_of_the_rest(family):
+    model, spec = tiny(family), asked(protect="freeze", strength=0.1)
+    information = fisher(model)
+    every = np.sort(np.concatenate([each.numpy().ravel() for each in information.values()]))[::-1]
+    n = int(0.1 * len(every))
+    masks = {name: each < every[n - 1] for name, each in information.items()}
+    before = parameters(model)
+    with tuned(model, spec) as found:
+        after = parameters(model)
+        assert found.trainable == len(every) - n
+    close(after, spelled_out(model, spec, masks)[0])
+    for name, mask in masks.items():
+        assert torch.equal(after[name][~mask].view(torch.int32), before[name][~mask].view(torch.int32))
+
+
+def test_what_is_frozen_stays_bit_for_bit_also_if_momentum_or_a_zero_of_either_sign_stands_there():
+    master = torch.tensor([-0.0, 0.0, 1.0, 2.0])
+    guard, adam = Freeze([master], 0.5), torch.optim.Adam([master], lr=0.1)
+    guard.measure([torch.tensor([0.0, 0.0, 0.0, 0.0])])  # of equal ones the first are frozen
+    adam.state[master] = {"step": torch.tensor(1.0), "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
+    master.grad = torch.ones(4)
+    guard.pull()
+    assert master.grad.tolist() == [0, 0, 1, 1]
+    with guard.holding():
+        adam.step()
+    assert master[:2].view(torch.int32).tolist() == [-(2**31), 0]
+    assert bool((master[2:] < torch.tensor([1.0, 2.0])).all())
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_scaling_multiplies_each_update_by_what_its_information_leaves(family):
+    model, spec = tiny(family), asked(protect="scale", strength=0.3)
+    factors = {name: (1 / (1 + each / 0.3)).float() for name, each in fisher(model).items()}
+    _, weights = looked(model, spec)
+    close(weights[-1], spelled_out(model, spec, whole(model), factors=factors)[0], at=1e-4)
+
+
+def test_scaling_by_an_endless_tau_is_no_protection_and_by_none_freezes():
+    model = tiny("llama")
+    before = state_bits(model)
+    with tuned(model, asked()):
+        free = state_bits(model)
+    with tuned(model, asked(protect="scale", strength=1e30)):
+        assert state_bits(model) == free
+    with tuned(model, asked(protect="scale", strength=1e-37)) as found:
+        assert state_bits(model) == before
+        assert found.n_changed == 0
+
+
+def test_a_scaled_update_is_cut_after_adam_which_divides_a_constant_factor_of_the_gradient_out():
+    master = torch.zeros(2)
+    guard, adam = Scale([master], 1.0), torch.optim.Adam([master], lr=0.1)
+    guard.measure([torch.tensor([0.0, 3.0])])
+    master.grad = torch.tensor([5.0, 5.0])
+    with guard.holding():
+        adam.step()
+    assert master.tolist() == pytest.approx([-0.1, -0.025])
+
+
+def test_rescoring_measures_the_information_anew_at_the_weights_as_they_are_then():
+    model, spec = tiny("llama"), asked(protect="ewc", strength=20.0, rescore=4)
+    before, now = parameters(model), {}
+
+    def around(twin, step):
+        if step % 4 == 0:
+            now.update(fisher(twin))
+        return lambda: None
+
+    def penalty(twin):
+        return 10 * sum((now[n] * (twin.get_parameter(n) - before[n]).square()).sum() for n in now)
+
+    _, weights = looked(model, spec)
+    close(weights[-1], spelled_out(model, spec, whole(model), penalty=penalty, around=around)[0], at=1e-4)
+    once = spelled_out(model, spec, whole(model), penalty=penalty, around=lambda twin, step: lambda: None)[0]
+    assert max(float((once[n] - weights[-1][n]).abs().max()) for n in now) > 1e-3
+
+
+def test_a_source_that_reaches_no_weight_protects_nothing_and_says_so():
+    with pytest.raises(EsaError, match=r"the source text gives no weight a gradient.*take another --data"):
+        over_mean([torch.zeros(3)])
+
+
+def test_a_share_of_no_weight_is_refused():
+    with pytest.raises(EsaError, match=r"--strength 0.0001 of 3,840 weights freezes not one; raise it"):
+        looked(tiny("llama"), asked(protect="freeze", strength=1e-4))
