@@ -12,10 +12,15 @@ from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.figures import charts
 from analysis.report.parts import Figure, Section
 from analysis.report.sections import answered
-from analysis.study import Study
+from analysis.study import Study, load
 
 #: Experiments whose studies the document is made of.
 EXPERIMENTS = ("pruning", "quantization")
+
+
+def there(results: Path) -> dict[str, Study]:
+    """Experiment → its study, of those that have run."""
+    return {name: load(results / name) for name in EXPERIMENTS if (results / name / "study.json").is_file()}
 
 
 def found(studies: Mapping[str, Study]) -> dict[str, Any]:
