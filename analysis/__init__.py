@@ -25,6 +25,10 @@ analysis.meta_analysis(study), analysis.mixed_effects(study)      # all kinds of
 analysis.excess(study), analysis.against(study)                   # compressions: what they cost, and against what
 analysis.fronts(study), analysis.goals(study)                     # … at which size, and what was aimed at
 analysis.factors(study), analysis.block_errors(study), analysis.error_correlations(study)   # … and why
+analysis.chosen(study), analysis.tuned_against(study)             # tunings: gain and forgetting, and against what
+analysis.tuning_front(study), analysis.tuning_goals(study)        # … which no other beats, and what was aimed at
+analysis.tuning_curves(study), analysis.learning_rates(study)     # … how it went
+analysis.moved(study), analysis.how_far(study)                    # … and what moved
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
@@ -69,6 +73,12 @@ from analysis.scores.pools import layer_shares, mode_comparison, spread
 from analysis.scores.residual import line_concentration, residual_channels
 from analysis.scores.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
 from analysis.study import Study, StudyError, load
+from analysis.tuning.against import tuned_against
+from analysis.tuning.curves import learning_rates, tuning_curves
+from analysis.tuning.front import tuning_front
+from analysis.tuning.goals import tuning_goals
+from analysis.tuning.moved import how_far, moved
+from analysis.tuning.points import chosen
 
 __all__ = [
     "Study",
@@ -85,6 +95,7 @@ __all__ = [
     "calibration_deciles",
     "changes",
     "charts",
+    "chosen",
     "clusters",
     "comparisons",
     "consensus",
@@ -103,6 +114,7 @@ __all__ = [
     "goals",
     "hierarchy_ratios",
     "hotspot_ranks",
+    "how_far",
     "interaction",
     "jaccard",
     "jaccard_by_k",
@@ -111,12 +123,14 @@ __all__ = [
     "jaccard_summary",
     "layer_damage",
     "layer_shares",
+    "learning_rates",
     "line_concentration",
     "load",
     "meta_analysis",
     "mixed_effects",
     "mode_comparison",
     "mode_costs",
+    "moved",
     "outlier_seeds",
     "pace",
     "pairs",
@@ -140,6 +154,10 @@ __all__ = [
     "tails",
     "timeline",
     "transfer",
+    "tuned_against",
+    "tuning_curves",
+    "tuning_front",
+    "tuning_goals",
     "utilisation",
     "verdicts",
     "write_report",

@@ -41,6 +41,18 @@ def unit_of(study: Study) -> str:
     return first.get("unit", "weight")
 
 
+def about(study: Study) -> str:
+    """What a study is about: compression or tuning, if it damages nothing and no score looks at text; else sensitivity.
+
+    A study of both is about compression.
+    """
+    looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
+    if looks or study.spec["perturbations"]:
+        return "sensitivity"
+    kinds = {"compression": study.compressions, "tuning": study.tunings}
+    return next((kind for kind, rows in kinds.items() if len(rows)), "sensitivity")
+
+
 def units(study: Study) -> str:
     """The same in the plural, as reports say it."""
     return PLURALS[unit_of(study)]

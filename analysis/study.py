@@ -119,6 +119,11 @@ class Study:
         return self.table("compressions")
 
     @cached_property
+    def tunings(self) -> pl.DataFrame:
+        """One row a tuning, seed and step that was measured, and one of the intact model; empty where none is asked."""
+        return self.table("tunings")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:

@@ -32,6 +32,7 @@ _EXPORTS = {
         "QuantizeSpec",
         "ScoreSpec",
         "StudySpec",
+        "TuneSpec",
         "WeightList",
         "WeightName",
     ),
@@ -50,6 +51,7 @@ _EXPORTS = {
     "esa_ray.resume": ("Resumable",),
     "esa_ray.applications.compress": ("compressed",),
     "esa_ray.applications.guided": ("esa_guided_pruning",),
+    "esa_ray.applications.enhancing": ("efficient_fine_tuning", "robustness_enhancement"),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ import experiments
 from esa_ray.cli import execute, guarded, options, parsing, results_directory
 from esa_ray.cli.show import show_comparison
 from esa_ray.errors import EsaError
+from esa_ray.spec import StudySpec
 from esa_ray.storage.location import below
 
 
@@ -30,7 +32,10 @@ def run(
     track: options.Track = "",
     verbose: options.Verbose = False,
 ) -> None:
-    """Run an experiment of this folder.
+    """Run an experiment of this folder: its ``study`` or ``studies``.
+
+    One with a function ``afterwards`` goes on with the studies that this makes of those that are done: of the models
+    that they saved.
 
     Example: python -m experiments quickstart
     """
@@ -43,15 +48,30 @@ def run(
         raise EsaError(f"no experiment {name!r}; there is {', '.join(names())}")
     experiment, root = importlib.import_module(f"experiments.{name}"), out_dir or results_directory(name)
     specs = experiment.studies() if hasattr(experiment, "studies") else [experiment.study()]
-    several = len(specs) > 1
-    places = [below(root, parsing.slug(spec.name)) for spec in specs] if several else [root]
-    status = execute(
-        list(zip(specs, places, strict=True)), only_plan=only_plan, save_plots=save_plots, address=address, gpus=gpus,
-        track=tuple(parsing.items(track)), verbose=verbose,
-    )  # fmt: skip
-    if several and not only_plan and all(spec.scores for spec in specs):  # only models with scores are compared
-        show_comparison(places, root, save_plots=save_plots)
+    given: dict[str, Any] = {"only_plan": only_plan, "save_plots": save_plots, "address": address, "gpus": gpus,
+               "track": tuple(parsing.items(track)), "verbose": verbose}  # fmt: skip
+    placed = placed_below(specs, root)
+    status = execute(placed, **given)
+    if hasattr(experiment, "afterwards"):
+        if only_plan:
+            typer.echo("and then            studies of the models that these save")
+        elif status == 0:
+            placed = placed_below(experiment.afterwards([spec for spec, _ in placed]), root)
+            status = execute(placed, **given)
+    ranked = [place for spec, place in placed if spec.scores]
+    if len(ranked) > 1 and not only_plan:
+        show_comparison(ranked, root, save_plots=save_plots)
     raise typer.Exit(status)
+
+
+def placed_below(specs: Sequence[StudySpec], root: str) -> list[tuple[StudySpec, str]]:
+    """Each study with its place: below the experiment's, or just there if it is the only one.
+
+    Where an experiment saves models is said from its place on.
+    """
+    places = [below(root, parsing.slug(spec.name)) for spec in specs] if len(specs) > 1 else [root]
+    saved = [s.replace(save_models=below(root, s.save_models)) if s.save_models else s for s in specs]
+    return list(zip(saved, places, strict=True))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "analysis": [
         {"statistics"},
         {"study", "names"},
-        {"run", "scores", "damage", "fidelity", "compression"},
+        {"run", "scores", "damage", "fidelity", "compression", "tuning"},
         {"report"},
         {"comparison"},
         {"documents", "__init__"},
@@ -38,7 +38,7 @@ LAYERS: dict[str, list[set[str]]] = {
 ROLES = {
     "esa_ray": {
         "cli": "the esa command", "doctor": "what this machine can run", "engine": "Ray: actors, trials, clusters",
-        "applications": "compressing, layer by layer",
+        "applications": "compressing and tuning",
         "measurements": "one file per measurement", "grid": "a spec's cells and ids", "data": "text to windows",
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",
@@ -49,6 +49,7 @@ ROLES = {
         "documents": "the pages of docs/results", "comparison": "many models", "report": "page, figures, verdicts",
         "run": "how a study ran", "scores": "where scores are high", "damage": "what damage costs",
         "fidelity": "what a score is worth", "compression": "what compressing costs",
+        "tuning": "what tuning is worth",
         "study": "a study as data frames", "statistics": "fits, tests, intervals",
     },
 }  # fmt: skip

@@ -24,7 +24,16 @@ DOCUMENTS = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTI
 
 
 #: Documents in which an option that stands by itself is one of the ``esa`` command.
-OF_COMMANDS = ("README.md", "CHANGELOG.md", "studies.md", "scores.md", "models.md", "texts.md", "checkpoints.md")
+OF_COMMANDS = (
+    "README.md",
+    "CHANGELOG.md",
+    "studies.md",
+    "scores.md",
+    "models.md",
+    "texts.md",
+    "checkpoints.md",
+    "tuning.md",
+)
 
 
 def blocks(document, language):

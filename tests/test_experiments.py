@@ -1,14 +1,18 @@
-"""What the experiments on compression ask for is what their verdicts need."""
+"""What the experiments on compression and tuning ask for is what their verdicts need."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
+import typer
 
 from analysis.compression.goals import GOALS
 from analysis.compression.points import published, setting_label
+from analysis.tuning import goals as tuning_goals
 from esa_ray.models.zoo.recipes import recipe
-from esa_ray.spec import grouped
-from experiments import pruning, pruning_zoo, quantization, quantization_zoo
+from esa_ray.spec import ARMS, PROTECTIONS, grouped
+from experiments import __main__ as command
+from experiments import protection, pruning, pruning_zoo, quantization, quantization_zoo, robustness, tuning
 
 
 def asked(study):
@@ -42,3 +46,108 @@ def test_an_experiment_asks_for_each_compression_once_by_several_seeds(study):
     assert max(labels.values()) == 1
     assert len(study.seeds) == 2
     assert 2 * len(labels) <= 50  # in twenty minutes on two cores that is 48 seconds each
+
+
+def rates(study):
+    """Way of tuning, the draws of random masks taken together → its learning rates."""
+    found = defaultdict(set)
+    for how in study.tunings:
+        found[how.way.replace(f"-draw{how.draw}", "") if how.draw else how.way].add(how.learning_rate)
+    return found
+
+
+@pytest.mark.parametrize("experiment", [tuning, protection])
+def test_every_way_of_tuning_has_five_rates_and_three_seeds(experiment):
+    for study in experiment.studies():
+        assert {len(tried) for tried in rates(study).values()} == {5}
+        assert len(study.seeds) == 3
+        assert study.target.source != study.data.source
+        assert "full" in rates(study)
+
+
+def test_tuning_has_every_arm_at_both_shares_and_three_draws_of_random_masks():
+    for study in tuning.studies():
+        assert {how.arm for how in study.tunings} == set(ARMS)
+        few = [how for how in study.tunings if tuning_goals.GOALS[0].among(how.model_dump())]
+        assert {(how.arm, how.fraction) for how in few} == {
+            (arm, f) for arm in tuning_goals.CHOSEN_MASKS for f in (0.001, 0.01)
+        }
+        drawn = {(how.fraction, how.draw) for how in study.tunings if how.arm == "random"}
+        assert drawn == {(f, d) for f in (0.001, 0.01) for d in (0, 1, 2)}
+
+
+def test_protection_has_every_kind_and_one_with_what_is_measured_anew():
+    for study in protection.studies():
+        assert {how.protect for how in study.tunings} == set(PROTECTIONS)
+        assert any(how.rescore for how in study.tunings)
+
+
+def test_robustness_tunes_with_and_without_damage_alike():
+    for study in robustness.studies():
+        plain, *damaged = study.tunings
+        assert plain.damage is None
+        assert len(damaged) == 3
+        alike = {"damage": None, "damaged": 100, "score": plain.score}
+        assert all(how.model_copy(update=alike) == plain for how in damaged)
+
+
+def test_robustness_goes_on_with_the_models_that_were_saved(tmp_path):
+    first = robustness.studies()[0].replace(save_models=str(tmp_path))
+    there = [tmp_path / f"full-lr0.001{damage}-s123" for damage in ("", "-bit_flip-sign-0.1-of512")]
+    for directory in there:
+        directory.mkdir()
+    found = robustness.afterwards([first])
+    assert [study.model.source for study in found] == ["zoo:llama-0.3m", *map(str, there)]
+    assert len({study.name for study in found}) == 3
+    asked = {study.replace(name="x", model=first.model) for study in found}
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """What ``python -m experiments`` runs and compares; a run makes the directories of the models that it saves."""
+    found = {"runs": [], "compared": [], "status": 0}
+
+    def execute(placed, **_):
+        found["runs"].append(placed)
+        for spec, _place in placed:
+            for how in spec.tunings if spec.save_models else ():
+                for seed in spec.seeds:
+                    (Path(spec.save_models) / f"{how.label}-s{seed}").mkdir(parents=True)
+        return found["status"]
+
+    monkeypatch.setattr(command, "execute", execute)
+    monkeypatch.setattr(command, "show_comparison", lambda places, root, **_: found["compared"].append((places, root)))
+    return found
+
+
+def run(name, root, **options):
+    with pytest.raises(typer.Exit) as ended:
+        command.run(name, str(root), **({"only_plan": False, "save_plots": False} | options))
+    return ended.value.exit_code
+
+
+def test_an_experiment_goes_on_with_what_its_first_studies_saved(executed, tmp_path):
+    assert run("robustness", tmp_path) == 0
+    first, second = executed["runs"]
+    assert [spec.save_models for spec, _ in first] == [
+        str(tmp_path / "models" / name) for name in ("llama-0.3m", "neox-0.3m", "mixtral-0.3m")
+    ]
+    assert len(second) == 3 * (1 + 4 * 3)
+    assert all(place == str(tmp_path / spec.name) for spec, place in second)
+    assert executed["compared"] == [([place for _, place in second], str(tmp_path))]
+
+
+def test_what_is_missing_is_run_first_and_a_plan_runs_nothing_after(executed, tmp_path):
+    executed["status"] = 1
+    assert run("robustness", tmp_path / "a") == 1
+    assert len(executed["runs"]) == 1
+    assert run("robustness", tmp_path / "b", only_plan=True) == 1
+    assert len(executed["runs"]) == 2
+    assert not executed["compared"]
+
+
+def test_studies_that_rank_nothing_are_not_compared(executed, tmp_path):
+    assert run("tuning", tmp_path) == 0
+    assert len(executed["runs"][0]) == 3
+    assert not executed["compared"]

@@ -18,11 +18,39 @@ from analysis.comparison.quantities import WORDS, quantities
 from analysis.report.figures.axes import linear, logarithmic, signed
 from analysis.report.figures.style import Chart, named_scales
 from analysis.statistics.scaling import band
+from analysis.tuning.hardening import TIMES, hardened
 
 #: Quantities whose figure is seen first, where they are measured.
 LEADING = ("tenth_collapse_fraction", "half_mass_fraction", "damage_at_fraction", "intact_nll")
 #: Sizes at which a law's band is drawn.
 POINTS = 41
+
+
+def hardening_figure(comparison: Comparison) -> Chart | None:
+    """Ratio of doses at half collapse of models that were tuned with damage, by rival, with 95% intervals."""
+    table = hardened((*comparison.studies, *comparison.tuned)).drop_nulls("ratio")
+    if table.is_empty():
+        return None
+    table = table.select(pl.format("{} {}", "parent", "damage").alias("model"), "rival", "ratio", "ratio_low",
+                         "ratio_high", "cost")  # fmt: skip
+    ends = pl.concat([table["ratio"], table["ratio_low"], table["ratio_high"], pl.Series([1.0, TIMES])]).drop_nulls()
+    span = [float(ends.min()) / 1.2, float(ends.max()) * 1.2]  # type: ignore[arg-type]
+    looks = named_scales("rival", table["rival"].unique(maintain_order=True).to_list())
+    scale, axis = alt.Scale(type="log", domain=span, nice=False), alt.Axis(values=logarithmic(*span), format="~g")
+    title = "dose at half collapse over the rival's"
+    y, offset = alt.Y("model:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)), alt.YOffset("rival:N")
+    bars = alt.Chart(table.drop_nulls(["ratio_low", "ratio_high"])).mark_rule(strokeWidth=2).encode(
+        x=alt.X("ratio_low:Q", scale=scale, axis=axis, title=title), x2="ratio_high:Q", y=y, yOffset=offset,
+        color=looks["color"],
+    )  # fmt: skip
+    points = alt.Chart(table).mark_point(filled=True, size=70, opacity=1).encode(
+        x=alt.X("ratio:Q", scale=scale, axis=axis, title=title), y=y, yOffset=offset,
+        tooltip=["model", "rival", *(alt.Tooltip(c, format=".3g") for c in ("ratio", "cost"))], **looks,
+    )  # fmt: skip
+    line = alt.Chart(pl.DataFrame({"x": [TIMES]})).mark_rule(color="#777", strokeDash=[3, 3]).encode(x="x:Q")
+    return alt.layer(line, bars, points).properties(width="container", height={"step": 22})
+
+
 #: How the line of a silenced sub-layer is drawn.
 DASHES = {"attention": [1, 0], "mixer": [2, 2], "ffn": [5, 3]}
 
@@ -249,6 +277,7 @@ def ranking(comparison: Comparison) -> Chart | None:
 
 OTHERS: dict[str, Callable[[Comparison], Chart | None]] = {
     "depth": depth, "experts": expert_map, "tree": tree, "ranking": ranking,
+    "hardening": hardening_figure,
 }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis.names import unit_of, units
+from analysis.names import about, unit_of, units
 from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
+from analysis.tuning.hardening import origin
 from esa_ray.errors import EsaError
 from esa_ray.storage.location import Location
 
@@ -40,12 +41,15 @@ def _score(score: Mapping[str, Any]) -> str:
 class Comparison:
     """Studies of several models, one each, in the order of families and sizes; ``sizes`` are to be predicted, and
     studies at ``begun`` have no scores yet.
+
+    ``tuned`` are studies of models that were tuned out of these: no models of their own to families and laws.
     """
 
     studies: tuple[Study, ...]
     labels: Mapping[str, Mapping[str, str]]
     sizes: tuple[int, ...] = ()
     begun: tuple[str, ...] = ()
+    tuned: tuple[Study, ...] = ()
 
     def facts(self, study: Study) -> dict[str, Any]:
         """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
@@ -135,14 +139,15 @@ def compare(
     ------
     StudyError
         If a model has two studies, none is finished enough to be compared, or they can't be compared: other text,
-        windows of another length, or rankings of other units than weights.
+        windows of another length, or rankings of other units than weights. Studies that only compress or tune are
+        left out.
 
     Example
     -------
     >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
     """
     places = dict.fromkeys(each for location in locations for each in below(location))
-    every = [load(each) for each in places]
+    every = [each for each in map(load, places) if about(each) == "sensitivity"]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
     begun = tuple(str(study.location) for study in every if study not in studies)
     if not studies:
@@ -152,11 +157,13 @@ def compare(
             f"{other.location} ranks {units(other)}, and shares and laws are of single weights; name the directories "
             "of studies of weights"
         )
-    found = Comparison(tuple(studies), labels or {})
+    tuned = _tuned(studies)
+    own = [study for study in studies if study not in tuned]
+    found = Comparison(tuple(own), labels or {})
     names = found.models["model"].to_list()
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise StudyError(
-            f"{twice[0]} has two studies there ({_where(studies, names, twice[0])}); name the directories of those to "
+            f"{twice[0]} has two studies there ({_where(own, names, twice[0])}); name the directories of those to "
             "compare, one for each model"
         )
     for what, of in SAME.items():
@@ -167,7 +174,13 @@ def compare(
                 "compare those that agree"
             )
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
-    return Comparison(tuple(studies[i] for i in order), labels or {}, tuple(sizes), begun)
+    return Comparison(tuple(own[i] for i in order), labels or {}, tuple(sizes), begun, tuple(tuned))
+
+
+def _tuned(studies: Sequence[Study]) -> list[Study]:
+    """Those of models that were tuned out of another one's here."""
+    there = {study.resolved["model"] for study in studies}
+    return [study for study in studies if (made := origin(study)) and made["parent"]["fingerprint"] in there]
 
 
 def _where(studies: Sequence[Study], names: Sequence[str], name: str) -> str:

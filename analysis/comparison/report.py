@@ -42,7 +42,7 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 
 def unfinished(comparison: Comparison) -> list[str]:
     """Models whose studies lack something that was asked for, and studies that have only begun."""
-    lacking = [model_name(s) for s in comparison.studies if is_unfinished(progress(s))]
+    lacking = [model_name(s) for s in (*comparison.studies, *comparison.tuned) if is_unfinished(progress(s))]
     return [*lacking, *comparison.begun]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from analysis.comparison.laws import ALL, scaling
 from analysis.comparison.loading import Comparison
 from analysis.damage.effects import effects
 from analysis.names import in_question
+from analysis.report.criteria import Status
 from analysis.report.verdicts import Verdict, sign_flip_ratio
-from analysis.report.wording import percent, significant
+from analysis.report.wording import interval, percent, signed, significant
+from analysis.tuning.goals import MARGIN
+from analysis.tuning.hardening import TIMES, hardened
 
 #: What P4.7 asks of a law: R² above, and a prediction within.
 R2, WITHIN = 0.8, 0.2
@@ -24,7 +29,43 @@ def comparison_verdicts(comparison: Comparison) -> list[Verdict]:
     fitted = table.filter(pl.col("law").is_not_null())
     # One line through all families, where there is one; else each family's.
     rows = fitted.filter(pl.col("series") == ALL) if ALL in fitted["series"].to_list() else fitted
-    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison)]
+    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison), *hardening_verdicts(comparison)]
+
+
+def hardening_verdicts(comparison: Comparison) -> list[Verdict]:
+    """P5.4f, where a model was tuned with damage to its weights."""
+    table = hardened((*comparison.studies, *comparison.tuned))
+    if table.is_empty():
+        return []
+    claim = (
+        f"Tuning with damage to critical weights takes {TIMES:g} times as many sign flips on super weights to half "
+        f"collapse, at no more than {MARGIN:g} nats of loss intact"
+    )
+    parents = [[_worst(way) for _, way in rows.group_by("way", maintain_order=True)]
+               for _, rows in table.group_by("parent", maintain_order=True)]  # fmt: skip
+    best = ["holds" if "holds" in ways else "open" if "open" in ways else "fails" for ways in parents]
+    status: Status = "fails" if "fails" in best else "open" if "open" in best else "holds"
+    return [Verdict("P5.4f", claim, status, "; ".join(_hardened(r) for r in table.iter_rows(named=True)))]
+
+
+def _worst(way: pl.DataFrame) -> str:
+    """A way must reach the goal against each rival."""
+    found = set(way["status"])
+    return "fails" if "fails" in found else "open" if "open" in found else "holds"
+
+
+def _hardened(r: dict[str, Any]) -> str:
+    what = f"{r['parent']}, {r['damage']} against {r['rival']}"
+    if r["ratio"] is None:
+        return f"{what}: {r['why_not']}"
+    words = f"{what}: {times(r)} the dose, {signed(r['cost'])} nats intact {interval(r['cost_low'], r['cost_high'])}"
+    return words + (f" ({r['why_not']})" if r["why_not"] else "")
+
+
+def times(r: dict[str, Any]) -> str:
+    """A ratio of doses in words, with its interval: a missing end lies beyond the doses that were tested."""
+    low, high = ("…" if r[f"ratio_{end}"] is None else significant(r[f"ratio_{end}"]) for end in ("low", "high"))
+    return f"{r['bound'] + ' ' if r['bound'] else ''}{significant(r['ratio'])} times [{low}, {high}]"
 
 
 def _law(rows: pl.DataFrame) -> Verdict:

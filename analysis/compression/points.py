@@ -256,12 +256,6 @@ def together(compared: Sequence[Point]) -> tuple[list[int], np.ndarray]:
     return seeds, np.array(d)
 
 
-def compresses_only(study: Study) -> bool:
-    """Whether a study is about compressions alone: it damages nothing, and none of its scores looks at text."""
-    looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
-    return not (study.compressions.is_empty() or study.spec["perturbations"] or looks)
-
-
 def perplexity(nll_per_token: float) -> float:
     """exp of a loss in nats per token; infinite where that is beyond a float."""
     return math.exp(nll_per_token) if nll_per_token < 700 else math.inf

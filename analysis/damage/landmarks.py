@@ -165,17 +165,22 @@ def crossing(doses: np.ndarray, rising: np.ndarray, level: float) -> np.ndarray:
     return np.where(~reached[:, -1], np.inf, np.where(reached[:, 0], -np.inf, found))
 
 
+def reached(mine: Response, draws: np.ndarray, level: float) -> tuple[float, np.ndarray]:
+    """(the dose at which a response's rising curve first reaches a level, that of its resamples), as crossing says."""
+    weights = 1 / mine.errors**2
+    curve, resampled = isotonic(mine.means[None], weights), isotonic(draws, weights)
+    return float(crossing(mine.doses, curve, level)[0]), crossing(mine.doses, resampled, level)
+
+
 def _collapse(study: Study, c: Curve, mine: Response, draws: np.ndarray, reasons: list[str]) -> dict[str, float | None]:
-    room, told = _room(study)
+    room, told = room_of(study)
     if told:
         reasons.append(f"collapse: {told}")
         return {}
-    weights = 1 / mine.errors**2
     found: dict[str, float | None] = {}
     span, beyond = (float(mine.doses[0]), float(mine.doses[-1])), c.lost.start
-    curve, resampled = isotonic(mine.means[None], weights), isotonic(draws, weights)
     for name, level in (("half_collapse", room / 2), ("collapse", room)):
-        value, drawn = float(crossing(mine.doses, curve, level)[0]), crossing(mine.doses, resampled, level)
+        value, drawn = reached(mine, draws, level)
         if np.isfinite(value):
             found |= _mark(name, value, drawn, span, beyond)
         elif value < 0:
@@ -189,7 +194,7 @@ def _collapse(study: Study, c: Curve, mine: Response, draws: np.ndarray, reasons
     return found
 
 
-def _room(study: Study) -> tuple[float, str]:
+def room_of(study: Study) -> tuple[float, str]:
     """(ΔNLL at which the mean NLL is log V, why there is none)."""
     vocabulary = study.resolved.get("vocabulary")
     if not vocabulary:

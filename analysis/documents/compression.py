@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.comparison.loading import model_name
+from analysis.comparison.loading import below, model_name
 from analysis.compression.families import families
 from analysis.documents.families import family_sections
 from analysis.documents.rows import damage_section
@@ -21,7 +21,7 @@ from analysis.report.parts import Figure, Section
 from analysis.report.questions import Subset
 from analysis.report.sections import answered
 from analysis.report.verdicts import Verdict
-from analysis.study import Study
+from analysis.study import Study, load
 
 #: Experiments whose studies the document is made of, in its order.
 EXPERIMENTS = ("pruning", "pruning_zoo", "quantization", "quantization_zoo", "rows")
@@ -31,6 +31,12 @@ _IN_FULL: dict[str, Subset] = {"pruning": "compression", "quantization": "compre
 _BEHIND = {"pruning": "families_prune", "quantization": "families_quantize"}
 
 Found = Mapping[str, Sequence[Study]]
+
+
+def there(results: Path) -> Found:
+    """Experiment → its studies, of those that have run."""
+    ran = [name for name in EXPERIMENTS if any((results / name).glob("**/study.json"))]
+    return {name: [load(place) for place in below(results / name)] for name in ran}
 
 
 def found(studies: Found) -> dict[str, Any]:

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from analysis.comparison import Comparison, compare, comparison_verdicts
 from analysis.comparison.figures import figures
-from analysis.comparison.loading import below, model_name
+from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
-from analysis.documents import architectures, compression, measured
+from analysis.documents import architectures, compression, measured, tuning
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
-from analysis.study import Study, StudyError, load
+from analysis.study import StudyError
 
 DIRECTORY, RESULTS = Path("docs/results"), Path("results")
 
@@ -33,13 +33,27 @@ TITLES = {
     "baselines": ("Baselines: the intact models", "python -m experiments baselines"),
     "scaling": ("Scaling and architecture: the zoo, and SmolLM2 beside it", "make scaling"),
 }
-#: Document that is made of single studies → its title and how to make them.
+
+
+def _commands(experiments: Sequence[str]) -> str:
+    """How to make the studies of some experiments, between the marks of code.
+
+    >>> _commands(["a", "b", "c"])
+    'python -m experiments a`, `python -m experiments b` and `python -m experiments c'
+    """
+    *others, last = (f"python -m experiments {each}" for each in experiments)
+    return "`, `".join(others) + "` and `" + last
+
+
+#: Document that is made of single studies → its title and how to make them; and what makes it.
 STUDIES = {
-    "compression": (
-        "Compression: pruning and quantization",
-        "`, `".join(f"python -m experiments {name}" for name in compression.EXPERIMENTS),
-    ),
+    name: (title, _commands(module.EXPERIMENTS))
+    for name, title, module in (
+        ("compression", "Compression: pruning and quantization", compression),
+        ("tuning", "Tuning: few weights, protection, robustness", tuning),
+    )
 }
+MAKERS = {"compression": compression, "tuning": tuning}
 
 Writer = Callable[[str, str, dict[str, Any]], str]
 #: Document of a benchmark → what writes it, its title and the command that writes its findings.
@@ -140,21 +154,16 @@ def write(name: str, comparison: Comparison | None, directory: Path = DIRECTORY)
     return path
 
 
-def write_studies(studies: compression.Found, directory: Path = DIRECTORY, name: str = "compression") -> Path:
+def write_studies(studies: Mapping[str, Any], directory: Path = DIRECTORY, name: str = "compression") -> Path:
     """Write a document of single studies (by experiment); without studies, from what was found before."""
     data, path = directory / f"{name}.json", directory / f"{name}.md"
     directory.mkdir(parents=True, exist_ok=True)
     if studies:
-        text = json.dumps(compression.found(studies), indent=1, ensure_ascii=False)
+        text = json.dumps(MAKERS[name].found(studies), indent=1, ensure_ascii=False)
         data.write_text(text + "\n", encoding="utf-8")
-        compression.draw(studies, directory, name)
+        MAKERS[name].draw(studies, directory, name)
     path.write_text(render(name, json.loads(data.read_text(encoding="utf-8"))), encoding="utf-8")
     return path
-
-
-def _at(place: Path) -> list[Study]:
-    """The studies at a place or below it."""
-    return [load(each) for each in below(place)] if place.is_dir() and any(place.glob("**/study.json")) else []
 
 
 def main() -> int:
@@ -171,11 +180,12 @@ def main() -> int:
             print(write(name, None), "(from what was found before)")
         else:
             print(f"{name}: no studies under {studies}; run {TITLES[name][1]}", file=sys.stderr)
-    there = {name: made for name in compression.EXPERIMENTS if (made := _at(RESULTS / name))}
-    if there or (DIRECTORY / "compression.json").is_file():
-        print(write_studies(there), "" if there else "(from what was found before)")
-    else:
-        print(f"compression: no studies under {RESULTS}; run {STUDIES['compression'][1]}", file=sys.stderr)
+    for name, maker in MAKERS.items():
+        there = maker.there(RESULTS)
+        if there or (DIRECTORY / f"{name}.json").is_file():
+            print(write_studies(there, name=name), "" if there else "(from what was found before)")
+        else:
+            print(f"{name}: no studies under {RESULTS}; run {STUDIES[name][1].replace('`', '')}", file=sys.stderr)
     for name in BENCHMARKS:
         if (DIRECTORY / f"{name}.json").is_file():
             print(write(name, None), "(from what was measured before)")

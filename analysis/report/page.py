@@ -12,10 +12,9 @@ import polars as pl
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from analysis.compression.points import compresses_only
 from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
-from analysis.names import in_question, leading, unit_name, unit_of, units
+from analysis.names import about, in_question, leading, unit_name, unit_of, units
 from analysis.report import latex, wording
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
@@ -101,11 +100,11 @@ def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
 
 
 def _failures(study: Study) -> list[dict[str, Any]]:
-    """Cells and compressions that have no result, by name, and why."""
+    """Cells, compressions and tunings that have no result, by name, and why."""
     cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
-    name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the dense model has no seed
-    compressions = study.compressions.select(name, "status", "error")
-    return pl.concat([cells, compressions]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+    name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the intact model has no seed
+    applied = [table.select(name, "status", "error") for table in (study.compressions, study.tunings)]
+    return pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
 
 
 def _unfinished(counts: dict[str, int]) -> str:
@@ -143,15 +142,16 @@ def context(study: Study) -> dict[str, Any]:
         "jaccard_summary": jaccard_summary(study).to_dicts(),
         "agreement": _agreement(study),
         "calibration_overlap": calibration_overlap(study),
-        "compresses_only": compresses_only(study),
-        "consensus": [] if compresses_only(study) else consensus(study).to_dicts(),
+        "about": about(study),
+        "consensus": [] if about(study) != "sensitivity" else consensus(study).to_dicts(),
         "unit": unit_of(study),
         "units": units(study),
         "named": unit_name,
         "verdicts": verdicts(study),
         "on_damage": answered(study, set(drawn), "damage"),
         "on_compression": answered(study, set(drawn), "compression"),
-        "on_weights": [] if compresses_only(study) else answered(study, set(drawn), "weights"),
+        "on_tuning": answered(study, set(drawn), "tuning"),
+        "on_weights": [] if about(study) != "sensitivity" else answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
         "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),

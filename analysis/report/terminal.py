@@ -12,18 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.compression.excess import excess
-from analysis.compression.points import compresses_only
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.fidelity.single_weights import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
-from analysis.names import GROUP_ORDER, first_score, unit_of, units
+from analysis.names import GROUP_ORDER, about, first_score, unit_of, units
 from analysis.report import wording
 from analysis.report.verdicts import verdicts
 from analysis.run.protocols import protocol_summary
 from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
 from analysis.study import Study
+from analysis.tuning.points import chosen as chosen_rates
 
 #: Settings or methods of compressions that fit into 80 columns.
 MOST_COLUMNS = 6
@@ -178,9 +178,22 @@ def _lost(r: dict[str, Any]) -> str:
     return wording.significant(r["excess"]) + (f" ({r['diverged']} NaN)" if r["diverged"] else "")
 
 
+def _tuned(study: Study) -> Table:
+    """One row a way at its best learning rate: gain and forgetting."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("way", "trained", "rate", "gain", "forgetting", "seeds"):
+        table.add_column(name, justify="left" if name == "way" else "right", overflow="fold")
+    for r in chosen_rates(study).iter_rows(named=True):
+        rate = "–" if r["learning_rate"] is None else f"{r['learning_rate']:g}"
+        told = [wording.percent(r["share"]), rate, wording.signed(r["gain"]), wording.signed(r["forgetting"])]
+        table.add_row(escape(r["way"]), *told, str(r["seeds"] or 0))
+    return table
+
+
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
-    if study.baselines.is_empty() and study.rankings.is_empty() and study.compressions.is_empty():
+    stored = (study.baselines, study.rankings, study.compressions, study.tunings)
+    if all(table.is_empty() for table in stored):
         console.print("nothing is measured yet")
         return
     if not study.baselines.is_empty():
@@ -189,10 +202,10 @@ def print_summary(study: Study, console: Console) -> None:
         console.print(f"\nintact perplexity {base['perplexity']:.2f}, next-token accuracy {accuracy}")
     if study.spec.get("protocols"):
         console.print(_intact(study))
-    elif not compresses_only(study):
+    elif about(study) == "sensitivity":
         console.print(_weights(study))
         _agreement(study, console)
-    words = [] if compresses_only(study) else [_stable(study), _single(study), *_searched(study)]
+    words = [] if about(study) != "sensitivity" else [_stable(study), _single(study), *_searched(study)]
     for line in filter(None, words):
         console.print(line)
     if not study.cells.is_empty() and not study.baselines.is_empty():
@@ -207,11 +220,17 @@ def print_summary(study: Study, console: Console) -> None:
     for title, table in _compressed(study):
         console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)  # a table would fold it
         console.print(table)
+    if len(chosen_rates(study)):
+        title = f"What tuning to {study.spec['target']['source']} gains and forgets, nats per token"
+        console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
+        console.print(_tuned(study))
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):
         judged.add_row(v.id, MARKS[v.status], v.claim)
     console.print(judged)
-    for what, rows, name in (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label")):
+    failing = (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label"),
+               ("tuning", study.tunings, "label"))  # fmt: skip
+    for what, rows, name in failing:
         failed = rows.filter(pl.col("status") == "error")
         for each, error in failed.select(name, "error").head(3).iter_rows():
             console.print(f"[red]{what} {escape(each)} failed: {escape(error or '')}[/]")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.compression.points import compresses_only
 from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
-from analysis.names import unit_of
+from analysis.names import about, unit_of
 from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.criteria import Status, Verdict, judge
+from analysis.report.tuning_verdicts import tuning_verdicts
 from analysis.report.wording import p_value, signed, significant
 from analysis.run.protocols import degradation, protocol_summary, shared_windows
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, hotspot_agreement, tails
@@ -289,9 +289,9 @@ def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     if study.spec.get("protocols") or unit_of(study) != "weight":  # the criteria on damage are about single weights
         return protocol_verdicts(study)
-    compressed = compression_verdicts(study)
-    if compresses_only(study):
-        return compressed
+    applied = [*compression_verdicts(study), *tuning_verdicts(study)]
+    if about(study) != "sensitivity":
+        return applied
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]
     unfinished = study.expected_cells - len(study.cells)
     if unfinished:
@@ -305,4 +305,4 @@ def verdicts(study: Study) -> list[Verdict]:
             dose(study),
         ]
     found.append(Verdict("P3.7e", "It is so in at least four architectures", "open", "this study has one model"))
-    return sorted([*found, *compressed], key=lambda v: v.id)
+    return sorted([*found, *applied], key=lambda v: v.id)

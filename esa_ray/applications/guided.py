@@ -98,18 +98,12 @@ def esa_guided_pruning(
     True
     """
     spec = _spec(score, sparsity, method, how)
-    store = None if sensitivity_results is None else _store(sensitivity_results)
-    study = _asked(store) if store else None
-    source = _source(model) if isinstance(model, str) else None
-    if source is None and save_to is not None:
-        raise EsaError("save_to needs the model's name, which says what it was made of; give that in place of a model")
-    if isinstance(model, str):
-        assert source
-        model = load_model(source, resolve_dtype(source, "auto", "cpu"), "cpu")
-        tokenizer = tokenizer or load_tokenizer(source)
+    store = None if sensitivity_results is None else store_of(sensitivity_results)
+    study = asked_of(store) if store else None
+    model, tokenizer, source = opened(model, tokenizer, save_to)
     seed = seed if seed is not None else study.seeds[0] if study else SEED
     if windows is None:
-        windows = _windows(text or (study.data if study else None), tokenizer, seed)
+        windows = windows_of(text or (study.data if study else DataSpec()), tokenizer, seed)
     weights = catalogue(model)
     calibrated = Calibrated(model, weights, windows)
     if store:
@@ -126,6 +120,28 @@ def esa_guided_pruning(
     return model, result
 
 
+def opened(
+    model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, save_to: str | Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Source | None]:
+    """A model, in hand or by its name, with its tokenizer and what it was made of, as far as they are known.
+
+    Raises
+    ------
+    EsaError
+        If it is to be saved, and nobody knows what it was made of.
+    """
+    if not isinstance(model, str):
+        if save_to is not None:
+            raise EsaError(
+                "save_to needs the model's name, which says what it was made of; give that in place of a model"
+            )
+        return model, tokenizer, None
+    source = find(ModelSpec(source=model))
+    return (
+        load_model(source, resolve_dtype(source, "auto", "cpu"), "cpu"), tokenizer or load_tokenizer(source), source,
+    )  # fmt: skip
+
+
 def super_weights(store: Store, model: PreTrainedModel, weights: Catalogue) -> dict[str, np.ndarray]:
     """The weights that a study ranks as super, by any of its scores and seeds: flat indices by tensor.
 
@@ -139,23 +155,33 @@ def super_weights(store: Store, model: PreTrainedModel, weights: Catalogue) -> d
     found: dict[str, list[np.ndarray]] = {}
     for name in store.names("rankings"):
         ranking = store.read("rankings", name)
-        for tensor, flat in _ranked(ranking, store, model, weights).items():
-            if tensor not in weights.by_name or flat.max() >= weights[tensor].size:
-                raise EsaError(f"{store.directory} is a study of another model: this one has no weights {tensor}")
+        for tensor, flat in ranked(ranking, f"{store.directory}", model, weights).items():
             found.setdefault(tensor, []).append(flat)
     if not found:
         raise EsaError(f"{store.directory} ranks no super weights; run the study with --topk, or leave it out")
     return {tensor: np.unique(np.concatenate(several)) for tensor, several in found.items()}
 
 
-def _ranked(ranking: pa.Table, store: Store, model: PreTrainedModel, weights: Catalogue) -> dict[str, np.ndarray]:
+def ranked(ranking: pa.Table, name: str, model: PreTrainedModel, weights: Catalogue) -> dict[str, np.ndarray]:
+    """The super weights of one ranking, flat indices by tensor; ``name`` is what an error calls it.
+
+    Raises
+    ------
+    EsaError
+        If the model has no such weights.
+    """
     unit, k = unit_of(ranking), len(ranking)
-    if unit == "weight":
-        return chosen(ranking, "super", k)
     try:
-        return chosen_units_and_known(Units(model, weights, unit), ranking, "super", k)[0]
+        found = (
+            chosen(ranking, "super", k) if unit == "weight"
+            else chosen_units_and_known(Units(model, weights, unit), ranking, "super", k)[0]
+        )  # fmt: skip
     except KeyError as error:
-        raise EsaError(f"{store.directory} is a study of another model: {error.args[0]}") from None
+        raise EsaError(f"{name} is a study of another model: {error.args[0]}") from None
+    for tensor, flat in found.items():
+        if tensor not in weights.by_name or flat.max() >= weights[tensor].size:
+            raise EsaError(f"{name} is a study of another model: this one has no weights {tensor}")
+    return found
 
 
 def _spec(score: str, sparsity: float, method: str | None, how: Mapping[str, Any]) -> PruneSpec:
@@ -168,22 +194,33 @@ def _spec(score: str, sparsity: float, method: str | None, how: Mapping[str, Any
         raise explain(error) from None
 
 
-def _store(results: Any) -> Store:
+def store_of(results: Any) -> Store:
+    """The store of a study: of its directory, or of an ``analysis`` Study."""
     return Store(getattr(results, "directory", results))
 
 
-def _asked(store: Store) -> StudySpec:
+def asked_of(store: Store) -> StudySpec:
+    """What a stored study asks.
+
+    Raises
+    ------
+    EsaError
+        If there is none.
+    """
     record = store.load_study()
     if record is None:
         raise EsaError(f"{store.directory} holds no study; give the directory that esa run wrote its results to")
     return StudySpec.model_validate(record["spec"])
 
 
-def _source(name: str) -> Source:
-    return find(ModelSpec(source=name))
+def windows_of(text: DataSpec, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> np.ndarray:
+    """A seed's calibration windows of a text.
 
-
-def _windows(text: DataSpec | None, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> np.ndarray:
+    Raises
+    ------
+    EsaError
+        If there is no tokenizer.
+    """
     if tokenizer is None:
         raise EsaError("a model in hand needs windows=, or a tokenizer= that cuts them out of a text; give one of them")
-    return data.windows(text or DataSpec(), tokenizer, (seed,)).calibration(seed)
+    return data.windows(text, tokenizer, (seed,)).calibration(seed)

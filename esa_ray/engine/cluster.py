@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from esa_ray.engine.connection import connected
 from esa_ray.engine.placement import Node, Placement, Size, place
 from esa_ray.errors import EsaError, first_line
+from esa_ray.host.footprint import TRAINING_SET, WORKING_SET
 from esa_ray.models.sources import Source, compute_dtype, own_dtype, weight_bytes
 
 __all__ = ["Card", "Model", "at_head", "await_gpus", "computed_in", "connected", "nodes_alive", "waves", "with_cards"]
@@ -28,12 +29,14 @@ class Model:
     """What the placement has to know of a study: its model, its dtype, and into how many pieces its work falls.
 
     ``asked`` is the dtype of the spec, and ``resolved`` the one that an earlier run of the study came to, which stays.
+    ``trains``: all of it is trained.
     """
 
     source: Source
     asked: str
     pieces: int
     resolved: str | None = None
+    trains: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def waves(
             Size(
                 weight_bytes(models[i].source, dtypes[i], on_gpu=bool(cards)), models[i].pieces,
                 bf16=dtypes[i] == "bf16" != models[i].asked and _bf16_is_there(nodes),
+                working=TRAINING_SET[dtypes[i]] if models[i].trains else WORKING_SET,
             )
             for i in first
         ]  # fmt: skip

@@ -52,17 +52,19 @@ class Node:
 class Size:
     """Bytes of a model's weights, and independent pieces of work; more actors than that would idle.
 
-    ``bf16``: it is computed in bf16 and on no GPU that hasn't that.
+    ``bf16``: it is computed in bf16 and on no GPU that hasn't that. ``working`` are the bytes that an actor needs per
+    byte of weights.
     """
 
     weights: int
     pieces: int
     bf16: bool = False
+    working: float = WORKING_SET
 
     @property
     def need(self) -> float:
-        """Bytes of an actor that scores with everything at once."""
-        return self.weights * WORKING_SET + PROCESS
+        """Bytes of an actor that scores, or trains, with everything at once."""
+        return self.weights * self.working + PROCESS
 
     @property
     def bare(self) -> float:

@@ -2,7 +2,10 @@
 
 #: Bytes an actor needs per byte of weights: the weights, one fp32 accumulator, a gradient and activations.
 WORKING_SET = 3.0
-#: The same without accumulators, which can also live in main memory.
+#: The same of one that trains all weights: in fp32 these are their own masters, with a gradient, Adam's two moments,
+#: Fisher information and activations; in 16 bits all of that is twice as wide as they are, and so are the masters.
+TRAINING_SET = {"fp32": 6.0, "bf16": 12.0, "fp16": 12.0}
+#: As the first, without accumulators, which can also live in main memory.
 BARE_SET = 1.25
 #: Bytes of an actor before it has a model: Python, torch, transformers.
 PROCESS = 700 * 2**20

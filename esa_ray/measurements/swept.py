@@ -32,6 +32,8 @@ class Swept(Measurement):
 
     identity: ClassVar[str]
     passes: ClassVar[float] = 1.0
+    #: What to lower where memory runs out.
+    lighter: ClassVar[str] = "--batch-size or --window"
 
     @abstractmethod
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
@@ -107,7 +109,7 @@ class Swept(Measurement):
             raise  # a cause the user can mend, the same for every unit
         except Exception as error:  # whatever it is, it is this unit's alone, unless it ends this process
             fatal = error if isinstance(error, NotRestoredError) or poisoned(error) else None
-            found = [{"status": "error", "error": f"{type(error).__name__}: {error}{_advice(error)}"}]
+            found = [{"status": "error", "error": f"{type(error).__name__}: {error}{_advice(error, self.lighter)}"}]
         spent = time.perf_counter() - started
         rows = [what | {"seconds": spent, "created": datetime.now(UTC)} | row for row in found]
         worker.check_files()
@@ -146,9 +148,9 @@ def spared(worker: Worker, measured: Callable[[], list[dict[str, Any]]]) -> list
     return measured()
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, lighter: str) -> str:
     from esa_ray.models.exhaustion import out_of_memory, poisoned
 
     if out_of_memory(error):
-        return "; lower --batch-size or --window"
+        return f"; lower {lighter}"
     return "; its process ended" if poisoned(error) else ""

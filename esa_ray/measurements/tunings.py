@@ -82,7 +82,7 @@ class Tunings(Swept):
     """One unit a tuning and seed, and one for the intact model; a row for each look."""
 
     name, table, phase, identity = "tunings", "tunings", "tunings", "tuning_id"
-    passes = 200.0
+    passes, lighter = 200.0, "--batch or --window"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The intact model, and every tuning by every seed's windows."""

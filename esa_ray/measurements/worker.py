@@ -7,6 +7,7 @@ import platform
 import time
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.blocks import check_window, vocabulary
+from esa_ray.models.edited import origin
 from esa_ray.models.known import facts
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
 from esa_ray.models.sources import Source, check_unchanged, find
@@ -238,7 +240,12 @@ class Worker:
             "architecture": type(self.model).__name__,
             "versions": self._versions,
             **self._described_others(),
+            **self._described_origin(),
         }
+
+    def _described_origin(self) -> dict[str, Any]:
+        found = origin(Path(self.source.path), self.source.fingerprint) if self.source.kind == "directory" else None
+        return {"made_of": found} if found else {}
 
     def _described_others(self) -> dict[str, Any]:
         texts = {spec.source: text for spec, (_, text) in zip(self.spec.other_texts, self._others, strict=True)}

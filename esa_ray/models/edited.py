@@ -77,6 +77,17 @@ def derived(path: Path, files: str) -> str:
     return fingerprint(record) if record and record["files"] == files else files
 
 
+def origin(path: Path, identity: str) -> dict[str, Any] | None:
+    """Parent, edit and seed that a model in a directory was made by; None if it is no edit, or was written to since.
+
+    ``identity`` is its fingerprint.
+    """
+    record = provenance(path)
+    if record is None or fingerprint(record) != identity:
+        return None
+    return {name: record.get(name) for name in ("parent", "edit", "seed")}
+
+
 def check_free(directory: str | Path, parent: str | None = None, edit: Edit | None = None, seed: int = 0) -> None:
     """Refuse a directory that a model can't be saved in, before anything is computed.
 

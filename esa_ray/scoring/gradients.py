@@ -92,8 +92,15 @@ def batch_nll(model: PreTrainedModel, windows_BT: Tensor, *, scale: float = 1.0,
     return _SummedNLL.apply(logits_BTV, windows_BT.to(logits_BTV.device), scale, windows)
 
 
-def go_back(model: PreTrainedModel, loss: Tensor) -> None:
+def go_back(
+    model: PreTrainedModel,
+    loss: Tensor,
+    *,
+    instead: str = "choose a score that needs none: act_mag or magnitude",
+) -> None:
     """The backward pass of a loss; none where text reaches nothing that asks for a gradient.
+
+    ``instead`` says what to do where there is none.
 
     Raises
     ------
@@ -105,10 +112,7 @@ def go_back(model: PreTrainedModel, loss: Tensor) -> None:
     try:
         loss.backward()
     except (AssertionError, NotImplementedError) as error:
-        raise EsaError(
-            f"{type(model).__name__} gives no gradients ({first_line(error)}); choose a score that needs none: act_mag "
-            "or magnitude"
-        ) from error
+        raise EsaError(f"{type(model).__name__} gives no gradients ({first_line(error)}); {instead}") from error
 
 
 @contextmanager

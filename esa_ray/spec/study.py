@@ -139,6 +139,14 @@ class StudySpec(Spec):
             )
         if self.tunings and self.target is None:
             raise ValueError("--target is missing: the text that the model is tuned to")
+        if self.target is not None and not self.tunings:
+            raise ValueError(
+                "--target is the text that tunings are to, and none is asked for; add one, or leave it out"
+            )
+        if alike := [t.label for i, t in enumerate(self.tunings) if t.label in {o.label for o in self.tunings[:i]}]:
+            raise ValueError(
+                f"two tunings called {alike[0]} differ in steps, batch, looks or components; make them two studies"
+            )
         labels = [how.label for how in (*self.compressions, *self.tunings)]
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
             raise ValueError(f"--save-model would write two models to {twice[0]}; make them two studies")

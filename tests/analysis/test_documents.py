@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
+from analysis.documents import tuning
 from analysis.documents.pages import BENCHMARKS, DIRECTORY, STUDIES, TITLES, render, write, write_studies
-from esa_ray.spec import QuantizeSpec
+from esa_ray.spec import QuantizeSpec, TuneSpec
 from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
 from tests.analysis.test_compression_goals import at_every_setting
+from tests.analysis.test_hardening import models as hardened_models
 from tests.analysis.test_pairs import planted, ranked
+from tests.analysis.tuned import arms, tuned
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +98,36 @@ def test_the_document_on_compression_says_what_rows_cost_and_how_pairs_of_them_i
     assert "## Rows: Do two of them break the model more, or less, than each alone?" in text
     assert "In 1 of them one undoes the other's damage." in text
     assert "compression-rows-pairs.svg" in text
+
+
+def test_the_document_on_tuning_has_every_model_and_what_robustness_found(tmp_path):
+    specs = [*arms(), *arms(rate=1e-2), TuneSpec(protect="ewc", learning_rate=1e-3)]
+
+    def change(spec, seed, text, step):
+        gain = {"full": 0.5, "critical-target": 0.4}.get(spec.arm, 0.2)
+        return (-gain if text == "target" else gain / 3) * step / spec.steps
+
+    for experiment, model in (("tuning", "a"), ("tuning", "b"), ("protection", "a")):
+        tuned(tmp_path / experiment / model, specs, change, moves=lambda spec, seed: ([1.0, 2.0, 3.0], [1.0, 2.0]))
+    hardened_models(tmp_path / "robustness", [0.1] * 3, [0.3] * 3)
+    tuned(tmp_path / "robustness" / "a-tuned", [TuneSpec()], change)
+    studies = tuning.there(tmp_path)
+    assert {"tuning/a", "tuning/b", "protection/a", "robustness/intact", "robustness/a-tuned"} <= set(studies)
+    path = write_studies(studies, tmp_path / "docs", "tuning")
+    text = path.read_text()
+    titles = (
+        "Tuning of a: What does tuning to away gain", "Tuning of b: What moved?", "Protection of a: Is it worth it?",
+        "Robustness: Does a model that was tuned with damage",
+    )  # fmt: skip
+    for title in titles:
+        assert f"## {title}" in text
+    assert "## Protection of a: What moved?" not in text
+    assert "(P5.4d) | fails | made-up: critical-target-0.01: +0.100" in text
+    assert "(P5.4f) | holds | zoo-llama, sign_flip-0.5 against the intact model: 6.00 times" in text
+    shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
+    assert {"tuning-tuning-a-tuning_front.svg", "tuning-robustness-hardening.svg"} <= shown
+    assert shown == {p.name for p in path.parent.glob("*.svg")}
+    assert write_studies({}, tmp_path / "docs", "tuning").read_text() == text
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -270,10 +270,11 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
         "survival", "spread", "channels", "fidelity", "calibration",
     }  # fmt: skip
     assert set(analysis.charts(study)) == drawn
-    # What needs several kinds of damage, several doses, parts of sets, protocols or compressions, this study lacks.
+    # What needs several kinds of damage, doses, parts of sets, protocols, compressions or tunings, this study lacks.
     assert set(FIGURES) - drawn == {
         "dose", "kinds", "together", "pairs", "layers", "recovery", "timeline", "reliability", "excess", "excess_bits",
-        "savings", "savings_bits", "front_sparsity", "front_bits", "factors", "block_errors",
+        "savings", "savings_bits", "front_sparsity", "front_bits", "factors", "block_errors", "tuning_front",
+        "target_curves", "source_curves", "tuning_rates", "moved_blocks", "moved_components",
     }  # fmt: skip
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
 

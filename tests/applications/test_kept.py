@@ -45,6 +45,25 @@ def test_change_is_counted_by_value_against_what_stood_there_first():
         assert (kept.n_changed, kept.delta_norm) == (2, 5.0)
 
 
+def test_what_is_held_may_be_written_to_in_place_and_is_counted_when_it_is_settled():
+    model = tiny("phi3")
+    tensor, other = catalogue(model)["model.layers.1.mlp.down_proj.weight"], catalogue(model)["model.norm.weight"]
+    before = state_bits(model)
+    with replacing() as kept:
+        kept.hold(tensor)
+        kept.hold(other)
+        assert (kept.n_changed, kept.delta_norm, kept.tensors) == (0, 0.0, (tensor, other))
+        tensor.flat_weights()[:2] += torch.tensor([3.0, 4.0])
+        kept.hold(tensor)  # what stood there first stays what is known
+        kept.settle([tensor])
+        assert (kept.n_changed, kept.delta_norm) == (2, pytest.approx(5.0))
+        tensor.flat_weights()[:2] -= torch.tensor([3.0, 4.0])
+        kept.settle([tensor])
+        assert kept.delta_norm == pytest.approx(0.0, abs=1e-6)
+        other.flat_weights().zero_()
+    assert state_bits(model) == before
+
+
 def test_a_failure_inside_takes_back_too():
     model = tiny()
     tensors, before = catalogue(model).select(("up",)), state_bits(model)

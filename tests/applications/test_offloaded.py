@@ -6,10 +6,14 @@ import accelerate
 import pytest
 import torch
 
+from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.compress import compressed
 from esa_ray.applications.kept import replacing
+from esa_ray.applications.tuning import tune
+from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.slots import values, write
+from esa_ray.spec import TuneSpec
 from esa_ray.spec.compression import PruneSpec, QuantizeSpec
 from tests.tiny import random_windows, tiny
 
@@ -57,3 +61,18 @@ def test_sparse_edits_of_a_replaced_weight_are_seen_and_taken_back(tmp_path, whe
         write(tensor.slots, at, torch.tensor([1.0]))
         assert bool((values(tensor.slots[0]) == 1).all())
     assert torch.equal(tensor.flat_weights(), stored)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_have_no_memory_to_be_held_or_tuned_in(tmp_path, where):
+    model = offloaded("llama", where, tmp_path)
+    weights = catalogue(model)
+    with (
+        replacing() as kept,
+        pytest.raises(EsaError, match=r"q_proj.weight is offloaded and can't be tuned; take a larger"),
+    ):
+        kept.hold(weights["model.layers.0.self_attn.q_proj.weight"])
+    text, spec = Calibrated(model, weights, CAL), TuneSpec(steps=4)
+    sentence = r"is offloaded, and only a model that is all in memory can be tuned; take a larger device, or a smaller"
+    with replacing() as kept, pytest.raises(EsaError, match=sentence):
+        tune(model, weights, spec, 0, CAL, source=text, target=text, kept=kept)

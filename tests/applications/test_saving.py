@@ -15,6 +15,7 @@ from esa_ray.applications.saving import save
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.edited import origin
 from esa_ray.models.load import load_model
 from esa_ray.models.sources import find
 from esa_ray.spec import ModelSpec
@@ -84,6 +85,16 @@ def test_its_fingerprint_is_parent_and_edit_until_somebody_writes_to_it(parent, 
     written = find(ModelSpec(source=str(tmp_path / "one"))).fingerprint
     assert written == find(ModelSpec(source=str(plain))).fingerprint
     assert written not in (first, content)
+
+
+def test_its_origin_is_told_until_somebody_writes_to_it(parent, tmp_path):
+    saved(parent, home := tmp_path / "home")
+    made = {"parent": {"name": "parent", "fingerprint": parent.fingerprint}, "edit": SPEC.content(), "seed": 5}
+    assert origin(home, find(ModelSpec(source=str(home))).fingerprint) == made
+    config = json.loads((home / "config.json").read_text())
+    (home / "config.json").write_text(json.dumps(config | {"note": "changed"}))
+    assert origin(home, find(ModelSpec(source=str(home))).fingerprint) is None
+    assert origin(tmp_path / "parent", parent.fingerprint) is None
 
 
 def test_saving_the_same_again_changes_nothing_and_another_is_refused(parent, tmp_path):

@@ -16,9 +16,9 @@ from esa_ray.engine.placement import Node, Size, place
 from esa_ray.engine.work import Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
-from esa_ray.host.footprint import PROCESS, WORKING_SET
+from esa_ray.host.footprint import PROCESS, TRAINING_SET, WORKING_SET
 from esa_ray.models.sources import Source
-from esa_ray.spec import ModelSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, StudySpec, TuneSpec
 from esa_ray.storage.store import Store
 
 GPU = 80 * 10**9
@@ -50,6 +50,21 @@ def test_memory_limits_actors_and_the_cores_go_into_threads():
     found = alone([Node(16, 2.5 * need / 0.7)], 8_000_000_000)
     assert (found.actors, only(found, "threads")) == (2, 8)
     assert found.memory == int(need)
+
+
+def test_training_all_weights_takes_masters_gradients_and_two_moments_of_each(tmp_path):
+    parameters = 10**9
+    in_fp32 = 4 * parameters * (1 + 1 + 2 + 1)  # weights, gradients, Adam's moments, Fisher information
+    in_bf16 = 2 * parameters + 4 * parameters * (1 + 1 + 2 + 1)  # and masters
+    assert in_fp32 < 4 * parameters * TRAINING_SET["fp32"] < 1.3 * in_fp32
+    assert in_bf16 < 2 * parameters * TRAINING_SET["bf16"] < 1.3 * in_bf16
+    need = TRAINING_SET["fp32"] * 4 * parameters + PROCESS
+    found = alone([Node(8, 2.1 * need / 0.7)], 4 * parameters, working=TRAINING_SET["fp32"])
+    assert (found.actors, found.memory) == (2, int(need))
+    full, few = TuneSpec(), TuneSpec(arm="random")
+    for tunings, trains in (((), False), ((few,), False), ((few, full), True)):
+        spec = StudySpec(name="x", model=ModelSpec(source="m"), tunings=tunings, target=DataSpec() if tunings else None)
+        assert Work(spec, Store(tmp_path), Source("m", "directory", "m", "0")).model.trains == trains
 
 
 def test_an_actor_is_never_larger_than_its_node():

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 import ray
@@ -21,6 +22,7 @@ import analysis
 from esa_ray.engine.sweep import run_study
 from esa_ray.errors import EsaError
 from esa_ray.grid import cells
+from esa_ray.spec import TuneSpec
 from esa_ray.storage.lease import holder
 from esa_ray.storage.location import Location
 from esa_ray.storage.store import RUNNING, Store
@@ -330,3 +332,54 @@ def test_a_head_that_dies(study, undisturbed, unharmed, tmp_path):
     assert 3 <= kept < len(cells(study))
     assert run_study(study, directory).computed == len(cells(study)) - kept
     unharmed(directory)
+
+
+@pytest.fixture(scope="module")
+def tuning(tiny_study, tmp_path_factory):
+    """A study of one tuning of a second or more, and its table where nothing happened."""
+    how = TuneSpec(steps=600, batch=2, looks=30, learning_rate=1e-3)
+    target = tiny_study.data.model_copy(update={"source": "pysource"})
+    asked = tiny_study.replace(
+        perturbations=(), groups=("super",), scores=(), seeds=(7,), tunings=(how,), target=target, validation_windows=2
+    )
+    return asked, tunings(by_one_worker(asked, tmp_path_factory.mktemp("tuned") / "s").directory)
+
+
+def tunings(directory):
+    found = analysis.load(directory).table("tunings")
+    return found.select(c for c in found.columns if c not in CIRCUMSTANCES).sort("label", "steps")
+
+
+@pytest.mark.parametrize("killed", ["ray::ModelActor", "driver"])
+def test_a_tuning_whose_process_is_killed_goes_on_at_its_last_checkpoint(ray_cluster, tuning, tmp_path, killed):
+    asked, undisturbed = tuning
+    directory = tmp_path / "s"
+
+    def begun():
+        return list((directory / "unfinished").glob("[!.]*"))
+
+    if killed == "driver":
+        with driver(asked, directory) as process:
+            wait_until(lambda: begun() or process.poll() is not None)
+            process.kill()
+            said(process)
+        wait_until(lambda: not processes("ray::ModelActor"))
+        assert begun()
+        assert run_study(asked, directory).complete
+    else:
+        victims = []
+
+        def kill(_):
+            victims.extend(processes(killed))
+            for victim in victims:
+                victim.kill()
+
+        with once(begun, kill):
+            assert run_study(asked, directory).complete
+        assert victims
+        workers = analysis.load(directory).table("tunings").filter(pl.col("label") != "intact")["worker"].unique()
+        assert len(workers) == 1
+        assert int(workers[0].partition("/")[2]) not in [victim.pid for victim in victims]
+    assert tunings(directory).equals(undisturbed)
+    assert not begun()
+    assert not list(directory.rglob("*.tmp"))

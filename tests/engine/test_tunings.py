@@ -8,6 +8,7 @@ import pytest
 
 from esa_ray import data
 from esa_ray.applications import tuning as core
+from esa_ray.engine.work import Work
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.measurements import MEASUREMENTS, tunings, unfinished
@@ -24,7 +25,8 @@ WAYS = (
     TuneSpec(learning_rate=1e-2, **SHORT),
     TuneSpec(arm="critical-source", fraction=0.1, learning_rate=1e-2, **SHORT),
     TuneSpec(learning_rate=1e-2, protect="ewc", rescore=2, **SHORT),
-    TuneSpec(learning_rate=1e-2, damage=PerturbSpec(kind="sign_flip"), damaged=5, **SHORT),
+    TuneSpec(learning_rate=1e-2, damage=PerturbSpec(kind="gauss_noise", strength=0.5), damaged=5, **SHORT),
+    TuneSpec(arm="lora", fraction=0.05, learning_rate=1e-2, **SHORT),
 )
 #: What a row says that isn't a result.
 NOISE = ("seconds", "created", "worker")
@@ -330,3 +332,23 @@ def test_a_target_that_is_too_short_is_told_by_its_own_options(working, tmp_path
     short = DataSpec(source=str(tmp_path / "short.txt"), window=24, calibration_windows=5, evaluation_windows=3)
     with pytest.raises(EsaError, match=r"the text of --target holds \d+ .+ lower --target-windows, --eval-windows"):
         working(target=short)
+
+
+def test_a_target_that_changed_under_the_same_name_is_refused_before_ray_starts(working, tmp_path):
+    worker = working(ways=WAYS[:1])
+    measured(worker)
+    work = Work.of(worker.spec, tmp_path / "study")
+    work.read_text()
+    assert (work.resolved, work.lacks) == (worker.resolved, True)  # nobody has measured the baseline
+    (tmp_path / "away.txt").write_text((tmp_path / "away.txt").read_text() + "x = 1\n")
+    with pytest.raises(EsaError, match=r"was made with another target under the same name \(--target\)"):
+        work.read_text()
+    with pytest.raises(EsaError, match="sees another text under --target"):
+        Worker(worker.spec, worker.source, str(tmp_path / "study"), target=worker.resolved.target)
+
+
+def test_a_target_without_tunings_or_the_other_way_round_is_refused(tiny_study):
+    with pytest.raises(ValueError, match="--target is missing"):
+        tiny_study.replace(tunings=WAYS)
+    with pytest.raises(ValueError, match="--target is the text that tunings are to"):
+        tiny_study.replace(target=tiny_study.data)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from analysis.comparison.loading import Comparison
 from analysis.comparison.sections.architectures import kinds, mixtures, sublayers
 from analysis.comparison.sections.features import fingerprints, ranks
+from analysis.comparison.sections.hardening import hardening
 from analysis.comparison.sections.intact import intact
 from analysis.comparison.sections.scale import exponents, foreseen, laws, models
 from analysis.report.parts import Section
@@ -14,5 +15,5 @@ from analysis.report.parts import Section
 __all__ = ["MAKERS"]
 
 MAKERS: tuple[Callable[[Comparison], Section | None], ...] = (
-    laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, intact, models,
+    hardening, laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, intact, models,
 )  # fmt: skip

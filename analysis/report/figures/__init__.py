@@ -28,6 +28,14 @@ from analysis.report.figures.sets import layers, recovery, together
 from analysis.report.figures.structure import channels, spread
 from analysis.report.figures.style import COLOURS, SHAPES, Chart
 from analysis.report.figures.timeline import timeline
+from analysis.report.figures.tuning import (
+    moved_blocks,
+    moved_components,
+    source_curves,
+    target_curves,
+    tuning_front,
+    tuning_rates,
+)
 from analysis.study import Study
 from esa_ray import extensions
 from esa_ray.storage.location import Location
@@ -40,6 +48,7 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
         damage, stability, stability_by_k, stability_by_windows, scores, hotspots, depth, tail, survival, spread,
         channels, fidelity, calibration, dose, kinds, together, pairs, layers, recovery, timeline,
         reliability, excess, excess_bits, savings, savings_bits, front_sparsity, front_bits, factors, block_errors,
+        tuning_front, target_curves, source_curves, tuning_rates, moved_blocks, moved_components,
     )
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import altair as alt
+import polars as pl
 
 #: Below this |ΔNLL| an axis is linear, above it logarithmic, so that 0 and 16 fit in one picture.
 LINEAR_BELOW = 1e-3
@@ -58,6 +59,21 @@ def signed(low: float, high: float, below: float = LINEAR_BELOW) -> list[float]:
     exponents = range(math.ceil(first - 1e-9), math.floor(math.log10(most) + 1e-9) + 1)
     sizes = [float(f"1e{e}") for e in exponents[:: max(1, -(-len(exponents) // MOST))]]
     return [-x for x in reversed(sizes) if -x >= low] + [0.0] + [x for x in sizes if x <= high]
+
+
+def scaled(values: list[pl.Series], room: float = 1.2) -> tuple[alt.Scale, alt.Axis]:
+    """A logarithmic scale around positive values; around others one that is linear below LINEAR_BELOW.
+
+    ``room`` is the factor by which a logarithmic scale goes beyond them.
+    """
+    told = pl.concat(values).drop_nulls().drop_nans()
+    low, high = float(told.min()), float(told.max())  # type: ignore[arg-type]
+    if low > 0:
+        span = [low / room, high * room]
+        return alt.Scale(type="log", domain=span, nice=False), alt.Axis(values=logarithmic(*span), format="~g")
+    span = [1.3 * min(low, -LINEAR_BELOW), 1.3 * max(high, LINEAR_BELOW)]
+    scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=span, nice=False)
+    return scale, alt.Axis(values=signed(*span), format="~g")
 
 
 def by_block(depth: int, title: str = "layer") -> alt.X:

@@ -10,24 +10,12 @@ from analysis.compression.excess import excess as costs
 from analysis.compression.factors import factors as shares
 from analysis.compression.fronts import fronts
 from analysis.compression.layers import block_errors as errors
-from analysis.report.figures.axes import LINEAR_BELOW, by_block, logarithmic, signed
+from analysis.report.figures.axes import by_block, logarithmic, scaled
 from analysis.report.figures.style import Chart, named_scales
 from analysis.study import Study
 
 #: Terms of the variance that are drawn, and methods of which block errors are.
 MOST_TERMS, MOST_METHODS = 12, 8
-
-
-def _scale(values: list[pl.Series]) -> tuple[alt.Scale, alt.Axis]:
-    """A logarithmic scale around positive values; around others one that is linear below LINEAR_BELOW."""
-    told = pl.concat(values).drop_nulls().drop_nans()
-    low, high = float(told.min()), float(told.max())  # type: ignore[arg-type]
-    if low > 0:
-        span = [low / 1.2, high * 1.2]
-        return alt.Scale(type="log", domain=span, nice=False), alt.Axis(values=logarithmic(*span), format="~g")
-    span = [1.3 * min(low, -LINEAR_BELOW), 1.3 * max(high, LINEAR_BELOW)]
-    scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=span, nice=False)
-    return scale, alt.Axis(values=signed(*span), format="~g")
 
 
 def _by_method(table: pl.DataFrame, cost: pl.Expr) -> alt.Y:
@@ -54,7 +42,7 @@ def _excess(study: Study, kind: str) -> Chart | None:
         return None
     columns = ["method", "setting", "text", "excess", "low", "high", "perplexity", "diverged"]
     looks = named_scales("setting", table["setting"].unique(maintain_order=True).to_list())
-    scale, axis = _scale([table["excess"], inside["low"], inside["high"]])
+    scale, axis = scaled([table["excess"], inside["low"], inside["high"]])
     y, title = _by_method(inside, pl.col("excess").log()), "excess NLL, nats per token"
     x = alt.X("excess:Q", scale=scale, axis=axis, title=title)
     tooltip = [*columns[:3], *(alt.Tooltip(f, format=".4g") for f in columns[3:])]
@@ -120,7 +108,7 @@ def _front(study: Study, axis: str, x_axis: alt.Axis, title: str) -> Chart | Non
         "method", "setting", "size", "excess", "front", "probability", "beaten_by", named.alias("named")
     )
     looks = named_scales("method", table.filter("named")["method"].unique(maintain_order=True).to_list())
-    scale, y_axis = _scale([table["excess"]])
+    scale, y_axis = scaled([table["excess"]])
     low, high = float(table["size"].min()), float(table["size"].max())  # type: ignore[arg-type]
     room = 0.05 * (high - low) or 0.05 * high
     x_scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)

@@ -13,8 +13,9 @@ __all__ = ["CONTENTS", "answered"]
 #: The order in which the report asks; a question that isn't named here comes after these.
 CONTENTS = (
     "intact", "search", "changed", "dose", "kinds", "together", "pairs", "layers", "recovery", "transfer",
-    "repeatability", "kinds_together", "excess", "against", "front", "factors", "block_errors", "stability", "scores",
-    "where", "modes", "structure", "fidelity", "ran",
+    "repeatability", "kinds_together", "excess", "against", "front", "factors", "block_errors", "tuned",
+    "tuned_against", "tuning_course", "moved_where", "stability", "scores", "where", "modes", "structure", "fidelity",
+    "ran",
 )  # fmt: skip
 
 for _module in iter_modules(__path__):

@@ -48,9 +48,12 @@ class Course:
         target: Calibrated,
         kept: Kept,
         was: Mapping[str, Any] | None,
+        learning: Places | None = None,
+        worn: Places | None = None,
     ):
         self.model, self.catalogue, self.spec, self.seed = model, catalogue, spec, seed
         self.source, self.target, self.kept = source, target, kept
+        self._learning, self._worn = learning, worn
         self.eligible = Eligible(catalogue, spec.components)
         for tensor in catalogue.tensors:
             if tensor.offloaded:
@@ -73,7 +76,7 @@ class Course:
             return adapters(
                 self.model, self.eligible, self.eligible.counted(self.spec.fraction, "--fraction"), self.seed
             )
-        places = _places(was["places"], self.catalogue) if was else None
+        places = _places(was["places"], self.catalogue) if was else self._learning
         places = trained_by(self.spec, self.seed, self.eligible, self.source, self.target) if places is None else places
         return Weights(places, self.kept)
 
@@ -83,6 +86,8 @@ class Course:
             return {}
         if was:
             return _places(was["damaged"], self.catalogue)
+        if self._worn is not None:
+            return self._worn
         return critical(self.eligible, self.source, self.spec.score, min(self.spec.damaged, self.eligible.n))
 
     def _guarded(self, was: Mapping[str, Any] | None) -> Guard:

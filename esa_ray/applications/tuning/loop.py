@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from esa_ray.applications.kept import Kept
+    from esa_ray.applications.tuning.choosing import Places
     from esa_ray.models.addressing import Catalogue
     from esa_ray.spec.tuning import TuneSpec
 
@@ -37,6 +38,8 @@ def tune(
     look: Callable[[Look], None] = lambda look: None,
     state: bytes | None = None,
     checkpoint: Callable[[Callable[[], bytes]], None] | None = None,
+    learning: Places | None = None,
+    worn: Places | None = None,
 ) -> Tuned:
     """Tune the model in hand through ``kept``, which can take it back; the model must be intact.
 
@@ -56,6 +59,10 @@ def tune(
         What an interrupted tuning stored last: the rest of it gives the bits that it would have given.
     checkpoint
         Called after each look but the last and every :data:`CHECKPOINT` steps with a function that makes the state.
+    learning
+        The weights that are trained, in place of those that ``spec`` chooses.
+    worn
+        The weights that are damaged on the way, in place of those that ``spec`` chooses.
 
     Raises
     ------
@@ -78,7 +85,7 @@ def tune(
     >>> tuned.n_weights, tuned.trainable, tuned.n_changed <= tuned.trainable
     (1536, 153, True)
     """
-    tuning = Course(model, catalogue, spec, seed, train, source, target, kept, _read(state, spec, seed))
+    tuning = Course(model, catalogue, spec, seed, train, source, target, kept, _read(state, spec, seed), learning, worn)
     tuning.go(look, checkpoint)
     return tuning.outcome()
 

@@ -56,7 +56,8 @@ class Penalty(Guard):
 
     def __init__(self, masters: Sequence[Tensor], before: Sequence[Tensor], strength: float):
         super().__init__(masters)
-        self._before, self._strength = before, strength
+        self._before = [each.to(master.device) for each, master in zip(before, masters, strict=True)]
+        self._strength = strength
         self._fisher: Sequence[Tensor] = ()
 
     def measure(self, fisher: Sequence[Tensor]) -> None:
@@ -66,7 +67,7 @@ class Penalty(Guard):
     def pull(self) -> None:
         """Add λ·F·(w − w₀)."""
         for master, before, fisher in zip(self.masters, self._before, self._fisher, strict=True):
-            pull = (master - before.to(master)).mul_(fisher).mul_(self._strength)
+            pull = (master - before.to(master.dtype)).mul_(fisher).mul_(self._strength)
             master.grad = pull if master.grad is None else master.grad.add_(pull)
 
     def state(self) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from esa_ray.errors import EsaError
 from esa_ray.spec.scores import grouped
 
@@ -47,7 +49,7 @@ def plan(eligible: Eligible, n: int) -> Plan:
     EsaError
         If there is no matrix, or one can't be adapted by itself.
     """
-    whole = [tensor for tensor in eligible.tensors if len(tensor.shape) == (3 if tensor.experts else 2)]
+    whole = [tensor for tensor in eligible.tensors if _is_matrix(tensor)]
     if not whole:
         names = ",".join(grouped(eligible.components))
         raise EsaError(f"--arm lora adapts matrices, and {names} are none; name other --components")
@@ -67,6 +69,11 @@ def _at(tensors: Sequence[WeightTensor], n: int) -> Plan:
     return min(below, Plan(below.tensors, below.rank + 1), key=lambda each: abs(each.count - n))
 
 
+def _is_matrix(tensor: WeightTensor) -> bool:
+    """Whether it is a matrix or one for each expert; a convolution's kernel has two axes here, too."""
+    return len(tensor.shape) == (3 if tensor.experts else 2) and not isinstance(tensor.slots[0].owner, nn.Conv1d)
+
+
 def _check(tensor: WeightTensor, eligible: Eligible) -> None:
     parts = ", ".join(dict.fromkeys(part.component for part in tensor.parts))
     if eligible.places[tensor] is not None:
@@ -79,5 +86,6 @@ def _check(tensor: WeightTensor, eligible: Eligible) -> None:
         )
     if len(tensor.slots) > 1 or any(part.component == "embed" for part in tensor.parts):
         raise EsaError(
-            f"--arm lora can't adapt {tensor.name} ({parts}), which not only multiplies; leave it out of --components"
+            f"--arm lora can't adapt {tensor.name} ({parts}), which is an embedding or stands in several places; use "
+            "another --arm, or leave it out of --components"
         )

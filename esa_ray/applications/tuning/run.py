@@ -66,6 +66,8 @@ class Run:
         with self.trained.learning(self.model):
             while self.step < stop and not self.diverged:
                 self._take()
+        for master in self.trained.masters:
+            master.grad = None  # what looks at the model may need the memory
 
     def _take(self) -> None:
         """One step: the loss of its windows, the gradient, the update."""
@@ -99,7 +101,7 @@ class Run:
         summed = batch_nll(self.model, windows_BT, scale=self.scale)
         loss = float(summed.detach()) / tokens
         if math.isfinite(loss):
-            go_back(self.model, summed)
+            go_back(self.model, summed, instead="tune another --model")
             for gradient in self._found():
                 gradient /= self.scale * tokens
         return loss

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.applications import calibrated
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.tuning.choosing import Eligible, trained_by
 from esa_ray.models.addressing import catalogue
 from esa_ray.randomness import stream_key, uniform
+from tests.applications.hooked import inputs_of, matrix
 from tests.applications.tuning.loops import SEED, SOURCE, TRAIN, asked
 from tests.tiny import tiny, window_gradients
 
@@ -80,6 +82,30 @@ def test_of_equal_scores_the_first_is_trained(arm):
     scores = {name: sign * np.abs(w) for name, w in weights_of(model, names_of(model)).items()}
     n = int(0.2 * sum(each.size for each in scores.values()))
     assert as_lists(chosen(model, asked(arm=arm, score="magnitude", fraction=0.2))) == first(scores, n)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_scores_of_activations_choose_too(family):
+    model = tiny(family)
+    inputs = inputs_of(model, SOURCE, "")
+    scores = {}
+    for name in names_of(model):
+        wanda_OI = matrix(model, name, None).double().abs() * inputs[name, None].square().sum(0).sqrt()
+        scores[name] = (wanda_OI.T if family == "gpt2" else wanda_OI).numpy()
+    n = int(FRACTION * sum(each.size for each in scores.values()))
+    assert as_lists(chosen(model, asked(arm="critical-source", score="act_mag", fraction=FRACTION))) == first(scores, n)
+
+
+def test_many_tunings_of_one_text_gather_its_statistics_once(monkeypatch):
+    model, passes = tiny("llama"), []
+    score = calibrated.score_tensors
+    monkeypatch.setattr(calibrated, "score_tensors", lambda *a, **k: passes.append(a[3]) or score(*a, **k))
+    weights = catalogue(model)
+    eligible, text = Eligible(weights, asked().components), Calibrated(model, weights, SOURCE)
+    for how in ({"arm": "critical-source"}, {"arm": "bottom"}, {"arm": "critical-source", "fraction": 0.1}):
+        trained_by(asked(**how), SEED, eligible, text, text)
+    trained_by(asked(arm="critical-source", score="act_mag+grad_x_weight_abs"), SEED, eligible, text, text)
+    assert passes == [["grad_x_weight_abs"], ["act_mag"]]
 
 
 def test_an_ensemble_chooses_by_the_mean_logarithm_of_its_ranks_in_the_whole_model():

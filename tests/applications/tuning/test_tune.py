@@ -262,3 +262,20 @@ def test_frozen_blocks_below_all_that_is_trained_have_no_backward_pass():
     handle.remove()
     assert text.tokens
     assert reached == [False]
+
+
+def test_a_model_without_a_backward_pass_is_refused(monkeypatch):
+    model = tiny("llama")
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            raise NotImplementedError("train it, or leave it")
+
+    monkeypatch.setattr(model.model.norm, "forward", Forward.apply)
+    with pytest.raises(EsaError, match=r"LlamaForCausalLM gives no gradients \(train it.*\); tune another --model"):
+        looked(model, asked(arm="random"))
