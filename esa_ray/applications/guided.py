@@ -13,7 +13,7 @@ from esa_ray import data
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.compress import Compressed, compress
 from esa_ray.applications.kept import Kept
-from esa_ray.applications.saving import save
+from esa_ray.applications.saving import Calibration, save
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import Catalogue, catalogue
 from esa_ray.models.load import load_model, load_tokenizer, resolve_dtype
@@ -84,7 +84,8 @@ def esa_guided_pruning(
     Raises
     ------
     EsaError
-        If nothing says which text to calibrate on, or the study is of another model.
+        If nothing says which text to calibrate on, or the study is of another model (of a model in hand, as far as its
+        weights' names and sizes tell).
 
     Example
     -------
@@ -101,6 +102,8 @@ def esa_guided_pruning(
     store = None if sensitivity_results is None else _store(sensitivity_results)
     study = _asked(store) if store else None
     source = _source(model) if isinstance(model, str) else None
+    if store and source:
+        _check_same(store, source)
     if source is None and save_to is not None:
         raise EsaError("save_to needs the model's name, which says what it was made of; give that in place of a model")
     if isinstance(model, str):
@@ -108,8 +111,11 @@ def esa_guided_pruning(
         model = load_model(source, resolve_dtype(source, "auto", "cpu"), "cpu")
         tokenizer = tokenizer or load_tokenizer(source)
     seed = seed if seed is not None else study.seeds[0] if study else SEED
+    name = fingerprint = None
     if windows is None:
-        windows = _windows(text or (study.data if study else None), tokenizer, seed)
+        asked = text or (study.data if study else DataSpec())
+        windows, fingerprint = _windows(asked, tokenizer, seed)
+        name = asked.source
     weights = catalogue(model)
     calibrated = Calibrated(model, weights, windows)
     if store:
@@ -118,7 +124,10 @@ def esa_guided_pruning(
     try:
         result = compress(calibrated, spec, seed, kept)
         if save_to is not None and source:
-            save(model, source, result, spec, seed, save_to, tokenizer=tokenizer)
+            spared = str(store.directory) if store else None
+            size, length = calibrated.windows.shape
+            calibration = Calibration(name, fingerprint, size, length, spared)
+            save(model, source, result, spec, seed, save_to, calibration=calibration, tokenizer=tokenizer)
     except BaseException:
         kept.take_back()
         raise
@@ -183,7 +192,20 @@ def _source(name: str) -> Source:
     return find(ModelSpec(source=name))
 
 
-def _windows(text: DataSpec | None, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> np.ndarray:
+def _check_same(store: Store, source: Source) -> None:
+    """Refuse a study of another model, where the fingerprints of both are known."""
+    measured = ((store.load_study() or {}).get("resolved") or {}).get("model")
+    if measured not in (None, source.fingerprint):
+        raise EsaError(
+            f"{store.directory} is a study of another model than {source.name}, by their fingerprints; give a study of "
+            "this one, or leave it out"
+        )
+
+
+def _windows(text: DataSpec, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> tuple[np.ndarray, str]:
+    """The windows of a text that a seed calibrates on, and the text's fingerprint."""
     if tokenizer is None:
         raise EsaError("a model in hand needs windows=, or a tokenizer= that cuts them out of a text; give one of them")
-    return data.windows(text or DataSpec(), tokenizer, (seed,)).calibration(seed)
+    documents = data.read_documents(text, tokenizer)
+    found = data.windows(text, tokenizer, (seed,), documents).calibration(seed)
+    return found, data.text_fingerprint(documents)

@@ -153,7 +153,7 @@ class Compressions(Swept):
         assert asked.seed is not None
         saved = saved_at(worker.spec, asked)
         if saved:
-            from esa_ray.applications.saving import check_free, save
+            from esa_ray.applications.saving import Calibration, check_free, save
 
             check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
         dense, calibrated = worker.dense, worker.calibrated(asked.seed)
@@ -166,7 +166,9 @@ class Compressions(Swept):
             pairs = zip(worker.evaluated(), dense, strict=True)
             rows = [_row(*each) | did | {"intact_nll": intact.nll} for each, (*_, intact) in pairs]
             if saved:
-                save(worker.model, worker.source, made, asked.how, asked.seed, saved)
+                data = worker.spec.data
+                calibration = Calibration(data.source, worker.resolved.text, *calibrated.windows.shape)
+                save(worker.model, worker.source, made, asked.how, asked.seed, saved, calibration=calibration)
         return [row | {"saved": saved} for row in rows]
 
 
