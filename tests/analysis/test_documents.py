@@ -92,6 +92,7 @@ def test_the_document_on_compression_says_what_rows_cost_and_how_pairs_of_them_i
     text = write_studies({"rows": [rows]}, tmp_path / "docs").read_text()
     assert "## Rows: What do the rows cost that the score ranks highest?" in text
     assert re.search(r"\| zero \| .+ \| matched_k \| \+0\.(19|20)", text)
+    assert re.search(r"In nats per token zero of .+ costs \+0\.\d+ .+ more than random_k \(p .+\), ", text)
     assert "## Rows: Do two of them break the model more, or less, than each alone?" in text
     assert "In 1 of them one undoes the other's damage." in text
     assert "compression-rows-pairs.svg" in text
