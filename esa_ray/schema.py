@@ -264,6 +264,11 @@ ABLATIONS = _schema(
     **_INTACT,
 )
 
+_REFUSED = (
+    pa.bool_(),
+    "of an error: whether it lies in what was asked for, so that the same command can't mend it, and its words say what "
+    "to change; null otherwise",
+)
 COMPRESSIONS = _schema(
     compression_id=(_TEXT, "identity of the compression: 16 hex digits; rows of several texts share it"),
     **_WHAT,
@@ -307,11 +312,7 @@ COMPRESSIONS = _schema(
     ),
     blind=(_INT, "matrices that saw no input, such as an expert without tokens, and were scored by magnitude"),
     compress_seconds=(_FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
-    refused=(
-        pa.bool_(),
-        "of an error: whether it lies in what was asked for, so that the same command can't mend it, and its words say "
-        "what to change; null otherwise",
-    ),
+    refused=_REFUSED,
     saved=(_TEXT, "directory of the saved model; null where none was asked for"),
 )
 
@@ -357,6 +358,7 @@ TUNINGS = _schema(
     moved_components=(pa.list_(_TEXT), "the components that hold what could be trained; last step alone"),
     component_moved=(pa.list_(_FLOAT), "norm of the change in each of moved_components; last step alone"),
     **{k: v for k, v in _OUTCOME.items() if k not in ("nll", "tokens", "hits", "kl", "loops")},
+    refused=_REFUSED,
     saved=(_TEXT, "directory of the saved model; null where none was asked for, and before the last step"),
 )
 

@@ -13,7 +13,7 @@ from analysis.report.parts import Section, Table
 #: Kind → its section's title, what the best rival is called, and who the methods are.
 _WORDS = {
     "prune": ("Pruning: Is it so in other architectures?", "the best published",
-              "pruning that isn't published"),
+              "point that isn't published"),
     "quantize": ("Quantization: Is it so in other architectures?", "the best other rule", "rule by gradients"),
 }  # fmt: skip
 _DOMAINS = {"in": "in domain", "out": "out of domain"}
@@ -37,7 +37,7 @@ def _section(kind: str, table: pl.DataFrame) -> Section:
     heads = [f"<{_DOMAINS[domain]}, against {named[against]}" for domain, against in columns]
     most = table["candidates"].max()
     return Section(
-        f"families_{kind}", title, " ".join(_words(table, domain, named) for domain in _DOMAINS).strip(),
+        f"families_{kind}", title, " ".join(_words(table, domain, named, method) for domain in _DOMAINS).strip(),
         "Change of excess NLL at the same setting, text and calibration windows, with Fieller's 95% intervals for "
         f"further calibration seeds and windows; −15% is 15% less. Of each model it is the {method} with the smallest "
         "excess NLL in domain"
@@ -57,7 +57,7 @@ def _cell(r: dict[str, Any] | None, *, tell: bool) -> str:
     return f"{wording.share(-r['saving'])} {wording.saving(r['low'], r['high'])}{rival}"
 
 
-def _words(table: pl.DataFrame, domain: str, named: dict[str, str]) -> str:
+def _words(table: pl.DataFrame, domain: str, named: dict[str, str], method: str) -> str:
     """In how many of the models and settings the method surely saves something, and in how many the opposite."""
     parts = []
     for against, name in named.items():
@@ -67,8 +67,7 @@ def _words(table: pl.DataFrame, domain: str, named: dict[str, str]) -> str:
         less, more = mine.filter(pl.col("low") > 0), mine.filter(pl.col("high") < 0)
         where = ", ".join(f"{r['model']} at {r['setting']}" for r in more.iter_rows(named=True))
         parts.append(
-            f"against {name} it has surely less excess NLL in {len(less)} of {len(mine)} models and settings, surely "
-            f"more in {len(more)}" + (f" ({where})" if where else "")
+            f"surely less excess NLL than {name} in {len(less)} of {len(mine)} models and settings, surely more in "
+            f"{len(more)}" + (f" ({where})" if where else "")
         )
-    words = f"{_DOMAINS[domain]} ".capitalize() + "; ".join(parts)
-    return f"{words}." if parts else ""
+    return f"{_DOMAINS[domain].capitalize()} the {method} has {', and '.join(parts)}." if parts else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
+
 from analysis.damage.effects import comparisons, effects
 from analysis.names import units
 from analysis.report import wording
@@ -43,11 +45,12 @@ def _cost(r: dict[str, Any]) -> str:
     return ranged(r["delta_nll"], r["low"], r["high"]) if r["delta_nll"] is not None else "no finite loss"
 
 
-def _words(study: Study, tests: Any) -> str:
-    parts = [
-        f"{t['damage']} of {t['chosen']} costs {ranged(t['difference'], t['low'], t['high'])} nats per token more than "
-        f"of {t['control']} (p {wording.p_value(t['p_holm'])})"
-        for t in tests.drop_nulls("difference").iter_rows(named=True)
-    ]
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "." if text else f"No control of these {units(study)} can be told from them."
+def _words(study: Study, tests: pl.DataFrame) -> str:
+    told, said = tests.drop_nulls("difference"), []
+    for (damage, chosen), mine in told.group_by("damage", "chosen", maintain_order=True):
+        more = [
+            f"{ranged(difference, low, high)} more than {control} (p {wording.p_value(p)})"
+            for difference, low, high, control, p in mine["difference", "low", "high", "control", "p_holm"].rows()
+        ]
+        said.append(f"In nats per token {damage} of {chosen} costs {', '.join(more)}.")
+    return " ".join(said) or f"No control of these {units(study)} can be told from them."

@@ -1,10 +1,12 @@
-"""Cells and ablations of hardware that rounds otherwise than the baseline's, and how much that would have meant."""
+"""Rows of hardware that rounds otherwise than the intact model's did, and how much that would have meant."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from analysis.damage.effects import baseline
 from analysis.study import Study
@@ -12,36 +14,54 @@ from analysis.study import Study
 
 @dataclass(frozen=True)
 class Mixed:
-    """Rows with an intact loss of their own: how many of ``cells`` and ``ablations``, and on which ``cards``.
+    """Rows with an intact loss of their own: how many of ``cells``, ``ablations``, ``compressions``, on what ``cards``.
 
-    ``reference`` is what measured the baseline, ``largest`` the largest difference between an intact loss and the
-    baseline's, nats per token.
+    ``reference`` is what measured the intact model that the store has, ``largest`` the largest difference between an
+    intact loss and that, nats per token.
     """
 
     cells: int
     ablations: int
+    compressions: int
     cards: list[str]
     reference: str
     largest: float
 
 
 def mixed_hardware(study: Study) -> Mixed | None:
-    """What was computed where the intact model's loss isn't to the bit the baseline's; None if nothing was."""
-    if study.baselines.is_empty():
-        return None
-    base = baseline(study)
-    found = [
-        [(_card(device), float(np.subtract(own, base["nll"]).sum()))
-         for device, own in rows.drop_nulls("intact_nll").select("device", "intact_nll").iter_rows()
-         if not np.array_equal(own, base["nll"])]
-        for rows in (study.cells, study.ablations)
-    ]  # fmt: skip
+    """What was computed where the intact model's loss isn't to the bit the stored one's; None if nothing was."""
+    found = [*_damaged(study), _compressed(study)]
     if not any(found):
         return None
-    cells, ablations = map(len, found)
-    cards, shifts = zip(*found[0], *found[1], strict=True)
-    largest = max(map(abs, shifts)) / int(base["tokens"].sum())
-    return Mixed(cells, ablations, sorted(set(cards)), _card(study.baselines["device"][0]), largest)
+    cards, shifts = zip(*(one for of in found for one in of), strict=True)
+    intact = study.compressions.filter(pl.col("kind") == "dense") if study.baselines.is_empty() else study.baselines
+    cells, ablations, compressions = map(len, found)
+    return Mixed(cells, ablations, compressions, sorted(set(cards)), _card(intact["device"][0]), max(map(abs, shifts)))
+
+
+def _damaged(study: Study) -> list[list[tuple[str, float]]]:
+    """Of cells and of ablations, for each that has an intact loss of its own: the card, and how far that is off."""
+    if study.baselines.is_empty():
+        return [[], []]
+    base = baseline(study)
+    return [_apart(rows, base["nll"], base["tokens"]) for rows in (study.cells, study.ablations)]
+
+
+def _compressed(study: Study) -> list[tuple[str, float]]:
+    """The same of compressions, each on the first text on which it is off."""
+    found = dict[str, tuple[str, float]]()
+    for dense in study.compressions.filter((pl.col("kind") == "dense") & (pl.col("status") == "ok")).to_dicts():
+        mine = study.compressions.filter(text=dense["text"], domain=dense["domain"])
+        for (identity,), rows in mine.group_by("compression_id", maintain_order=True):
+            for apart in _apart(rows, dense["nll"], dense["tokens"]):
+                found.setdefault(str(identity), apart)
+    return list(found.values())
+
+
+def _apart(rows: pl.DataFrame, nll: Sequence[float], tokens: Sequence[int]) -> list[tuple[str, float]]:
+    own = rows.drop_nulls("intact_nll").select("device", "intact_nll").iter_rows()
+    return [(_card(device), float(np.subtract(here, nll).sum() / np.sum(tokens)))
+            for device, here in own if not np.array_equal(here, nll)]  # fmt: skip
 
 
 def _card(device: str | None) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.guided import SEED, asked_of, opened, ranked, store_of, super_weights, windows_of
 from esa_ray.applications.kept import Kept
+from esa_ray.applications.records import Calibration, of_tuned
 from esa_ray.applications.saving import save
 from esa_ray.applications.tuning import Tuned, tune
 from esa_ray.errors import EsaError
@@ -173,18 +174,24 @@ class _Given:
         seed: int | None,
         save_to: str | Path | None,
     ):
-        self.weights, self.windows, self.tokenizer, self.text, self.save_to = weights, windows, tokenizer, text, save_to
+        self.weights, self.study, self.windows, self.tokenizer = weights, study, windows, tokenizer
+        self.text, self.save_to = text, save_to
         self.seed = seed if seed is not None else study.seeds[0] if study else SEED
 
 
 def _tuned(
     model: PreTrainedModel | str, given: _Given, how: dict[str, Any], *, damaged: bool
 ) -> tuple[PreTrainedModel, Tuned]:
-    model, tokenizer, source = opened(model, given.tokenizer, given.save_to)
+    store = None if given.study is None else store_of(given.weights)
+    model, tokenizer, source = opened(model, given.tokenizer, given.save_to, store)
     weights = catalogue(model)
     flat = _flat(given.weights, model, weights)
     spec = _spec(how, flat, weights)
-    windows = windows_of(given.text, tokenizer, given.seed) if given.windows is None else np.asarray(given.windows)
+    name, fingerprint, windows = None, None, given.windows
+    if windows is None:
+        windows, fingerprint = windows_of(given.text, tokenizer, given.seed)
+        name = given.text.source
+    windows = np.asarray(windows)
     places: Places = {weights[name]: torch.from_numpy(at) for name, at in flat.items()}
     text, kept = Calibrated(model, weights, windows), Kept()
     try:
@@ -196,7 +203,11 @@ def _tuned(
             raise EsaError(f"training diverged after {result.steps} steps; lower learning_rate")
         if given.save_to is not None and source:
             edit = {"kind": "tune", **spec.content(), "weights": _digest(flat), "windows": _digest({"": windows})}
-            save(model, source, None, edit, given.seed, given.save_to, tokenizer=tokenizer)
+            training = Calibration(name, fingerprint, *windows.shape)
+            save(
+                model, source, of_tuned(source, result, spec, edit, given.seed, training), given.save_to,
+                tokenizer=tokenizer,
+            )  # fmt: skip
     except BaseException:
         kept.take_back()
         raise

@@ -13,6 +13,7 @@ from esa_ray import data
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.compress import Compressed, compress
 from esa_ray.applications.kept import Kept
+from esa_ray.applications.records import Calibration, of_compressed
 from esa_ray.applications.saving import save
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import Catalogue, catalogue
@@ -100,10 +101,13 @@ def esa_guided_pruning(
     spec = _spec(score, sparsity, method, how)
     store = None if sensitivity_results is None else store_of(sensitivity_results)
     study = asked_of(store) if store else None
-    model, tokenizer, source = opened(model, tokenizer, save_to)
+    model, tokenizer, source = opened(model, tokenizer, save_to, store)
     seed = seed if seed is not None else study.seeds[0] if study else SEED
+    name = fingerprint = None
     if windows is None:
-        windows = windows_of(text or (study.data if study else DataSpec()), tokenizer, seed)
+        asked = text or (study.data if study else DataSpec())
+        windows, fingerprint = windows_of(asked, tokenizer, seed)
+        name = asked.source
     weights = catalogue(model)
     calibrated = Calibrated(model, weights, windows)
     if store:
@@ -112,7 +116,10 @@ def esa_guided_pruning(
     try:
         result = compress(calibrated, spec, seed, kept)
         if save_to is not None and source:
-            save(model, source, result, spec, seed, save_to, tokenizer=tokenizer)
+            spared = str(store.directory) if store else None
+            size, length = calibrated.windows.shape
+            calibration = Calibration(name, fingerprint, size, length, spared)
+            save(model, source, of_compressed(source, result, spec, seed, calibration), save_to, tokenizer=tokenizer)
     except BaseException:
         kept.take_back()
         raise
@@ -121,14 +128,17 @@ def esa_guided_pruning(
 
 
 def opened(
-    model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, save_to: str | Path | None
+    model: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    save_to: str | Path | None,
+    store: Store | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Source | None]:
     """A model, in hand or by its name, with its tokenizer and what it was made of, as far as they are known.
 
     Raises
     ------
     EsaError
-        If it is to be saved, and nobody knows what it was made of.
+        If it is to be saved, and nobody knows what it was made of; or if the study in ``store`` is of another model.
     """
     if not isinstance(model, str):
         if save_to is not None:
@@ -137,6 +147,8 @@ def opened(
             )
         return model, tokenizer, None
     source = find(ModelSpec(source=model))
+    if store:
+        _check_same(store, source)
     return (
         load_model(source, resolve_dtype(source, "auto", "cpu"), "cpu"), tokenizer or load_tokenizer(source), source,
     )  # fmt: skip
@@ -213,8 +225,18 @@ def asked_of(store: Store) -> StudySpec:
     return StudySpec.model_validate(record["spec"])
 
 
-def windows_of(text: DataSpec, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> np.ndarray:
-    """A seed's calibration windows of a text.
+def _check_same(store: Store, source: Source) -> None:
+    """Refuse a study of another model, where the fingerprints of both are known."""
+    measured = ((store.load_study() or {}).get("resolved") or {}).get("model")
+    if measured not in (None, source.fingerprint):
+        raise EsaError(
+            f"{store.directory} is a study of another model than {source.name}, by their fingerprints; give a study of "
+            "this one, or leave it out"
+        )
+
+
+def windows_of(text: DataSpec, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> tuple[np.ndarray, str]:
+    """A seed's calibration windows of a text, and the text's fingerprint.
 
     Raises
     ------
@@ -223,4 +245,5 @@ def windows_of(text: DataSpec, tokenizer: PreTrainedTokenizerBase | None, seed: 
     """
     if tokenizer is None:
         raise EsaError("a model in hand needs windows=, or a tokenizer= that cuts them out of a text; give one of them")
-    return data.windows(text, tokenizer, (seed,)).calibration(seed)
+    documents = data.read_documents(text, tokenizer)
+    return data.windows(text, tokenizer, (seed,), documents).calibration(seed), data.text_fingerprint(documents)

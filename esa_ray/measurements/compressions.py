@@ -16,7 +16,6 @@ from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
 from esa_ray.spec import Compression, Spec, grouped
 from esa_ray.spec.compression import KEEPING, gradients_of
-from esa_ray.storage import tables
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -112,11 +111,6 @@ class Compressions(Swept):
         unsaved = [unit for unit in self.asked(spec, store) if not _is_saved(spec, asked_of(unit), parent)]
         return [*dict.fromkeys([*found, *unsaved])]
 
-    def refused(self, spec: StudySpec, store: Store, found: Fingerprints) -> int:
-        """Those whose error lies in what was asked for."""
-        rows = tables.read(store.location, self.table, [self.identity, "refused"]).to_pylist()
-        return len({row[self.identity] for row in rows if row["refused"]} & self._ids(spec, store, found))
-
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
         """Model, dtype, texts, compression and seed; the dense model's has neither of the last two."""
         asked = asked_of(unit)
@@ -153,6 +147,7 @@ class Compressions(Swept):
         assert asked.seed is not None
         saved = saved_at(worker.spec, asked)
         if saved:
+            from esa_ray.applications.records import Calibration, of_compressed
             from esa_ray.applications.saving import check_free, save
 
             check_free(saved, worker.source.fingerprint, asked.how, asked.seed)
@@ -166,7 +161,10 @@ class Compressions(Swept):
             pairs = zip(worker.evaluated(), dense, strict=True)
             rows = [_row(*each) | did | {"intact_nll": intact.nll} for each, (*_, intact) in pairs]
             if saved:
-                save(worker.model, worker.source, made, asked.how, asked.seed, saved)
+                data = worker.spec.data
+                calibration = Calibration(data.source, worker.resolved.text, *calibrated.windows.shape)
+                record = of_compressed(worker.source, made, asked.how, asked.seed, calibration)
+                save(worker.model, worker.source, record, saved)
         return [row | {"saved": saved} for row in rows]
 
 

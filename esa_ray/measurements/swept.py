@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.measurements.registry import Measurement, Unit
+from esa_ray.schema import TABLES
+from esa_ray.storage import tables
 
 if TYPE_CHECKING:
     from esa_ray.measurements.worker import Worker
@@ -84,7 +86,10 @@ class Swept(Measurement):
 
     def refused(self, spec: StudySpec, store: Store, found: Fingerprints) -> int:
         """How many of the errors lie in what was asked for, so that the same command can't mend them."""
-        return 0
+        if "refused" not in TABLES[self.table].names:
+            return 0
+        rows = tables.read(store.location, self.table, [self.identity, "refused"]).to_pylist()
+        return len({row[self.identity] for row in rows if row["refused"]} & self._ids(spec, store, found))
 
     def _ids(self, spec: StudySpec, store: Store, found: Fingerprints) -> set[str]:
         return {identity for identity, _ in self.identified(spec, store, found)}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from esa_ray.applications.kept import Kept
-    from esa_ray.applications.tuning import Look
+    from esa_ray.applications.tuning import Look, Tuned
     from esa_ray.measurements.cost import Cost
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec
@@ -170,21 +170,24 @@ class Tunings(Swept):
         assert asked.seed is not None
         edit, saved = edit_of(worker.spec, asked.how, worker.resolved), saved_at(worker.spec, asked)
         if saved:
+            from esa_ray.applications.records import Calibration, of_tuned
             from esa_ray.applications.saving import check_free, save
 
             check_free(saved, worker.source.fingerprint, edit, asked.seed)
         with replacing() as kept:
             try:
-                rows = self._tuned(worker, unit, kept)
+                rows, made = self._tuned(worker, unit, kept)
             except EsaError as error:  # of this tuning alone: the others of the grid have a right to a result
-                return [{"status": "error", "error": str(error)}]
+                return [{"status": "error", "error": str(error), "refused": True}]
             if saved and rows[-1]["status"] == "ok":
-                texts = {"source": worker.spec.data.source, "target": target.spec.source}
-                save(worker.model, worker.source, None, edit, asked.seed, saved, texts=texts)
+                windows = target.train(asked.seed)
+                training = Calibration(target.spec.source, worker.resolved.target, *windows.shape)
+                record = of_tuned(worker.source, made, asked.how, edit, asked.seed, training)
+                save(worker.model, worker.source, record, saved)
                 rows[-1]["saved"] = saved
         return rows
 
-    def _tuned(self, worker: Worker, unit: Unit, kept: Kept) -> list[dict[str, Any]]:
+    def _tuned(self, worker: Worker, unit: Unit, kept: Kept) -> tuple[list[dict[str, Any]], Tuned]:
         """The rows of all looks, those before an earlier try was ended among them; the model stands tuned."""
         from esa_ray.applications.tuning import tune
 
@@ -205,7 +208,7 @@ class Tunings(Swept):
         counted = {"n_weights": did.n_weights, "trainable": did.trainable, "rank": did.rank}
         rows = [row | counted for row in rows]
         rows[-1] |= {name: getattr(did, name) for name in MOVED}
-        return rows
+        return rows, did
 
 
 def _is_saved(spec: StudySpec, asked: Tuning, found: Fingerprints) -> bool:

@@ -1,8 +1,8 @@
 """Models that esa-ray itself made of others: where they come from, and what they are called by. No torch here.
 
-A saved model carries ``esa_edit.json``: its parent's fingerprint, what was done to it, and the digest of its files. As
-long as the files are those, its fingerprint is that of parent and edit together; when they were written to, they are a
-model like any other, known by its content.
+A saved model carries ``esa_edit.json``: its parent's fingerprint, what was done to it by which text, and the digest of
+its files. As long as the files are those, its fingerprint is that of parent and edit together; when they were written
+to, they are a model like any other, known by its content.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Edit = Spec | Mapping[str, Any]
 
 #: The file that says what a saved model was made of.
 EDIT = "esa_edit.json"
-#: What of it changes no number.
-TOLD = ("version", "texts")
+#: What of a record its fingerprint is made of; the rest is for people.
+_IDENTITY = ("edit", "seed", "masks", "files")
 
 #: What is said of a directory that holds another model.
 OTHER = "{} holds another saved model; name another directory, or move it away"
@@ -65,9 +65,9 @@ def made_of(path: Path, parent: str | None, edit: Edit | None, seed: int) -> boo
 
 
 def fingerprint(record: dict[str, Any]) -> str:
-    """SHA-256 of a parent's fingerprint and all that was done to it."""
-    parent = {"fingerprint": record["parent"]["fingerprint"]}
-    told = {key: value for key, value in record.items() if key not in TOLD} | {"parent": parent}
+    """SHA-256 of a parent's fingerprint, what was done to it, and what came of that."""
+    told = {key: record[key] for key in _IDENTITY if key in record}
+    told["parent"] = {"fingerprint": record["parent"]["fingerprint"]}
     return hashlib.sha256(canonical_json(told).encode()).hexdigest()
 
 

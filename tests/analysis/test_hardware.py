@@ -1,14 +1,18 @@
 """Mixed hardware: a cell is compared with the intact loss of where it was computed, and the report says so."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 import analysis
 from analysis.comparison.architecture import by_window
+from analysis.report.sections.compression import excess
 from analysis.report.sections.ran import ran
 from analysis.run.hardware import mixed_hardware
 from esa_ray.storage.store import Store
+from tests.analysis.compressed import compressed, prune
 from tests.analysis.conftest import TOKENS, write_study
+from tests.analysis.synthetic import save_table
 
 #: How far the other card's intact loss lies from the baseline's, nats per token and window: more than the control's
 #: planted damage.
@@ -97,3 +101,18 @@ def test_where_all_hardware_agrees_nothing_is_said(directory):
     row = study.cells.to_dicts()[0] | {"intact_nll": study.baselines["nll"][0].to_list()}
     Store(directory).write("cells", row["cell_id"], [row])
     assert mixed_hardware(analysis.load(directory)) is None
+
+
+def test_compressions_of_mixed_hardware_are_told_too(tmp_path):
+    study = compressed(tmp_path, [prune("wanda"), prune("sparsegpt")], lambda p, s, t: 0.5, seeds=(1,))
+    there = (pl.col("score") == "obs") & (pl.col("domain") == "out")
+    # Half a nat more in each window of 100 tokens.
+    other = pl.when(there).then(pl.col("nll").list.eval(pl.element() - 50.0 + 0.5))
+    device = pl.when(there).then(pl.lit("NVIDIA A100 on two")).otherwise(pl.lit("NVIDIA H100 on one"))
+    table = study.compressions.with_columns(device.alias("device"), other.alias("intact_nll"))
+    save_table(tmp_path, "compressions", table)
+    found = mixed_hardware(analysis.load(tmp_path))
+    assert (found.cells, found.ablations, found.compressions) == (0, 0, 1)
+    assert (found.cards, found.reference) == (["NVIDIA A100"], "NVIDIA H100")
+    assert found.largest == pytest.approx(0.005)
+    assert "The hardware was mixed: 1 compression was computed on NVIDIA A100" in excess(analysis.load(tmp_path)).answer

@@ -1,6 +1,7 @@
 """Pruning from Python, guided by a study."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from esa_ray import esa_guided_pruning
-from esa_ray.data import windows
+from esa_ray.data import read_documents, text_fingerprint, windows
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.load import load_model
@@ -114,6 +115,37 @@ def test_a_study_of_another_model_is_refused_and_nothing_changes(tmp_path):
     with pytest.raises(EsaError, match="is a study of another model"):
         esa_guided_pruning(model, tmp_path, windows=CAL)
     assert state_bits(model) == before
+
+
+def test_a_study_of_another_model_of_the_same_shapes_is_refused_by_fingerprint(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        tiny(seed=seed).save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    one, two = (find(ModelSpec(source=str(tmp_path / name))) for name in ("one", "two"))
+    for source in (one, two):
+        store = study(tmp_path / f"study-{source.name}", tiny())
+        record = store.load_study()
+        store.save_study(StudySpec.model_validate(record["spec"]), {"model": source.fingerprint}, {})
+    with pytest.raises(EsaError, match="study-two is a study of another model than one, by their fingerprints; give"):
+        esa_guided_pruning(str(tmp_path / "one"), tmp_path / "study-two", windows=CAL)
+    assert esa_guided_pruning(str(tmp_path / "one"), tmp_path / "study-one", windows=CAL)[1].n_pruned
+
+
+def test_a_saved_model_names_the_text_and_the_study_that_it_was_made_by(tmp_path):
+    model = tiny()
+    model.resize_token_embeddings(260)
+    model.save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    study(tmp_path / "s", model)
+    esa_guided_pruning(str(tmp_path / "m"), tmp_path / "s", save_to=tmp_path / "home")
+    made_by = json.loads((tmp_path / "home" / "esa_edit.json").read_text())["calibration"]
+    text = text_fingerprint(read_documents(DataSpec(source="pydoc"), byte_tokenizer()))
+    assert made_by == {
+        "text": "pydoc", "fingerprint": text, "windows": 3, "tokens": 16, "spared": str(tmp_path / "s"), "seed": 11,
+    }  # fmt: skip
+    esa_guided_pruning(str(tmp_path / "m"), windows=CAL, save_to=tmp_path / "given")
+    made_by = json.loads((tmp_path / "given" / "esa_edit.json").read_text())["calibration"]
+    assert (made_by["text"], made_by["fingerprint"], made_by["windows"]) == (None, None, len(CAL))
 
 
 @pytest.mark.parametrize(("how", "told"), [

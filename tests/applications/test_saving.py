@@ -1,6 +1,7 @@
 """Compressed models taken home."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from esa_ray.applications import saving
 from esa_ray.applications.compress import compressed
-from esa_ray.applications.saving import save
+from esa_ray.applications.records import Calibration, of_compressed
+from esa_ray.applications.saving import STALE, save
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
@@ -24,6 +26,7 @@ from tests.tiny import byte_tokenizer, random_windows, summed_nll, tiny
 
 CAL, EVAL = random_windows(4, seed=1), random_windows(3, seed=2)
 SPEC = PruneSpec(sparsity=0.5, update="refit")
+MADE_BY = Calibration("notes.txt", "f" * 64, *CAL.shape)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def saved(parent, target, spec=SPEC, seed=5):
     """The fingerprint of what was saved, and the loss of the model that was."""
     model = load_model(parent, "fp32", "cpu")
     with compressed(model, catalogue(model), CAL, spec, seed) as found:
-        return save(model, parent, found, spec, seed, target), evaluate(model, EVAL).nll
+        return save(model, parent, of_compressed(parent, found, spec, seed, MADE_BY), target), evaluate(model, EVAL).nll
 
 
 @pytest.mark.parametrize("parent", ["llama", "gpt2", "mixtral", "phi3"], indirect=True)
@@ -61,9 +64,33 @@ def test_what_it_was_made_of_stands_beside_it(parent, tmp_path):
     assert record["parent"] == {"name": "parent", "fingerprint": parent.fingerprint}
     assert record["edit"] == SPEC.content()
     assert record["seed"] == 5
+    assert record["calibration"] == {
+        "text": "notes.txt", "fingerprint": "f" * 64, "windows": 4, "tokens": CAL.shape[1], "spared": None, "seed": 5,
+    }  # fmt: skip
+    whole = {"kind": "prune", "score": "act_mag", "group": "row", "pattern": "unstructured", "sparsity": 0.5,
+             "allocation": "uniform", "update": "refit", "damping": 0.01, "sequential": True,
+             "components": ["attention", "gate", "up", "down"]}  # fmt: skip
+    assert record["compression"] == whole
     with safe_open(tmp_path / "home" / "model.safetensors", "pt") as file:
         weights = file.get_tensor("model.layers.0.mlp.up_proj.weight")
     assert (weights == 0).sum(1).tolist() == [weights.shape[1] // 2] * len(weights)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "home")
+    mine = [p for n, p in plain.named_parameters() if n.startswith("model.layers") and p.dim() > 1]
+    gone, size = sum(int((p == 0).sum()) for p in mine), sum(p.numel() for p in mine)
+    assert (record["result"]["n_pruned"], record["result"]["n_weights"]) == (gone, size)
+    assert record["summary"] == (
+        f"parent, prune-act_mag-row-0.5-refit: {gone:,} of {size:,} weights are zero, by 4 windows of {CAL.shape[1]} "
+        "tokens of notes.txt (seed 5)"
+    )
+
+
+def test_a_record_of_an_older_version_means_the_same_model(parent, tmp_path):
+    now, _ = saved(parent, tmp_path / "home")
+    file = tmp_path / "home" / "esa_edit.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({k: record[k] for k in ("parent", "edit", "seed", "masks", "version", "files")}))
+    assert find(ModelSpec(source=str(tmp_path / "home"))).fingerprint == now
+    assert saved(parent, tmp_path / "home")[0] == now  # which stays as it is
 
 
 def test_its_fingerprint_is_parent_and_edit_until_somebody_writes_to_it(parent, tmp_path):
@@ -113,6 +140,44 @@ def test_a_save_that_ends_on_the_way_leaves_nothing(parent, tmp_path, monkeypatc
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def killed(parent, target, monkeypatch):
+    """What a process leaves that is killed while it saves."""
+    with monkeypatch.context() as dying:
+        dying.setattr(saving, "load_tokenizer", lambda _: 1 / 0)
+        dying.setattr(saving.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(ZeroDivisionError):
+            saved(parent, target)
+    (left,) = target.parent.glob(f".saving-{target.name}-*")
+    return left
+
+
+def renamed(left, *, machine=None, born="1"):
+    """The same of another process: this pid had another birth, or another machine."""
+    head, own, pid, _, tail = left.name.rsplit("-", 4)
+    return left.rename(left.parent / "-".join([head, machine or own, pid, born, tail]))
+
+
+def test_what_a_killed_save_left_is_cleared_by_the_next_of_its_name(parent, tmp_path, monkeypatch):
+    left = renamed(killed(parent, tmp_path / "homes" / "one", monkeypatch))
+    saved(parent, tmp_path / "homes" / "two")
+    assert left.is_dir()
+    saved(parent, tmp_path / "homes" / "one")
+    assert {file.name for file in (tmp_path / "homes").iterdir()} == {"one", "two"}
+
+
+def test_what_somebody_may_still_be_saving_is_left_alone(parent, tmp_path, monkeypatch):
+    mine = killed(parent, tmp_path / "homes" / "one", monkeypatch)  # this process lives
+    saved(parent, tmp_path / "homes" / "one")
+    assert mine.is_dir()
+    theirs = renamed(mine, machine="0123abcd")
+    saved(parent, tmp_path / "homes" / "one")
+    assert theirs.is_dir()
+    for path in (theirs, *theirs.iterdir()):
+        os.utime(path, (0, path.stat().st_mtime - 2 * STALE))
+    saved(parent, tmp_path / "homes" / "one")
+    assert not theirs.exists()
+
+
 def test_a_directory_with_other_files_is_left_alone(parent, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
@@ -136,7 +201,7 @@ def test_a_pruned_model_is_a_parent_like_any_other(parent, tmp_path):
 def test_bf16_models_are_saved_in_bf16(parent, tmp_path):
     model = load_model(parent, "bf16", "cpu")
     with compressed(model, catalogue(model), CAL, SPEC) as found:
-        save(model, parent, found, SPEC, 0, tmp_path / "home")
+        save(model, parent, of_compressed(parent, found, SPEC, 0, MADE_BY), tmp_path / "home")
         nll = evaluate(model, EVAL).nll
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "home", dtype="auto").eval()
     assert plain.dtype == torch.bfloat16
@@ -149,7 +214,7 @@ def test_a_model_that_waits_on_disk_is_saved_as_it_was_compressed(parent, tmp_pa
     away = load_model(parent, "fp32", "auto", {"cpu": int(0.7 * size)}, str(tmp_path / "off"))
     assert any(p.is_meta for p in away.parameters())
     with compressed(away, catalogue(away), CAL, SPEC, 5) as found:
-        save(away, parent, found, SPEC, 5, tmp_path / "home")
+        save(away, parent, of_compressed(parent, found, SPEC, 5, MADE_BY), tmp_path / "home")
         nll = evaluate(away, EVAL).nll
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "home").eval()
     assert evaluate(plain, EVAL).nll == pytest.approx(nll, abs=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from esa_ray.applications import compress, pruning
+from esa_ray.data import read_documents, text_fingerprint
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.measurements import MEASUREMENTS
@@ -185,6 +186,12 @@ def test_a_model_that_is_to_be_saved_is_missing_until_it_is_there_and_of_this_pa
     assert len(rows) == 4  # the dense model's and its own, on two texts: none twice
     assert not GRID.missing(worker.spec, worker.store)
     record = Path(tmp_path / "homes" / "prune-gblm-row-0.5-s7" / "esa_edit.json")
+    made_by = json.loads(record.read_text())["calibration"]
+    assert made_by["fingerprint"] == text_fingerprint(read_documents(worker.spec.data))
+    windows = worker.spec.data
+    assert [made_by[name] for name in ("text", "windows", "tokens", "seed")] == [
+        windows.source, windows.calibration_windows, windows.window, 7,
+    ]  # fmt: skip
     record.write_text(json.dumps(json.loads(record.read_text()) | {"parent": {"name": "m", "fingerprint": "0" * 64}}))
     assert GRID.missing(worker.spec, worker.store) == [unit]
 

@@ -18,7 +18,7 @@ def ran(study: Study) -> Section | None:
     found = utilisation(study)
     if found.workers.is_empty() or found.cells < 2:
         return None
-    answer = " ".join(filter(None, [_work(found), _pauses(found), _untimed(found), _mixed(study)]))
+    answer = " ".join(filter(None, [_work(found), _pauses(found), _untimed(found), mixed_words(study)]))
     return Section(
         "ran", "How the study ran", answer,
         "A cell ends when its row is written and begins its wall time earlier, by its host's clock. A pause is more "
@@ -75,14 +75,15 @@ def _untimed(found: Utilisation) -> str:
     return f"{_counted(found.untimed, 'cell')} without times {'is' if found.untimed == 1 else 'are'} left out."
 
 
-def _mixed(study: Study) -> str:
+def mixed_words(study: Study) -> str:
+    """What was computed where the intact model rounds otherwise; nothing where nothing was."""
     found = mixed_hardware(study)
     if found is None:
         return ""
-    counts = ((found.cells, "cell"), (found.ablations, "ablation"))
+    counts = ((found.cells, "cell"), (found.ablations, "ablation"), (found.compressions, "compression"))
     words = " and ".join(_counted(n, one) for n, one in counts if n)
     return (
-        f"The hardware was mixed: {words} {'was' if found.cells + found.ablations == 1 else 'were'} computed on "
+        f"The hardware was mixed: {words} {'was' if sum(n for n, _ in counts) == 1 else 'were'} computed on "
         f"{' and '.join(found.cards)}, where the intact model's loss is not to the bit that of the baseline "
         f"(from {found.reference}), but up to {wording.significant(found.largest)} nats per token away. "
         "Each is compared with the intact loss of its own process."
