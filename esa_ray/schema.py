@@ -266,8 +266,8 @@ ABLATIONS = _schema(
 
 _REFUSED = (
     pa.bool_(),
-    "of an error: whether it lies in what was asked for, so that the same command can't mend it, and its words say what "
-    "to change; null otherwise",
+    "of an error: whether it lies in what was asked for, so that the same command can't mend it, and its words say "
+    "what to change; null otherwise",
 )
 COMPRESSIONS = _schema(
     compression_id=(_TEXT, "identity of the compression: 16 hex digits; rows of several texts share it"),

@@ -44,8 +44,7 @@ def test_the_zoos_experiments_ask_three_architectures_what_the_main_one_asks(zoo
 def test_an_experiment_asks_for_each_compression_once_by_several_seeds(study):
     labels = Counter(spec.label for spec in study.compressions)
     assert max(labels.values()) == 1
-    assert len(study.seeds) == 2
-    assert 2 * len(labels) <= 50  # in twenty minutes on two cores that is 48 seconds each
+    assert len(study.seeds) >= 2
 
 
 def rates(study):
