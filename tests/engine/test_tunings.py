@@ -353,3 +353,11 @@ def test_a_target_without_tunings_or_the_other_way_round_is_refused(tiny_study):
         tiny_study.replace(tunings=WAYS)
     with pytest.raises(ValueError, match="--target is the text that tunings are to"):
         tiny_study.replace(target=tiny_study.data)
+
+
+def test_damage_that_always_rounds_away_is_refused_once_the_dtype_is_known(working, tiny_study):
+    slight = TuneSpec(damage=PerturbSpec(kind="scale", strength=1.001), **SHORT)
+    working(ways=(slight,))
+    half = tiny_study.model.model_copy(update={"dtype": "bf16"})
+    with pytest.raises(EsaError, match=r"scale-1.001 can never change a weight in bf16"):
+        working(ways=(slight,), model=half)
