@@ -12,7 +12,7 @@ from typing import Any
 
 from esa_ray.models.zoo.recipes import PREFIX
 from esa_ray.spec import StudySpec, TuneSpec
-from experiments.tuning import BATCH, MODELS, RATES, STEPS, study
+from experiments.tuning import BATCH, FULL, MODELS, STEPS, study
 
 PROTECTIONS = {"ewc": (0.001, 0.01, 0.1, 1.0), "freeze": (0.01, 0.1, 0.5), "scale": (0.01, 0.1, 1.0)}
 #: Strength at which Fisher information is also measured anew, and how often.
@@ -23,7 +23,7 @@ def tunings() -> tuple[TuneSpec, ...]:
     """Full tuning without and with each protection, at each of five rates."""
     held = [{"protect": how, "strength": s} for how, strengths in PROTECTIONS.items() for s in strengths]
     ways: list[dict[str, Any]] = [{}, *held, {"protect": "ewc", "strength": RESCORED, "rescore": EVERY}]
-    return tuple(TuneSpec(learning_rate=r, steps=STEPS, batch=BATCH, **way) for way in ways for r in RATES["full"])
+    return tuple(TuneSpec(learning_rate=r, steps=STEPS, batch=BATCH, **way) for way in ways for r in FULL)
 
 
 def studies() -> list[StudySpec]:

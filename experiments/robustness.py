@@ -19,7 +19,7 @@ from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec,
 from experiments.tuning import MODELS, SEEDS
 
 TEXT = DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=32)
-DAMAGES = (None, "bit_flip-sign-0.1", "bit_flip-sign-0.5", "gauss_noise-1")
+DAMAGES = (None, "bit_flip-sign-0.02", "bit_flip-sign-0.1", "bit_flip-sign-0.5", "gauss_noise-1")
 DAMAGED, RATE, STEPS = 512, 1e-3, 200
 FLIPPED = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)
 
@@ -33,7 +33,7 @@ def tunings() -> tuple[TuneSpec, ...]:
 
 
 def studies() -> list[StudySpec]:
-    """Each model tuned on its own text in four ways by three seeds, and every one of them saved."""
+    """Each model tuned on its own text in five ways by three seeds, and every one of them saved."""
     return [
         StudySpec(
             name=f"{model.removeprefix(PREFIX)}-tuned",

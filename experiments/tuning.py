@@ -17,20 +17,20 @@ SEEDS = (1337, 123, 999)
 FRACTIONS, DRAWS = (0.001, 0.01), (0, 1, 2)
 CHOSEN: tuple[Arm, ...] = ("lora", "critical-source", "critical-target", "magnitude", "bottom", "random")
 #: Peak learning rates: the fewer weights learn, the faster each may.
-RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "lora": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
-SPARSE = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+FULL = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SPARSE = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 STEPS, BATCH = 100, 8
 
 
 def tunings() -> tuple[TuneSpec, ...]:
     """Full tuning, and every other arm at both shares, each at its five rates; random masks by three draws."""
-    full = [TuneSpec(learning_rate=rate, steps=STEPS, batch=BATCH) for rate in RATES["full"]]
+    full = [TuneSpec(learning_rate=rate, steps=STEPS, batch=BATCH) for rate in FULL]
     sparse = [
         TuneSpec(arm=arm, fraction=f, draw=draw, learning_rate=rate, steps=STEPS, batch=BATCH)
         for arm in CHOSEN
         for f in FRACTIONS
         for draw in (DRAWS if arm == "random" else (0,))
-        for rate in RATES.get(arm, SPARSE)
+        for rate in SPARSE
     ]
     return (*full, *sparse)
 

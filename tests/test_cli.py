@@ -868,5 +868,10 @@ def test_tunings_read_back_from_a_file_and_its_faults_are_told_in_its_keys(esa, 
     code, _, err = esa("esa run --spec a.yaml")
     assert code == 2
     assert "4 looks need as many steps; lower tunings.looks or raise tunings.steps" in err
-    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\ntarget: pysource\ntunings: [{arm: full}]\n")
-    assert studies_of("esa run --spec a.yaml")[0].target.source == "pysource"
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\ntarget: pysource\ntunings: [{damage: scale-0.5}]\n")
+    (spec,) = studies_of("esa run --spec a.yaml")
+    assert (spec.target.source, spec.tunings[0].damage.label) == ("pysource", "scale-0.5")
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\ntarget: pysource\ntunings: [{damage: nonsense}]\n")
+    code, _, err = esa("esa run --spec a.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "tunings[0].damage" in err

@@ -12,7 +12,16 @@ from analysis.tuning import goals as tuning_goals
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import ARMS, PROTECTIONS, grouped
 from experiments import __main__ as command
-from experiments import protection, pruning, pruning_zoo, quantization, quantization_zoo, robustness, tuning
+from experiments import (
+    protection,
+    pruning,
+    pruning_zoo,
+    quantization,
+    quantization_zoo,
+    robustness,
+    tuning,
+    tuning_135m,
+)
 
 
 def asked(study):
@@ -75,6 +84,12 @@ def test_tuning_has_every_arm_at_both_shares_and_three_draws_of_random_masks():
         assert drawn == {(f, d) for f in (0.001, 0.01) for d in (0, 1, 2)}
 
 
+def test_the_larger_model_has_two_rates_of_ways_that_the_zoo_has_too():
+    mine = rates(tuning_135m.study())
+    assert {len(tried) for tried in mine.values()} == {2}
+    assert set(mine) <= set(rates(tuning.studies()[0]))
+
+
 def test_protection_has_every_kind_and_one_with_what_is_measured_anew():
     for study in protection.studies():
         assert {how.protect for how in study.tunings} == set(PROTECTIONS)
@@ -85,7 +100,7 @@ def test_robustness_tunes_with_and_without_damage_alike():
     for study in robustness.studies():
         plain, *damaged = study.tunings
         assert plain.damage is None
-        assert len(damaged) == 3
+        assert len(damaged) == 4
         alike = {"damage": None, "damaged": 100, "score": plain.score}
         assert all(how.model_copy(update=alike) == plain for how in damaged)
 
@@ -132,7 +147,7 @@ def test_an_experiment_goes_on_with_what_its_first_studies_saved(executed, tmp_p
     assert [spec.save_models for spec, _ in first] == [
         str(tmp_path / "models" / name) for name in ("llama-0.3m", "neox-0.3m", "mixtral-0.3m")
     ]
-    assert len(second) == 3 * (1 + 4 * 3)
+    assert len(second) == 3 * (1 + 5 * 3)
     assert all(place == str(tmp_path / spec.name) for spec, place in second)
     assert executed["compared"] == [([place for _, place in second], str(tmp_path))]
 

@@ -19,8 +19,11 @@ from analysis.report.tuning_verdicts import tuning_verdicts
 from analysis.study import Study, load
 
 #: Experiment → the sections that the document has of each of its models.
-SECTIONS = {"tuning": ("tuned", "tuned_against", "tuning_course", "moved_where"), "protection": ("tuned",
-            "tuned_against")}  # fmt: skip
+SECTIONS = {
+    "tuning": ("tuned", "tuned_against", "tuning_course", "moved_where"),
+    "tuning_135m": ("tuned", "tuned_against"),
+    "protection": ("tuned", "tuned_against"),
+}
 ROBUSTNESS = "robustness"
 EXPERIMENTS = (*SECTIONS, ROBUSTNESS)
 

@@ -18,9 +18,10 @@ from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import ARMS, PROBED, PROTECTIONS, SCORES, STRENGTHS, PerturbSpec, TuneSpec, explain
 
-#: Learning rates where none is said: about a factor of three each way. Few weights, and adapters, take larger steps.
-RATES = {"full": (3e-5, 1e-4, 3e-4)}
-FEW = (3e-4, 1e-3, 3e-3)
+#: Learning rates where none is said: about a factor of three each way. Adapters take larger steps, few weights larger
+#: ones still.
+RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
+FEW = (1e-3, 3e-3, 1e-2)
 #: What is compared where no arm is said, and nothing that full tuning alone has.
 USUAL = "full,critical-source,random"
 
@@ -43,7 +44,9 @@ Score = Annotated[str, typer.Option(help=f"Score(s) of the source that choose we
 Draws = Annotated[int, typer.Option(min=1, help="random: so many draws.")]
 Rate = Annotated[
     str | None,
-    typer.Option(help="Peak learning rate(s).  [default: 3e-5,1e-4,3e-4 of full; 3e-4,1e-3,3e-3 of other arms]"),
+    typer.Option(
+        help="Peak learning rate(s).  [default: 3e-5,1e-4,3e-4 of full, ten times that of lora, thirty of others]"
+    ),
 ]
 Steps = Annotated[int, typer.Option(help="Training steps.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]

@@ -210,9 +210,10 @@ class Worker:
             check_unchanged(self.source)
 
     def _check_steps(self) -> None:
-        dtypes = {tensor.dtype for tensor in self.rankings.tensors}
-        for perturbation in self.spec.perturbations:
-            if rounds_away(perturbation, dtypes):
+        done = [(perturbation, self.rankings.tensors) for perturbation in self.spec.perturbations]
+        done += [(t.damage, self.catalogue.select(t.components)) for t in self.spec.tunings if t.damage]
+        for perturbation, tensors in done:
+            if rounds_away(perturbation, {tensor.dtype for tensor in tensors}):
                 raise EsaError(
                     f"{perturbation.label} can never change a weight in {self.dtype}, where {perturbation.step:.2g} of "
                     "one rounds away; give another strength, or --dtype fp32"

@@ -75,6 +75,11 @@ class TuneSpec(Spec):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return check_components(value)
 
+    @field_validator("damage", mode="before")
+    @classmethod
+    def _by_label(cls, value: Any) -> Any:
+        return PerturbSpec.parse(value) if isinstance(value, str) else value
+
     @field_validator("score")
     @classmethod
     def _a_score(cls, value: str) -> str:

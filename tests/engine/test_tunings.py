@@ -231,18 +231,19 @@ def test_ids_go_by_what_both_texts_say_and_not_by_where_they_lie(working, tmp_pa
     assert resolved.target == worker.describe()["target"]
 
 
-def test_a_saved_model_measured_again_has_the_stored_loss_and_says_what_it_was_made_of(working, tmp_path):
-    worker = working(ways=WAYS[1:2], save_models=str(tmp_path / "homes"))
-    row = told(measured(worker))[WAYS[1].label, 6]
-    assert row["saved"] == str(tmp_path / "homes" / f"{WAYS[1].label}-s7")
+@pytest.mark.parametrize("how", [WAYS[1], WAYS[-1]], ids=lambda how: how.arm)
+def test_a_saved_model_measured_again_has_the_stored_loss_and_says_what_it_was_made_of(working, tmp_path, how):
+    worker = working(ways=(how,), save_models=str(tmp_path / "homes"))
+    row = told(measured(worker))[how.label, 6]
+    assert row["saved"] == str(tmp_path / "homes" / f"{how.label}-s7")
     home = find(ModelSpec(source=row["saved"]))
     assert home.fingerprint != worker.source.fingerprint
     model = load_model(home, worker.dtype, "cpu")
     assert evaluate(model, worker.target.evaluation, 2).nll == row["target_nll"]
     assert evaluate(model, worker.windows.evaluation, 2).nll == row["source_nll"]
-    record = json.loads((tmp_path / "homes" / f"{WAYS[1].label}-s7" / "esa_edit.json").read_text())
+    record = json.loads((tmp_path / "homes" / f"{how.label}-s7" / "esa_edit.json").read_text())
     assert record["parent"]["fingerprint"] == worker.source.fingerprint
-    assert record["edit"] | WAYS[1].content() == record["edit"]
+    assert record["edit"] | how.content() == record["edit"]
     assert (record["edit"]["kind"], record["seed"]) == ("tune", 7)
     assert record["edit"]["target"]["text"] == worker.resolved.target
     assert record["edit"]["data"]["text"] == worker.resolved.text
@@ -352,3 +353,11 @@ def test_a_target_without_tunings_or_the_other_way_round_is_refused(tiny_study):
         tiny_study.replace(tunings=WAYS)
     with pytest.raises(ValueError, match="--target is the text that tunings are to"):
         tiny_study.replace(target=tiny_study.data)
+
+
+def test_damage_that_always_rounds_away_is_refused_once_the_dtype_is_known(working, tiny_study):
+    slight = TuneSpec(damage=PerturbSpec(kind="scale", strength=1.001), **SHORT)
+    working(ways=(slight,))
+    half = tiny_study.model.model_copy(update={"dtype": "bf16"})
+    with pytest.raises(EsaError, match=r"scale-1.001 can never change a weight in bf16"):
+        working(ways=(slight,), model=half)

@@ -130,3 +130,13 @@ def close(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor],
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, atol=at, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def matrices(model) -> list[str]:
+    """The names of all matrices of the blocks."""
+    return [tensor.name for tensor in catalogue(model).select(asked().components)]
+
+
+def whole(model) -> dict[str, torch.Tensor]:
+    """A mask of all weights of the blocks' matrices."""
+    return {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in matrices(model)}

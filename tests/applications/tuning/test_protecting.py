@@ -6,17 +6,18 @@ import torch
 
 from esa_ray.applications.tuning.protecting import Freeze, Penalty, Scale, over_mean
 from esa_ray.errors import EsaError
-from esa_ray.models.addressing import catalogue
-from tests.applications.tuning.loops import SOURCE, asked, close, looked, parameters, spelled_out, tuned
+from tests.applications.tuning.loops import (
+    SOURCE,
+    asked,
+    close,
+    looked,
+    matrices,
+    parameters,
+    spelled_out,
+    tuned,
+    whole,
+)
 from tests.tiny import state_bits, tiny, window_gradients
-
-
-def matrices(model) -> list[str]:
-    return [tensor.name for tensor in catalogue(model).select(asked().components)]
-
-
-def whole(model) -> dict[str, torch.Tensor]:
-    return {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in matrices(model)}
 
 
 def fisher(model) -> dict[str, torch.Tensor]:

@@ -22,28 +22,16 @@ from tests.applications.tuning.loops import (
     asked,
     close,
     looked,
+    matrices,
     mean_loss,
     order,
     parameters,
     spelled_out,
     tuned,
+    whole,
 )
 from tests.perturb.kinds import SPECS
 from tests.tiny import state_bits, tiny, window_gradients
-
-KINDS = [
-    *(spec for spec in SPECS if not (spec.needs_score or spec.needs_gradient or "bit_flip" in spec.label)),
-    PerturbSpec.parse("bit_flip-mantissa-0.3"),  # flips of exponents end in a loss that isn't finite
-    PerturbSpec.parse("progressive-bit_flip-mantissa-0.3-0.5"),
-]
-
-
-def matrices(model) -> list[str]:
-    return [tensor.name for tensor in catalogue(model).select(asked().components)]
-
-
-def whole(model) -> dict[str, torch.Tensor]:
-    return {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in matrices(model)}
 
 
 def critical(model, n: int) -> dict[str, np.ndarray]:
@@ -94,6 +82,13 @@ def test_a_weight_that_is_zero_in_every_step_is_trained_by_the_gradient_there(ho
     _, weights = looked(model, spec)
     masks = {n: weights[-1][n] != before[n] for n in matrices(model)} if how else whole(model)
     close(weights[-1], spelled_out(model, spec, masks, around=around)[0])
+
+
+KINDS = [
+    *(spec for spec in SPECS if not (spec.needs_score or spec.needs_gradient or "bit_flip" in spec.label)),
+    PerturbSpec.parse("bit_flip-mantissa-0.3"),  # flips of exponents end in a loss that isn't finite
+    PerturbSpec.parse("progressive-bit_flip-mantissa-0.3-0.5"),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)
