@@ -75,8 +75,8 @@ def save(
 
     Weights are safetensors in the dtype that the model has in memory, with zeros where weights left; a GGUF's are
     saved as the numbers that it was read as. ``esa_edit.json`` beside them says what they were made of, how and by
-    which text, in full and in a sentence. The directory
-    appears under its name when it is whole. One that holds the same model already stays.
+    which text, in full and in a sentence. The directory appears under its name when it is whole. One that holds the
+    same model already stays.
 
     Parameters
     ----------
@@ -161,9 +161,9 @@ def _clear(target: Path) -> None:
         if not named:
             continue
         machine, pid, began = named.groups()
-        dead = born(int(pid)) != began if machine == _machine() else time.time() - _touched(old) > STALE
-        if dead:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # another process may clear it, or end its save, at the same moment
+            if born(int(pid)) != began if machine == _machine() else time.time() - _touched(old) > STALE:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _touched(directory: Path) -> float:
