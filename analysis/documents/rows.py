@@ -45,12 +45,13 @@ def _cost(r: dict[str, Any]) -> str:
     return ranged(r["delta_nll"], r["low"], r["high"]) if r["delta_nll"] is not None else "no finite loss"
 
 
+def _more(t: dict[str, Any]) -> str:
+    return f"{ranged(t['difference'], t['low'], t['high'])} more than {t['control']} (p {wording.p_value(t['p_holm'])})"
+
+
 def _words(study: Study, tests: pl.DataFrame) -> str:
     told, said = tests.drop_nulls("difference"), []
     for (damage, chosen), mine in told.group_by("damage", "chosen", maintain_order=True):
-        more = [
-            f"{ranged(difference, low, high)} more than {control} (p {wording.p_value(p)})"
-            for difference, low, high, control, p in mine["difference", "low", "high", "control", "p_holm"].rows()
-        ]
+        more = [_more(t) for t in mine.iter_rows(named=True)]
         said.append(f"In nats per token {damage} of {chosen} costs {', '.join(more)}.")
     return " ".join(said) or f"No control of these {units(study)} can be told from them."

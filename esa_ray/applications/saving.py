@@ -113,9 +113,9 @@ def _clear(target: Path) -> None:
         if not named:
             continue
         machine, pid, began = named.groups()
-        dead = born(int(pid)) != began if machine == _machine() else time.time() - _touched(old) > STALE
-        if dead:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # another process may clear it, or end its save, at the same moment
+            if born(int(pid)) != began if machine == _machine() else time.time() - _touched(old) > STALE:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _touched(directory: Path) -> float:
