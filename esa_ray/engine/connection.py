@@ -144,7 +144,7 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
         options["job_config"] = _job()
     try:
         ray.init(log_to_driver=verbose, logging_level=level, **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray has no class of its own for all that can hinder it
         raise EsaError(f"no Ray cluster at {address or 'this machine'}: {_why(error)}") from None
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)

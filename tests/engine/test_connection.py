@@ -104,13 +104,20 @@ def test_a_dead_cluster_is_refused_before_ray_tries_for_minutes(monkeypatch):
         pass
 
 
-def test_what_ray_cant_do_is_a_sentence(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), r"this machine: .Errno 28. No space left"),
+        (Exception("The current node timed out during startup. This"), r"this machine: The current node timed out"),
+    ],
+)
+def test_what_ray_cant_do_is_a_sentence(monkeypatch, error, said):
     def full(**_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", full)
-    with pytest.raises(EsaError, match=r"this machine: .Errno 28. No space left"), connection.connected():
+    with pytest.raises(EsaError, match=said), connection.connected():
         pass
 
 
