@@ -151,7 +151,7 @@ Perturb = Annotated[
     typer.Option(help=f"Kind(s) of damage: {', '.join(KINDS)}; add a variant and a strength as in quantize-tensor-3."),
 ]
 PerturbScale = Annotated[str | None, typer.Option(help="Strength(s) of the kinds that state none: λ, α, σ, ε, t.")]
-PerturbProb = Annotated[str | None, typer.Option(help="bit_flip: probability per bit.")]
+PerturbProb = Annotated[str | None, typer.Option(help="bit_flip: probability per bit; dropout: per weight.")]
 FlippedBits = Annotated[
     str | None, typer.Option("--bits", help="bit_flip: bits that may flip: all, sign, exponent, mantissa.")
 ]

@@ -132,6 +132,15 @@ def one_of(names: tuple[str, ...]) -> PydanticKnownError:
     return PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}" if first else last})
 
 
+def not_a_probability(kind: str, strength: float) -> str | None:
+    """Why a strength is no probability of something happening, or None.
+
+    >>> not_a_probability("dropout", 2.0), not_a_probability("dropout", 0.5)
+    ("dropout's strength is a probability in (0, 1], not 2.0", None)
+    """
+    return f"{kind}'s strength is a probability in (0, 1], not {strength}" if strength > 1 else None
+
+
 def label(kind: str, strength: float | None, variant: str | None = None) -> str:
     """What damage is called everywhere: what reports print is what ``--perturb`` takes.
 

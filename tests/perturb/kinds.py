@@ -15,6 +15,7 @@ SPECS = [
     PerturbSpec(kind="gauss_noise", strength=0.5, relative_to="tensor"),
     PerturbSpec(kind="bit_flip", strength=0.3),
     PerturbSpec(kind="bit_flip", strength=1.0, bits="exponent"),
+    PerturbSpec(kind="dropout", strength=0.4),
     PerturbSpec(kind="set_mean"),
     PerturbSpec(kind="scale", strength=-0.5),
     PerturbSpec(kind="gradient_aligned"),

@@ -70,6 +70,8 @@ def new_values(spec, catalogue, name, chosen, draw, known) -> torch.Tensor:
         new = old + s * (end - old)
     elif spec.kind == "bit_flip":
         return flipped(spec, tensor, flat, draw)
+    elif spec.kind == "dropout":
+        new = np.where(uniform(stream_key(*draw, "dropout", name), flat) < s, 0.0, old)
     elif spec.kind in ("gauss_noise", "correlated"):
         new = old + s * spread(tensor, flat, spec.relative_to) * noise(spec, tensor, flat, draw)
     elif spec.kind == "adaptive":

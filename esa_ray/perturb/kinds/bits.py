@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from esa_ray.spec import KINDS, Kind, PerturbSpec
+from esa_ray.spec.kinds import not_a_probability
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +24,7 @@ class BitFlip(Kind):
 
     def trouble(self, strength: float) -> str | None:
         """A probability is at most 1."""
-        above = f"bit_flip's strength is a probability in (0, 1], not {strength}" if strength > 1 else None
-        return super().trouble(strength) or above
+        return super().trouble(strength) or not_a_probability(self.name, strength)
 
     def fixed(self, target: Target, spec: PerturbSpec) -> Tensor | None:
         """Zeros, of which the sign flips: −0 is 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from esa_ray.spec import KINDS, Kind, PerturbSpec
+from esa_ray.spec.kinds import not_a_probability
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,27 @@ class Zero(_OfItself):
     def apply(self, target: Target, spec: PerturbSpec) -> Tensor:
         """0."""
         return target.values.new_zeros(target.values.shape)
+
+
+@KINDS.add
+class Dropout(_OfItself):
+    """w → 0 with probability p, each weight by a draw of its own; the others stay as they are (nothing is rescaled)."""
+
+    name, default, option, random = "dropout", 0.5, "--perturb-prob", True
+    formula, strengths = "w → 0 with probability p", "0 < p ≤ 1"
+
+    def trouble(self, strength: float) -> str | None:
+        """A probability is at most 1."""
+        return super().trouble(strength) or not_a_probability(self.name, strength)
+
+    def apply(self, target: Target, spec: PerturbSpec) -> Tensor:
+        """w, or 0 where the draw is below p."""
+        import torch
+
+        from esa_ray.randomness import stream_key, uniform
+
+        draws = target.of_each(lambda t, flat: uniform(stream_key(*target.draw, "dropout", t.name), flat))
+        return torch.where(target.group.upload(draws) < spec.amount, 0.0, target.values)
 
 
 @KINDS.add
