@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from esa_ray.applications import calibration
+from esa_ray.applications.tuning import trained
 from esa_ray.resume import HEAD_TOLERANCE
 from esa_ray.scoring import gather
 from tests.pretend.compare import difference
@@ -51,8 +52,8 @@ def _plain(_: PreTrainedModel) -> AbstractContextManager[None]:
 @contextmanager
 def attention_of_cards() -> Iterator[None]:
     """Backward passes on the CPU with the attention that they have on cards: the CPU's own rounds otherwise."""
-    places = (mock.patch.object(module, "reproducible_attention", _plain) for module in (gather, calibration))
-    with next(places), next(places):
+    places = (mock.patch.object(module, "reproducible_attention", _plain) for module in (gather, calibration, trained))
+    with next(places), next(places), next(places):
         yield
 
 
@@ -81,7 +82,7 @@ class Benches:
         with self._cards:
             bench = self._spread(case)
             found = PATHS[name](bench)
-        if name == "second derivatives" and bench.offloads:
+        if bench.offloads and (name == "second derivatives" or name.startswith("tuning")):
             return None  # refused, as it ought to be: a part of the model is away
         longer = name in BY_SHORTCUT and bench.head_away
         return difference(expected, found, HEAD_TOLERANCE * EVALUATION.shape[1] if longer else 0.0)

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.compress import compressed
+from esa_ray.applications.kept import Kept, replacing
+from esa_ray.applications.tuning import tune
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, confident, continued, evaluate
 from esa_ray.evaluation.single_weights import measure
@@ -33,7 +36,7 @@ from esa_ray.scoring.ranking import combined, rank, score_stats
 from esa_ray.scoring.sample_sizes import SampleSizes
 from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Scores
-from esa_ray.spec import PerturbSpec, PruneSpec, QuantizeSpec, ScoreSpec
+from esa_ray.spec import ARMS, PerturbSpec, PruneSpec, QuantizeSpec, ScoreSpec, TuneSpec
 from esa_ray.spec.compression import KEEPING
 from tests.tiny import random_windows
 
@@ -324,3 +327,40 @@ COMPRESSIONS: list[PruneSpec | QuantizeSpec] = [
 
 for _spec in COMPRESSIONS:
     path(f"compression {_spec.label}")(_compression(_spec))
+
+
+def _tuning(spec: TuneSpec) -> Path:
+    def tuning(bench: Bench) -> Any:
+        text = Calibrated(bench.model, bench.catalogue, CALIBRATION, batch_size=BATCH)
+        before, states, found = bench.bits, list[bytes](), list[Any]()
+
+        def run(state: bytes | None, kept: Kept) -> Any:
+            return tune(
+                bench.model, bench.catalogue, spec, SEED, CALIBRATION, source=text, target=text, kept=kept,
+                look=found.append, state=state, checkpoint=lambda make: states.append(make()),
+            )  # fmt: skip
+
+        if bench.offloads:
+            with replacing() as kept, pytest.raises(EsaError, match="is offloaded, and only a model"):
+                run(None, kept)
+            return None
+        for state in (None, 0):  # once as a whole, and once from the state on that it stored on its way
+            with replacing() as kept:
+                told = vars(run(None if state is None else states[state], kept))
+                found.append({**told, "nll": evaluate(bench.model, EVALUATION, BATCH).nll, "tuned": bench.bits})
+            assert bench.bits == before
+        return [each if isinstance(each, dict) else vars(each) for each in found]
+
+    return tuning
+
+
+#: One of every arm and protection, and damage on the way.
+TUNINGS: list[dict[str, Any]] = [
+    *({"arm": arm, "fraction": 0.05} for arm in ARMS if arm not in ("full", "lora")),
+    {"arm": "lora", "fraction": 0.3}, {"arm": "full"}, {"protect": "ewc"}, {"protect": "freeze", "strength": 0.1},
+    {"protect": "scale", "rescore": 2}, {"damage": PerturbSpec.parse("gauss_noise-0.5"), "damaged": 9},
+]  # fmt: skip
+
+for _how in TUNINGS:
+    _spec = TuneSpec.model_validate({"steps": 3, "looks": 2, "batch": 2, "learning_rate": 1e-3, **_how})
+    path(f"tuning {_spec.label}")(_tuning(_spec))

@@ -52,7 +52,8 @@ class Run:
         self.model, self.spec, self.seed, self.trained = model, spec, seed, trained
         self._guard, self._wear, self.scale = guard, wear, scale
         self._windows_NT = torch.as_tensor(train, device=input_device(model))
-        self._adam = torch.optim.Adam(trained.masters, lr=spec.learning_rate)
+        # Tensor by tensor: all at once would take as much memory again as is trained.
+        self._adam = torch.optim.Adam(trained.masters, lr=spec.learning_rate, foreach=False)
         self._half = any(tensor.dtype == torch.float16 for tensor in trained.tensors)
         self.step, self.losses, self.diverged = 0, list[float](), False
 
@@ -78,7 +79,7 @@ class Run:
         if math.isfinite(loss):
             with torch.no_grad():
                 self._guard.pull()
-                norm = float(clip_grad_norm_(self.trained.masters, LARGEST))
+                norm = float(clip_grad_norm_(self.trained.masters, LARGEST, foreach=False))
         if math.isfinite(norm):
             self._update()
         self.diverged = not math.isfinite(norm)
