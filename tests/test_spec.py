@@ -306,5 +306,5 @@ def test_two_compressions_are_never_saved_under_one_name():
     ways = (PruneSpec(), PruneSpec(components=("gate",)))
     study = StudySpec(name="s", model=ModelSpec(source="m"), scores=(), compressions=ways)
     assert len(study.compressions) == 2
-    with pytest.raises(ValidationError, match=r"two compressions to prune-act_mag-row-0\.5; make them two studies"):
+    with pytest.raises(ValidationError, match=r"two models to prune-act_mag-row-0\.5; make them two studies"):
         study.replace(save_models="homes")
