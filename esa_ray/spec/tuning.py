@@ -33,8 +33,9 @@ class TuneSpec(Spec):
     ``arm`` says which weights of ``components`` are trained, exactly ⌊fraction·N⌋ of N: "full" all of them;
     "critical-source" those with the largest ``score`` on the source text, "bottom" those with the smallest;
     "critical-target" those with the largest Fisher information Σ g² on the target's training windows; "magnitude" the
-    largest |w|; "random" a draw, of which ``draw`` is the number. "lora" adapts the matrices at the rank whose count
-    comes nearest (Hu et al. 2021, arXiv:2106.09685). What isn't trained stays bit for bit.
+    largest |w|; "random" a draw, of which ``draw`` is the number. "lora" stands adapters beside the matrices (Hu et al.
+    2021, arXiv:2106.09685) at the rank whose count comes nearest, or beside those of query and value alone where rank 1
+    is too many and that comes nearer; it leaves convolutions alone. What isn't trained stays bit for bit.
 
     Adam with ``learning_rate`` (a linear warm-up over the first tenth of ``steps``, then linear decay to 0) and no
     weight decay takes ``batch`` windows a step; the gradient of the mean loss per token is clipped to norm 1. The
