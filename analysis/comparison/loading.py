@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.names import about, unit_of, units
+from analysis.names import unit_of, units
 from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, load
 from analysis.tuning.hardening import origin
@@ -139,15 +139,15 @@ def compare(
     ------
     StudyError
         If a model has two studies, none is finished enough to be compared, or they can't be compared: other text,
-        windows of another length, or rankings of other units than weights. Studies that only compress or tune are
-        left out.
+        windows of another length, or rankings of other units than weights. Studies without a score, which only
+        compress or tune, are left out.
 
     Example
     -------
     >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
     """
     places = dict.fromkeys(each for location in locations for each in below(location))
-    every = [each for each in map(load, places) if about(each) == "sensitivity"]
+    every = [each for each in map(load, places) if each.spec["scores"]]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
     begun = tuple(str(study.location) for study in every if study not in studies)
     if not studies:

@@ -39,7 +39,8 @@ def hardening_verdicts(comparison: Comparison) -> list[Verdict]:
         return []
     claim = (
         f"Tuning with damage to critical weights takes {TIMES:g} times as many sign flips on super weights to half "
-        f"collapse, at no more than {MARGIN:g} nats of loss intact"
+        f"collapse, at no more than {MARGIN:g} nats of loss intact, against the model as it was and the same tuning "
+        "without damage"
     )
     parents = [[_worst(way) for _, way in rows.group_by("way", maintain_order=True)]
                for _, rows in table.group_by("parent", maintain_order=True)]  # fmt: skip

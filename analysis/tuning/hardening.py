@@ -17,10 +17,11 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage.dose import Curve, curves_of
+from analysis.damage.dose import Curve
 from analysis.damage.effects import baseline
 from analysis.damage.landmarks import reached, room_of
 from analysis.damage.paired import bounds
+from analysis.damage.series import divergence, response, series
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
@@ -152,8 +153,14 @@ def _rows(pairs: list[tuple[Study, Study]], candidates: int) -> Iterator[dict[st
 
 @lru_cache(maxsize=64)
 def flips(study: Study) -> list[Curve]:
-    """A study's series of sign flips on super weights."""
-    return [c for c in curves_of(study) if c.series.what["perturbation"] == DAMAGE and c.group == "super"]
+    """A study's series of sign flips on super weights, without fitted curves: a dose is read off the isotonic one."""
+    if study.baselines.is_empty():
+        return []
+    base, found = baseline(study), []
+    for s in (s for s in series(study) if s.what["perturbation"] == DAMAGE):
+        if (lost := divergence(s, "super")).tested > 1:
+            found.append(Curve(s, "super", response(s, "super", base), lost, [], []))
+    return found
 
 
 def _key(c: Curve) -> tuple:

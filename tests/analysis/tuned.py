@@ -61,10 +61,10 @@ def _asked(spec, seed):
     trainable = WEIGHTS if spec.arm == "full" else int(spec.fraction * WEIGHTS)
     return {
         "tuning_id": f"{spec.label}{seed}", "label": spec.label, "way": spec.way, "arm": spec.arm,
-        "fraction": spec.fraction if spec.arm != "full" else None, "score": spec.score, "draw": spec.draw,
+        **{name: None if name in spec.unused() else getattr(spec, name) for name in ("fraction", "score", "draw")},
         "learning_rate": spec.learning_rate, "protect": spec.protect, "strength": spec.dose, "rescore": spec.rescore,
-        "damage": spec.damage.label if spec.damage else None, "damaged": spec.damaged, "seed": seed,
-        "components": ",".join(grouped(spec.components)), "trainable": trainable,
+        "damage": spec.damage.label if spec.damage else None, "damaged": spec.damaged if spec.damage else None,
+        "seed": seed, "components": ",".join(grouped(spec.components)), "trainable": trainable,
         "rank": 2 if spec.arm == "lora" else None,
     }  # fmt: skip
 

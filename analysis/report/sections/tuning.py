@@ -10,8 +10,10 @@ from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.study import Study
-from analysis.tuning import against, curves, front, moved, points
+from analysis.tuning import against, curves, front, goals, moved, points
 
+#: Goals of tuning in words.
+AIMS = {"few": "few weights", "protected": "protection"}
 #: Ways that an answer names.
 MOST_SAID = 4
 
@@ -128,10 +130,29 @@ def tuned_against(study: Study) -> Section | None:
         "tuned_against", "Is it worth it?", _versus(table, against.FULL, against.RANDOM),
         "Differences of losses in nats per token, each at its own best learning rate, paired by seed and window: above "
         "0 the way has more loss than its rival. Intervals are for further seeds and windows; p are corrected by Holm "
-        "over all ways with the same rival. Random masks train as many weights of the same components. The last "
-        "numbers are ratios of forgetting with Fieller's intervals, and missing where the rival doesn't surely forget.",
-        tables=tables,
+        "over all ways with the same rival. Random masks train as many weights of the same components; of LoRA it is "
+        "the nearest count that a rank allows. The last numbers are ratios of forgetting with Fieller's intervals, "
+        "missing where the rival doesn't surely forget.",
+        tables=[*tables, _goals(study)],
     )  # fmt: skip
+
+
+def _goals(study: Study) -> Table:
+    """The numbers behind the verdicts, way by way."""
+    rows = [
+        [AIMS[r["goal"]], r["way"], r["status"], *(_criterion(r, name) for name in goals.CRITERIA), r["why_not"] or ""]
+        for r in goals.tuning_goals(study).iter_rows(named=True)
+    ]
+    columns = ["<goal", "<way", "<", "<target loss against full tuning", "<forgetting less half of its",
+               "<target loss against random masks", "~"]  # fmt: skip
+    return Table(columns, rows, f"What was aimed at: the first at most {goals.MARGIN:g} nats, the others below 0")
+
+
+def _criterion(r: dict[str, Any], name: str) -> str:
+    if r[name] is None:
+        return ""
+    interval = wording.interval(r[f"{name}_low"], r[f"{name}_high"])
+    return f"{wording.signed(r[name])} {interval}: {r[f'{name}_status']}"
 
 
 def _compared(r: dict[str, Any]) -> list[str]:
