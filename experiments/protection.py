@@ -16,7 +16,7 @@ from experiments.tuning import BATCH, FULL, MODELS, STEPS, study
 
 PROTECTIONS = {"ewc": (0.001, 0.01, 0.1, 1.0), "freeze": (0.01, 0.1, 0.5), "scale": (0.01, 0.1, 1.0)}
 #: Strength at which Fisher information is also measured anew, and how often.
-RESCORED, EVERY = 0.01, 25
+RESCORED, EVERY = 0.01, 16
 
 
 def tunings() -> tuple[TuneSpec, ...]:

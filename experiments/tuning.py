@@ -19,7 +19,7 @@ CHOSEN: tuple[Arm, ...] = ("lora", "critical-source", "critical-target", "magnit
 #: Peak learning rates: the fewer weights learn, the faster each may.
 FULL = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SPARSE = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-STEPS, BATCH = 100, 8
+STEPS, BATCH = 64, 8
 
 
 def tunings() -> tuple[TuneSpec, ...]:
