@@ -1,8 +1,8 @@
 """Hypothesis: a model that is tuned while its critical weights are damaged learns to do without them.
 
 P5.1. Three architectures of the zoo are tuned on further docstrings, of the text that they were trained on, without
-damage and with it: in every step the 512 most sensitive weights have their signs flipped at random, or noise that is
-as large as they are (which has the variance of dropping half of them). Every tuned model is saved, and its own most
+damage and with it: in every step the 512 most sensitive weights have their signs flipped at random, are dropped with
+probability ½, or have noise that is as large as they are. Every tuned model is saved, and its own most
 sensitive weights are then flipped, from 16 to 16,384 of them, beside the model as it was. If the hypothesis holds, the
 number of flips at half collapse is at least doubled, against the model as it was and the one tuned without damage, at
 no more than 0.02 nats of loss intact. What would speak against it: the tuned model hangs on other weights instead,
@@ -19,7 +19,7 @@ from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, ScoreSpec, StudySpec,
 from experiments.tuning import MODELS, SEEDS
 
 TEXT = DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=32)
-DAMAGES = (None, "bit_flip-sign-0.02", "bit_flip-sign-0.1", "bit_flip-sign-0.5", "gauss_noise-1")
+DAMAGES = (None, "bit_flip-sign-0.02", "bit_flip-sign-0.1", "bit_flip-sign-0.5", "dropout-0.5", "gauss_noise-1")
 DAMAGED, RATE, STEPS = 512, 1e-3, 200
 FLIPPED = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)
 
@@ -33,7 +33,7 @@ def tunings() -> tuple[TuneSpec, ...]:
 
 
 def studies() -> list[StudySpec]:
-    """Each model tuned on its own text in five ways by three seeds, and every one of them saved."""
+    """Each model tuned on its own text in six ways by three seeds, and every one of them saved."""
     return [
         StudySpec(
             name=f"{model.removeprefix(PREFIX)}-tuned",

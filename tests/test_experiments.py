@@ -100,7 +100,7 @@ def test_robustness_tunes_with_and_without_damage_alike():
     for study in robustness.studies():
         plain, *damaged = study.tunings
         assert plain.damage is None
-        assert len(damaged) == 4
+        assert len(damaged) == 5
         alike = {"damage": None, "damaged": 100, "score": plain.score}
         assert all(how.model_copy(update=alike) == plain for how in damaged)
 
@@ -147,7 +147,7 @@ def test_an_experiment_goes_on_with_what_its_first_studies_saved(executed, tmp_p
     assert [spec.save_models for spec, _ in first] == [
         str(tmp_path / "models" / name) for name in ("llama-0.3m", "neox-0.3m", "mixtral-0.3m")
     ]
-    assert len(second) == 3 * (1 + 5 * 3)
+    assert len(second) == 3 * (1 + 6 * 3)
     assert all(place == str(tmp_path / spec.name) for spec, place in second)
     assert executed["compared"] == [([place for _, place in second], str(tmp_path))]
 
