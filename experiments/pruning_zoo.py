@@ -23,5 +23,5 @@ def on_the_zoo(study: StudySpec) -> StudySpec:
 
 
 def studies() -> list[StudySpec]:
-    """The pruning of each model: 81 prunings."""
+    """The pruning of each model: 93 prunings."""
     return [on_the_zoo(pruning.study(name, f"{PREFIX}{name}")) for name in names(FAMILIES, [SIZE])]
