@@ -19,6 +19,7 @@ from esa_ray.spec import PerturbSpec, TuneSpec
         ({"protect": "freeze", "strength": 1.0}, "only below a share of 1"),
         ({"strength": 1.0}, "belong to --protect"),
         ({"rescore": 5}, "belong to --protect"),
+        ({"protect": "ewc", "rescore": 8, "steps": 8}, "--rescore 8 is never done in 8 steps"),
         ({"steps": 3}, "4 looks need as many steps"),
     ],
 )

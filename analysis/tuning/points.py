@@ -233,7 +233,7 @@ def _row(way: Way) -> dict[str, Any]:
 def outcome(p: Point) -> dict[str, Any]:
     """What a point gained and forgot at its last step, with intervals, as :func:`chosen` tells it."""
     row: dict[str, Any] = {
-        "steps": p.steps[-1], "trainable": p.mean("trainable"), "share": p.share, "rank": p.mean("rank"),
+        "steps": max(p.steps, default=None), "trainable": p.mean("trainable"), "share": p.share, "rank": p.mean("rank"),
         "seeds": len(p.validation), "validation": p.mean_validation, "seconds": p.mean("seconds"),
     }  # fmt: skip
     for name, losses, text in (("gain", p.gained, "target"), ("forgetting", p.forgotten, "source")):

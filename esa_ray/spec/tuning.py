@@ -97,6 +97,8 @@ class TuneSpec(Spec):
             raise ValueError(f"{self.looks} looks need as many steps; lower --looks or raise --steps")
         if self.protect == "none" and (self.strength is not None or self.rescore):
             raise ValueError("a strength and --rescore belong to --protect; add one, or leave them out")
+        if self.rescore >= self.steps:
+            raise ValueError(f"--rescore {self.rescore} is never done in {self.steps} steps; lower it, or leave it out")
         if self.protect == "freeze" and self.strength is not None and self.strength >= 1:
             raise ValueError("--protect freeze leaves something to train only below a share of 1")
         if self.protect != "none" and self.arm != "full":

@@ -112,6 +112,42 @@ def test_a_dose_beyond_the_tested_ones_makes_the_ratio_a_bound(tmp_path):
     assert (found[INTACT]["ratio_low"], found[INTACT]["ratio_status"]) == (None, "fails")
 
 
+def test_an_end_is_told_only_if_resampled_doses_hardly_ever_lie_beyond_the_tested_ones(tmp_path):
+    rng = np.random.default_rng(3)
+    noise = wobble(rng, by_seed=0.02, by_window=0.02)  # of what the rival costs
+    for half, has_end in ((0.6, True), (0.99, False)):  # 1 is the largest tested dose
+        there = tmp_path / f"{half}"
+        studies = (
+            measured(there / "intact", half / np.mean(list(noise.values())), noise=noise),
+            measured(there / "hard", 0.9, how=FLIPS),
+        )
+        row = by_rival(studies)[INTACT]
+        assert (row["bound"], row["ratio_low"] is not None) == (None, has_end)
+        assert row["ratio_high"] is not None
+
+
+def test_ways_that_differ_in_their_learning_rate_are_judged_one_by_one(tmp_path):
+    models(tmp_path, [0.1] * 3, [0.21] * 3)
+    for seed in (1, 2, 3):
+        for name, how in (
+            ("slow", TuneSpec(learning_rate=1e-6)),
+            ("slowhard", FLIPS.model_copy(update={"learning_rate": 1e-6})),
+        ):
+            measured(tmp_path / f"{name}{seed}", 0.1, how=how, seed=seed)
+    (verdict,) = [v for v in comparison_verdicts(compare([tmp_path])) if v.id == "P5.4f"]
+    assert verdict.status == "holds"
+
+
+def test_a_parent_that_was_made_of_another_model_is_a_rival_too(tmp_path):
+    studies = models(tmp_path, [0.1] * 3, [0.3] * 3)
+    studies[0].resolved["made_of"] = {
+        "parent": {"name": "dense", "fingerprint": "e" * 64},
+        "edit": {"kind": "prune"},
+        "seed": 1,
+    }
+    assert by_rival(studies)[INTACT]["status"] == "holds"
+
+
 def test_doses_that_both_lie_beyond_leave_it_open(tmp_path):
     row = by_rival(models(tmp_path, [3.0] * 3, [3.0] * 3, intact=3.0))[INTACT]
     assert (row["ratio_status"], row["ratio_high"]) == ("open", None)

@@ -123,6 +123,13 @@ def test_a_rate_that_lacks_a_seed_is_not_chosen_for_the_easier_seeds_that_it_has
     assert unfinished["why_not"] == "no training came to its end"
 
 
+def test_a_rate_at_which_every_training_failed_is_told_beside_the_others(tmp_path):
+    fails = [(TuneSpec(learning_rate=1e-2).label, seed) for seed in (1, 2, 3)]
+    at_rates(tmp_path, {1e-4: 2.0, 1e-3: 1.9, 1e-2: 1.8}, fails=fails)
+    rows = analysis.learning_rates(analysis.load(tmp_path)).select("learning_rate", "errors", "validation", "best_rate")
+    assert rows.rows()[1:] == [(1e-3, 0, pytest.approx(1.9 + 2), True), (1e-2, 3, None, False)]
+
+
 def test_draws_of_random_masks_are_one_way_at_one_rate(tmp_path):
     specs = [TuneSpec(arm="random", fraction=0.1, draw=d, learning_rate=rate) for d in (0, 1, 2) for rate in RATES]
     gains = {0: 0.1, 1: 0.2, 2: 0.6}

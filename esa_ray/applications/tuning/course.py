@@ -20,6 +20,7 @@ from esa_ray.applications.tuning.wearing import Wear
 from esa_ray.errors import EsaError
 from esa_ray.models.slots import input_device
 from esa_ray.scoring.uses import uses
+from esa_ray.spec.scores import grouped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,12 @@ class Course:
             return _places(was["damaged"], self.catalogue)
         if self._worn is not None:
             return self._worn
-        return critical(self.eligible, self.source, self.spec.score, min(self.spec.damaged, self.eligible.n))
+        if self.spec.damaged > self.eligible.n:
+            names = ",".join(grouped(self.spec.components))
+            raise EsaError(
+                f"--damaged {self.spec.damaged:,} is more than the {self.eligible.n:,} weights of {names}; lower it"
+            )
+        return critical(self.eligible, self.source, self.spec.score, self.spec.damaged)
 
     def _guarded(self, was: Mapping[str, Any] | None) -> Guard:
         if not isinstance(self.trained, Weights):

@@ -136,6 +136,15 @@ def test_what_is_damaged_and_not_trained_stands_bit_for_bit(dtype):
         assert moved <= found.trainable == int(0.02 * found.n_weights)
 
 
+def test_more_damaged_weights_than_there_are_is_refused():
+    spec = asked(damage=PerturbSpec.parse("sign_flip"), damaged=10**6)
+    with (
+        pytest.raises(EsaError, match=r"--damaged 1,000,000 is more than the [\d,]+ weights of .*; lower it"),
+        tuned(tiny("llama"), spec),
+    ):
+        pass
+
+
 def test_damage_that_can_change_nothing_is_refused_in_a_sentence():
     model = tiny("llama")
     weights = catalogue(model)
