@@ -45,7 +45,7 @@ Draws = Annotated[int, typer.Option(min=1, help="random: so many draws.")]
 Rate = Annotated[
     str | None,
     typer.Option(
-        help="Peak learning rate(s).  [default: 3e-5,1e-4,3e-4 of full, ten times that of lora, thirty of others]"
+        help="Peak learning rate(s).  [default: 3e-5,1e-4,3e-4; lora ten times those; few weights 1e-3,3e-3,1e-2]"
     ),
 ]
 Steps = Annotated[int, typer.Option(help="Training steps.")]
