@@ -110,7 +110,9 @@ def _job() -> JobConfig:
 
 
 def _why(error: BaseException) -> str:
-    """What Ray says, in a line; of two versions that don't fit, both."""
+    """What Ray says, in a line; of two versions that don't fit, both; of a start that took too long, what to do."""
+    if "timed out during startup" in str(error):
+        return "it took too long to start on a machine this busy; run the same command again when it is less so"
     if found := re.findall(r"(Ray|Python): (\S+)", str(error)):
         words = [f"{name} {version}" for name, version in found]
         if len(words) == 4:
