@@ -17,6 +17,7 @@ from esa_ray.cli.run import launch
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import ARMS, PROBED, PROTECTIONS, SCORES, STRENGTHS, PerturbSpec, TuneSpec, explain
+from esa_ray.spec.tuning import BY_SOURCE
 
 #: Learning rates where none is said: about a factor of three each way. Adapters take larger steps, few weights larger
 #: ones still.
@@ -148,6 +149,7 @@ def _tunings(given: dict[str, Any]) -> list[TuneSpec]:
     """The grid, without the combinations that can't be, which are counted in a line."""
     alike = {name: given[name] for name in ("steps", "batch", "looks")} | {"components": items(given["components"])}
     axes = (_arms(given), _protections(given), _damages(given))
+    _check_used(given["context"], {each["arm"] for each in axes[0]}, damages=any(axes[2]))
     grid, faults = [], []
     for parts in product(*axes):
         fields = alike | {name: value for part in parts for name, value in part.items()}
@@ -160,6 +162,14 @@ def _tunings(given: dict[str, Any]) -> list[TuneSpec]:
     if faults:
         console.out(f"left out          {len(faults)} combinations that can't be, as: {faults[0]}")
     return list(dict.fromkeys(grid))
+
+
+def _check_used(context: typer.Context, arms: set[str], *, damages: bool) -> None:
+    """Refuse options that nothing of the grid goes by."""
+    if arms == {"full"} and typed(context, "fraction"):
+        raise EsaError("--fraction is the share that other arms train; add one to --arm, or leave it out")
+    if not arms & {*BY_SOURCE} and not damages and typed(context, "score"):
+        raise EsaError(f"--score belongs to --arm {', '.join(BY_SOURCE)} and to --damage; add one, or leave it out")
 
 
 def _arms(given: dict[str, Any]) -> list[dict[str, Any]]:
