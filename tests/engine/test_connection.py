@@ -108,7 +108,10 @@ def test_a_dead_cluster_is_refused_before_ray_tries_for_minutes(monkeypatch):
     ("error", "said"),
     [
         (OSError(28, "No space left on device"), r"this machine: .Errno 28. No space left"),
-        (Exception("The current node timed out during startup. This"), r"this machine: it took too long to start on a machine this busy; run the same"),
+        (
+            Exception("The current node timed out during startup. This"),
+            r"this machine: it took too long to start on a machine this busy; run the same",
+        ),
     ],
 )
 def test_what_ray_cant_do_is_a_sentence(monkeypatch, error, said):
