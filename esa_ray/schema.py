@@ -352,6 +352,8 @@ TUNINGS = _schema(
         "as target_nll, of the source text's evaluation windows: what is forgotten shows here",
     ),
     source_tokens=(pa.list_(_INT), "scored tokens of each of them"),
+    intact_target_nll=(pa.list_(_FLOAT), "target_nll of the intact model where the row was computed; null in its own"),
+    intact_source_nll=(pa.list_(_FLOAT), "source_nll of the intact model where the row was computed; null in its own"),
     n_changed=(_INT, "weights whose value changed"),
     delta_norm=(_FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
     block_moved=(pa.list_(_FLOAT), "norm of the change in each block, first block first; last step alone"),

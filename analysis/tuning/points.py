@@ -84,14 +84,15 @@ class Point:
         """Seed → (W,): NLL less the intact model's on each window, over the mean tokens of a window, nats per token.
 
         ``text`` is target or source, ``step`` None the last one. Of random masks it is the mean over their draws, of
-        seeds in which all have a result.
+        seeds in which all have a result. The intact model's loss is that of the hardware that a row was computed on.
         """
         nll, tokens = TEXTS[text]
         rows = self.last if step is None else self.rows.filter((pl.col("steps") == step) & (pl.col("status") == "ok"))
         base, size = np.array(self.intact[nll]), float(np.mean(self.intact[tokens]))
         rows = rows.filter(pl.col(nll).list.len() == len(base)).unique(["seed", "draw"], keep="first")
+        rows = rows.with_columns(pl.col(f"intact_{nll}").fill_null(pl.lit(base.tolist(), pl.List(pl.Float64))))
         return {
-            int(seed): (np.array(mine[nll].to_list()).mean(axis=0) - base) / size
+            int(seed): np.mean(np.array(mine[nll].to_list()) - np.array(mine[f"intact_{nll}"].to_list()), axis=0) / size
             for (seed,), mine in rows.sort("seed", "draw").group_by(["seed"], maintain_order=True)
             if len(mine) == self.draws
         }

@@ -20,8 +20,6 @@ from esa_ray.storage.location import below
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-
     from esa_ray.applications.kept import Kept
     from esa_ray.applications.tuning import Look, Tuned
     from esa_ray.measurements.cost import Cost
@@ -168,6 +166,7 @@ class Tunings(Swept):
         if asked.how is None:
             return [_intact(worker)]
         assert asked.seed is not None
+        assert worker.untuned  # while it is
         edit, saved = edit_of(worker.spec, asked.how, worker.resolved), saved_at(worker.spec, asked)
         if saved:
             from esa_ray.applications.records import Calibration, of_tuned
@@ -220,27 +219,17 @@ def _is_saved(spec: StudySpec, asked: Tuning, found: Fingerprints) -> bool:
 
 
 def _intact(worker: Worker) -> dict[str, Any]:
-    """The loss of the model as it is; validation windows are a seed's."""
-    assert worker.target
-    found = _loss(worker, "target", worker.target.evaluation) | _loss(worker, "source", worker.windows.evaluation)
-    return found | {"status": _status(found)}
+    """The row of the model as it is; validation windows are a seed's."""
+    return worker.untuned | {"status": _status(worker.untuned)}
 
 
 def _looked(worker: Worker, seed: int, at: Look) -> dict[str, Any]:
-    """A row of the model as it is tuned so far."""
+    """A row of the model as it is tuned so far, with what it was before on the same hardware."""
     assert worker.target
-    found = _intact(worker) | _loss(worker, "validation", worker.target.validation(seed))
+    found = worker.both_losses() | worker.loss("validation", worker.target.validation(seed))
     status = "diverged" if at.diverged else _status(found)
-    return found | {"steps": at.step, "last": at.last, "train_nll": at.train_nll, "status": status}
-
-
-def _loss(worker: Worker, name: str, windows: np.ndarray) -> dict[str, Any]:
-    from esa_ray.evaluation import evaluate
-
-    spec = worker.spec.data if name == "source" else worker.spec.target
-    assert spec
-    outcome = evaluate(worker.model, windows, spec.batch_size)
-    return {f"{name}_nll": outcome.nll, f"{name}_tokens": outcome.tokens}
+    was = {f"intact_{name}": values for name, values in worker.untuned.items() if name.endswith("_nll")}
+    return found | was | {"steps": at.step, "last": at.last, "train_nll": at.train_nll, "status": status}
 
 
 def _status(found: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import platform
 import time
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,19 @@ if TYPE_CHECKING:
 LOCAL = ("directory", "gguf")
 
 
-def versions(device: str = "cpu") -> dict[str, str]:
-    """Versions of everything that can change a number, on GPUs also of CUDA and the driver, and how they round."""
-    found = {"esa-ray": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")}
+def versions(device: str = "cpu", *more: str) -> dict[str, str]:
+    """Versions of everything that can change a number, on GPUs also of CUDA and the driver, and how they round.
+
+    ``more`` are packages that this study uses, where they are installed.
+    """
+    installed = [name for name in more if find_spec(name)]
+    found = {"esa-ray": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy", *installed)}
     return found | {"python": platform.python_version()} | (gpus.versions() if device != "cpu" else {})
+
+
+def _more(spec: StudySpec) -> list[str]:
+    """Packages beside the usual ones that change a study's numbers: peft draws the start of its adapters."""
+    return ["peft"] if any(how.arm == "lora" for how in spec.tunings) else []
 
 
 class Worker:
@@ -126,7 +136,7 @@ class Worker:
         self.catalogue = catalogue(self.model)
         self._check_layers()
         where = f"cpu × {torch.get_num_threads()} threads" if device == "cpu" else gpus.cards(self.model)
-        self.device, self._versions = f"{where} on {platform.node()}", versions(device)
+        self.device, self._versions = f"{where} on {platform.node()}", versions(device, *_more(spec))
         self.rankings = Rankings(self.model, self.catalogue, self.windows, spec, self.store, source.name)
         self._check_steps()
         self.ranking = lru_cache(maxsize=16)(self._read_ranking)
@@ -306,6 +316,25 @@ class Worker:
     def dense(self) -> list[tuple[str, str, Outcome]]:
         """The same of the intact model, which it must be when this is asked for the first time."""
         return self.evaluated()
+
+    def loss(self, name: str, windows: np.ndarray) -> dict[str, Any]:
+        """What the model as it is now makes of windows of the target, or by the name "source" of the study's text."""
+        from esa_ray.evaluation import evaluate
+
+        spec = self.spec.data if name == "source" else self.spec.target
+        assert spec
+        outcome = evaluate(self.model, windows, spec.batch_size)
+        return {f"{name}_nll": outcome.nll, f"{name}_tokens": outcome.tokens}
+
+    def both_losses(self) -> dict[str, Any]:
+        """The same of the evaluation windows of both."""
+        assert self.target
+        return self.loss("target", self.target.evaluation) | self.loss("source", self.windows.evaluation)
+
+    @cached_property
+    def untuned(self) -> dict[str, Any]:
+        """The same of the intact model, which it must be when this is asked for the first time."""
+        return self.both_losses()
 
     @cached_property
     def resumable(self) -> Resumable:

@@ -53,6 +53,19 @@ def test_gain_and_forgetting_are_the_planted_ones(tmp_path):
     assert table["edge"].unique().to_list() == ["only"]
 
 
+def test_the_intact_model_is_the_one_where_a_row_was_computed(tmp_path):
+    study = tuned(tmp_path, [TuneSpec()], lambda *_: -0.5)
+    first = study.tunings.filter(pl.col("label") == "intact").row(0, named=True)
+    elsewhere = pl.when(pl.col("label") != "intact")  # rounds otherwise: 7 nats a window of 100 tokens
+    table = study.tunings.with_columns(
+        elsewhere.then(pl.lit([x + 7 for x in first[nll]])).alias(f"intact_{nll}")
+        for nll in ("target_nll", "source_nll")
+    )
+    object.__setattr__(study, "tunings", table)
+    row = analysis.chosen(study).row(0, named=True)
+    assert (row["gain"], row["forgetting"]) == (pytest.approx(0.57), pytest.approx(-0.57))
+
+
 def test_windows_count_by_their_tokens(tmp_path):
     study = tuned(tmp_path, [TuneSpec()], lambda *_: -0.5)
     tokens = np.array([50] * 8 + [150] * 8)

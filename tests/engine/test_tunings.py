@@ -247,7 +247,9 @@ def test_a_saved_model_measured_again_has_the_stored_loss_and_says_what_it_was_m
     assert (record["edit"]["kind"], record["seed"]) == ("tune", 7)
     assert record["edit"]["target"]["text"] == worker.resolved.target
     assert record["edit"]["data"]["text"] == worker.resolved.text
-    assert record["texts"] == {"source": worker.spec.data.source, "target": worker.spec.target.source}
+    assert record["training"]["text"] == worker.spec.target.source
+    assert record["training"]["fingerprint"] == worker.resolved.target
+    assert f"{row['trainable']:,} numbers" in record["summary"]
     assert not GRID.missing(worker.spec, worker.store)
 
 
