@@ -205,7 +205,8 @@ def _tuned(
             edit = {"kind": "tune", **spec.content(), "weights": _digest(flat), "windows": _digest({"": windows})}
             training = Calibration(name, fingerprint, *windows.shape)
             save(
-                model, source, of_tuned(source, result, spec, edit, given.seed, training), given.save_to,
+                model, source, of_tuned(source, result, spec, edit, given.seed, training, given=not damaged),
+                given.save_to,
                 tokenizer=tokenizer,
             )  # fmt: skip
     except BaseException:

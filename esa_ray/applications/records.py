@@ -55,12 +55,24 @@ def of_compressed(
 
 
 def of_tuned(
-    source: Source, tuned: Tuned, spec: TuneSpec, edit: Mapping[str, Any], seed: int, training: Calibration
+    source: Source,
+    tuned: Tuned,
+    spec: TuneSpec,
+    edit: Mapping[str, Any],
+    seed: int,
+    training: Calibration,
+    *,
+    given: bool = False,
 ) -> dict[str, Any]:
-    """The record of a tuned model, but for the digest of its files; ``edit`` is all that its numbers depend on."""
-    done = f"{tuned.trainable:,} numbers beside {tuned.n_weights:,} weights, {tuned.steps} steps"
-    return _record(source, f"{spec.label}: {done}, on {training.words} (seed {seed})", edit, seed) | {
-        "tuning": spec.model_dump(mode="json") | {"components": grouped(spec.components)},
+    """The record of a tuned model, but for the digest of its files.
+
+    ``edit`` is all that its numbers depend on; ``given``: no arm chose what was trained, its weights were given.
+    """
+    label = spec.label.replace(spec.arm, "given", 1) if given else spec.label
+    done = f"{tuned.trainable:,} numbers trained (there are {tuned.n_weights:,} weights) in {tuned.steps} steps"
+    return _record(source, f"{label}: {done}, on {training.words} (seed {seed})", edit, seed) | {
+        "tuning": spec.model_dump(mode="json") | {"components": grouped(spec.components)}
+        | ({"arm": "given"} if given else {}),
         "training": asdict(training) | {"seed": seed},
         "result": {name: getattr(tuned, name) for name in ("n_weights", "trainable", "rank", "steps", "n_changed")},
     }  # fmt: skip

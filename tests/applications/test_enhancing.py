@@ -108,6 +108,9 @@ def test_a_saved_model_loads_in_plain_transformers_and_says_what_it_was_made_of(
     )
     record = json.loads((home / "esa_edit.json").read_text())
     assert record["edit"]["kind"] == "tune"
+    n = sum(len(at) for at in NAMED.values())
+    assert f"given-lr0.001: {n} numbers trained" in record["summary"]
+    assert record["tuning"]["arm"] == "given"
     assert record["parent"]["fingerprint"] == find(ModelSpec(source=str(parent))).fingerprint
     efficient_fine_tuning(str(parent), NAMED, windows=TRAIN, steps=2, save_to=home)  # the same again changes nothing
     with pytest.raises(EsaError, match="holds another saved model"):
