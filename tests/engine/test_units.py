@@ -82,7 +82,8 @@ def test_a_unit_in_a_later_block_resumes_from_there(run_all):
 
 @pytest.mark.parametrize("unit", ["row", "head"])
 def test_every_kind_of_damage_can_be_done_to_units(run_all, unit):
-    kinds = tuple(PerturbSpec(kind=name, strength=0.5 if name in ("bit_flip", "scale") else None) for name in KINDS)
+    strengths = {"bit_flip": 0.5, "scale": 0.5, "dropout": 0.8}
+    kinds = tuple(PerturbSpec(kind=name, strength=strengths.get(name)) for name in KINDS)
     _, rows = run_all(unit, groups=("super", "random_k"), perturbations=kinds)
     assert len(rows) == 2 * len(KINDS)
     assert {row["status"] for row in rows.values()} <= {"ok", "diverged"}
