@@ -30,7 +30,8 @@ KINDS = tuple(
     PerturbSpec.model_validate(PerturbSpec.fields_of(label))
     for label in (
         "sign_flip-1.0", "zero", "dropout-0.5", "set_mean", "scale-0.5", "gauss_noise-0.1", "bit_flip-0.05",
-        "gradient_aligned-0.1", "gradient_opposed-0.1", "correlated-0.1", "adaptive-0.1", "quantize-4", "progressive-zero-0.5",
+        "gradient_aligned-0.1", "gradient_opposed-0.1", "correlated-0.1", "adaptive-0.1", "quantize-4",
+        "progressive-zero-0.5",
     )
 )  # fmt: skip
 FLIP = PerturbSpec(kind="sign_flip")

@@ -135,7 +135,7 @@ def test_consensus_ranks_by_seeds_then_score(made):
 
 def test_progress_counts_from_the_store_alone(made):
     counts = analysis.progress(analysis.load(made))
-    names = "rankings baseline single_weights blocks protocols tasks compressions tunings".split()
+    grids = ["rankings", "baseline", "single_weights", "blocks", "protocols", "tasks", "compressions", "tunings"]
     assert counts == {
         "cells": 9,
         "ok": 9,
@@ -144,7 +144,7 @@ def test_progress_counts_from_the_store_alone(made):
         "error": 0,
         "missing": 0,
         "rankings": 3,
-        **dict.fromkeys((f"{name} missing" for name in names), 0),
+        **dict.fromkeys((f"{name} missing" for name in grids), 0),
     }
     (made / "cells" / "super1.parquet").unlink()
     assert analysis.progress(analysis.load(made))["missing"] == 1
