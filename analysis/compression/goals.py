@@ -87,8 +87,8 @@ def _reached(goal: Goal, setting: str, table: pl.DataFrame, there: pl.DataFrame)
     texts = [_judged(goal, rows) for _, rows in mine.group_by("text", maintain_order=True)]
     best = max(set.intersection(*map(set, texts)), key=lambda m: _rank([t[m] for t in texts]))
     status, why = _status([t[best] for t in texts])
-    return [common | {k: v for k, v in t[best].items() if k in REACHED} | {"status": status, "why_not": why}
-            for t in texts]  # fmt: skip
+    return [common | {k: v for k, v in t[best].items() if k in REACHED}
+            | {"status": status, "why_not": why or t[best]["why_not"]} for t in texts]  # fmt: skip
 
 
 def _rank(rows: list[dict[str, Any]]) -> tuple:

@@ -130,6 +130,20 @@ def test_a_rival_has_to_be_beaten_at_every_damping_that_was_run(tmp_path):
     assert "regional-row-refit −4.8% against sparsegpt-d0.1" in verdict.evidence
 
 
+def test_a_text_on_which_a_rival_loses_nothing_says_so_and_not_that_a_method_diverges(tmp_path):
+    specs = [p.model_copy(update={"sparsity": s}) for s in (0.6, 0.7) for p in (*map(prune, RIVALS), prune(**OURS))]
+
+    def cost(p, seed, text):
+        if text == "away":
+            return 0.1 * np.cos(2 * np.pi * (np.arange(16) + seed) / 16)  # no excess on average
+        return (0.49 if p.score == "regional" and p.update == "refit" else 0.5) * ripple(seed)
+
+    verdict = judged(compressed(tmp_path, specs, cost))["P5.4b"]
+    assert verdict.status == "fails"
+    assert "60% on away: the rival's excess isn't surely above 0" in verdict.evidence
+    assert "diverges" not in verdict.evidence
+
+
 def test_out_of_domain_counts_as_much(tmp_path):
     assert against_published(tmp_path / "a", {"home": 0.5, "away": 0.09}).status == "fails"
     assert against_published(tmp_path / "b", {"home": 0.5}, texts=("home",)) is None
