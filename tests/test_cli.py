@@ -447,6 +447,7 @@ def test_a_grid_of_prunings_has_each_once_since_no_group_changes_n_of_m(esa):
     facts = _facts(esa(line)[1])
     assert facts["compressions"] == "9 (9 ways by 1 seed, and the dense model)"
     assert not {"scores", "k"} & facts.keys()
+    assert "cells" not in facts["baseline"]
 
 
 def test_what_has_no_hessian_is_one_point_of_a_grid_of_dampings(esa):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import polars as pl
@@ -16,6 +17,11 @@ from analysis.tuning import against, curves, front, goals, moved, points
 AIMS = {"few": "few weights", "protected": "protection"}
 #: Ways that an answer names.
 MOST_SAID = 4
+
+
+def _ways(of: Sized) -> str:
+    """How many ways of tuning there are."""
+    return f"{len(of)} way{'s' * (len(of) != 1)}"
 
 
 def texts(study: Study) -> tuple[str, str]:
@@ -76,7 +82,7 @@ def _gained(table: pl.DataFrame, on: pl.DataFrame) -> str:
     if told.is_empty():
         return "No way of tuning left a finite loss in every seed."
     first = told.row(0, named=True)
-    words = f"Of {len(told)} ways {first['way']} gains most: {_gain(first)}, and forgets {_forgot(first)}."
+    words = f"Of {_ways(told)} {first['way']} gains most: {_gain(first)}, and forgets {_forgot(first)}."
     least = told.filter(pl.col("gain_low") > 0).sort("forgetting")
     if len(least) and (r := least.row(0, named=True))["way"] != first["way"]:
         words += f" Of the ways that surely gain, {r['way']} forgets least: {_forgot(r)}, for a gain of {_gain(r)}."
@@ -179,7 +185,7 @@ def _versus(table: pl.DataFrame, *rivals: str) -> str:
         text = "; ".join(_count(mine["way"].to_list(), f"learn{{}} {how}") for mine, how in counts if len(mine))
         fewer = rows.filter((pl.col("forgetting_p_holm") < 0.05) & (pl.col("forgetting") < 0))["way"].to_list()
         forgets = f"; {_count(fewer, 'forget{} less')}" if fewer else "; none surely forgets less"
-        words.append(f"Of {len(rows)} ways against {rival} {text or 'none surely learns more or less'}{forgets}.")
+        words.append(f"Of {_ways(rows)} against {rival} {text or 'none surely learns more or less'}{forgets}.")
     return " ".join(words)
 
 
@@ -227,7 +233,7 @@ def _course(table: pl.DataFrame, rates: pl.DataFrame) -> str:
     last = falling.group_by("way", maintain_order=True).agg(pl.col("loss").last(), pl.col("loss").min().alias("best"))
     over = last.filter(pl.col("loss") > pl.col("best"))["way"].to_list()
     words = [
-        f"Of {len(last)} ways {len(over)} had less target loss before the last step"
+        f"Of {_ways(last)} {len(over)} had less target loss before the last step"
         f"{' (' + ', '.join(over[:MOST_SAID]) + _more(over) + ')' if over else ''}."
     ]
     diverged = rates.filter(pl.col("diverged") > 0)
@@ -270,7 +276,7 @@ def moved_where(study: Study) -> Section | None:
 
 def _far(far: pl.DataFrame, table: pl.DataFrame) -> str:
     first = far.sort("norm", descending=True).row(0, named=True)
-    words = [f"Of {len(far)} ways {first['way']} moves furthest: {wording.significant(first['norm'])}."]
+    words = [f"Of {_ways(far)} {first['way']} moves furthest: {wording.significant(first['norm'])}."]
     for axis, name in (("block", "layer"), ("component", "component")):
         mine = table.filter((pl.col("axis") == axis) & (pl.col("way") == first["way"])).sort("share", descending=True)
         if len(mine):
