@@ -185,7 +185,8 @@ def _versus(table: pl.DataFrame, *rivals: str) -> str:
         text = "; ".join(_count(mine["way"].to_list(), f"learn{{}} {how}") for mine, how in counts if len(mine))
         fewer = rows.filter((pl.col("forgetting_p_holm") < 0.05) & (pl.col("forgetting") < 0))["way"].to_list()
         forgets = f"; {_count(fewer, 'forget{} less')}" if fewer else "; none surely forgets less"
-        words.append(f"Of {_ways(rows)} against {rival} {text or 'none surely learns more or less'}{forgets}.")
+        beside = "" if rival == against.RANDOM else ", random masks aside,"
+        words.append(f"Of {_ways(rows)}{beside} against {rival} {text or 'none surely learns more or less'}{forgets}.")
     return " ".join(words)
 
 
