@@ -40,17 +40,21 @@ from esa_ray.spec.scores import (
     grouped,
     is_tensor_name,
 )
+from esa_ray.spec.security import ATTACKS, DEFENCES, FAULTS, STORED, THREATS, AttackSpec, FaultSpec
 from esa_ray.spec.study import CONTROLS, DRAWN_CONTROLS, PAIRED_CONTROLS, TREATED, Group, Search, StudySpec
 from esa_ray.spec.tuning import ARMS, PROTECTIONS, STRENGTHS, TuneSpec
 
 __all__ = [
     "ARMS",
+    "ATTACKS",
     "BLOCK_COMPONENTS",
     "COMPONENTS",
     "COMPONENT_GROUPS",
     "CONTROLS",
     "DATA_FREE",
+    "DEFENCES",
     "DRAWN_CONTROLS",
+    "FAULTS",
     "KINDS",
     "LISTED",
     "METHODS",
@@ -64,13 +68,17 @@ __all__ = [
     "RANDOM_KINDS",
     "SCALED",
     "SCORES",
+    "STORED",
     "STRENGTHS",
+    "THREATS",
     "TREATED",
     "UNITS",
+    "AttackSpec",
     "Component",
     "Compression",
     "DataSpec",
     "Dtype",
+    "FaultSpec",
     "Group",
     "Kind",
     "Metric",

@@ -11,6 +11,7 @@ from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
+from esa_ray.spec.security import AttackSpec, FaultSpec
 from esa_ray.spec.tuning import TuneSpec
 
 Group = Literal["super", "random_k", "matched_k", "largest_k", "bottom_k"]
@@ -42,7 +43,8 @@ class Search(Spec):
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
-    Only a study of ``compressions`` or ``tunings`` may do without ``scores``: it ranks nothing.
+    Only a study of ``compressions``, ``tunings``, ``faults`` or ``attacks`` may do without ``scores``: it ranks
+    nothing.
 
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
     seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
@@ -60,6 +62,7 @@ class StudySpec(Spec):
     the evaluation windows and on ``other_texts``, of another domain. ``tunings`` are ways to tune it to the text
     ``target``, each by every seed, which draws the target's ``calibration_windows`` to train on and
     ``validation_windows`` more to choose learning rates by; what is forgotten shows on the study's evaluation windows.
+    ``faults`` hit the weights as they are stored, and ``attacks`` flip their bits on purpose, each by every seed.
     ``save_models`` is a directory for the compressed and tuned models (None: they are measured and taken back).
 
     Example
@@ -94,6 +97,8 @@ class StudySpec(Spec):
     tunings: tuple[TuneSpec, ...] = ()
     target: DataSpec | None = None
     validation_windows: int = Field(default=16, ge=1)
+    faults: tuple[FaultSpec, ...] = ()
+    attacks: tuple[AttackSpec, ...] = ()
     save_models: str | None = None
 
     @field_validator("topk")
@@ -110,7 +115,9 @@ class StudySpec(Spec):
             raise ValueError(f"a seed must be from 0 to 2**63 − 1, not {min(value) if min(value) < 0 else max(value)}")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("scores", "perturbations", "analyses", "parts", "compressions", "other_texts", "tunings")
+    @field_validator(
+        "scores", "perturbations", "analyses", "parts", "compressions", "other_texts", "tunings", "faults", "attacks"
+    )
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
@@ -123,8 +130,11 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
-        if not self.scores and (self.perturbations or not (self.compressions or self.tunings)):
-            raise ValueError("--metric is empty; only a study of compressions or tunings does without a score")
+        applied = (*self.compressions, *self.tunings, *self.faults, *self.attacks)
+        if not self.scores and (self.perturbations or not applied):
+            raise ValueError(
+                "--metric is empty; only a study of compressions, tunings, faults or attacks does without a score"
+            )
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("a metric and mode stand twice with other components; make them two studies")
         if len({(s.probes, s.relative_error, s.components) for s in self.scores if s.estimated}) > 1:
