@@ -65,9 +65,9 @@ def rates(study):
 
 
 @pytest.mark.parametrize("experiment", [tuning, protection])
-def test_every_way_of_tuning_has_five_rates_and_three_seeds(experiment):
+def test_every_way_of_tuning_has_five_rates_or_more_and_three_seeds(experiment):
     for study in experiment.studies():
-        assert {len(tried) for tried in rates(study).values()} == {5}
+        assert min(map(len, rates(study).values())) >= 5
         assert len(study.seeds) == 3
         assert study.target.source != study.data.source
         assert "full" in rates(study)
