@@ -3,9 +3,9 @@
 P5.1. Three architectures of the zoo, trained on docstrings, are tuned to source code in every way: all weights; LoRA;
 0.1% or 1% of the weights, namely those that the source or the target text needs most, the largest, those that the
 source needs least, and random ones (three draws). Validation chooses of five learning rates for all weights and of six
-otherwise, since random masks match LoRA once theirs is raised (arXiv:2405.02596). If the hypothesis holds, a chosen mask of at most 1%
-comes within 0.02 nats of full tuning at no more than half of its forgetting, and beats random masks of the same count.
-What would speak against it: random masks do as well, or the rate alone decides what is forgotten.
+otherwise, since random masks match LoRA once theirs is raised (arXiv:2405.02596). If the hypothesis holds, a chosen
+mask of at most 1% comes within 0.02 nats of full tuning at no more than half of its forgetting, and beats random masks
+of the same count. What would speak against it: random masks do as well, or the rate alone decides what is forgotten.
 """
 
 from esa_ray.models.zoo.recipes import PREFIX
