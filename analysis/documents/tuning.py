@@ -23,6 +23,7 @@ SECTIONS = {
     "tuning": ("tuned", "tuned_against", "tuning_course", "moved_where"),
     "tuning_135m": ("tuned", "tuned_against"),
     "protection": ("tuned", "tuned_against"),
+    "protection_again": ("tuned", "tuned_against"),
 }
 ROBUSTNESS = "robustness"
 EXPERIMENTS = (*SECTIONS, ROBUSTNESS)
