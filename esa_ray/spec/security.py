@@ -22,6 +22,8 @@ Protection = Literal[
 DEFENCES: tuple[str, ...] = get_args(Protection)
 #: Protections of a share of the weights, which a score chooses.
 OF_CRITICAL = ("secded-critical", "tmr-critical")
+#: Protections under which weights read otherwise than in the same dtype without one, even without a fault.
+READ_OTHERWISE = ("parity-zero", "rotation")
 #: Protections by SECDED words, which detect what they can't correct.
 BY_WORDS = ("secded", "secded-critical")
 Policy = Literal["zero", "reload", "stop"]
