@@ -410,8 +410,8 @@ FAULTS = _schema(
     n_undetected=(_INT, "words or weights that read otherwise and told of no error; without a protection all of them"),
     stopped=(
         pa.bool_(),
-        "whether a detected error stopped the machine, by the policy stop; the outcome is then the stored model's, which "
-        "it reads once it is loaded again",
+        "whether a detected error stopped the machine, by the policy stop; the outcome is then the stored model's "
+        "once it is loaded again",
     ),
     n_changed=(_INT, "weights that read otherwise; where none does the outcome is the stored model's, to the bit"),
     delta_norm=(_FLOAT, "Euclidean norm of the change over all weights that stay finite, in units of weight"),

@@ -54,7 +54,7 @@ class Memories:
 
 
 class _Alike:
-    """A fault or an attack, equal to all that store and protect alike, by the windows of one seed if a score chooses."""
+    """A fault or an attack, equal to all that store and protect alike; where a score chooses, by one seed's windows."""
 
     def __init__(self, how: FaultSpec | AttackSpec, seed: int | None):
         self.how, self.seed = how, seed

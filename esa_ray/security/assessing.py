@@ -14,7 +14,6 @@ from esa_ray import data
 from esa_ray.applications.calibrated import Calibrated
 from esa_ray.applications.guided import SEED, opened
 from esa_ray.errors import EsaError
-from esa_ray.evaluation import Outcome
 from esa_ray.evaluation.resuming import Resuming
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.campaign import Bench, attacked, flipped, injected
@@ -129,7 +128,7 @@ def fault_tolerance_analysis(
     early_stop
         The error rate at which an evaluation may stop before its last window; None: never.
     **how
-        As :class:`esa_ray.spec.security.FaultSpec` has them: ``fault``, ``rate``, ``dtype``, ``protect``, ``repeats``, …
+        As :class:`esa_ray.spec.security.FaultSpec` has them: ``fault``, ``rate``, ``dtype``, ``protect``, ``repeats``
 
     Raises
     ------
@@ -177,7 +176,7 @@ def adversarial_vulnerability_assessment(
     calibration
         Calibration windows (M, T), on which guided arms search and select, and scores choose; beside ``windows``.
     **how
-        As :class:`esa_ray.spec.security.AttackSpec` has them: ``arm``, ``threat``, ``dtype``, ``budget``, ``protect``, …
+        As :class:`esa_ray.spec.security.AttackSpec` has them: ``arm``, ``threat``, ``dtype``, ``budget``, ``protect``
 
     Raises
     ------
@@ -198,8 +197,8 @@ def adversarial_vulnerability_assessment(
     given = bench.resuming.windows.calibration(bench.seed)
     if spec.windows > len(given):
         raise EsaError(
-            f"search_windows and selection_windows are {spec.windows} of {len(given)} calibration windows; give more in "
-            "calibration=, or lower them"
+            f"search_windows and selection_windows are {spec.windows} of {len(given)} calibration windows; give more "
+            "as calibration=, or lower them"
         )
     return Vulnerability(spec, attacked(bench, given))
 
