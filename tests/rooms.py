@@ -20,7 +20,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"errors", "extensions", "randomness", "sequential", "host"},
         {"spec", "identity", "schema", "storage", "progress"},
         {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
-        {"applications"},
+        {"applications", "security"},
         {"measurements"},
         {"engine", "doctor"},
         {"cli", "__init__", "__main__"},
@@ -38,7 +38,7 @@ LAYERS: dict[str, list[set[str]]] = {
 ROLES = {
     "esa_ray": {
         "cli": "the esa command", "doctor": "what this machine can run", "engine": "Ray: actors, trials, clusters",
-        "applications": "compressing and tuning",
+        "applications": "compressing and tuning", "security": "faults, codes, attacks",
         "measurements": "one file per measurement", "grid": "a spec's cells and ids", "data": "text to windows",
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",

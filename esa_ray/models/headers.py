@@ -66,6 +66,22 @@ def header(path: Path) -> dict[str, Entry]:
     EsaError
         If it is none, or is shorter than its header says.
     """
+    return {name: entry for name, entry, _ in _entries(path)}
+
+
+def in_file_order(paths: Iterable[Path]) -> list[str]:
+    """The tensors of several safetensors files, which are one model, in the order in which their numbers lie there.
+
+    Raises
+    ------
+    EsaError
+        If a file is broken.
+    """
+    return [name for path in paths for name, _, _ in sorted(_entries(path), key=lambda e: (e[2], e[0]))]
+
+
+def _entries(path: Path) -> list[tuple[str, Entry, int]]:
+    """The tensors of a file: names, what they are, and where their numbers begin."""
     refuse_stand_in(path)
     try:
         with path.open("rb") as stream:
@@ -75,7 +91,10 @@ def header(path: Path) -> dict[str, Entry]:
             entries = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        found = {name: Entry(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        found = [
+            (name, Entry(entry["dtype"], tuple(entry["shape"])), int(entry["data_offsets"][0]))
+            for name, entry in entries.items()
+        ]
     except OSError as error:
         raise unreadable(str(path), error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
