@@ -101,7 +101,7 @@ class Attacks(Swept):
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Store, flip bit after bit, evaluate after each, take back; goes on where an earlier try was ended."""
-        from esa_ray.security.campaign import attacked
+        from esa_ray.security.assault import attacked
 
         asked, unfinished = asked_of(unit), self._unfinished(worker, unit)
         intact = worker.damaging.intact.outcome.nll

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from esa_ray.evaluation.resuming import Resuming
 from esa_ray.models.files import read_json, weight_files
 from esa_ray.models.headers import in_file_order
-from esa_ray.security.campaign import Bench
+from esa_ray.security.bench import Bench
 from esa_ray.security.memory import Memory
 from esa_ray.security.protection import Protection
 from esa_ray.spec.security import READ_OTHERWISE, stored_columns

@@ -16,7 +16,9 @@ from esa_ray.applications.guided import SEED, opened
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.resuming import Resuming
 from esa_ray.models.addressing import catalogue
-from esa_ray.security.campaign import Bench, attacked, flipped, injected
+from esa_ray.security.assault import attacked
+from esa_ray.security.bench import Bench
+from esa_ray.security.campaign import flipped, injected
 from esa_ray.security.memory import Memory
 from esa_ray.security.protection import Protection
 from esa_ray.spec import STORED, AttackSpec, DataSpec, FaultSpec, explain

@@ -11,7 +11,7 @@ from esa_ray.measurements import MEASUREMENTS, unfinished
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find
-from esa_ray.security import campaign
+from esa_ray.security import assault
 from esa_ray.spec import AttackSpec, ModelSpec
 from esa_ray.spec.security import ATTACKS
 from tests.tiny import state_bits
@@ -74,7 +74,7 @@ def stopped(monkeypatch):
     """Let attacks end in an exception after so many reports in all; returns what mends them."""
 
     def at(n):
-        seen, real = [], campaign.attack
+        seen, real = [], assault.attack
 
         def attack(*arguments, report, **options):
             def counted():
@@ -85,8 +85,8 @@ def stopped(monkeypatch):
 
             return real(*arguments, report=counted, **options)
 
-        monkeypatch.setattr(campaign, "attack", attack)
-        return lambda: monkeypatch.setattr(campaign, "attack", real)
+        monkeypatch.setattr(assault, "attack", attack)
+        return lambda: monkeypatch.setattr(assault, "attack", real)
 
     return at
 
