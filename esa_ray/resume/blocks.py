@@ -224,6 +224,26 @@ class Resumable:
             raise ValueError(f"layer must be from 0 to {self.depth}, or None; not {layer}")
         return self._run(layer, whole_head=layer in (None, self.depth) or not self._heads)
 
+    @torch.inference_mode()
+    def renew(self, layer: int | None) -> None:
+        """Take the model as it is now for the one that losses are compared with: it was changed for good.
+
+        ``layer`` as for :meth:`delta_nll` of that change; a pass from there on makes anew what it moved. By now the
+        model's loss may be NaN or infinite. For one that was made without ``head_shortcut``.
+        """
+        if self._heads:
+            raise ValueError("the head's shortcut is of the intact model alone; make it with head_shortcut=False")
+        for number, (states, batch_BT) in enumerate(zip(self._states, self._batches, strict=True)):
+            seen = Recording()
+            forwards = {} if layer is None else self._resuming(layer, self._state(number, layer))
+            with replaced(forwards), eval_mode(self._model):
+                logits_BTV = seen.run(self._model, self._stack, [], None, batch_BT)
+            made = [*seen.states, seen.last[0]]
+            for later in range(0 if layer is None else layer + 1, len(states)):
+                states[later] = None if states[later] is None else made[later]
+            self._nll[number] = _nll(logits_BTV, batch_BT)
+        self.intact = torch.cat(self._nll).sum(-1).cpu().numpy()
+
     @contextmanager
     def jittered(self, layer: int, *stream: object) -> Iterator[None]:
         """The state that enters a block, every number of it one unit in the last place up or down at random.

@@ -201,8 +201,9 @@ class AttackSpec(_Memory):
 
     - "guided": progressive bit search (Rakin et al. 2019, arXiv:1903.12269) over all weights. The gradient of the
       summed loss of ``search_windows`` proposes: in each tensor the ``candidates`` weights with the largest |g| and
-      their bits, by the predicted gain g·Δw; the best of each of the ``tries`` tensors whose gain is largest (None: of
-      every tensor) is tried by a forward pass of ``selection_windows``, and the best of these is committed;
+      their bits, by the predicted gain g·Δw. The best of each tensor is tried by a forward pass of
+      ``selection_windows``, in the order of their gains; then the next ones of any tensor, ``tries`` in all (None: the
+      best of each tensor alone). The one that does most harm is committed;
     - "guided-super", "guided-random", "guided-matched": the same among the ``k`` weights with the largest ``score``, or
       among as many of their controls;
     - "random-super", "random": bits by chance among those, or anywhere;
