@@ -26,7 +26,7 @@ Draws = Annotated[int, typer.Option(min=1, help=f"{', '.join(DRAWN)}: so many dr
 SearchWindows = Annotated[int, typer.Option(help="Calibration windows whose gradients propose flips.")]
 SelectionWindows = Annotated[int, typer.Option(help="Further ones, on which proposed flips are tried.")]
 Candidates = Annotated[int, typer.Option(help="Weights of each tensor that flips are proposed of.")]
-Tries = Annotated[int | None, typer.Option(help="Tensors whose best flip is tried.  [default: all]")]
+Tries = Annotated[int | None, typer.Option(help="Flips that are tried in a step.  [default: the best of each tensor]")]
 #: Options that this command alone has.
 _OWN = ("arms", "threat", "budget", "topk", "draws", "search_windows", "selection_windows", "candidates", "tries")
 USUAL = "guided,guided-super,guided-random,random-super,random,data-free"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from esa_ray.evaluation.resuming import Resuming
 from esa_ray.models.files import read_json, weight_files
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from esa_ray.spec import AttackSpec, FaultSpec
 
 
+S = TypeVar("S", "FaultSpec", "AttackSpec")
+
+
 class Memories:
     """Benches of a worker's model; the last few are kept, since a grid stores weights in one way for many units."""
 
@@ -29,7 +32,7 @@ class Memories:
         self._resuming = lru_cache(maxsize=1)(self._stored)
         self._protected = lru_cache(maxsize=1)(self._made)
 
-    def of(self, how: FaultSpec | AttackSpec, seed: int) -> Bench:
+    def of(self, how: S, seed: int) -> Bench[S]:
         """A bench for a fault or an attack; the model must be as it is without storage."""
         memory, protection = self._protected(_Alike(how, seed if how.by_score else None))
         reading = (how.dtype, how.components, how.protect if how.protect in READ_OTHERWISE else "none")
