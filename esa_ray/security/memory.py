@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -95,6 +95,8 @@ class Memory:
         #: Addresses of the ⌊critical·N⌋ weights with the largest score, ascending; empty where none are asked for.
         self.critical = critical(self.layout, catalogue, spec, scores)
         self._scales = [_scales(stretch) if self.dtype == "int8" else None for stretch in self.layout.stretches]
+        #: What was made once of the intact model, by what it is.
+        self.remembered: dict[Hashable, Any] = {}
         self._kept = Kept()
         self._standing: list[tuple[np.ndarray, np.ndarray]] = []
 
