@@ -24,7 +24,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "esa_ray.errors": ("EsaError",),
     "esa_ray.spec": (
+        "AttackSpec",
         "DataSpec",
+        "FaultSpec",
         "ModelSpec",
         "Part",
         "PerturbSpec",
@@ -52,6 +54,7 @@ _EXPORTS = {
     "esa_ray.applications.compress": ("compressed",),
     "esa_ray.applications.guided": ("esa_guided_pruning",),
     "esa_ray.applications.enhancing": ("efficient_fine_tuning", "robustness_enhancement"),
+    "esa_ray.security.assessing": ("adversarial_vulnerability_assessment", "fault_tolerance_analysis"),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

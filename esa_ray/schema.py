@@ -371,7 +371,11 @@ _STORED = {
     "protect": (_TEXT, "the protection without its numbers"),
     "critical": (_FLOAT, "share of the weights that are protected; null where all or none are"),
     "score": (_TEXT, "score that chose weights; null where none did"),
-    "policy": (_TEXT, "what is done with errors that are detected and not corrected: zero, reload, stop; null: none"),
+    "policy": (
+        _TEXT,
+        "what is done with errors that are detected and not corrected: zero, reload, or stop (the outcome is then the "
+        "stored model's, which is loaded again); null without a code",
+    ),
     "code": (_TEXT, "the SECDED code: hsiao or hamming; null without one"),
     "components": (_TEXT, "what is stored, in the fewest names"),
     "seed": (_INT, "seed of the calibration windows and of what is drawn"),
@@ -421,8 +425,10 @@ FAULTS = _schema(
     damaged=(_FLOAT, "single: what it read after the flip"),
     predicted=(_FLOAT, "single: change of the loss to first order, g·Δw, nats per token of the calibration windows"),
     **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
-    windows=(_INT, "evaluation windows that were measured; fewer where the cell stopped early"),
-    resumed_at=(_INT, "block from which the forward pass was run; null for the whole of it"),
+    windows=(_INT, "evaluation windows that were measured; fewer where the evaluation stopped early"),
+    resumed_at=(
+        _INT, "block from which the forward pass was run; null for the whole of it, and where no weight reads otherwise"
+    ),
     refused=_REFUSED,
 )
 

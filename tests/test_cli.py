@@ -14,14 +14,27 @@ import pytest
 
 from esa_ray import cli
 from esa_ray.cli import run as run_module
+from esa_ray.cli.attack import attack
 from esa_ray.cli.compress import prune, quantize
+from esa_ray.cli.faults import faults
 from esa_ray.cli.run import baseline, finish, run, search
 from esa_ray.cli.tune import tune
 from esa_ray.cli.wording import OPTIONS
 from esa_ray.doctor import machine
 from esa_ray.errors import EsaError
 from esa_ray.measurements.plan import plan
-from esa_ray.spec import DataSpec, ModelSpec, PruneSpec, QuantizeSpec, ScoreSpec, Search, StudySpec, TuneSpec
+from esa_ray.spec import (
+    AttackSpec,
+    DataSpec,
+    FaultSpec,
+    ModelSpec,
+    PruneSpec,
+    QuantizeSpec,
+    ScoreSpec,
+    Search,
+    StudySpec,
+    TuneSpec,
+)  # fmt: skip
 from esa_ray.weights import read_weights
 from experiments.__main__ import names
 
@@ -275,15 +288,15 @@ def test_every_field_that_an_option_gives_has_its_name():
     """Each name in the table is an option, and each plain field of a study's own parts is in it."""
     commands = {
         f"--{name.replace('_', '-')}"
-        for f in (run, search, baseline, prune, quantize, tune)
+        for f in (run, search, baseline, prune, quantize, tune, faults, attack)
         for name in signature(f).parameters
     }
     assert set(OPTIONS.values()) <= commands
     spaces: dict = {"compressions.prune.": PruneSpec, "compressions.quantize.": QuantizeSpec}
-    spaces |= {"tunings.": TuneSpec, "target.": DataSpec}
+    spaces |= {"tunings.": TuneSpec, "target.": DataSpec, "faults.": FaultSpec, "attacks.": AttackSpec}
     spaces |= {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
     parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"} | {
-        "compressions", "other_texts", "tunings", "target"
+        "compressions", "other_texts", "tunings", "target", "faults", "attacks"
     }  # fmt: skip
     flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
     flags |= {"target.split", "target.prompts"}  # which a file alone says
@@ -879,3 +892,135 @@ def test_tunings_read_back_from_a_file_and_its_faults_are_told_in_its_keys(esa, 
     code, _, err = esa("esa run --spec a.yaml")
     assert (code, err.count("\n")) == (2, 1)
     assert "tunings[0].damage" in err
+
+
+# -- esa faults, esa attack
+
+
+def test_a_grid_of_faults_has_each_once_and_what_cant_be_is_counted(studies_of, capsys):
+    (spec,) = studies_of(
+        "esa faults --model m --dtype bf16,int8 --fault uniform,row --rate 1e-8:1e-6 --events 1,2 --row-bytes 1024 "
+        "--protect none,zero-exponent-bit,secded-critical --critical 0.001,0.01 --repeats 7 --seeds 1,2"
+    )
+    # uniform: three rates; row: three rates and two counts. bf16: 1 + 1 + 2 protections, int8 the same but the second.
+    assert len(spec.faults) == (3 + 5) * (4 + 3)
+    assert "left out          8 combinations that can't be, as: --protect zero-exponent-bit" in capsys.readouterr().out
+    rows = [how for how in spec.faults if how.fault == "row"]
+    assert {(how.rate, how.events) for how in rows} == {(r, None) for r in (1e-8, 1e-7, 1e-6)} | {(None, 1), (None, 2)}
+    assert {how.row_bytes for how in rows} == {1024}
+    assert {how.repeats for how in spec.faults} == {7}
+    assert {(how.protect, how.critical) for how in spec.faults if how.dtype == "int8"} == {
+        ("none", 0.001), ("secded-critical", 0.001), ("secded-critical", 0.01),
+    }  # fmt: skip
+    assert (spec.scores, spec.seeds, spec.model.dtype) == ((), (1, 2), "auto")
+
+
+def test_the_dtype_of_faults_is_that_of_storage_and_the_model_computes_in_another(studies_of):
+    (spec,) = studies_of("esa faults --model m --dtype int8 --load-dtype bf16 --early-stop 0.05")
+    assert ({how.dtype for how in spec.faults}, spec.model.dtype, spec.early_stop) == ({"int8"}, "bf16", 0.05)
+
+
+def test_strata_are_single_flips_of_every_dtype_with_a_sample_size_of_their_own(studies_of):
+    (alone,) = studies_of("esa faults --model m --dtype fp32,int8 --strata --per-stratum 3")
+    assert [(how.fault, how.dtype, how.repeats) for how in alone.faults] == [
+        ("single", "fp32", 3),
+        ("single", "int8", 3),
+    ]
+    (both,) = studies_of("esa faults --model m --fault burst --events 1 --strata --protect secded,rotation")
+    assert [(how.fault, how.protect) for how in both.faults] == [
+        ("burst", "secded"), ("burst", "rotation"), ("single", "none"), ("single", "rotation"),
+    ]  # fmt: skip
+
+
+def test_faults_of_a_bit_in_time_are_a_rate(studies_of):
+    (spec,) = studies_of("esa faults --model m --fit 1e3,1e-3 --hours 1e6")
+    # p = 1 − exp(−λT): of λT = 1 that is 1 − 1/e, of λT = 1e-6 nearly that.
+    assert [how.rate for how in spec.faults] == [
+        pytest.approx(0.6321205588285577),
+        pytest.approx(9.999995e-7, rel=1e-9),
+    ]
+
+
+def test_a_grid_of_attacks_has_each_arm_its_own_sizes_and_draws(studies_of):
+    (spec,) = studies_of(
+        "esa attack --model m --arms guided,guided-super,random --threat unrestricted,stealthy --topk 10,100 --draws 3 "
+        "--dtype int8,bf16 --budget 9"
+    )
+    # guided once, guided-super by two sizes, random by three draws; two threats and two dtypes.
+    assert len(spec.attacks) == (1 + 2 + 3) * 2 * 2
+    assert {how.budget for how in spec.attacks} == {9}
+    assert {how.k for how in spec.attacks if how.arm == "guided-super"} == {10, 100}
+    assert {how.draw for how in spec.attacks if how.arm == "random"} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("faults --fault flood", "--fault flood is not one of uniform, burst"),
+        ("faults --dtype int4", "--dtype int4 is not one of fp32"),
+        ("faults --load-dtype int8", "--load-dtype int8 is not one of auto"),
+        ("faults --protect prayer", "--protect prayer is not one of none"),
+        ("faults --rate often", "--rate takes numbers"),
+        ("faults --rate 2", "--rate must be below 1.0, not 2.0"),
+        ("faults --rate 1e-3:1e-9", "--rate FROM:TO goes up between 0 and 1"),
+        ("faults --rate 1e-3 --fit 1 --hours 1", "--fit and --hours say what --rate would"),
+        ("faults --fit 1", "--fit and --hours make a rate together"),
+        ("faults --fit 0 --hours 3", "--fit and --hours must be above 0"),
+        ("faults --events 1", "--events belongs to --fault burst, row, column"),
+        ("faults --burst 2", "--burst belongs to --fault burst"),
+        ("faults --fault burst --burst 65 --events 1", "--burst must be at most 64, not 65"),
+        ("faults --fault row --row-bytes 9", "--row-bytes"),
+        ("faults --per-stratum 2", "--per-stratum is of single flips; add --strata"),
+        ("faults --strata --repeats 9", "--repeats belongs to --fault"),
+        ("faults --repeats 0", "--repeats must be at least 1, not 0"),
+        ("faults --critical 0.1", "--critical belongs to --protect secded-critical and tmr-critical"),
+        ("faults --code hamming", "--code belongs to --protect secded"),
+        ("faults --protect secded --policy pray", "--policy pray is not one of zero, reload, stop"),
+        ("faults --score act_mag", "--score chooses weights for --strata"),
+        ("faults --strata --score hutchinson_diag", "is estimated by probes"),
+        ("faults --protect zero-exponent-bit --dtype int8", "int8 has none"),
+        ("faults --components nonsense", "--components: 'nonsense' is not one of"),
+        ("attack --arms guess", "--arms guess is not one of guided"),
+        ("attack --threat loud", "--threat loud is not one of unrestricted, stealthy"),
+        ("attack --budget 0", "--budget must be at least 1, not 0"),
+        ("attack --arms guided --topk 5", "--topk belongs to --arms guided-super"),
+        ("attack --arms guided --draws 5", "--draws belongs to --arms guided-random"),
+        ("attack --arms random --tries 5", "--tries belongs to --arms guided"),
+        ("attack --arms guided --score act_mag", "--score chooses weights for --arms guided-super"),
+        ("attack --arms guided --max-samples 15", "are 16 of the 15 calibration windows; raise --max-samples"),
+    ],
+)
+def test_what_faults_and_attacks_cannot_be_is_refused_before_anything_is_loaded(esa, line, said):
+    command, _, rest = line.partition(" ")
+    code, out, err = esa(f"esa {command} --model nowhere {rest}")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_faults_and_attacks_read_back_from_a_file_whose_own_faults_are_told_in_its_keys(esa, studies_of, tmp_path):
+    for line in (
+        "faults --model gpt2 --fault uniform,burst --rate 1e-6 --events 1 --protect none,secded --strata",
+        "attack --model gpt2 --draws 2 --threat stealthy --protect none,rotation",
+    ):
+        (written,) = studies_of(f"esa {line} --save-spec study.yaml")
+        (read,) = studies_of("esa run --spec study.yaml")
+        assert read == written
+        (tmp_path / "study.yaml").unlink()
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\nfaults: [{fault: uniform}]\n")
+    code, _, err = esa("esa run --spec a.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs a faults.rate" in err
+    (tmp_path / "a.yaml").write_text("model: gpt2\nscores: []\nattacks: [{arm: guided, budget: 0}]\n")
+    code, _, err = esa("esa run --spec a.yaml")
+    assert code == 2
+    assert "attacks[0].budget must be at least 1" in err
+
+
+def test_a_plan_of_faults_counts_injections_and_has_neither_cells_nor_rankings(esa):
+    code, out, err = esa("esa faults --model m --rate 1e-6,1e-5 --repeats 30 --protect none,clamp --seeds 1,2,3 --plan")
+    assert (code, err) == (0, "")
+    facts = _facts(out)
+    assert facts["faults"] == str(2 * 2 * 30 * 3) + " injections"
+    assert facts["forward passes"].split()[0] == str((2 * 2 * 30 * 3 + 1) * 16)
+    assert not {"cells", "rankings", "k", "scores"} & facts.keys()

@@ -33,6 +33,7 @@ OF_COMMANDS = (
     "texts.md",
     "checkpoints.md",
     "tuning.md",
+    "security.md",
 )
 
 

@@ -11,12 +11,16 @@ from pydantic import create_model
 
 from esa_ray.grid import Cell, Fingerprints, Listed, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
+from esa_ray.measurements.attacks import Attacking
 from esa_ray.measurements.compressions import Compressing
+from esa_ray.measurements.faults import Packet
 from esa_ray.measurements.tunings import Tuning
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import (
     KINDS,
+    AttackSpec,
     DataSpec,
+    FaultSpec,
     ModelSpec,
     PerturbSpec,
     Protocol,
@@ -227,6 +231,8 @@ SPECS = [
     ),
     Compressing(how=QuantizeSpec(kept=0.01), seed=3),
     Tuning(how=TuneSpec(arm="critical-source", damage=PerturbSpec(kind="sign_flip")), seed=3),
+    Packet(how=FaultSpec(rate=1e-6, protect="tmr-critical"), seed=3, packet=1, count=5),
+    Attacking(how=AttackSpec(arm="guided-matched", protect="secded", policy="stop"), seed=3),
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
         perturbations=(PerturbSpec(kind="zero"),),

@@ -88,6 +88,8 @@ def test_every_option_that_describes_a_study_reads_back(studies, tmp_path, suffi
         "compressions",
         "other_texts",
         "tunings",
+        "faults",
+        "attacks",
         "target",
         "validation_windows",
         "save_models",

@@ -176,9 +176,11 @@ def study_name(spec: StudySpec) -> str:
     words = [Path(spec.model.source).name]
     if spec.protocols:
         words += ["baseline", *(p.name for p in spec.protocols)]
-    elif spec.compressions or spec.tunings:
+    elif spec.applied:
         words += [*dict.fromkeys(how.kind for how in spec.compressions)]
         words += ["tune", *dict.fromkeys(how.arm for how in spec.tunings)] if spec.tunings else []
+        for name, ways in (("faults", spec.faults), ("attack", spec.attacks)):
+            words += [name, *dict.fromkeys(how.dtype for how in ways)] if ways else []
     else:
         words += [spec.scores[0].metric, spec.scores[0].mode, *([spec.unit] if spec.unit != "weight" else [])]
         words += ["k" + "_".join(map(str, spec.topk))]

@@ -62,7 +62,7 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         tasks = f", tasks {', '.join(asked.tasks)}" if asked.tasks else ""
         lengths = ", ".join(map(str, asked.contexts))
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
-    if ways := [how.label for how in (*spec.compressions, *spec.tunings)]:
+    if ways := [how.label for how in spec.applied]:
         out(f"ways              {_few(ways)}")
     if spec.target:
         target = spec.target

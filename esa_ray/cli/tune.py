@@ -14,6 +14,7 @@ from esa_ray.cli.asked import typed
 from esa_ray.cli.compress import FIXED, check_saving
 from esa_ray.cli.parsing import items, numbers, perturbations
 from esa_ray.cli.run import launch
+from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import ARMS, PROBED, PROTECTIONS, SCORES, STRENGTHS, PerturbSpec, TuneSpec, explain
@@ -174,7 +175,7 @@ def _check_used(context: typer.Context, arms: set[str], *, damages: bool) -> Non
 
 def _arms(given: dict[str, Any]) -> list[dict[str, Any]]:
     """What is trained and how fast: arm × fraction × score × draw × learning rate."""
-    arms = _among(_usual(given) if given["arm"] is None else given["arm"], ARMS, "--arm")
+    arms = among(_usual(given) if given["arm"] is None else given["arm"], ARMS, "--arm")
     if "random" not in arms and typed(given["context"], "random_draws"):
         raise EsaError("--random-draws belongs to --arm random; add that, or leave it out")
     fractions, scores = numbers(given["fraction"], float, "--fraction"), items(given["score"])
@@ -199,7 +200,7 @@ def _usual(given: dict[str, Any]) -> str:
 
 def _protections(given: dict[str, Any]) -> list[dict[str, Any]]:
     """Protection × strength."""
-    names = _among(given["protect"], PROTECTIONS, "--protect")
+    names = among(given["protect"], PROTECTIONS, "--protect")
     held = [name for name in names if name != "none"]
     for flag, said in (("--strength", given["strength"] is not None), ("--rescore", given["rescore"])):
         if said and not held:
@@ -228,12 +229,3 @@ def _kinds(text: str) -> list[PerturbSpec]:
         return perturbations(text, None, None, None, None)
     except EsaError as error:
         raise EsaError(str(error).replace("--perturb", "--damage")) from None
-
-
-def _among(text: str, known: tuple[str, ...], flag: str) -> list[str]:
-    names = list(dict.fromkeys(items(text)))
-    if not names:
-        raise EsaError(f"{flag} is empty; name one of {', '.join(known)}")
-    if unknown := [name for name in names if name not in known]:
-        raise EsaError(f"{flag} {unknown[0]} is not one of {', '.join(known)}")
-    return names

@@ -36,6 +36,13 @@ OPTIONS = {
     "target.source": "--target", "target.text_column": "--target-column",
     "target.calibration_windows": "--target-windows", "target.evaluation_windows": "--eval-windows",
     **{f"target.{name}": f"--{name.replace('_', '-')}" for name in ("window", "batch_size", "bos")},
+    **{f"{part}.{name}": f"--{name}" for part in ("faults", "attacks") for name in (
+        "dtype", "protect", "critical", "score", "policy", "code", "components")},
+    **{f"faults.{name}": f"--{name.replace('_', '-')}" for name in (
+        "fault", "rate", "events", "burst", "row_bytes", "repeats")},
+    "attacks.arm": "--arms", "attacks.k": "--topk", "attacks.draw": "--draws",
+    **{f"attacks.{name}": f"--{name.replace('_', '-')}" for name in (
+        "threat", "budget", "search_windows", "selection_windows", "candidates", "tries")},
 }  # fmt: skip
 
 

@@ -9,30 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from esa_ray.errors import EsaError
 from esa_ray.evaluation import Intact, Outcome, continued, evaluate, loops
+from esa_ray.evaluation.resuming import Resuming
 from esa_ray.grid import Cell, continuation
-from esa_ray.models.blocks import width
 from esa_ray.models.units import Units
 from esa_ray.perturb.edit import planned
 from esa_ray.perturb.sites import Sites
-from esa_ray.resume import Resumable
 from esa_ray.scoring.chosen import chosen_and_known
 from esa_ray.scoring.chosen_units import chosen_units_and_known, unit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedModel
-
-    from esa_ray.data import Windows
-    from esa_ray.models.addressing import Catalogue, WeightTensor
     from esa_ray.perturb.known import Known
-    from esa_ray.spec import DataSpec
-
-#: Share of the memory budget that hidden states of intact passes may take.
-STATES_SHARE = 0.5
-
 
 #: Sets of weights that are known at a time, and how many weights there may be in all of them.
 SETS, LARGEST = 8, 1 << 22
@@ -48,20 +35,15 @@ class _Set:
 
 
 @dataclass
-class Damaging:
+class Damaging(Resuming):
     """Runs cells on a model, which is intact before and after each.
 
     ``head_stays`` promises that no cell touches the head, ``tail_stays`` that none touches anything after the last
     block; ``budget`` are the bytes that it may take above the weights (None: no limit).
     """
 
-    model: PreTrainedModel
-    catalogue: Catalogue
-    windows: Windows
-    data: DataSpec
     head_stays: bool = True
     tail_stays: bool = False
-    budget: int | None = None
     _sets: OrderedDict[tuple, _Set] = field(default_factory=OrderedDict, init=False, repr=False)
     _known_units: dict[str, Units] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,42 +55,10 @@ class Damaging:
             tail_stays=self.tail_stays,
         )  # fmt: skip
 
-    @cached_property
-    def _resumable(self) -> Resumable | None:
-        try:
-            return Resumable(
-                self.model, self.windows.evaluation, self.data.batch_size, hold=self._hold(), head_shortcut=False
-            )
-        except EsaError:
-            return None  # a model whose blocks read more of earlier ones than the hidden state
-
-    def _hold(self) -> int | None:
-        """How many blocks' hidden states fit the budget; None if all do."""
-        if self.budget is None:
-            return None
-        state = width(self.model) * self.model.dtype.itemsize
-        fit = int(STATES_SHARE * self.budget / (self.windows.evaluation.size * state))
-        return None if fit > self.catalogue.layers else max(1, fit)
-
     def spare_memory(self) -> None:
         """Forget all hidden states of intact passes and all sets; from now on states of one block are kept."""
-        self.__dict__.pop("_resumable", None)
+        super().spare_memory()
         self._sets.clear()
-        self.budget = 1
-
-    def prepared(self, tensors: Sequence[WeightTensor]) -> int | None:
-        """From which block on to run the model once these are damaged; None for all of it.
-
-        Called while the model is intact: what enters that block is made sure to be known.
-        """
-        if not tensors or any(tensor.layer == 0 for tensor in tensors) or self._resumable is None:
-            return None  # from the first block on nothing is saved
-        starts = [self._resumable.starts_at(tensor) for tensor in tensors]
-        known = [start for start in starts if start is not None]
-        if len(known) < len(starts):
-            return None
-        self._resumable.prepare(min(known))
-        return min(known)
 
     def outcome(self, start: int | None = None, error_rate: float | None = None) -> Outcome:
         """Loss of the model as it is now, run from block ``start`` on."""

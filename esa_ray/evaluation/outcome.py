@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -78,6 +78,7 @@ def evaluate(
     intact: Reference | None = None,
     forward: Forward | None = None,
     error_rate: float | None = None,
+    reference: Sequence[float] | None = None,
 ) -> Outcome:
     """Next-token loss of a model on token windows of shape (N, T).
 
@@ -94,6 +95,8 @@ def evaluate(
     error_rate
         Stop after the batch at which a paired sequential test (:class:`SignTest`) against ``intact`` decides, or
         a loss is not finite. None: never.
+    reference
+        Without ``intact``: the summed NLL of each window that such a test compares with.
 
     Example
     -------
@@ -103,13 +106,14 @@ def evaluate(
     [7, 7, 7]
     """
     windows_NT = torch.as_tensor(np.asarray(windows), device=input_device(model))
-    test = SignTest(error_rate) if error_rate is not None and intact else None
+    against = intact.outcome.nll if intact else reference
+    test = SignTest(error_rate) if error_rate is not None and against is not None else None
     found: list[Tensor] = []
     for number, batch_BT in enumerate(windows_NT.split(batch_size)):
         found.append(_batch(model, number, batch_BT, batch_size, intact, forward))
-        if test and intact:
+        if test and against is not None:
             nll = torch.cat(found)[:, 0].tolist()
-            if test.decides(np.subtract(nll, intact.outcome.nll[: len(nll)])):
+            if test.decides(np.subtract(nll, against[: len(nll)])):
                 break
     nll, hits, *kl = torch.cat(found).T.tolist()
     return Outcome(

@@ -5,15 +5,18 @@ They stand in the order in which their phases run.
 
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
 from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols, compressions, tunings  # isort: skip
+from esa_ray.measurements import faults, attacks  # isort: skip
 
 __all__ = [
     "MEASUREMENTS",
     "Measurement",
     "Unit",
+    "attacks",
     "baseline",
     "blocks",
     "cells",
     "compressions",
+    "faults",
     "protocols",
     "rankings",
     "single_weights",

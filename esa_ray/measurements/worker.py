@@ -42,6 +42,7 @@ from esa_ray.storage.store import (
 if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
     from esa_ray.evaluation.outcome import Outcome
+    from esa_ray.measurements.memories import Memories
 
 #: Kinds of models that each machine has files of its own of.
 LOCAL = ("directory", "gguf")
@@ -193,8 +194,16 @@ class Worker:
     def spare_memory(self) -> None:
         """Let go of what is kept to save time, and keep less of it from now on."""
         self.damaging.spare_memory()
+        self.memories.spare_memory()
         self.calibrated.cache_clear()
         self.trained_on.cache_clear()
+
+    @cached_property
+    def memories(self) -> Memories:
+        """Ways to store the model's weights, for faults and attacks."""
+        from esa_ray.measurements.memories import Memories
+
+        return Memories(self)
 
     @property
     def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from esa_ray.spec.base import Spec
 from esa_ray.spec.metrics import PROBED, SCORES, members
-from esa_ray.spec.scores import check_components, check_metric
+from esa_ray.spec.scores import check_components, check_metric, grouped
 
 Stored = Literal["fp32", "fp16", "bf16", "int8"]
 #: dtype of storage → bits of a weight.
@@ -21,6 +22,8 @@ Protection = Literal[
 DEFENCES: tuple[str, ...] = get_args(Protection)
 #: Protections of a share of the weights, which a score chooses.
 OF_CRITICAL = ("secded-critical", "tmr-critical")
+#: Protections under which weights read otherwise than in the same dtype without one, even without a fault.
+READ_OTHERWISE = ("parity-zero", "rotation")
 #: Protections by SECDED words, which detect what they can't correct.
 BY_WORDS = ("secded", "secded-critical")
 Policy = Literal["zero", "reload", "stop"]
@@ -37,8 +40,12 @@ GUIDED = tuple(arm for arm in ATTACKS if arm.startswith("guided"))
 DRAWN = ("guided-random", "guided-matched", "random-super", "random")
 #: What is stored where nothing is said: every matrix of the blocks, and what stands before and after them.
 IN_MEMORY = check_components(("attention", "ffn", "mixer", "embed", "head", "norm"))
-#: Bits of data in a word of memory, and in a DRAM row of usual size.
+#: Bits of data in a word of memory.
 WORD = 64
+#: Edges of the ranges of a score's quantiles that single flips are told apart by.
+EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 1.0)
+#: How many ranges there are.
+STRATA = len(EDGES) - 1
 
 
 class _Memory(Spec):
@@ -75,15 +82,22 @@ class _Memory(Spec):
             object.__setattr__(self, name, type(self).model_fields[name].default)
         return self
 
+    def _differing(self, inner: Callable[[Spec], dict[str, Any]]) -> dict[str, Any]:
+        # A group by its name may grow by components that nobody knew.
+        found = super()._differing(inner)
+        return found | {"components": grouped(self.components)} if "components" in found else found
+
     def unused(self) -> list[str]:
         """Fields that change nothing here."""
         unused = {
             "critical": self.protect not in OF_CRITICAL, "policy": self.protect not in BY_WORDS,
-            "code": self.protect not in BY_WORDS, "score": not self._by_score(),
+            "code": self.protect not in BY_WORDS, "score": not self.by_score,
         }  # fmt: skip
         return [name for name, changes_nothing in unused.items() if changes_nothing]
 
-    def _by_score(self) -> bool:
+    @property
+    def by_score(self) -> bool:
+        """Whether a score chooses anything."""
         return self.protect in OF_CRITICAL
 
     @property
@@ -163,8 +177,10 @@ class FaultSpec(_Memory):
             *(["row_bytes"] if self.fault not in ("row", "column") else []),
         ]  # fmt: skip
 
-    def _by_score(self) -> bool:
-        return super()._by_score() or self.fault == "single"
+    @property
+    def by_score(self) -> bool:
+        """Whether a score chooses anything."""
+        return super().by_score or self.fault == "single"
 
     @property
     def label(self) -> str:
@@ -221,8 +237,10 @@ class AttackSpec(_Memory):
             *(["draw"] if self.arm not in DRAWN else []),
         ]  # fmt: skip
 
-    def _by_score(self) -> bool:
-        return super()._by_score() or self.arm in CONFINED
+    @property
+    def by_score(self) -> bool:
+        """Whether a score chooses anything."""
+        return super().by_score or self.arm in CONFINED
 
     @property
     def way(self) -> str:
@@ -239,3 +257,17 @@ class AttackSpec(_Memory):
     def windows(self) -> int:
         """How many calibration windows it looks at."""
         return self.search_windows + self.selection_windows if self.arm in GUIDED else 0
+
+
+def stored_columns(how: FaultSpec | AttackSpec) -> dict[str, Any]:
+    """What a row says of how weights are stored and protected; null is what says nothing.
+
+    >>> stored_columns(FaultSpec(rate=1e-6, protect="secded"))["policy"]
+    'zero'
+    """
+    unsaid = how.unused()
+    fields = {name: None if name in unsaid else getattr(how, name) for name in ("critical", "score", "policy", "code")}
+    return fields | {
+        "dtype": how.dtype, "protect": how.protect, "protection": how.protection,
+        "components": ",".join(grouped(how.components)),
+    }  # fmt: skip

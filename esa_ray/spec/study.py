@@ -130,8 +130,7 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
-        applied = (*self.compressions, *self.tunings, *self.faults, *self.attacks)
-        if not self.scores and (self.perturbations or not applied):
+        if not self.scores and (self.perturbations or not self.applied):
             raise ValueError(
                 "--metric is empty; only a study of compressions, tunings, faults or attacks does without a score"
             )
@@ -157,6 +156,7 @@ class StudySpec(Spec):
             raise ValueError(
                 f"two tunings called {alike[0]} differ in steps, batch, looks or components; make them two studies"
             )
+        self._check_memory()
         labels = [how.label for how in (*self.compressions, *self.tunings)]
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
             raise ValueError(f"--save-model would write two models to {twice[0]}; make them two studies")
@@ -165,16 +165,37 @@ class StudySpec(Spec):
         self._check_units()
         if self.control_draws > 1 and not (self.perturbations and set(self.groups) & set(DRAWN_CONTROLS)):
             raise ValueError("--control-draws is about drawn controls; add --perturb, and --controls random_k")
-        if (extra := self._of_damage()) and not self.perturbations:
+        extra = self._of_damage()
+        if extra and not self.perturbations and not (extra == "--early-stop" and self.faults):
             raise ValueError(f"{extra} is about damage; add --perturb, or leave it out")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("--stability-check compares seeds; give at least two to --seeds")
         return self
 
+    def _check_memory(self) -> None:
+        """Refuse faults or attacks that are called alike, and attacks without the windows that they look at."""
+        for what, told, ways in (
+            ("faults", "components or repeats", [how.label for how in self.faults]),
+            ("attacks", "budget, windows, candidates, tries or components", [how.label for how in self.attacks]),
+        ):
+            if alike := next((label for i, label in enumerate(ways) if label in ways[:i]), None):
+                raise ValueError(f"two {what} called {alike} differ in {told}; make them two studies")
+        need, have = max([0, *(how.windows for how in self.attacks)]), self.data.calibration_windows
+        if need > have:
+            raise ValueError(
+                f"--search-windows and --selection-windows are {need} of the {have} calibration windows; raise "
+                "--max-samples, or lower them"
+            )
+
     def controls_of(self, weights: WeightList) -> tuple[str, ...]:
         """The controls that a list is held against: one member for each of its own."""
         paired = DRAWN_CONTROLS if weights.unit == "weight" else PAIRED_CONTROLS
         return tuple(group for group in self.groups if group in paired)
+
+    @property
+    def applied(self) -> tuple[Compression | TuneSpec | FaultSpec | AttackSpec, ...]:
+        """What is done to the model beside damage of ranked weights: compressions, tunings, faults, attacks."""
+        return (*self.compressions, *self.tunings, *self.faults, *self.attacks)
 
     @property
     def unit(self) -> str:
