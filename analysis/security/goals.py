@@ -58,10 +58,11 @@ def fewer_flips(study: Study) -> pl.DataFrame:
 def critical_share(study: Study) -> pl.DataFrame:
     """One row per fault, dtype and dose that surely breaks the unprotected model in a tenth of the injections or more.
 
-    Does protecting the critical share help there? The rows of :func:`protected_against` of protections of the critical share against none, p of half the chance
-    corrected by Holm over them alone. ``status`` is that of the best of them: "holds" if one surely at least halves the
-    chance of breaking, "fails" if all surely don't, else "open". ``free`` is the protection without overhead that
-    breaks least often there, and ``free_ratio`` its chance over the unprotected one's.
+    Does protecting the critical share help there? Of the rows of :func:`protected_against` those of such protections
+    against none, p of half the chance corrected by Holm over them alone. ``status`` is that of the best of them:
+    "holds" if one surely at least halves the chance of breaking, "fails" if all surely don't, else "open". ``free`` is
+    the protection without overhead that breaks least often there, and ``free_ratio`` its chance over the unprotected
+    one's.
     """
     table = protected_against(study)
     asked = table.filter(pl.col("protect").is_in(OF_CRITICAL) & (pl.col("rival") == NONE) & breaks(table))

@@ -33,7 +33,7 @@ def written(directory, faults=(), attacks=(), rows=None, attacked=None, seeds=(1
                 "parameters": 1000, "layers": BLOCKS, "architecture": "Made", "vocabulary": VOCABULARY}  # fmt: skip
     store.save_study(asked, resolved, {"esa-ray": "0"})
     for name, table in (("faults", rows), ("attacks", attacked)):
-        if table:
+        if table is not None and len(table):
             save_table(directory, name, table)
     return analysis.load(directory)
 

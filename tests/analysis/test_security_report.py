@@ -88,6 +88,7 @@ def test_where_hardly_anything_breaks_there_is_nothing_to_halve(tmp_path):
 
 def int8(directory, top, rest, repeats=200):
     """Single flips of bit 7, of which so many of every 400 break among the top hundredth and below."""
+
     def outcome(component, stratum, bit, number):
         most = top if stratum in ("0.99-0.999", "0.999-1.00") else rest
         return (1.0 if number < most else 0.0), None, 0.1
@@ -115,7 +116,7 @@ def test_few_weights_cover_it_where_enough_was_measured(tmp_path):
     rows = flipped("int8", outcome, components=("down",), bits=(7,), seeds=(1,), repeats=1)
     many = pl.DataFrame(rows, infer_schema_length=None)
     study = written(tmp_path, [FaultSpec(fault="single", dtype="int8")], rows=many.sample(
-        120_000, with_replacement=True, seed=0), seeds=(1,))  # fmt: skip
+        16_000, with_replacement=True, seed=0), seeds=(1,))  # fmt: skip
     assert judged(study)["P5.4i"].status == "holds"
 
 
@@ -143,6 +144,7 @@ def test_a_study_is_asked_only_what_it_measured(tmp_path):
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
     """Every fault in two dtypes behind four protections, and single flips in both."""
+
     def bf16(component, stratum, bit, number):
         small = 0.001 * (bit + 1) * (1 if number % 2 else -1)
         return ((None if number % 3 else 2.0) if bit == 14 else small), (1e30 if bit == 14 else small), \
@@ -179,7 +181,7 @@ def test_the_report_on_faults_answers_with_what_was_planted(faults):
     assert "clamp in 8 of 8, secded-critical0.001 in 0 of 8, secded in 8 of 8" in sections["protected"].answer
     assert "bit 14 (exponent) holds 100.0% of the breaking bits" in sections["vulnerable"].answer
     assert "In int8 0.1% of the weights is the smallest share tried that holds 90%" in sections["covered"].answer
-    assert "is void for exponent (" in sections["gradient_tells"].answer
+    assert "and exponent (ρ 1.00 [1.00, 1.00], but void for bit 14)" in sections["gradient_tells"].answer
     html = analysis.write_report(faults).read_text()
     for section in sections.values():
         assert f'id="{section.id}"' in html

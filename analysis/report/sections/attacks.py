@@ -39,7 +39,8 @@ def attacked(study: Study) -> Section | None:
         "behind a protection a flip of a weight takes several. Bands take runs as independent.",
         [Figure(f"withstood_{dtype}_{threat}",
                 f"Share of runs that withstood so many flips in {dtype}, {threat}; numbers in the table",
-                f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips, with 95% bands of guided-super and random.")
+                f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips, with 95% bands of "
+                "guided-super and random.")
          for threat in THREATS for dtype in DTYPE_ORDER],
         [Table(COLUMNS, _rows(table)), Table(["<dtype", "<threat", "<arm", "seed", "~"], lost, "What has no count")],
     )  # fmt: skip

@@ -201,8 +201,10 @@ def _bought(study: Study) -> str:
     for (name,), mine in table.group_by(["protection"], maintain_order=True):
         held = mine.filter(pl.col("halves") == "holds").height
         words.append(f"{name} in {held} of {len(mine)}")
-    said = f"Surely at least halved are the breaks by {', '.join(words)} faults and doses at which the "
-        "unprotected model surely breaks."
+    said = (
+        f"Surely at least halved are the breaks by {', '.join(words)} faults and doses at which the unprotected model "
+        "surely breaks."
+    )
     return " ".join(filter(None, [said, _where_critical(study), _free(study)]))
 
 

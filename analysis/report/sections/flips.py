@@ -210,8 +210,8 @@ def gradient_tells(study: Study) -> Section | None:
         "g·Δw of the calibration windows against the rise of the loss on the evaluation windows, nats per token, one "
         "flip at a time. Spearman's ρ is over all flips, with a bootstrap interval over flips; the other shares are of "
         "flips with a finite prediction and outcome of 10⁻⁶ or more. First order is void where its ranking isn't "
-        f"surely better than chance, or where it is typically off by more than a factor of {OFF:g}: attacks that search "
-        "by it must try, not trust.",
+        f"surely better than chance, or where it is typically off by more than a factor of {OFF:g}: attacks that "
+        "search by it must try, not trust.",
         [Figure("gradient_bits", "Spearman's ρ of prediction and outcome by bit; numbers in the table",
                 "Rank correlation of g·Δw with what flipping the bit did. Hollow: first order is void.")],
         tables,
@@ -229,11 +229,18 @@ def _order(r: dict[str, Any]) -> list[str]:
 
 def _tells(table: pl.DataFrame) -> str:
     words = []
-    for (dtype,), mine in table.filter(pl.col("axis") == "bit class").group_by(["dtype"], maintain_order=True):
-        held = [f"{r['bit_class']} (ρ {wording.within(r['spearman'], r['low'], r['high'])})"
-                for r in mine.filter(~pl.col("void")).iter_rows(named=True)]  # fmt: skip
-        void = [f"{r['bit_class']} ({r['why']})" for r in mine.filter("void").iter_rows(named=True)]
-        said = [f"tells of {' and '.join(held)} bits" if held else "", f"is void for {' and '.join(void)} bits" if void
-                else ""]  # fmt: skip
+    for (dtype,), mine in table.group_by(["dtype"], maintain_order=True):
+        classes, bits = (mine.filter(pl.col("axis") == axis) for axis in ("bit class", "bit"))
+        held = [f"{r['bit_class']} ({_but(r, bits)})" for r in classes.filter(~pl.col("void")).iter_rows(named=True)]
+        void = [f"{r['bit_class']} ({r['why']})" for r in classes.filter("void").iter_rows(named=True)]
+        said = [f"tells of {' and '.join(held)} bits" if held else "",
+                f"is void for {' and '.join(void)} bits" if void else ""]  # fmt: skip
         words.append(f"In {dtype} it {', and '.join(filter(None, said))}.")
     return " ".join(words)
+
+
+def _but(r: dict[str, Any], bits: pl.DataFrame) -> str:
+    """How well it tells of a class of bits, and of which of them it doesn't."""
+    void = bits.filter((pl.col("bit_class") == r["bit_class"]) & pl.col("void"))["bit"].sort().to_list()
+    told = f"ρ {wording.within(r['spearman'], r['low'], r['high'])}"
+    return told + (f", but void for bit{'s' * (len(void) > 1)} {', '.join(map(str, void))}" if void else "")
