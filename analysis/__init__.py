@@ -29,6 +29,13 @@ analysis.chosen(study), analysis.tuned_against(study)             # tunings: gai
 analysis.tuning_front(study), analysis.tuning_goals(study)        # … which no other beats, and what was aimed at
 analysis.tuning_curves(study), analysis.learning_rates(study)     # … how it went
 analysis.moved(study), analysis.how_far(study)                    # … and what moved
+analysis.break_rates(study), analysis.tolerated(study)            # faults: how often they break, from which rate on
+analysis.protected_against(study), analysis.protection_front(study)   # … what protection buys, at what price
+analysis.strata(study), analysis.vulnerability(study)             # … in which bits, components and scores
+analysis.coverage(study), analysis.first_order(study)             # … how few weights; what the gradient tells
+analysis.predicted(study), analysis.order_agrees(study)           # … which protections single flips foretell
+analysis.attack_runs(study), analysis.survival(study)             # attacks: flips and bits to collapse
+analysis.attacks_against(study), analysis.flipped_where(study)    # … arms against each other; what they flipped
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
@@ -72,6 +79,14 @@ from analysis.scores.distribution import blocks, tail_summary, tails
 from analysis.scores.pools import layer_shares, mode_comparison, spread
 from analysis.scores.residual import line_concentration, residual_channels
 from analysis.scores.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
+from analysis.security.attacks import attack_runs, attacks_against, flipped_where, survival, survival_curves
+from analysis.security.coverage import coverage
+from analysis.security.first_order import first_order
+from analysis.security.injections import injections
+from analysis.security.predicted import order_agrees, predicted
+from analysis.security.protections import protected_against, protection_front
+from analysis.security.rates import break_rates, tolerated
+from analysis.security.vulnerability import strata, vulnerability
 from analysis.study import Study, StudyError, load
 from analysis.tuning.against import tuned_against
 from analysis.tuning.curves import learning_rates, tuning_curves
@@ -88,9 +103,12 @@ __all__ = [
     "above_noise",
     "across_studies",
     "against",
+    "attack_runs",
+    "attacks_against",
     "baseline",
     "block_errors",
     "blocks",
+    "break_rates",
     "calibration",
     "calibration_deciles",
     "changes",
@@ -99,6 +117,7 @@ __all__ = [
     "clusters",
     "comparisons",
     "consensus",
+    "coverage",
     "depth_pattern",
     "depth_profile",
     "discrimination",
@@ -110,11 +129,14 @@ __all__ = [
     "excess",
     "factors",
     "fidelity_correlations",
+    "first_order",
+    "flipped_where",
     "fronts",
     "goals",
     "hierarchy_ratios",
     "hotspot_ranks",
     "how_far",
+    "injections",
     "interaction",
     "jaccard",
     "jaccard_by_k",
@@ -131,13 +153,17 @@ __all__ = [
     "mode_comparison",
     "mode_costs",
     "moved",
+    "order_agrees",
     "outlier_seeds",
     "pace",
     "pairs",
     "power",
     "precision_at",
+    "predicted",
     "print_summary",
     "progress",
+    "protected_against",
+    "protection_front",
     "protocol_summary",
     "recovery",
     "reliability",
@@ -150,9 +176,13 @@ __all__ = [
     "sides",
     "spread",
     "stable_from",
+    "strata",
+    "survival",
+    "survival_curves",
     "tail_summary",
     "tails",
     "timeline",
+    "tolerated",
     "transfer",
     "tuned_against",
     "tuning_curves",
@@ -160,5 +190,6 @@ __all__ = [
     "tuning_goals",
     "utilisation",
     "verdicts",
+    "vulnerability",
     "write_report",
 ]

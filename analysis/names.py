@@ -42,15 +42,16 @@ def unit_of(study: Study) -> str:
 
 
 def about(study: Study) -> str:
-    """What a study is about: compression or tuning, if it damages nothing and no score looks at text; else sensitivity.
+    """What a study is about: compression, tuning or security, if it damages nothing and no score looks at text.
 
-    A study of both is about compression.
+    Else it is about sensitivity; a study of several of these is about the first.
     """
     looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
     if looks or study.spec["perturbations"]:
         return "sensitivity"
-    kinds = {"compression": study.compressions, "tuning": study.tunings}
-    return next((kind for kind, rows in kinds.items() if len(rows)), "sensitivity")
+    kinds = (("compression", study.compressions), ("tuning", study.tunings), ("security", study.faults),
+             ("security", study.attacks))  # fmt: skip
+    return next((kind for kind, rows in kinds if len(rows)), "sensitivity")
 
 
 def units(study: Study) -> str:

@@ -124,6 +124,16 @@ class Study:
         return self.table("tunings")
 
     @cached_property
+    def faults(self) -> pl.DataFrame:
+        """One row an injection of faults into stored weights; empty where none was asked for."""
+        return self.table("faults")
+
+    @cached_property
+    def attacks(self) -> pl.DataFrame:
+        """One row a flip that an attack committed, and one of each attack's stored model; empty where none is asked."""
+        return self.table("attacks")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:

@@ -28,7 +28,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "analysis": [
         {"statistics"},
         {"study", "names"},
-        {"run", "scores", "damage", "fidelity", "compression", "tuning"},
+        {"run", "scores", "damage", "fidelity", "compression", "tuning", "security"},
         {"report"},
         {"comparison"},
         {"documents", "__init__"},
@@ -49,7 +49,7 @@ ROLES = {
         "documents": "the pages of docs/results", "comparison": "many models", "report": "page, figures, verdicts",
         "run": "how a study ran", "scores": "where scores are high", "damage": "what damage costs",
         "fidelity": "what a score is worth", "compression": "what compressing costs",
-        "tuning": "what tuning is worth",
+        "tuning": "what tuning is worth", "security": "what faults and attacks do",
         "study": "a study as data frames", "statistics": "fits, tests, intervals",
     },
 }  # fmt: skip

@@ -20,7 +20,7 @@ from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
-from analysis.documents import architectures, compression, measured, tuning
+from analysis.documents import architectures, compression, measured, security, tuning
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
@@ -51,9 +51,10 @@ STUDIES = {
     for name, title, module in (
         ("compression", "Compression: pruning and quantization", compression),
         ("tuning", "Tuning: few weights, protection, robustness", tuning),
+        ("security", "Security: faults, protection, attacks", security),
     )
 }
-MAKERS = {"compression": compression, "tuning": tuning}
+MAKERS = {"compression": compression, "tuning": tuning, "security": security}
 
 Writer = Callable[[str, str, dict[str, Any]], str]
 #: Document of a benchmark → what writes it, its title and the command that writes its findings.

@@ -100,10 +100,11 @@ def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
 
 
 def _failures(study: Study) -> list[dict[str, Any]]:
-    """Cells, compressions and tunings that have no result, by name, and why."""
+    """Cells and whatever else has no result, by name, and why."""
     cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
     name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the intact model has no seed
-    applied = [table.select(name, "status", "error") for table in (study.compressions, study.tunings)]
+    tables = (study.compressions, study.tunings, study.faults, study.attacks)
+    applied = [table.select(name, "status", "error") for table in tables]
     return pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
 
 
@@ -151,6 +152,7 @@ def context(study: Study) -> dict[str, Any]:
         "on_damage": answered(study, set(drawn), "damage"),
         "on_compression": answered(study, set(drawn), "compression"),
         "on_tuning": answered(study, set(drawn), "tuning"),
+        "on_security": answered(study, set(drawn), "security"),
         "on_weights": [] if about(study) != "sensitivity" else answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
         "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),

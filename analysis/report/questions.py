@@ -11,7 +11,7 @@ from analysis.report.parts import Section
 from analysis.study import Study
 from esa_ray import extensions
 
-Subset = Literal["damage", "compression", "tuning", "weights", "run"]
+Subset = Literal["damage", "compression", "tuning", "security", "weights", "run"]
 Answer = Callable[[Study], Section | None]
 Drawing = Callable[[Study], Chart | None]
 

@@ -22,6 +22,9 @@ from analysis.report.verdicts import verdicts
 from analysis.run.protocols import protocol_summary
 from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
+from analysis.security.attacks import survival
+from analysis.security.rates import break_rates
+from analysis.security.vulnerability import vulnerability
 from analysis.study import Study
 from analysis.tuning.points import chosen as chosen_rates
 
@@ -190,9 +193,51 @@ def _tuned(study: Study) -> Table:
     return table
 
 
+def _faulted(study: Study) -> Iterator[tuple[str, Table]]:
+    """A title and a table per dtype: how often each fault breaks the model behind each protection."""
+    rates = break_rates(study).with_columns(under=pl.format("{}\n{}", "fault", "dose"))
+    for (dtype,), rows in rates.group_by(["dtype"], maintain_order=True):
+        names = rows["under"].unique(maintain_order=True).to_list()
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("protection", min_width=20, overflow="fold")
+        for name in names[:MOST_COLUMNS]:
+            table.add_column(name, justify="right", min_width=6, overflow="fold")
+        for (protection,), mine in rows.group_by(["protection"], maintain_order=True):
+            at = {r["under"]: f"{r['probability']:.0%}" for r in mine.iter_rows(named=True)}
+            table.add_row(escape(str(protection)), *(at.get(name, "–") for name in names[:MOST_COLUMNS]))
+        if (more := len(names) - MOST_COLUMNS) > 0:
+            table.caption = f"{more} more faults are in the report."
+        yield f"How often faults break the model stored in {dtype!s}", table
+
+
+def _vulnerable(study: Study) -> Iterator[str]:
+    """A line a dtype: how often a single flip breaks the model, and which bit does most."""
+    table = vulnerability(study)
+    for r in table.filter(pl.col("axis") == "all").iter_rows(named=True):
+        bits = table.filter(*(pl.col(c) == r[c] for c in ("dtype", "protection")), pl.col("axis") == "bit")
+        top = bits.drop_nulls("share").sort("share", descending=True).head(1).to_dicts()
+        most = f", above all bit {top[0]['bit']}" if top and r["breaks"] else ""
+        told = f"single flips in {r['dtype']}: {r['breaks']} of {r['flips']} break it"
+        yield f"{told}; of all bits {wording.percent(r['probability'])} do{most}"
+
+
+def _attacked(study: Study) -> Table:
+    """One row an arm, dtype and threat: how many flips collapse the model."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("arm", "stored", "runs", "collapsed", "median", "95%"):
+        table.add_column(name, justify="left" if name in ("arm", "stored") else "right", overflow="fold")
+    for r in survival(study).filter(pl.col("counted") == "flips").iter_rows(named=True):
+        median = f"{r['median']:g}" if r["median"] is not None else f"> {r['longest'] or 0:g}"
+        low, high = ("…" if r[end] is None else f"{r[end]:g}" for end in ("low", "high"))
+        stored = f"{r['dtype']}, {r['threat']}" + ("" if r["protection"] == "none" else f", {r['protection']}")
+        interval = f"[{low}, {high}]" if r["seeds"] > 1 else "–"
+        table.add_row(r["arm"], stored, str(r["runs"]), str(r["collapsed"]), median, escape(interval))
+    return table
+
+
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
-    stored = (study.baselines, study.rankings, study.compressions, study.tunings)
+    stored = (study.baselines, study.rankings, study.compressions, study.tunings, study.faults, study.attacks)
     if all(table.is_empty() for table in stored):
         console.print("nothing is measured yet")
         return
@@ -224,12 +269,21 @@ def print_summary(study: Study, console: Console) -> None:
         title = f"What tuning to {study.spec['target']['source']} gains and forgets, nats per token"
         console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
         console.print(_tuned(study))
+    for title, table in _faulted(study):
+        console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
+        console.print(table)
+    for line in _vulnerable(study):
+        console.print(line, soft_wrap=True)
+    if not study.attacks.is_empty():
+        console.print("[italic]Flips of weights until the model is no better than chance[/italic]", highlight=False)
+        console.print(_attacked(study))
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):
         judged.add_row(v.id, MARKS[v.status], v.claim)
     console.print(judged)
     failing = (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label"),
-               ("tuning", study.tunings, "label"))  # fmt: skip
+               ("tuning", study.tunings, "label"), ("fault", study.faults, "label"),
+               ("attack", study.attacks, "label"))  # fmt: skip
     for what, rows, name in failing:
         failed = rows.filter(pl.col("status") == "error")
         for each, error in failed.select(name, "error").head(3).iter_rows():

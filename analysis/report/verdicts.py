@@ -15,6 +15,7 @@ from analysis.damage.effects import comparisons, effects
 from analysis.names import about, unit_of
 from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.criteria import Status, Verdict, judge
+from analysis.report.security_verdicts import security_verdicts
 from analysis.report.tuning_verdicts import tuning_verdicts
 from analysis.report.wording import p_value, signed, significant
 from analysis.run.protocols import degradation, protocol_summary, shared_windows
@@ -289,7 +290,7 @@ def verdicts(study: Study) -> list[Verdict]:
     """All verdicts on a study, those that it can't reach included."""
     if study.spec.get("protocols") or unit_of(study) != "weight":  # the criteria on damage are about single weights
         return protocol_verdicts(study)
-    applied = [*compression_verdicts(study), *tuning_verdicts(study)]
+    applied = [*compression_verdicts(study), *tuning_verdicts(study), *security_verdicts(study)]
     if about(study) != "sensitivity":
         return applied
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.report.figures.agreement import scores, stability, stability_by_k, stability_by_windows
+from analysis.report.figures.attacks import WITHSTOOD, attack_ratios
 from analysis.report.figures.axes import LINEAR_BELOW
 from analysis.report.figures.compression import (
     block_errors,
@@ -21,6 +22,16 @@ from analysis.report.figures.compression import (
 from analysis.report.figures.damage import damage
 from analysis.report.figures.distribution import depth, hotspots, survival, tail
 from analysis.report.figures.dose import dose, kinds
+from analysis.report.figures.faults import (
+    BREAK_CURVES,
+    PROTECTION_COSTS,
+    PROTECTIONS,
+    VULNERABLE_BITS,
+    covered_shares,
+    foretold_chances,
+    gradient_bits,
+    vulnerable_scores,
+)
 from analysis.report.figures.fidelity import calibration, fidelity
 from analysis.report.figures.intact import reliability
 from analysis.report.figures.pairs import pairs
@@ -49,6 +60,8 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
         channels, fidelity, calibration, dose, kinds, together, pairs, layers, recovery, timeline,
         reliability, excess, excess_bits, savings, savings_bits, front_sparsity, front_bits, factors, block_errors,
         tuning_front, target_curves, source_curves, tuning_rates, moved_blocks, moved_components,
+        *BREAK_CURVES, *PROTECTIONS, *PROTECTION_COSTS, *VULNERABLE_BITS, vulnerable_scores, covered_shares,
+        foretold_chances, gradient_bits, *WITHSTOOD, attack_ratios,
     )
 }  # fmt: skip
 

@@ -1,0 +1,124 @@
+"""Verdicts on faults and attacks: what few flips do, and what protecting few weights buys."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import polars as pl
+
+from analysis.report.criteria import Status, Verdict
+from analysis.report.wording import p_value, percent, significant
+from analysis.security.coverage import COVERED, FEW
+from analysis.security.goals import critical_share, few_cover, fewer_flips, foretold, whole
+from analysis.security.predicted import order_agrees
+from analysis.study import Study
+
+#: Places that a verdict names.
+MOST_SAID = 6
+
+
+def security_verdicts(study: Study) -> list[Verdict]:
+    """P5.4 on faults and attacks, of a study that asks for them."""
+    found = [_flips(study), _critical(study), _covered(study), _foretold(study)]
+    return [verdict for verdict in found if verdict is not None]
+
+
+def times(r: dict[str, Any]) -> str:
+    """A ratio of medians with its interval, as a bound where it is one.
+
+    >>> times({"ratio": 15.0, "bound": "at least", "low": 7.5, "high": None})
+    'at least 15.0 times [7.50, …]'
+    """
+    if r["ratio"] is None:
+        return "no ratio, as neither collapses the model within its budget"
+    low, high = ("…" if r[end] is None else significant(r[end]) for end in ("low", "high"))
+    known = r["low"] is not None or r["high"] is not None
+    return f"{r['bound'] + ' ' if r['bound'] else ''}{significant(r['ratio'])} times" + (f" [{low}, {high}]" * known)
+
+
+def _flips(study: Study) -> Verdict | None:
+    table = fewer_flips(study)
+    if table.is_empty():
+        return None
+    claim = (
+        "Guided flips among the super weights collapse the model with fewer flips than random flips among them, and "
+        "than random flips anywhere"
+    )
+    # Under most settings a restricted adversary can't collapse the model: that is an answer, but to no ratio.
+    told = table.drop_nulls("ratio")
+    status = cast(Status, whole(set(told["status"])) if len(told) else "open")
+    parts = [_ratio(r) for r in table.sort("dtype", "threat", maintain_order=True).iter_rows(named=True)]
+    seeds = int(table["seeds"].min())  # type: ignore[arg-type]
+    few = float(table["attainable"].min())  # type: ignore[arg-type]
+    words = "; ".join(parts)
+    if few < 0.95:
+        words += f"; {seeds} seed{'s' * (seeds != 1)}, whose interval for a median is at most {percent(few)} sure"
+    return Verdict("P5.4g", claim, status, words)
+
+
+def _ratio(r: dict[str, Any]) -> str:
+    p = "" if r["p_goal"] is None else f" (log-rank, Holm p {p_value(r['p_goal'])})"
+    open_ = "" if r["status"] == "holds" else f": {r['status']}"
+    return f"{r['dtype']} {r['threat']}, {r['rival']}: {times(r)}{p}{open_}"
+
+
+def _critical(study: Study) -> Verdict | None:
+    table = critical_share(study)
+    if table.is_empty():
+        return None
+    claim = (
+        "Protecting the critical share of the weights alone at least halves the chance that a fault breaks the model, "
+        "under every fault and dtype"
+    )
+    words = []
+    for name in ("fails", "open", "holds"):
+        mine = table.filter(pl.col("status") == name)
+        if len(mine):
+            more = f" and {len(mine) - MOST_SAID} more" if len(mine) > MOST_SAID else ""
+            said = "; ".join(_share(r) for r in mine.head(MOST_SAID).iter_rows(named=True))
+            words.append(f"{name} at {len(mine)} of {len(table)}: {said}{more}")
+    return Verdict("P5.4h", claim, cast(Status, whole(set(table["status"]))), ". ".join(words))
+
+
+def _share(r: dict[str, Any]) -> str:
+    interval = f"[{significant(r['low'])}, {significant(r['high'])}]"
+    free = "" if r["free"] is None else f"; {r['free']}, free, {significant(r['free_ratio'])}"
+    return (
+        f"{r['fault']} {r['dtype']} {r['dose']} ({r['protection']} {significant(r['ratio'])} times the breaks "
+        f"{interval}{free})"
+    )
+
+
+def _covered(study: Study) -> Verdict | None:
+    found = few_cover(study)
+    if found is None:
+        return None
+    claim = f"At most {FEW:.0%} of the weights, by score, hold {COVERED:.0%} of the vulnerability in int8"
+    row, least = found["row"], found["smallest"]
+    flips = f"{row['breaks']} of {row['flips']} flips there break the model"
+    if row["covered"] is None:
+        return Verdict("P5.4i", claim, "open", "no single flip in int8 broke the model; measure more of them")
+    words = (
+        f"{percent(row['share'])} of the weights hold {percent(row['covered'])} "
+        f"[{percent(row['low'])}, {percent(row['high'])}] ({flips}); "
+    )
+    smallest = (
+        f"the smallest share tried that holds {COVERED:.0%} is {percent(least['share'])} ({percent(least['covered'])})"
+        if least else f"no share tried holds {COVERED:.0%}"
+    )  # fmt: skip
+    return Verdict("P5.4i", claim, found["status"], words + smallest)
+
+
+def _foretold(study: Study) -> Verdict | None:
+    status = foretold(study)
+    if status is None:
+        return None
+    claim = "Protections under uniform faults break in the order that single flips foretell"
+    table = order_agrees(study)
+    told, agree = int(table["told_apart"].sum()), int(table["agree"].sum())
+    wrong = [f"{r['contradicted']} ({r['dtype']} {r['dose']})" for r in table.drop_nulls("contradicted").to_dicts()]
+    words = (
+        f"of {int(table['pairs'].sum())} pairs of protections {told} are surely told apart, {agree} of them as foretold"
+        + (f"; not {', '.join(wrong[:MOST_SAID])}" if wrong else "")
+    )
+    return Verdict("P5.4j", claim, cast(Status, status), words)
