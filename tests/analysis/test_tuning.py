@@ -305,4 +305,15 @@ def test_two_tunings_of_one_name_are_two_studies():
     made = {"name": "x", "model": ModelSpec(source="m"), "target": DataSpec(source="t"), "scores": ()}
     with pytest.raises(ValidationError, match=r"two tunings called full-lr0\.0001 differ in steps"):
         StudySpec(tunings=(TuneSpec(steps=10), TuneSpec(steps=20)), **made)
+    with pytest.raises(ValidationError, match=r"two tunings called full-lr0\.0001 differ in learning_rate;"):
+        StudySpec(tunings=(TuneSpec(), TuneSpec(learning_rate=1.00000001e-4)), **made)
     assert len(StudySpec(tunings=(TuneSpec(), TuneSpec()), **made).tunings) == 1
+
+
+def test_learning_rates_of_one_way_are_chosen_among_and_nothing_else_is():
+    made = {"name": "x", "model": ModelSpec(source="m"), "target": DataSpec(source="t"), "scores": ()}
+    rates = [TuneSpec(learning_rate=rate) for rate in (1e-3, 1e-4, 1e-5)]
+    assert len(StudySpec(tunings=rates, **made).tunings) == 3
+    other = rates[1].model_copy(update={"batch": 16, "learning_rate": 1e-2})
+    with pytest.raises(ValidationError, match=r"two tunings called full differ in learning_rate, batch; make them two"):
+        StudySpec(tunings=[*rates, other], **made)
