@@ -129,6 +129,8 @@ def run_studies(
             if data.is_large(work.spec.data):
                 connect()
             work.read_text()
+            for remark in work.remarks:
+                reporter.say(remark)
         todo = [work for work in works if work.lacks]
         check_apart([(work.spec, work.source) for work in todo if work.resolved is None])
         if todo:

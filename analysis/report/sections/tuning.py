@@ -48,12 +48,18 @@ def tuned(study: Study) -> Section | None:
         "seeds and windows (with one seed, for windows). Seeds draw training windows, batches and random masks; values "
         "of random masks are means over their draws. The front counts every learning rate, as a smaller one learns "
         "less and forgets less; its probability is that of lying on it when seeds and windows are drawn anew, which "
-        "with few seeds is too sure of itself. Of LoRA the trained numbers are those of its adapters.",
+        "with few seeds is too sure of itself. Of LoRA the trained numbers are those of its adapters."
+        + _left_out(study),
         [Figure("tuning_front", "Target loss against forgetting of every way and learning rate; numbers in the table",
                 "Down: learns more. Left: forgets less. A line joins the learning rates of a way; filled: its best "
                 "one, with 95% intervals. Dashed: the front.")],
         [Table(columns, [_row(r) for r in table.iter_rows(named=True)]), _whole_front(on)],
     )  # fmt: skip
+
+
+def _left_out(study: Study) -> str:
+    told = study.resolved.get("target_left_out")
+    return f" Of the target {told} were left out: the source holds them, too." if told else ""
 
 
 def _row(r: dict[str, Any]) -> list[str]:

@@ -35,7 +35,9 @@ class Run:
     """Takes the steps of a tuning.
 
     At most ``together`` windows of a step pass the model at a time: memory goes by these, and the gradient is that of
-    the whole step's mean loss whatever they are, but for the order of its sum. ``step`` updates were done so far; ``losses`` are the mean losses (nats per token) since the last look. ``scale``
+    the whole step's mean loss whatever they are, but for the order of its sum.
+
+    ``step`` updates were done so far; ``losses`` are the mean losses (nats per token) since the last look. ``scale``
     multiplies the loss, a power of two: 1 but for float16, whose small gradients would vanish.
     """
 
