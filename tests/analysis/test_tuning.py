@@ -9,6 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 import analysis
 from analysis.report.page import _failures
+from analysis.report.sections import answered
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
 from esa_ray.spec.tuning import TuneSpec
 from tests.analysis.tuned import RATE, arms, tuned
@@ -224,6 +225,27 @@ def test_a_smaller_rate_that_forgets_less_can_lie_on_the_front(tmp_path):
     table = analysis.tuning_front(tuned(tmp_path, specs, change))
     assert dict(table.select("learning_rate", "front").iter_rows()) == {1e-4: True, 1e-3: True, 1e-2: False}
     assert dict(table.select("learning_rate", "best_rate").iter_rows()) == {1e-4: False, 1e-3: True, 1e-2: False}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "probability", "said"),
+    [
+        ((1, 2), None, "On the front by their means, of which fewer than 3 seeds can't tell how sure that is: "),
+        ((1, 2, 3), 1.0, "Surely on the front: "),
+    ],
+)
+def test_two_seeds_put_a_tuning_on_the_front_by_its_mean_alone(tmp_path, seeds, probability, said):
+    def planted_alike(spec, seed, text, step):  # the seeds agree to the bit
+        return planted(spec, 1, text, step)
+
+    study = tuned(tmp_path, arms(), planted_alike, seeds=seeds)
+    table = analysis.tuning_front(study)
+    assert the(table, arm="full").items() >= {"front": True, "seeds": len(seeds), "probability": probability}.items()
+    (section,) = [s for s in answered(study, set(), "tuning") if s.id == "tuned"]
+    assert said in section.answer
+    assert ("Surely on the front" in section.answer) == (len(seeds) > 2)
+    if len(seeds) == 2:
+        assert {row[10] for row in section.tables[0].rows} == {"–"}
 
 
 def test_a_tie_lies_on_the_front_in_half_of_the_draws(tmp_path):
