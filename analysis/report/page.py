@@ -24,6 +24,7 @@ from analysis.scores.distribution import gaussian_product_tail, has_magnitude, s
 from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.study import Study
+from esa_ray.measurements.failed import noted
 from esa_ray.spec import TREATED, is_data_free, is_of_activations
 
 #: Rows of damage that are seen at once.
@@ -100,11 +101,14 @@ def _folded(study: Study, table: pl.DataFrame) -> list[list[dict[str, Any]]]:
 
 
 def _failures(study: Study) -> list[dict[str, Any]]:
-    """Cells, compressions and tunings that have no result, by name, and why."""
+    """Cells, compressions, tunings and units of other measurements that have no result, by name, and why."""
     cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
     name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the intact model has no seed
     applied = [table.select(name, "status", "error") for table in (study.compressions, study.tunings)]
-    return pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+    rows = pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+    others = [{"name": f"{each['measurement']} {each['unit']}", "status": "error", "error": each["error"]}
+              for each in noted(study.location)]  # fmt: skip
+    return rows + others
 
 
 def _unfinished(counts: dict[str, int]) -> str:

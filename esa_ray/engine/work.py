@@ -19,7 +19,7 @@ from esa_ray.engine.dispatch import Actors, result
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Fingerprints, cells
-from esa_ray.measurements import MEASUREMENTS, Unit
+from esa_ray.measurements import MEASUREMENTS, Unit, failed
 from esa_ray.measurements.missing import check_opening, lacks, resolution
 from esa_ray.measurements.swept import Swept
 from esa_ray.measurements.target import check_judged_apart, named, rest_of
@@ -55,12 +55,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended; ``grids`` by the name of their measurement."""
+    """How a run ended; ``grids`` by the name of their measurement, ``failures`` of those that are no grids in words."""
 
     directory: Path | str
     grids: dict[str, Counts]
     computed: int
     seconds: float
+    failures: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -69,8 +70,8 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Every unit of every grid has a result (divergence is one)."""
-        return not any(counts.missing or counts.failed for counts in self.grids.values())
+        """Every unit has a result (divergence is one)."""
+        return not self.failures and not any(counts.missing or counts.failed for counts in self.grids.values())
 
 
 @dataclass
@@ -240,7 +241,8 @@ class Work:
         stored = self.store.load_study()
         assert stored
         grids = {m.name: self._counts(m, stored) for m in MEASUREMENTS.values() if isinstance(m, Swept)}
-        found = Summary(self.store.directory, grids, self.computed, seconds)
+        failures = tuple(failed.told(failed.noted(self.store.location)))
+        found = Summary(self.store.directory, grids, self.computed, seconds, failures)
         if self.computed or not self.store.location.exists("manifest.json"):
             cells = grids["cells"]
             self.store.save_manifest(
