@@ -15,6 +15,7 @@ from analysis.study import StudyError, load
 from analysis.tuning.hardening import INTACT, UNDAMAGED, hardened
 from esa_ray.spec import PerturbSpec
 from esa_ray.spec.tuning import TuneSpec
+from tests.analysis.compressed import compressed, prune
 from tests.analysis.planted import RATE, TOKENS, damaged, wobble
 from tests.analysis.synthetic import save_table
 from tests.analysis.test_figures import drawn, labels
@@ -268,5 +269,14 @@ def test_a_study_that_only_tunes_is_left_out_of_a_comparison(tmp_path):
     models(tmp_path, [0.1], [0.3], seeds=(1,))
     tuned(tmp_path / "tuning", [TuneSpec()], lambda *_: -0.1)
     assert not compare([tmp_path]).begun
-    with pytest.raises(StudyError, match="no study there has a baseline and scores"):
+    with pytest.raises(StudyError, match=r"a study of tunings ranks no weights, .*; esa report \S+/tuning tells what"):
         compare([tmp_path / "tuning"])
+
+
+def test_studies_that_only_compress_are_told_where_to_read_what_that_costs(tmp_path):
+    for name in ("one", "two"):
+        compressed(tmp_path / name, [prune("wanda")], lambda *_: 0.1)
+    with pytest.raises(StudyError, match=r"a study of compressions ranks no weights, .*; esa report \S+/one tells what"):
+        compare([tmp_path])
+    models(tmp_path / "ranked", [0.1], [0.3], seeds=(1,))
+    assert compare([tmp_path]).models["model"].to_list() == ["intact"]
