@@ -276,7 +276,7 @@ def test_a_study_that_only_tunes_is_left_out_of_a_comparison(tmp_path):
 def test_studies_that_only_compress_are_told_where_to_read_what_that_costs(tmp_path):
     for name in ("one", "two"):
         compressed(tmp_path / name, [prune("wanda")], lambda *_: 0.1)
-    with pytest.raises(StudyError, match=r"a study of compressions ranks no weights, .*; esa report \S+/one tells what"):
+    with pytest.raises(StudyError, match=r"a study of compressions ranks no weights, .*; esa report \S+/one tells"):
         compare([tmp_path])
     models(tmp_path / "ranked", [0.1], [0.3], seeds=(1,))
     assert compare([tmp_path]).models["model"].to_list() == ["intact"]
