@@ -109,14 +109,10 @@ def _on_front(on: pl.DataFrame) -> str:
     if not names:
         return ""
     listed = f"{', '.join(names[:MOST_SAID])}{_more(names)}"
-    return (
-        f" Surely on the front: {listed}."
-        if told
-        else (
-            f" On the front by {'its mean' if len(names) == 1 else 'their means'}, of which fewer than {front.SEEDS} seeds "
-            f"can't tell how sure that is: {listed}."
-        )
-    )
+    if told:
+        return f" Surely on the front: {listed}."
+    means = "its mean" if len(names) == 1 else "their means"
+    return f" On the front by {means}, of which fewer than {front.SEEDS} seeds can't tell how sure that is: {listed}."
 
 
 def _more(names: list[str]) -> str:
