@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 
 class Reporter(Protocol):
@@ -50,7 +52,7 @@ class Silent:
 class Tally:
     """How fast a phase goes, and how busy its workers are.
 
-    >>> clock = iter([0.0, 10.0])
+    >>> clock = iter([0.0, 9.0, 10.0])
     >>> tally = Tally(workers=2, clock=lambda: next(clock))
     >>> tally.add(20, tokens=4000, seconds=15.0)
     >>> tally.words()
@@ -60,10 +62,12 @@ class Tally:
     def __init__(self, workers: int = 0, clock: Callable[[], float] = time.monotonic):
         self._clock, self._workers = clock, workers
         self._started = clock()
+        self._last = 0.0
         self.steps, self._tokens, self._seconds = 0, 0, 0.0
 
     def add(self, steps: int, tokens: int = 0, seconds: float = 0.0) -> None:
         """Count what was done."""
+        self._last = self.elapsed
         self.steps += steps
         self._tokens += tokens
         self._seconds += seconds
@@ -72,6 +76,23 @@ class Tally:
     def elapsed(self) -> float:
         """Seconds since the phase began."""
         return max(self._clock() - self._started, 1e-9)
+
+    def left(self, total: int) -> float | None:
+        """Seconds until so many steps are done, by all that were done so far; None before the first.
+
+        It runs down between steps, and once the next one takes longer than the others did, it grows with that.
+
+        >>> clock = iter([0.0, 20.0, 25.0, 80.0])
+        >>> tally = Tally(clock=lambda: next(clock))
+        >>> tally.add(2)
+        >>> tally.left(6), tally.left(6)
+        (35.0, 80.0)
+        """
+        if not self.steps:
+            return None
+        now = self.elapsed
+        each = max(self._last / self.steps, now / (self.steps + 1))
+        return max(0.0, each * total - now)
 
     def words(self) -> str:
         """Steps a second (or seconds a step), tokens a second over all workers, and their busy fraction."""
@@ -85,6 +106,30 @@ class Tally:
         return ", ".join(words)
 
 
+class _Left(ProgressColumn):
+    """Time left of a phase by its tally; rich's own forgets steps after half a minute, which may take longer each."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds."""
+        seconds = None if task.finished or task.total is None else task.fields["tally"].left(task.total)
+        return Text("" if task.finished else spelled(seconds), style="progress.remaining")
+
+
+def spelled(seconds: float | None) -> str:
+    """A time as people read it.
+
+    >>> spelled(None), spelled(0.4), spelled(75), spelled(3723)
+    ('--:--', '00:01', '01:15', '1:02:03')
+    """
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
 class Bars:
     """Rich bars: steps done, speed, time left, and the latest news."""
 
@@ -94,7 +139,7 @@ class Bars:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
+            _Left(),
             TextColumn("{task.fields[note]}", style="dim"),
             console=console,
             expand=True,
@@ -106,7 +151,7 @@ class Bars:
     def phase(self, name: str, total: int, workers: int = 0) -> None:
         """See :class:`Reporter`."""
         self._tally = Tally(workers)
-        self._task = self._progress.add_task(name, total=total, note="", rate="")
+        self._task = self._progress.add_task(name, total=total, note="", rate="", tally=self._tally)
 
     def advance(self, steps: int, note: str = "", *, tokens: int = 0, seconds: float = 0.0) -> None:
         """See :class:`Reporter`."""
@@ -143,11 +188,11 @@ class Lines:
         if done < self._total and now - self._said < self._every:
             return
         self._said = now
-        left = self._tally.elapsed / max(done, 1) * max(0, self._total - done)
+        left = self._tally.left(self._total)
         words = [
             f"{self._name}: {min(done, self._total)}/{self._total}",
             self._tally.words(),
-            f"{left:.0f} s left",
+            "" if left is None else f"{left:.0f} s left",
             note,
         ]
         self.say(", ".join(word for word in words if word))

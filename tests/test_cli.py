@@ -820,6 +820,14 @@ def test_the_target_is_cut_as_the_source_is_and_is_another_text_by_default(studi
     assert (chat.target.chat, chat.target.text_column) == (True, "messages")
 
 
+def test_a_target_on_the_hub_has_a_split_of_its_own(studies_of):
+    one, two = (
+        studies_of(f"esa tune --model m --data hf:one --target hf:two --split test {more}")[0]
+        for more in ("", "--target-split 'train[:1%]'")
+    )
+    assert [(spec.data.split, spec.target.split) for spec in (one, two)] == [("test", "train"), ("test", "train[:1%]")]
+
+
 def test_protection_and_damage_are_asked_of_full_tuning_and_what_cant_be_is_left_out(studies_of, capsys):
     (spec,) = studies_of("esa tune --model m --protect none,ewc,freeze --strength 0.1,3 --rescore 9 --learning-rate 1")
     assert [(how.arm, how.protect, how.dose, how.rescore) for how in spec.tunings] == [

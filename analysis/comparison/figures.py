@@ -31,14 +31,14 @@ def hardening_figure(comparison: Comparison) -> Chart | None:
     table = hardened((*comparison.studies, *comparison.tuned)).drop_nulls("ratio")
     if table.is_empty():
         return None
-    table = table.select(pl.format("{} {}", "parent", "damage").alias("model"), "rival", "ratio", "ratio_low",
+    table = table.select(pl.format("{} {}", "parent", "way").alias("model"), "rival", "ratio", "ratio_low",
                          "ratio_high", "cost")  # fmt: skip
     ends = pl.concat([table["ratio"], table["ratio_low"], table["ratio_high"], pl.Series([1.0, TIMES])]).drop_nulls()
     span = [float(ends.min()) / 1.2, float(ends.max()) * 1.2]  # type: ignore[arg-type]
     looks = named_scales("rival", table["rival"].unique(maintain_order=True).to_list())
     scale, axis = alt.Scale(type="log", domain=span, nice=False), alt.Axis(values=logarithmic(*span), format="~g")
     title = "dose at half collapse over the rival's"
-    y, offset = alt.Y("model:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)), alt.YOffset("rival:N")
+    y, offset = alt.Y("model:N", title=None, sort=None, axis=alt.Axis(labelLimit=360)), alt.YOffset("rival:N")
     bars = alt.Chart(table.drop_nulls(["ratio_low", "ratio_high"])).mark_rule(strokeWidth=2).encode(
         x=alt.X("ratio_low:Q", scale=scale, axis=axis, title=title), x2="ratio_high:Q", y=y, yOffset=offset,
         color=looks["color"],

@@ -147,11 +147,12 @@ def compare(
     >>> compare(["results/scaling"]).models.select("model", "family", "body")  # doctest: +SKIP
     """
     places = dict.fromkeys(each for location in locations for each in below(location))
-    every = [each for each in map(load, places) if each.spec["scores"]]
+    loaded = [*map(load, places)]
+    every = [each for each in loaded if each.spec["scores"]]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
     begun = tuple(str(study.location) for study in every if study not in studies)
     if not studies:
-        raise StudyError("no study there has a baseline and scores yet; run it first")
+        raise StudyError(_nothing(loaded))
     if other := next((study for study in studies if unit_of(study) != "weight"), None):
         raise StudyError(
             f"{other.location} ranks {units(other)}, and shares and laws are of single weights; name the directories "
@@ -175,6 +176,21 @@ def compare(
             )
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
     return Comparison(tuple(own[i] for i in order), labels or {}, tuple(sizes), begun, tuple(tuned))
+
+
+def _nothing(studies: Sequence[Study]) -> str:
+    """Why none of some studies can be compared, and what to do."""
+    for table, told in (
+        ("compressions", "what each compression costs, against every other method at its size"),
+        ("tunings", "what each tuning gains and forgets, against full tuning and random masks"),
+    ):
+        if studies and all(study.spec.get(table) for study in studies):
+            where = studies[0].location
+            return (
+                f"a study of {table} ranks no weights, and models are compared by these; esa report {where} tells "
+                f"{told}, one model at a time"
+            )
+    return "no study there has a baseline and scores yet; run it first"
 
 
 def _tuned(studies: Sequence[Study]) -> list[Study]:

@@ -56,7 +56,7 @@ def _worst(way: pl.DataFrame) -> str:
 
 
 def _hardened(r: dict[str, Any]) -> str:
-    what = f"{r['parent']}, {r['damage']} against {r['rival']}"
+    what = f"{r['parent']}, {r['way']} against {r['rival']}"
     if r["ratio"] is None:
         return f"{what}: {r['why_not']}"
     words = f"{what}: {times(r)} the dose, {signed(r['cost'])} nats intact {interval(r['cost_low'], r['cost_high'])}"

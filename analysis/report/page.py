@@ -24,6 +24,7 @@ from analysis.scores.distribution import gaussian_product_tail, has_magnitude, s
 from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.study import Study
+from esa_ray.measurements.failed import noted
 from esa_ray.spec import TREATED, is_data_free, is_of_activations
 
 #: Rows of damage that are seen at once.
@@ -105,7 +106,10 @@ def _failures(study: Study) -> list[dict[str, Any]]:
     name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the intact model has no seed
     tables = (study.compressions, study.tunings, study.faults, study.attacks)
     applied = [table.select(name, "status", "error") for table in tables]
-    return pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+    rows = pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
+    others = [{"name": f"{each['measurement']} {each['unit']}", "status": "error", "error": each["error"]}
+              for each in noted(study.location)]  # fmt: skip
+    return rows + others
 
 
 def _unfinished(counts: dict[str, int]) -> str:

@@ -14,12 +14,14 @@ from analysis.study import Study
 from analysis.tuning.points import WHO, Losses, Point, outcome, ways
 
 RESAMPLES = 1999
+#: Seeds below which resampling them tells nothing of further ones.
+SEEDS = 3
 
 FRONT: dict[str, Any] = WHO | {
     "learning_rate": pl.Float64, "best_rate": pl.Boolean, "share": pl.Float64, "target_loss": pl.Float64,
     "gain": pl.Float64, "gain_low": pl.Float64, "gain_high": pl.Float64, "forgetting": pl.Float64,
-    "forgetting_low": pl.Float64, "forgetting_high": pl.Float64, "front": pl.Boolean, "probability": pl.Float64,
-    "beaten_by": pl.String,
+    "forgetting_low": pl.Float64, "forgetting_high": pl.Float64, "seeds": pl.Int64, "front": pl.Boolean,
+    "probability": pl.Float64, "beaten_by": pl.String,
 }  # fmt: skip
 
 
@@ -30,8 +32,9 @@ def tuning_front(study: Study) -> pl.DataFrame:
     Every rate takes part, since a smaller one learns less and forgets less; ``best_rate`` marks the one that validation
     chose. A tuning is beaten by another that has no more target loss and no more forgetting, and less of one of both;
     ``beaten_by`` is the one of these with the smallest target loss. ``probability`` is the share of 1,999 resamples of
-    seeds and of both texts' windows, the same for all tunings, in which it lies on the front; with few seeds it is too
-    sure. Rates at which a seed diverged, and those that lack a seed, are left out.
+    seeds and of both texts' windows, the same for all tunings, in which it lies on the front: missing with fewer
+    than three ``seeds``, which tell nothing of further ones. Rates at which a seed diverged, and those that lack a
+    seed, are left out.
     """
     found = [(p, p is way.best) for way in ways(study) for p in way.points if not p.count("diverged") and p.gained]
     most = max((len(p.gained) for p, _ in found), default=0)
@@ -45,7 +48,8 @@ def tuning_front(study: Study) -> pl.DataFrame:
     chance = np.mean([~beats(loss, lost).any(axis=0) for loss, lost in drawn], axis=0)
     rows = [
         p.who | _told(p) | {
-            "best_rate": best, "front": not beaten[:, i].any(), "probability": float(chance[i]),
+            "best_rate": best, "front": not beaten[:, i].any(),
+            "probability": float(chance[i]) if most >= SEEDS else None,
             "beaten_by": _label(points[int(np.where(beaten[:, i], losses, np.inf).argmin())])
             if beaten[:, i].any() else None,
         } for i, (p, best) in enumerate(found)

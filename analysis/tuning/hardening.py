@@ -26,6 +26,7 @@ from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
 from analysis.tuning.goals import MARGIN, status_of
+from esa_ray.spec.scores import grouped
 from esa_ray.spec.tuning import TuneSpec
 
 #: The damage that is to be survived, and how much more of it.
@@ -44,7 +45,7 @@ HARDENED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _text(how: dict[str, Any]) -> str:
+def _text(how: Any) -> str:
     return json.dumps(how, sort_keys=True)
 
 
@@ -109,6 +110,8 @@ def hardened(studies: tuple[Study, ...]) -> pl.DataFrame:
     with :func:`analysis.statistics.crossed.crossed_interval` over tunings and windows. ``ratio_status``: at least 2 by
     its interval; ``cost_status``: at most 0.02 nats; ``status`` is both, with allowance for ``candidates`` ways of one
     parent (Bonferroni).
+
+    ``way`` is the tuning's label, with what tells it apart from others of that label where there are any.
     """
     found = tuned_models(studies)
     by_parent: dict[str, list[Tuned]] = {}
@@ -124,7 +127,7 @@ def _of(parent: str, models: list[Tuned], studies: Sequence[Study]) -> Iterator[
         if "damage" in model.how:
             damaged.setdefault(_text(model.how), []).append(model)
     intact = next((s for s in studies if s.resolved["model"] == parent), None)
-    for mine in damaged.values():
+    for name, mine in zip(_names([mine[0] for mine in damaged.values()]), damaged.values(), strict=True):
         mine.sort(key=lambda model: model.seed)
         plain = {m.seed: m.study for m in models if "damage" not in m.how and m.alike == mine[0].alike}
         rivals = {
@@ -134,12 +137,37 @@ def _of(parent: str, models: list[Tuned], studies: Sequence[Study]) -> Iterator[
         spec, made = mine[0].spec, origin(mine[0].study)
         assert spec.damage
         assert made
-        common = {"parent": made["parent"]["name"], "way": spec.label, "damage": spec.damage.label,
+        common = {"parent": made["parent"]["name"], "way": name, "damage": spec.damage.label,
                   "candidates": len(damaged)}  # fmt: skip
         for rival, pairs in rivals.items():
             if not pairs:
                 yield common | {"rival": rival, "status": "open", "why_not": NEEDED[rival]}
             yield from (common | {"rival": rival} | row for row in _rows(pairs, len(damaged)))
+
+
+def _names(ways: Sequence[Tuned]) -> list[str]:
+    """A way's label, and of those with one label whatever they differ in: steps, batch, components, texts."""
+    labels, asked = [each.spec.label for each in ways], [_asked(each) for each in ways]
+    found = []
+    for label, mine in zip(labels, asked, strict=True):
+        alike = [other for named, other in zip(labels, asked, strict=True) if named == label]
+        unlike = [key for key in dict.fromkeys(k for other in alike for k in other)
+                  if len({_text(other.get(key)) for other in alike}) > 1]  # fmt: skip
+        found.append(", ".join([label, *(f"{key} {_said(mine.get(key))}" for key in unlike)]))
+    return found
+
+
+def _asked(model: Tuned) -> dict[str, Any]:
+    """All that a tuning was asked to do, its defaults too, and of its texts what isn't a default, by name."""
+    texts = {name: v for name, v in model.how.items() if name not in TuneSpec.model_fields and name != "kind"}
+    found = model.spec.model_dump(mode="json") | {"components": grouped(model.spec.components)}
+    for name, value in texts.items():
+        found |= {f"{name} {k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _said(value: Any) -> str:
+    return "as usual" if value is None else "+".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _rows(pairs: list[tuple[Study, Study]], candidates: int) -> Iterator[dict[str, Any]]:

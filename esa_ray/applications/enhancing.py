@@ -65,7 +65,8 @@ def efficient_fine_tuning(
         The text to tune to; None is ``pysource``, the source code of Python's library, or ``pydoc`` where a study's
         text is that.
     steps, batch
-        Training steps, and windows a step.
+        Training steps, and windows a step; at most as many of these pass the model at a time as the text's
+        ``batch_size`` says, or 8.
     seed
         Draws the windows and orders them; None is the study's first, or 1337.
     save_to
@@ -193,7 +194,8 @@ def _tuned(
         name = given.text.source
     windows = np.asarray(windows)
     places: Places = {weights[name]: torch.from_numpy(at) for name, at in flat.items()}
-    text, kept = Calibrated(model, weights, windows), Kept()
+    together = 8 if name is None else given.text.batch_size
+    text, kept = Calibrated(model, weights, windows, batch_size=together), Kept()
     try:
         result = tune(
             model, weights, spec, given.seed, windows, source=text, target=text, kept=kept,
@@ -203,6 +205,7 @@ def _tuned(
             raise EsaError(f"training diverged after {result.steps} steps; lower learning_rate")
         if given.save_to is not None and source:
             edit = {"kind": "tune", **spec.content(), "weights": _digest(flat), "windows": _digest({"": windows})}
+            edit |= {"together": together} if spec.batch > together else {}
             training = Calibration(name, fingerprint, *windows.shape)
             save(
                 model, source, of_tuned(source, result, spec, edit, given.seed, training, given=not damaged),

@@ -63,6 +63,8 @@ def finish(summary: Summary, *, save_plots: bool, brief: bool = False) -> int:
     for name, counts in summary.grids.items():
         for sentence in _unfinished(name, counts):
             console.print(f"[yellow]{sentence}[/yellow]")
+    for sentence in summary.failures:
+        console.print(f"[yellow]{escape(sentence)}[/yellow]", soft_wrap=True)
     return 1
 
 

@@ -36,6 +36,7 @@ TargetColumn = Annotated[
     str | None, typer.Option(help="Column of the target's text.  [default: text; messages with --target-chat]")
 ]
 TargetChat = Annotated[bool, typer.Option("--target-chat", help="The target's column holds chat messages.")]
+TargetSplit = Annotated[str, typer.Option(help="Split of a hub data set that is the target.")]
 TargetWindows = Annotated[int, typer.Option(help="The target's windows to train on, per seed.")]
 ValidationWindows = Annotated[int, typer.Option(help="And to choose learning rates by, per seed.")]
 Arm = Annotated[
@@ -68,8 +69,8 @@ SaveModel = Annotated[str | None, typer.Option(help="Save every tuned model in a
 #: Options that this command alone has.
 _OWN = (
     "arm", "fraction", "score", "random_draws", "learning_rate", "steps", "batch", "looks", "protect", "strength",
-    "rescore", "damage", "damaged", "components", "target", "target_column", "target_chat", "target_windows",
-    "validation_windows",
+    "rescore", "damage", "damaged", "components", "target", "target_column", "target_chat", "target_split",
+    "target_windows", "validation_windows",
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def tune(
     validation_windows: ValidationWindows = 16,
     target_column: TargetColumn = None,
     target_chat: TargetChat = False,
+    target_split: TargetSplit = "train",
     seeds: options.Seeds = "1337",
     max_samples: options.MaxSamples = 32,
     data: options.Data = "pydoc",
@@ -141,7 +143,8 @@ def _target(given: dict[str, Any]) -> dict[str, Any]:
     source = given["target"] or ("pydoc" if given["data"] == "pysource" else "pysource")
     cut = {"window": "window", "evaluation_windows": "eval_windows", "batch_size": "batch_size", "bos": "bos"}
     return {field: given[name] for field, name in cut.items()} | {
-        "source": source, "chat": given["target_chat"], "calibration_windows": given["target_windows"],
+        "source": source, "chat": given["target_chat"], "split": given["target_split"],
+        "calibration_windows": given["target_windows"],
         "text_column": given["target_column"] or ("messages" if given["target_chat"] else "text"),
     }  # fmt: skip
 

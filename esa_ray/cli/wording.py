@@ -33,7 +33,7 @@ OPTIONS = {
         "arm", "fraction", "score", "learning_rate", "steps", "batch", "looks", "protect", "strength", "rescore",
         "damage", "damaged", "components")},
     "tunings.draw": "--random-draws", "validation_windows": "--validation-windows",
-    "target.source": "--target", "target.text_column": "--target-column",
+    "target.source": "--target", "target.text_column": "--target-column", "target.split": "--target-split",
     "target.calibration_windows": "--target-windows", "target.evaluation_windows": "--eval-windows",
     **{f"target.{name}": f"--{name.replace('_', '-')}" for name in ("window", "batch_size", "bos")},
     **{f"{part}.{name}": f"--{name}" for part in ("faults", "attacks") for name in (

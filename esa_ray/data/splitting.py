@@ -14,6 +14,8 @@ from esa_ray.spec import DataSpec
 
 #: Windows or indices that are worked on at a time: few enough for a processor's cache.
 CHUNK = 512
+#: Tokens of a run by which windows are compared, at any offset.
+RUN = 16
 
 
 def _chunks(n: int) -> Iterator[slice]:
@@ -44,28 +46,60 @@ def _distinct(tokens: np.ndarray | Packed) -> np.ndarray:
     return np.sort(np.unique(keys, return_index=True)[1])
 
 
+def _runs(windows_NT: np.ndarray, n: int) -> np.ndarray:
+    """(N, T−n): each run of n tokens of each window, the first token aside, by a 64-bit hash."""
+    # BOS stands in every window and says nothing.
+    odd = np.array([int.from_bytes(hashlib.sha256(bytes([i])).digest()[:8], "little") | 1 for i in range(n)], np.uint64)
+    body = windows_NT[:, 1:].astype(np.uint64)
+    found = body[:, : body.shape[1] - n + 1] * odd[0]
+    for i in range(1, n):
+        found += body[:, i : i + found.shape[1]] * odd[i]
+    return found
+
+
+def held(windows_NT: np.ndarray, tokens: np.ndarray | Packed, index: np.ndarray) -> np.ndarray:
+    """Of each window the share of its runs of 16 tokens that some of other ``tokens`` hold, at any offset, (N,).
+
+    Runs in which less than half of the tokens differ from the one before count for none: rulers, columns of spaces.
+
+    >>> text = np.arange(100)
+    >>> held(text[None, 10:50], np.stack([text[20:60], text[60:]]), np.array([0, 1])).round(2).tolist()
+    [0.58]
+    """
+    n = min(RUN, windows_NT.shape[1] - 1, tokens.shape[1] - 1)
+    changes = np.cumsum(windows_NT[:, 2:] != windows_NT[:, 1:-1], axis=1)
+    changes = np.pad(changes, ((0, 0), (1, 0)))
+    says = changes[:, n - 1 :] - changes[:, : changes.shape[1] - n + 1] >= (n - 1) / 2
+    mine = _runs(windows_NT, n)
+    known, found = _Known(mine), [np.empty(0, np.uint64)]
+    for part in _chunks(len(index)):
+        theirs = _runs(tokens[index[part]], n)
+        found.append(theirs[known.of(theirs)])
+    return (says & np.isin(mine, np.concatenate(found))).mean(axis=1)
+
+
+class _Known:
+    """Tells which of many runs are among some."""
+
+    def __init__(self, runs: np.ndarray):
+        self._known = np.unique(runs)
+        # Nearly every run is new: a table of its first 20 bits says so much faster than the search.
+        self._table, self._shift = np.zeros(2**20, dtype=bool), np.uint64(44)
+        self._table[self._known >> self._shift] = True
+
+    def of(self, runs: np.ndarray) -> np.ndarray:
+        """A mask of the same shape."""
+        shared = self._table[runs >> self._shift]
+        shared[shared] = np.isin(runs[shared], self._known)
+        return shared
+
+
 def _repeats(tokens: np.ndarray | Packed, pool: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
     """Which pool windows share half of their 16-token runs or more with evaluation windows, at any offset."""
-    n = min(16, tokens.shape[1] - 1)
-    odd = np.array([int.from_bytes(hashlib.sha256(bytes([i])).digest()[:8], "little") | 1 for i in range(n)], np.uint64)
-
-    def runs(index: np.ndarray) -> np.ndarray:
-        # BOS stands in every window and says nothing; a run is told by a 64-bit hash of its tokens.
-        body = tokens[index][:, 1:].astype(np.uint64)
-        found = body[:, : body.shape[1] - n + 1] * odd[0]
-        for i in range(1, n):
-            found += body[:, i : i + found.shape[1]] * odd[i]
-        return found
-
-    known, found = np.unique(runs(evaluation)), np.zeros(len(pool), dtype=bool)
-    # Nearly every run is new: a table of its first 20 bits says so much faster than the search.
-    table, shift = np.zeros(2**20, dtype=bool), np.uint64(44)
-    table[known >> shift] = True
+    n = min(RUN, tokens.shape[1] - 1)
+    known, found = _Known(_runs(tokens[evaluation], n)), np.zeros(len(pool), dtype=bool)
     for part in _chunks(len(pool)):
-        mine = runs(pool[part])
-        shared = table[mine >> shift]
-        shared[shared] = np.isin(mine[shared], known)
-        found[part] = shared.mean(axis=1) >= 0.5
+        found[part] = known.of(_runs(tokens[pool[part]], n)).mean(axis=1) >= 0.5
     return found
 
 

@@ -129,6 +129,8 @@ def run_studies(
             if data.is_large(work.spec.data):
                 connect()
             work.read_text()
+            for remark in work.remarks:
+                reporter.say(remark)
         todo = [work for work in works if work.lacks]
         check_apart([(work.spec, work.source) for work in todo if work.resolved is None])
         if todo:
@@ -325,10 +327,10 @@ def _afterwards(works: list[Work], watch: Watch, how: Options, listeners: list, 
             _sweep(works, swept, watch, how, listeners)
         plain = [m.name for m in measurements if not isinstance(m, Swept)]
         jobs = [[job for name in plain for job in _jobs(work, name)] for work in works]
-        if any(jobs):
-            _share(works, phase, jobs, watch.reporter, check)
-        for work, mine in zip(works, jobs, strict=True):
-            work.computed += len(mine)
+        if not any(jobs):
+            continue
+        for work, found in zip(works, _share(works, phase, jobs, watch.reporter, check), strict=True):
+            work.computed += sum("failed" not in told for (told,) in found)
 
 
 def _jobs(work: Work, name: str) -> list[Job]:

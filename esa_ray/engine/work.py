@@ -19,10 +19,10 @@ from esa_ray.engine.dispatch import Actors, result
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
 from esa_ray.grid import Fingerprints, cells
-from esa_ray.measurements import MEASUREMENTS, Unit
+from esa_ray.measurements import MEASUREMENTS, Unit, failed
 from esa_ray.measurements.missing import check_opening, lacks, resolution
 from esa_ray.measurements.swept import Swept
-from esa_ray.measurements.target import check_judged_apart, named
+from esa_ray.measurements.target import check_judged_apart, named, rest_of
 from esa_ray.models.sources import Source, find
 from esa_ray.spec import DataSpec, StudySpec
 from esa_ray.storage.store import PACK_AT, Store
@@ -55,12 +55,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended; ``grids`` by the name of their measurement."""
+    """How a run ended; ``grids`` by the name of their measurement, ``failures`` of those that are no grids in words."""
 
     directory: Path | str
     grids: dict[str, Counts]
     computed: int
     seconds: float
+    failures: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -69,8 +70,8 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Every unit of every grid has a result (divergence is one)."""
-        return not any(counts.missing or counts.failed for counts in self.grids.values())
+        """Every unit has a result (divergence is one)."""
+        return not self.failures and not any(counts.missing or counts.failed for counts in self.grids.values())
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Work:
     cell_seconds: float = 0.0
     computed: int = 0
     unpacked: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, spec: StudySpec, location: str | Path) -> Work:
@@ -104,6 +106,7 @@ class Work:
     def read_text(self) -> None:
         """Learn what the text says, and what an earlier run resolved."""
         check_others(self.spec.other_texts)
+        documents = None
         if data.is_large(self.spec.data):
             if self.spec.protocols:
                 raise EsaError(
@@ -117,24 +120,29 @@ class Work:
                     f"packing {self.spec.data.source} failed ({first_line(error)[:160]}); run the same command again"
                 ) from None
         else:
-            self.text = self._fingerprint(self.spec.data)
+            documents = self._documents(self.spec.data)
+            self.text = data.text_fingerprint(documents)
         if self.spec.target:
-            self.target = self._read_target(self.spec.target)
+            self._read_target(self.spec.target, documents)
         self.look()
 
-    def _read_target(self, spec: DataSpec) -> str:
+    def _read_target(self, spec: DataSpec, source: list[str] | None) -> None:
+        """Learn what the target says, and what of it the source's documents say, too."""
         with named():
             if data.is_large(spec):
                 raise EsaError(
                     f"--data {spec.source} is more than is tuned to; give a sample of it, of at most {LARGE >> 20} MiB"
+                    + ", as by --target-split 'train[:1%]'" * hub.is_hub(spec)
                 )
-            found = self._fingerprint(spec)
+            documents = self._documents(spec)
+        self.target = data.text_fingerprint(documents)
         assert self.text
-        check_judged_apart(self.spec, self.text, found)
-        return found
+        check_judged_apart(self.spec, self.text, self.target)
+        if source is not None and self.target != self.text and (told := rest_of(self.spec, documents, source).told):
+            self.remarks.append(f"{told} of --target {spec.source} stand in --data, too, and are left out of it")
 
-    def _fingerprint(self, spec: DataSpec) -> str:
-        return data.text_fingerprint(data.read_documents(spec, self._tokenizer(spec)))
+    def _documents(self, spec: DataSpec) -> list[str]:
+        return data.read_documents(spec, self._tokenizer(spec))
 
     def _tokenizer(self, spec: DataSpec) -> PreTrainedTokenizerBase | None:
         """What writes chat rows down; it takes torch, which a driver does without otherwise."""
@@ -233,7 +241,8 @@ class Work:
         stored = self.store.load_study()
         assert stored
         grids = {m.name: self._counts(m, stored) for m in MEASUREMENTS.values() if isinstance(m, Swept)}
-        found = Summary(self.store.directory, grids, self.computed, seconds)
+        failures = tuple(failed.told(failed.noted(self.store.location)))
+        found = Summary(self.store.directory, grids, self.computed, seconds, failures)
         if self.computed or not self.store.location.exists("manifest.json"):
             cells = grids["cells"]
             self.store.save_manifest(

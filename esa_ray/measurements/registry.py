@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esa_ray import extensions
+from esa_ray.errors import EsaError, first_line
+from esa_ray.measurements import failed
 from esa_ray.measurements.cost import Cost
 from esa_ray.schema import TABLES, define
 from esa_ray.spec.registry import C, Entry, Registry
@@ -86,9 +88,22 @@ class Measurement(Entry):
         raise NotImplementedError
 
     def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
-        """Measure one unit and store its rows; returns what the driver hears of it."""
-        found = self.rows(worker, unit)
-        worker.store.write(self.table, unit.name, found)
+        """Measure one unit and store its rows; returns what the driver hears of it.
+
+        An exception is this unit's alone, and is noted, unless what follows needs its rows or it ends the process.
+        """
+        try:
+            found = self.rows(worker, unit)
+            worker.store.write(self.table, unit.name, found)
+        except EsaError:
+            raise  # a cause the user can mend, the same for every unit
+        except Exception as error:
+            if self.phase in RESERVED or _ends(error):
+                raise
+            said = f"{type(error).__name__}: {first_line(error)}"
+            failed.note(worker.store.location, self.name, unit.name, said)
+            return {"rows": 0, "failed": said}
+        failed.forget(worker.store.location, self.name, unit.name)
         return {"rows": len(found)}
 
     @property
@@ -102,6 +117,14 @@ class Measurement(Entry):
             raise ValueError(f"measurement {self.name}: phase {self.phase} is esa-ray's own; choose another")
         if self.schema is None and self.table not in TABLES:
             raise ValueError(f"measurement {self.name}: table {self.table} has no columns; give the class a schema")
+
+
+def _ends(error: Exception) -> bool:
+    """Whether no other unit could be measured after it: memory, the device or the weights are lost."""
+    from esa_ray.models.exhaustion import out_of_memory, poisoned
+    from esa_ray.perturb.edit import NotRestoredError
+
+    return isinstance(error, NotRestoredError) or poisoned(error) or out_of_memory(error)
 
 
 class Measurements(Registry[Measurement]):

@@ -80,7 +80,7 @@ class Tunings(Swept):
     """One unit a tuning and seed, and one for the intact model; a row for each look."""
 
     name, table, phase, identity = "tunings", "tunings", "tunings", "tuning_id"
-    passes, lighter = 200.0, "--batch or --window"
+    passes, lighter = 200.0, "--batch-size or --window"
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """The intact model, and every tuning by every seed's windows."""

@@ -21,7 +21,7 @@ from esa_ray.evaluation.protocols import Measuring
 from esa_ray.grid import Fingerprints
 from esa_ray.host.machine import own_directory, this_machine
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
-from esa_ray.measurements.target import Target, read_target
+from esa_ray.measurements.target import Target, check_windows_apart, read_target
 from esa_ray.models import device as gpus
 from esa_ray.models.account import account
 from esa_ray.models.addressing import catalogue
@@ -120,8 +120,7 @@ class Worker:
             gpus.take_share(gpu_share)
         self.spec, self.source, self.store = spec, source, Store(directory)
         self.dtype = resolve_dtype(source, spec.model.dtype, device)
-        self.windows, found = (windows, text) if windows and text else self._read_text(text)
-        self.target = self._read_target(target)
+        self.windows, self.target, found = self._read_texts(windows, text, target)
         self.resolved = Fingerprints(
             source.fingerprint, self.dtype, found, self.target.fingerprint if self.target else None
         )
@@ -148,20 +147,31 @@ class Worker:
             tail_stays=all(tensor.layer is not None for tensor in self.rankings.tensors), budget=memory_budget,
         )  # fmt: skip
 
-    def _read_text(self, expected: str | None) -> tuple[data.Windows, str]:
-        tokenizer = load_tokenizer(self.source)
-        documents = data.read_documents(self.spec.data, tokenizer)
-        found = data.text_fingerprint(documents)
-        if expected not in (None, found):
-            raise EsaError(f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file")
-        return data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
+    def _read_texts(
+        self, windows: data.Windows | None, text: str | None, target: str | None
+    ) -> tuple[data.Windows, Target | None, str]:
+        """The text's windows, the target, and the text's fingerprint."""
+        documents, tokenizer = None, load_tokenizer(self.source)
+        if windows is None or text is None:
+            documents = data.read_documents(self.spec.data, tokenizer)
+            found = data.text_fingerprint(documents)
+            if text not in (None, found):
+                raise EsaError(
+                    f"{platform.node()} sees another text under --data {self.spec.data.source}; share the file"
+                )
+            windows, text = data.windows(self.spec.data, tokenizer, self.spec.seeds, documents), found
+        return windows, self._read_target(target, windows, documents, text), text
 
-    def _read_target(self, expected: str | None) -> Target | None:
+    def _read_target(
+        self, expected: str | None, windows: data.Windows, documents: list[str] | None, text: str
+    ) -> Target | None:
         if self.spec.target is None:
             return None
-        found = read_target(self.spec, load_tokenizer(self.source))
+        found = read_target(self.spec, load_tokenizer(self.source), documents, text)
         if expected not in (None, found.fingerprint):
             raise EsaError(f"{platform.node()} sees another text under --target {found.spec.source}; share the file")
+        if found.fingerprint != text:
+            check_windows_apart(self.spec, windows, found)
         return found
 
     def _calibrate(self, seed: int) -> Calibrated:
@@ -270,6 +280,8 @@ class Worker:
     def _described_others(self) -> dict[str, Any]:
         texts = {spec.source: text for spec, (_, text) in zip(self.spec.other_texts, self._others, strict=True)}
         target = {"target": self.target.fingerprint} if self.target else {}
+        if self.target and self.target.left_out:
+            target["target_left_out"] = self.target.left_out
         return target | ({"other_texts": texts} if texts else {})
 
     @cached_property

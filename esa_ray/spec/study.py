@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -152,10 +153,7 @@ class StudySpec(Spec):
             raise ValueError(
                 "--target is the text that tunings are to, and none is asked for; add one, or leave it out"
             )
-        if alike := [t.label for i, t in enumerate(self.tunings) if t.label in {o.label for o in self.tunings[:i]}]:
-            raise ValueError(
-                f"two tunings called {alike[0]} differ in steps, batch, looks or components; make them two studies"
-            )
+        self._check_tunings()
         self._check_memory()
         labels = [how.label for how in (*self.compressions, *self.tunings)]
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
@@ -201,6 +199,20 @@ class StudySpec(Spec):
     def unit(self) -> str:
         """What its scores rank: weight, row, col, neuron or head."""
         return self.scores[0].unit if self.scores else "weight"
+
+    def _check_tunings(self) -> None:
+        """Of one way there is one tuning for each learning rate: reports choose among these alone."""
+        by_way: dict[str, list[TuneSpec]] = {}
+        for how in self.tunings:
+            by_way.setdefault(how.way, []).append(how)
+        for way, mine in by_way.items():
+            for how, other in combinations(mine, 2):
+                unlike = [name for name in type(how).model_fields if getattr(how, name) != getattr(other, name)]
+                if (alike := how.label == other.label) or unlike != ["learning_rate"]:
+                    raise ValueError(
+                        f"two tunings called {how.label if alike else way} differ in {', '.join(unlike)}; make them "
+                        "two studies"
+                    )
 
     def _check_units(self) -> None:
         if len({s.unit for s in self.scores}) > 1:

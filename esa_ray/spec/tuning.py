@@ -38,7 +38,8 @@ class TuneSpec(Spec):
     is too many and that comes nearer; it leaves convolutions alone. What isn't trained stays bit for bit.
 
     Adam with ``learning_rate`` (a linear warm-up over the first tenth of ``steps``, then linear decay to 0) and no
-    weight decay takes ``batch`` windows a step; the gradient of the mean loss per token is clipped to norm 1. The
+    weight decay takes ``batch`` windows a step, of which as many pass the model at a time as the target's
+    ``batch_size`` says; the gradient of the mean loss per token is clipped to norm 1. The
     outcome is measured ``looks`` times, evenly over the steps.
 
     ``protect`` keeps what the source text needs, F being the Fisher information of its calibration windows: "ewc" adds

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import stats
 
@@ -14,6 +15,7 @@ from analysis.study import StudyError, load
 from analysis.tuning.hardening import INTACT, UNDAMAGED, hardened
 from esa_ray.spec import PerturbSpec
 from esa_ray.spec.tuning import TuneSpec
+from tests.analysis.compressed import compressed, prune
 from tests.analysis.planted import RATE, TOKENS, damaged, wobble
 from tests.analysis.synthetic import save_table
 from tests.analysis.test_figures import drawn, labels
@@ -138,6 +140,51 @@ def test_ways_that_differ_in_their_learning_rate_are_judged_one_by_one(tmp_path)
     assert verdict.status == "holds"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("steps", 200, ("steps 100", "steps 200")),
+        ("batch", 16, ("batch 8", "batch 16")),
+        ("components", ("q", "k"), ("components attention+ffn+mixer", "components q+k")),
+        ("learning_rate", 1.00000001e-4, ("learning_rate 0.0001", "learning_rate 0.000100000001")),
+        ("damaged", 50, ("", "")),  # of which the label tells
+    ],
+)
+def test_ways_with_one_label_are_told_apart_by_what_they_differ_in(tmp_path, field, value, said):
+    other = TuneSpec.model_validate(FLIPS.model_dump() | {field: value})
+    models(tmp_path, [0.1] * 3, [0.21] * 3)
+    for seed in (1, 2, 3):
+        plain = TuneSpec.model_validate({field: value} if field != "damaged" else {})
+        measured(tmp_path / f"other{seed}", 0.1, how=plain, seed=seed)
+        measured(tmp_path / f"otherhard{seed}", 0.11, how=other, seed=seed, cost=0.01)
+    found = compare([tmp_path])
+    table = hardened((*found.studies, *found.tuned)).filter(pl.col("rival") == INTACT)
+    names = [", ".join(filter(None, (way.label, more))) for way, more in zip((FLIPS, other), said, strict=True)]
+    assert dict(table.select("way", "dose").iter_rows()) == {
+        names[0]: pytest.approx(0.21, rel=0.01), names[1]: pytest.approx(0.11, rel=0.01)
+    }  # fmt: skip
+    assert len(set(names)) == 2
+    (verdict,) = [v for v in comparison_verdicts(found) if v.id == "P5.4f"]
+    (section,) = [s for s in reports.sections(found, {"hardening"}) if s.id == "hardening"]
+    for name in names:
+        assert f"zoo-llama, {name} against the intact model: " in verdict.evidence
+        assert name in [row[1] for row in section.tables[0].rows]
+    # The one way doubles the dose, and it is enough if one does.
+    assert verdict.status == "holds"
+
+
+def test_ways_that_were_tuned_to_texts_of_their_own_are_told_apart(tmp_path):
+    for name, text in (("one", "aa"), ("two", "bb")):
+        for seed in (1, 2):
+            measured(tmp_path / f"{name}{seed}", 0.2, how=FLIPS, seed=seed)
+            record = json.loads((tmp_path / f"{name}{seed}" / "study.json").read_text())
+            record["resolved"]["made_of"]["edit"]["target"] = {"text": text}
+            (tmp_path / f"{name}{seed}" / "study.json").write_text(json.dumps(record))
+
+    studies = tuple(load(tmp_path / f"{name}{seed}") for name in ("one", "two") for seed in (1, 2))
+    assert set(hardened(studies)["way"]) == {f"{FLIPS.label}, target text {text}" for text in ("aa", "bb")}
+
+
 def test_a_parent_that_was_made_of_another_model_is_a_rival_too(tmp_path):
     studies = models(tmp_path, [0.1] * 3, [0.3] * 3)
     studies[0].resolved["made_of"] = {
@@ -211,8 +258,8 @@ def test_the_comparison_tells_it_with_a_figure(tmp_path):
     assert all(len(axis) >= 2 for axis in labels(drawn(chart)))
     (section,) = [s for s in reports.sections(found, {"hardening"}) if s.id == "hardening"]
     assert (
-        "Against the intact model, 1 of 1 surely withstands more; the most, zoo-llama tuned with sign_flip-0.5, 5.9"
-        in section.answer
+        "Against the intact model, 1 of 1 surely withstands more; the most, zoo-llama tuned by full-lr0.0001-"
+        "sign_flip-0.5-of100, 5.9" in section.answer
     )
     assert len(section.figures) == 1
     assert all(len(row) == len(t.columns) for t in section.tables for row in t.rows)
@@ -222,5 +269,14 @@ def test_a_study_that_only_tunes_is_left_out_of_a_comparison(tmp_path):
     models(tmp_path, [0.1], [0.3], seeds=(1,))
     tuned(tmp_path / "tuning", [TuneSpec()], lambda *_: -0.1)
     assert not compare([tmp_path]).begun
-    with pytest.raises(StudyError, match="no study there has a baseline and scores"):
+    with pytest.raises(StudyError, match=r"a study of tunings ranks no weights, .*; esa report \S+/tuning tells what"):
         compare([tmp_path / "tuning"])
+
+
+def test_studies_that_only_compress_are_told_where_to_read_what_that_costs(tmp_path):
+    for name in ("one", "two"):
+        compressed(tmp_path / name, [prune("wanda")], lambda *_: 0.1)
+    with pytest.raises(StudyError, match=r"a study of compressions ranks no weights, .*; esa report \S+/one tells"):
+        compare([tmp_path])
+    models(tmp_path / "ranked", [0.1], [0.3], seeds=(1,))
+    assert compare([tmp_path]).models["model"].to_list() == ["intact"]

@@ -9,6 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 import analysis
 from analysis.report.page import _failures
+from analysis.report.sections import answered
 from esa_ray.spec import DataSpec, ModelSpec, PerturbSpec, StudySpec
 from esa_ray.spec.tuning import TuneSpec
 from tests.analysis.tuned import RATE, arms, tuned
@@ -226,6 +227,27 @@ def test_a_smaller_rate_that_forgets_less_can_lie_on_the_front(tmp_path):
     assert dict(table.select("learning_rate", "best_rate").iter_rows()) == {1e-4: False, 1e-3: True, 1e-2: False}
 
 
+@pytest.mark.parametrize(
+    ("seeds", "probability", "said"),
+    [
+        ((1, 2), None, "On the front by their means, of which fewer than 3 seeds can't tell how sure that is: "),
+        ((1, 2, 3), 1.0, "Surely on the front: "),
+    ],
+)
+def test_two_seeds_put_a_tuning_on_the_front_by_its_mean_alone(tmp_path, seeds, probability, said):
+    def planted_alike(spec, seed, text, step):  # the seeds agree to the bit
+        return planted(spec, 1, text, step)
+
+    study = tuned(tmp_path, arms(), planted_alike, seeds=seeds)
+    table = analysis.tuning_front(study)
+    assert the(table, arm="full").items() >= {"front": True, "seeds": len(seeds), "probability": probability}.items()
+    (section,) = [s for s in answered(study, set(), "tuning") if s.id == "tuned"]
+    assert said in section.answer
+    assert ("Surely on the front" in section.answer) == (len(seeds) > 2)
+    if len(seeds) == 2:
+        assert {row[10] for row in section.tables[0].rows} == {"–"}
+
+
 def test_a_tie_lies_on_the_front_in_half_of_the_draws(tmp_path):
     rng = np.random.default_rng(1)
     noise = {(s, t): 0.1 * rng.normal(size=n) for s in range(1, 9) for t, n in SIZES.items()}
@@ -305,4 +327,15 @@ def test_two_tunings_of_one_name_are_two_studies():
     made = {"name": "x", "model": ModelSpec(source="m"), "target": DataSpec(source="t"), "scores": ()}
     with pytest.raises(ValidationError, match=r"two tunings called full-lr0\.0001 differ in steps"):
         StudySpec(tunings=(TuneSpec(steps=10), TuneSpec(steps=20)), **made)
+    with pytest.raises(ValidationError, match=r"two tunings called full-lr0\.0001 differ in learning_rate;"):
+        StudySpec(tunings=(TuneSpec(), TuneSpec(learning_rate=1.00000001e-4)), **made)
     assert len(StudySpec(tunings=(TuneSpec(), TuneSpec()), **made).tunings) == 1
+
+
+def test_learning_rates_of_one_way_are_chosen_among_and_nothing_else_is():
+    made = {"name": "x", "model": ModelSpec(source="m"), "target": DataSpec(source="t"), "scores": ()}
+    rates = [TuneSpec(learning_rate=rate) for rate in (1e-3, 1e-4, 1e-5)]
+    assert len(StudySpec(tunings=rates, **made).tunings) == 3
+    other = rates[1].model_copy(update={"batch": 16, "learning_rate": 1e-2})
+    with pytest.raises(ValidationError, match=r"two tunings called full differ in learning_rate, batch; make them two"):
+        StudySpec(tunings=[*rates, other], **made)

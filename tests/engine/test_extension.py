@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 import analysis
 from esa_ray import cli
 from esa_ray.errors import EsaError
-from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements import MEASUREMENTS, Unit
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
+from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.storage.store import Store
 from tests import extended
 
@@ -69,6 +70,52 @@ def test_from_units_to_the_report(study, model_dir, registered, tmp_path):
     assert analysis.progress(analysis.load(tmp_path))["heaviest missing"] == 1
 
 
+def broken(self, worker, unit):
+    """Rows of the first block alone."""
+    if unit.values == (1,):
+        raise ZeroDivisionError("no block is\nlike the last")
+    return REAL(self, worker, unit)
+
+
+REAL = extended.Heaviest.rows
+SAID = "ZeroDivisionError: no block is"
+
+
+def test_a_unit_whose_rows_raise_is_an_error_of_its_own_until_it_has_some(study, registered, tmp_path, monkeypatch):
+    worker, heaviest = Worker(study, find(study.model), str(tmp_path)), MEASUREMENTS["heaviest"]
+    found = worker.describe()
+    worker.store.save_study(study, found, found.pop("versions"))
+    with monkeypatch.context() as planted:
+        planted.setattr(extended.Heaviest, "rows", broken)
+        told = [worker.measure("heaviest", unit) for unit in heaviest.asked(study, worker.store)]
+    assert [each.get("failed") for each in told] == [None, SAID]
+    assert worker.store.names("heaviest") == ["block-0"]
+    assert [unit.name for unit in heaviest.missing(study, worker.store)] == ["block-1"]
+    analysis.write_report(analysis.load(tmp_path))
+    failures = (tmp_path / "report.html").read_text().partition("What failed")[2]
+    assert "heaviest block-1" in failures
+    assert SAID in failures
+    worker.measure("heaviest", *heaviest.missing(study, worker.store))
+    assert not list((tmp_path / "failed").iterdir())
+    analysis.write_report(analysis.load(tmp_path))
+    assert "What failed" not in (tmp_path / "report.html").read_text()
+
+
+def test_rows_that_are_none_of_the_table_are_that_units_error_too(study, registered, tmp_path, monkeypatch):
+    worker = Worker(study, find(study.model), str(tmp_path))
+    monkeypatch.setattr(extended.Heaviest, "rows", lambda *_: [{"largest": "much"}])
+    assert "failed" in worker.measure("heaviest", Unit("block-0", (0,)))
+
+
+def test_what_other_units_would_meet_too_ends_the_run(study, registered, tmp_path, monkeypatch):
+    worker = Worker(study, find(study.model), str(tmp_path))
+    for error in (EsaError("mend it"), MemoryError(), NotRestoredError("w")):
+        monkeypatch.setattr(extended.Heaviest, "rows", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            worker.measure("heaviest", Unit("block-0", (0,)))
+    assert not (tmp_path / "failed").exists()
+
+
 def test_the_plan_tells_of_it_and_counts_its_passes(monkeypatch, capsys):
     command = "esa run --model m --metric magnitude --topk 3 --perturb zero --eval-windows 10 --plan"
     monkeypatch.setattr(sys, "argv", command.split())
@@ -98,12 +145,26 @@ def test_a_section_that_names_a_figure_nobody_draws_fails(study, registered, tmp
         analysis.report.sections.answered(analysis.load(tmp_path), set())
 
 
+#: An extension that fails over its second unit until a file says that it is mended.
+FAILS = """
+import pathlib
+
+def rows(self, worker, unit, real=extended.Heaviest.rows):
+    if unit.values == (1,) and not (pathlib.Path(worker.store.directory) / "mended").exists():
+        raise ZeroDivisionError("no block is like the last")
+    return real(self, worker, unit)
+
+extended.Heaviest.rows = rows
+"""
+
+
 @pytest.mark.ray
-def test_an_installed_package_is_found_by_driver_actors_and_report(study, model_dir, ray_cluster, tmp_path):
+@pytest.mark.parametrize("more", ["", FAILS], ids=["whole", "fails"])
+def test_an_installed_package_is_found_by_driver_actors_and_report(study, model_dir, ray_cluster, tmp_path, more):
     package = tmp_path / "site"
     metadata = package / "mine-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (package / "mine.py").write_text("from tests import extended\n\nextended.register()\n")
+    (package / "mine.py").write_text(f"from tests import extended\n\nextended.register()\n{more}")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[esa_ray]\nmine = mine\n")
     script = """
@@ -114,17 +175,26 @@ ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_en
 from esa_ray.engine.sweep import run_study
 from esa_ray.spec import StudySpec
 summary = run_study(StudySpec.model_validate_json(spec), directory, address=address)
-print(json.dumps([summary.complete, summary.computed]))
+print(json.dumps([summary.complete, summary.computed, summary.failures]))
 """
     path = os.pathsep.join([str(package), str(ROOT)])
     arguments = [ray.get_runtime_context().gcs_address, study.model_dump_json(), str(tmp_path / "out"), path]
     environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": ""}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *arguments], env=environment, cwd=ROOT, check=False,
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [True, 3]  # a seed's rankings, and two blocks
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, *arguments], env=environment, cwd=ROOT, check=False,
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    if more:  # the first block has its rows all the same
+        said = "1 unit of heaviest failed (block-1: ZeroDivisionError: no block is like the last); run the same command"
+        complete, computed, (sentence,) = run()
+        assert (complete, computed, sentence.startswith(said)) == (False, 2, True)
+        (tmp_path / "out" / "mended").touch()
+    assert run() == [True, 1 if more else 3, []]  # a seed's rankings, and two blocks
     extended.register()
     try:
         check(tmp_path / "out", model_dir)

@@ -330,6 +330,92 @@ def test_a_text_that_is_both_is_cut_into_the_same_windows(tiny_study):
             check_judged_apart(other, "text", "text")
 
 
+def rows(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def own(words, n=120):
+    """Documents of nothing that other words have."""
+    return [" ".join(f"{words[i * j % len(words)]}{i * 31 % 97}" for j in range(1, 9)) for i in range(1, n)]
+
+
+def test_documents_that_both_texts_have_are_neither_trained_on_nor_do_they_judge_the_gain(working, tmp_path):
+    ours, both, theirs = own(["ash", "oak", "elm"]), own(["sun", "moon"]), own(["def", "class", "pass", "return"])
+    source = rows(tmp_path / "source.jsonl", [*ours, *both])
+    target = rows(tmp_path / "target.jsonl", [*both[::-1], *theirs])
+    cut = {"window": 24, "evaluation_windows": 3, "batch_size": 2}
+    worker = working(
+        data=DataSpec(source=source, calibration_windows=4, **cut),
+        target=DataSpec(source=target, calibration_windows=5, **cut), seeds=(7, 8),
+    )  # fmt: skip
+    wanted = data.windows(
+        DataSpec(source=rows(tmp_path / "theirs.jsonl", theirs), calibration_windows=7, **cut),
+        load_tokenizer(worker.source), (7, 8),
+    )  # fmt: skip
+    assert np.array_equal(worker.target.evaluation, wanted.evaluation)
+    for seed in (7, 8):
+        both_kinds = np.concatenate([worker.target.train(seed), worker.target.validation(seed)])
+        assert np.array_equal(both_kinds, wanted.calibration(seed))
+    assert worker.resolved.target == data.text_fingerprint([*both[::-1], *theirs])
+    told = worker.describe()["target_left_out"]
+    assert told.startswith("119 documents (")
+    work = Work.of(worker.spec, tmp_path / "new")
+    work.read_text()
+    assert work.remarks == [f"{told} of --target {target} stand in --data, too, and are left out of it"]
+
+
+def test_a_target_that_the_source_holds_whole_is_refused_before_ray_starts(working, tmp_path):
+    both = own(["sun", "moon"])
+    cut = {"window": 24, "calibration_windows": 4, "evaluation_windows": 3}
+    spec = working().spec.replace(
+        data=DataSpec(source=rows(tmp_path / "source.jsonl", [*own(["ash", "oak"]), *both]), **cut),
+        target=DataSpec(source=rows(tmp_path / "target.jsonl", both), **cut),
+    )
+    with pytest.raises(EsaError, match=r"--target \S+ holds nothing that --data \S+ doesn't hold, too; give another"):
+        Work.of(spec, tmp_path / "new").read_text()
+
+
+@pytest.mark.parametrize("header", [0, 20, 40])
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [(slice(0, 900), slice(5, 900)), (slice(0, 500), slice(400, 900)), (slice(0, 900), slice(700))]
+)
+def test_texts_that_are_the_same_in_part_without_a_paragraph_to_tell_it_by_are_refused(
+    working, tmp_path, mine, theirs, header
+):
+    lines = [f"def f{i}(x): return x + {i * 7919 % 1000}\n" for i in range(900)]
+    (tmp_path / "one.txt").write_text("".join(lines[mine]))
+    (tmp_path / "other.txt").write_text("#" * header + "".join(lines[theirs]))
+    cut = {"window": 64, "calibration_windows": 20, "evaluation_windows": 30}
+    texts = [DataSpec(source=str(tmp_path / name), **cut) for name in ("one.txt", "other.txt")]
+    for n, (source, target) in enumerate([texts, texts[::-1]]):
+        with pytest.raises(
+            EsaError, match=r"are the same in part: \d+ of 30 windows that judge .* leave that part out"
+        ):
+            working(f"study{n}", data=source, target=target)
+
+
+@pytest.mark.parametrize(("names", "window"), [(("pydoc", "pysource"), 128), (("pysource", "pydoc"), 64)])
+def test_the_default_texts_keep_their_windows(working, names, window):
+    cut = {"window": window, "evaluation_windows": 32, "batch_size": 8}
+    source, target = (
+        DataSpec(source=name, calibration_windows=n, **cut) for name, n in zip(names, (32, 256), strict=True)
+    )
+    worker = working(data=source, target=target, validation_windows=16, seeds=(1337, 123, 999))
+    tokenizer = load_tokenizer(worker.source)
+    plain = data.windows(target.model_copy(update={"calibration_windows": 272}), tokenizer, worker.spec.seeds)
+    assert np.array_equal(worker.target.evaluation, plain.evaluation)
+    assert all(np.array_equal(worker.target.windows.calibration(s), plain.calibration(s)) for s in worker.spec.seeds)
+    assert "target_left_out" not in worker.describe()
+
+
+def test_a_text_that_is_source_and_target_stays_whole(working):
+    same = working().spec.data
+    worker = working("same", data=same, target=same.model_copy(update={"calibration_windows": 5}), validation_windows=2)
+    assert np.array_equal(worker.target.evaluation, worker.windows.evaluation)
+    assert len(worker.target.train(7)) == 5
+
+
 def test_a_target_that_is_too_short_is_told_by_its_own_options(working, tmp_path):
     (tmp_path / "short.txt").write_text(" ".join(map(str, range(60))))
     short = DataSpec(source=str(tmp_path / "short.txt"), window=24, calibration_windows=5, evaluation_windows=3)

@@ -15,7 +15,7 @@ from analysis.tuning.hardening import hardened
 
 COLUMNS: Columns = {
     "<model": text("parent"),
-    "<tuned with": text("damage"),
+    "<tuned by": text("way"),
     "<against": text("rival"),
     "<sign flips": lambda r: " of ".join(filter(None, (r["series"], r["chosen"]))),
     "tunings": text("tunings"),
@@ -65,4 +65,4 @@ def _answer(table: pl.DataFrame) -> str:
 
 
 def _named(r: dict[str, Any]) -> str:
-    return f"{r['parent']} tuned with {r['damage']}"
+    return f"{r['parent']} tuned by {r['way']}"

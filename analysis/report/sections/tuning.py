@@ -48,12 +48,18 @@ def tuned(study: Study) -> Section | None:
         "seeds and windows (with one seed, for windows). Seeds draw training windows, batches and random masks; values "
         "of random masks are means over their draws. The front counts every learning rate, as a smaller one learns "
         "less and forgets less; its probability is that of lying on it when seeds and windows are drawn anew, which "
-        "with few seeds is too sure of itself. Of LoRA the trained numbers are those of its adapters.",
+        "takes three seeds. Of LoRA the trained numbers are those of its adapters."
+        + _left_out(study),
         [Figure("tuning_front", "Target loss against forgetting of every way and learning rate; numbers in the table",
                 "Down: learns more. Left: forgets less. A line joins the learning rates of a way; filled: its best "
                 "one, with 95% intervals. Dashed: the front.")],
         [Table(columns, [_row(r) for r in table.iter_rows(named=True)]), _whole_front(on)],
     )  # fmt: skip
+
+
+def _left_out(study: Study) -> str:
+    told = study.resolved.get("target_left_out")
+    return f" Of the target {told} were left out: the source holds them, too." if told else ""
 
 
 def _row(r: dict[str, Any]) -> list[str]:
@@ -86,9 +92,7 @@ def _gained(table: pl.DataFrame, on: pl.DataFrame) -> str:
     least = told.filter(pl.col("gain_low") > 0).sort("forgetting")
     if len(least) and (r := least.row(0, named=True))["way"] != first["way"]:
         words += f" Of the ways that surely gain, {r['way']} forgets least: {_forgot(r)}, for a gain of {_gain(r)}."
-    surely = on.filter(pl.col("front") & (pl.col("probability") >= 0.95))["way"].unique(maintain_order=True).to_list()
-    if surely:
-        words += f" Surely on the front: {', '.join(surely[:MOST_SAID])}{_more(surely)}."
+    words += _on_front(on.filter("front"))
     edges = told.filter(pl.col("edge").is_in(["smallest", "largest"]))["way"].to_list()
     if edges:
         words += (
@@ -96,6 +100,19 @@ def _gained(table: pl.DataFrame, on: pl.DataFrame) -> str:
             " a better one may lie beyond."
         )
     return words
+
+
+def _on_front(on: pl.DataFrame) -> str:
+    """Which ways are surely on the front; with too few seeds to tell, which are on it by their means."""
+    told = on["probability"].is_not_null().any()
+    names = (on.filter(pl.col("probability") >= 0.95) if told else on)["way"].unique(maintain_order=True).to_list()
+    if not names:
+        return ""
+    listed = f"{', '.join(names[:MOST_SAID])}{_more(names)}"
+    if told:
+        return f" Surely on the front: {listed}."
+    means = "its mean" if len(names) == 1 else "their means"
+    return f" On the front by {means}, of which fewer than {front.SEEDS} seeds can't tell how sure that is: {listed}."
 
 
 def _more(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from esa_ray.applications.tuning.adapters import adapters
 from esa_ray.applications.tuning.choosing import Eligible, Places, critical, trained_by
 from esa_ray.applications.tuning.moved import moved
 from esa_ray.applications.tuning.outcome import Look, Tuned
-from esa_ray.applications.tuning.protecting import Guard, guard_of, over_mean
+from esa_ray.applications.tuning.protecting import Guard, NoInformationError, guard_of, over_mean
 from esa_ray.applications.tuning.run import Run
 from esa_ray.applications.tuning.trained import Trained, Weights
 from esa_ray.applications.tuning.wearing import Wear
@@ -68,7 +68,7 @@ class Course:
         wear = Wear(catalogue, damaged, spec.damage, seed) if spec.damage else None
         self.wear = wear
         scale = 1.0 if was else self._scale(train)
-        self.run = Run(model, spec, seed, train, self.trained, self.guard, wear, scale)
+        self.run = Run(model, spec, seed, train, self.trained, self.guard, wear, scale, target.batch_size)
         if was:
             self.run.resume(was["run"])
 
@@ -133,7 +133,7 @@ class Course:
             run.until(stop)
             last = run.diverged or stop == spec.steps
             if spec.rescore and not last and stop % spec.rescore == 0:
-                self.guard.measure(self._fisher(self._anew()))
+                last = run.diverged = not self._measured_anew()
             if last or stop in spec.looked:
                 self._look(look, last)
             if last:
@@ -141,12 +141,20 @@ class Course:
             if checkpoint and (stop in spec.looked or stop % CHECKPOINT == 0):
                 checkpoint(self.state)
 
-    def _anew(self) -> Calibrated:
-        """The source text, to be measured on the model as it is now."""
+    def _measured_anew(self) -> bool:
+        """Measure the Fisher information on the model as it is now; whether it tells the weights apart still.
+
+        Where it doesn't, training went astray: the loss may have been finite so far.
+        """
         text = self.source
-        return Calibrated(
+        now = Calibrated(
             self.model, self.catalogue, text.windows, batch_size=text.batch_size, memory_budget=text.memory_budget
         )
+        try:
+            self.guard.measure(self._fisher(now))
+        except NoInformationError:
+            return False
+        return True
 
     def _look(self, look: Callable[[Look], None], last: bool) -> None:
         self.trained.show(self.kept)

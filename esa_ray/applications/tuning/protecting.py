@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from esa_ray.applications.tuning.trained import Weights
 
 
+class NoInformationError(EsaError):
+    """Fisher information that tells no weights apart: NaN, infinite, or 0 everywhere."""
+
+
 class Guard:
     """No protection; others are derived from it. ``masters`` are what is trained."""
 
@@ -165,12 +169,18 @@ def over_mean(fisher: Sequence[Tensor]) -> list[Tensor]:
 
     Raises
     ------
-    EsaError
-        If it is 0 everywhere.
+    NoInformationError
+        If it is 0 everywhere, or anywhere NaN or infinite.
     """
     mean = sum(float(each.sum(dtype=torch.float64)) for each in fisher) / sum(each.numel() for each in fisher)
     if not mean:
-        raise EsaError(
+        raise NoInformationError(
             "the source text gives no weight a gradient, so there is nothing to protect; take another --data"
         )
-    return [each / mean for each in fisher]
+    found = [each / mean for each in fisher]
+    if not all(bool(torch.isfinite(each.sum(dtype=torch.float64))) for each in found):
+        raise NoInformationError(
+            "the Fisher information of the source text is NaN or infinite, so it tells no weights apart; take another "
+            "--data, or --dtype fp32"
+        )
+    return found

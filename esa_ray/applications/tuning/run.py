@@ -34,6 +34,9 @@ SMALLEST = 2.0**-20
 class Run:
     """Takes the steps of a tuning.
 
+    At most ``together`` windows of a step pass the model at a time: memory goes by these, and the gradient is that of
+    the whole step's mean loss whatever they are, but for the order of its sum.
+
     ``step`` updates were done so far; ``losses`` are the mean losses (nats per token) since the last look. ``scale``
     multiplies the loss, a power of two: 1 but for float16, whose small gradients would vanish.
     """
@@ -48,9 +51,10 @@ class Run:
         guard: Guard,
         wear: Wear | None,
         scale: float = 1.0,
+        together: int = 8,
     ):
         self.model, self.spec, self.seed, self.trained = model, spec, seed, trained
-        self._guard, self._wear, self.scale = guard, wear, scale
+        self._guard, self._wear, self._together, self.scale = guard, wear, together, scale
         self._windows_NT = torch.as_tensor(train, device=input_device(model))
         # Tensor by tensor: all at once would take as much memory again as is trained.
         self._adam = torch.optim.Adam(trained.masters, lr=spec.learning_rate, foreach=False)
@@ -99,13 +103,16 @@ class Run:
     def _backward(self, windows_BT: Tensor, tokens: int) -> float:
         for master in self.trained.masters:
             master.grad = None
-        summed = batch_nll(self.model, windows_BT, scale=self.scale)
-        loss = float(summed.detach()) / tokens
-        if math.isfinite(loss):
+        total = 0.0
+        for part_BT in windows_BT.split(self._together):
+            summed = batch_nll(self.model, part_BT, scale=self.scale)
+            total += float(summed.detach())
+            if not math.isfinite(total):
+                return total
             go_back(self.model, summed, instead="tune another --model")
-            for gradient in self._found():
-                gradient /= self.scale * tokens
-        return loss
+        for gradient in self._found():
+            gradient /= self.scale * tokens
+        return total / tokens
 
     def _found(self) -> list[Tensor]:
         return [master.grad for master in self.trained.masters if master.grad is not None]

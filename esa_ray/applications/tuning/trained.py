@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Trained(ABC):
-    """What an arm trains: ``masters``, fp32 leaves, each of which has its gradient in ``grad`` after a backward pass.
+    """What an arm trains: ``masters``, fp32 leaves, to whose ``grad`` a backward pass adds.
 
     ``tensors`` are the model's that it moves, ``rank`` that of adapters.
     """
@@ -81,10 +81,11 @@ class _Slice:
     master: Tensor
 
     def take(self, parameter: Tensor) -> None:
-        """Take the gradient of the weights that are trained, and free the others' at once."""
+        """Add the gradient of the weights that are trained to the master's, and free the others' at once."""
         assert parameter.grad is not None
         gradient, parameter.grad = parameter.grad.reshape(-1), None
-        self.master.grad = (gradient if self.at is None else gradient[self.at]).float()
+        mine = (gradient if self.at is None else gradient[self.at]).float()
+        self.master.grad = mine if self.master.grad is None else self.master.grad.add_(mine)
 
     def stand(self) -> None:
         """Let the model's weights be the master's values, rounded to their dtype."""

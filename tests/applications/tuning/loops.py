@@ -33,10 +33,13 @@ def asked(**how: Any) -> TuneSpec:
 
 
 @contextmanager
-def tuned(model, spec, *, seed: int = SEED, train: np.ndarray = TRAIN, look=lambda look: None, **how: Any):
-    """A model tuned for the length of a ``with`` block."""
+def tuned(
+    model, spec, *, seed: int = SEED, train: np.ndarray = TRAIN, source: np.ndarray = SOURCE, together: int = 8,
+    look=lambda look: None, **how: Any,
+):  # fmt: skip
+    """A model tuned for the length of a ``with`` block, at most ``together`` windows passing it at a time."""
     weights = catalogue(model)
-    source, target = Calibrated(model, weights, SOURCE), Calibrated(model, weights, train)
+    source, target = Calibrated(model, weights, source), Calibrated(model, weights, train, batch_size=together)
     with replacing() as kept:
         yield tune(model, weights, spec, seed, train, source=source, target=target, kept=kept, look=look, **how)
 

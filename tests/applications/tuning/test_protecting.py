@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.applications.tuning import course
 from esa_ray.applications.tuning.protecting import Freeze, Penalty, Scale, over_mean
 from esa_ray.errors import EsaError
 from tests.applications.tuning.loops import (
     SOURCE,
+    TRAIN,
     asked,
     close,
     looked,
@@ -151,6 +153,61 @@ def test_rescoring_measures_the_information_anew_at_the_weights_as_they_are_then
 def test_a_source_that_reaches_no_weight_protects_nothing_and_says_so():
     with pytest.raises(EsaError, match=r"the source text gives no weight a gradient.*take another --data"):
         over_mean([torch.zeros(3)])
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_information_that_is_no_number_protects_nothing_and_says_so(strange):
+    with pytest.raises(EsaError, match=r"Fisher information .* is NaN or infinite.*take another --data, or --dtype"):
+        over_mean([torch.ones(3), torch.tensor([1.0, strange])])
+
+
+def test_information_whose_sum_overflows_is_not_taken_for_none():
+    large = torch.full((4,), 3e38)  # in fp32 its sum is infinite, in fp64 it isn't
+    assert over_mean([large])[0].tolist() == pytest.approx([1.0] * 4)
+    with pytest.raises(EsaError, match="NaN or infinite"):
+        over_mean([torch.tensor([1e-45] + [0.0] * 9)])  # over its mean, which fp32 takes for 0
+
+
+#: Text that trains never has this token, and text whose information is measured does.
+RARE = 47
+
+
+@pytest.fixture
+def astray(monkeypatch):
+    """Let a model in training compute infinities of the source text alone, from the sixth step on."""
+    train, source = np.where(TRAIN == RARE, 3, TRAIN), SOURCE.copy()
+    source[0, 4] = RARE
+    real = course.Run.until
+
+    def until(run, stop):
+        real(run, stop)
+        if run.step >= 6:
+            with torch.no_grad():
+                run.model.get_input_embeddings().weight[RARE] = float("inf")
+
+    monkeypatch.setattr(course.Run, "until", until)
+    return {"train": train, "source": source}
+
+
+@pytest.mark.parametrize("protect", ["ewc", "freeze", "scale"])
+def test_information_that_goes_astray_on_the_way_ends_the_training_as_diverged(astray, protect):
+    model, spec = tiny("llama"), asked(protect=protect, rescore=3)
+    before = parameters(model)
+    looks, weights = looked(model, spec, **astray)
+    assert [(look.step, look.diverged, look.last) for look in looks] == [(4, False, False), (6, True, True)]
+    assert np.isfinite(looks[-1].train_nll)  # nothing else tells of it
+    names = matrices(model)
+    assert all(bool(torch.isfinite(weights[-1][name]).all()) for name in names)
+    assert any(bool((weights[-1][name] != before[name]).any()) for name in names)
+
+
+def test_information_that_is_astray_from_the_start_is_told_in_a_sentence():
+    model, source = tiny("llama"), SOURCE.copy()
+    source[0, 4] = RARE
+    with torch.no_grad():
+        model.get_input_embeddings().weight[RARE] = float("inf")
+    with pytest.raises(EsaError, match="NaN or infinite"):
+        looked(model, asked(protect="ewc"), source=source)
 
 
 def test_a_share_of_no_weight_is_refused():

@@ -20,7 +20,7 @@ from tests.applications.tuning.loops import (
     tuned,
     whole,
 )
-from tests.tiny import random_windows, tiny
+from tests.tiny import random_windows, state_bits, tiny
 from tests.tiny_layouts import tiny_layout
 
 
@@ -106,6 +106,49 @@ def test_few_windows_and_large_batches_make_several_epochs_a_step():
     train = random_windows(2, 10, seed=4)
     _, weights = looked(model, spec, train=train)
     close(weights[-1], spelled_out(model, spec, whole(model), train=train)[0])
+
+
+@pytest.mark.parametrize("how", [*({"arm": arm} for arm in ("full", "lora")), {"arm": "magnitude", "fraction": 0.1}])
+def test_windows_that_pass_apart_leave_the_gradient_of_the_whole_steps_mean_loss(how):
+    model, spec = tiny("llama"), asked(batch=5, **how)
+    seen = []
+    model.register_forward_hook(
+        lambda module, given, options, output: seen.append(len(given[0]) if given else len(options["input_ids"])),
+        with_kwargs=True,
+    )
+    looks, weights = looked(model, spec, together=2)
+    assert seen.count(2) >= 2 * spec.steps
+    assert max(seen) == 2
+    if how["arm"] == "lora":
+        wanted = looked(tiny("llama"), spec, together=5)[1][-1]
+    else:
+        masks = whole(model) if how["arm"] == "full" else changed(model, weights[-1])
+        wanted, losses = spelled_out(model, spec, masks)
+        assert [look.train_nll for look in looks] == pytest.approx(
+            [np.mean(losses[i : i + 4]) for i in (0, 4, 8)], abs=1e-6
+        )
+    close(weights[-1], wanted)
+
+
+def test_a_tied_weight_has_the_gradients_of_all_its_uses_in_all_parts_of_a_step():
+    name, model = "transformer.wte.weight", tiny("gpt2")
+    spec = asked(components=(name,), batch=5)
+    wanted, _ = spelled_out(model, spec, {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)})
+    close(looked(model, spec, together=2)[1][-1], wanted)
+
+
+def test_windows_that_fit_one_pass_make_one_whatever_more_would_fit():
+    spec, found = asked(batch=3), []
+    for together in (3, 4, 100):
+        model = tiny("llama")
+        with tuned(model, spec, together=together):
+            found.append(state_bits(model))
+    assert found[0] == found[1] == found[2]
+
+
+def test_training_that_diverges_in_a_part_of_a_step_ends_there():
+    looks, _ = looked(tiny("llama"), asked(learning_rate=1e30, batch=4), together=1)
+    assert (looks[-1].diverged, looks[-1].last) == (True, True)
 
 
 def test_a_fraction_of_no_weight_is_refused():
