@@ -19,8 +19,9 @@ from esa_ray.perturb.edit import NotRestoredError
 from esa_ray.resume import Resumable
 from esa_ray.schema import FIDELITY, SAMPLES
 from esa_ray.scoring import streaming
-from esa_ray.scoring.sampling import BORDERS, STRATA, _rounded_down, sample
+from esa_ray.scoring.sampling import sample
 from esa_ray.scoring.scores import Reading, Scores
+from esa_ray.scoring.strata import BORDERS, STRATA, rounded_down
 from tests.questions import questions
 from tests.tiny import (
     PLANTED,
@@ -369,6 +370,6 @@ def test_a_score_is_above_a_border_where_it_is_above_the_border_in_single_precis
     borders = np.sort(borders)
     near = [float(np.nextafter(np.float32(b), np.float32(to))) for b in borders for to in (0, 1e38)]
     values = np.array([*scores, *borders, *near], dtype=np.float32)
-    rounded = torch.from_numpy(_rounded_down(borders))
+    rounded = torch.from_numpy(rounded_down(borders))
     wanted = [sum(float(v) > b for b in borders) for v in values]
     assert torch.bucketize(torch.from_numpy(values), rounded).tolist() == wanted

@@ -81,12 +81,12 @@ def _bursts(spec: FaultSpec, protection: Protection, stream: Stream) -> np.ndarr
         assert spec.rate is not None
         hits = []
         for name, (n, numbers), width in (("bare", bare, WORD), ("coded", coded, WORD + CHECKS)):
-            if (share := spec.rate * width / spec.burst) > 1:
+            if (share := spec.rate * width / spec.burst) > 1 and n:
                 raise EsaError(
                     f"--rate {spec.rate:g} is more than bursts of {spec.burst} bits in words of {width} bits can hit, "
                     f"{spec.burst / width:g}; lower it"
                 )
-            hits.append((numbers(some(stream(name), n, share, None, "words")), width))
+            hits.append((numbers(some(stream(name), n, min(share, 1.0), None, "words")), width))
     return np.concatenate([_in_words(spec, protection, stream(f"bits of {w}"), word, w) for word, w in hits])
 
 
@@ -112,15 +112,16 @@ def _words(protection: Protection) -> tuple[tuple, tuple]:
 def _in_words(
     spec: FaultSpec, protection: Protection, rng: np.random.Generator, word: np.ndarray, width: int
 ) -> np.ndarray:
-    start = rng.integers(0, width - spec.burst + 1, len(word))
-    bit = start[:, None] + np.arange(spec.burst)
-    data, in_data = word[:, None] * WORD + bit, bit < WORD
-    check = protection.data_bits + protection.rank(word)[:, None] * CHECKS + (bit - WORD)
-    copied = word[:, None] >= protection.data_words
+    copied, coded = word >= protection.data_words, width > WORD
     # Copies begin in a word of their own.
-    data = np.where(copied, data - protection.data_words * WORD + protection.data_bits, data)
+    first = np.where(copied, (word - protection.data_words) * WORD + protection.data_bits, word * WORD)
     end = np.where(copied, protection.n_bits, protection.data_bits)
-    return np.where(in_data, data, check)[~in_data | (data < end)]
+    held = np.full(len(word), width) if coded else np.minimum(width, end - first)
+    start = rng.integers(0, np.maximum(1, held - spec.burst + 1))
+    bit = start[:, None] + np.arange(spec.burst)
+    data, in_data = first[:, None] + bit, bit < WORD
+    check = protection.data_bits + protection.rank(word)[:, None] * CHECKS + (bit - WORD)
+    return np.where(in_data, data, check)[~in_data | (data < end[:, None])]
 
 
 def _rows(spec: FaultSpec, protection: Protection, stream: Stream) -> np.ndarray:

@@ -88,7 +88,9 @@ class Protection:
     def _n_covered(self) -> int:
         n = self.memory.n_weights
         if self.kind == "zero-exponent-bit":
-            return sum(s.size for s, held in zip(self.memory.layout.stretches, self.below_two, strict=True) if held)
+            return sum(held.stretch.size for held, below in zip(self.memory.held, self.below_two, strict=True) if below)
+        if self.kind == "rotation":
+            return sum(held.stretch.size for held in self.memory.held if held.reflected)
         if self.kind == "tmr-critical":
             return len(self.memory.critical)
         if self.words is not None and self.coded:

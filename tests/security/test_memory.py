@@ -226,7 +226,7 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused_and_nothing_stays_change
         pass
     assert state_bits(model) == before
     model.model.norm.weight[2] = float("nan")
-    with pytest.raises(EsaError, match=r"model\.norm\.weight holds numbers that aren't finite, which int8 can't"):
+    with pytest.raises(EsaError, match=r"model\.norm\.weight holds infinite or NaN weights, which int8 can't"):
         memory_of(model, "int8")
 
 

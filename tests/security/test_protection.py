@@ -14,18 +14,8 @@ from esa_ray.security.decoding import reading
 from esa_ray.security.memory import Memory
 from esa_ray.security.protection import Protection
 from esa_ray.spec.security import STORED, FaultSpec
-from tests.tiny import random_windows, tiny
-
-WINDOWS = random_windows(4)
-
-
-def protected(protect, dtype="bf16", family="llama", components=("up", "norm"), **fields):
-    """An entered memory of a tiny model, and its protection; the model goes with them."""
-    model = tiny(family)
-    where = catalogue(model)
-    spec = FaultSpec(dtype=dtype, protect=protect, rate=1e-3, components=components, **fields)
-    memory = Memory(model, where, spec, scores=lambda: Calibrated(model, where, WINDOWS))
-    return memory.__enter__(), Protection(memory)
+from tests.security.memories import WINDOWS, protected
+from tests.tiny import tiny
 
 
 def flipped(protection, *places):

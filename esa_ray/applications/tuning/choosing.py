@@ -112,12 +112,19 @@ def trained_by(spec: TuneSpec, seed: int, eligible: Eligible, source: Calibrated
 
 def critical(eligible: Eligible, text: Calibrated, metric: str, n: int, *, smallest: bool = False) -> Places:
     """The n weights with the largest (or smallest) scores on a text, of equal ones the first."""
-    single = text.scores(metric, eligible.tensors)
-    scores: Scores | RankEnsemble = single
-    if is_ensemble(metric):
-        scores = RankEnsemble(single, ScoreSpec(metric=metric, mode="global", components=eligible.components))
+    scores = scores_by(metric, text, eligible.tensors, eligible.components)
     found = [eligible.of(tensor, scores.of(metric, index)) for index, tensor in enumerate(eligible.tensors)]
     return eligible.largest([-each for each in found] if smallest else found, n)
+
+
+def scores_by(
+    metric: str, text: Calibrated, tensors: tuple[WeightTensor, ...], components: tuple[str, ...]
+) -> Scores | RankEnsemble:
+    """Scores of the weights of some components on a text, by one metric or by the ranks of several."""
+    single = text.scores(metric, tensors)
+    if not is_ensemble(metric):
+        return single
+    return RankEnsemble(single, ScoreSpec(metric=metric, mode="global", components=components))
 
 
 def _draws(spec: TuneSpec, seed: int, eligible: Eligible, tensor: WeightTensor) -> Tensor:
