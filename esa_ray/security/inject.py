@@ -17,6 +17,7 @@ from esa_ray.security.decoding import Counts, reading
 from esa_ray.security.drawing import flips
 from esa_ray.security.layout import by_tensor
 from esa_ray.security.numbers import bit_class
+from esa_ray.security.rotation import reflected
 
 if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
@@ -110,15 +111,20 @@ def _drawn(memory: Memory, score: str, seed: int, n: int, calibrated: Calibrated
     scores = scores_by(score, calibrated, tensors, components)
     found = ranges(scores, score, n, seed=seed, stream="single", components=components)
     derivatives = calibrated.scores("grad_x_weight", tensors)
-    return [(each, _gradient(derivatives, each)) for each in found]
+    return [(each, _gradient(memory, derivatives, each)) for each in found]
 
 
-def _gradient(scores: Scores, drawn: Range) -> np.ndarray:
+def _gradient(memory: Memory, scores: Scores, drawn: Range) -> np.ndarray:
     found = np.full(len(drawn.flat), np.nan)
     for index, mine in by_tensor(drawn.tensors):
-        gradient = scores.signed("gradient", index, torch.from_numpy(drawn.flat[mine]))
+        flat, stretch = drawn.flat[mine], memory.held[index].stretch
+        # Of a reflected weight the derivative is made of those of its row.
+        rows_LC = stretch.of_lines(stretch.line(flat)) if memory.held[index].reflected else flat[:, None]
+        gradient = scores.signed("gradient", index, torch.from_numpy(rows_LC.ravel()))
         if gradient is not None:
-            found[mine] = gradient.double().cpu().numpy()
+            by_read_LC = gradient.double().cpu().view(rows_LC.shape)
+            by_stored_LC = reflected(by_read_LC) if memory.held[index].reflected else by_read_LC
+            found[mine] = by_stored_LC.numpy()[rows_LC == flat[:, None]]
     return found
 
 

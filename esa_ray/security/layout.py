@@ -121,6 +121,13 @@ class Stretch:
         row = flat % tensor.rows if tensor.transposed else flat // tensor.shape[-1] % tensor.rows
         return expert * tensor.rows + row
 
+    def of_lines(self, lines: np.ndarray) -> np.ndarray:
+        """Flat indices of the weights of rows (as :meth:`line` numbers them), (L, C)."""
+        tensor, column = self.tensor, np.arange(self.tensor.cols)
+        expert, row = np.divmod(lines[:, None], tensor.rows)
+        within = column * tensor.rows + row if tensor.transposed else row * tensor.cols + column
+        return expert * (tensor.size // self.experts) + within
+
 
 class Layout:
     """The order of the stored weights of some components.

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from esa_ray.applications.kept import Kept
-from esa_ray.errors import EsaError
 from esa_ray.perturb.edit import Applied, Edit
 from esa_ray.security.critical import critical
-from esa_ray.security.layout import Layout, Stretch, by_tensor
-from esa_ray.security.numbers import TORCH, held_as, patterns, read, stored, with_parity
+from esa_ray.security.held import Held
+from esa_ray.security.layout import Layout, by_tensor
+from esa_ray.security.numbers import held_as, patterns, read, stored
+from esa_ray.security.rotation import reflected
 from esa_ray.security.writing import amount, writes
 from esa_ray.spec.security import STORED
 
@@ -55,7 +56,9 @@ class Memory:
     Parameters
     ----------
     spec
-        Says dtype, components and protection. "parity-zero" puts parity in the last bit.
+        Says dtype, components and protection. "parity-zero" puts parity in the last bit; with "rotation" matrices are
+        stored reflected (:mod:`esa_ray.security.rotation`): patterns and values are those of the reflected weights, and
+        an edit of one of them changes all weights of a row that the model reads.
     order
         Names of tensors as the weights file has them (:class:`esa_ray.security.layout.Layout`).
     scores
@@ -94,10 +97,11 @@ class Memory:
         self.dtype, self.bits = spec.dtype, STORED[spec.dtype]
         #: Addresses of the ⌊critical·N⌋ weights with the largest score, ascending; empty where none are asked for.
         self.critical = critical(self.layout, catalogue, spec, scores)
-        self._scales = [_scales(stretch) if self.dtype == "int8" else None for stretch in self.layout.stretches]
         #: What was made once of the intact model, by what it is.
         self.remembered: dict[Hashable, Any] = {}
         self._kept = Kept()
+        #: Their weights as they are stored, tensor by tensor.
+        self.held = [Held(stretch, spec.dtype, spec.protect, self._kept) for stretch in self.layout.stretches]
         self._standing: list[tuple[np.ndarray, np.ndarray]] = []
 
     @property
@@ -113,7 +117,7 @@ class Memory:
     @cached_property
     def largest(self) -> np.ndarray:
         """The largest |w| of each tensor's stored weights as they read without a fault, float64."""
-        return np.array([self._largest_of(i) for i in range(len(self.layout.stretches))])
+        return np.array([held.largest for held in self.held])
 
     def locate(self, address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Addresses → which of ``tensors`` each is in, and its flat index there."""
@@ -129,7 +133,7 @@ class Memory:
         number, flat = self.locate(address)
         found = np.empty(len(address), dtype=np.uint64)
         for i, mine in by_tensor(number):
-            found[mine] = patterns(self._held(i, flat[mine]))
+            found[mine] = patterns(self.held[i].at(flat[mine]))
         for where, codes in self._standing:
             at = np.searchsorted(where, address).clip(max=len(where) - 1)
             hit = where[at] == address
@@ -143,6 +147,15 @@ class Memory:
     def nearest(self, address: np.ndarray, values: np.ndarray) -> np.ndarray:
         """The patterns that read what is nearest to some values at addresses."""
         return patterns(stored(torch.from_numpy(values).float(), self.dtype, self._scales_at(address)))
+
+    def by_stored(self, tensor: WeightTensor, gradient: Tensor) -> Tensor:
+        """The derivative by what is stored from that by what the model reads, of all of a tensor's weights, 1-D."""
+        held = next(held for held in self.held if held.tensor is tensor)
+        if not held.reflected:
+            return gradient
+        found = gradient.clone(memory_format=torch.contiguous_format)
+        held.stretch.matrix(found).copy_(reflected(held.stretch.matrix(gradient)))
+        return found
 
     def edit(self, address: np.ndarray, codes: np.ndarray) -> StoredEdit:
         """Let weights read other patterns, each of them once; nothing is written before it stands.
@@ -168,18 +181,19 @@ class Memory:
         if not len(address):
             yield
             return
-        self._standing.append((address, codes))
+        mine = (address, codes)
+        self._standing.append(mine)
         try:
             yield
         finally:
-            self._standing.pop()
+            self._standing = [other for other in self._standing if other is not mine]
 
     def __enter__(self) -> Self:
         try:
             assert len(self.largest) == len(self.tensors)  # known before anything is written
-            for i, stretch in enumerate(self.layout.stretches):
-                if not self._as_held(stretch.tensor):
-                    self._kept.write(stretch.tensor, self._as_read(i))
+            for held in self.held:
+                if not held.as_it_is:
+                    self._kept.write(held.tensor, held.as_read())
         except BaseException:
             self._kept.take_back()
             raise
@@ -188,25 +202,27 @@ class Memory:
     def __exit__(self, *exception: object) -> None:
         self._kept.take_back()
 
-    def _as_held(self, tensor: WeightTensor) -> bool:
-        """Whether the model holds just what is stored."""
-        return self.spec.protect != "parity-zero" and (self.dtype == "fp32" or TORCH[self.dtype] == tensor.dtype)
-
     def _changes(self, address: np.ndarray, codes: np.ndarray) -> Iterator[tuple[WeightTensor, np.ndarray, np.ndarray]]:
+        """Weights that the model reads otherwise: tensors, flat indices and values."""
         number, flat = self.locate(address)
-        values = self.values(address, codes)
         for i, mine in by_tensor(number):
-            yield self.tensors[i], flat[mine], values[mine]
+            if self.held[i].reflected:
+                yield self._rows(i, flat[mine], address[mine], codes[mine])
+            else:
+                yield self.tensors[i], flat[mine], self.values(address[mine], codes[mine])
 
-    def _held(self, i: int, flat: np.ndarray) -> Tensor:
-        """Stored weights of a tensor without what stands of edits."""
-        source = self._kept.before(self.tensors[i])
-        found = source[torch.from_numpy(flat).to(source.device)].cpu()
-        return self._parity(stored(found, self.dtype, self._scales_of(i, flat)))
-
-    def _scales_of(self, i: int, flat: np.ndarray) -> Tensor | None:
-        scales = self._scales[i]
-        return None if scales is None else scales.flatten()[torch.from_numpy(self.layout.stretches[i].line(flat))]
+    def _rows(
+        self, i: int, flat: np.ndarray, address: np.ndarray, codes: np.ndarray
+    ) -> tuple[WeightTensor, np.ndarray, np.ndarray]:
+        """All weights of the reflected rows in which some are read otherwise."""
+        stretch = self.held[i].stretch
+        flat_LC = stretch.of_lines(np.unique(stretch.line(flat)))
+        whole = stretch.start + stretch.place(flat_LC.ravel())
+        patterns_of = self.codes(whole)
+        order = np.argsort(whole, kind="stable")
+        patterns_of[order[np.searchsorted(whole, address, sorter=order)]] = codes
+        values_LC = torch.from_numpy(self.values(whole, patterns_of)).view(flat_LC.shape)
+        return self.tensors[i], flat_LC.ravel(), reflected(values_LC).flatten().numpy()
 
     def _scales_at(self, address: np.ndarray) -> Tensor | None:
         if self.dtype != "int8":
@@ -214,49 +230,5 @@ class Memory:
         number, flat = self.locate(address)
         found = torch.empty(len(number), dtype=torch.float32)
         for i, mine in by_tensor(number):
-            scales = self._scales_of(i, flat[mine])
-            assert scales is not None
-            found[torch.from_numpy(mine)] = scales
+            found[torch.from_numpy(mine)] = self.held[i].scales_at(flat[mine])
         return found
-
-    def _parity(self, held: Tensor) -> Tensor:
-        return with_parity(held) if self.spec.protect == "parity-zero" else held
-
-    def _as_read(self, i: int) -> Tensor:
-        """All weights of a tensor, those that aren't stored as they are, the others as they read."""
-        stretch, tensor = self.layout.stretches[i], self.tensors[i]
-        new = tensor.flat_weights().clone()
-        old_ERC = stretch.part(new).clone()
-        scales_ER1 = self._spread(i, new.device)
-        read_ERC = read(self._parity(stored(old_ERC, self.dtype, scales_ER1)), scales_ER1).to(new.dtype)
-        if bool((read_ERC.isinf() & old_ERC.isfinite()).any()):
-            most = float(old_ERC[old_ERC.isfinite()].abs().max())
-            raise EsaError(f"{tensor.name} holds {most:g}, which {self.dtype} can't; store it in another --dtype")
-        stretch.put(new, read_ERC)
-        return new
-
-    def _spread(self, i: int, device: torch.device) -> Tensor | None:
-        """Scales of a tensor's stored rows as they broadcast to (E, R, C)."""
-        scales, stretch = self._scales[i], self.layout.stretches[i]
-        if scales is None:
-            return None
-        mine = scales if stretch.rows is None or stretch.vector else scales[:, torch.as_tensor(stretch.rows)]
-        return mine.unsqueeze(-1).to(device)
-
-    def _largest_of(self, i: int) -> float:
-        whole_ERC = self.layout.stretches[i].part(self._kept.before(self.tensors[i]))
-        if self.spec.protect == "parity-zero":
-            scales_ER1 = self._spread(i, whole_ERC.device)
-            return float(read(self._parity(stored(whole_ERC, self.dtype, scales_ER1)), scales_ER1).abs().max())
-        if (scales_ER1 := self._spread(i, torch.device("cpu"))) is not None:
-            return float((127 * scales_ER1).max())
-        return float(whole_ERC.abs().max().to(TORCH[self.dtype]))  # rounding keeps the order
-
-
-def _scales(stretch: Stretch) -> Tensor:
-    """Scales of a tensor's rows, (E, R), on the host."""
-    whole = stretch.matrix(stretch.tensor.flat_weights())
-    largest = whole.abs().amax(-1).float().cpu()
-    if not bool(largest.isfinite().all()):
-        raise EsaError(f"{stretch.tensor.name} holds numbers that aren't finite, which int8 can't; use another --dtype")
-    return largest / 127

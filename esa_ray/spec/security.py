@@ -111,10 +111,10 @@ class FaultSpec(_Memory):
     """Faults of one kind at one rate in weights that are stored and protected in one way, ``repeats`` times.
 
     The weights of ``components`` lie in memory one after the other in the order of the weights file, each in
-    ``dtype``; int8 has a scale for each output row, max |w|/127, which faults spare. ``fault`` is
+    ``dtype``; int8 has a scale for each output row (a vector has one), max |w|/127, which faults spare. ``fault`` is
 
     - "uniform": every stored bit flips by itself with probability ``rate``;
-    - "burst": ``burst`` neighbouring bits of a 64-bit word flip;
+    - "burst": ``burst`` neighbouring bits of a 64-bit word flip, which has 8 check bits more where it is protected;
     - "row": in ``row_bytes`` contiguous bytes, a row of DRAM, every bit reads 0 or 1 by chance;
     - "column": the same of one byte in every row, ``row_bytes`` apart;
     - "stuck": every bit is stuck with probability ``rate``, at 0 or 1 by chance;
@@ -130,8 +130,8 @@ class FaultSpec(_Memory):
     seed's calibration windows. "tmr-critical": these weights three times, bitwise majority. "zero-exponent-bit": the
     top exponent bit reads 0 in tensors whose weights are all below 2. "clamp": values beyond the tensor's largest |w|
     are set to it, NaN to 0. "parity-zero": the last bit of a weight holds the parity of the others; a weight whose
-    parity is wrong reads 0. "rotation": matrices are stored reflected, so that outlying inputs spread over all weights
-    of a row (arXiv:2603.16382).
+    parity is wrong reads 0. "rotation": matrices are stored reflected, so that every input spreads over all weights of
+    a row (:mod:`esa_ray.security.rotation`; arXiv:2603.16382 reflects outlying inputs alone).
 
     Example
     -------

@@ -4,9 +4,11 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.headers import in_file_order
 from esa_ray.security.memory import Memory
 from esa_ray.spec import asks_for
 from esa_ray.spec.security import STORED, FaultSpec
@@ -74,6 +76,26 @@ def test_the_order_is_that_of_the_weights_file_where_it_names_every_tensor():
     partly = Memory(model, catalogue(model), FaultSpec(rate=0.1), order=backwards[1:])
     assert [tensor.name for tensor in partly.tensors] == names
     assert not partly.layout.as_in_file
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("phi3", False)])
+def test_patterns_one_after_the_other_are_the_bytes_of_the_weights_file(family, tied, tmp_path):
+    model = tiny(family, tied=tied, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    raw = file.read_bytes()
+    numbers = raw[8 + int.from_bytes(raw[:8], "little") :]
+    order = in_file_order([file])
+    assert order != [tensor.name for tensor in catalogue(model).tensors]
+    memory = Memory(model, catalogue(model), FaultSpec(dtype="bf16", rate=0.1), order=order)
+    assert memory.codes(every(memory)).astype("<u2").tobytes() == numbers
+
+
+def test_several_weight_files_follow_one_another(tmp_path):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save_file({"z": torch.ones(2), "y": torch.ones(3)}, files[0])
+    save_file({"x": torch.ones(1)}, files[1])
+    assert in_file_order(files) == ["y", "z", "x"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -226,7 +248,7 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused_and_nothing_stays_change
         pass
     assert state_bits(model) == before
     model.model.norm.weight[2] = float("nan")
-    with pytest.raises(EsaError, match=r"model\.norm\.weight holds numbers that aren't finite, which int8 can't"):
+    with pytest.raises(EsaError, match=r"model\.norm\.weight holds infinite or NaN weights, which int8 can't"):
         memory_of(model, "int8")
 
 
