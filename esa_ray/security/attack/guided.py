@@ -114,7 +114,7 @@ class Guided:
     def _steepest(self, index: int, gradient: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Addresses of the weights of a tensor with the largest |g|, of equal ones the first, and their g, float64."""
         tensor = self._tensors[index]
-        at = self._where[tensor]
+        at, gradient = self._where[tensor], self._victim.memory.by_stored(tensor, gradient)
         mine = gradient if at is None else gradient[at.to(gradient.device)]
         kept = keep(mine.abs().nan_to_num_(0.0), self._spec.candidates, largest=True)
         flat = kept.cpu() if at is None else at[kept.cpu()]

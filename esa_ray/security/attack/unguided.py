@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Weights and bits, as arrays of one length.
 Bits = tuple[np.ndarray, np.ndarray]
+#: Bits that are looked at together, for one that can flip.
+AT_ONCE = 16
 #: Draws that are made at once; and how many are made for every bit there is, or at most, before one gives up.
 DRAWS, PATIENCE, MOST = 256, 64, 1 << 24
 #: Blocks that the data-free attack flips signs in: as many as the paper takes of language models.
@@ -37,9 +39,12 @@ class Unguided:
     def next(self) -> Move | None:
         """The next flip; None where no bit of the order can flip."""
         for address, bit in self.order():
-            flips = self._victim.allowed(address, bit)
-            if len(flips):
-                return Move(flips[0])
+            fresh = np.flatnonzero(self._victim.fresh(address, bit))
+            for first in range(0, len(fresh), AT_ONCE):
+                some = fresh[first : first + AT_ONCE]
+                flips = self._victim.allowed(address[some], bit[some])
+                if len(flips):
+                    return Move(flips[0])
         return None
 
     def committed(self, move: Move) -> None:

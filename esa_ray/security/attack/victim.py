@@ -79,13 +79,18 @@ class Victim:
         number, flat = self.memory.locate(np.array([address]))
         return self.memory.tensors[int(number[0])], int(flat[0])
 
+    def fresh(self, address: np.ndarray, bit: np.ndarray) -> np.ndarray:
+        """Which of some bits, by weight and place, haven't flipped yet."""
+        return ~np.isin(self._number(np.asarray(address), np.asarray(bit)), self._flipped)
+
     def allowed(self, address: np.ndarray, bit: np.ndarray) -> Flips:
         """Those of some bits, by weight and place, that the adversary can flip by now; in their order."""
-        address, bit = np.asarray(address, dtype=np.int64), np.asarray(bit, dtype=np.int64)
+        fresh = self.fresh(address, bit)
+        address, bit = np.asarray(address, dtype=np.int64)[fresh], np.asarray(bit, dtype=np.int64)[fresh]
         weight = self.memory.values(address, self.memory.codes(address))
         damaged = self.memory.values(address, self._protection.flipped(address, self._patterns(address), bit))
         price = self._price(address, bit)
-        can = (price > 0) & ~np.isin(self._number(address, bit), self._flipped)
+        can = price > 0
         if self._threat == "stealthy":
             can &= np.abs(damaged) <= self.memory.largest[self.memory.locate(address)[0]]  # NaN isn't
         return Flips(address[can], bit[can], weight[can], damaged[can], price[can])

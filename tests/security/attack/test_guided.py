@@ -23,6 +23,7 @@ EVERYTHING = 1 << 16
 def int8(model, names=None):
     """A copy that reads int8 weights by the definition, w = q·max|row|/127, and by name what each q and scale is."""
     stored, whole = copy.deepcopy(model), {}
+    stored.config._attn_implementation = "eager"  # torch has no rule to batch the other one by
     for name, weight in stored.named_parameters():
         if names is not None and name not in names:
             continue
@@ -73,12 +74,12 @@ def worst(losses, shapes):
 def test_a_search_that_tries_everything_commits_what_exhaustive_search_finds():
     model = net()
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    answer, loss = worst(exhaustive(model, ["model.layers.0.self_attn.o_proj.weight"]), shapes)
-    spec = AttackSpec(dtype="int8", budget=1, components=("o",), candidates=EVERYTHING, tries=EVERYTHING)
+    answer, loss = worst(exhaustive(model, [name for name in shapes if "norm" in name]), shapes)
+    spec = AttackSpec(dtype="int8", budget=1, components=("norm",), candidates=EVERYTHING, tries=EVERYTHING)
     (_, made) = attacked(model, spec)
     assert place(made) == answer
     assert made["selected_nll"] == pytest.approx(loss, rel=1e-5)
-    assert made["tried"] == 8 * 64
+    assert made["tried"] == 8 * 3 * 8
 
 
 def test_a_few_tries_find_the_worst_of_all_flips_of_a_thousand_weights():

@@ -32,7 +32,7 @@ def stored():
         memory = Memory(model, catalogue(model), AttackSpec(arm="random", threat=threat, **how)).__enter__()
         victim = victim_of(memory, threat).__enter__()
         open_ones.append((victim, memory))
-        return victim, memory, model
+        return victim, memory
 
     yield make
     for victim, memory in open_ones:
@@ -44,9 +44,8 @@ def stored():
 def test_a_stealthy_adversary_never_leaves_the_range_of_a_tensor(dtype):
     model = net()
     rows = attacked(model, AttackSpec(arm="random", dtype=dtype, threat="stealthy", budget=100), report=unmoved)
-    largest = {
-        t.name: float(t.flat_weights().to(CASTS.get(dtype, torch.float32)).abs().max()) for t in catalogue(model).tensors
-    }  # fmt: skip
+    cast = CASTS.get(dtype, torch.float32)
+    largest = {tensor.name: float(tensor.flat_weights().to(cast).abs().max()) for tensor in catalogue(model).tensors}
     assert len(rows) == 101
     assert all(abs(row["damaged"]) <= largest[row["tensor"]] * (1 + 1e-6) for row in rows[1:])
 
@@ -55,7 +54,8 @@ def test_an_unrestricted_adversary_collapses_bf16_by_one_exponent():
     rows = attacked(net(), AttackSpec(dtype="bf16"))
     assert len(rows) == 2
     assert rows[1]["bit_class"] == "exponent"
-    assert rows[1]["collapsed"] and rows[1]["last"]
+    assert rows[1]["collapsed"]
+    assert rows[1]["last"]
 
 
 def test_a_stealthy_adversary_of_bf16_takes_longer():
@@ -76,7 +76,7 @@ def test_three_copies_take_two_flips_in_critical_weights_alone():
 
 
 def test_a_top_exponent_bit_that_is_held_at_zero_is_never_flipped(stored):
-    victim, memory, _ = stored(dtype="bf16", protect="zero-exponent-bit")
+    victim, memory = stored(dtype="bf16", protect="zero-exponent-bit")
     every = victim.of_weights(np.arange(memory.n_weights))
     below = memory.largest[memory.locate(every.address)[0]] < 2
     assert below.any()
@@ -86,7 +86,7 @@ def test_a_top_exponent_bit_that_is_held_at_zero_is_never_flipped(stored):
 
 
 def test_a_clamped_weight_goes_on_from_what_is_stored_and_not_from_what_it_reads(stored):
-    victim, memory, _ = stored(dtype="bf16", protect="clamp", components=("up",))
+    victim, memory = stored(dtype="bf16", protect="clamp", components=("up",))
     address = np.array([5])
     weight = float(victim.of_weights(address).weight[0])
     top = victim.allowed(address, np.array([14]))[0]
@@ -100,7 +100,7 @@ def test_a_clamped_weight_goes_on_from_what_is_stored_and_not_from_what_it_reads
 
 
 def test_a_bit_flips_once(stored):
-    victim, memory, _ = stored(dtype="int8")
+    victim, memory = stored(dtype="int8")
     flip = victim.of_weights(np.array([3]))[2]
     victim.commit(flip)
     left = victim.of_weights(np.array([3]))
@@ -109,7 +109,7 @@ def test_a_bit_flips_once(stored):
 
 
 def test_flips_of_one_weight_add_up_in_its_pattern(stored):
-    victim, memory, model = stored(dtype="int8", components=("up",))
+    victim, memory = stored(dtype="int8", components=("up",))
     address = np.array([9])
     before = int(memory.codes(address)[0])
     for bit in (0, 6):
@@ -153,7 +153,7 @@ def test_no_fewer_bits_pass_a_word_for_a_second_error_than_are_counted(code):
 
 
 def test_a_second_flip_in_a_protected_word_takes_one_bit_more(stored):
-    victim, _, _ = stored(dtype="int8", protect="secded")
+    victim, _ = stored(dtype="int8", protect="secded")
     first = victim.allowed(np.array([16]), np.array([2]))[0]
     fresh = victim.allowed(np.array([17, 24]), np.array([5, 5]))
     victim.commit(first)
