@@ -427,7 +427,8 @@ FAULTS = _schema(
     **{k: v for k, v in _OUTCOME.items() if k not in ("kl", "loops")},
     windows=(_INT, "evaluation windows that were measured; fewer where the evaluation stopped early"),
     resumed_at=(
-        _INT, "block from which the forward pass was run; null for the whole of it, and where no weight reads otherwise"
+        _INT,
+        "block from which the forward pass was run; null for the whole of it, and where no weight reads otherwise",
     ),
     refused=_REFUSED,
 )

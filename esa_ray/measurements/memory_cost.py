@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from esa_ray.measurements.cost import Cost
 from esa_ray.scoring.metrics import needed
 from esa_ray.spec import STORED
-from esa_ray.spec.security import GUIDED, STRATA
+from esa_ray.spec.security import GUIDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from esa_ray.spec import AttackSpec, FaultSpec, StudySpec
 
+#: Ranges of a score's quantiles (:data:`esa_ray.scoring.strata.STRATA`, which takes torch).
+STRATA = 12
 #: Components of a usual decoder, and tensors of one of its blocks: a plan doesn't know the model.
 COMPONENTS, TENSORS = 10, 7
 

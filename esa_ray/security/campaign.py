@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.security.inject import inject
+from esa_ray.security.inject import inject, single
 
 if TYPE_CHECKING:
     from esa_ray.evaluation import Outcome
@@ -33,8 +33,6 @@ def injected(bench: Bench[FaultSpec], repeats: Iterable[int], error_rate: float 
 
 def flipped(bench: Bench[FaultSpec], bit: int, repeats: range, error_rate: float | None = None) -> list[dict[str, Any]]:
     """The same of single flips of one bit: ``repeats`` of every component and range of the score's quantiles."""
-    from esa_ray.security.inject import single
-
     calibrated, rows = bench.calibrated(), []
     chosen = single(bench.memory, bench.spec, bench.seed, bit, repeats, calibrated)
     with bench.standing() as stored:

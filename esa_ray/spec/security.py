@@ -42,10 +42,6 @@ DRAWN = ("guided-random", "guided-matched", "random-super", "random")
 IN_MEMORY = check_components(("attention", "ffn", "mixer", "embed", "head", "norm"))
 #: Bits of data in a word of memory.
 WORD = 64
-#: Edges of the ranges of a score's quantiles that single flips are told apart by.
-EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 1.0)
-#: How many ranges there are.
-STRATA = len(EDGES) - 1
 
 
 class _Memory(Spec):

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from esa_ray.evaluation import evaluate
-from esa_ray.measurements import MEASUREMENTS
+from esa_ray.measurements import MEASUREMENTS, memory_cost
 from esa_ray.measurements.faults import packets
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
+from esa_ray.scoring.strata import STRATA
 from esa_ray.spec import FaultSpec
 from tests.tiny import state_bits
 
@@ -227,6 +228,17 @@ def _step_of(worker, row):
     """128 steps of the scale of a weight's row."""
     weights = dict(worker.model.named_parameters())[row["tensor"]]
     return float(weights[row["row"]].abs().max()) / 127 * 128
+
+
+def test_a_plan_counts_as_many_ranges_as_there_are_and_the_passes_of_scores(working):
+    assert len(STRATA) == memory_cost.STRATA
+    single = FaultSpec(fault="single", dtype="int8", repeats=3)
+    chance = FaultSpec(rate=1e-4, protect="tmr-critical", critical=0.01, repeats=4)
+    spec = working([single, chance]).spec.replace(seeds=(7, 8))
+    found = GRID.cost(spec)
+    assert found.single_edits == 2 * 8 * 3 * 12 * 10
+    assert found.backward_passes == 2 * 4  # gradients of a seed's windows serve both
+    assert found.forward_passes == 2 * 4 * 5 + 2 * 4
 
 
 def test_packets_hold_every_injection_once_and_only_the_last_is_short():
