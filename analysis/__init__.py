@@ -79,7 +79,14 @@ from analysis.scores.distribution import blocks, tail_summary, tails
 from analysis.scores.pools import layer_shares, mode_comparison, spread
 from analysis.scores.residual import line_concentration, residual_channels
 from analysis.scores.stability import consensus, jaccard, jaccard_by_pool, jaccard_summary, outlier_seeds
-from analysis.security.attacks import attack_runs, attacks_against, flipped_where, survival, survival_curves
+from analysis.security.attacks import (
+    attack_runs,
+    attacks_against,
+    defended_against,
+    flipped_where,
+    survival,
+    survival_curves,
+)
 from analysis.security.coverage import coverage
 from analysis.security.first_order import first_order
 from analysis.security.injections import injections
@@ -118,6 +125,7 @@ __all__ = [
     "comparisons",
     "consensus",
     "coverage",
+    "defended_against",
     "depth_pattern",
     "depth_profile",
     "discrimination",

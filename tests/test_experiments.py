@@ -8,13 +8,17 @@ import typer
 
 from analysis.compression.goals import GOALS
 from analysis.compression.points import published, setting_label
+from analysis.security.goals import ARM, ARMS_RIVALS
 from analysis.tuning import goals as tuning_goals
 from esa_ray.models.zoo.recipes import recipe
-from esa_ray.spec import ARMS, PROTECTIONS, grouped
+from esa_ray.spec import ARMS, ATTACKS, DEFENCES, PROTECTIONS, STORED, grouped
 from experiments import __main__ as command
 from experiments import (
+    attacks,
+    faults,
     protection,
     protection_again,
+    protection_codes,
     pruning,
     pruning_zoo,
     quantization,
@@ -178,3 +182,86 @@ def test_what_is_protected_again_is_tried_by_seeds_that_chose_nothing_and_on_mor
         assert after.data.evaluation_windows == after.target.evaluation_windows
         assert {len(tried) for tried in rates(after).values()} == {3}
         assert "full" in rates(after)
+
+
+#: Components of a memory of the zoo's, by architecture, and ranges of the score that single flips are told apart by.
+COMPONENTS, RANGES = {"llama": 10, "neox": 9, "mixtral": 11}, 12
+#: Seconds of two cores that an injection and a flip of an arm that doesn't search take, and of one core a guided step
+#: of 16 windows: on the zoo's models, and on the larger one, whose injection has one core.
+SECONDS = {"zoo": (60 / 1000, 2.0), "large": (0.5, 25.0)}
+
+
+def injections(study):
+    """How many injections a study makes."""
+    parts = COMPONENTS.get(study.name.partition("-")[0])
+    return len(study.seeds) * sum(
+        how.repeats * ((1 if how.components == ("down",) else parts) * RANGES * STORED[how.dtype]
+                       if how.fault == "single" else 1)
+        for how in study.faults
+    )  # fmt: skip
+
+
+def minutes(study, kind):
+    """Minutes on two cores at most: every attack spends its whole budget."""
+    injection, step = SECONDS[kind]
+    guided = sum(how.budget * how.windows / 16 for how in study.attacks if how.windows)
+    others = sum(how.budget for how in study.attacks if not how.windows)
+    flips = len(study.seeds) * (guided * step / 2 + others * injection)
+    return (injections(study) * injection + flips) / 60
+
+
+def security_studies(kind):
+    every = [study for module in (faults, protection_codes, attacks) for study in module.studies()]
+    return [s for s in every if s.model.source.startswith("zoo:") == (kind == "zoo")]
+
+
+@pytest.mark.parametrize(("kind", "most", "models"), [("zoo", 30, 3), ("large", 20, 1)])
+def test_faults_protection_and_attacks_take_no_longer_than_was_allowed(kind, most, models):
+    studies = security_studies(kind)
+    assert len({s.model.source for s in studies}) == models
+    assert len(studies) == 3 * models
+    assert most / 2 < sum(minutes(s, kind) for s in studies) < most
+
+
+def test_attacks_have_every_arm_in_four_dtypes_on_three_architectures():
+    *zoo, _ = attacks.studies()
+    assert len({recipe(s.model.source.removeprefix("zoo:")).architecture for s in zoo}) == 3
+    for study in zoo:
+        assert {(how.arm, how.dtype) for how in study.attacks if how.threat == "unrestricted"} == {
+            (arm, dtype) for arm in ATTACKS for dtype in STORED
+        }
+        assert any(how.threat == "stealthy" for how in study.attacks)
+    for study in attacks.studies():
+        places = {(how.dtype, how.threat) for how in study.attacks if how.protect == "none"}
+        arms = {(how.arm, how.dtype, how.threat) for how in study.attacks}
+        assert {(arm, *place) for place in places for arm in (ARM, *ARMS_RIVALS)} <= arms
+        assert len(study.seeds) >= 3
+
+
+def test_protection_codes_have_five_faults_and_every_protection_beside_none():
+    *zoo, larger = protection_codes.studies()
+    for study in zoo:
+        for dtype in ("bf16", "int8"):
+            mine = [how for how in study.faults if how.dtype == dtype]
+            by_dose = defaultdict(set)
+            for how in mine:
+                by_dose[how.fault, how.rate, how.events].add(how.protect)
+            assert {fault for fault, *_ in by_dose} == {"uniform", "burst", "row", "column", "stuck"}
+            wanted = set(DEFENCES) - ({"zero-exponent-bit"} if dtype == "int8" else set())
+            assert all(found | {"rotation"} == wanted for found in by_dose.values())
+            assert any("rotation" in found for found in by_dose.values())
+    assert all({"none", "secded-critical"} <= {h.protect for h in larger.faults if h.dtype == t} for t in STORED
+               if any(h.dtype == t for h in larger.faults))  # fmt: skip
+
+
+def test_what_single_flips_foretell_is_asked_of_the_same_models_and_dtypes():
+    flipped = {(s.model.source, how.dtype) for s in faults.studies() for how in s.faults if how.fault == "single"}
+    assert {(s.model.source, "int8") for s in protection_codes.studies()} <= flipped
+    assert {dtype for _, dtype in flipped} == {"int8", "bf16"}
+    assert [s.name for s in faults.studies()] == [s.name for s in protection_codes.studies()]
+
+
+def test_every_fault_and_attack_is_asked_once():
+    for study in (*security_studies("zoo"), *security_studies("large")):
+        labels = Counter(how.label for how in (*study.faults, *study.attacks))
+        assert max(labels.values()) == 1

@@ -17,9 +17,9 @@ from analysis.study import Study
 MOST_SAID = 6
 
 
-def security_verdicts(study: Study) -> list[Verdict]:
-    """P5.4 on faults and attacks, of a study that asks for them."""
-    found = [_flips(study), _critical(study), _covered(study), _foretold(study)]
+def security_verdicts(study: Study, flips: Study | None = None) -> list[Verdict]:
+    """P5.4 on faults and attacks, of a study that asks for them; ``flips`` is that of single flips, if another."""
+    found = [_flips(study), _critical(study), _covered(study), _foretold(study, flips)]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -109,12 +109,12 @@ def _covered(study: Study) -> Verdict | None:
     return Verdict("P5.4i", claim, found["status"], words + smallest)
 
 
-def _foretold(study: Study) -> Verdict | None:
-    status = foretold(study)
+def _foretold(study: Study, flips: Study | None) -> Verdict | None:
+    status = foretold(study, flips)
     if status is None:
         return None
     claim = "Protections under uniform faults break in the order that single flips foretell"
-    table = order_agrees(study)
+    table = order_agrees(study, flips)
     told, agree = int(table["told_apart"].sum()), int(table["agree"].sum())
     wrong = [f"{r['contradicted']} ({r['dtype']} {r['dose']})" for r in table.drop_nulls("contradicted").to_dicts()]
     words = (

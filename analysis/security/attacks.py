@@ -210,6 +210,25 @@ def _against(mine: Runs, rival: Runs, counted: str) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=8)
+def defended_against(study: Study) -> pl.DataFrame:
+    """One row per arm behind a protection and what is counted, held against the same arm without one.
+
+    Columns as of :func:`attacks_against`, where the ``rival`` is the arm itself behind ``protection``: ``ratio`` is how
+    many times as many flips, or bits of memory, it takes there.
+    """
+    groups = [*_groups(study)]
+    rows = [
+        {name: rival[name] for name in ("arm", *AT, "k")} | {"rival": rival["arm"], **told}
+        for mine, runs in groups for rival, others in groups for counted in COUNTED
+        if mine["protection"] == "none" != rival["protection"]
+        and all(mine[c] == rival[c] for c in ("arm", "dtype", "threat", "k"))
+        and (told := _against(runs_of(runs, counted), runs_of(others, counted), counted))
+    ]  # fmt: skip
+    table = pl.DataFrame(rows, schema=RATIOS)
+    return table.with_columns(holm_within(table, ["counted"], "p").alias("p_holm"))
+
+
+@lru_cache(maxsize=8)
 def flipped_where(study: Study) -> pl.DataFrame:
     """One row per arm, dtype, threat and class of bits: which bits it flipped, and in which components.
 

@@ -119,12 +119,12 @@ def few_cover(study: Study) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=8)
-def foretold(study: Study) -> str | None:
+def foretold(study: Study, flips: Study | None = None) -> str | None:
     """Whether protections stand in the order that single flips foretell; None where no two can be compared.
 
     "holds" if all pairs that are surely told apart do, "fails" if one of them doesn't, "open" if none is told apart.
     """
-    table = order_agrees(study)
+    table = order_agrees(study, flips)
     if table.is_empty():
         return None
     told, agree = int(table["told_apart"].sum()), int(table["agree"].sum())

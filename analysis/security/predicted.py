@@ -35,7 +35,7 @@ ORDER: dict[str, Any] = {
 
 
 @lru_cache(maxsize=8)
-def predicted(study: Study) -> pl.DataFrame:
+def predicted(study: Study, flips: Study | None = None) -> pl.DataFrame:
     """One row per dtype, rate and protection of uniform faults: the chance of breaking that single flips foretell.
 
     If flips act alone, the breaking ones come as a Poisson process: the chance is 1 − exp(−Λ), ``expected`` = Λ =
@@ -44,11 +44,13 @@ def predicted(study: Study) -> pl.DataFrame:
     seen in their component; secded-critical and tmr-critical the ranges of the score that it covers; parity-zero all,
     but for two flips in one weight, and secded all, but for three in a word. What zeroing a word or a weight costs is
     left out, and so is that many flips together do more than each alone: at high rates it foretells too little.
-    ``inside``: the prediction lies in the measured chance's 95% interval.
+    ``flips`` is the study of single flips of the same model, if it is another. ``inside``: the prediction lies in the
+    measured chance's 95% interval.
     """
-    singles = strata(study).filter(pl.col("protection") == NONE)
+    of = flips or study
+    singles = strata(of).filter(pl.col("protection") == NONE)
     rates = break_rates(study).filter(pl.col("fault") == "uniform")
-    rows = [row for r in rates.to_dicts() if (row := _row(study, r, singles.filter(pl.col("dtype") == r["dtype"])))]
+    rows = [row for r in rates.to_dicts() if (row := _row(of, r, singles.filter(pl.col("dtype") == r["dtype"])))]
     return pl.DataFrame(rows, schema=PREDICTED)
 
 
@@ -112,14 +114,14 @@ LEFT: dict[str, Callable[[Study, dict[str, Any], pl.DataFrame], float]] = {
 
 
 @lru_cache(maxsize=8)
-def order_agrees(study: Study) -> pl.DataFrame:
+def order_agrees(study: Study, flips: Study | None = None) -> pl.DataFrame:
     """One row per dtype and rate: whether protections stand in the order that single flips foretell.
 
     ``tau`` is Kendall's τ_b of predicted and measured chances. Of the ``pairs`` of protections those are
     ``told_apart`` whose measured chances surely differ (p of a ratio of 1, Holm over all pairs of the study);
     ``agree`` of them were foretold in that order, and ``contradicted`` names the first of those that weren't.
     """
-    table = predicted(study)
+    table = predicted(study, flips)
     keys = [key for key, mine in table.group_by(AT, maintain_order=True) if len(mine) > 1]
     groups = [table.filter(*(pl.col(c) == v for c, v in zip(AT, key, strict=True))).to_dicts() for key in keys]
     tests = [(g, a, b) for g, rows in enumerate(groups) for a, b in combinations(rows, 2)]

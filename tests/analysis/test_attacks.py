@@ -80,6 +80,16 @@ def test_arms_are_held_against_their_rivals_by_ratios_of_medians(tmp_path):
     assert first["attainable"] == pytest.approx(1 - 2**-5)
 
 
+def test_a_defence_is_held_against_the_same_arm_without_it(tmp_path):
+    plain, behind = (AttackSpec(arm="guided", dtype="int8", budget=30, protect=p) for p in ("none", "secded"))
+    rows = [row for seed, n in zip(SEEDS, QUICK, strict=True) for row in attack(plain, seed, n)]
+    rows += [row for seed, n in zip(SEEDS, QUICK, strict=True) for row in attack(behind, seed, 2 * n, bits=3)]
+    table = analysis.defended_against(written(tmp_path, attacks=[plain, behind], attacked=rows, seeds=SEEDS))
+    assert {r["counted"]: r["ratio"] for r in table.to_dicts()} == {"flips": 2.0, "bits": 6.0}
+    assert set(table["protection"]) == {"secded"}
+    assert analysis.attacks_against(analysis.load(tmp_path)).is_empty()
+
+
 def test_what_nobody_collapses_has_no_ratio(tmp_path):
     row = the(analysis.attacks_against(study_of(tmp_path, {SUPER: NEVER, RANDOM: NEVER})), counted="bits")
     assert (row["ratio"], row["low"], row["high"], row["p"]) == (None, 0.0, None, None)

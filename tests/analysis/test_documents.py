@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
-from analysis.documents import tuning
+from analysis.documents import security, tuning
 from analysis.documents.pages import BENCHMARKS, DIRECTORY, STUDIES, TITLES, render, write, write_studies
-from esa_ray.spec import QuantizeSpec, TuneSpec
+from esa_ray.spec import AttackSpec, FaultSpec, QuantizeSpec, TuneSpec
+from tests.analysis.attacked import attack, flipped, injected, written
 from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
@@ -129,6 +130,65 @@ def test_the_document_on_tuning_has_every_model_and_what_robustness_found(tmp_pa
     assert {"tuning-tuning-a-tuning_front.svg", "tuning-robustness-hardening.svg"} <= shown
     assert shown == {p.name for p in path.parent.glob("*.svg")}
     assert write_studies({}, tmp_path / "docs", "tuning").read_text() == text
+
+
+def test_the_document_on_security_has_every_model_and_puts_them_side_by_side(tmp_path):
+    def flips(directory, model):
+        rows = flipped("bf16", lambda c, s, b, n: (
+            1.0 if b == 14 else 0.001 * (b + n), 0.001 * (b + n), 1e30 if b == 14 else 0.01,
+        ))  # fmt: skip
+        written(directory, [FaultSpec(fault="single")], rows=rows, seeds=(1, 2), model=model)
+
+    def codes(directory, model):
+        share = {"none": 1.0, "clamp": 0.1, "secded-critical": 0.9}
+        specs = [FaultSpec(rate=1e-5, protect=p, repeats=20) for p in share]
+        rows = [row for s in specs for row in injected(s, (1, 2), round(40 * share[s.protect]))]
+        written(directory, specs, rows=rows, seeds=(1, 2), model=model)
+
+    def attacks(directory, model):
+        arms({"guided-super": 2, "random-super": 20, "random": None}, directory, model)
+
+    def arms(flips, directory, model):
+        specs = {AttackSpec(arm=arm, dtype="int8", budget=30): n for arm, n in flips.items()}
+        rows = [row for s, n in specs.items() for seed in range(7)
+                for row in attack(s, seed, n or 30, collapses=bool(n))]  # fmt: skip
+        written(directory, attacks=specs, attacked=rows, seeds=tuple(range(7)), model=model)
+
+    for experiment, make in (("faults", flips), ("protection_codes", codes), ("attacks", attacks)):
+        for model in ("a", "b"):
+            (tmp_path / experiment / model).mkdir(parents=True)
+            make(tmp_path / experiment / model, model)
+    assert list(security.there(tmp_path / "attacks")) == []
+    studies = security.there(tmp_path)
+    assert list(studies) == [f"{e}/{m}" for e in ("faults", "protection_codes", "attacks") for m in ("a", "b")]
+    path = write_studies(studies, tmp_path / "docs", "security")
+    text = path.read_text()
+    for title in (
+        "All models: how many flips does an adversary need?", "All models: where does protecting the critical share",
+        "All models: how few weights hold the vulnerability?", "Faults, a: Which bits break the model when they flip?",
+        "Protection, b: What does protection buy", "Protection, a: Do single flips foretell which protection is best?",
+        "Attacks, b: How many flips does an adversary need?",
+    ):  # fmt: skip
+        assert f"## {title}" in text
+    assert "(P5.4g, b) | holds | int8 unrestricted, random-super: 10.0 times [10.0, 10.0]" in text
+    assert "(P5.4h, a) | fails | fails at 1 of 1: uniform bf16 1e-05 (secded-critical0.001 0.900 times" in text
+    assert "(P5.4j, a) | holds | of 3 pairs of protections 2 are surely told apart, 2 of them as foretold" in text
+    assert "| a | int8 | unrestricted | 2 [2, 2] | 20 [20, 20] | > 30 |" in text
+    assert "uniform bf16: fails in 2, holds in 0 of 2." in text
+    shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
+    assert {"security-protection_codes-a-foretold_chances.svg", "security-attacks-b-attack_ratios.svg"} <= shown
+    assert shown == {p.name for p in path.parent.glob("*.svg")}
+    assert write_studies({}, tmp_path / "docs", "security").read_text() == text
+
+
+def test_the_document_on_security_copes_with_experiments_that_have_not_run(tmp_path):
+    specs = [AttackSpec(arm="guided-super", dtype="int8", budget=9)]
+    rows = [row for seed in (1, 2) for row in attack(specs[0], seed, 3)]
+    (tmp_path / "attacks" / "a").mkdir(parents=True)
+    written(tmp_path / "attacks" / "a", attacks=specs, attacked=rows, seeds=(1, 2), model="a")
+    text = write_studies(security.there(tmp_path), tmp_path / "docs", "security").read_text()
+    assert "## Attacks, a: How many flips does an adversary need?" in text
+    assert "All models" not in text
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

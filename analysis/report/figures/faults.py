@@ -194,9 +194,9 @@ def covered_shares(study: Study) -> Chart | None:
     return alt.layer(rule(COVERED, f"{COVERED:.0%}"), bars, lines, points).properties(width="container", height=250)
 
 
-def foretold_chances(study: Study) -> Chart | None:
+def foretold_chances(study: Study, flips: Study | None = None) -> Chart | None:
     """Measured chance of breaking against that which single flips foretell, with 95% intervals."""
-    table = foretelling.predicted(study)
+    table = foretelling.predicted(study, flips)
     if len(table) < 2:
         return None
     table = table.select("protection", "dtype", "dose", "predicted", "measured", "low", "high", "breaks", "injections")

@@ -10,7 +10,7 @@ from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.security_verdicts import times
-from analysis.security.attacks import attack_runs, attacks_against, flipped_where, survival
+from analysis.security.attacks import attack_runs, attacks_against, defended_against, flipped_where, survival
 from analysis.security.goals import ARM, ARMS_RIVALS
 from analysis.security.injections import DTYPE_ORDER
 from analysis.study import Study
@@ -42,7 +42,8 @@ def attacked(study: Study) -> Section | None:
                 f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips, with 95% bands of "
                 "guided-super and random.")
          for threat in THREATS for dtype in DTYPE_ORDER],
-        [Table(COLUMNS, _rows(table)), Table(["<dtype", "<threat", "<arm", "seed", "~"], lost, "What has no count")],
+        [Table(COLUMNS, _rows(table)), _defended(study),
+         Table(["<dtype", "<threat", "<arm", "seed", "~"], lost, "What has no count")],
     )  # fmt: skip
 
 
@@ -62,6 +63,16 @@ def _row(r: dict[str, Any]) -> list[str]:
         *("–" if r[name] is None else f"{r[name]:g}" for name in ("fewest", "longest", "bits")),
         wording.significant(r["loss"]),
     ]  # fmt: skip
+
+
+def _defended(study: Study) -> Table:
+    rows = [
+        [r["dtype"], r["threat"], r["protection"], named(r), r["counted"], times(r), wording.p_value(r["p_holm"]),
+         f"{r['runs']} and {r['rival_runs']}"]
+        for r in defended_against(study).iter_rows(named=True)
+    ]  # fmt: skip
+    columns = ["<dtype", "<threat", "<protection", "<arm", "<", "<how many times as many", "p, Holm", "runs"]
+    return Table(columns, rows, "Behind a protection, against the same arm without one")
 
 
 def named(r: dict[str, Any]) -> str:

@@ -150,8 +150,13 @@ def _covered(table: pl.DataFrame) -> str:
 
 @question("security", figures.foretold_chances)
 def foretold(study: Study) -> Section | None:
-    """Whether single flips foretell what uniform faults do, and which protection is best."""
-    table, order = predicted(study), order_agrees(study)
+    """Whether single flips foretell what uniform faults do behind protections."""
+    return foretold_by(study, study)
+
+
+def foretold_by(study: Study, flips: Study) -> Section | None:
+    """The same by the single flips of another study of the same model."""
+    table, order = predicted(study, flips), order_agrees(study, flips)
     if table.is_empty():
         return None
     rows = [
