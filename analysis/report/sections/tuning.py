@@ -251,8 +251,10 @@ def _course(table: pl.DataFrame, rates: pl.DataFrame) -> str:
     last = falling.group_by("way", maintain_order=True).agg(pl.col("loss").last(), pl.col("loss").min().alias("best"))
     over = last.filter(pl.col("loss") > pl.col("best"))["way"].to_list()
     words = [
-        f"Of {_ways(last)} {len(over)} had less target loss before the last step"
-        f"{' (' + ', '.join(over[:MOST_SAID]) + _more(over) + ')' if over else ''}."
+        f"Of {_ways(last)} {len(over)} had less target loss before the last step "
+        f"({', '.join(over[:MOST_SAID])}{_more(over)})."
+        if over
+        else f"Of {_ways(last)} none had less target loss before the last step."
     ]
     diverged = rates.filter(pl.col("diverged") > 0)
     if len(diverged):
