@@ -147,6 +147,19 @@ def test_int8_is_the_nearest_of_255_multiples_of_a_rows_scale(family, computed):
     assert state_bits(model) == before
 
 
+@pytest.mark.parametrize("protect", ["none", "parity-zero", "rotation"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_rows_that_are_converted_a_few_at_a_time_are_those_of_all_at_once(family, protect, monkeypatch):
+    bits = []
+    for chunk in (1 << 22, 150):
+        monkeypatch.setattr("esa_ray.security.numbers.CHUNK", chunk)
+        monkeypatch.setattr("esa_ray.security.rotation.CHUNK", chunk)
+        model = tiny(family, dtype=torch.bfloat16)
+        with memory_of(model, "int8", protect=protect) as memory:
+            bits.append((state_bits(model), memory.codes(every(memory)).tolist(), memory.largest.tolist()))
+    assert bits[0] == bits[1]
+
+
 def test_int8_patterns_are_twos_complement():
     model = tiny()
     with memory_of(model, "int8", components=("up",)) as memory:
