@@ -1,9 +1,11 @@
 """Attacks on models whose weights are fused, transposed, stacked by experts or tied, and of which a part is stored."""
 
+import accelerate
 import pytest
+import torch
 
 from esa_ray.spec.security import AttackSpec
-from tests.security.attack.nets import attacked, place, unmoved
+from tests.security.attack.nets import SEARCH, attacked, place, unmoved
 from tests.tiny import state_bits, tiny
 
 
@@ -30,3 +32,19 @@ def test_a_tied_embedding_is_attacked_where_it_is_used_twice():
 def test_experts_are_named():
     rows = attacked(tiny("mixtral"), AttackSpec(arm="data-free", components=("down",), budget=12), report=unmoved)[1:]
     assert {row["expert"] for row in rows} <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_offloaded_weights_are_attacked_as_resident_ones(tmp_path, family, where):
+    spec = AttackSpec(dtype="int8", components=("up", "o"), budget=3)
+    away = tiny(family)
+    if where == "disk":
+        away = accelerate.disk_offload(away, str(tmp_path), execution_device=torch.device("cpu"))
+    else:
+        away = accelerate.cpu_offload(away, execution_device=torch.device("cpu"))
+    before = away(torch.from_numpy(SEARCH)).logits
+    expected, found = (attacked(model, spec, report=unmoved) for model in (tiny(family), away))
+    assert [place(row) for row in found[1:]] == [place(row) for row in expected[1:]]
+    assert [row["selected_nll"] for row in found[1:]] == pytest.approx([row["selected_nll"] for row in expected[1:]])
+    assert torch.equal(away(torch.from_numpy(SEARCH)).logits, before)

@@ -102,7 +102,7 @@ def test_a_clamped_weight_goes_on_from_what_is_stored_and_not_from_what_it_reads
 
 @pytest.mark.parametrize("protect", ["none", "secded", "tmr-critical", "parity-zero", "zero-exponent-bit", "clamp"])
 def test_what_a_flip_is_said_to_read_is_what_the_model_reads(stored, protect):
-    victim, memory = stored(dtype="bf16", protect=protect, critical=0.1)
+    victim, _ = stored(dtype="bf16", protect=protect, critical=0.1)
     for address in (3, 3, 40, 500, 3):
         flips = victim.of_weights(np.array([address]))
         flip = flips[len(flips) - 2]
