@@ -181,11 +181,12 @@ class Memory:
         if not len(address):
             yield
             return
-        self._standing.append((address, codes))
+        mine = (address, codes)
+        self._standing.append(mine)
         try:
             yield
         finally:
-            self._standing.pop()
+            self._standing = [other for other in self._standing if other is not mine]
 
     def __enter__(self) -> Self:
         try:

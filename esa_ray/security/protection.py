@@ -112,16 +112,11 @@ class Protection:
 
     def rank(self, word: np.ndarray) -> np.ndarray:
         """Which of the protected words some words are; −1 of others."""
-        if self.words is None:
-            return word
-        if not len(self.words):
-            return np.full_like(word, -1)
-        at = np.searchsorted(self.words, word).clip(max=len(self.words) - 1)
-        return np.where(self.words[at] == word, at, -1)
+        return word if self.words is None else _rank(self.words, word)
 
     def is_critical(self, address: np.ndarray) -> np.ndarray:
         """Whether weights are among the critical ones."""
-        return np.isin(address, self.memory.critical)
+        return _rank(self.memory.critical, address) >= 0
 
     def seen(self, address: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """What patterns become on their way to the model: top exponent bits that are held at 0, values clamped."""
@@ -194,3 +189,11 @@ class Protection:
         codes = np.zeros(address.shape, dtype=np.uint64)
         codes[there] = self.memory.codes(address[there])
         return np.bitwise_or.reduce(codes << (np.arange(self.per_word) * self.bits).astype(np.uint64), axis=1)
+
+
+def _rank(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where numbers stand in an ascending list; −1 of those that aren't in it."""
+    if not len(among):
+        return np.full_like(wanted, -1)
+    at = np.searchsorted(among, wanted).clip(max=len(among) - 1)
+    return np.where(among[at] == wanted, at, -1)

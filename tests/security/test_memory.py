@@ -4,13 +4,18 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.headers import in_file_order
 from esa_ray.security.memory import Memory
 from esa_ray.spec import asks_for
 from esa_ray.spec.security import STORED, FaultSpec
 from tests.tiny import random_windows, state_bits, tiny
+from tests.tiny_layouts import CASES as LAYOUTS
+from tests.tiny_layouts import tiny_layout
+from tests.tiny_mixers import MIXERS, tiny_mixer
 
 WIDE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FAMILIES = ("llama", "gpt2", "phi3", "gemma", "gpt_neox", "mixtral")
@@ -33,6 +38,27 @@ def weights_by_definition(model, components):
         found += [(tensor.name, int(at)) for at, name in zip(flat, names, strict=True)
                   if asks_for(components, name, tensor.name)]  # fmt: skip
     return found
+
+
+@pytest.mark.parametrize("case", [*LAYOUTS, *MIXERS])
+def test_rows_are_those_that_the_tensor_tells_in_every_layout(case):
+    model = tiny_layout(case) if case in LAYOUTS else tiny_mixer(case)
+    before = state_bits(model)
+    with memory_of(model, "int8", protect="rotation") as memory:
+        assert (memory.codes(every(memory)) != 0).mean() > 0.5
+        for stretch in memory.layout.stretches:
+            tensor, flat = stretch.tensor, np.arange(stretch.tensor.size)
+            where = tensor.locate(flat)
+            if len(tensor.shape) == 1:
+                continue
+            expert = np.array(where["expert"] if tensor.experts else [0] * len(flat))
+            assert (stretch.line(flat) == expert * tensor.rows + where["row"]).all()
+            lines = np.unique(stretch.line(flat))
+            rows = stretch.of_lines(lines)
+            assert sorted(rows.ravel().tolist()) == flat.tolist()
+            assert (stretch.line(rows.ravel()) == np.repeat(lines, rows.shape[1])).all()
+            assert (where["col"][rows] == np.arange(rows.shape[1])).all()
+    assert state_bits(model) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,6 +100,26 @@ def test_the_order_is_that_of_the_weights_file_where_it_names_every_tensor():
     partly = Memory(model, catalogue(model), FaultSpec(rate=0.1), order=backwards[1:])
     assert [tensor.name for tensor in partly.tensors] == names
     assert not partly.layout.as_in_file
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("phi3", False)])
+def test_patterns_one_after_the_other_are_the_bytes_of_the_weights_file(family, tied, tmp_path):
+    model = tiny(family, tied=tied, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    raw = file.read_bytes()
+    numbers = raw[8 + int.from_bytes(raw[:8], "little") :]
+    order = in_file_order([file])
+    assert order != [tensor.name for tensor in catalogue(model).tensors]
+    memory = Memory(model, catalogue(model), FaultSpec(dtype="bf16", rate=0.1), order=order)
+    assert memory.codes(every(memory)).astype("<u2").tobytes() == numbers
+
+
+def test_several_weight_files_follow_one_another(tmp_path):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save_file({"z": torch.ones(2), "y": torch.ones(3)}, files[0])
+    save_file({"x": torch.ones(1)}, files[1])
+    assert in_file_order(files) == ["y", "z", "x"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +169,19 @@ def test_int8_is_the_nearest_of_255_multiples_of_a_rows_scale(family, computed):
             values = by_row(tensor, memory.values(mine, memory.codes(mine)))
             assert np.allclose(values, q * scales, rtol=1e-6)
     assert state_bits(model) == before
+
+
+@pytest.mark.parametrize("protect", ["none", "parity-zero", "rotation"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_rows_that_are_converted_a_few_at_a_time_are_those_of_all_at_once(family, protect, monkeypatch):
+    bits = []
+    for chunk in (1 << 22, 150):
+        monkeypatch.setattr("esa_ray.security.numbers.CHUNK", chunk)
+        monkeypatch.setattr("esa_ray.security.rotation.CHUNK", chunk)
+        model = tiny(family, dtype=torch.bfloat16)
+        with memory_of(model, "int8", protect=protect) as memory:
+            bits.append((state_bits(model), memory.codes(every(memory)).tolist(), memory.largest.tolist()))
+    assert bits[0] == bits[1]
 
 
 def test_int8_patterns_are_twos_complement():
@@ -231,16 +290,18 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused_and_nothing_stays_change
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
-@pytest.mark.parametrize("dtype", list(STORED))
+@pytest.mark.parametrize(
+    ("dtype", "protect"), [*((dtype, "none") for dtype in STORED), ("int8", "rotation"), ("bf16", "parity-zero")]
+)
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
-def test_offloaded_weights_are_stored_and_edited_as_resident_ones(tmp_path, where, dtype, family):
+def test_offloaded_weights_are_stored_and_edited_as_resident_ones(tmp_path, where, dtype, protect, family):
     resident, away, tokens = tiny(family), tiny(family), torch.as_tensor(random_windows(2))
     if where == "disk":
         away = accelerate.disk_offload(away, str(tmp_path), execution_device=torch.device("cpu"))
     else:
         away = accelerate.cpu_offload(away, execution_device=torch.device("cpu"))
     intact = away(tokens).logits
-    with memory_of(resident, dtype) as memory, memory_of(away, dtype) as other:
+    with memory_of(resident, dtype, protect=protect) as memory, memory_of(away, dtype, protect=protect) as other:
         address = np.random.default_rng(0).choice(memory.n_weights, 50, replace=False)
         codes = memory.codes(address) ^ np.uint64(1 << memory.bits - 1)
         assert (other.codes(address) == memory.codes(address)).all()
