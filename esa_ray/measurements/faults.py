@@ -116,14 +116,15 @@ class Faults(Swept):
         }  # fmt: skip
 
     def heard(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the driver hears of a packet: the loss over all of its injections, and that without a fault."""
+        """What the driver hears of a packet: the median injection's loss, and that without a fault."""
         told = {k: rows[0].get(k) for k in (self.identity, "status", "error")}
-        stored, measured = rows[0].get("stored_nll"), [row for row in rows if row.get("nll")]
-        lists = {name: [value for row in measured for value in row[name]] for name in ("nll", "tokens")}
-        return told | lists | {
-            "seconds": sum(row.get("seconds") or 0.0 for row in rows),
-            "intact": sum(stored) / (len(stored) * rows[0]["tokens"][0]) if stored else None,
-        }  # fmt: skip
+        told["seconds"] = sum(row.get("seconds") or 0.0 for row in rows)
+        if (stored := rows[0].get("stored_nll")) is None:
+            return told
+        losses = sorted(sum(row["nll"]) / sum(row["tokens"]) for row in rows if row["status"] == "ok")
+        middle = losses[len(rows) // 2] if len(losses) > len(rows) // 2 else math.inf
+        tokens, each = sum(sum(row["tokens"]) for row in rows), rows[0]["tokens"][0]
+        return told | {"nll": [middle * tokens], "tokens": [tokens], "intact": sum(stored) / (len(stored) * each)}
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Store, hit, evaluate from the hit block on, and take back, injection by injection."""

@@ -62,8 +62,10 @@ class FaultTolerance:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Clopper and Pearson's interval for the probability that an injection breaks the model.
 
-        >>> FaultTolerance(FaultSpec(rate=1e-6), [{"nll": [1.0], "tokens": [1], "stored_nll": [1.0]}] * 100).interval()
-        (0.0, 0.036...)
+        >>> rows = [{"nll": [1.0], "tokens": [1], "stored_nll": [1.0]}] * 100
+        >>> low, high = FaultTolerance(FaultSpec(rate=1e-6), rows).interval()
+        >>> low, round(high, 3)
+        (0.0, 0.036)
         """
         found = binomtest(self.broken, len(self.rows)).proportion_ci(level, method="exact")
         return float(found.low), float(found.high)

@@ -241,6 +241,17 @@ def test_a_plan_counts_as_many_ranges_as_there_are_and_the_passes_of_scores(work
     assert found.forward_passes == 2 * 4 * 5 + 2 * 4
 
 
+def test_the_driver_hears_the_median_injection_of_a_packet_whatever_diverged():
+    def row(nll, status="ok"):
+        return {"status": status, "nll": [nll, nll], "tokens": [2, 2], "stored_nll": [2.0, 2.0], "seconds": 0.5}
+
+    told = GRID.heard([row(9.0), row(3.0), row(math.nan, "diverged")])
+    assert (told["nll"][0] / told["tokens"][0], told["tokens"], told["intact"]) == (4.5, [12], 1.0)
+    assert told["seconds"] == 1.5
+    assert GRID.heard([row(3.0), row(math.nan, "diverged")])["nll"] == [math.inf]
+    assert GRID.heard([{"status": "error", "error": "no"}])["error"] == "no"
+
+
 def test_packets_hold_every_injection_once_and_only_the_last_is_short():
     for how in (FaultSpec(rate=0.1, repeats=n) for n in (1, 24, 25, 26, 99)):
         made = packets(how, 3)
