@@ -42,7 +42,7 @@ class Place:
     protect: Protection = "none"
 
     def budget(self, arm: str) -> int:
-        """Flips of an arm: search takes longer than chance, and hits sooner."""
+        """How many flips an arm has."""
         kinds = (((*CONTROLLED,), self.controlled), (GUIDED, self.search), (DRAWN, self.chance), (ATTACKS, self.signs))
         return next(flips for arms, flips in kinds if arm in arms)
 
@@ -56,15 +56,16 @@ class Place:
         ]  # fmt: skip
 
 
+#: Chance has two draws: with one, five seeds could not tell two arms apart at all (p at least 2/2⁵).
 PLACES = (
-    Place("int8", "unrestricted", search=12, controlled=8, chance=20, signs=10, draws=2),
-    Place("bf16", "stealthy", search=6, chance=10, signs=10),
-    Place("bf16", "unrestricted", search=2, controlled=2, chance=20, signs=5),
-    Place("fp16", "unrestricted", search=2, controlled=2, chance=20, signs=5),
-    Place("fp32", "unrestricted", search=2, controlled=2, chance=30, signs=5),
+    Place("int8", "unrestricted", search=100, controlled=30, chance=40, signs=20, draws=2),
+    Place("bf16", "stealthy", search=40, chance=20, signs=10, draws=2),
+    Place("bf16", "unrestricted", search=2, controlled=2, chance=20, signs=5, draws=2),
+    Place("fp16", "unrestricted", search=2, controlled=2, chance=20, signs=5, draws=2),
+    Place("fp32", "unrestricted", search=2, controlled=2, chance=30, signs=5, draws=2),
 )
 #: A defence, against search over all weights.
-DEFENDED = Place("int8", "unrestricted", search=12, chance=0, protect="rotation")
+DEFENDED = Place("int8", "unrestricted", search=50, chance=0, protect="rotation")
 LARGE_PLACES = (
     Place("int8", "unrestricted", search=5, chance=15), Place("bf16", "unrestricted", search=2, chance=15),
 )  # fmt: skip

@@ -25,20 +25,24 @@ PROTECTIONS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 #: Against uniform flips alone: a larger share, and matrices that are stored reflected.
 UNIFORM: tuple[dict[str, Any], ...] = ({"protect": "secded-critical", "critical": 0.01}, {"protect": "rotation"})
-#: Rates of uniform flips by dtype; that of bursts and stuck bits is the first for int8 and the second for bf16.
-RATES: dict[Stored, tuple[float, ...]] = {"bf16": (1e-6, 1e-5), "int8": (1e-4, 1e-3)}
-OTHERS: dict[Stored, float] = {"bf16": 1e-5, "int8": 1e-4}
-#: The same of the larger model, which has 400 times as many bits.
-LARGE_RATES: dict[Stored, tuple[float, ...]] = {"bf16": (1e-9, 1e-8), "int8": (1e-7, 1e-6)}
+#: Rates of uniform flips by dtype, of which int8 withstands a thousand times as many; and those of bursts and stuck
+#: bits, with how many rows and columns there are.
+RATES: dict[Stored, tuple[float, ...]] = {"bf16": (1e-6, 1e-5), "int8": (3e-3, 1e-2)}
+BURSTS: dict[Stored, float] = {"bf16": 1e-5, "int8": 1e-2}
+STUCK: dict[Stored, float] = {"bf16": 2e-5, "int8": 2e-2}
+ROWS: dict[Stored, int] = {"bf16": 1, "int8": 16}
+COLUMNS: dict[Stored, int] = {"bf16": 1, "int8": 64}
+#: Rates of the larger model, which has 400 times as many bits.
+LARGE_RATES: dict[Stored, tuple[float, ...]] = {"bf16": (1e-9, 1e-8), "int8": (1e-5, 1e-4)}
 LARGE_PROTECTIONS: dict[Stored, Protection] = {"bf16": "zero-exponent-bit", "int8": "clamp"}
 
 
 def doses(dtype: Stored) -> list[dict[str, Any]]:
     """Five faults in one dtype, uniform ones at two rates."""
-    rate = OTHERS[dtype]
     return [
-        *({"rate": r} for r in RATES[dtype]), {"fault": "burst", "rate": rate}, {"fault": "row", "events": 1},
-        {"fault": "column", "events": 1}, {"fault": "stuck", "rate": rate},
+        *({"rate": r} for r in RATES[dtype]), {"fault": "burst", "rate": BURSTS[dtype]},
+        {"fault": "row", "events": ROWS[dtype]}, {"fault": "column", "events": COLUMNS[dtype]},
+        {"fault": "stuck", "rate": STUCK[dtype]},
     ]  # fmt: skip
 
 

@@ -97,7 +97,10 @@ def _covered(study: Study) -> Verdict | None:
     row, least = found["row"], found["smallest"]
     flips = f"{row['breaks']} of {row['flips']} flips there break the model"
     if row["covered"] is None:
-        return Verdict("P5.4i", claim, "open", "no single flip in int8 broke the model; measure more of them")
+        harm = "" if row["harm"] is None else (
+            f"; {percent(row['share'])} of the weights hold {percent(row['harm'])} of the harm short of that"
+        )  # fmt: skip
+        return Verdict("P5.4i", claim, "open", f"no single flip in int8 broke the model{harm}; measure more of them")
     words = (
         f"{percent(row['share'])} of the weights hold {percent(row['covered'])} "
         f"[{percent(row['low'])}, {percent(row['high'])}] ({flips}); "

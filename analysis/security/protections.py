@@ -39,8 +39,8 @@ def protected_against(study: Study) -> pl.DataFrame:
     """One row per protection and rival, at the same fault, dtype and dose: none, and the best that costs no bits.
 
     ``ratio`` is the chance of breaking over the rival's, with a 95% interval
-    (:func:`analysis.statistics.proportions.ratio_interval`); both are of injections drawn apart. ``p`` is that of a
-    ratio of 1, ``p_half`` of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with
+    (:func:`analysis.statistics.proportions.ratio_interval`); the same faults are drawn for both, and that they are
+    pairs isn't used, which makes intervals rather too wide than too narrow. ``p`` is that of a ratio of 1, ``p_half`` of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with
     the same rival. ``halves`` says whether the chance is at most half the rival's: "holds" or "fails" where p_half_holm
     is below 0.05, "open" otherwise. The rival "best free" is the protection without overhead that broke least often
     here, which makes it hard to beat.

@@ -7,6 +7,7 @@ seed differ in what was drawn. B resamples, n runs, m distinct times.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -192,7 +193,9 @@ def log_rank(a: Runs, b: Runs) -> tuple[float, float]:
     mine = np.arange(len(time)) < len(a)
     if not event.any():
         return float("nan"), float("nan")
-    chi2, _ = survdiff(time, event.astype(int), mine.astype(int))
+    chi2 = float("nan")
+    with suppress(np.linalg.LinAlgError):  # all end together: nothing varies, and there is no statistic
+        chi2, _ = survdiff(time, event.astype(int), mine.astype(int))
     scores = log_rank_scores(time, event)
     blocks = [(scores[seed == s], int(mine[seed == s].sum())) for s in np.unique(seed)]
     blocks = [(x, k) for x, k in blocks if 0 < k < len(x)]

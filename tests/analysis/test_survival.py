@@ -145,5 +145,11 @@ def test_many_runs_are_dealt_by_chance_and_p_is_never_0():
     assert 0 < log_rank(a, b)[1] < 0.001
 
 
+def test_runs_that_all_end_together_do_not_differ():
+    chi2, p = log_rank(runs([1, 1]), runs([1, 1]))
+    assert np.isnan(chi2)
+    assert p == 1
+
+
 def test_without_an_event_nothing_is_tested():
     assert all(np.isnan(log_rank(runs([3], [False]), runs([3], [False]))))
