@@ -40,10 +40,11 @@ def protected_against(study: Study) -> pl.DataFrame:
 
     ``ratio`` is the chance of breaking over the rival's, with a 95% interval
     (:func:`analysis.statistics.proportions.ratio_interval`); the same faults are drawn for both, and that they are
-    pairs isn't used, which makes intervals rather too wide than too narrow. ``p`` is that of a ratio of 1, ``p_half`` of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with
-    the same rival. ``halves`` says whether the chance is at most half the rival's: "holds" or "fails" where p_half_holm
-    is below 0.05, "open" otherwise. The rival "best free" is the protection without overhead that broke least often
-    here, which makes it hard to beat.
+    pairs isn't used, which makes intervals rather too wide than too narrow. ``p`` is that of a ratio of 1, ``p_half``
+    of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with the same rival.
+    ``halves`` says whether the chance is at most half the rival's: "holds" or "fails" where p_half_holm is below 0.05,
+    "open" otherwise. The rival "best free" is the protection without overhead that broke least often here, which makes
+    it hard to beat.
     """
     rows = [_compared(mine, name, rival) for mine, name, rival in _pairs(break_rates(study))]
     table = pl.DataFrame(rows, schema=AGAINST)

@@ -151,11 +151,12 @@ def protected(study: Study) -> Section | None:
         "protected", "What does protection buy, and at what price?", _bought(study),
         "Times its breaks is the chance of breaking over the rival's. The same faults are drawn for both; that they "
         "are pairs isn't used, which makes intervals (95%) rather too wide than too narrow. A protection halves them "
-        "if surely no more than half as many break, corrected by Holm over all rows with the same rival. Bits added are those of the protection in place, as it was injected into: scattered critical "
-        "weights drag whole words in, check bits and copies are hit as data are. Packed, they are those of copying the "
-        "critical weights into words of their own with an index to find them; that wasn't injected into. The front's "
-        "probability is that of lying on it when chances are drawn from what the injections leave possible. That "
-        "another seed would choose other critical weights isn't in the intervals.",
+        "if surely no more than half as many break, corrected by Holm over all rows with the same rival. Bits added "
+        "are those of the protection in place, as it was injected into: scattered critical weights drag whole words "
+        "in, check bits and copies are hit as data are. Packed, they are those of copying the critical weights into "
+        "words of their own with an index to find them; that wasn't injected into. The front's probability is that of "
+        "lying on it when chances are drawn from what the injections leave possible. That another seed would choose "
+        "other critical weights isn't in the intervals.",
         [*of_each("protection_costs", "Chance of breaking against added bits in {}; numbers in the table",
                   "Stored in {}, at the fault that tells protections apart most. Filled and joined: no other costs no "
                   "more and breaks no more often."),
