@@ -42,17 +42,31 @@ def hardening_verdicts(comparison: Comparison) -> list[Verdict]:
         f"collapse, at no more than {MARGIN:g} nats of loss intact, against the model as it was and the same tuning "
         "without damage"
     )
-    parents = [[_worst(way) for _, way in rows.group_by("way", maintain_order=True)]
-               for _, rows in table.group_by("parent", maintain_order=True)]  # fmt: skip
-    best = ["holds" if "holds" in ways else "open" if "open" in ways else "fails" for ways in parents]
+    parents = [
+        sorted((way for _, way in rows.group_by("way", maintain_order=True)), key=_near, reverse=True)
+        for _, rows in table.group_by("parent", maintain_order=True)
+    ]
+    best = [STANDING[_near(ways[0])[0]] for ways in parents]
     status: Status = "fails" if "fails" in best else "open" if "open" in best else "holds"
-    return [Verdict("P5.4f", claim, status, "; ".join(_hardened(r) for r in table.iter_rows(named=True)))]
+    return [Verdict("P5.4f", claim, status, "; ".join(_nearest(ways) for ways in parents))]
 
 
-def _worst(way: pl.DataFrame) -> str:
-    """A way must reach the goal against each rival."""
-    found = set(way["status"])
-    return "fails" if "fails" in found else "open" if "open" in found else "holds"
+#: How a way can stand, from the worst on; and of how many ways of a model the evidence tells.
+STANDING: tuple[Status, ...] = ("fails", "open", "holds")
+TOLD = 2
+
+
+def _near(way: pl.DataFrame) -> tuple[int, float]:
+    """How near a way comes to the goal, which it must reach against each rival: how it stands, then the least ratio."""
+    ratios = way["ratio"].to_list()
+    return min(STANDING.index(status) for status in way["status"]), min(-1.0 if r is None else r for r in ratios)
+
+
+def _nearest(ways: list[pl.DataFrame]) -> str:
+    """What the ways of a model that come nearest to the goal reach, and how many more there are."""
+    told = [_hardened(r) for way in ways[:TOLD] for r in way.iter_rows(named=True)]
+    more = len(ways) - TOLD
+    return "; ".join([*told, *([f"{more} way{'s' * (more > 1)} more come less near"] if more > 0 else [])])
 
 
 def _hardened(r: dict[str, Any]) -> str:

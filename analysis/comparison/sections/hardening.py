@@ -17,7 +17,7 @@ COLUMNS: Columns = {
     "<model": text("parent"),
     "<tuned by": text("way"),
     "<against": text("rival"),
-    "<sign flips": lambda r: " of ".join(filter(None, (r["series"], r["chosen"]))),
+    "<sign flips": lambda r: _flips(r),
     "tunings": text("tunings"),
     "dose at half collapse": lambda r: number(r["dose"]),
     "rival's": lambda r: number(r["rival_dose"]),
@@ -26,6 +26,12 @@ COLUMNS: Columns = {
     "<": text("status"),
     "~": text("why_not"),
 }
+
+
+def _flips(r: dict[str, Any]) -> str:
+    """The damage and its sets: of one score's alone nothing is said but "by k"."""
+    chosen = r["chosen"] or ""
+    return f"{r['series']} {'' if chosen.startswith('by ') else 'of '}{chosen}" if chosen else r["series"] or ""
 
 
 def _cost(r: dict[str, Any]) -> str:
