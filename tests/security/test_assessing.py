@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from esa_ray.errors import EsaError
@@ -21,6 +22,7 @@ WINDOWS = np.arange(40).reshape(5, 8) % 16
 
 @pytest.fixture
 def model():
+    torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8)).eval()
 
 
