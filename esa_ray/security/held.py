@@ -90,8 +90,9 @@ class Held:
         new = self.tensor.flat_weights().clone()
         old_ERC = self.stretch.part(new)
         held_ERC = self._stored_rows(self.stretch.matrix(self._mirrored)) if self.reflected else self._stored(old_ERC)
-        read_ERC = read(held_ERC.to(new.device), self._of_rows(new.device))
-        read_ERC = (reflected(read_ERC) if self.reflected else read_ERC).to(new.dtype)
+        scales, wide = self._of_rows(new.device), None if self.reflected else new.dtype
+        read_ERC = read(held_ERC.to(new.device), scales, wide)
+        read_ERC = reflected(read_ERC).to(new.dtype) if self.reflected else read_ERC
         if bool((~read_ERC.isfinite() & old_ERC.isfinite()).any()):
             most = float(old_ERC[old_ERC.isfinite()].abs().max())
             raise EsaError(f"{self.tensor.name} holds {most:g}, which {self.dtype} can't; store it in another --dtype")

@@ -172,8 +172,8 @@ def by_tensor(number: np.ndarray) -> list[tuple[int, np.ndarray]]:
     if not len(number):
         return []
     order = np.argsort(number, kind="stable")
-    ends = np.flatnonzero(np.diff(number[order])) + 1
-    return [(int(number[places[0]]), places) for places in np.split(order, ends)]
+    ends = [*(np.flatnonzero(np.diff(number[order])) + 1).tolist(), len(number)]
+    return [(int(number[order[a]]), order[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _stretches(tensors: Sequence[WeightTensor], components: Sequence[str]) -> list[Stretch]:

@@ -134,6 +134,9 @@ class Memory:
         found = np.empty(len(address), dtype=np.uint64)
         for i, mine in by_tensor(number):
             found[mine] = patterns(self.held[i].at(flat[mine]))
+        return self._with_edits(address, found)
+
+    def _with_edits(self, address: np.ndarray, found: np.ndarray) -> np.ndarray:
         for where, codes in self._standing:
             at = np.searchsorted(where, address).clip(max=len(where) - 1)
             hit = where[at] == address
@@ -205,24 +208,27 @@ class Memory:
     def _changes(self, address: np.ndarray, codes: np.ndarray) -> Iterator[tuple[WeightTensor, np.ndarray, np.ndarray]]:
         """Weights that the model reads otherwise: tensors, flat indices and values."""
         number, flat = self.locate(address)
+        values = self.values(address, codes)
         for i, mine in by_tensor(number):
             if self.held[i].reflected:
                 yield self._rows(i, flat[mine], address[mine], codes[mine])
             else:
-                yield self.tensors[i], flat[mine], self.values(address[mine], codes[mine])
+                yield self.tensors[i], flat[mine], values[mine]
 
     def _rows(
         self, i: int, flat: np.ndarray, address: np.ndarray, codes: np.ndarray
     ) -> tuple[WeightTensor, np.ndarray, np.ndarray]:
         """All weights of the reflected rows in which some are read otherwise."""
-        stretch = self.held[i].stretch
+        held, stretch = self.held[i], self.held[i].stretch
         flat_LC = stretch.of_lines(np.unique(stretch.line(flat)))
-        whole = stretch.start + stretch.place(flat_LC.ravel())
-        patterns_of = self.codes(whole)
+        every = flat_LC.ravel()
+        whole = stretch.start + stretch.place(every)
+        found = self._with_edits(whole, patterns(held.at(every)))
         order = np.argsort(whole, kind="stable")
-        patterns_of[order[np.searchsorted(whole, address, sorter=order)]] = codes
-        values_LC = torch.from_numpy(self.values(whole, patterns_of)).view(flat_LC.shape)
-        return self.tensors[i], flat_LC.ravel(), reflected(values_LC).flatten().numpy()
+        found[order[np.searchsorted(whole, address, sorter=order)]] = codes
+        scales = None if held.scales is None else held.scales_at(every)
+        values_LC = read(held_as(found, self.dtype), scales).double().view(flat_LC.shape)
+        return held.tensor, every, reflected(values_LC).flatten().numpy()
 
     def _scales_at(self, address: np.ndarray) -> Tensor | None:
         if self.dtype != "int8":

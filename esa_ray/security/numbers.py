@@ -7,6 +7,8 @@ uint64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from esa_ray.models.slots import bits
 from esa_ray.spec.security import STORED
 
+#: Weights that are converted at once.
+CHUNK = 1 << 22
 #: dtype of storage → torch's.
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 #: dtype of storage → its mantissa's bits; above them stand the exponent and the sign.
@@ -35,15 +39,27 @@ def bit_class(dtype: str, bit: int) -> str:
 
 def stored(values: Tensor, dtype: str, scales: Tensor | None = None) -> Tensor:
     """Weights in the dtype of storage; of int8 by their scales, which broadcast to them."""
+    return values.to(TORCH[dtype]) if scales is None else _piecewise(_quantized, values, scales)
+
+
+def read(held: Tensor, scales: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """What stored weights read: themselves; of int8 fp32 by their scales; rounded to a dtype where one is named."""
     if scales is None:
-        return values.to(TORCH[dtype])
+        return held if dtype is None else held.to(dtype)
+    return _piecewise(lambda whole, of_rows: (whole.float() * of_rows).to(dtype or torch.float32), held, scales)
+
+
+def _quantized(values: Tensor, scales: Tensor) -> Tensor:
     whole = values.float() / torch.where(scales > 0, scales, torch.ones_like(scales))
-    return whole.round().clamp(-127, 127).to(torch.int8)
+    return whole.round_().clamp_(-127, 127).to(torch.int8)
 
 
-def read(held: Tensor, scales: Tensor | None = None) -> Tensor:
-    """What stored weights read: themselves; of int8 fp32 by their scales."""
-    return held if scales is None else held.float() * scales
+def _piecewise(of: Callable[[Tensor, Tensor], Tensor], values: Tensor, scales: Tensor) -> Tensor:
+    """A function of weights and scales; of (E, R, C) some rows at a time, as numbers on the way are wide."""
+    lines = CHUNK // (len(values) * values.shape[-1]) if values.dim() == 3 else 0
+    if not 0 < lines < values.shape[1]:
+        return of(values, scales)
+    return torch.cat([of(*each) for each in zip(values.split(lines, 1), scales.split(lines, 1), strict=True)], 1)
 
 
 def with_parity(held: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ be outliers; this one needs no calibration, and no memory. Costs O(C·log C) a r
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,12 +29,16 @@ def reflected(values: Tensor) -> Tensor:
     [1.0, 2.0, 5.0]
     """
     rows_LC = values.reshape(-1, values.shape[-1])
-    signs_C = rademacher_on(stream_key("rotation", rows_LC.shape[1]), rows_LC.shape[1], values.device).double()
+    signs_C = _signs(rows_LC.shape[1], values.device)
     wide = torch.promote_types(values.dtype, torch.float32)
     lines = max(1, CHUNK // rows_LC.shape[1])
-    return torch.cat([_hartley(rows.double() * signs_C).mul_(signs_C).to(wide) for rows in rows_LC.split(lines)]).view(
-        values.shape
-    )
+    pieces = [_hartley(rows.double() * signs_C).mul_(signs_C).to(wide) for rows in rows_LC.split(lines)]
+    return torch.cat(pieces).view(values.shape)
+
+
+@lru_cache(maxsize=32)
+def _signs(c: int, device: torch.device) -> Tensor:
+    return rademacher_on(stream_key("rotation", c), c, device).double()
 
 
 def _hartley(rows_LC: Tensor) -> Tensor:

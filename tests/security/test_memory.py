@@ -13,6 +13,9 @@ from esa_ray.security.memory import Memory
 from esa_ray.spec import asks_for
 from esa_ray.spec.security import STORED, FaultSpec
 from tests.tiny import random_windows, state_bits, tiny
+from tests.tiny_layouts import CASES as LAYOUTS
+from tests.tiny_layouts import tiny_layout
+from tests.tiny_mixers import MIXERS, tiny_mixer
 
 WIDE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FAMILIES = ("llama", "gpt2", "phi3", "gemma", "gpt_neox", "mixtral")
@@ -35,6 +38,27 @@ def weights_by_definition(model, components):
         found += [(tensor.name, int(at)) for at, name in zip(flat, names, strict=True)
                   if asks_for(components, name, tensor.name)]  # fmt: skip
     return found
+
+
+@pytest.mark.parametrize("case", [*LAYOUTS, *MIXERS])
+def test_rows_are_those_that_the_tensor_tells_in_every_layout(case):
+    model = tiny_layout(case) if case in LAYOUTS else tiny_mixer(case)
+    before = state_bits(model)
+    with memory_of(model, "int8", protect="rotation") as memory:
+        assert (memory.codes(every(memory)) != 0).mean() > 0.5
+        for stretch in memory.layout.stretches:
+            tensor, flat = stretch.tensor, np.arange(stretch.tensor.size)
+            where = tensor.locate(flat)
+            if len(tensor.shape) == 1:
+                continue
+            expert = np.array(where["expert"] if tensor.experts else [0] * len(flat))
+            assert (stretch.line(flat) == expert * tensor.rows + where["row"]).all()
+            lines = np.unique(stretch.line(flat))
+            rows = stretch.of_lines(lines)
+            assert sorted(rows.ravel().tolist()) == flat.tolist()
+            assert (stretch.line(rows.ravel()) == np.repeat(lines, rows.shape[1])).all()
+            assert (where["col"][rows] == np.arange(rows.shape[1])).all()
+    assert state_bits(model) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,6 +171,19 @@ def test_int8_is_the_nearest_of_255_multiples_of_a_rows_scale(family, computed):
     assert state_bits(model) == before
 
 
+@pytest.mark.parametrize("protect", ["none", "parity-zero", "rotation"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_rows_that_are_converted_a_few_at_a_time_are_those_of_all_at_once(family, protect, monkeypatch):
+    bits = []
+    for chunk in (1 << 22, 150):
+        monkeypatch.setattr("esa_ray.security.numbers.CHUNK", chunk)
+        monkeypatch.setattr("esa_ray.security.rotation.CHUNK", chunk)
+        model = tiny(family, dtype=torch.bfloat16)
+        with memory_of(model, "int8", protect=protect) as memory:
+            bits.append((state_bits(model), memory.codes(every(memory)).tolist(), memory.largest.tolist()))
+    assert bits[0] == bits[1]
+
+
 def test_int8_patterns_are_twos_complement():
     model = tiny()
     with memory_of(model, "int8", components=("up",)) as memory:
@@ -253,16 +290,18 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused_and_nothing_stays_change
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
-@pytest.mark.parametrize("dtype", list(STORED))
+@pytest.mark.parametrize(
+    ("dtype", "protect"), [*((dtype, "none") for dtype in STORED), ("int8", "rotation"), ("bf16", "parity-zero")]
+)
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
-def test_offloaded_weights_are_stored_and_edited_as_resident_ones(tmp_path, where, dtype, family):
+def test_offloaded_weights_are_stored_and_edited_as_resident_ones(tmp_path, where, dtype, protect, family):
     resident, away, tokens = tiny(family), tiny(family), torch.as_tensor(random_windows(2))
     if where == "disk":
         away = accelerate.disk_offload(away, str(tmp_path), execution_device=torch.device("cpu"))
     else:
         away = accelerate.cpu_offload(away, execution_device=torch.device("cpu"))
     intact = away(tokens).logits
-    with memory_of(resident, dtype) as memory, memory_of(away, dtype) as other:
+    with memory_of(resident, dtype, protect=protect) as memory, memory_of(away, dtype, protect=protect) as other:
         address = np.random.default_rng(0).choice(memory.n_weights, 50, replace=False)
         codes = memory.codes(address) ^ np.uint64(1 << memory.bits - 1)
         assert (other.codes(address) == memory.codes(address)).all()
