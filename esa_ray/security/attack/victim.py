@@ -103,10 +103,10 @@ class Victim:
     def commit(self, flip: Flip) -> None:
         """Let a bit stay flipped."""
         address = np.array([flip.address])
-        pattern = self._patterns(address)
-        if self._protection.kind == "clamp":
-            self._unseen[flip.address] = int(pattern[0]) ^ (1 << flip.bit)
+        pattern = int(self._patterns(address)[0]) ^ (1 << flip.bit)
         self._around.enter_context(self.trying(flip))
+        if self._protection.kind == "clamp":
+            self._unseen[flip.address] = pattern
         self._flipped.append(int(self._number(address, np.array([flip.bit]))[0]))
 
     def trying(self, flip: Flip) -> AbstractContextManager[Applied]:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.applications.calibrated import Calibrated
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.attack.victim import Victim
 from esa_ray.security.codes import Verdict, columns, decode
 from esa_ray.security.memory import Memory
 from esa_ray.security.protection import Protection
 from esa_ray.spec.security import AttackSpec
-from tests.security.attack.nets import attacked, net, unmoved
+from tests.security.attack.nets import SEARCH, attacked, net, unmoved
 from tests.tiny import state_bits
 
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -29,7 +30,8 @@ def stored():
 
     def make(threat="unrestricted", **how):
         model = net()
-        memory = Memory(model, catalogue(model), AttackSpec(arm="random", threat=threat, **how)).__enter__()
+        weights, spec = catalogue(model), AttackSpec(arm="random", threat=threat, **how)
+        memory = Memory(model, weights, spec, scores=lambda: Calibrated(model, weights, SEARCH)).__enter__()
         victim = victim_of(memory, threat).__enter__()
         open_ones.append((victim, memory))
         return victim, memory
@@ -88,15 +90,26 @@ def test_a_top_exponent_bit_that_is_held_at_zero_is_never_flipped(stored):
 def test_a_clamped_weight_goes_on_from_what_is_stored_and_not_from_what_it_reads(stored):
     victim, memory = stored(dtype="bf16", protect="clamp", components=("up",))
     address = np.array([5])
-    weight = float(victim.of_weights(address).weight[0])
-    top = victim.allowed(address, np.array([14]))[0]
-    assert abs(top.damaged) == pytest.approx(memory.largest[0], rel=1e-2)
-    victim.commit(top)
-    sign = victim.allowed(address, np.array([15]))[0]
-    assert sign.damaged == -top.damaged
-    # The lowest exponent bit makes of the huge pattern another huge one: it stays clamped.
-    assert victim.allowed(address, np.array([7]))[0].damaged == top.damaged
-    assert abs(weight) < abs(top.damaged)
+    tensor, flat = victim.at(5)
+    weight = float(tensor.flat_weights()[flat])
+    for bit, sign in ((14, 1), (7, 1), (15, -1)):  # huge, another huge one, and that with the other sign
+        flip = victim.allowed(address, np.array([bit]))[0]
+        victim.commit(flip)
+        assert flip.damaged == np.copysign(memory.largest[0], sign * weight)
+        assert float(tensor.flat_weights()[flat]) == flip.damaged
+    assert abs(weight) < memory.largest[0]
+
+
+@pytest.mark.parametrize("protect", ["none", "secded", "tmr-critical", "parity-zero", "zero-exponent-bit", "clamp"])
+def test_what_a_flip_is_said_to_read_is_what_the_model_reads(stored, protect):
+    victim, _ = stored(dtype="bf16", protect=protect, critical=0.1)
+    for address in (3, 3, 40, 500, 3):
+        flips = victim.of_weights(np.array([address]))
+        flip = flips[len(flips) - 2]
+        tensor, flat = victim.at(address)
+        assert float(tensor.flat_weights()[flat]) == flip.weight
+        victim.commit(flip)
+        assert float(tensor.flat_weights()[flat]) == flip.damaged
 
 
 def test_a_bit_flips_once(stored):
