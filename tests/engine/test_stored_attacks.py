@@ -12,7 +12,7 @@ from esa_ray.measurements.worker import Worker
 from esa_ray.models.load import load_model, load_tokenizer
 from esa_ray.models.sources import find
 from esa_ray.security import assault
-from esa_ray.spec import AttackSpec, ModelSpec
+from esa_ray.spec import AttackSpec, FaultSpec, ModelSpec
 from esa_ray.spec.security import ATTACKS
 from tests.tiny import state_bits
 
@@ -143,6 +143,19 @@ def test_an_attack_without_enough_windows_is_refused_before_anything_is_loaded(t
     with pytest.raises(ValueError, match="are 5 of the 4 calibration windows; raise --max-samples"):
         tiny_study.replace(attacks=(asked("guided", search_windows=3),))
     tiny_study.replace(attacks=(asked("random", search_windows=3),))  # which looks at none
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"faults": (FaultSpec(rate=0.1), FaultSpec(rate=0.1, repeats=9))}, "two faults called uniform-bf16-0.1-none"),
+        ({"attacks": (AttackSpec(), AttackSpec(budget=9))}, "two attacks called guided-bf16-unrestricted-none"),
+    ],
+)
+def test_two_that_are_called_alike_are_refused_since_reports_tell_them_apart_by_that(tiny_study, changes, said):
+    data = tiny_study.data.model_copy(update={"calibration_windows": 16})
+    with pytest.raises(ValueError, match=said):
+        tiny_study.replace(data=data, **changes)
 
 
 def test_ids_go_by_what_is_asked(working):
