@@ -260,3 +260,14 @@ def test_packets_hold_every_injection_once_and_only_the_last_is_short():
     made = packets(FaultSpec(fault="single", dtype="int8", repeats=7), 3)
     assert [(packet.bit, packet.repeats) for packet in made[:3]] == [(0, range(5)), (0, range(5, 7)), (1, range(5))]
     assert len(made) == 16
+
+
+def test_a_packet_of_ranges_without_so_many_weights_is_done_all_the_same(working):
+    # 32 weights of a norm: of a tenth of 160 there are at most some 16.
+    worker = working([FaultSpec(fault="single", dtype="int8", repeats=25, components=("norm",))])
+    rows = measured(worker)
+    assert [unit.name for unit in GRID.missing(worker.spec, worker.store)] == []
+    empty = [row for row in rows if row["status"] == "empty"]
+    assert len(empty) == 8
+    assert {row["error"] for row in empty} == {"no range of scores has so many weights"}
+    assert GRID.counts(worker.spec, worker.store, worker.resolved)["empty"] == 8
