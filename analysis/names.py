@@ -49,9 +49,8 @@ def about(study: Study) -> str:
     looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
     if looks or study.spec["perturbations"]:
         return "sensitivity"
-    kinds = (("compression", study.compressions), ("tuning", study.tunings), ("security", study.faults),
-             ("security", study.attacks))  # fmt: skip
-    return next((kind for kind, rows in kinds if len(rows)), "sensitivity")
+    kinds = {"compressions": "compression", "tunings": "tuning", "faults": "security", "attacks": "security"}
+    return next((kind for table, kind in kinds.items() if study.spec.get(table)), "sensitivity")
 
 
 def units(study: Study) -> str:

@@ -980,6 +980,7 @@ def test_a_grid_of_attacks_has_each_arm_its_own_sizes_and_draws(studies_of):
         ("faults --fault row --row-bytes 9", "--row-bytes"),
         ("faults --per-stratum 2", "--per-stratum is of single flips; add --strata"),
         ("faults --strata --repeats 9", "--repeats belongs to --fault"),
+        ("faults --strata --protect none,secded", "--protect secded changes nothing of single flips"),
         ("faults --repeats 0", "--repeats must be at least 1, not 0"),
         ("faults --critical 0.1", "--critical belongs to --protect secded-critical and tmr-critical"),
         ("faults --code hamming", "--code belongs to --protect secded"),

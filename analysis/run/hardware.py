@@ -14,7 +14,9 @@ from analysis.study import Study
 
 @dataclass(frozen=True)
 class Mixed:
-    """Rows with an intact loss of their own: how many of ``cells``, ``ablations``, ``compressions``, on what ``cards``.
+    """What has an intact loss of its own: how many ``cells``, ``ablations``, …, on what ``cards``.
+
+    ``faults`` are packets of injections.
 
     ``reference`` is what measured the intact model that the store has, ``largest`` the largest difference between an
     intact loss and that, nats per token.
@@ -23,6 +25,8 @@ class Mixed:
     cells: int
     ablations: int
     compressions: int
+    faults: int
+    attacks: int
     cards: list[str]
     reference: str
     largest: float
@@ -30,13 +34,16 @@ class Mixed:
 
 def mixed_hardware(study: Study) -> Mixed | None:
     """What was computed where the intact model's loss isn't to the bit the stored one's; None if nothing was."""
-    found = [*_damaged(study), _compressed(study)]
+    found = [*_damaged(study), _compressed(study), *_stored(study)]
     if not any(found):
         return None
     cards, shifts = zip(*(one for of in found for one in of), strict=True)
     intact = study.compressions.filter(pl.col("kind") == "dense") if study.baselines.is_empty() else study.baselines
-    cells, ablations, compressions = map(len, found)
-    return Mixed(cells, ablations, compressions, sorted(set(cards)), _card(intact["device"][0]), max(map(abs, shifts)))
+    cells, ablations, compressions, faults, attacks = map(len, found)
+    return Mixed(
+        cells, ablations, compressions, faults, attacks, sorted(set(cards)), _card(intact["device"][0]),
+        max(map(abs, shifts)),
+    )  # fmt: skip
 
 
 def _damaged(study: Study) -> list[list[tuple[str, float]]]:
@@ -45,6 +52,18 @@ def _damaged(study: Study) -> list[list[tuple[str, float]]]:
         return [[], []]
     base = baseline(study)
     return [_apart(rows, base["nll"], base["tokens"]) for rows in (study.cells, study.ablations)]
+
+
+def _stored(study: Study) -> list[list[tuple[str, float]]]:
+    """The same of packets of faults and of attacks, all of whose rows have one intact loss."""
+    if study.baselines.is_empty():
+        return [[], []]
+    base = baseline(study)
+    units = (
+        study.faults.unique("fault_id", maintain_order=True),
+        study.attacks.unique("attack_id", maintain_order=True),
+    )
+    return [_apart(rows, base["nll"], base["tokens"]) for rows in units]
 
 
 def _compressed(study: Study) -> list[tuple[str, float]]:

@@ -15,9 +15,12 @@ from analysis.statistics.inference import holm_within
 from analysis.statistics.survival import Runs, attainable, band, log_rank, median_interval, ratio_of_medians
 from analysis.study import Study
 from esa_ray.spec import ATTACKS, THREATS
+from esa_ray.spec.security import OF_CRITICAL
 
 #: Where arms are compared: what agrees but for the arm.
 AT = ["dtype", "threat", "protection"]
+#: Stands for the seed of what no seed changes.
+NO_SEED = -1
 #: What is counted until the model collapses → the column of a run: flips of weights, and bits of memory.
 COUNTED = {"flips": "flips", "bits": "bits"}
 #: Arms that are held against each other: (arm, rival).
@@ -52,14 +55,25 @@ RATIOS: dict[str, Any] = {
 
 
 @lru_cache(maxsize=8)
+def attacks(study: Study) -> pl.DataFrame:
+    """The table ``attacks``, of those that no seed changes one each: a second is the first again, and no evidence."""
+    steady = (pl.col("arm") == "data-free") & ~pl.col("protect").is_in(OF_CRITICAL)
+    table = study.attacks.with_columns(seed=pl.when(steady).then(None).otherwise(pl.col("seed")))
+    made = table.filter(steady).sort(pl.col("status") == "error", maintain_order=True)
+    first = made.unique("label", keep="first", maintain_order=True)["attack_id"]
+    return table.filter(~steady | pl.col("attack_id").is_in(first.implode()))
+
+
+@lru_cache(maxsize=8)
 def attack_runs(study: Study) -> pl.DataFrame:
     """One row per attack: how many flips (and bits of memory) until the model collapsed, or how many it withstood.
 
     ``collapsed`` False: the run ended before, out of budget or of weights to flip, and its count is only known to be
     larger. ``stored_loss`` and ``loss`` are those before the first and after the last flip, nats per token. A model
-    that had collapsed before any flip, and an attack without a result, have ``why_not`` and no count.
+    that had collapsed before any flip, and an attack without a result, have ``why_not`` and no count. An attack that
+    no seed changes is one run, whose ``seed`` is null.
     """
-    rows = [_run(mine.sort("step")) for _, mine in study.attacks.group_by("attack_id", maintain_order=True)]
+    rows = [_run(mine.sort("step")) for _, mine in attacks(study).group_by("attack_id", maintain_order=True)]
     table = pl.DataFrame(rows, schema=RUNS)
     order = {"dtype": DTYPE_ORDER, "threat": THREATS, "arm": ATTACKS}
     keys = [pl.col(name).replace_strict({v: i for i, v in enumerate(values)}, default=len(values), return_dtype=pl.Int8)
@@ -99,7 +113,23 @@ def _groups(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
 def runs_of(mine: pl.DataFrame, counted: str) -> Runs:
     """The runs that have a count, as times to collapse."""
     told = mine.filter(pl.col("why_not").is_null())
-    return Runs(told[counted].to_numpy(), told["collapsed"].to_numpy(), told["seed"].to_numpy())
+    return Runs(told[counted].to_numpy(), told["collapsed"].to_numpy(), told["seed"].fill_null(NO_SEED).to_numpy())
+
+
+def _steady(runs: Runs) -> bool:
+    """Whether no seed changes them."""
+    return runs.seeds == [NO_SEED]
+
+
+def _by_each(runs: Runs, seeds: list[int]) -> Runs:
+    """Runs that no seed changes as those of each seed."""
+    times, n = len(seeds), len(runs)
+    return Runs(np.tile(runs.time, times), np.tile(runs.event, times), np.repeat(seeds, n))
+
+
+def _alike(runs: Runs) -> Runs:
+    """Runs as those of one seed."""
+    return Runs(runs.time, runs.event, np.full(len(runs), NO_SEED))
 
 
 @lru_cache(maxsize=8)
@@ -172,7 +202,8 @@ def attacks_against(study: Study) -> pl.DataFrame:
     and ``high`` are ends of a 95% bootstrap interval over seeds and draws
     (:func:`analysis.statistics.survival.ratio_of_medians`), null where an end isn't known; ``attainable`` is the
     largest level that so few seeds allow. χ² is that of the log-rank test, p of its permutation within seeds, corrected
-    by Holm over all rows of flips, or of bits.
+    by Holm over all rows of flips, or of bits. An arm that no seed changes has one run, which is held against all of
+    the rival's; p is then of one permutation over all.
     """
     rows = [
         {name: mine[name] for name in ("arm", *AT)} | {"rival": rival["arm"], "k": mine["k"] or rival["k"], **told}
@@ -197,10 +228,17 @@ def _pairs(study: Study) -> Iterator[tuple[dict[str, Any], dict[str, Any], pl.Da
 
 
 def _against(mine: Runs, rival: Runs, counted: str) -> dict[str, Any] | None:
-    if not len(mine) or not len(rival) or (found := ratio_of_medians(mine, rival)) is None:
+    if not len(mine) or not len(rival):
         return None
-    chi2, p = log_rank(mine, rival)
-    seeds = len({*mine.seeds} & {*rival.seeds})
+    one, other = mine, rival
+    if _steady(mine) != _steady(rival):  # one outcome, held against what the other's seeds come to
+        one, other = (_by_each(a, b.seeds) if _steady(a) else a for a, b in ((mine, rival), (rival, mine)))
+        chi2, p = log_rank(_alike(mine), _alike(rival))
+    else:
+        chi2, p = log_rank(mine, rival)
+    if (found := ratio_of_medians(one, other)) is None:
+        return None
+    seeds = len({*one.seeds} & {*other.seeds})
     return {
         "counted": counted, "runs": len(mine), "rival_runs": len(rival), "seeds": seeds, "median": _seen(mine.median),
         "rival_median": _seen(rival.median), "ratio": _seen(found.value), "bound": found.bound,
@@ -236,7 +274,7 @@ def flipped_where(study: Study) -> pl.DataFrame:
     those flipped most often, with their shares.
     """
     columns = ["arm", "dtype", "threat", "protection"]
-    flips = study.attacks.filter((pl.col("step") > 0) & pl.col("bit").is_not_null())
+    flips = attacks(study).filter((pl.col("step") > 0) & pl.col("bit").is_not_null())
     rows = [row for key, mine in flips.group_by(columns, maintain_order=True)
             for row in _where(dict(zip(columns, key, strict=True)), mine)]  # fmt: skip
     schema = ARM | {"bit_class": pl.String, "flips": pl.Int64, "share": pl.Float64, "first": pl.Int64,

@@ -35,7 +35,8 @@ def first_order(study: Study) -> pl.DataFrame:
     ``factor`` the median of |prediction| over |ΔNLL|. First order is ``void`` where it isn't surely better than chance
     at ranking, or where the typical prediction is off by more than a factor of ten: ``why`` says which.
     """
-    singles = injections(study).filter((pl.col("fault") == "single") & pl.col("predicted").is_not_null())
+    beyond = ~pl.col("damaged").is_finite()  # which no prediction is stored for
+    singles = injections(study).filter((pl.col("fault") == "single") & (pl.col("predicted").is_not_null() | beyond))
     rows = [row for (dtype,), mine in singles.group_by(["dtype"], maintain_order=True)
             for axis in ("bit_class", "bit") for row in _rows(str(dtype), axis, mine.sort("bit"))]  # fmt: skip
     return pl.DataFrame(rows, schema=FIRST_ORDER)
@@ -48,12 +49,12 @@ def _rows(dtype: str, axis: str, mine: pl.DataFrame) -> Iterator[dict[str, Any]]
 
 
 def _fidelity(part: pl.DataFrame) -> dict[str, Any]:
-    x = part["predicted"].to_numpy()
+    x = part["predicted"].fill_null(float("inf")).to_numpy()
     y = part["delta"].fill_null(float("inf")).to_numpy()
     finite = np.isfinite(x) & np.isfinite(y)
     told = finite & (np.abs(y) >= NOTHING)
     row: dict[str, Any] = {"flips": len(x), "told": int(told.sum()), "nonfinite": int((~finite).sum())}
-    rho, low, high = _spearman(np.nan_to_num(x, nan=np.inf, posinf=np.inf, neginf=-np.inf), y)
+    rho, low, high = _spearman(x, y)
     row |= {"spearman": rho, "low": low, "high": high}
     if told.any():
         times = np.abs(x[told]) / np.abs(y[told])

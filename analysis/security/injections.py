@@ -36,7 +36,7 @@ def chance(study: Study) -> float | None:
 
 @lru_cache(maxsize=8)
 def injections(study: Study) -> pl.DataFrame:
-    """The table ``faults`` with what each injection did, those that failed left out.
+    """The table ``faults`` with what each injection did, those that failed or had nothing to hit left out.
 
     ``delta`` is Σ NLL less Σ stored NLL over the windows that were measured, over their tokens: nats per token above
     the model as it is stored and protected, without a fault; 0 where nothing read otherwise, null where it diverged.
@@ -45,11 +45,11 @@ def injections(study: Study) -> pl.DataFrame:
     rows by their bytes where these aren't the usual ones.
     """
     windows, tokens = pl.col("nll").list.len(), pl.col("tokens").list.sum()
-    lost, kept = pl.col("status") == "diverged", (pl.col("status") == "empty") | (pl.col("n_changed") == 0)
+    lost, kept = pl.col("status") == "diverged", pl.col("n_changed") == 0
     base = pl.col("stored_nll").list.head(windows).list.sum()
     delta = pl.when(lost).then(None).when(kept).then(0.0).otherwise((pl.col("nll").list.sum() - base) / tokens)
     most = chance(study)
-    table = _faults(study).filter(pl.col("status") != "error").with_columns(
+    table = _faults(study).filter(~pl.col("status").is_in(("error", "empty"))).with_columns(
         fault=_kind(), dose=_dose(), delta=delta.fill_nan(None), loss=pl.col("nll").list.sum() / tokens,
     )  # fmt: skip
     beyond = pl.lit(None, pl.Boolean) if most is None else pl.col("loss") >= most
@@ -96,5 +96,5 @@ def dose_of(row: dict[str, Any]) -> str:
 
 
 def failures(study: Study) -> int:
-    """How many injections have no result."""
+    """How many packets of injections failed: each has one row, whatever it was to hold."""
     return study.faults.filter(pl.col("status") == "error").height

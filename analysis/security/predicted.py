@@ -80,8 +80,7 @@ def _below_top(study: Study, r: dict[str, Any], mine: pl.DataFrame) -> float:
 
 def _uncovered(study: Study, r: dict[str, Any], mine: pl.DataFrame) -> float:
     begin = mine["stratum"].str.extract(r"^([\d.]+)").cast(pl.Float64)
-    critical = float(r["protection"].removeprefix(r["protect"]).partition("-")[0])
-    return breaking(mine.filter(begin < 1 - critical - 1e-9))
+    return breaking(mine.filter(begin < 1 - r["critical"] - 1e-9))
 
 
 def _within(study: Study, r: dict[str, Any], mine: pl.DataFrame) -> float:

@@ -39,14 +39,14 @@ def protected_against(study: Study) -> pl.DataFrame:
     """One row per protection and rival, at the same fault, dtype and dose: none, and the best that costs no bits.
 
     ``ratio`` is the chance of breaking over the rival's, with a 95% interval
-    (:func:`analysis.statistics.proportions.ratio_interval`); the same faults are drawn for both, and that they are
-    pairs isn't used, which makes intervals rather too wide than too narrow. ``p`` is that of a ratio of 1, ``p_half``
-    of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with the same rival.
-    ``halves`` says whether the chance is at most half the rival's: "holds" or "fails" where p_half_holm is below 0.05,
-    "open" otherwise. The rival "best free" is the protection without overhead that broke least often here, which makes
-    it hard to beat.
+    (:func:`analysis.statistics.proportions.ratio_interval`); that uniform and stuck faults hit the same bits of weights
+    behind both isn't used, which makes intervals rather too wide than too narrow. ``p`` is that of a ratio of 1,
+    ``p_half`` of a ratio of one half, both two-sided; the p_holm are corrected by Holm over all rows with the same
+    rival. ``halves`` says whether the chance is at most half the rival's: "holds" or "fails" where p_half_holm is below
+    0.05, "open" otherwise. The best that is free is the protection without overhead that broke least often here; luck
+    had a part in that, so p counts as many times as there are such protections.
     """
-    rows = [_compared(mine, name, rival) for mine, name, rival in _pairs(break_rates(study))]
+    rows = [_compared(*pair) for pair in _pairs(break_rates(study))]
     table = pl.DataFrame(rows, schema=AGAINST)
     family = ["rival_kind"]
     table = table.with_columns(rival_kind=pl.when(pl.col("rival") == NONE).then(pl.lit(NONE)).otherwise(pl.lit("free")))
@@ -56,27 +56,28 @@ def protected_against(study: Study) -> pl.DataFrame:
     return table.with_columns(halves=pl.when(sure).then(below).otherwise(pl.lit("open"))).drop("rival_kind")
 
 
-def _pairs(table: pl.DataFrame) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
-    """(a protection, its rival's name, the rival)."""
+def _pairs(table: pl.DataFrame) -> Iterator[tuple[dict[str, Any], str, dict[str, Any], int]]:
+    """(a protection, its rival's name, the rival, out of how many the rival was chosen)."""
     for _, at in table.group_by(AT, maintain_order=True):
         rows = at.to_dicts()
         plain = next((r for r in rows if r["protect"] == NONE), None)
         free = sorted((r for r in rows if r["protect"] in FREE), key=lambda r: r["probability"])
         for mine in rows:
             if plain is not None and mine["protect"] != NONE:
-                yield mine, NONE, plain
+                yield mine, NONE, plain, 1
             if free and mine["protect"] not in (NONE, *FREE):
-                yield mine, free[0]["protection"], free[0]
+                yield mine, free[0]["protection"], free[0], len(free)
 
 
-def _compared(mine: dict[str, Any], name: str, rival: dict[str, Any]) -> dict[str, Any]:
+def _compared(mine: dict[str, Any], name: str, rival: dict[str, Any], of: int) -> dict[str, Any]:
     a, b = ((r["breaks"], r["injections"]) for r in (mine, rival))
     interval = ratio_interval(a, b)
+    p, p_half = (min(1.0, of * ratio_p(a, b, value)) for value in (1.0, HALF))
     told = {c: mine[c] for c in (*WHAT, "overhead", "packed_overhead", "covered", "injections", "breaks")}
     return told | {
         "rival": name, "rival_injections": b[1], "rival_breaks": b[0],
         "ratio": mine["probability"] / rival["probability"] if rival["probability"] else None,
-        "ratio_low": interval.low, "ratio_high": interval.high, "p_half": ratio_p(a, b, HALF), "p": ratio_p(a, b, 1.0),
+        "ratio_low": interval.low, "ratio_high": interval.high, "p_half": p_half, "p": p,
     }  # fmt: skip
 
 

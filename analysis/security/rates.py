@@ -23,7 +23,8 @@ RATES: dict[str, Any] = WHAT | {
     "seeds": pl.Int64, "injections": pl.Int64, "breaks": pl.Int64, "probability": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "collapses": pl.Int64, "diverged": pl.Int64, "stopped": pl.Int64, "typical": pl.Float64,
     "worst": pl.Float64, **dict.fromkeys(COUNTED, pl.Float64), "overhead": pl.Float64, "packed_overhead": pl.Float64,
-    "covered": pl.Float64, "stored_cost": pl.Float64, "stored_low": pl.Float64, "stored_high": pl.Float64,
+    "covered": pl.Float64, "critical": pl.Float64, "stored_cost": pl.Float64, "stored_low": pl.Float64,
+    "stored_high": pl.Float64,
 }  # fmt: skip
 DOSES: dict[str, Any] = {
     "fault": pl.String, "dtype": pl.String, "components": pl.String, "protection": pl.String, "doses": pl.Int64,
@@ -53,7 +54,7 @@ def _grouped(study: Study) -> Any:
 def _row(what: dict[str, Any], mine: pl.DataFrame) -> dict[str, Any]:
     n, k = len(mine), int(mine["broke"].sum())
     interval = proportion_interval(k, n)
-    means = {name: mine[name].mean() for name in (*COUNTED, "overhead", "packed_overhead", "covered")}
+    means = {name: mine[name].mean() for name in (*COUNTED, "overhead", "packed_overhead", "covered", "critical")}
     return what | means | stored_cost(mine) | {
         "seeds": mine["seed"].n_unique(), "injections": n, "breaks": k, "probability": k / n, "low": interval.low,
         "high": interval.high, "collapses": int(mine["collapsed"].sum()), "stopped": int(mine["stopped"].sum()),

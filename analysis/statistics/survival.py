@@ -54,7 +54,7 @@ class Runs:
         """The time by which more than half have had the event; ∞ where the curve doesn't fall below a half.
 
         >>> runs = Runs(np.array([1.0, 2.0, 4.0, 9.0]), np.array([True, True, True, False]), np.arange(4))
-        >>> runs.median, Runs(runs.time, ~runs.event, runs.seed).median
+        >>> runs.median, Runs(runs.time, np.zeros(4, bool), runs.seed).median
         (4.0, inf)
         """
         return float(medians(self, np.ones((1, len(self))))[0])

@@ -143,7 +143,13 @@ def _single(given: dict[str, Any]) -> list[dict[str, Any]]:
         if typed(given["context"], "per_stratum"):
             raise EsaError("--per-stratum is of single flips; add --strata, or leave it out")
         return []
-    kinds = ["none", *["rotation"] * ("rotation" in items(given["protect"]))]
+    protections = items(given["protect"])
+    if len(_asked(given)) == 1 and (rest := [name for name in protections if name not in ("none", "rotation")]):
+        raise EsaError(
+            f"--protect {','.join(rest)} changes nothing of single flips, which are of what is read; add --fault "
+            "uniform, or leave it out"
+        )
+    kinds = ["none", *["rotation"] * ("rotation" in protections)]
     alike = {"fault": "single", "repeats": given["per_stratum"], **stored.alike(given)}
     return [alike | {"dtype": dtype, "protect": kind} for dtype, kind in product(stored.dtypes(given), kinds)]
 

@@ -55,7 +55,7 @@ class Watch(tune.Callback):
         own = result.get("intact", math.nan)
         delta = result.get("nll_per_token", math.nan) - (self.baselines[study] if math.isnan(own) else own)
         self.reporter.advance(
-            finished, f"ΔNLL {delta:+.3g}", tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
+            finished, noted(delta, result), tokens=result.get("tokens", 0), seconds=result.get("seconds", 0.0)
         )
         try:
             self.landed(study, finished)
@@ -66,6 +66,17 @@ class Watch(tune.Callback):
         """Whether the sweep must end."""
         self.fatal = self.fatal or self.alarm()
         return self.fatal is not None
+
+
+def noted(delta: float, result: dict[str, Any]) -> str:
+    """What came of a trial, whose last unit raised the loss by so much, in nats per token.
+
+    >>> [noted(0.5, {}), noted(math.inf, {"diverged": 2}), noted(math.nan, {"errors": 1})]
+    ['ΔNLL +0.5', 'diverged', 'failed']
+    """
+    if math.isfinite(delta):
+        return f"ΔNLL {delta:+.3g}"
+    return "diverged" if result.get("diverged") else "failed" if result.get("errors") else ""
 
 
 class _StopOnFatal(tune.Stopper):

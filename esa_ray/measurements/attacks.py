@@ -53,8 +53,9 @@ class Attacks(Swept):
     passes = 200.0
 
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
-        """Every attack by every seed."""
-        return [unit_of(Attacking(how=how, seed=seed)) for how in spec.attacks for seed in spec.seeds]
+        """Every attack by every seed; one that no seed changes by the first alone."""
+        ways = [(how, seed) for how in spec.attacks for seed in how.of_seeds(spec.seeds)]
+        return [unit_of(Attacking(how=how, seed=seed)) for how, seed in ways]
 
     def cost(self, spec: StudySpec) -> Cost:
         """See :func:`esa_ray.measurements.memory_cost.cost_of_attacks`."""
@@ -95,9 +96,16 @@ class Attacks(Swept):
         return Unfinished(worker.store.location, identity, worker.common["version"])
 
     def heard(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the driver hears of an attack: how it ended, and the loss before its first flip."""
+        """What the driver hears of an attack: how it ended, the loss before its first flip, and what all steps took."""
         told, stored = super().heard(rows[-1:]), rows[0].get("stored_nll")
-        return told | {"intact": sum(stored) / (len(stored) * rows[0]["tokens"][0]) if stored else None}
+        told["seconds"] = sum(row.get("seconds") or 0.0 for row in rows)
+        if not stored or not told["nll"]:
+            return told
+        tokens = sum(sum(row["tokens"]) for row in rows)
+        last = sum(told["nll"]) / sum(told["tokens"])
+        return told | {
+            "nll": [last * tokens], "tokens": [tokens], "intact": sum(stored) / (len(stored) * rows[0]["tokens"][0]),
+        }  # fmt: skip
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Store, flip bit after bit, evaluate after each, take back; goes on where an earlier try was ended."""

@@ -139,6 +139,8 @@ class Faults(Swept):
                 rows = flipped(found, packet.bit, packet.repeats, worker.spec.early_stop)
         except EsaError as error:  # of this fault alone: the others of the grid have a right to a result
             return [{"status": "error", "error": str(error), "refused": True}]
+        if not rows:  # no range has so many weights; the packet is done all the same
+            return [{"status": "empty", "error": "no range of scores has so many weights"}]
         return [row | {"computed": worker.dtype, "intact_nll": intact} for row in rows]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from esa_ray.evaluation.resuming import Resuming
-from esa_ray.models.files import read_json, weight_files
-from esa_ray.models.headers import in_file_order
+from esa_ray.models.sources import order_of
 from esa_ray.security.bench import Bench
 from esa_ray.security.memory import Memory
 from esa_ray.security.protection import Protection
@@ -16,7 +14,6 @@ from esa_ray.spec.security import READ_OTHERWISE, stored_columns
 
 if TYPE_CHECKING:
     from esa_ray.measurements.worker import Worker
-    from esa_ray.models.sources import Source
     from esa_ray.spec import AttackSpec, FaultSpec
 
 
@@ -68,11 +65,3 @@ class _Alike:
 
     def __hash__(self) -> int:
         return hash(self._key)
-
-
-def order_of(source: Source) -> list[str] | None:
-    """The names of a model's tensors as its files have them; None where it has no safetensors here."""
-    if source.kind != "directory" or source.pickled:
-        return None
-    path = Path(source.path)
-    return in_file_order(weight_files(path, read_json(path / "config.json"), pickled=False))

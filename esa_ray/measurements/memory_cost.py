@@ -47,13 +47,14 @@ def cost_of_attacks(spec: StudySpec) -> Cost:
     if not ways:
         return Cost()
     guided = [how for how in ways if how.arm in GUIDED]
-    steps = seeds * sum(how.budget + 1 for how in ways)
+    made = [how for how in ways for _ in how.of_seeds(spec.seeds)]
+    steps = sum(how.budget + 1 for how in made)
     gradients = seeds * sum(how.budget * how.search_windows for how in guided)
     tried = seeds * sum(how.budget * how.selection_windows * TENSORS for how in guided)
     forward, backward = _scoring(spec, ways)
     said = f"({len(ways)} ways by {seeds} seed{'s' * (seeds > 1)}, of {max(how.budget for how in ways)} flips at most)"
     return Cost(
-        len(ways) * seeds, said, forward_passes=steps * spec.data.evaluation_windows + gradients + forward,
+        len(made), said, forward_passes=steps * spec.data.evaluation_windows + gradients + forward,
         backward_passes=gradients + backward, block_passes=tried,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from esa_ray.models.files import (
     weight_files,
     word_files,
 )
-from esa_ray.models.headers import Entry, beginning, headers, refuse_stand_in
+from esa_ray.models.headers import Entry, beginning, headers, in_file_order, refuse_stand_in
 from esa_ray.models.zoo.recipes import PREFIX, directory
 from esa_ray.spec import ModelSpec
 
@@ -85,6 +85,14 @@ class Source:
     def tells(self) -> bool:
         """Whether its files tell what model it is before it is loaded: a GGUF is converted first, and code is run."""
         return self.kind != "gguf" and not self.runs_code
+
+
+def order_of(source: Source) -> list[str] | None:
+    """The names of a model's tensors as its files have them; None where it has no safetensors here."""
+    if source.kind != "directory" or source.pickled:
+        return None
+    path = Path(source.path)
+    return in_file_order(weight_files(path, read_json(path / "config.json"), pickled=False))
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from esa_ray.applications.guided import SEED, opened
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.resuming import Resuming
 from esa_ray.models.addressing import catalogue
+from esa_ray.models.sources import order_of
 from esa_ray.security.assault import attacked
 from esa_ray.security.bench import Bench
 from esa_ray.security.campaign import flipped, injected
@@ -218,7 +219,7 @@ def _bench(
     model: PreTrainedModel | str, spec: FaultSpec | AttackSpec, seed: int | None, windows: np.ndarray | None,
     calibration: np.ndarray | None, tokenizer: PreTrainedTokenizerBase | None, text: DataSpec | None,
 ) -> Bench:  # fmt: skip
-    model, tokenizer, _ = opened(model, tokenizer, None)
+    model, tokenizer, source = opened(model, tokenizer, None)
     seed, asked = SEED if seed is None else seed, text or DataSpec(calibration_windows=32)
     if windows is None:
         if tokenizer is None:
@@ -234,7 +235,7 @@ def _bench(
             raise EsaError("a score chooses weights here; give the windows that it is taken on, as calibration=")
         return text_of
 
-    memory = Memory(model, weights, spec, scores=calibrated)
+    memory = Memory(model, weights, spec, order=order_of(source) if source else None, scores=calibrated)
     resuming = Resuming(model, weights, cut, asked)
     return Bench(spec, seed, memory, Protection(memory), resuming, calibrated)
 

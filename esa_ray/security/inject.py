@@ -39,13 +39,10 @@ class Injection:
         New values, not standing yet; None where no weight reads otherwise, and where the model is stopped.
     columns
         What its row says of it (:data:`esa_ray.schema.FAULTS`).
-    stopped
-        Whether an error was detected whose policy is to stop: there is no outcome.
     """
 
     edit: Edit | None
     columns: dict[str, Any]
-    stopped: bool = False
 
     @property
     def tensors(self) -> tuple[WeightTensor, ...]:
@@ -78,7 +75,7 @@ def inject(memory: Memory, protection: Protection, spec: FaultSpec, seed: int, r
         "repeat": repeat, "n_flips": len(places), **asdict(found.counts),
         "n_changed": edit.applied.n_changed, "delta_norm": edit.applied.delta_norm,
     }  # fmt: skip
-    return Injection(None if stopped or not edit.applied.n_changed else edit, columns, stopped)
+    return Injection(None if stopped or not edit.applied.n_changed else edit, columns)
 
 
 def single(

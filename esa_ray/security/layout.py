@@ -144,9 +144,7 @@ class Layout:
         tensors = catalogue.select(tuple(components))
         place = {name: number for number, name in enumerate(order or ())}
         first = [min((place[s.name] for s in t.slots if s.name in place), default=-1) for t in tensors]
-        #: Whether the order is that of the weights file.
-        self.as_in_file = -1 not in first
-        if self.as_in_file:
+        if -1 not in first:
             tensors = tuple(tensors[i] for i in np.argsort(first, kind="stable"))
         self.stretches: tuple[Stretch, ...] = tuple(_stretches(tensors, components))
         self.starts = np.array([stretch.start for stretch in self.stretches], dtype=np.int64)

@@ -101,7 +101,12 @@ class _Memory(Spec):
         """Short text for the protection, e.g. ``secded-critical0.001``."""
         words = [f"{self.protect}{self.critical:g}" if self.protect in OF_CRITICAL else self.protect]
         words += [name for name in (self.policy, self.code) if name not in ("zero", "hsiao")]
-        return "-".join([*words, *self._scored()])
+        return "-".join([*words, *(self._scored() if self.protect in OF_CRITICAL else [])])
+
+    @property
+    def _last(self) -> list[str]:
+        """What ends a label: a score that chooses no protected weights, which the protection doesn't name."""
+        return [] if self.protect in OF_CRITICAL else self._scored()
 
     def _scored(self) -> list[str]:
         return [self.score] if "score" in self.content() else []
@@ -187,7 +192,7 @@ class FaultSpec(_Memory):
         words = [kind, self.dtype]
         words += [f"{self.rate:g}"] if self.rate is not None else []
         words += [f"{self.events}x"] if self.events is not None else []
-        return "-".join([*words, self.protection])
+        return "-".join([*words, self.protection, *self._last])
 
 
 class AttackSpec(_Memory):
@@ -239,10 +244,19 @@ class AttackSpec(_Memory):
         return super().by_score or self.arm in CONFINED
 
     @property
+    def by_seed(self) -> bool:
+        """Whether it depends on what a seed draws: windows or bits."""
+        return self.arm in (*GUIDED, *DRAWN) or self.by_score
+
+    def of_seeds(self, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """The seeds that it is to be made by: of equal attacks the first alone."""
+        return seeds if self.by_seed else seeds[:1]
+
+    @property
     def way(self) -> str:
         """Short text for what it is apart from its draw."""
         arm = self.arm if "k" not in self.content() else f"{self.arm}{self.k}"
-        return "-".join([arm, self.dtype, self.threat, self.protection])
+        return "-".join([arm, self.dtype, self.threat, self.protection, *self._last])
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
-from esa_ray.spec.security import AttackSpec, FaultSpec
+from esa_ray.spec.security import CONFINED, AttackSpec, FaultSpec
 from esa_ray.spec.tuning import TuneSpec
 
 Group = Literal["super", "random_k", "matched_k", "largest_k", "bottom_k"]
@@ -178,6 +178,12 @@ class StudySpec(Spec):
         ):
             if alike := next((label for i, label in enumerate(ways) if label in ways[:i]), None):
                 raise ValueError(f"two {what} called {alike} differ in {told}; make them two studies")
+        for what, scores in (
+            ("single flips", {how.score for how in self.faults if how.fault == "single"}),
+            ("attacks", {how.score for how in self.attacks if how.arm in CONFINED}),
+        ):
+            if len(scores) > 1:  # reports pool them
+                raise ValueError(f"{what} go by {' and by '.join(sorted(scores))}; make them two studies")
         need, have = max([0, *(how.windows for how in self.attacks)]), self.data.calibration_windows
         if need > have:
             raise ValueError(

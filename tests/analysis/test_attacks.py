@@ -147,3 +147,33 @@ def test_planted_hazards_come_back_as_medians(tmp_path, hazard):
     assert row["low"] <= truth
     assert row["high"] is None or truth <= row["high"]
     assert row["median"] == pytest.approx(truth, rel=0.5)
+
+
+def test_a_score_that_chooses_an_arms_weights_is_no_protection(tmp_path):
+    mine = arm("guided-super", score="magnitude")
+    assert (mine.protection, mine.label) == ("none", "guided-super-int8-unrestricted-none-magnitude")
+    table = analysis.attacks_against(study_of(tmp_path, {mine: QUICK, RANDOM: NEVER}))
+    assert the(table, arm="guided-super", rival="random", counted="flips")["ratio"] == 10.0
+
+
+def test_what_no_seed_changes_is_one_run_and_held_against_all_of_its_rivals(tmp_path):
+    steady = arm("data-free")
+    study = study_of(tmp_path, {steady: (5,) * 6, RANDOM: (9, 8, 12, 7, 11, 10)})
+    runs = analysis.attack_runs(study).filter(pl.col("arm") == "data-free")
+    assert runs.select("seed", "flips").rows() == [(None, 5.0)]
+    mine = the(analysis.survival(study), arm="data-free", counted="flips")
+    assert (mine["runs"], mine["seeds"], mine["median"], mine["low"]) == (1, 1, 5.0, None)
+    row = the(analysis.attacks_against(study), arm="data-free", rival="random", counted="flips")
+    assert (row["runs"], row["rival_runs"], row["seeds"]) == (1, 6, 6)
+    assert (row["ratio"], row["low"], row["high"]) == (2.0, pytest.approx(7 / 5), pytest.approx(12 / 5))
+    assert row["p"] == pytest.approx(2 / 7)  # of seven runs the quickest and the slowest stand out so far
+    assert analysis.flipped_where(study).filter(pl.col("arm") == "data-free")["flips"].to_list() == [5]
+
+
+def test_of_equal_attacks_one_that_failed_leaves_it_to_another(tmp_path):
+    steady = arm("data-free")
+    rows = [row for seed in (1, 2) for row in attack(steady, seed, 5)]
+    rows[0] |= {"status": "error", "error": "out of memory"}
+    del rows[1:6]  # of the first seed
+    table = analysis.attack_runs(written(tmp_path, attacks=[steady], attacked=rows, seeds=(1, 2)))
+    assert table.select("flips", "why_not").rows() == [(5.0, None)]

@@ -125,7 +125,7 @@ def test_the_document_on_tuning_has_every_model_and_what_robustness_found(tmp_pa
         assert f"## {title}" in text
     assert "## Protection of a: What moved?" not in text
     assert "(P5.4d) | fails | made-up: critical-target-0.01: +0.100" in text
-    assert "(P5.4f) | holds | zoo-llama, sign_flip-0.5 against the intact model: 6.00 times" in text
+    assert "(P5.4f) | holds | zoo-llama, full-lr0.0001-sign_flip-0.5-of100 against the intact model: 6.00 times" in text
     shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
     assert {"tuning-tuning-a-tuning_front.svg", "tuning-robustness-hardening.svg"} <= shown
     assert shown == {p.name for p in path.parent.glob("*.svg")}

@@ -238,7 +238,7 @@ def test_protection_leaves_the_bits_that_it_does_not_cover(tmp_path):
 
     specs = [FaultSpec(rate=1e-5, protect=p, critical=c, repeats=5) for p, c in (
         ("none", 0.001), ("zero-exponent-bit", 0.001), ("secded-critical", 0.01), ("tmr-critical", 0.001),
-        ("secded", 0.001), ("parity-zero", 0.001),
+        ("secded", 0.001), ("parity-zero", 0.001), ("secded-critical", 1e-5),
     )]  # fmt: skip
     rows = flipped("bf16", outcome) + [row for s in specs for row in injected(s, (1, 2), 0)]
     table = analysis.predicted(written(tmp_path, [FaultSpec(fault="single"), *specs], rows=rows, seeds=(1, 2)))
@@ -247,6 +247,7 @@ def test_protection_leaves_the_bits_that_it_does_not_cover(tmp_path):
     assert expected["zero-exponent-bit"] == pytest.approx(10)
     assert expected["secded-critical0.01"] == pytest.approx(9_900)
     assert expected["tmr-critical0.001"] == pytest.approx(9_990)
+    assert expected["secded-critical1e-05"] == pytest.approx(10_000 + 10)  # a part of the highest range is uncovered
     # two flips in one weight of 16 bits, about one of which breaks: 10⁴ · 120 · rate · 1
     assert expected["parity-zero"] == pytest.approx(10_000 * 120 * 1e-5, rel=0.01)
     # three of 72 bits in 2,500 words, 56.3% of them miscorrected, four flips with a sixteenth each
@@ -301,3 +302,33 @@ def test_chance_is_void_and_flips_that_diverge_rank_highest(tmp_path):
     lost = the(table, axis="bit", bit=6)
     assert lost["spearman"] > 0.6
     assert lost["nonfinite"] == lost["flips"] / 2
+
+
+def test_flips_to_what_is_infinite_are_told_of_by_first_order_and_those_without_a_gradient_arent(tmp_path):
+    def outcome(component, stratum, bit, number):
+        if component == "q":
+            return 0.5, None, 1.0  # no gradient
+        return (None, None, math.inf) if number % 4 == 0 else (0.01 * number, 0.01 * number, 1.0)
+
+    rows = flipped("bf16", outcome, bits=(14,))
+    table = analysis.first_order(written(tmp_path, [FaultSpec(fault="single")], rows=rows, seeds=(1, 2)))
+    row = the(table, axis="bit", bit=14)
+    assert (row["flips"], row["nonfinite"], row["told"]) == (4 * 8, 4 * 2, 4 * 6)
+    assert row["spearman"] == pytest.approx(1.0)  # the infinite ones rank highest by both
+
+
+def test_a_packet_that_is_empty_holds_no_injection(tmp_path):
+    rows = flipped("int8", lambda c, s, b, n: (1.0, None, 1.0), bits=(7,), components=("q",))
+    rows.append({k: rows[0][k] for k in ("fault", "label", "seed", "bit", "dtype", "protection")} | {"status": "empty"})
+    study = written(tmp_path, [FaultSpec(fault="single", dtype="int8")], rows=rows, seeds=(1, 2))
+    assert len(injections(study)) == len(rows) - 1
+    assert set(analysis.strata(study)["component"]) == {"q"}
+
+
+def test_a_rival_that_was_chosen_for_its_breaks_is_allowed_for(tmp_path):
+    zero, parity = (FaultSpec(rate=1e-5, protect=p, repeats=10) for p in ("zero-exponent-bit", "parity-zero"))
+    one = analysis.protected_against(study_of(tmp_path / "one", {SECDED: 9, CLAMP: 2}))
+    three = analysis.protected_against(study_of(tmp_path / "three", {SECDED: 9, CLAMP: 2, zero: 5, parity: 6}))
+    assert one["rival"].to_list() == three["rival"].to_list() == ["clamp"]
+    assert three["p"][0] == pytest.approx(3 * one["p"][0])
+    assert three["ratio_low"][0] == one["ratio_low"][0]

@@ -7,9 +7,12 @@ import pytest
 import analysis
 from analysis.comparison.architecture import by_window
 from analysis.report.sections.compression import excess
+from analysis.report.sections.faults import broken
 from analysis.report.sections.ran import ran
 from analysis.run.hardware import mixed_hardware
+from esa_ray.spec import AttackSpec, FaultSpec
 from esa_ray.storage.store import Store
+from tests.analysis.attacked import BASE, attack, injected, written
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.conftest import TOKENS, write_study
 from tests.analysis.synthetic import save_table
@@ -116,3 +119,21 @@ def test_compressions_of_mixed_hardware_are_told_too(tmp_path):
     assert (found.cards, found.reference) == (["NVIDIA A100"], "NVIDIA H100")
     assert found.largest == pytest.approx(0.005)
     assert "The hardware was mixed: 1 compression was computed on NVIDIA A100" in excess(analysis.load(tmp_path)).answer
+
+
+def test_faults_and_attacks_of_mixed_hardware_are_told_by_their_packets(tmp_path):
+    fault, way = FaultSpec(rate=1e-5, repeats=3), AttackSpec(arm="random", budget=2)
+    rows, steps = injected(fault, (1, 2), 0), attack(way, 1, 2)
+    other = {"device": "NVIDIA A100 on two", "intact_nll": (BASE + 1.5).tolist()}
+    for row in (*rows[3:], *steps):
+        row |= other  # of the second seed's packet
+    own = {"device": "NVIDIA H100 on one", "intact_nll": BASE.tolist()}
+    for row in rows[:3]:
+        row |= own
+    written(tmp_path, [fault], [way], rows=rows, attacked=steps)
+    base = {"nll": BASE.tolist(), "tokens": rows[0]["tokens"], "hits": rows[0]["hits"], "device": own["device"]}
+    save_table(tmp_path, "baselines", [base | {"status": "ok", "seconds": 1.0}])
+    found = mixed_hardware(analysis.load(tmp_path))
+    assert (found.faults, found.attacks, found.cells, found.cards) == (1, 1, 0, ["NVIDIA A100"])
+    assert found.largest == pytest.approx(1.5 / 100)
+    assert "1 fault packet and 1 attack were computed on NVIDIA A100" in broken(analysis.load(tmp_path)).answer

@@ -9,6 +9,8 @@ import analysis
 from analysis.report.figures import charts
 from analysis.report.page import _failures
 from analysis.report.sections import answered
+from analysis.report.sections.faults import broken
+from analysis.report.verdicts import verdicts
 from esa_ray.spec import AttackSpec, FaultSpec
 from tests.analysis.attacked import attack, flipped, injected, written
 from tests.analysis.test_figures import PHONE, drawn, labels
@@ -244,3 +246,19 @@ def test_what_failed_is_named(tmp_path):
 
 def test_a_study_without_faults_has_no_such_sections(synthetic):
     assert told(synthetic[0]) == {}
+
+
+def test_many_events_are_no_single_one_and_packets_that_failed_are_counted(tmp_path):
+    one, many = FaultSpec(fault="row", events=1, repeats=10), FaultSpec(fault="column", events=64, repeats=10)
+    rows = injected(one, (1,), 3) + injected(many, (1,), 10) + injected(FaultSpec(rate=1e-5, repeats=2), (1,), 0)
+    for row in rows[-2:]:
+        row |= {"status": "error", "error": "out of memory"}
+    study = written(tmp_path, [one, many], rows=rows, seeds=(1,))
+    section = broken(study)
+    assert "Of single events a row in bf16 is the worst: it breaks the model with a chance of 30.0%" in section.answer
+    assert "2 packets of injections failed" in section.caveat
+
+
+@pytest.mark.parametrize("asked", [{"faults": (FaultSpec(rate=1e-5),)}, {"attacks": (AttackSpec(),)}])
+def test_a_study_that_ranks_nothing_has_no_open_verdicts_on_rankings_before_its_first_row(tmp_path, asked):
+    assert verdicts(written(tmp_path, **asked)) == []

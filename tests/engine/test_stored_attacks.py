@@ -150,9 +150,17 @@ def test_an_attack_without_enough_windows_is_refused_before_anything_is_loaded(t
     [
         ({"faults": (FaultSpec(rate=0.1), FaultSpec(rate=0.1, repeats=9))}, "two faults called uniform-bf16-0.1-none"),
         ({"attacks": (AttackSpec(), AttackSpec(budget=9))}, "two attacks called guided-bf16-unrestricted-none"),
+        (
+            {"attacks": tuple(AttackSpec(arm="random-super", score=s) for s in ("magnitude", "grad_squared"))},
+            "attacks go by grad_squared and by magnitude",
+        ),
+        (
+            {"faults": tuple(FaultSpec(fault="single", score=s) for s in ("magnitude", "grad_squared"))},
+            "single flips go by grad_squared and by magnitude",
+        ),
     ],
 )
-def test_two_that_are_called_alike_are_refused_since_reports_tell_them_apart_by_that(tiny_study, changes, said):
+def test_two_that_reports_could_not_tell_apart_are_refused(tiny_study, changes, said):
     data = tiny_study.data.model_copy(update={"calibration_windows": 16})
     with pytest.raises(ValueError, match=said):
         tiny_study.replace(data=data, **changes)
@@ -166,3 +174,22 @@ def test_ids_go_by_what_is_asked(working):
     assert ids(plain) == ids(working([asked("guided-random")], "again"))
     for field, value in (("draw", 1), ("threat", "stealthy"), ("budget", 4), ("k", 6), ("protect", "clamp")):
         assert not ids(plain) & ids(working([asked("guided-random", **{field: value})], field))
+
+
+def test_an_attack_that_no_seed_changes_is_made_by_the_first_alone(working):
+    ways = [asked("data-free"), asked("guided"), asked("data-free", protect="tmr-critical", critical=0.01)]
+    worker = working(ways)
+    spec = worker.spec.replace(seeds=(7, 8, 9))
+    units = GRID.asked(spec, worker.store)
+    assert [unit.name.rpartition("-s")[2] for unit in units] == ["7", *"789", *"789"]  # scores are a seed's
+    assert GRID.cost(spec).count == 7
+
+
+def test_the_driver_hears_what_all_steps_of_an_attack_took_and_how_it_ended():
+    def row(nll, seconds):
+        return {"status": "ok", "nll": [nll, nll], "tokens": [2, 2], "stored_nll": [2.0, 2.0], "seconds": seconds}
+
+    told = GRID.heard([row(2.0, 1.0), row(3.0, 4.0), row(5.0, 2.5)])
+    assert (told["seconds"], sum(told["tokens"]), told["intact"]) == (7.5, 12, 1.0)
+    assert told["nll"][0] / told["tokens"][0] == 2.5
+    assert GRID.heard([{"status": "error", "error": "no"}])["nll"] is None

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray import fault_tolerance_analysis
 from esa_ray.evaluation import evaluate
 from esa_ray.measurements import MEASUREMENTS, memory_cost
 from esa_ray.measurements.faults import packets
 from esa_ray.measurements.worker import Worker
+from esa_ray.models.load import load_model
 from esa_ray.models.sources import find
 from esa_ray.scoring.strata import STRATA
 from esa_ray.spec import FaultSpec
@@ -260,3 +262,29 @@ def test_packets_hold_every_injection_once_and_only_the_last_is_short():
     made = packets(FaultSpec(fault="single", dtype="int8", repeats=7), 3)
     assert [(packet.bit, packet.repeats) for packet in made[:3]] == [(0, range(5)), (0, range(5, 7)), (1, range(5))]
     assert len(made) == 16
+
+
+def test_a_packet_of_ranges_without_so_many_weights_is_done_all_the_same(working):
+    # 32 weights of a norm: of a tenth of 160 there are at most some 16.
+    worker = working([FaultSpec(fault="single", dtype="int8", repeats=25, components=("norm",))])
+    rows = measured(worker)
+    assert [unit.name for unit in GRID.missing(worker.spec, worker.store)] == []
+    empty = [row for row in rows if row["status"] == "empty"]
+    assert len(empty) == 8
+    assert {row["error"] for row in empty} == {"no range of scores has so many weights"}
+    assert GRID.counts(worker.spec, worker.store, worker.resolved)["empty"] == 8
+
+
+def test_from_python_a_model_by_its_name_is_stored_and_hit_as_by_the_command(working):
+    worker = working([FaultSpec(rate=2e-5, repeats=4)])
+    rows = sorted(measured(worker), key=lambda row: row["repeat"])
+    found = fault_tolerance_analysis(
+        worker.source.path, windows=worker.windows.evaluation, seed=7, rate=2e-5, repeats=4
+    )  # fmt: skip
+    assert [row["n_flips"] for row in found.rows] == [row["n_flips"] for row in rows]
+    for mine, row in zip(found.rows, rows, strict=True):
+        np.testing.assert_allclose(mine["nll"], row["nll"], rtol=1e-6)
+    model = load_model(worker.source, "fp32", "cpu")
+    own = fault_tolerance_analysis(model, windows=worker.windows.evaluation, seed=7, rate=2e-5, repeats=4)
+    norms = [[row["delta_norm"] for row in each.rows] for each in (own, found)]
+    assert norms[0] != norms[1]  # the model's own order is another one

@@ -9,6 +9,7 @@ import polars as pl
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
+from analysis.report.sections.ran import elsewhere
 from analysis.report.security_verdicts import times
 from analysis.security.attacks import attack_runs, attacks_against, defended_against, flipped_where, survival
 from analysis.security.goals import ARM, ARMS_RIVALS
@@ -28,15 +29,16 @@ def attacked(study: Study) -> Section | None:
         return None
     runs = attack_runs(study)
     left = runs.drop_nulls("why_not")
-    lost = [[r["dtype"], r["threat"], r["arm"], str(r["seed"]), r["why_not"]] for r in left.iter_rows(named=True)]
+    lost = [[r["dtype"], r["threat"], r["arm"], _seed(r["seed"]), r["why_not"]] for r in left.iter_rows(named=True)]
     return Section(
         "attacked", "How many flips does an adversary need?",
-        _quickest(table),
+        " ".join(filter(None, [_quickest(table), elsewhere(study) if study.faults.is_empty() else ""])),
         "A model has collapsed when its loss on the evaluation windows, which no choice of the adversary has seen, is "
         "that of a uniform guess, ln V nats per token, or more, or isn't finite. A run that ends before, out of "
         "budget, is known only to take longer: curves and medians are Kaplan and Meier's, and a median that isn't seen "
         "is beyond the budget. Intervals of medians are a bootstrap over seeds and draws. Bits are those of memory: "
-        "behind a protection a flip of a weight takes several. Bands take runs as independent.",
+        "behind a protection a flip of a weight takes several. Bands take runs as independent. An arm that neither "
+        "looks at text nor draws (data-free) is the same by every seed, and is one run.",
         [Figure(f"withstood_{dtype}_{threat}",
                 f"Share of runs that withstood so many flips in {dtype}, {threat}; numbers in the table",
                 f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips, with 95% bands of "
@@ -73,6 +75,10 @@ def _defended(study: Study) -> Table:
     ]  # fmt: skip
     columns = ["<dtype", "<threat", "<protection", "<arm", "<", "<how many times as many", "p, Holm", "runs"]
     return Table(columns, rows, "Behind a protection, against the same arm without one")
+
+
+def _seed(seed: int | None) -> str:
+    return "any" if seed is None else str(seed)
 
 
 def named(r: dict[str, Any]) -> str:
@@ -132,7 +138,7 @@ def attack_ratios(study: Study) -> Section | None:
         f"isn't known. For a median of {fewest} seed{'s' * (fewest != 1)} no interval can be surer than "
         f"{wording.percent(float(table['attainable'].min()))}. χ² is that of the log-rank test; its p is that of "  # type: ignore[arg-type]
         "dealing the runs of each seed to the two arms in another way, exact where these are few, corrected by Holm "
-        "over all rows.",
+        "over all rows. The one run of an arm that no seed changes is held against all of the rival's.",
         [Figure("attack_ratios", "How many times the flips of guided-super its rivals take; numbers in the table",
                 "Right of 1: the rival takes more flips than guided search among the super weights. Hollow: a bound.")],
         tables,

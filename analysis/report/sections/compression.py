@@ -12,7 +12,7 @@ from analysis.compression.fronts import fronts
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
-from analysis.report.sections.ran import mixed_words
+from analysis.report.sections.ran import elsewhere
 from analysis.study import Study
 
 #: Settings that an answer names.
@@ -41,7 +41,7 @@ def excess(study: Study) -> Section | None:
         title = f"{text} ({_DOMAINS[domain]}): {dense}{wording.percent(first['dense_accuracy'])}"
         tables.append(Table(columns, [_cost(r) for r in rows.iter_rows(named=True)], title))
     return Section(
-        "excess", "What does compressing cost?", " ".join(filter(None, [_cheapest(table), _elsewhere(study)])),
+        "excess", "What does compressing cost?", " ".join(filter(None, [_cheapest(table), elsewhere(study)])),
         "Excess NLL is the compressed model's loss minus the dense model's on the same windows of the same text, in "
         "nats per token; the intervals are for further calibration seeds and windows (with one seed, for windows). "
         "Perplexity is that of the mean loss. Zeros and bits are counted, not asked for; of a pruned model bits are 16 "
@@ -52,11 +52,6 @@ def excess(study: Study) -> Section | None:
          for name, what in (("excess", "pruning methods"), ("excess_bits", "rules of keeping weights"))],
         tables,
     )  # fmt: skip
-
-
-def _elsewhere(study: Study) -> str:
-    """That hardware was mixed, where no section on cells says it."""
-    return mixed_words(study) if study.cells.is_empty() else ""
 
 
 def _cost(r: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import polars as pl
 from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
+from analysis.report.sections.ran import elsewhere
 from analysis.security.goals import breaks, critical_share
 from analysis.security.injections import BROKEN, DTYPE_ORDER, NONE, chance, failures
 from analysis.security.protections import SURE, protected_against, protection_front
@@ -48,11 +49,11 @@ def broken(study: Study) -> Section | None:
         + ("" if chance(study) is None else "; it collapses if the loss is that of a uniform guess or more")
         + ". Every injection draws anew, so it is one trial, and the intervals are Clopper and Pearson's. ΔNLL is in "
         "nats per token, of injections that stayed finite."
-        + (f" {n} injections failed and are left out." if (n := failures(study)) else "")
+        + (f" {n} packet{'s' * (n > 1)} of injections failed and are left out." if (n := failures(study)) else "")
     )
     return Section(
         "broken", "How likely is a fault to break the model?",
-        _broken(table, tolerated(study)), caveat,
+        " ".join(filter(None, [_broken(table, tolerated(study)), elsewhere(study)])), caveat,
         of_each("break_curves", "Chance that uniform faults break the model in {} by rate; numbers in the table",
                 "Uniform faults in {}: the chance that they break the model, with 95% intervals."),
         [Table(columns, [_rate(r) for r in table.iter_rows(named=True)]), _doses(study), _counters(table),
@@ -77,7 +78,7 @@ def _broken(table: pl.DataFrame, doses: pl.DataFrame) -> str:
     words = [f"Without protection {k} of {n} injections broke the model."]
     for r in doses.filter((pl.col("protection") == NONE) & (pl.col("fault") == "uniform")).iter_rows(named=True):
         words.append(_from(r))
-    worst = plain.filter(pl.col("events").is_not_null()).sort("probability", descending=True)
+    worst = plain.filter(pl.col("events") == 1).sort("probability", descending=True)
     if len(worst):
         r = worst.row(0, named=True)
         words.append(
@@ -149,14 +150,16 @@ def protected(study: Study) -> Section | None:
                "p of half, Holm", "<halves them"]  # fmt: skip
     return Section(
         "protected", "What does protection buy, and at what price?", _bought(study),
-        "Times its breaks is the chance of breaking over the rival's. The same faults are drawn for both; that they "
-        "are pairs isn't used, which makes intervals (95%) rather too wide than too narrow. A protection halves them "
+        "Times its breaks is the chance of breaking over the rival's. Uniform and stuck faults hit the same bits of "
+        "weights behind both; that they are pairs isn't used, which makes intervals (95%) rather too wide than too "
+        "narrow. A protection halves them "
         "if surely no more than half as many break, corrected by Holm over all rows with the same rival. Bits added "
         "are those of the protection in place, as it was injected into: scattered critical weights drag whole words "
         "in, check bits and copies are hit as data are. Packed, they are those of copying the critical weights into "
         "words of their own with an index to find them; that wasn't injected into. The front's probability is that of "
         "lying on it when chances are drawn from what the injections leave possible. That another seed would choose "
-        "other critical weights isn't in the intervals.",
+        "other critical weights isn't in the intervals. That the best free protection is chosen by its breaks is "
+        "allowed for in p.",
         [*of_each("protection_costs", "Chance of breaking against added bits in {}; numbers in the table",
                   "Stored in {}, at the fault that tells protections apart most. Filled and joined: no other costs no "
                   "more and breaks no more often."),

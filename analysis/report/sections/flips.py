@@ -10,10 +10,12 @@ from analysis.report import figures, wording
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.faults import of_each, shares
+from analysis.report.sections.ran import elsewhere
 from analysis.security.coverage import COVERED, coverage, smallest
 from analysis.security.first_order import OFF, first_order
 from analysis.security.injections import BROKEN
 from analysis.security.predicted import order_agrees, predicted
+from analysis.security.rates import break_rates
 from analysis.security.vulnerability import strata, vulnerability
 from analysis.study import Study
 
@@ -26,8 +28,9 @@ def vulnerable(study: Study) -> Section | None:
         return None
     parts = [table.filter(pl.col("axis") == axis) for axis in ("all", "bit class", "component", "score")]
     shown = pl.concat(parts[:3])
+    said = f" {told}" if break_rates(study).is_empty() and (told := elsewhere(study)) else ""
     return Section(
-        "vulnerable", "Which bits break the model when they flip?", _vulnerable(table),
+        "vulnerable", "Which bits break the model when they flip?", _vulnerable(table) + said,
         f"A flip breaks the model if the loss rises by more than {BROKEN:g} nats per token, or isn't finite. Flips "
         "were drawn in every component, range of the score's quantiles within it, and bit, far more densely among the "
         "highest scores; chances weigh strata by their weights, and speak of a bit drawn anywhere there. Intervals are "

@@ -75,12 +75,20 @@ def _untimed(found: Utilisation) -> str:
     return f"{_counted(found.untimed, 'cell')} without times {'is' if found.untimed == 1 else 'are'} left out."
 
 
+def elsewhere(study: Study) -> str:
+    """:func:`mixed_words` for another section, where none on cells says them."""
+    return mixed_words(study) if study.cells.is_empty() else ""
+
+
 def mixed_words(study: Study) -> str:
     """What was computed where the intact model rounds otherwise; nothing where nothing was."""
     found = mixed_hardware(study)
     if found is None:
         return ""
-    counts = ((found.cells, "cell"), (found.ablations, "ablation"), (found.compressions, "compression"))
+    counts = (
+        (found.cells, "cell"), (found.ablations, "ablation"), (found.compressions, "compression"),
+        (found.faults, "fault packet"), (found.attacks, "attack"),
+    )  # fmt: skip
     words = " and ".join(_counted(n, one) for n, one in counts if n)
     return (
         f"The hardware was mixed: {words} {'was' if sum(n for n, _ in counts) == 1 else 'were'} computed on "

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from esa_ray.errors import EsaError
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.scoring.selection import extreme
 from esa_ray.security.attack.moves import Move, stored
+from esa_ray.spec.scores import grouped
 
 if TYPE_CHECKING:
     from esa_ray.security.attack.victim import Victim
@@ -100,6 +102,12 @@ class Signs(Unguided):
                 size = np.abs(memory.values(address, memory.codes(address)))
                 best = extreme(torch.from_numpy(size), spec.budget, largest=True)
                 found.append((address[best], size[best]))
+        if not found:
+            names = ",".join(grouped(spec.components))
+            raise EsaError(
+                f"--arms data-free flips signs in matrices of the first {FIRST_BLOCKS} blocks, and {names} has none; "
+                "add attention or ffn to --components"
+            )
         address, size = (np.concatenate(parts) for parts in zip(*found, strict=True))
         best = np.lexsort((address, -size))[: spec.budget]
         self._order = address[best], np.full(len(best), memory.bits - 1)

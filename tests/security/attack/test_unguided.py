@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.attack.unguided import FIRST_BLOCKS, Anywhere, Signs
 from esa_ray.security.attack.victim import Victim
@@ -82,6 +83,11 @@ def test_signs_of_the_largest_weights_of_the_first_blocks_flip_one_after_the_oth
     assert {row["bit_class"] for row in rows} == {"sign"}
     if dtype != "int8":
         assert [row["damaged"] for row in rows] == [-row["weight"] for row in rows]
+
+
+def test_without_a_matrix_in_the_first_blocks_the_attack_without_data_is_refused():
+    with pytest.raises(EsaError, match="in matrices of the first 5 blocks, and head has none; add attention or ffn"):
+        attacked(net(1), AttackSpec(arm="data-free", components=("head",)), report=unmoved)
 
 
 def test_blocks_after_the_first_ones_are_spared_by_the_attack_without_data():
