@@ -21,7 +21,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """One process runs all files with tests on Ray, on one cluster, while others run the rest.
+    """One process runs all files with tests on the session's cluster of Ray, while others run the rest.
+
+    A file whose tests start a Ray of their own, or must share what they make, is one piece of work.
 
     xdist's own groups go by names of tests that pytest from 9.2 on doesn't let them write.
     """
@@ -30,7 +32,9 @@ def pytest_xdist_make_scheduler(config, log):
     @cache
     def group(file):
         text = (config.rootpath / file).read_text()
-        return "ray" if "mark.ray" in text else file if "ONE_PROCESS = True" in text else None
+        if "mark.ray" in text and "ray_cluster" in text:
+            return "ray"
+        return file if "mark.ray" in text or "ONE_PROCESS = True" in text else None
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid):

@@ -776,7 +776,8 @@ def test_a_plan_has_the_passes_of_blocks_that_are_pruned_alone(esa):
 def test_what_the_same_command_cant_mend_is_not_to_be_run_again(monkeypatch, capsys, missing, failed, refused, said):
     monkeypatch.setattr("esa_ray.cli.run.show_results", lambda *_, **__: None)
     counts = SimpleNamespace(asked=8, missing=missing, failed=failed, refused=refused)
-    assert finish(SimpleNamespace(directory="d", complete=False, grids={"compressions": counts}), save_plots=False) == 1
+    told = SimpleNamespace(directory="d", complete=False, grids={"compressions": counts}, failures=[])
+    assert finish(told, save_plots=False) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert all(sentence in out for sentence in said)
     assert ("run the same command again" in out) == (missing + failed > refused)
