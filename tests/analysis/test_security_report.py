@@ -270,7 +270,7 @@ def test_a_study_that_ranks_nothing_has_no_open_verdicts_on_rankings_before_its_
     [
         (
             {"faults": (FaultSpec(rate=1e-5),)},
-            "a study of faults ranks no weights, .+ how likely faults break the model",
+            "a study of faults ranks no weights, .+ how likely faults break",
         ),
         ({"attacks": (AttackSpec(),)}, "a study of attacks ranks no weights, .+ how many flips an adversary needs"),
     ],

@@ -110,10 +110,10 @@ def _quickest(table: pl.DataFrame) -> str:
         first, slow = told.row(0, named=True), mine.filter(pl.col("median").is_null())["arm"].to_list()
         beyond = f"; within their budgets not {', '.join(slow)}" if slow else ""
         quickest = told.filter(pl.col("median") == first["median"])["arm"].to_list()
-        flips = f"{first['median']:g} flip{'s' * (first['median'] != 1)}"
+        count = f"{first['median']:g} flip{'s' * (first['median'] != 1)}"
         said = (
-            f"{', '.join(quickest)} are the quickest: {flips} each" if len(quickest) > 1
-            else f"{first['arm']} is the quickest: {flips} [{_end(first['low'])}, {_end(first['high'])}]"
+            f"{', '.join(quickest)} are the quickest: {count} each" if len(quickest) > 1
+            else f"{first['arm']} is the quickest: {count} [{_end(first['low'])}, {_end(first['high'])}]"
         )  # fmt: skip
         words.append(f"{place} {said}{beyond}.")
     return " ".join(words)
