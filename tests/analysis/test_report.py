@@ -273,7 +273,7 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
     assert set(analysis.charts(study)) == drawn
     of_faults = product(("break_curves", "protection_costs", "protections", "vulnerable_bits"), STORED)
     withstood = product(("withstood",), STORED, THREATS)
-    # What needs several kinds of damage, doses, parts of sets, protocols or what is applied to a model, this study lacks.
+    # What needs kinds of damage, doses, parts of sets, protocols or what is applied to a model, this study lacks.
     assert set(FIGURES) - drawn == {*map("_".join, (*of_faults, *withstood))} | {
         "attack_ratios", "vulnerable_scores", "covered_shares", "foretold_chances", "gradient_bits",
         "dose", "kinds", "together", "pairs", "layers", "recovery", "timeline", "reliability", "excess", "excess_bits",
