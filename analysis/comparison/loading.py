@@ -183,6 +183,8 @@ def _nothing(studies: Sequence[Study]) -> str:
     for table, told in (
         ("compressions", "what each compression costs, against every other method at its size"),
         ("tunings", "what each tuning gains and forgets, against full tuning and random masks"),
+        ("faults", "how likely faults break the model, and what protection buys"),
+        ("attacks", "how many flips an adversary needs, arm by arm"),
     ):
         if studies and all(study.spec.get(table) for study in studies):
             where = studies[0].location

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 import analysis
+from analysis.report.sections.attacks import attacked
 from esa_ray.spec import AttackSpec
 from tests.analysis.attacked import attack, written
 from tests.analysis.cells import the
@@ -177,3 +178,13 @@ def test_of_equal_attacks_one_that_failed_leaves_it_to_another(tmp_path):
     del rows[1:6]  # of the first seed
     table = analysis.attack_runs(written(tmp_path, attacks=[steady], attacked=rows, seeds=(1, 2)))
     assert table.select("flips", "why_not").rows() == [(5.0, None)]
+
+
+def test_arms_that_are_as_quick_are_all_named(tmp_path):
+    guided = arm("guided")
+    study = study_of(tmp_path, {guided: (2,) * 6, SUPER: (2,) * 6, RANDOM: NEVER})
+    assert (
+        "guided, guided-super are the quickest: 2 flips each; within their budgets not random" in attacked(study).answer
+    )
+    slower = study_of(tmp_path / "slower", {guided: (2,) * 6, SUPER: (3,) * 6})
+    assert "guided is the quickest: 2 flips [2, 2]." in attacked(slower).answer

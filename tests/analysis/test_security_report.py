@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 import analysis
+from analysis.comparison import compare
 from analysis.report.figures import charts
 from analysis.report.page import _failures
 from analysis.report.sections import answered
@@ -262,3 +263,19 @@ def test_many_events_are_no_single_one_and_packets_that_failed_are_counted(tmp_p
 @pytest.mark.parametrize("asked", [{"faults": (FaultSpec(rate=1e-5),)}, {"attacks": (AttackSpec(),)}])
 def test_a_study_that_ranks_nothing_has_no_open_verdicts_on_rankings_before_its_first_row(tmp_path, asked):
     assert verdicts(written(tmp_path, **asked)) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"faults": (FaultSpec(rate=1e-5),)},
+            "a study of faults ranks no weights, .+ how likely faults break",
+        ),
+        ({"attacks": (AttackSpec(),)}, "a study of attacks ranks no weights, .+ how many flips an adversary needs"),
+    ],
+)
+def test_studies_that_rank_nothing_are_not_compared_and_the_sentence_says_where_they_are_read(tmp_path, asked, said):
+    written(tmp_path, **asked)
+    with pytest.raises(analysis.StudyError, match=said):
+        compare([str(tmp_path)])

@@ -109,10 +109,13 @@ def _quickest(table: pl.DataFrame) -> str:
             continue
         first, slow = told.row(0, named=True), mine.filter(pl.col("median").is_null())["arm"].to_list()
         beyond = f"; within their budgets not {', '.join(slow)}" if slow else ""
-        words.append(
-            f"{place} {first['arm']} is the quickest: {first['median']:g} flip"
-            f"{'s' * (first['median'] != 1)} [{_end(first['low'])}, {_end(first['high'])}]{beyond}."
-        )
+        quickest = told.filter(pl.col("median") == first["median"])["arm"].to_list()
+        count = f"{first['median']:g} flip{'s' * (first['median'] != 1)}"
+        said = (
+            f"{', '.join(quickest)} are the quickest: {count} each" if len(quickest) > 1
+            else f"{first['arm']} is the quickest: {count} [{_end(first['low'])}, {_end(first['high'])}]"
+        )  # fmt: skip
+        words.append(f"{place} {said}{beyond}.")
     return " ".join(words)
 
 
