@@ -4,9 +4,9 @@ P5.2. Progressive bit search chooses flips among all weights of three architectu
 weights, and among as many random or matched ones; beside it stand random flips in the super weights and anywhere, and
 the signs of the largest weights of the first blocks. Weights are stored in fp32, fp16, bf16 and int8; in bf16 a second
 adversary stays within each tensor's largest |w|, since in floats one exponent bit ends it all. In int8 matrices are
-also stored reflected (arXiv:2603.16382), as a defence. SmolLM2-135M is asked the same with fewer arms, seeds and flips.
-If the hypothesis holds, random flips in the super weights and anywhere take surely more than once as many flips as
-guided ones in the super weights; the ratios of medians say how many times. What would speak against it: search is as
+also stored reflected (after arXiv:2603.16382), as a defence. SmolLM2-135M is asked the same with fewer arms, seeds and
+flips. If the hypothesis holds, random flips in the super weights and anywhere take surely more than once as many flips
+as guided ones in the super weights; the ratios of medians say how many times. What would speak against it: search is as
 quick among random weights, so that it is the search and not the set; or guided search anywhere leaves the super weights
 alone.
 """

@@ -4,11 +4,11 @@ P5.2. Weights of three architectures of the zoo are stored in bf16 and int8, wit
 everything or of the words that hold the critical 0.1% or 1%; with the critical 0.1% three times; and behind what adds
 no bits: the top exponent bit held at 0, values clamped to the tensor's largest, a parity bit that zeroes. They meet
 uniform flips at two rates, bursts, a row and a column of memory and stuck bits; against uniform flips alone matrices
-are also stored reflected (arXiv:2603.16382). SmolLM2-135M meets uniform flips. If the hypothesis holds, protecting the
-critical share doesn't halve the breaks in bf16 under any fault, and clamping does at no cost; in int8, where a flip
-can't make a weight huge, the critical share is worth more. The experiment `faults` says in advance in which order
-protections should stand. What would speak against it: what is free breaks as often as nothing, or zeroes so many
-weights that it costs more than it saves.
+are also stored reflected (after arXiv:2603.16382). SmolLM2-135M meets uniform flips. If the hypothesis holds,
+protecting the critical share doesn't halve the breaks in bf16 under any fault, and clamping does at no cost; in int8,
+where a flip can't make a weight huge, the critical share is worth more. The experiment `faults` says in advance in
+which order protections should stand. What would speak against it: what is free breaks as often as nothing, or zeroes so
+many weights that it costs more than it saves.
 """
 
 from typing import Any
