@@ -1,6 +1,6 @@
 """Hypothesis: an adversary who flips bits of the super weights needs far fewer flips than one who flips by chance.
 
-P5.2. Progressive bit search chooses flips among all weights of three architectures of the zoo, among the 100 super
+P5.2. Progressive bit search chooses flips among all weights of three architectures of the zoo, among the 64 super
 weights, and among as many random or matched ones; beside it stand random flips in the super weights and anywhere, and
 the signs of the largest weights of the first blocks. Weights are stored in fp32, fp16, bf16 and int8; in bf16 a second
 adversary stays within each tensor's largest |w|, since in floats one exponent bit ends it all. In int8 matrices are
@@ -21,6 +21,8 @@ from experiments.faults import LARGE, MODELS, study
 SEEDS, LARGE_SEEDS = (1337, 123, 999, 7, 2024), (1337, 123, 999)
 #: Search and selection windows of the zoo's models, and tensors whose best flip is tried.
 WINDOWS, TRIES = 4, 8
+#: Super weights, so few that every tensor holds as many controls beside them: many lie in the norms.
+SUPER = 64
 #: Guided arms whose set is a control.
 CONTROLLED = ("guided-random", "guided-matched")
 
@@ -50,7 +52,7 @@ class Place:
         """Those of some arms, with several draws of the random ones where there are any."""
         return [
             AttackSpec(arm=arm, dtype=self.dtype, threat=self.threat, protect=self.protect, budget=self.budget(arm),
-                       draw=draw, tries=TRIES, search_windows=windows, selection_windows=windows)
+                       draw=draw, k=SUPER, tries=TRIES, search_windows=windows, selection_windows=windows)
             for arm in arms if self.budget(arm)
             for draw in range(self.draws if arm in ("random-super", "random") else 1)
         ]  # fmt: skip
