@@ -1,6 +1,7 @@
 """The design's rules on who may import whom, read from the source."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -134,3 +135,9 @@ def test_importing_is_light(code, unwanted):
     script = f"import sys; {code}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not unwanted & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["esa_ray", "analysis"])
+def test_every_name_that_a_package_offers_is_there(package):
+    there = importlib.import_module(package)
+    assert [name for name in there.__all__ if not hasattr(there, name)] == []

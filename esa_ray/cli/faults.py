@@ -33,7 +33,7 @@ Fit = Annotated[
 Hours = Annotated[str | None, typer.Option(help="Hours that weights lie in memory, with --fit.")]
 Events = Annotated[
     str | None,
-    typer.Option(help="burst, row, column: in place of a rate, so many of them; 1 shows what one does."),
+    typer.Option(help="burst, row, column: so many of them, beside or without a rate; 1 shows what one does."),
 ]
 Burst = Annotated[str, typer.Option(help="burst: bits that flip.")]
 RowBytes = Annotated[str, typer.Option(help="row, column: bytes of a row of memory.")]

@@ -135,7 +135,7 @@ SaveSpec = Annotated[
     typer.Option(
         "--save-spec",
         metavar="FILE",
-        help="Write the study to a .yaml or .json file, which --spec reads; with --plan, without running it.",
+        help="Write the study to a .yaml or .json file, which esa run --spec reads; with --plan, without running it.",
     ),
 ]
 

@@ -93,7 +93,8 @@ def show_status(location: str) -> int:
         counts, pace = analysis.progress(study), analysis.pace(study)
     console.out(f"{'study':<18}{study.location}")
     for name, value in counts.items():
-        if name.endswith(" missing") and not value:  # most studies ask for few of the measurements
+        # Most studies ask for few of the measurements, and those of an application for no cells.
+        if not value and (name.endswith(" missing") or not counts["cells"]):
             continue
         console.out(f"{name:<17} {value}")  # "compressions missing" is longer
     if working := holder(study.location):
