@@ -38,8 +38,7 @@ def named_scales(field: str, names: list[str], title: str | None = None) -> dict
     """
     longest = max(map(len, names))
     columns = next((n for n, most in ((4, 6), (3, 9), (2, 20)) if longest <= most), 1)
-    legend = alt.Legend(columns=columns, labelLimit=250 if columns == 1 else 140, title=title, symbolOpacity=1,
-                        symbolDash=[1, 0])  # fmt: skip
+    legend = alt.Legend(columns=columns, labelLimit=250 if columns == 1 else 140, title=title, symbolOpacity=1)
     turn = len(names)
     looks = (MANY_COLOURS, MANY_SHAPES if turn <= 8 else MANY_SHAPES[:7])
     colours, shapes = ((palette * (1 + turn // len(palette)))[:turn] for palette in looks)
