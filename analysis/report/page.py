@@ -16,16 +16,18 @@ from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.names import about, in_question, leading, unit_name, unit_of, units
 from analysis.report import latex, wording
+from analysis.report.done import done_words
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
 from analysis.report.verdicts import verdicts
+from analysis.run.applied import devices
 from analysis.run.progress import progress
 from analysis.scores.distribution import gaussian_product_tail, has_magnitude, scored_tensors
 from analysis.scores.stability import calibration_overlap, consensus, jaccard, jaccard_summary
 from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.study import Study
 from esa_ray.measurements.failed import noted
-from esa_ray.spec import TREATED, is_data_free, is_of_activations
+from esa_ray.spec import RANDOM_KINDS, TREATED, is_data_free, is_of_activations
 
 #: Rows of damage that are seen at once.
 SHOWN = 24
@@ -121,6 +123,11 @@ def _unfinished(counts: dict[str, int]) -> str:
     return "; ".join([*said, *(f"{n} {name.replace('_', ' ')} missing" for name, n in lacking.items())])
 
 
+def _harms(study: Study) -> str:
+    """Which of faults and attacks the study asks for."""
+    return " and ".join(name for name in ("faults", "attacks") if study.spec.get(name))
+
+
 def context(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values."""
     measured = not study.baselines.is_empty()
@@ -162,7 +169,11 @@ def context(study: Study) -> dict[str, Any]:
         "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),
         "leading": next((s["metric"] for s in study.spec["scores"] if has_magnitude(s["metric"])), None),
         "failures": _failures(study),
-        "devices": sorted(set(study.cells["device"].drop_nulls().to_list())),
+        "devices": devices(study),
+        "applied": done_words(study, counts),
+        "harms": _harms(study),
+        "noisy": any(p["kind"] in RANDOM_KINDS for p in study.spec["perturbations"]),
+        "ranks": about(study) == "sensitivity" and (damaged or bool(study.spec["scores"])),
         "compute_seconds": float(study.cells["seconds"].sum() or 0),
         "gaussian_tail": gaussian_product_tail(),
         "linear_below": LINEAR_BELOW,

@@ -8,8 +8,8 @@ import polars as pl
 
 from analysis.report.criteria import Status, Verdict
 from analysis.report.wording import p_value, percent, significant
-from analysis.security.coverage import COVERED, FEW
-from analysis.security.goals import critical_share, few_cover, fewer_flips, foretold, whole
+from analysis.security.coverage import COVERED, FEW, broken_by, too_few
+from analysis.security.goals import OF, critical_share, few_cover, fewer_flips, foretold, whole
 from analysis.security.predicted import order_agrees
 from analysis.study import Study
 
@@ -24,16 +24,19 @@ def security_verdicts(study: Study, flips: Study | None = None) -> list[Verdict]
 
 
 def times(r: dict[str, Any]) -> str:
-    """A ratio of medians with its interval, as a bound where it is one.
+    """A ratio of medians with its interval; where a median isn't seen, the point is a bound.
 
     >>> times({"ratio": 15.0, "bound": "at least", "low": 7.5, "high": None})
-    'at least 15.0 times [7.50, …]'
+    '15.0 times [7.50, …; the point is a lower bound]'
     """
     if r["ratio"] is None:
         return "no ratio, as neither collapses the model within its budget"
     low, high = ("…" if r[end] is None else significant(r[end]) for end in ("low", "high"))
-    known = r["low"] is not None or r["high"] is not None
-    return f"{r['bound'] + ' ' if r['bound'] else ''}{significant(r['ratio'])} times" + (f" [{low}, {high}]" * known)
+    said = f"{significant(r['ratio'])} times"
+    if r["low"] is None and r["high"] is None:
+        return f"{r['bound']} {said}".lstrip()
+    side = {"at least": "; the point is a lower bound", "at most": "; the point is an upper bound"}.get(r["bound"], "")
+    return f"{said} [{low}, {high}{side}]"
 
 
 def _flips(study: Study) -> Verdict | None:
@@ -109,6 +112,8 @@ def _covered(study: Study) -> Verdict | None:
         f"the smallest share tried that holds {COVERED:.0%} is {percent(least['share'])} ({percent(least['covered'])})"
         if least else f"no share tried holds {COVERED:.0%}"
     )  # fmt: skip
+    if found["status"] == "open" and too_few(broken_by(study)[OF]):
+        smallest = f"too few flips broke it to tell the smallest share that holds {COVERED:.0%}"
     return Verdict("P5.4i", claim, found["status"], words + smallest)
 
 

@@ -18,6 +18,7 @@ from analysis.fidelity.single_weights import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
 from analysis.names import GROUP_ORDER, about, first_score, unit_of, units
 from analysis.report import wording
+from analysis.report.sections.faults import chance_of, unhit_words
 from analysis.report.verdicts import verdicts
 from analysis.run.protocols import protocol_summary
 from analysis.scores.convergence import CRITERION, stable_from
@@ -203,11 +204,17 @@ def _faulted(study: Study) -> Iterator[tuple[str, Table]]:
         for name in names[:MOST_COLUMNS]:
             table.add_column(name, justify="right", min_width=6, overflow="fold")
         for (protection,), mine in rows.group_by(["protection"], maintain_order=True):
-            at = {r["under"]: f"{r['probability']:.0%}" for r in mine.iter_rows(named=True)}
+            at = {r["under"]: _chance(r) for r in mine.iter_rows(named=True)}
             table.add_row(escape(str(protection)), *(at.get(name, "–") for name in names[:MOST_COLUMNS]))
         if (more := len(names) - MOST_COLUMNS) > 0:
             table.caption = f"{more} more faults are in the report."
         yield f"How often faults break the model stored in {dtype!s}", table
+
+
+def _chance(r: dict[str, Any]) -> str:
+    """In whole percent where that isn't rounded to none."""
+    told = r["n_flips"] != 0 and (r["probability"] == 0 or r["probability"] >= 0.005)
+    return f"{r['probability']:.0%}" if told else chance_of(r)
 
 
 def _vulnerable(study: Study) -> Iterator[str]:
@@ -272,7 +279,7 @@ def print_summary(study: Study, console: Console) -> None:
     for title, table in _faulted(study):
         console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
         console.print(table)
-    for line in _vulnerable(study):
+    for line in filter(None, [unhit_words(study), *_vulnerable(study)]):
         console.print(line, soft_wrap=True)
     if not study.attacks.is_empty():
         console.print("[italic]Flips of weights until the model is no better than chance[/italic]", highlight=False)

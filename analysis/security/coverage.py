@@ -12,7 +12,7 @@ import polars as pl
 from analysis.damage.paired import bounds
 from analysis.security.vulnerability import strata
 from analysis.statistics.inference import LEVEL, Interval
-from analysis.statistics.proportions import weighted_interval
+from analysis.statistics.proportions import proportion_interval, weighted_interval
 from analysis.study import Study
 
 #: The share of the vulnerability that is to be covered, and the largest share of weights that counts as few.
@@ -82,6 +82,21 @@ def _status(share: float | None, interval: Interval) -> str:
     if share is None:
         return "open"
     return "holds" if interval.low >= COVERED else "fails" if interval.high < COVERED else "open"
+
+
+def broken_by(study: Study) -> dict[str, int]:
+    """dtype → how many single flips broke the unprotected model."""
+    table = strata(study).filter(pl.col("protection") == "none")
+    return dict(table.group_by("dtype").agg(pl.col("breaks").sum()).iter_rows())
+
+
+def too_few(breaks: int) -> bool:
+    """Whether so many breaks, were they simple trials, couldn't show 90% to be covered even if all were covered.
+
+    >>> too_few(1), too_few(35), too_few(36)  # 0.025^(1/36) > 0.9
+    (True, True, False)
+    """
+    return proportion_interval(breaks, breaks).low < COVERED
 
 
 def smallest(table: pl.DataFrame) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from analysis.damage.paired import bounds
-from analysis.security.injections import WHAT, injections
+from analysis.security.injections import AT, WHAT, injections
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.proportions import proportion_interval
 from analysis.study import Study
@@ -76,6 +76,12 @@ def stored_cost(mine: pl.DataFrame) -> dict[str, Any]:
         return {"stored_cost": float("inf")}
     low, high = bounds(crossed_interval(d))
     return {"stored_cost": float(d.mean()), "stored_low": low, "stored_high": high}
+
+
+def unhit(study: Study) -> pl.DataFrame:
+    """The faults, dtypes and doses of :func:`break_rates` of which no injection, whatever protected, hit a bit."""
+    table = break_rates(study).group_by(AT, maintain_order=True).agg(pl.col("n_flips").max())
+    return table.filter(pl.col("n_flips") == 0).select(AT)
 
 
 @lru_cache(maxsize=8)

@@ -184,7 +184,8 @@ def test_arms_that_are_as_quick_are_all_named(tmp_path):
     guided = arm("guided")
     study = study_of(tmp_path, {guided: (2,) * 6, SUPER: (2,) * 6, RANDOM: NEVER})
     assert (
-        "guided, guided-super are the quickest: 2 flips each; within their budgets not random" in attacked(study).answer
+        "guided, guided-super are the quickest: 2 flips each; half or fewer of the runs of random (0 of 6) collapsed "
+        "the model within the budget." in attacked(study).answer
     )
     slower = study_of(tmp_path / "slower", {guided: (2,) * 6, SUPER: (3,) * 6})
     assert "guided is the quickest: 2 flips [2, 2]." in attacked(slower).answer

@@ -44,7 +44,8 @@ def test_fewer_guided_flips_hold_where_the_ratio_surely_lies_above_1(tmp_path):
     verdict = judged(arms(tmp_path, (2, 3, 2, 3, 2, 3), (20, 21, 19, 25, 22, 24), NEVER))["P5.4g"]
     assert verdict.status == "holds"
     assert "int8 unrestricted, random-super: 7.33 times [" in verdict.evidence
-    assert "random: at least 13.3 times [13.3, …] (log-rank, Holm p 0.0027)" in verdict.evidence  # 2 · 3⁻⁶
+    # 2 · 3⁻⁶
+    assert "random: 13.3 times [13.3, …; the point is a lower bound] (log-rank, Holm p 0.0027)" in verdict.evidence
 
 
 def test_more_guided_flips_fail_and_as_many_are_open(tmp_path):
@@ -183,22 +184,27 @@ def test_the_report_on_faults_answers_with_what_was_planted(faults):
     assert sections["broken"].answer.startswith("Without protection 144 of 160 injections broke the model. In bf16 it")
     assert "clamp in 8 of 8, secded-critical0.001 in 0 of 8, secded in 8 of 8" in sections["protected"].answer
     assert "bit 14 (exponent) holds 100.0% of the breaking bits" in sections["vulnerable"].answer
-    assert "In int8 0.1% of the weights is the smallest share tried that holds 90%" in sections["covered"].answer
+    assert "In int8 16 flips broke the model: too few to tell how few weights hold 90%" in sections["covered"].answer
     assert "and exponent (ρ 1.00 [1.00, 1.00], but void for bit 14)" in sections["gradient_tells"].answer
     html = analysis.write_report(faults).read_text()
     for section in sections.values():
         assert f'id="{section.id}"' in html
         assert section.answer.replace("'", "&#39;") in html
         assert all(len(row) == len(t.columns) for t in section.tables for row in t.rows)
-    assert "What do faults and attacks do to made-up?" in html
+    assert "What do faults do to made-up?" in html
 
 
 def test_the_report_on_attacks_answers_with_what_was_planted(attacks):
     sections = told(attacks)
     assert list(sections) == ["attacked", "attack_ratios", "flipped"]
-    assert "In int8, unrestricted, guided-super is the quickest: 3 flips [2, 3]; within their budgets not random." \
-        in sections["attacked"].answer  # fmt: skip
-    assert "random takes at least 13.3 times [13.3, …] in bf16 unrestricted" in sections["attack_ratios"].answer
+    assert (
+        "In int8, unrestricted, guided-super is the quickest: 3 flips [2, 3]; half or fewer of the runs of random "
+        "(0 of 12) collapsed the model within the budget." in sections["attacked"].answer
+    )
+    assert (
+        "random takes 13.3 times [13.3, …; the point is a lower bound] in bf16 unrestricted"
+        in sections["attack_ratios"].answer
+    )
     assert all(len(row) == len(t.columns) for s in sections.values() for t in s.tables for row in t.rows)
     html = analysis.write_report(attacks).read_text()
     assert sections["attacked"].answer.replace("'", "&#39;") in html

@@ -230,7 +230,7 @@ def test_a_smaller_rate_that_forgets_less_can_lie_on_the_front(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "probability", "said"),
     [
-        ((1, 2), None, "On the front by their means, of which fewer than 3 seeds can't tell how sure that is: "),
+        ((1, 2), None, "; how sure that is takes 3 seeds or more."),
         ((1, 2, 3), 1.0, "Surely on the front: "),
     ],
 )

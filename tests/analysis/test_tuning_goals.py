@@ -155,8 +155,8 @@ def test_the_report_answers_with_what_was_planted(study):
     assert sections["tuned"].title == "What does tuning to away gain, and what is forgotten of home?"
     assert sections["tuned"].answer.startswith("Of 8 ways full gains most: +0.999 nats per token")
     assert "bottom-0.01 forgets least: +0.0" in sections["tuned"].answer
-    assert "Of 5 ways against random masks 4 surely learn more" in sections["tuned_against"].answer
-    assert "ways, random masks aside, against full tuning" in sections["tuned_against"].answer
+    assert "Against random masks, of 5 ways 4 surely learn more" in sections["tuned_against"].answer
+    assert "Against full tuning, of 6 ways that aren't random masks " in sections["tuned_against"].answer
     assert "1 of 22 combinations of way and learning rate diverged" in sections["tuning_course"].answer
     assert "Block 2 has " in sections["moved_where"].answer
     html = analysis.write_report(study).read_text()

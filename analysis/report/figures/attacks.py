@@ -17,6 +17,8 @@ from esa_ray.spec import ATTACKS, THREATS
 
 #: Arms whose bands are drawn.
 BANDED = ("guided-super", "random")
+#: Dash and gap of the arms' lines, in pixels: those of a later arm are shorter, and leave it gaps to be seen in.
+DASHES = [[1, 0], [14, 10], [9, 9], [6, 8], [4, 7], [3, 6], [2, 5]]
 #: Beyond this many times the shortest, flips stand on a logarithmic axis.
 WIDE = 12
 
@@ -29,16 +31,33 @@ def _drawing(dtype: str, threat: str) -> Callable[[Study], Chart | None]:
     return drawn
 
 
-def survival_curve(study: Study, dtype: str, threat: str) -> Chart | None:
-    """Share of runs that withstood so many flips, a step line an arm, with 95% bands; unprotected where it is told."""
+def _drawn(study: Study, dtype: str, threat: str) -> pl.DataFrame:
+    """The curves that a figure shows: unprotected where it is told."""
     table = survival_curves(study).filter(
         (pl.col("dtype") == dtype) & (pl.col("threat") == threat) & (pl.col("counted") == "flips")
     )
+    first = "none" if "none" in table["protection"] or table.is_empty() else table["protection"][0]
+    return table.filter(pl.col("protection") == first)
+
+
+def banded(study: Study, dtype: str, threat: str) -> list[str]:
+    """The arms whose bands can be seen: they have a step before their last with runs on both sides."""
+    table = _drawn(study, dtype, threat).filter(pl.col("arm").is_in(BANDED))
+    wide = (pl.col("low") < pl.col("high")) & (pl.col("at") < pl.col("at").max().over("arm"))
+    seen = table.filter(wide)["arm"].to_list()
+    return [arm for arm in BANDED if arm in seen]
+
+
+def _dashes(arms: list[str]) -> alt.StrokeDash:
+    """The first arm's line, which lies below the others, unbroken: where lines coincide, it is seen in their gaps."""
+    return alt.StrokeDash("arm:N", sort=arms, scale=alt.Scale(domain=arms, range=DASHES[: len(arms)]), legend=None)
+
+
+def survival_curve(study: Study, dtype: str, threat: str) -> Chart | None:
+    """Share of runs that withstood so many flips, a step line an arm, with 95% bands; unprotected where it is told."""
+    table = _drawn(study, dtype, threat).select("arm", "at", "survival", "low", "high", "at_risk", "collapsed")
     if table.is_empty():
         return None
-    first = "none" if "none" in table["protection"] else table["protection"][0]
-    table = table.filter(pl.col("protection") == first).select("arm", "at", "survival", "low", "high", "at_risk",
-                                                               "collapsed")  # fmt: skip
     arms = [name for name in ATTACKS if name in table["arm"]]
     looks = named_scales("arm", arms)
     most, least = float(table["at"].max()), float(table.filter(pl.col("at") > 0)["at"].min())  # type: ignore[arg-type]
@@ -47,7 +66,7 @@ def survival_curve(study: Study, dtype: str, threat: str) -> Chart | None:
     table = table.with_columns(at=pl.when(pl.col("at") > 0).then("at").otherwise(0.5 if wide else 0.0))
     domain = [0.5, most * 1.05] if wide else [0.0, most * 1.02]
     ticks = logarithmic(*domain) if wide else [t for t in linear(0, domain[1]) if t == int(t)]
-    x = alt.X("at:Q", title="flips of weights", axis=alt.Axis(values=ticks, format="~g"),
+    x = alt.X("at:Q", title="flips of weights", axis=alt.Axis(values=ticks, format="~f"),
               scale=alt.Scale(type="log" if wide else "linear", domain=domain, nice=False))  # fmt: skip
     scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(format="%", tickCount=5)
     title = "runs that withstood"
@@ -58,7 +77,9 @@ def survival_curve(study: Study, dtype: str, threat: str) -> Chart | None:
         y=alt.Y("low:Q", scale=scale, axis=axis, title=title), y2="high:Q", color=looks["color"]
     )
     y = alt.Y("survival:Q", scale=scale, axis=axis, title=title)
-    lines = base.mark_line(interpolate="step-after", strokeWidth=1.8).encode(y=y, color=looks["color"])
+    lines = base.mark_line(interpolate="step-after", strokeWidth=2.2).encode(
+        y=y, color=looks["color"], strokeDash=_dashes(arms)
+    )
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
         y=y, tooltip=["arm", "at", alt.Tooltip("survival", format=".0%"), "at_risk", "collapsed"], **looks
     )

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from analysis.report import figures, wording
+from analysis.report.figures.attacks import banded
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.ran import elsewhere
@@ -36,17 +37,23 @@ def attacked(study: Study) -> Section | None:
         "A model has collapsed when its loss on the evaluation windows, which no choice of the adversary has seen, is "
         "that of a uniform guess, ln V nats per token, or more, or isn't finite. A run that ends before, out of "
         "budget, is known only to take longer: curves and medians are Kaplan and Meier's, and a median that isn't seen "
-        "is beyond the budget. Intervals of medians are a bootstrap over seeds and draws. Bits are those of memory: "
+        "is beyond the budget. Where lines coincide, the dashed ones lie above. Intervals of medians are a bootstrap "
+        "over seeds and draws. Bits are those of memory: "
         "behind a protection a flip of a weight takes several. Bands take runs as independent. An arm that neither "
         "looks at text nor draws (data-free) is the same by every seed, and is one run.",
         [Figure(f"withstood_{dtype}_{threat}",
                 f"Share of runs that withstood so many flips in {dtype}, {threat}; numbers in the table",
-                f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips, with 95% bands of "
-                "guided-super and random.")
+                f"Stored in {dtype}, {threat} adversary: runs that withstood so many flips"
+                f"{_bands(study, dtype, threat)}.")
          for threat in THREATS for dtype in DTYPE_ORDER],
         [Table(COLUMNS, _rows(table)), _defended(study),
          Table(["<dtype", "<threat", "<arm", "seed", "~"], lost, "What has no count")],
     )  # fmt: skip
+
+
+def _bands(study: Study, dtype: str, threat: str) -> str:
+    arms = banded(study, dtype, threat)
+    return f", with 95% bands of {' and '.join(arms)}" if arms else ""
 
 
 def _rows(table: pl.DataFrame) -> list[list[str]]:
@@ -107,16 +114,22 @@ def _quickest(table: pl.DataFrame) -> str:
             n, of = int(mine["collapsed"].sum()), int(mine["runs"].sum())
             words.append(f"{place} no arm has collapsed the model in more than half of its runs ({n} of {of} did).")
             continue
-        first, slow = told.row(0, named=True), mine.filter(pl.col("median").is_null())["arm"].to_list()
-        beyond = f"; within their budgets not {', '.join(slow)}" if slow else ""
+        first = told.row(0, named=True)
         quickest = told.filter(pl.col("median") == first["median"])["arm"].to_list()
         count = f"{first['median']:g} flip{'s' * (first['median'] != 1)}"
         said = (
             f"{', '.join(quickest)} are the quickest: {count} each" if len(quickest) > 1
             else f"{first['arm']} is the quickest: {count} [{_end(first['low'])}, {_end(first['high'])}]"
         )  # fmt: skip
-        words.append(f"{place} {said}{beyond}.")
+        words.append(f"{place} {said}{_beyond(mine)}.")
     return " ".join(words)
+
+
+def _beyond(mine: pl.DataFrame) -> str:
+    """The arms whose median lies beyond their budgets, with how many of their runs collapsed the model all the same."""
+    slow = mine.filter(pl.col("median").is_null() & (pl.col("runs") > 0))
+    named = [f"{r['arm']} ({r['collapsed']} of {r['runs']})" for r in slow.iter_rows(named=True)]
+    return f"; half or fewer of the runs of {', '.join(named)} collapsed the model within the budget" if named else ""
 
 
 @question("security", figures.attack_ratios)
@@ -136,8 +149,9 @@ def attack_ratios(study: Study) -> Section | None:
     fewest = int(table["seeds"].min())  # type: ignore[arg-type]
     return Section(
         "attack_ratios", "Is it the critical weights that make an attack quick?", _critical(table),
-        "The rival's median number of flips to collapse over the arm's; at least, where the rival withstood its "
-        "budget. Intervals (95%) are a bootstrap over seeds, the same for both, and over draws within each; an end … "
+        "The rival's median number of flips to collapse over the arm's. Where a median lies beyond the budget, the "
+        "point is a bound of these runs' own ratio; the interval, which is for further seeds, can reach beyond it. "
+        "Intervals (95%) are a bootstrap over seeds, the same for both, and over draws within each; an end … "
         f"isn't known. For a median of {fewest} seed{'s' * (fewest != 1)} no interval can be surer than "
         f"{wording.percent(float(table['attainable'].min()))}. χ² is that of the log-rank test; its p is that of "  # type: ignore[arg-type]
         "dealing the runs of each seed to the two arms in another way, exact where these are few, corrected by Holm "

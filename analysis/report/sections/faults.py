@@ -13,7 +13,7 @@ from analysis.report.sections.ran import elsewhere
 from analysis.security.goals import breaks, critical_share
 from analysis.security.injections import BROKEN, DTYPE_ORDER, NONE, chance, failures
 from analysis.security.protections import SURE, protected_against, protection_front
-from analysis.security.rates import break_rates, tolerated
+from analysis.security.rates import break_rates, tolerated, unhit
 from analysis.study import Study
 
 #: Places that an answer names.
@@ -53,7 +53,7 @@ def broken(study: Study) -> Section | None:
     )
     return Section(
         "broken", "How likely is a fault to break the model?",
-        " ".join(filter(None, [_broken(table, tolerated(study)), elsewhere(study)])), caveat,
+        " ".join(filter(None, [_broken(table, tolerated(study)), unhit_words(study), elsewhere(study)])), caveat,
         of_each("break_curves", "Chance that uniform faults break the model in {} by rate; numbers in the table",
                 "Uniform faults in {}: the chance that they break the model, with 95% intervals."),
         [Table(columns, [_rate(r) for r in table.iter_rows(named=True)]), _doses(study), _counters(table),
@@ -62,7 +62,7 @@ def broken(study: Study) -> Section | None:
 
 
 def _rate(r: dict[str, Any]) -> list[str]:
-    told = [str(r["breaks"]), str(r["injections"]), wording.percent(r["probability"]), shares(r["low"], r["high"])]
+    told = [str(r["breaks"]), str(r["injections"]), chance_of(r), shares(r["low"], r["high"])]
     return [
         r["fault"], r["dtype"], r["dose"], r["protection"], *told, str(r["collapses"]), wording.signed(r["typical"]),
         wording.signed(r["worst"]), wording.significant(r["n_flips"]), wording.significant(r["n_changed"]),
@@ -70,12 +70,30 @@ def _rate(r: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def chance_of(r: dict[str, Any]) -> str:
+    """The chance of breaking, or that there was nothing to break it."""
+    return "no hit" if r["n_flips"] == 0 else wording.percent(r["probability"])
+
+
+def unhit_words(study: Study) -> str:
+    """Which faults hit nothing, and what to ask for instead."""
+    places = [under(r) for r in unhit(study).iter_rows(named=True)]
+    if not places:
+        return ""
+    more = f" and {len(places) - MOST_SAID} more" if len(places) > MOST_SAID else ""
+    return (
+        f"Not a single bit was hit by {', '.join(places[:MOST_SAID])}{more}, so these injections tell nothing: ask for "
+        "a higher rate, or for a number of --events where the fault takes one."
+    )
+
+
 def _broken(table: pl.DataFrame, doses: pl.DataFrame) -> str:
     plain = table.filter(pl.col("protection") == NONE)
     if plain.is_empty():
         return f"Of {int(table['injections'].sum())} injections {int(table['breaks'].sum())} broke the model."
-    n, k = int(plain["injections"].sum()), int(plain["breaks"].sum())
-    words = [f"Without protection {k} of {n} injections broke the model."]
+    hit = plain.filter(pl.col("n_flips").ne_missing(0))
+    n, k = int(hit["injections"].sum()), int(hit["breaks"].sum())
+    words = [f"Without protection {k} of {n} injections broke the model."] if n else []
     for r in doses.filter((pl.col("protection") == NONE) & (pl.col("fault") == "uniform")).iter_rows(named=True):
         words.append(_from(r))
     worst = plain.filter(pl.col("events") == 1).sort("probability", descending=True)
@@ -233,6 +251,7 @@ def _free(study: Study) -> str:
     sure = table.filter(pl.col("p_holm") < SURE)
     fewer, more = (sure.filter(of).height for of in (pl.col("ratio") < 1, pl.col("ratio") > 1))
     return (
-        f"Of {len(table)} comparisons with the best protection that adds no bits, error correction surely breaks less "
-        f"often in {fewer} and more often in {more}."
+        f"Held against the best protection that adds no bits, the model behind error correction surely breaks less "
+        f"often in {fewer or 'none'} of {len(table)} comparison{'s' * (len(table) != 1)}, and surely more often in "
+        f"{more or 'none'}."
     )

@@ -11,7 +11,7 @@ from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.faults import of_each, shares
 from analysis.report.sections.ran import elsewhere
-from analysis.security.coverage import COVERED, coverage, smallest
+from analysis.security.coverage import COVERED, broken_by, coverage, smallest, too_few
 from analysis.security.first_order import OFF, first_order
 from analysis.security.injections import BROKEN
 from analysis.security.predicted import order_agrees, predicted
@@ -108,7 +108,7 @@ def covered(study: Study) -> Section | None:
     if table.is_empty():
         return None
     rows = [
-        [r["dtype"], wording.percent(r["share"]) if r["share"] >= 0.001 else wording.significant(r["share"]),
+        [r["dtype"], wording.percent(r["share"]),
          f"{r['weights']:,.0f}", f"{r['breaks']}/{r['flips']}", wording.percent(r["covered"]),
          shares(r["low"], r["high"]), wording.percent(r["harm"])]
         for r in table.iter_rows(named=True)
@@ -116,7 +116,7 @@ def covered(study: Study) -> Section | None:
     columns = ["<dtype", "share of the weights", "weights", "breaks", "of the vulnerability", "<95% interval",
                "of the harm"]  # fmt: skip
     return Section(
-        "covered", "How few weights hold nearly all of the vulnerability?", _covered(table),
+        "covered", "How few weights hold nearly all of the vulnerability?", _covered(table, broken_by(study)),
         "The vulnerability is the number of bits that break the model when one of them flips. Weights are taken from "
         "the highest score of every component down. The interval is safe rather than short: it puts the worst of both "
         "parts' intervals together, so that a rare break among the many low scores keeps it wide. Harm counts every "
@@ -127,12 +127,20 @@ def covered(study: Study) -> Section | None:
     )  # fmt: skip
 
 
-def _covered(table: pl.DataFrame) -> str:
+def _flips(n: int) -> str:
+    return f"{n} flip{'s' * (n != 1)}"
+
+
+def _covered(table: pl.DataFrame, breaks: dict[str, int]) -> str:
     words = []
     for (dtype,), mine in table.group_by(["dtype"], maintain_order=True):
         told = mine.drop_nulls("covered")
         if told.is_empty():
             words.append(f"In {dtype} no flip broke the model, so no share can be told.")
+            continue
+        if too_few(breaks[dtype]) and set(mine["status"]) == {"open"}:
+            words.append(f"In {dtype} {_flips(breaks[dtype])} broke the model: too few to tell how few weights hold "
+                         f"{COVERED:.0%} of the vulnerability.")  # fmt: skip
             continue
         r = smallest(mine)
         if r is None:
@@ -189,8 +197,10 @@ def foretold_by(study: Study, flips: Study) -> Section | None:
 
 
 def _foretold(table: pl.DataFrame, order: pl.DataFrame) -> str:
+    n, of = int(table["inside"].sum()), len(table)
     words = [
-        f"The foretold chance lies in the measured one's interval in {int(table['inside'].sum())} of {len(table)}."
+        f"The chance of breaking that single flips foretell agrees with the measured one, in whose 95% interval it "
+        f"lies, for {n} of {of} combination{'s' * (of != 1)} of dtype, rate and protection."
     ]
     if len(order):
         told, agree, pairs = (int(order[c].sum()) for c in ("told_apart", "agree", "pairs"))

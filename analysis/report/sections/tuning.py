@@ -112,7 +112,7 @@ def _on_front(on: pl.DataFrame) -> str:
     if told:
         return f" Surely on the front: {listed}."
     means = "its mean" if len(names) == 1 else "their means"
-    return f" On the front by {means}, of which fewer than {front.SEEDS} seeds can't tell how sure that is: {listed}."
+    return f" On the front by {means}: {listed}; how sure that is takes {front.SEEDS} seeds or more."
 
 
 def _more(names: list[str]) -> str:
@@ -202,9 +202,23 @@ def _versus(table: pl.DataFrame, *rivals: str) -> str:
         text = "; ".join(_count(mine["way"].to_list(), f"learn{{}} {how}") for mine, how in counts if len(mine))
         fewer = rows.filter((pl.col("forgetting_p_holm") < 0.05) & (pl.col("forgetting") < 0))["way"].to_list()
         forgets = f"; {_count(fewer, 'forget{} less')}" if fewer else "; none surely forgets less"
-        beside = "" if rival == against.RANDOM else ", random masks aside,"
-        words.append(f"Of {_ways(rows)}{beside} against {rival} {text or 'none surely learns more or less'}{forgets}.")
+        beside = "" if rival == against.RANDOM else " that aren't random masks"
+        none = "none surely learns more or less"
+        words.append(
+            f"Against {rival} {_one(rows.row(0, named=True))}." if len(rows) == 1
+            else f"Against {rival}, of {_ways(rows)}{beside} {text or none}{forgets}."
+        )  # fmt: skip
     return " ".join(words)
+
+
+def _one(r: dict[str, Any]) -> str:
+    """What a single way surely does against a rival."""
+    surely = {name: r[p] is not None and r[p] < 0.05
+              for name, p in (("learns", "target_p_holm"), ("forgets", "forgetting_p_holm"))}  # fmt: skip
+    how = ("more" if r["target"] < 0 else "less") if surely["learns"] else "neither more nor less"
+    learns, less = f"surely learns {how}", surely["forgets"] and r["forgetting"] < 0
+    forgets = "surely forgets" if less else "doesn't surely forget"
+    return f"{r['way']} {learns}, and {forgets} less"
 
 
 def _count(names: list[str], what: str) -> str:

@@ -1,0 +1,35 @@
+"""What a study did besides cells, in the words of its Method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from analysis.report.wording import significant
+from analysis.run.applied import applied
+from analysis.study import Study
+
+
+def done_words(study: Study, missing: dict[str, int]) -> list[dict[str, str]]:
+    """Name and words of each grid besides the cells; ``missing`` are counts by grid."""
+    return [{"name": r["name"], "words": _words(study, r, missing.get(f"{r['name']} missing", 0))}
+            for r in applied(study).iter_rows(named=True)]  # fmt: skip
+
+
+def _words(study: Study, r: dict[str, Any], missing: int) -> str:
+    ended = f"{r['ok']:,} ok, {r['diverged']:,} diverged, {r['failed']:,} failed, {missing:,} missing"
+    if r["name"] == "faults":
+        said = f"{r['rows']:,} injection{'s' * (r['rows'] != 1)} in {r['units']:,} packet{'s' * (r['units'] != 1)}"
+        ended = f"{_lost(study.faults):,} of them diverged; of the packets {r['failed']:,} failed, {missing:,} missing"
+        return f"{said}, {ended}; {significant(r['seconds'])} s in all"
+    flips = f"; {_flips(study.attacks):,} flips" if r["name"] == "attacks" else ""
+    return f"{r['units']:,}: {ended}{flips}; {significant(r['seconds'])} s in all"
+
+
+def _lost(faults: pl.DataFrame) -> int:
+    return faults.filter(pl.col("status") == "diverged").height
+
+
+def _flips(attacks: pl.DataFrame) -> int:
+    return attacks.filter(pl.col("step") > 0).height
