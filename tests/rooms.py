@@ -43,6 +43,7 @@ ROLES = {
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",
         "resume": "from the damaged block on", "weights": "lists of weights", "spec": "what a study asks for",
+        "schema": "what columns mean",
         "storage": "tables, store, lease", "host": "what this machine allows",
     },
     "analysis": {

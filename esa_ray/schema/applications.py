@@ -1,0 +1,102 @@
+"""Tables of what is done to a model: compressed, or tuned."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from esa_ray.schema.columns import FLOAT, INT, OUTCOME, REFUSED, TEXT, WHAT, schema
+
+COMPRESSIONS = schema(
+    compression_id=(TEXT, "identity of the compression: 16 hex digits; rows of several texts share it"),
+    **WHAT,
+    kind=(TEXT, "prune, quantize, or dense: the model as it is"),
+    label=(TEXT, "the compression in short, as files name it"),
+    score=(TEXT, "prune: the score whose smallest weights leave; null otherwise"),
+    group=(TEXT, "prune: what weights compete within: row, tensor, block or model"),
+    pattern=(TEXT, "prune: unstructured, N:M (N of every M contiguous inputs are zero), row, col, neuron or kv"),
+    sparsity=(FLOAT, "prune: the share of weights that was asked to leave"),
+    allocation=(TEXT, "prune: how the sparsity is shared out over blocks: uniform, owl or damage"),
+    update=(TEXT, "prune: what is done to the weights that stay: none, sparsegpt or refit"),
+    damping=(
+        FLOAT,
+        "prune: what is added to a Hessian's diagonal, as a share of its mean; no part where none is used",
+    ),
+    sequential=(pa.bool_(), "prune: activations came out of the blocks pruned so far, not out of the intact model"),
+    bits=(INT, "quantize: bits of a weight that isn't kept"),
+    group_size=(INT, "quantize: contiguous inputs that share a scale"),
+    kept=(FLOAT, "quantize: the share of weights that was asked to stay in 16 bits"),
+    keep_by=(TEXT, "quantize: the rule that chose them; null where none are kept"),
+    bits_per_weight=(FLOAT, "bits that a weight of the compressed tensors takes, scales and indices included"),
+    components=(TEXT, "what was compressed, in the fewest names"),
+    seed=(INT, "seed of the calibration windows; null for dense rows"),
+    text=(TEXT, "the text whose windows were evaluated"),
+    domain=(TEXT, "in: the text that the compression was calibrated on; out: another"),
+    n_weights=(INT, "weights of the compressed tensors"),
+    n_pruned=(INT, "weights that are zero by the mask"),
+    n_kept=(INT, "weights held out in 16 bits"),
+    n_changed=(INT, "weights whose value changed"),
+    delta_norm=(FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
+    block_sparsity=(pa.list_(FLOAT), "share of each block's weights that left, first block first"),
+    block_error=(
+        pa.list_(FLOAT),
+        "each block's relative error: ΣΔᵢHΔᵢᵀ over ΣwᵢHwᵢᵀ of its tensors with H of the inputs that they saw",
+    ),
+    **{k: v for k, v in OUTCOME.items() if k not in ("kl", "loops")},
+    intact_nll=(
+        pa.list_(FLOAT),
+        "the dense model's summed NLL of each evaluation window where this row was computed, nats, as hardware rounds "
+        "in ways of its own; null of the dense model, and in studies of older versions",
+    ),
+    blind=(INT, "matrices that saw no input, such as an expert without tokens, and were scored by magnitude"),
+    compress_seconds=(FLOAT, "wall time of calibration and compression, seconds; shared by the rows of all texts"),
+    refused=REFUSED,
+    saved=(TEXT, "directory of the saved model; null where none was asked for"),
+)
+
+TUNINGS = schema(
+    tuning_id=(TEXT, "identity of the tuning: 16 hex digits; its rows are one a step that was measured"),
+    **WHAT,
+    target=(TEXT, "the text that was tuned to"),
+    label=(TEXT, "the tuning in short, as files name it; intact: the model as it is"),
+    way=(TEXT, "the tuning but for its learning rate, of which one is chosen a way"),
+    arm=(TEXT, "which weights are trained: full, lora, critical-source, critical-target, magnitude, bottom, random"),
+    fraction=(FLOAT, "the share of the weights that was asked to be trained; null for the intact model"),
+    score=(TEXT, "the score of the source text that chose weights to train or to damage; null where none did"),
+    draw=(INT, "random: the number of the draw"),
+    learning_rate=(FLOAT, "the peak learning rate"),
+    protect=(TEXT, "what keeps what the source needs: none, ewc, freeze, scale"),
+    strength=(FLOAT, "the strength of the protection: λ, the share that is frozen, or τ; null without one"),
+    rescore=(INT, "steps between measurements of the Fisher information; 0: it is measured once"),
+    damage=(TEXT, "damage that critical weights had in training, as reports name it; null for none"),
+    damaged=(INT, "how many weights had it"),
+    components=(TEXT, "what could be trained, in the fewest names"),
+    seed=(INT, "seed of the training and calibration windows; null for the intact model"),
+    n_weights=(INT, "weights of the components"),
+    trainable=(INT, "numbers that were trained; of lora those of its adapters"),
+    rank=(INT, "lora: the rank of its adapters"),
+    steps=(INT, "training steps so far; 0 for the intact model"),
+    last=(pa.bool_(), "whether this is the last step that was asked for"),
+    train_nll=(FLOAT, "mean loss of the steps since the last look, as they were taken, nats per token"),
+    target_nll=(pa.list_(FLOAT), "summed next-token NLL of each of the target's evaluation windows, nats"),
+    target_tokens=(pa.list_(INT), "scored tokens of each of them"),
+    validation_nll=(
+        pa.list_(FLOAT),
+        "as target_nll, of the seed's validation windows: learning rates are chosen by it",
+    ),
+    validation_tokens=(pa.list_(INT), "scored tokens of each of them"),
+    source_nll=(
+        pa.list_(FLOAT),
+        "as target_nll, of the source text's evaluation windows: what is forgotten shows here",
+    ),
+    source_tokens=(pa.list_(INT), "scored tokens of each of them"),
+    intact_target_nll=(pa.list_(FLOAT), "target_nll of the intact model where the row was computed; null in its own"),
+    intact_source_nll=(pa.list_(FLOAT), "source_nll of the intact model where the row was computed; null in its own"),
+    n_changed=(INT, "weights whose value changed"),
+    delta_norm=(FLOAT, "Euclidean norm of the change over all weights, in units of weight"),
+    block_moved=(pa.list_(FLOAT), "norm of the change in each block, first block first; last step alone"),
+    moved_components=(pa.list_(TEXT), "the components that hold what could be trained; last step alone"),
+    component_moved=(pa.list_(FLOAT), "norm of the change in each of moved_components; last step alone"),
+    **{k: v for k, v in OUTCOME.items() if k not in ("nll", "tokens", "hits", "kl", "loops")},
+    refused=REFUSED,
+    saved=(TEXT, "directory of the saved model; null where none was asked for, and before the last step"),
+)
