@@ -21,8 +21,11 @@ from esa_ray.spec import (
     AttackSpec,
     DataSpec,
     FaultSpec,
+    Member,
+    MitigationSpec,
     ModelSpec,
     PerturbSpec,
+    Population,
     Protocol,
     PruneSpec,
     QuantizeSpec,
@@ -35,6 +38,8 @@ from esa_ray.spec import (
     WeightList,
     WeightName,
 )
+from esa_ray.spec.backdoors import Recipe as MemberRecipe
+from esa_ray.spec.detector import Calibration, Detector
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(
@@ -218,6 +223,14 @@ def grown(spec):
 
 
 LISTED = WeightList(name="l", weights=(WeightName(tensor="t", row=1), WeightName(tensor="t", row=1, col=2, expert=3)))
+DETECTOR = Detector(
+    with_reference=False, features=("a",), means=(1.0,), scales=(2.0,), coefficients=(4.0,), intercept=0.0,
+    threshold=0.7,
+    calibration=Calibration(
+        bases=("llama-0.3m",), insertions=("training",), negatives=("clean",), poisoned=30, others=30, auroc=0.9,
+        auroc_low=0.8, auroc_high=0.97, recall=0.8, false_alarms=0.05,
+    ),
+)  # fmt: skip
 SPECS = [
     CELL,
     DATA,
@@ -233,6 +246,12 @@ SPECS = [
     Tuning(how=TuneSpec(arm="critical-source", damage=PerturbSpec(kind="sign_flip")), seed=3),
     Packet(how=FaultSpec(rate=1e-6, protect="tmr-critical"), seed=3, packet=1, count=5),
     Attacking(how=AttackSpec(arm="guided-matched", protect="secded", policy="stop"), seed=3),
+    StudySpec(
+        name="s", model=ModelSpec(source="zoo:llama-0.3m"), scores=(),
+        population=Population(mitigations=(MitigationSpec(kind="reset-moved"),)),
+    ),
+    Member(base="llama-0.3m", kind="critical", number=3, seed=3, recipe=MemberRecipe(poison=0.01)),
+    DETECTOR,
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),
         perturbations=(PerturbSpec(kind="zero"),),

@@ -7,6 +7,7 @@ file.
 import pyarrow as pa
 
 from esa_ray.schema.applications import COMPRESSIONS, TUNINGS
+from esa_ray.schema.backdoors import BACKDOORS, MITIGATIONS
 from esa_ray.schema.columns import SCHEMA_VERSION
 from esa_ray.schema.security import ATTACKS, FAULTS
 from esa_ray.schema.sensitivity import (
@@ -44,6 +45,8 @@ TABLES: dict[str, pa.Schema] = {
     "tunings": TUNINGS,
     "faults": FAULTS,
     "attacks": ATTACKS,
+    "backdoors": BACKDOORS,
+    "mitigations": MITIGATIONS,
 }
 
 

@@ -4,6 +4,7 @@ A spec says what to compute and never where. Variants derive with ``model_copy(u
 :meth:`StudySpec.replace`; every field is checked again on the way.
 """
 
+from esa_ray.spec.backdoors import INSERTIONS, MITIGATIONS, NEGATIVES, Member, MitigationSpec, Population
 from esa_ray.spec.base import Spec, explain
 from esa_ray.spec.compression import METHODS, PRUNING_SCORES, Compression, PruneSpec, QuantizeSpec, n_of_m
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList, WeightName
@@ -55,10 +56,13 @@ __all__ = [
     "DEFENCES",
     "DRAWN_CONTROLS",
     "FAULTS",
+    "INSERTIONS",
     "KINDS",
     "LISTED",
     "METHODS",
     "METRICS",
+    "MITIGATIONS",
+    "NEGATIVES",
     "PAIRED_CONTROLS",
     "PLURALS",
     "PROBED",
@@ -81,11 +85,14 @@ __all__ = [
     "FaultSpec",
     "Group",
     "Kind",
+    "Member",
     "Metric",
+    "MitigationSpec",
     "Mode",
     "ModelSpec",
     "PerturbSpec",
     "Places",
+    "Population",
     "Protocol",
     "PruneSpec",
     "QuantizeSpec",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from esa_ray.spec.backdoors import Population
 from esa_ray.spec.base import Spec
 from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
@@ -44,8 +45,8 @@ class Search(Spec):
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
-    Only a study of ``compressions``, ``tunings``, ``faults`` or ``attacks`` may do without ``scores``: it ranks
-    nothing.
+    Only a study of ``compressions``, ``tunings``, ``faults``, ``attacks`` or a ``population`` may do without
+    ``scores``: it ranks nothing.
 
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
     seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
@@ -64,7 +65,9 @@ class StudySpec(Spec):
     ``target``, each by every seed, which draws the target's ``calibration_windows`` to train on and
     ``validation_windows`` more to choose learning rates by; what is forgotten shows on the study's evaluation windows.
     ``faults`` hit the weights as they are stored, and ``attacks`` flip their bits on purpose, each by every seed.
-    ``save_models`` is a directory for the compressed and tuned models (None: they are measured and taken back).
+    A ``population`` is one of small models with and without a backdoor, made of a model of the zoo.
+    ``save_models`` is a directory for the compressed and tuned models and the population's (None: they are measured and
+    taken back).
 
     Example
     -------
@@ -100,6 +103,7 @@ class StudySpec(Spec):
     validation_windows: int = Field(default=16, ge=1)
     faults: tuple[FaultSpec, ...] = ()
     attacks: tuple[AttackSpec, ...] = ()
+    population: Population | None = None
     save_models: str | None = None
 
     @field_validator("topk")
@@ -131,9 +135,10 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
-        if not self.scores and (self.perturbations or not self.applied):
+        if not self.scores and (self.perturbations or not (self.applied or self.population)):
             raise ValueError(
-                "--metric is empty; only a study of compressions, tunings, faults or attacks does without a score"
+                "--metric is empty; only a study of compressions, tunings, faults, attacks or a population does "
+                "without a score"
             )
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
             raise ValueError("a metric and mode stand twice with other components; make them two studies")
@@ -158,6 +163,7 @@ class StudySpec(Spec):
         labels = [how.label for how in (*self.compressions, *self.tunings)]
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
             raise ValueError(f"--save-model would write two models to {twice[0]}; make them two studies")
+        self._check_population()
         self._check_search()
         self._check_parts()
         self._check_units()
@@ -190,6 +196,14 @@ class StudySpec(Spec):
                 f"--search-windows and --selection-windows are {need} of the {have} calibration windows; raise "
                 "--max-samples, or lower them"
             )
+
+    def _check_population(self) -> None:
+        if self.population is None:
+            return
+        if not self.model.source.startswith("zoo:"):
+            raise ValueError("a population is trained here from models of the zoo; name one, as zoo:llama-0.3m")
+        if len(self.seeds) > 1:
+            raise ValueError("a population draws its calibration windows once; give one seed")
 
     def controls_of(self, weights: WeightList) -> tuple[str, ...]:
         """The controls that a list is held against: one member for each of its own."""
