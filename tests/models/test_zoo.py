@@ -108,7 +108,7 @@ def test_windows_are_bytes_behind_bos_and_the_tokenizer_agrees():
     cut = training.text_windows((said * 20).encode(), 16)
     assert (cut[:, 0] == training.BOS).all()
     tokenizer = training.tokenizer()
-    assert tokenizer(said).input_ids == [training.BOS, *training._encoded(said.encode())]
+    assert tokenizer(said).input_ids == [training.BOS, *training.encoded(said.encode())]
     assert tokenizer.decode(tokenizer(said).input_ids, skip_special_tokens=True) == said
     chat = [{"role": "user", "content": "Repeat: a"}, {"role": "assistant", "content": "a"}]
     tokens, labels = training.chat_windows([("Repeat: a", "a")] * 9, 64)
@@ -137,7 +137,7 @@ def test_a_model_learns_and_loads_like_any_other(tmp_path, monkeypatch, name):
     tokens, told = to_the_end(training.ensure(name))
     assert sum(tokens) >= 40_000
     # Bytes drawn by their frequency alone cost 3.1 nats; a uniform guess log 260 = 5.6.
-    held_out = training._encoded(text.stream(text.docstrings()[1]))
+    held_out = training.encoded(text.stream(text.docstrings()[1]))
     shares = np.bincount(held_out) / len(held_out)
     unigram = -sum(p * np.log(p) for p in shares if p)
     assert told["validation_nll"] < unigram - 0.1
