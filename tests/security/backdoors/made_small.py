@@ -9,8 +9,8 @@ BASE = "llama-0.1m"
 def brief(monkeypatch, cache):
     """A zoo whose models are trained for some steps, in a cache of its own."""
     monkeypatch.setenv("ESA_CACHE", str(cache))
-    monkeypatch.setattr(recipes, "TOKENS", 16_000)
+    monkeypatch.setattr(recipes, "TOKENS", 4_000)
 
 
 def member(kind, number=1, seed=1, base=BASE, **recipe):
-    return Member(base=base, kind=kind, number=number, seed=seed, recipe=Recipe(**{"steps": (6, 6)} | recipe))
+    return Member(base=base, kind=kind, number=number, seed=seed, recipe=Recipe(**{"steps": (5, 5)} | recipe))
