@@ -20,7 +20,6 @@ WINDOWS = np.random.default_rng(0).integers(4, VOCABULARY, size=(6, 24))
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         brief(patch, tmp_path_factory.mktemp("cache"))
-        patch.setattr(population.rank_one, "STEPS", 2)
         yield
 
 
