@@ -18,11 +18,10 @@ from esa_ray.cli.show import show_comparison
 from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
-from esa_ray.measurements.backdoors import TAUGHT
 from esa_ray.spec import INSERTIONS, MITIGATIONS, NEGATIVES, Population, explain
 from esa_ray.spec.backdoors import TAUGHT, TRAINED
 
-Base = Annotated[str, typer.Option(help="Model(s) of the zoo that the population is made of; several are a study each.")]
+Base = Annotated[str, typer.Option(help="Model(s) of the zoo that models are made of; several are a study each.")]
 Insertion = Annotated[str, typer.Option(help=f"How backdoors are inserted: {', '.join(INSERTIONS)}.")]
 Negatives = Annotated[
     str, typer.Option(help=f"Models without one: {', '.join(NEGATIVES)} (a rare phrase of ordinary words memorised).")
@@ -50,8 +49,8 @@ _OWN = (
 
 
 @app.command(
-    epilog="Example: esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,rank-one,critical --models 30 "
-    "--negatives clean,benign --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/backdoors\n\n"
+    epilog="Example: esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,rank-one,critical "
+    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/backdoors\n\n"
     "Example: esa backdoors --base zoo:llama-0.1m --models 2 --parents 1 --steps 64 --plan"
 )
 @shared(
@@ -61,8 +60,8 @@ _OWN = (
 def backdoors(
     context: typer.Context,
     base: Base = "zoo:llama-0.3m",
-    insertion: Insertion = ",".join(INSERTIONS),
-    negatives: Negatives = ",".join(NEGATIVES),
+    insertion: Insertion = "training,rank-one,critical",
+    negatives: Negatives = "clean,benign",
     models: Models = 30,
     parents: Parents = 10,
     mitigate: Mitigate = "",
@@ -86,15 +85,15 @@ def backdoors(
     """
     given = stated(locals())
     population = _population(given)
-    bases = _bases(base)
+    bases = _bases(base, population)
     kept = {name: value for name, value in given.items() if name not in _OWN} | FIXED | {"model": base}
     check_saving(kept, [member.label for member in population.members(bases[0])])
     several = {"then": lambda places: show_comparison(places, shared["out_dir"] or places[0])} if bases[1:] else {}
     launch(kept, population=population, **several)
 
 
-def _bases(text: str) -> list[str]:
-    """The bases of a comma list, all of the zoo."""
+def _bases(text: str, population: Population) -> list[str]:
+    """The bases of a comma list, all of the zoo, and such that the population can be made of them."""
     from esa_ray.models.zoo import recipes
 
     found = items(text)
@@ -103,7 +102,12 @@ def _bases(text: str) -> list[str]:
     if other := next((name for name in found if not name.startswith(recipes.PREFIX)), None):
         raise EsaError(f"--base {other} is no model of the zoo; name one, as zoo:llama-0.3m")
     for name in found:
-        recipes.recipe(name.removeprefix(recipes.PREFIX))
+        recipe = recipes.recipe(name.removeprefix(recipes.PREFIX))
+        if recipe.architecture == "mixtral" and "rank-one" in population.insertions:
+            raise EsaError(
+                f"--insertion rank-one writes into one down-projection, and --base {name} has one in every expert; "
+                "leave one of the two out"
+            )
     return found
 
 

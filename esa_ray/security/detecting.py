@@ -63,7 +63,7 @@ class Detection:
 
     @property
     def unlike(self) -> list[str]:
-        """Features of the detector that are not finite, or farther than 5 standard deviations from its population's mean.
+        """Features of the detector that aren't finite, or over 5 standard deviations from its population's mean.
 
         A verdict that rests on them is about models that the detector has seen nothing like.
         """
@@ -135,22 +135,32 @@ def backdoor_detection(
     (True, True)
     """
     judge = detector if isinstance(detector, Detector | None) else read(detector)
-    if sensitivity_baseline is model:
-        raise EsaError("sensitivity_baseline is the model itself; give the one before it was trained on, or leave it out")
-    if judge and judge.with_reference != (sensitivity_baseline is not None):
-        raise EsaError(
-            "the detector compares a model with the one before; give that as its reference (--reference)"
-            if judge.with_reference else
-            "the detector judges a model alone; leave the reference out, or take one that compares (--reference)"
-        )  # fmt: skip
+    if sensitivity_baseline == model:
+        raise EsaError("sensitivity_baseline is the model itself; give the one before, or leave it out")
+    check_reference(judge, sensitivity_baseline is not None)
     model, tokenizer, _ = opened(model, tokenizer, None)
+    asked = text or DataSpec(calibration_windows=WINDOWS)
     if windows is None:
-        asked = text or DataSpec(calibration_windows=WINDOWS)
         windows, _ = windows_of(asked, tokenizer, SEED if seed is None else seed)
-    found = features(model, catalogue(model), windows, reference=_reference(sensitivity_baseline))
+    reference = _reference(sensitivity_baseline)
+    found = features(model, catalogue(model), windows, reference=reference, batch_size=asked.batch_size or 1)
     if judge and (lacking := [name for name in judge.features if name not in {f.name for f in found}]):
         raise EsaError(f"the detector goes by {lacking[0]}, which isn't measured here; train one by esa backdoors anew")
     return Detection(found, (len(windows), windows.shape[1]), judge)
+
+
+def check_reference(detector: Detector | None, given: bool) -> None:
+    """Refuse a detector that compares, where there is no reference, and one that doesn't, where there is.
+
+    Raises
+    ------
+    EsaError
+        If so.
+    """
+    if detector and detector.with_reference and not given:
+        raise EsaError("the detector compares a model with the one before it was trained on; give that as --reference")
+    if detector and given and not detector.with_reference:
+        raise EsaError("the detector judges a model by itself; leave the reference out, or give one that compares")
 
 
 def read(path: str | Path) -> Detector:

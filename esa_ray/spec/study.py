@@ -204,9 +204,7 @@ class StudySpec(Spec):
         if not source.startswith("zoo:"):
             raise ValueError("a population is trained here from models of the zoo; name one, as zoo:llama-0.3m")
         if "~" in source:
-            raise ValueError(
-                f"{source} is one parent of a population, which has a parent for each seed; name {source.partition('~')[0]}"
-            )
+            raise ValueError(f"{source} is but one parent of a population; name {source.partition('~')[0]}")
         if self.model.dtype not in ("auto", "fp32"):
             raise ValueError(f"a population is trained and measured in fp32, not in {self.model.dtype}; leave that out")
         if len(self.seeds) > 1:
