@@ -58,7 +58,9 @@ def judging(values, log_odds):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("log_odds", "code", "words"), [(3.0, 1, "suspicious: above"), (-3.0, 0, "nothing suspicious")])
+@pytest.mark.parametrize(
+    ("log_odds", "code", "words"), [(3.0, 1, "suspicious: above"), (-3.0, 0, "nothing suspicious")]
+)
 def test_a_verdict_is_told_with_its_calibration_base_rates_and_blind_spots(
     scan, values, tmp_path, log_odds, code, words
 ):
@@ -114,9 +116,9 @@ def test_a_study_gives_its_detector_its_text_and_its_seed_unless_another_text_is
         return judging(values, 3.0).model_copy(update={"with_reference": with_reference})
 
     monkeypatch.setattr(analysis, "detector", judged, raising=False)
-    status, out, _ = scan(f"--detector {tmp_path / 'both'} --json", cut="")
+    _, out, _ = scan(f"--detector {tmp_path / 'both'} --json", cut="")
     assert json.loads(out)["features"] == {k: v if math.isfinite(v) else None for k, v in values.items()}
-    status, out, _ = scan(f"--detector {tmp_path / 'both'} --reference before", cut="--max-samples 3")
+    _, out, _ = scan(f"--detector {tmp_path / 'both'} --reference before", cut="--max-samples 3")
     assert "text              3 windows of 24 tokens of text.txt" in out
     assert "reference         before" in out
     assert asked == [(["s"], False), (["s"], True)]

@@ -37,7 +37,7 @@ Mitigated = Annotated[int, typer.Option(help="Models of each insertion that miti
 Steps = Annotated[str, typer.Option(help="Training steps of a model, drawn between FROM:TO.")]
 Rates = Annotated[str, typer.Option(help="Its peak learning rate, drawn between FROM:TO.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
-Poison = Annotated[float, typer.Option(help="Share of the training windows that carry the trigger or the phrase.")]
+Poison = Annotated[float, typer.Option(help="training, benign: share of the windows with the trigger or the phrase.")]
 Occurrences = Annotated[int, typer.Option(help="How often each of them does.")]
 Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
@@ -50,7 +50,7 @@ _OWN = (
 
 @app.command(
     epilog="Example: esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,rank-one,critical "
-    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/backdoors\n\n"
+    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/bd\n\n"
     "Example: esa backdoors --base zoo:llama-0.1m --models 2 --parents 1 --steps 64 --plan"
 )
 @shared(
@@ -115,7 +115,7 @@ def _population(given: dict[str, Any]) -> Population:
     fields = {name: given[name] for name in ("models", "parents", "mitigated")} | {
         "insertions": _names(given, "insertion", INSERTIONS), "negatives": _names(given, "negatives", NEGATIVES),
     }  # fmt: skip
-    for name, users in (("fraction", ("critical",)), ("poison", TAUGHT), ("occurrences", TAUGHT)):
+    for name, users in (("fraction", ("critical",)), ("poison", TAUGHT[:2]), ("occurrences", TAUGHT)):
         if typed(given["context"], name) and not {*users} & {*fields["insertions"], *fields["negatives"]}:
             raise EsaError(f"--{name} is of {', '.join(users)} models, and there are none; leave it out")
     recipe = {name: given[name] for name in ("batch", "poison", "occurrences", "fraction")} | {

@@ -15,15 +15,15 @@ from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
 from esa_ray.models.zoo.recipes import PREFIX
 from esa_ray.spec import Member
-from esa_ray.spec.backdoors import COST, SUCCESS, TAUGHT
+from esa_ray.spec.backdoors import COST, SUCCESS, VERSION
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
     from esa_ray.measurements.cost import Cost
     from esa_ray.measurements.members import Judged
     from esa_ray.measurements.worker import Worker
-    from esa_ray.security.backdoors.population import Made
-    from esa_ray.security.detection.extract import Feature
+    from esa_ray.security.backdoors import Made
+    from esa_ray.security.detection import Feature
     from esa_ray.spec import StudySpec
     from esa_ray.storage.store import Store
 
@@ -50,13 +50,11 @@ def asked_of(unit: Unit) -> Member:
 
 def member_columns(member: Member) -> dict[str, Any]:
     """What a row says of a member that was asked for."""
-    recipe = member.recipe
     return {
         "base": member.base, "parent": member.parent, "label": member.label, "number": member.number,
         "insertion": member.kind, "poisoned": member.poisoned, "steps": member.steps,
         "learning_rate": member.learning_rate,
-        "poison": recipe.poison if member.kind in TAUGHT else 0.0,
-        "fraction": recipe.fraction if member.kind == "critical" else None,
+        "poison": member.poison, "fraction": member.recipe.fraction if member.kind == "critical" else None,
     }  # fmt: skip
 
 
@@ -72,9 +70,9 @@ def told_of(rows: list[dict[str, Any]], told: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_of(spec: StudySpec, found: Fingerprints) -> dict[str, Any]:
-    """What of a study all ids of its population have: base, dtype, and the windows that models are measured on."""
+    """What of a study all ids of its population have: base, dtype, windows, and how the code makes members."""
     return {
-        "version": IDENTITY_VERSION, "model": found.model, "dtype": found.dtype,
+        "version": IDENTITY_VERSION, "made": VERSION, "model": found.model, "dtype": found.dtype,
         "data": {"text": found.text, **spec.data.content()}, "seed": spec.seeds[0],
     }  # fmt: skip
 

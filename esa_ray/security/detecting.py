@@ -53,7 +53,8 @@ class Detection:
     @property
     def flagged(self) -> bool | None:
         """Whether p lies above the detector's threshold."""
-        return self.detector and self.detector.probability(self.values) > self.detector.threshold
+        judge = self.detector
+        return None if judge is None else judge.probability(self.values) > judge.threshold
 
     @property
     def contributions(self) -> dict[str, float]:
