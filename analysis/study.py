@@ -134,6 +134,16 @@ class Study:
         return self.table("attacks")
 
     @cached_property
+    def backdoors(self) -> pl.DataFrame:
+        """One row a model of a population and feature of it; empty where none was asked for."""
+        return self.table("backdoors")
+
+    @cached_property
+    def mitigations(self) -> pl.DataFrame:
+        """One row a model with a backdoor and what was done against it; empty where nothing was."""
+        return self.table("mitigations")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:

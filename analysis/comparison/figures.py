@@ -283,6 +283,8 @@ OTHERS: dict[str, Callable[[Comparison], Chart | None]] = {
 
 def figures(comparison: Comparison) -> dict[str, Chart]:
     """Every figure that the models have data for: "scaling-QUANTITY" and the others by name."""
-    made = {f"scaling-{name}": scaling_figure(comparison, name) for name in WORDS}
-    made |= {name: make(comparison) for name, make in OTHERS.items()}
+    made: dict[str, Chart | None] = {name: make(comparison) for name, make in ON_POPULATIONS.items()}
+    if comparison.studies:
+        made |= {f"scaling-{name}": scaling_figure(comparison, name) for name in WORDS}
+        made |= {name: make(comparison) for name, make in OTHERS.items()}
     return {name: chart for name, chart in made.items() if chart is not None}

@@ -24,12 +24,15 @@ ARCHITECTURES = 4
 
 
 def comparison_verdicts(comparison: Comparison) -> list[Verdict]:
-    """P4.7 and P3.7e; "open" where the models can't say."""
+    """P4.7 and P3.7e, and those on models that were tuned or have a backdoor; "open" where the models can't say."""
+    if not comparison.studies:
+        return population_verdicts(comparison)
     table = scaling(comparison).filter(pl.col("quantity") == CENTRAL)
     fitted = table.filter(pl.col("law").is_not_null())
     # One line through all families, where there is one; else each family's.
     rows = fitted.filter(pl.col("series") == ALL) if ALL in fitted["series"].to_list() else fitted
-    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison), *hardening_verdicts(comparison)]
+    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison), *hardening_verdicts(comparison),
+            *population_verdicts(comparison)]  # fmt: skip
 
 
 def hardening_verdicts(comparison: Comparison) -> list[Verdict]:
