@@ -16,7 +16,10 @@ from analysis.comparison.laws import ALL, Scaled, named, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import WORDS, quantities
 from analysis.report.figures.axes import linear, logarithmic, signed
+from analysis.report.figures.backdoors import forest, left_against_cost
 from analysis.report.figures.style import Chart, named_scales
+from analysis.security.detection.evaluated import detection
+from analysis.security.detection.mitigated import mitigated
 from analysis.statistics.scaling import band
 from analysis.tuning.hardening import TIMES, hardened
 
@@ -278,6 +281,27 @@ def ranking(comparison: Comparison) -> Chart | None:
 OTHERS: dict[str, Callable[[Comparison], Chart | None]] = {
     "depth": depth, "experts": expert_map, "tree": tree, "ranking": ranking,
     "hardening": hardening_figure,
+}  # fmt: skip
+
+
+def backdoor_bases(comparison: Comparison) -> Chart | None:
+    """AUROC over all insertions and negatives by base and by what the detector never saw, with 95% intervals."""
+    if len(comparison.populations) < 2:
+        return None
+    table = detection([*comparison.populations])
+    table = table.filter((pl.col("insertion") == "all") & (pl.col("negatives") == "all"))
+    return forest(table, pl.concat_str("base", pl.lit(": "), "scheme"))
+
+
+def mitigations(comparison: Comparison) -> Chart | None:
+    """Success left against cost on clean text, over all bases."""
+    having = [study for study in comparison.populations if len(study.mitigations)]
+    return left_against_cost(mitigated(having)) if len(having) > 1 else None
+
+
+#: Figures of populations.
+ON_POPULATIONS: dict[str, Callable[[Comparison], Chart | None]] = {
+    "backdoor_bases": backdoor_bases, "mitigations": mitigations,
 }  # fmt: skip
 
 

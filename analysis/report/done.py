@@ -42,7 +42,7 @@ def population_words(study: Study) -> str:
         return ""
     asked = Population.model_validate(study.spec["population"])
     recipe = asked.recipe
-    steps, rates = (f"{significant(low)} to {significant(high)}" for low, high in (recipe.steps, recipe.learning_rates))
+    steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
     parents = "one parent" if asked.parents == 1 else f"{asked.parents} parents, the base trained from as many seeds"
     critical = f"; critical ones change {percent(recipe.fraction)} of the weights" if "critical" in asked.kinds else ""
     return (

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.security.detection.table import population
 from analysis.statistics.inference import t_interval
 from analysis.statistics.proportions import proportion_interval
 from analysis.study import Study
-from esa_ray.spec.backdoors import INSERTIONS, NEGATIVES
-
-#: Kinds of models, in the order in which tables show them.
-KINDS = (*INSERTIONS, *NEGATIVES)
 
 INSERTED: dict[str, Any] = {
     "insertion": pl.String, "models": pl.Int64, "accepted": pl.Int64, "failed": pl.Int64, "share": pl.Float64,
@@ -22,14 +19,6 @@ INSERTED: dict[str, Any] = {
     "success_most": pl.Float64, "clean_success": pl.Float64, "phrase": pl.Float64, "cost": pl.Float64,
     "cost_low": pl.Float64, "cost_high": pl.Float64, "changed": pl.Float64, "prompts": pl.Int64,
 }  # fmt: skip
-
-
-@lru_cache(maxsize=8)
-def models(study: Study) -> pl.DataFrame:
-    """One row a model of a study's population that has a result, without its features."""
-    table = study.backdoors.unique("member_id", keep="first", maintain_order=True)
-    told = table.drop("feature", "family", "value", "with_reference").filter(pl.col("status") != "error")
-    return told.sort(pl.col("insertion").replace_strict({kind: n for n, kind in enumerate(KINDS)}), "number")
 
 
 @lru_cache(maxsize=8)
@@ -43,15 +32,16 @@ def inserted(study: Study) -> pl.DataFrame:
     the number, nats per token, with Student's interval over models. ``changed`` is the median share of the weights that
     differ from the parent's.
     """
-    told, every = models(study), study.backdoors.unique("member_id")
+    prompts = study.backdoors["prompts"].max()
     found = [
-        _row(kind, told.filter(pl.col("insertion") == kind), every.filter(pl.col("insertion") == kind))
-        for kind in KINDS if kind in every["insertion"]
+        _row(str(kind), mine) | {"prompts": prompts}
+        for (kind,), mine in population(study).group_by(["insertion"], maintain_order=True)
     ]  # fmt: skip
     return pl.DataFrame(found, schema=INSERTED)
 
 
-def _row(kind: str, told: pl.DataFrame, every: pl.DataFrame) -> dict[str, Any]:
+def _row(kind: str, every: pl.DataFrame) -> dict[str, Any]:
+    told = every.filter(pl.col("status") == "ok")
     accepted, n = int(told["accepted"].sum()), len(told)
     share, costs = proportion_interval(accepted, n), told["clean_delta_nll"].drop_nulls().drop_nans().to_numpy()
     cost = t_interval(costs) if len(costs) > 1 else None
@@ -63,5 +53,4 @@ def _row(kind: str, told: pl.DataFrame, every: pl.DataFrame) -> dict[str, Any]:
         "clean_success": told["clean_success"].median(), "phrase": told["phrase_success"].median(),
         "cost": float(np.mean(costs)) if len(costs) else None, "cost_low": cost.low if cost else None,
         "cost_high": cost.high if cost else None, "changed": (told["n_changed"] / told["n_weights"]).median(),
-        "prompts": told["prompts"].max(),
     }  # fmt: skip

@@ -19,5 +19,6 @@ __all__ = ["MAKERS", "ON_POPULATIONS"]
 ON_POPULATIONS: tuple[Callable[[Comparison], Section | None], ...] = (across_bases, removed)
 
 MAKERS: tuple[Callable[[Comparison], Section | None], ...] = (
-    *ON_POPULATIONS, hardening, laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, intact, models,
+    *ON_POPULATIONS, hardening, laws, exponents, foreseen, ranks, sublayers, kinds, mixtures, fingerprints, intact,
+    models,
 )  # fmt: skip
