@@ -134,6 +134,16 @@ class Study:
         return self.table("attacks")
 
     @cached_property
+    def backdoors(self) -> pl.DataFrame:
+        """One row a model of the population and feature; empty where no population was asked for."""
+        return self.table("backdoors")
+
+    @cached_property
+    def mitigations(self) -> pl.DataFrame:
+        """One row a model with a backdoor and mitigation; empty where none was asked for."""
+        return self.table("mitigations")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:
