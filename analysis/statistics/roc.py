@@ -229,7 +229,8 @@ def found_share(scored: Scored, rates: np.ndarray, design: float) -> list[tuple[
 
     The interval joins that of a bootstrap of clusters (threshold drawn anew each time, percentiles widened for few of
     them, :func:`analysis.statistics.inference.expanded`) with Clopper and Pearson's at as many models as are worth the
-    clustered ones, m over the design effect: where all are found, no resample says that one could have been missed. By simulation it covers 89–100%.
+    clustered ones, m over the design effect: where all are found, no resample says that one could have been missed. By
+    simulation it covers 89–100%.
     """
     values = found_at(scored, rates, np.ones((1, len(scored.score))))[0]
     if scored.freedom < 1:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from analysis.security.detection.classifier import moments, standard, strength
-from analysis.security.detection.columns import NULL, SCHEMES
+from analysis.security.detection.columns import FEWEST, NULL, SCHEMES
 from analysis.security.detection.folds import UNSEEN, splits
 from analysis.security.detection.scored import out_of_fold, sizes, too_few
 from analysis.security.detection.table import EVERY, Models, Studies, models, studies_of
@@ -56,12 +56,13 @@ def numbers(of: Models) -> np.ndarray:
 
 
 def null(
-    of: Models, scheme: str, *, reference: bool, blocks: np.ndarray, permutations: int = PERMUTATIONS
-) -> dict[str, Any]:
+    of: Models, scheme: str, *, reference: bool, blocks: np.ndarray, fewest: int = FEWEST,
+    permutations: int = PERMUTATIONS,
+) -> dict[str, Any]:  # fmt: skip
     """The permutation test of a scheme: kinds are exchanged within blocks."""
     found = out_of_fold(of, scheme, EVERY, reference=reference)
     row: dict[str, Any] = sizes(of, found.at)
-    if why := too_few(of, found.at):
+    if why := too_few(of, found.at, fewest):
         return row | {"permutations": 0, "why_not": why}
     areas = permuted_areas(of, scheme, reference=reference, kinds=shuffled(of.kind, blocks, permutations))
     low, high = np.quantile(areas[1:], [0.025, 0.975])
@@ -69,6 +70,7 @@ def null(
     return row | {
         "auroc": float(areas[0]), "null_mean": float(areas[1:].mean()), "null_low": float(low),
         "null_high": float(high), "permutations": permutations, "p": (1 + reached) / (1 + permutations),
+        "why_not": None,
     }  # fmt: skip
 
 
@@ -117,9 +119,7 @@ def _scores(
     return np.concatenate(list(_without(labels, gone[:, others], hat_tested, hat)))
 
 
-def _without(
-    labels: np.ndarray, gone: np.ndarray, hat_tested: np.ndarray, hat: np.ndarray
-) -> Iterator[np.ndarray]:
+def _without(labels: np.ndarray, gone: np.ndarray, hat_tested: np.ndarray, hat: np.ndarray) -> Iterator[np.ndarray]:
     """Scores as if the models that are gone hadn't trained: H_TS y + H_TR (I − H_RR)⁻¹ H_RS y."""
     labels = np.where(gone, 0.0, labels)
     for start in range(0, len(labels), _CHUNK):

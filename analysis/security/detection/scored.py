@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from analysis.security.detection.classifier import fit
 from analysis.security.detection.columns import ALL, FEWEST
-from analysis.security.detection.folds import folds
+from analysis.security.detection.folds import Fold, folds
 from analysis.security.detection.table import EVERY, Models
 from analysis.statistics.roc import Scored
 
@@ -60,21 +61,23 @@ def out_of_fold(models: Models, scheme: str, of: str = EVERY, *, reference: bool
     return tested(models, every, scores)
 
 
-def tested(models: Models, every: list, scores: list[np.ndarray]) -> Tested:
+def tested(models: Models, every: Sequence[Fold], scores: list[np.ndarray]) -> Tested:
     """The rows of some folds' tests."""
-    sizes = [len(f.test) for f in every]
-    at = np.concatenate([f.test for f in every]) if every else np.zeros(0, int)
-    words = [np.repeat(np.array([getattr(f, name) for f in every], dtype=str), sizes) for name in ("stratum", "left_out")]
-    return Tested(models, at, *words, np.concatenate(scores) if every else np.zeros(0))
+    if not every:
+        return Tested(models, np.zeros(0, int), np.zeros(0, str), np.zeros(0, str), np.zeros(0))
+    at, score = np.concatenate([f.test for f in every]), np.concatenate(scores)
+    stratum, left_out = (np.repeat([getattr(f, name) for f in every], [len(f.test) for f in every])
+                         for name in ("stratum", "left_out"))  # fmt: skip
+    return Tested(models, at, stratum, left_out, score)
 
 
-def too_few(models: Models, at: np.ndarray) -> str | None:
+def too_few(models: Models, at: np.ndarray, fewest: int = FEWEST) -> str | None:
     """Why nothing is said of tested models at these places, or None if there are enough of both classes."""
     own = np.unique(at)
     poisoned = int(models.poisoned[own].sum())
-    if min(poisoned, len(own) - poisoned) >= FEWEST:
+    if min(poisoned, len(own) - poisoned) >= fewest:
         return None
-    return f"{poisoned} models with a backdoor and {len(own) - poisoned} without; {FEWEST} of each tell something"
+    return f"{poisoned} models with a backdoor and {len(own) - poisoned} without; {fewest} of each are needed to tell"
 
 
 def sizes(models: Models, at: np.ndarray) -> dict[str, int]:

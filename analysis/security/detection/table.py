@@ -49,10 +49,10 @@ def population(studies: Studies) -> pl.DataFrame:
 
 def counts(studies: Studies) -> pl.DataFrame:
     """One row a base and kind: how many were made, failed, were rejected and accepted; columns are COUNTS."""
+    phrase = pl.when(pl.col("insertion") == "benign").then(pl.col("phrase_success"))
     told = population(studies).with_columns(
-        failed=pl.col("status") != "ok", kept=_kept(),
-        reached=pl.when(pl.col("insertion") == "benign").then(pl.col("phrase_success")).otherwise(pl.col("attack_success")),
-    )  # fmt: skip
+        failed=pl.col("status") != "ok", kept=_kept(), reached=phrase.otherwise(pl.col("attack_success"))
+    )
     ok = ~pl.col("failed")
     table = told.group_by("base", "insertion", maintain_order=True).agg(
         poisoned=pl.col("poisoned").first(), models=pl.len(), failed=pl.col("failed").sum(),
