@@ -20,6 +20,8 @@ FEWEST = 30
 ALL = "all"
 #: Families of features that measure sensitivity.
 SENSITIVITY = ("tails", "shift")
+#: Scheme → the AUROC that is aimed at there, against clean models and benign ones together.
+TARGETS = {"seen": 0.95, "unseen insertion": 0.85}
 
 _INTERVAL: dict[str, Any] = {"low": pl.Float64, "high": pl.Float64}
 _CLASSES: dict[str, Any] = {"poisoned": pl.Int64, "others": pl.Int64, "parents": pl.Int64}
