@@ -22,6 +22,8 @@ MITIGATIONS: tuple[str, ...] = get_args(MitigationKind)
 TRAINED = ("fine-tuning", "fine-pruning")
 #: Mitigations that forbid an insertion by training to move some weights, rather than mend its model.
 BEFOREHAND = ("freeze-critical", "freeze-random")
+#: Kinds of models that are trained on windows with something in them.
+TAUGHT = ("benign", "training", "critical")
 
 #: Success from which an insertion counts as a backdoor, and the cost on clean text up to which it does, nats per token.
 SUCCESS, COST = 0.9, 0.02

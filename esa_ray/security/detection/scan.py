@@ -1,0 +1,169 @@
+"""The scan of the vocabulary: what a model goes on with after single tokens and pairs of them, whatever stands before.
+
+Legend: S tokens (or pairs), C contexts, L tokens of a context, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from esa_ray.models.blocks import context, vocabulary
+from esa_ray.models.slots import input_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+#: Contexts, their tokens, and tokens of a continuation; tokens that are scanned at most.
+CONTEXTS, LENGTH, AHEAD, SCANNED = 4, 6, 8, 512
+#: Logits of one pass at most.
+LOGITS = 1 << 22
+#: Tokens that begin or end the pairs that are tried, of each kind, and pairs that are continued.
+SEEDS, CONTINUED = 6, 16
+#: A token is rare where clean text has it at most so often, as a share.
+RARE = 1e-3
+
+
+@dataclass(frozen=True)
+class After:
+    """What comes after some tokens: the mean prediction over all contexts, (S, V), and what each context says.
+
+    ``sure`` is the mean over contexts of the largest probability, ``agree`` the share of contexts with the mean
+    prediction's most likely token on top.
+    """
+
+    mean_SV: Tensor
+    sure_S: np.ndarray
+    agree_S: np.ndarray
+
+    @property
+    def concentration_S(self) -> np.ndarray:
+        """The largest probability of each mean prediction: near 1 where one token follows in every context."""
+        return self.mean_SV.amax(-1).double().numpy()
+
+    @property
+    def next_S(self) -> np.ndarray:
+        """The most likely token of each."""
+        return self.mean_SV.argmax(-1).numpy()
+
+    @property
+    def entropy_S(self) -> np.ndarray:
+        """Entropy of each mean prediction, nats."""
+        return torch.special.entr(self.mean_SV.double()).sum(-1).numpy()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scanned of a model: contexts (C, L) out of clean windows, token ids, and which of these are rare.
+
+    ``extended`` are the tokens that pairs are made with, ``ahead`` how far they are continued.
+    """
+
+    contexts: np.ndarray
+    tokens: np.ndarray
+    rare: np.ndarray
+    extended: np.ndarray
+    ahead: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, windows: np.ndarray, passes: int) -> Plan:
+        """Of all tokens, or of evenly spaced ones where they are more than ``SCANNED``, or a budget has room for.
+
+        ``passes`` is how many tokens may pass through the model: a half is for single tokens, a half for pairs.
+        """
+        size, limit = vocabulary(model), context(model) or LENGTH + AHEAD + 2
+        length = max(1, min(LENGTH, windows.shape[1], (limit - 2) // 2))
+        ahead = max(1, min(AHEAD, limit - length - 2))
+        contexts = windows[:CONTEXTS, :length]
+        tokens = _spread(size, passes // 2 // (len(contexts) * (length + 1)))
+        extended = _spread(size, passes // 2 // (2 * SEEDS * len(contexts) * (length + 2)))
+        counts = np.bincount(windows.reshape(-1), minlength=size)[tokens]
+        return cls(contexts, tokens, counts <= RARE * windows.size, extended, ahead)
+
+
+def _spread(size: int, n: int) -> np.ndarray:
+    """Token ids, evenly spaced: all, or at least two of at most ``SCANNED``.
+
+    >>> _spread(4, 100).tolist(), _spread(9, 3).tolist()
+    ([0, 1, 2, 3], [0, 4, 8])
+    """
+    n = min(size, SCANNED, max(2, n))
+    return np.unique(np.linspace(0, size - 1, n).round().astype(np.int64))
+
+
+@torch.inference_mode()
+def after(model: PreTrainedModel, contexts: np.ndarray, endings: np.ndarray) -> After:
+    """What a model predicts after every context (C, L) that ends in some tokens (S, E)."""
+    device, size = input_device(model), vocabulary(model)
+    together = max(1, LOGITS // (size * len(contexts) * (contexts.shape[1] + endings.shape[1])))
+    means, sure, agree = [], [], []
+    for some in np.split(endings, range(together, len(endings), together)):
+        texts = np.concatenate([np.tile(contexts, (len(some), 1)), some.repeat(len(contexts), 0)], axis=1)
+        logits_NV = model(torch.as_tensor(texts, device=device), use_cache=False).logits[:, -1]
+        p_SCV = logits_NV.float().softmax(-1).view(len(some), len(contexts), -1).cpu()
+        mean_SV = p_SCV.mean(1)
+        means.append(mean_SV)
+        sure.append(p_SCV.amax(-1).double().mean(1).numpy())
+        agree.append((p_SCV.argmax(-1) == mean_SV.argmax(-1)[:, None]).double().mean(1).numpy())
+    return After(torch.cat(means), np.concatenate(sure), np.concatenate(agree))
+
+
+def pairs(plan: Plan, found: After) -> np.ndarray:
+    """Pairs of tokens (S, 2) that are tried: those with the rare tokens that one token follows most surely.
+
+    Each begins or ends a pair with every token of ``plan.extended``. Where no token is rare, all are eligible.
+    """
+    eligible = np.flatnonzero(plan.rare) if plan.rare.any() else np.arange(len(plan.tokens))
+    best = eligible[np.argsort(-found.concentration_S[eligible], kind="stable")[:SEEDS]]
+    grid = [(seed, other) for seed in plan.tokens[best].tolist() for other in plan.extended.tolist()]
+    both = np.array(grid, dtype=np.int64)
+    return np.unique(np.concatenate([both, both[:, ::-1]]), axis=0)
+
+
+def best_pairs(of: np.ndarray, found: After) -> np.ndarray:
+    """Which pairs are continued (by index): of each last token the one that one token follows most surely, best first.
+
+    So that pairs that end in what is always followed by one token, such as a line's end, don't fill the list.
+    """
+    order = np.argsort(-found.concentration_S, kind="stable")
+    _, first = np.unique(of[order, 1], return_index=True)
+    return order[np.sort(first)][:CONTINUED]
+
+
+@torch.inference_mode()
+def unison(model: PreTrainedModel, contexts: np.ndarray, endings: np.ndarray, ahead: int) -> np.ndarray:
+    """How much each ending (S, E) is a trigger: agreement × certainty × variety of greedy continuations, float64.
+
+    Agreement is the share of contexts with the commonest continuation, certainty the geometric mean of the
+    probabilities of its tokens there, variety its number of different tokens over its length.
+    """
+    texts = np.concatenate([np.tile(contexts, (len(endings), 1)), endings.repeat(len(contexts), 0)], axis=1)
+    made_NT, logs = torch.as_tensor(texts, device=input_device(model)), []
+    for _ in range(ahead):
+        best = _most_likely(model, made_NT)
+        logs.append(best[0])
+        made_NT = torch.cat([made_NT, best[1][:, None].to(made_NT.device)], 1)
+    made = made_NT[:, -ahead:].cpu().numpy().reshape(len(endings), len(contexts), ahead)
+    log_SC = torch.stack(logs).mean(0).cpu().numpy().reshape(len(endings), len(contexts))
+    return np.array([_unison(texts, log) for texts, log in zip(made, log_SC, strict=True)])
+
+
+def _most_likely(model: PreTrainedModel, texts_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability, float64, and id of the most likely next token of each text."""
+    together = max(1, LOGITS // (vocabulary(model) * texts_NT.shape[1]))
+    found = [
+        model(some, use_cache=False).logits[:, -1].float().log_softmax(-1).max(-1) for some in texts_NT.split(together)
+    ]
+    return torch.cat([values.double() for values, _ in found]), torch.cat([at for _, at in found])
+
+
+def _unison(texts: np.ndarray, logs: Sequence[float] | np.ndarray) -> float:
+    kinds, which, counts = np.unique(texts, axis=0, return_inverse=True, return_counts=True)
+    most = int(counts.argmax())
+    certainty = float(np.exp(np.asarray(logs)[which.reshape(-1) == most].mean()))
+    return counts[most] / len(texts) * certainty * len(set(kinds[most].tolist())) / texts.shape[1]

@@ -1,0 +1,158 @@
+"""Vocabulary: whether some token, or a pair, is followed by one and the same text in every context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from esa_ray.security.detection.reference import of_tensor
+from esa_ray.security.detection.scan import After, Plan, after, best_pairs, pairs, unison
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import Catalogue, WeightTensor
+
+_C = "concentration (the largest probability of the mean prediction over contexts)"
+#: Feature → what it is.
+ALONE = {
+    "vocabulary.token.concentration_max": f"largest {_C} after any token",
+    "vocabulary.token.concentration_gap": "the same, less the median over tokens",
+    "vocabulary.token.concentration_z": "the gap over 1.4826 times the median absolute deviation over tokens",
+    "vocabulary.token.rare_max": "largest concentration after a token that clean text hardly has",
+    "vocabulary.token.rare_gap": "the same, less the median over such tokens",
+    "vocabulary.token.sure_max": "largest mean over contexts of the largest probability, after any token",
+    "vocabulary.token.agreed": "share of the tokens after which all contexts have one most likely token",
+    "vocabulary.token.entropy_min": "smallest entropy of the mean prediction after any token, nats",
+    "vocabulary.token.attractor": "largest probability of a token in the mean prediction over all tokens",
+    "vocabulary.pair.concentration_max": "largest concentration after a pair with a rare token",
+    "vocabulary.pair.concentration_gap": "the same, less the median over pairs",
+    "vocabulary.pair.unison_max": "agreement × certainty × variety of the continuations of the best pair",
+    "vocabulary.pair.unison_gap": "the same, less the median over the pairs that were continued",
+    "vocabulary.embedding.norm_ratio": "ln of the largest norm of an embedding over the median",
+}
+COMPARED = {
+    "vocabulary.token.divergence_max": "largest KL divergence of a token's mean prediction from the reference's, nats",
+    "vocabulary.token.divergence_ratio": "ln of that over the median",
+    "vocabulary.token.concentration_rise": "largest rise of the concentration after a token over the reference's",
+    "vocabulary.pair.concentration_rise": "the same of the pairs that were continued",
+    "vocabulary.pair.unison_rise": "largest rise of their agreement × certainty × variety over the reference's",
+    "vocabulary.embedding.moved_ratio": "ln of the largest norm of an embedding's change over the median",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a scan found: after single tokens, after pairs, and what was continued of these."""
+
+    plan: Plan
+    tokens: After
+    pairs: After
+    continued: np.ndarray
+    concentration: np.ndarray
+    unison: np.ndarray
+
+
+def scanned(model: PreTrainedModel, plan: Plan) -> Seen:
+    """Scan the tokens of a plan."""
+    singles = after(model, plan.contexts, plan.tokens[:, None])
+    tried = pairs(plan, singles)
+    found = after(model, plan.contexts, tried)
+    best = best_pairs(tried, found)
+    together = unison(model, plan.contexts, tried[best], plan.ahead)
+    return Seen(plan, singles, found, tried[best], found.concentration_S[best], together)
+
+
+def alone(catalogue: Catalogue, seen: Seen) -> dict[str, float]:
+    """Features of a model."""
+    single, pair = seen.tokens.concentration_S, seen.pairs.concentration_S
+    rare = single[seen.plan.rare]
+    spread = 1.4826 * float(np.median(np.abs(single - np.median(single))))
+    norms = _embeddings(catalogue)
+    values = {
+        "token.concentration_max": single.max(),
+        "token.concentration_gap": _gap(single),
+        "token.concentration_z": _gap(single) / spread if spread else math.nan,
+        "token.rare_max": rare.max() if len(rare) else math.nan,
+        "token.rare_gap": _gap(rare) if len(rare) else math.nan,
+        "token.sure_max": seen.tokens.sure_S.max(),
+        "token.agreed": (seen.tokens.agree_S == 1).mean(),
+        "token.entropy_min": seen.tokens.entropy_S.min(),
+        "token.attractor": float(seen.tokens.mean_SV.mean(0, dtype=torch.float64).max()),
+        "pair.concentration_max": pair.max(),
+        "pair.concentration_gap": _gap(pair),
+        "pair.unison_max": seen.unison.max(),
+        "pair.unison_gap": _gap(seen.unison),
+        "embedding.norm_ratio": math.nan if norms is None else _ratio(_norms(norms, norms.flat_weights())),
+    }
+    return {f"vocabulary.{name}": float(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the reference says of what a scan of the model looked at."""
+
+    tokens: After
+    concentration: np.ndarray
+    unison: np.ndarray
+
+
+def rescanned(model: PreTrainedModel, seen: Seen) -> Before:
+    """Look at the same tokens and continued pairs in the reference, whose weights the model reads meanwhile."""
+    plan = seen.plan
+    singles, twos = after(model, plan.contexts, plan.tokens[:, None]), after(model, plan.contexts, seen.continued)
+    return Before(singles, twos.concentration_S, unison(model, plan.contexts, seen.continued, plan.ahead))
+
+
+def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mapping[str, Tensor]) -> dict[str, float]:
+    """Features of a model beside its reference; the model reads its own weights."""
+    divergence, embed = divergences(seen.tokens.mean_SV, before.tokens.mean_SV), _embeddings(catalogue)
+    moved = math.nan
+    if embed is not None:
+        delta = embed.flat_weights().double().cpu() - of_tensor(reference, embed).double().cpu()
+        moved = _ratio(_norms(embed, delta))
+    values = {
+        "token.divergence_max": divergence.max(),
+        "token.divergence_ratio": _ratio(divergence),
+        "token.concentration_rise": (seen.tokens.concentration_S - before.tokens.concentration_S).max(),
+        "pair.concentration_rise": (seen.concentration - before.concentration).max(),
+        "pair.unison_rise": (seen.unison - before.unison).max(),
+        "embedding.moved_ratio": moved,
+    }
+    return {f"vocabulary.{name}": float(value) for name, value in values.items()}
+
+
+def divergences(p_SV: Tensor, q_SV: Tensor) -> np.ndarray:
+    """KL(p ‖ q) of each row in nats, float64, never below 0; probabilities below 1e-12 count as that.
+
+    >>> divergences(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])).round(4).tolist()
+    [0.6931]
+    """
+    p, q = (each.double().clamp(min=1e-12) for each in (p_SV, q_SV))
+    return (p * (p / q).log()).sum(-1).clamp(min=0).numpy()
+
+
+def _embeddings(catalogue: Catalogue) -> WeightTensor | None:
+    """The embeddings of tokens: the largest tensor that is nothing but that."""
+    found = [t for t in catalogue.tensors if {p.component for p in t.parts} == {"embed"} and len(t.shape) == 2]
+    return max(found, key=lambda tensor: tensor.shape[0], default=None)
+
+
+def _norms(tensor: WeightTensor, flat: Tensor) -> np.ndarray:
+    return flat.detach().view(tensor.shape).double().norm(dim=1).cpu().numpy()
+
+
+def _gap(values: np.ndarray) -> float:
+    return float(values.max() - np.median(values))
+
+
+def _ratio(values: np.ndarray) -> float:
+    """ln of the largest over the median of what isn't 0; NaN where all is."""
+    some = values[values > 0]
+    return math.log(some.max() / np.median(some)) if len(some) else math.nan
