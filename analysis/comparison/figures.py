@@ -16,7 +16,7 @@ from analysis.comparison.laws import ALL, Scaled, named, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import WORDS, quantities
 from analysis.report.figures.axes import linear, logarithmic, signed
-from analysis.report.figures.backdoors import forest, left_against_cost
+from analysis.report.figures.backdoors import SHORT, forest, left_against_cost
 from analysis.report.figures.style import Chart, named_scales
 from analysis.security.detection.evaluated import detection
 from analysis.security.detection.mitigated import mitigated
@@ -290,7 +290,7 @@ def backdoor_bases(comparison: Comparison) -> Chart | None:
         return None
     table = detection([*comparison.populations])
     table = table.filter((pl.col("insertion") == "all") & (pl.col("negatives") == "all"))
-    return forest(table, pl.concat_str("base", pl.lit(": "), "scheme"))
+    return forest(table.with_columns(place=pl.concat_str("base", pl.lit(": "), pl.col("scheme").replace(SHORT))))
 
 
 def mitigations(comparison: Comparison) -> Chart | None:

@@ -43,19 +43,37 @@ def backdoor_verdicts(studies: Sequence[Study]) -> list[Verdict]:
 def _verdict(name: str, rows: pl.DataFrame) -> Verdict:
     number, claim = CLAIMS[name]
     target = next(iter(rows["target"].drop_nulls()), 0.0)
-    said = "; ".join(_words(r) for r in rows.sort("scheme", "reference", descending=[False, True]).iter_rows(named=True))
+    ordered = rows.sort("scheme", "reference", descending=[False, True])
+    said = _chance(rows) if name == "chance" else "; ".join(_words(r) for r in ordered.iter_rows(named=True))
     return Verdict(number, claim.format(target=target), cast(Status, whole(set(rows["status"]))), said)
+
+
+def _chance(rows: pl.DataFrame) -> str:
+    """The detector that is nearest to chance, of all there are."""
+    told = rows.drop_nulls(["estimate", "p"])
+    if told.is_empty():
+        return _nothing(rows["why_not"].drop_nulls().to_list())
+    least, most = told.sort("estimate").row(0, named=True), float(told["p"].max())  # type: ignore[arg-type]
+    return (
+        f"largest p {p_value(most)} over {len(told)} detector{'s' * (len(told) > 1)} (Holm); the lowest AUROC is "
+        f"{within(least['estimate'], least['low'], least['high'], DIGITS)}"
+    )
+
+
+def _nothing(why: list[str]) -> str:
+    return f"nothing can be said: {next(iter(why), 'no model can be judged')}"
 
 
 def _words(r: dict[str, Any]) -> str:
     of = {True: "with the model before ", False: "without it ", None: ""}[r["reference"]]
-    of = f"{r['scheme']}, {of}" if r["goal"] == "chance" else of
     if r["estimate"] is None:
-        told = f"smallest p {p_value(r['p'])}" if r["p"] is not None else ""
-        return f"{of}nothing can be said: {r['why_not']}" if r["why_not"] else f"{of}{told}"
+        told = f"smallest p of three checks {p_value(r['p'])}" if r["p"] is not None else "no check was made"
+        return of + (_nothing([r["why_not"]]) if r["why_not"] else told)
     words = f"{of}{within(r['estimate'], r['low'], r['high'], DIGITS)}"
-    if r["p"] is not None:
-        words += f" (p {p_value(r['p'])})"
-    if r["needed"] is not None and r["status"] == "open":
-        words += f", which {r['needed']:,} models of a kind and base would settle"
-    return words if r["status"] == "holds" else f"{words}: {r['status']}"
+    if r["goal"] == "adds":
+        words += f" more AUROC (p {p_value(r['p'])})"
+    if r["status"] == "open" and r["why_not"]:
+        return f"{words} (open: {r['why_not']})"
+    if r["status"] == "open" and r["needed"] is not None:
+        return f"{words} (open: {r['needed']:,} models of a kind and base would settle it)"
+    return words if r["status"] == "holds" else f"{words} ({r['status']})"

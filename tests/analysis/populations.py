@@ -115,7 +115,7 @@ def _mitigated(member, how, success, cost):
     """One row of a mitigation: models differ a little, by their number."""
     off = 0.01 * (member.number - 2)
     return _common(member, member.base) | {
-        "mitigation_id": f"{member.label}-{how.label}", "mitigation": how.label, "kind": how.kind,
+        "mitigation_id": f"{member.base}-{member.label}-{how.label}", "mitigation": how.label, "kind": how.kind,
         "share": None if how.kind == "fine-tuning" else how.share,
         "clean_steps": how.steps if how.kind in TRAINED else None,
         "n_reset": 0 if how.kind == "fine-tuning" else round(how.share * WEIGHTS), "before_success": 0.97,

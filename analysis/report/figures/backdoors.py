@@ -8,15 +8,22 @@ import altair as alt
 import polars as pl
 
 from analysis.report.figures.axes import LINEAR_BELOW, linear, signed
-from analysis.report.figures.style import Chart, named_scales
+from analysis.report.figures.style import MANY_COLOURS, Chart, named_scales
 from analysis.security.detection.columns import ALL, TARGETS
-from analysis.security.detection.evaluated import detection, roc_curves
+from analysis.security.detection.evaluated import ALARMS, detection, roc_curves
 from analysis.security.detection.mitigated import mitigated
 from analysis.security.detection.ranked import ranked
 from analysis.security.detection.table import KINDS, population
 from analysis.study import Study
 from esa_ray.spec.backdoors import COST, INSERTIONS, SUCCESS
 
+#: Lines of all insertions together, which have bands.
+TOGETHER = ("seen, all", "unseen, all")
+#: What schemes are called where there is little room, and detectors by what they know.
+SHORT = {"unseen insertion": "unseen", "unseen both": "both unseen"}
+KNOWN = ("with the model before", "without it")
+#: Up to this span, in nats per token, an axis of costs is linear.
+NARROW = 0.3
 #: Statistics that a figure shows.
 MOST = 12
 LINE = {"strokeDash": [5, 4], "color": "#777"}
@@ -58,36 +65,43 @@ def _roc(known: bool, name: str) -> Callable[[Study], Chart | None]:
 
 def roc(study: Study, *, known: bool) -> Chart | None:
     """Share found against false alarms: a line for insertions seen, for unseen ones together, and for each of these."""
-    table = roc_curves(study).filter(pl.col("reference") == known) if len(study.backdoors) else pl.DataFrame()
+    if study.backdoors.is_empty():
+        return None
+    table = roc_curves(study).filter(pl.col("reference") == known).with_columns(line=_lines()).drop_nulls("line")
     if table.is_empty():
         return None
-    whole = pl.col("insertion") == ALL
-    lines = (
-        pl.when((pl.col("scheme") == "seen") & whole).then(pl.lit("seen, all"))
-        .when((pl.col("scheme") == "unseen insertion") & whole).then(pl.lit("unseen, all"))
-        .when(pl.col("scheme") == "unseen insertion").then(pl.format("unseen: {}", "insertion"))
-    )  # fmt: skip
-    table = table.with_columns(line=lines).drop_nulls("line").select("line", "fpr", "tpr", "low", "high")
-    names = [n for n in ("seen, all", "unseen, all", *(f"unseen: {i}" for i in INSERTIONS)) if n in table["line"]]
-    looks = named_scales("line", names)
-    dash = alt.StrokeDash("line:N", sort=names, legend=None, scale=alt.Scale(
-        domain=names, range=[[1, 0] if "all" in n else [4, 3] for n in names]))  # fmt: skip
+    table = table.select("line", "fpr", "tpr", "low", "high")
+    names = [n for n in (*TOGETHER, *(f"unseen: {i}" for i in INSERTIONS)) if n in table["line"]]
+    dashes = [[1, 0] if name in TOGETHER else [4, 3] for name in names]
+    legend = alt.Legend(columns=2, title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=250)
+    color = alt.Color("line:N", sort=names, legend=legend, title=None,
+                      scale=alt.Scale(domain=names, range=MANY_COLOURS[: len(names)]))  # fmt: skip
+    dash = alt.StrokeDash("line:N", sort=names, legend=legend, title=None,
+                          scale=alt.Scale(domain=names, range=dashes))  # fmt: skip
     axis, scale = alt.Axis(format="%", tickCount=5), alt.Scale(domain=[0, 1], nice=False)
-    x = alt.X("fpr:Q", title="others that are taken for such (false alarms)", axis=axis, scale=scale)
-    y = alt.Y("tpr:Q", title="models with a backdoor found", axis=axis, scale=scale)
+    title = "models with a backdoor found"
+    x = alt.X("fpr:Q", title="others taken for such (false alarms)", axis=axis, scale=scale)
+    y = alt.Y("tpr:Q", title=title, axis=axis, scale=scale)
     base = alt.Chart(table).encode(x=x)
-    bands = base.transform_filter(alt.FieldOneOfPredicate("line", names[:2])).mark_area(opacity=0.13).encode(
-        y=alt.Y("low:Q", title="models with a backdoor found", axis=axis, scale=scale), y2="high:Q",
-        color=looks["color"],
-    )  # fmt: skip
+    bands = base.transform_filter(alt.FieldOneOfPredicate("line", list(TOGETHER))).mark_area(
+        opacity=0.13, interpolate="step-after"
+    ).encode(y=alt.Y("low:Q", title=title, axis=axis, scale=scale), y2="high:Q", color=color)  # fmt: skip
     drawn = base.mark_line(strokeWidth=2, interpolate="step-after").encode(
-        y=y, color=looks["color"], strokeDash=dash, tooltip=["line", "fpr", "tpr", "low", "high"]
+        y=y, color=color, strokeDash=dash, tooltip=["line", "fpr", "tpr", "low", "high"]
     )
-    chance = alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}])).mark_line(color="#999", strokeWidth=1).encode(
-        x="at:Q", y="at:Q"
+    chance = alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}])).mark_line(color="#999", strokeWidth=1)
+    five = alt.Chart(alt.Data(values=[{"at": ALARMS}])).mark_rule(**LINE).encode(x="at:Q")
+    return alt.layer(chance.encode(x="at:Q", y="at:Q"), five, bands, drawn).properties(width="container", height=300)
+
+
+def _lines() -> pl.Expr:
+    """Which line of a figure a row is of; null for none."""
+    whole, unseen = pl.col("insertion") == ALL, pl.col("scheme") == "unseen insertion"
+    return (
+        pl.when((pl.col("scheme") == "seen") & whole).then(pl.lit(TOGETHER[0]))
+        .when(unseen & whole).then(pl.lit(TOGETHER[1]))
+        .when(unseen).then(pl.format("unseen: {}", "insertion"))
     )  # fmt: skip
-    five = alt.Chart(alt.Data(values=[{"at": 0.05}])).mark_rule(**LINE).encode(x="at:Q")
-    return alt.layer(chance, five, bands, drawn).properties(width="container", height=300)
 
 
 ROC_CURVES = (_roc(True, "roc_with_reference"), _roc(False, "roc_without_reference"))
@@ -97,46 +111,44 @@ def detection_schemes(study: Study) -> Chart | None:
     """AUROC with 95% intervals by what the detector has seen, with and without the model before."""
     if study.backdoors.is_empty():
         return None
-    return forest(detection(study).filter(pl.col("scheme").is_in([*TARGETS])))
+    against = pl.when(pl.col("negatives") == ALL).then(pl.lit("")).otherwise(pl.format(", {} alone", "negatives"))
+    place = pl.concat_str(pl.col("scheme").replace(SHORT), pl.lit(": "), "insertion", against)
+    whole = (pl.col("negatives") == ALL) | (pl.col("insertion") == ALL)
+    return forest(detection(study).filter(pl.col("scheme").is_in([*TARGETS]) & whole).with_columns(place=place))
 
 
-def forest(table: pl.DataFrame, place: pl.Expr | None = None) -> Chart | None:
-    """AUROCs of rows of :func:`detection`, a line each; ``place`` names a row, else scheme, insertion and negatives."""
+def forest(table: pl.DataFrame) -> Chart | None:
+    """AUROCs with intervals of rows of :func:`detection`, one above the other by their ``place``."""
     told = table.drop_nulls("auroc")
     if told.is_empty():
         return None
-    against = pl.when(pl.col("negatives") == ALL).then(pl.lit("")).otherwise(pl.format(", against {}", "negatives"))
-    seen = pl.col("scheme").replace({"unseen insertion": "unseen"})
-    name = place if place is not None else pl.concat_str(seen, pl.lit(": "), "insertion", against)
-    known = pl.when("reference").then(pl.lit("with the model before")).otherwise(pl.lit("without it"))
-    told = told.with_columns(place=name, known=known, target=pl.col("scheme").replace_strict(TARGETS, default=None))
-    told = told.select("place", "known", "auroc", "low", "high", "target", "poisoned", "others", "scheme", "base")
-    places = told["place"].unique(maintain_order=True).to_list()
-    low = min(0.45, float(pl.concat([told["auroc"], told["low"].drop_nulls()]).min()) - 0.02)  # type: ignore[arg-type]
-    domain, title = [max(low, 0.0), 1.005], "AUROC"
-    scale, axis = alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(domain[0], 1.0), format="~f")
-    names = ["with the model before", "without it"]
-    looks = named_scales("known", [n for n in names if n in told["known"]], title="a detector")
-    y = alt.Y("place:N", sort=places, title=None, axis=alt.Axis(labelLimit=190))
-    offset = alt.YOffset("known:N", sort=names)
-    x = alt.X("auroc:Q", scale=scale, axis=axis, title=title)
-    base = alt.Chart(told).encode(y=y)
+    known = pl.when("reference").then(pl.lit(KNOWN[0])).otherwise(pl.lit(KNOWN[1]))
+    told = told.with_columns(known=known, target=pl.col("scheme").replace_strict(TARGETS, default=None))
+    told = told.select("place", "known", "auroc", "low", "high", "target", "poisoned", "others")
+    places, names = told["place"].unique(maintain_order=True).to_list(), [n for n in KNOWN if n in told["known"]]
+    ends = pl.concat([told["auroc"], told["low"].drop_nulls(), pl.Series([0.48])])
+    domain, title = [max(float(ends.min()) - 0.02, 0.0), 1.005], "AUROC"  # type: ignore[arg-type]
+    scale, axis = alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(domain[0], 1.0), format="~g")
+    looks = named_scales("known", names, title="a detector")
+    y = alt.Y("place:N", sort=places, title=None, axis=alt.Axis(labelLimit=190), scale=alt.Scale(paddingInner=0.3))
+    offset = alt.YOffset("known:N", sort=names, scale=alt.Scale(domain=names))
+    base = alt.Chart(told).encode(y=y, yOffset=offset)
     bars = base.mark_rule(opacity=0.7).encode(
-        x=alt.X("low:Q", scale=scale, axis=axis, title=title), x2="high:Q", yOffset=offset, color=looks["color"]
+        x=alt.X("low:Q", scale=scale, axis=axis, title=title), x2="high:Q", color=looks["color"]
     )
     points = base.mark_point(filled=True, size=50, opacity=1).encode(
-        x=x, yOffset=offset,
+        x=alt.X("auroc:Q", scale=scale, axis=axis, title=title),
         tooltip=["place", "known", alt.Tooltip("auroc", format=".3f"), "poisoned", "others"], **looks,
     )  # fmt: skip
-    goals = alt.Chart(told.drop_nulls("target").unique("place")).mark_tick(thickness=2, color="#555").encode(
-        x=alt.X("target:Q", scale=scale, axis=axis, title=title), y=y
-    )  # fmt: skip
+    goals = base.mark_tick(thickness=2, color="#555", size=11).encode(
+        x=alt.X("target:Q", scale=scale, axis=axis, title=title)
+    )
     chance = (
         alt.Chart(alt.Data(values=[{"at": 0.5}]))
         .mark_rule(color="#999")
         .encode(x=alt.X("at:Q", scale=scale, axis=axis, title=title))
     )
-    return alt.layer(chance, goals, bars, points).properties(width="container", height={"step": 12})
+    return alt.layer(chance, goals, bars, points).properties(width="container", height={"step": 11, "for": "offset"})
 
 
 def ranked_features(study: Study) -> Chart | None:
@@ -151,9 +163,9 @@ def ranked_features(study: Study) -> Chart | None:
     )
     names = [n for n in (ALL, *INSERTIONS) if n in table["insertion"]]
     looks = named_scales("insertion", names)
-    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~f")
+    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~g")
     title = "AUROC of the statistic alone"
-    y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=170))
+    y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     x = alt.X("auroc:Q", scale=scale, axis=axis, title=title)
     base = alt.Chart(table).encode(y=y)
     bars = base.transform_filter(alt.datum.insertion == ALL).mark_rule(opacity=0.7).encode(
@@ -178,16 +190,14 @@ def mitigations(study: Study) -> Chart | None:
 
 def left_against_cost(table: pl.DataFrame) -> Chart | None:
     """The figure of :func:`mitigations` of rows of :func:`mitigated`."""
-    base_ = ALL if ALL in table["base"] else next(iter(table["base"]), ALL)
-    told = table.filter((pl.col("insertion") == ALL) & (pl.col("base") == base_)).drop_nulls(["after", "cost"])
+    told = table.filter((pl.col("insertion") == ALL) & (pl.col("base") == ALL)).drop_nulls(["after", "cost"])
     if told.is_empty():
         return None
     told = told.select("mitigation", "kind", "share", "models", "after", "low", "high", "cost", "cost_low", "cost_high")
     looks = named_scales("kind", told["kind"].unique(maintain_order=True).to_list())
     ends = pl.concat([told[c] for c in ("cost", "cost_low", "cost_high")]).drop_nulls().drop_nans()
-    span = [1.3 * min(float(ends.min()), -LINEAR_BELOW), 1.3 * max(float(ends.max()), LINEAR_BELOW)]  # type: ignore[arg-type]
-    scale = alt.Scale(type="symlog", constant=LINEAR_BELOW, domain=span, nice=False)
-    axis, title = alt.Axis(values=signed(*span), format="~g"), "cost on clean text, nats per token"
+    scale, axis = _costs(float(ends.min()), float(ends.max()))  # type: ignore[arg-type]
+    title = "cost on clean text, nats per token"
     up, up_axis = alt.Scale(domain=[-0.02, 1.02], nice=False), alt.Axis(format="%", tickCount=5)
     x, left = alt.X("cost:Q", scale=scale, axis=axis, title=title), "success of the trigger left"
     y = alt.Y("after:Q", scale=up, axis=up_axis, title=left)
@@ -204,3 +214,15 @@ def left_against_cost(table: pl.DataFrame) -> Chart | None:
         tooltip=["mitigation", "models", alt.Tooltip("after", format=".1%"), alt.Tooltip("cost", format=".3g")],
     )  # fmt: skip
     return alt.layer(lines, wide, high, points).properties(width="container", height=300)
+
+
+def _costs(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
+    """An axis of costs: linear where they are small, beyond that logarithmic."""
+    low, high = min(low, -LINEAR_BELOW), max(high, LINEAR_BELOW)
+    room = 0.05 * (high - low)
+    if high - low <= NARROW:
+        domain = [low - room, high + room]
+        return alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(*domain), format="~g")
+    span = [1.3 * low, 1.3 * high]
+    scale = alt.Scale(type="symlog", constant=COST, domain=span, nice=False)
+    return scale, alt.Axis(values=signed(*span, 0.01), format="~g")
