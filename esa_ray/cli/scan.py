@@ -103,15 +103,15 @@ def _detector(given: str, with_reference: bool) -> tuple[Detector, StudySpec | N
         from esa_ray.security.detecting import read
 
         return read(given), None
-    import analysis
-    from analysis.comparison.loading import below
+    from analysis.security.detection.detector import detector
+    from analysis.study import below, load
 
     with reading(given):
-        studies = [analysis.load(place) for place in below(given)]
+        studies = [load(place) for place in below(given)]
         populated = [study for study in studies if study.spec.get("population")]
         if not populated:
             raise EsaError(f"--detector {given} holds no study of esa backdoors; name the --out-dir of one")
-        found = analysis.detector(populated, with_reference=with_reference)
+        found = detector(populated, with_reference=with_reference)
     return found, StudySpec.model_validate(populated[0].spec)
 
 

@@ -110,7 +110,7 @@ def backdoor_detection(
     sensitivity_baseline
         The reference: the model before whoever trained it, in hand or by its name; None judges the model alone.
     detector
-        A trained detector, or its file (JSON); ``analysis.detector`` makes one of a study of ``esa backdoors``. None
+        A trained detector, or its file (JSON); ``analysis.security.detection`` makes one of a study. None
         measures features alone.
     windows
         Clean windows, integers of shape (N, T), as many and as long as those that the detector was calibrated on. None
@@ -178,7 +178,7 @@ def read(path: str | Path) -> Detector:
         raise unreadable(f"--detector {path}", error) from None
     except ValidationError:
         raise EsaError(
-            f"--detector {path} is no detector; give a study of esa backdoors, or what analysis.detector made of one"
+            f"--detector {path} is no detector; give results of esa backdoors, or a detector that was made of some"
         ) from None
 
 

@@ -102,7 +102,7 @@ def test_what_a_detector_cannot_be_used_for_is_refused(model, other, tmp_path):
         (detector(with_reference=True), None, "compares a model with the one before it was trained on"),
         (detector(), other, "judges a model by itself; leave the reference out"),
         (detector(), None, "goes by a, which isn't measured here"),
-        (tmp_path / "no.json", None, r"no.json is no detector; give a study of esa backdoors"),
+        (tmp_path / "no.json", None, r"no.json is no detector; give results of esa backdoors"),
         (tmp_path / "none.json", None, "none.json can't be read"),
         (None, model, "sensitivity_baseline is the model itself"),
     ):
