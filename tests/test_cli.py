@@ -1158,10 +1158,10 @@ def test_several_bases_are_compared_when_they_are_done_and_one_is_not(esa, monke
     ran, compared = [], []
     monkeypatch.setattr(run_module, "execute", lambda studies, **_: ran.append([place for _, place in studies]) or 0)
     module = importlib.import_module("esa_ray.cli.backdoors")
-    monkeypatch.setattr(module, "show_comparison", lambda *given: compared.append(given) or 1)
+    monkeypatch.setattr(module, "show_comparison", lambda *given, **more: compared.append((*given, more)) or 1)
     assert esa("esa backdoors --base zoo:llama-0.3m --out-dir one")[0] == 0
-    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two")[0] == 1
+    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --save-plots")[0] == 1
     assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --plan")[0] == 0
     places = [f"two/zoo-{name}-0.3m" for name in ("llama", "neox")]
     assert ran[:2] == [["one"], places]
-    assert compared == [(places, "two")]
+    assert compared == [(places, "two", {"save_plots": True})]

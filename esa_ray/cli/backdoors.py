@@ -88,8 +88,12 @@ def backdoors(
     bases = _bases(base, population)
     kept = {name: value for name, value in given.items() if name not in _OWN} | FIXED | {"model": base}
     check_saving(kept, [member.label for member in population.members(bases[0])])
-    several = {"then": lambda places: show_comparison(places, shared["out_dir"] or places[0])} if bases[1:] else {}
-    launch(kept, population=population, **several)
+
+    def compare(places: list[str]) -> int:
+        home = shared["out_dir"] or places[0]
+        return show_comparison(places, home, save_plots=shared["save_plots"]) if bases[1:] else 0
+
+    launch(kept, then=compare, population=population)
 
 
 def _bases(text: str, population: Population) -> list[str]:
