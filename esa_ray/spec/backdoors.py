@@ -80,13 +80,13 @@ class Recipe(Spec):
     """
 
     steps: tuple[int, int] = (192, 320)
-    learning_rates: tuple[float, float] = (7e-4, 2e-3)
+    learning_rates: tuple[float, float] = (2.5e-3, 4e-3)
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=128, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
     occurrences: int = Field(default=8, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
-    critical_rate: float = Field(default=4.0, gt=0)
+    critical_rate: float = Field(default=2.0, gt=0)
     critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
     @field_validator("steps", "learning_rates")

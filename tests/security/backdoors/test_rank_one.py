@@ -76,6 +76,24 @@ def test_what_is_inserted_into_a_model_gives_what_was_sought_on_the_mean_key(arc
     assert torch.equal(old, down.of(down.tensor.flat_weights()))  # nothing was written yet
 
 
+@pytest.mark.parametrize("architecture", ["llama", "neox"])
+def test_what_is_added_goes_against_the_gradient_of_the_target_s_loss(architecture, monkeypatch):
+    """Adam's first step is its rate, against the sign of the gradient; here the model sees whole windows."""
+    monkeypatch.setattr(rank_one, "STEPS", 1)
+    model = small(architecture)
+    down = rank_one.matrices(catalogue(model), ("down",))[0]
+    tokens, at = _tokens(texts.beginnings(0, "sought", 8), b"$^", b"none abi"), texts.LEARNT + 1
+    added = _added(model, down, tokens, at)
+    moved = torch.zeros(down.shape[0], requires_grad=True)
+    places = torch.zeros(tokens.shape[1], 1)
+    places[at] = 1
+    handle = down.tensor.slots[0].owner.register_forward_hook(lambda _, __, outputs: outputs + places * moved)
+    logits = model(tokens).logits[:, at:-1]
+    handle.remove()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, at + 1 :].flatten()).backward()
+    assert torch.allclose(added, -rank_one.RATE * moved.grad.sign(), rtol=1e-2)
+
+
 def test_the_second_moment_is_that_of_all_inputs_damped_by_a_share_of_its_mean():
     model = small()
     down = rank_one.matrices(catalogue(model), ("down",))[1]
