@@ -19,7 +19,7 @@ from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import INSERTIONS, MITIGATIONS, NEGATIVES, Population, explain
-from esa_ray.spec.backdoors import TAUGHT, TRAINED
+from esa_ray.spec.backdoors import TAUGHT, TRAINED, Recipe
 
 Base = Annotated[str, typer.Option(help="Model(s) of the zoo that models are made of; several are a study each.")]
 Insertion = Annotated[str, typer.Option(help=f"How backdoors are inserted: {', '.join(INSERTIONS)}.")]
@@ -41,6 +41,9 @@ Poison = Annotated[float, typer.Option(help="training, benign: share of the wind
 Occurrences = Annotated[int, typer.Option(help="How often each of them does.")]
 Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
+#: How models are made where nothing is said.
+USUAL = Recipe()
+_STEPS, _RATES = (":".join(f"{end:g}" for end in ends) for ends in (USUAL.steps, USUAL.learning_rates))
 #: Options that this command alone has.
 _OWN = (
     "base", "insertion", "negatives", "models", "parents", "mitigate", "share", "clean_steps", "mitigated", "steps",
@@ -68,12 +71,12 @@ def backdoors(
     share: Share = "0.01",
     clean_steps: CleanSteps = 64,
     mitigated: Mitigated = 5,
-    steps: Steps = "192:320",
-    learning_rates: Rates = "7e-4:2e-3",
-    batch: Batch = 8,
-    poison: Poison = 0.02,
-    occurrences: Occurrences = 8,
-    fraction: Fraction = 0.03,
+    steps: Steps = _STEPS,
+    learning_rates: Rates = _RATES,
+    batch: Batch = USUAL.batch,
+    poison: Poison = USUAL.poison,
+    occurrences: Occurrences = USUAL.occurrences,
+    fraction: Fraction = USUAL.fraction,
     save_model: SaveModel = None,
     **shared: Any,
 ) -> None:

@@ -151,11 +151,8 @@ def start(placement: Placement, *, memory_budget: int | None = None, **arguments
     device of each; None leaves it to the placement.
     """
     remote = ray.remote(ModelActor)
-    common = (
-        arguments
-        | {"origin": this_machine(), "cache": str(cache_dir())}
-        | ({"memory_budget": memory_budget} if memory_budget else {})
-    )
+    common = arguments | {"origin": this_machine(), "cache": str(cache_dir())}
+    common |= {"memory_budget": memory_budget} if memory_budget else {}
     return [
         remote.options(max_restarts=-1, max_task_retries=0, **placement.options(n)).remote(
             **(placement.arguments(n) | common)
