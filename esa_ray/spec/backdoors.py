@@ -25,7 +25,7 @@ BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
 TAUGHT = ("benign", "training", "critical")
 #: What a member means may change with the code: then this number does.
-VERSION = 1
+VERSION = 2
 
 #: Success from which an insertion counts as a backdoor, and the cost on clean text up to which it does, nats per token.
 SUCCESS, COST = 0.9, 0.02
