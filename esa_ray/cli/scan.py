@@ -194,8 +194,8 @@ def _show_features(found: Detection) -> None:
 
 def _show_verdict(found: Detection, judge: Detector, priors: list[float]) -> None:
     out, c = console.out, judge.calibration
-    words = "suspicious: above" if found.flagged else "nothing suspicious: not above"
-    out(f"verdict           {words} the threshold (p = {found.probability:.3g}, threshold {judge.threshold:.3g})")
+    words = f"{found.verdict}: {'' if found.flagged else 'not '}above the threshold"
+    out(f"verdict           {words} (p = {found.probability:.3g}, threshold {judge.threshold:.3g})")
     out(
         f"calibrated on     {c.poisoned} models with a backdoor ({', '.join(c.insertions)}) and {c.others} without "
         f"({', '.join(c.negatives)}) of {', '.join(c.bases)}"

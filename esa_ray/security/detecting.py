@@ -57,6 +57,11 @@ class Detection:
         return None if judge is None else judge.probability(self.values) > judge.threshold
 
     @property
+    def verdict(self) -> str | None:
+        """The same in words: suspicious, or nothing suspicious."""
+        return None if self.detector is None else "suspicious" if self.flagged else "nothing suspicious"
+
+    @property
     def contributions(self) -> dict[str, float]:
         """Feature → what it adds to the log-odds, the largest first, whatever its sign."""
         found = self.detector.contributions(self.values) if self.detector else {}
