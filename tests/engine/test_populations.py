@@ -319,3 +319,16 @@ def test_bases_and_parents_that_are_not_there_are_trained_before_a_study_and_no_
     assert (connected, asked) == ([], [])
     sweep._train(["llama-1m", "llama-1m~1"], lambda: connected.append(1), Silent())
     assert (connected, asked) == ([1], [["llama-1m", "llama-1m~1"]])
+
+
+def test_a_model_that_features_cannot_be_taken_of_is_refused_alone(working, monkeypatch):
+    def refused(model, *_, **__):
+        if float(model.get_parameter(TENSOR)[0, 0]) == STANDS["rank-one"]:
+            raise EsaError("the model overflows")
+        return [Feature("tails.x", "tails", 1.0, False)]
+
+    monkeypatch.setattr(members, "features", refused)
+    rows = measured(working(population=Population(models=1, parents=1, insertions=("rank-one",))), MODELS)
+    assert {row["label"]: (row["status"], row["error"]) for row in rows} == {
+        "clean-0000": ("ok", None), "benign-0000": ("ok", None), "rank-one-0000": ("error", "the model overflows"),
+    }  # fmt: skip
