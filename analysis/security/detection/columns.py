@@ -85,8 +85,9 @@ RANKED: dict[str, Any] = {
 
 #: One row per check; each must be at chance. ``check``: "recipe", a detector that knows steps, learning rate and number
 #: alone and no feature; "clean halves" and "clean halves with reference", the detector that is to tell two random
-#: halves of the clean models. ``p``: permutation p (labels within parents), one-sided. ``status``: "fails" where p is
-#: below 0.05 and the interval above ½, "holds" otherwise, "open" where nothing is said.
+#: halves of the clean models. ``p``: permutation p (labels within parents), one-sided. ``status``: "fails" where p,
+#: corrected by Holm over the checks, is below 0.05 and the interval lies above ½, "holds" otherwise, "open" where
+#: nothing is said.
 LEAKAGE: dict[str, Any] = {
     "check": pl.String, **_CLASSES, "auroc": pl.Float64, **_INTERVAL, "p": pl.Float64, "status": pl.String,
     "why_not": pl.String,

@@ -28,8 +28,8 @@ RIVALS = {
 def mitigated(studies: Studies) -> pl.DataFrame:
     """One row per base, insertion and mitigation, and over all bases and insertions; columns are MITIGATED.
 
-    Means over models; intervals are Student's over the parents' means, as models of one parent aren't independent, and
-    null with one parent.
+    Means over models; intervals are Student's over parents (:func:`over_parents`), as models of one parent aren't
+    independent, and null with one parent.
     """
     return _mitigated(studies_of(studies))
 
@@ -130,8 +130,9 @@ def _rivals(table: pl.DataFrame, insertion: str) -> Iterator[dict[str, Any]]:
     for what in _distinct(table):
         mine = table.filter(pl.col("mitigation") == what)
         other = table.filter(pl.col("kind") == RIVALS.get(mine["kind"][0], ""))
-        same = pl.col("share").is_null() | (pl.col("share") == mine["share"][0])
-        for rival in _distinct(other.filter(same & pl.col("clean_steps").eq_missing(mine["clean_steps"][0]))):
+        steps = pl.col("clean_steps").eq_missing(pl.lit(mine["clean_steps"][0], pl.Int64))
+        share = pl.col("share").is_null() | pl.col("share").eq_missing(pl.lit(mine["share"][0], pl.Float64))
+        for rival in _distinct(other.filter(share, steps)):
             yield {"insertion": insertion, "mitigation": what, "rival": rival} | _paired(
                 mine, other.filter(pl.col("mitigation") == rival)
             )  # fmt: skip
