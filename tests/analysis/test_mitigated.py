@@ -40,16 +40,18 @@ def test_what_is_left_is_the_mean_over_models_with_students_interval_over_parent
     assert (row["base"], row["insertion"], row["kind"], row["share"]) == ("all", "all", "reset-moved", 0.01)
 
 
-def test_models_that_failed_or_diverged_are_counted(tmp_path):
+def test_models_that_failed_diverged_or_never_held_a_backdoor_are_counted(tmp_path):
     def rows(m, how):
         if m.number == 0:
             return tried(m, how, None) | {"status": "error", "error": "no memory", "nll": None}
+        if m.number == 4:  # it never was a backdoor
+            return tried(m, how, 0.0) | {"before_success": 0.4}
         if m.number == 1:
             return tried(m, how, 0.0) | {"status": "diverged", "nll": [float("nan")] * WINDOWS}
         return tried(m, how, 0.5, 0.02)
 
-    (row,) = mitigated(study(tmp_path / "a", rows, (MOVED,))).to_dicts()
-    assert (row["models"], row["failed"], row["diverged"]) == (3, 1, 1)
+    (row,) = mitigated(study(tmp_path / "a", rows, (MOVED,), models=5)).to_dicts()
+    assert (row["models"], row["failed"], row["rejected"], row["diverged"]) == (3, 1, 1, 1)
     assert row["after"] == pytest.approx(1 / 3)
     assert row["cost"] == pytest.approx(0.02)
 
@@ -80,6 +82,20 @@ def test_resets_are_held_against_random_ones_and_pruning_against_tuning_model_by
     assert pruned["success"] == pytest.approx(-0.2)
     assert pruned["cost"] == pytest.approx(0.01)
     assert pruned["p"] is None  # every model's difference is the same
+
+
+def test_numbers_of_steps_arent_mixed_though_they_have_one_name(tmp_path):
+    long = MitigationSpec(kind="fine-tuning", steps=500)
+
+    def rows(m, how):
+        after = 0.6 if how == TUNED else 0.1 if how == long else 0.4
+        return tried(m, how, after) | {"mitigation_id": f"{m.label}{how.kind}{how.steps}"}
+
+    of = study(tmp_path / "a", rows, (TUNED, long, PRUNED))
+    told = mitigated(of).filter(kind="fine-tuning").select("clean_steps", "models", "after")
+    assert told.rows() == [(64, 4, pytest.approx(0.6)), (500, 4, pytest.approx(0.1))]
+    (row,) = mitigated_against(of).to_dicts()
+    assert row["success"] == pytest.approx(-0.2)
 
 
 def test_rivals_have_the_same_share(tmp_path):
