@@ -73,7 +73,9 @@ def roc(study: Study, *, known: bool) -> Chart | None:
     table = table.select("line", "fpr", "tpr", "low", "high")
     names = [n for n in (*TOGETHER, *(f"unseen: {i}" for i in INSERTIONS)) if n in table["line"]]
     dashes = [[1, 0] if name in TOGETHER else [4, 3] for name in names]
-    legend = alt.Legend(columns=2, title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=250)
+    legend = alt.Legend(
+        columns=2, title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=250, symbolOpacity=1
+    )
     color = alt.Color("line:N", sort=names, legend=legend, title=None,
                       scale=alt.Scale(domain=names, range=MANY_COLOURS[: len(names)]))  # fmt: skip
     dash = alt.StrokeDash("line:N", sort=names, legend=legend, title=None,
@@ -163,7 +165,7 @@ def ranked_features(study: Study) -> Chart | None:
     )
     names = [n for n in (ALL, *INSERTIONS) if n in table["insertion"]]
     looks = named_scales("insertion", names)
-    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~g")
+    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], format="~g")
     title = "AUROC of the statistic alone"
     y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     x = alt.X("auroc:Q", scale=scale, axis=axis, title=title)
