@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -26,7 +27,7 @@ KNOWN = ("with the model before", "without it")
 NARROW = 0.3
 #: Statistics that a figure shows.
 MOST = 12
-LINE = {"strokeDash": [5, 4], "color": "#777"}
+LINE: dict[str, Any] = {"strokeDash": [5, 4], "color": "#777"}
 
 
 def inserted_models(study: Study) -> Chart | None:
@@ -41,7 +42,7 @@ def inserted_models(study: Study) -> Chart | None:
     low, high = min(float(costs.min()), 0.0), max(float(costs.max()), COST)  # type: ignore[arg-type]
     room = 0.05 * (high - low)
     domain = [low - room, high + room]
-    x = alt.X("clean_delta_nll:Q", title="cost on clean text, nats per token", axis=alt.Axis(values=linear(*domain)),
+    x = alt.X("clean_delta_nll:Q", title="cost on clean text, nats per token", axis=alt.Axis(values=linear(domain[0], domain[1])),
               scale=alt.Scale(domain=domain, nice=False))  # fmt: skip
     y = alt.Y("attack_success:Q", title="trigger brings the target about", axis=alt.Axis(format="%", tickCount=5),
               scale=alt.Scale(domain=[-0.02, 1.02], nice=False))  # fmt: skip
@@ -224,7 +225,7 @@ def _costs(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
     room = 0.05 * (high - low)
     if high - low <= NARROW:
         domain = [low - room, high + room]
-        return alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(*domain), format="~g")
+        return alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(domain[0], domain[1]), format="~g")
     span = [1.3 * low, 1.3 * high]
     scale = alt.Scale(type="symlog", constant=COST, domain=span, nice=False)
-    return scale, alt.Axis(values=signed(*span, 0.01), format="~g")
+    return scale, alt.Axis(values=signed(span[0], span[1], 0.01), format="~g")
