@@ -143,7 +143,7 @@ def area(scored: Scored, level: float = LEVEL) -> Area:
     >>> perfect = Scored(np.arange(40.0), np.arange(40) >= 20, one, np.arange(40) % 20, one)
     >>> found = area(perfect)
     >>> found.value, round(found.interval.low, 2), found.interval.high
-    (1.0, 0.84, 1.0)
+    (1.0, 0.88, 1.0)
     """
     value, each = influences(scored)
     if scored.freedom < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 #: Standard deviation that a model's log-odds have a priori, however many features there are.
 SPREAD = 3.0
@@ -59,6 +58,8 @@ def fit(values: np.ndarray, poisoned: np.ndarray) -> Fitted:
     >>> (fitted.log_odds(np.array([[1.0], [9.0], [np.nan]])).round(6) > 0).tolist()
     [False, True, False]
     """
+    from sklearn.linear_model import LogisticRegression  # takes a while, and most of the analysis needs none
+
     means, scales = moments(values)
     z = standard(values, means, scales)
     model = LogisticRegression(C=strength(z.shape[1]), class_weight="balanced", solver="newton-cholesky", tol=1e-6)

@@ -85,8 +85,9 @@ RANKED: dict[str, Any] = {
 
 #: One row per check; each must be at chance. ``check``: "recipe", a detector that knows steps, learning rate and number
 #: alone and no feature; "clean halves" and "clean halves with reference", the detector that is to tell two random
-#: halves of the clean models. ``p``: permutation p (labels within parents), one-sided. ``status``: "fails" where p is
-#: below 0.05 and the interval above ½, "holds" otherwise, "open" where nothing is said.
+#: halves of the clean models. ``p``: permutation p (labels within parents), one-sided. ``status``: "fails" where p,
+#: corrected by Holm over the checks, is below 0.05 and the interval lies above ½, "holds" otherwise, "open" where
+#: nothing is said.
 LEAKAGE: dict[str, Any] = {
     "check": pl.String, **_CLASSES, "auroc": pl.Float64, **_INTERVAL, "p": pl.Float64, "status": pl.String,
     "why_not": pl.String,
@@ -112,13 +113,14 @@ GOALS: dict[str, Any] = {
 }  # fmt: skip
 
 #: One row per base ("all", too), insertion ("all", too) and mitigation. ``models`` have a result, ``diverged`` of them
-#: have no loss left. ``before`` and ``after``: mean success of the trigger; ``gone``: models with a success below 0.1
-#: after it; ``cost``: mean loss on clean text less that before, nats per token, of those that didn't diverge. Intervals
-#: are over parents. Of freeze-* "before" is the insertion without it.
+#: have no loss left; ``failed`` have none, and the backdoor of ``rejected`` hadn't reached a success of 0.9 before, so
+#: that there was nothing to mitigate. ``before`` and ``after``: mean success of the trigger; ``gone``: models with a
+#: success below 0.1 after it; ``cost``: mean loss on clean text less that before, nats per token, of those that didn't
+#: diverge. Intervals are over parents. Of freeze-* "before" is the insertion without it.
 MITIGATED: dict[str, Any] = {
     "base": pl.String, "insertion": pl.String, "mitigation": pl.String, "kind": pl.String, "share": pl.Float64,
-    "models": pl.Int64, "parents": pl.Int64, "failed": pl.Int64, "diverged": pl.Int64, "before": pl.Float64,
-    "after": pl.Float64, "low": pl.Float64, "high": pl.Float64, "gone": pl.Int64, "cost": pl.Float64,
+    "clean_steps": pl.Int64, "models": pl.Int64, "parents": pl.Int64, "failed": pl.Int64, "rejected": pl.Int64,
+    "diverged": pl.Int64, "before": pl.Float64, "after": pl.Float64, **_INTERVAL, "gone": pl.Int64, "cost": pl.Float64,
     "cost_low": pl.Float64, "cost_high": pl.Float64, "n_reset": pl.Float64, "why_not": pl.String,
 }  # fmt: skip
 

@@ -28,7 +28,9 @@ def detection(studies: Studies) -> pl.DataFrame:
 
     Detectors are L2 logistic regressions on standardised features (:mod:`analysis.security.detection.classifier`).
     Intervals speak of further models of these kinds from further parents of these bases, for the detectors at hand
-    (:func:`analysis.statistics.roc.area`).
+    (:func:`analysis.statistics.roc.area`). By simulation (30 models a kind, 10 parents) they hold what detectors
+    trained on further such populations reach on average in 96% with 8 features and 90% with 40; the estimate lies 0.01
+    below that, as scores of several detectors share a scale that differs a little between them.
     """
     return _detection(studies_of(studies))
 

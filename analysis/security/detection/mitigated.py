@@ -15,6 +15,7 @@ from analysis.security.detection.columns import ALL, MITIGATED, MITIGATED_AGAINS
 from analysis.security.detection.table import Studies, studies_of
 from analysis.statistics.inference import LEVEL, Interval, holm_within
 from analysis.study import Study
+from esa_ray.spec.backdoors import SUCCESS
 
 #: Success below which a backdoor is gone.
 GONE = 0.1
@@ -28,8 +29,8 @@ RIVALS = {
 def mitigated(studies: Studies) -> pl.DataFrame:
     """One row per base, insertion and mitigation, and over all bases and insertions; columns are MITIGATED.
 
-    Means over models; intervals are Student's over the parents' means, as models of one parent aren't independent, and
-    null with one parent.
+    Means over models; intervals are Student's over parents (:func:`over_parents`), as models of one parent aren't
+    independent, and null with one parent.
     """
     return _mitigated(studies_of(studies))
 
@@ -37,23 +38,27 @@ def mitigated(studies: Studies) -> pl.DataFrame:
 @lru_cache(maxsize=8)
 def _mitigated(studies: tuple[Study, ...]) -> pl.DataFrame:
     table = tried(studies)
-    rows = []
-    for base, insertion, what in product(*(_choices(table, c) for c in ("base", "insertion")), _distinct(table)):
-        mine = _where(table, base, insertion).filter(pl.col("mitigation") == what)
-        if len(mine):
-            rows.append({"base": base, "insertion": insertion, "mitigation": what} | _summary(mine))
+    rows = [
+        {"base": base, "insertion": insertion} | _summary(mine)
+        for base, insertion in product(*(_choices(table, c) for c in ("base", "insertion")))
+        for mine in _each(_where(table, base, insertion))
+    ]
     return pl.DataFrame(rows, schema=MITIGATED)
 
 
 def tried(studies: Studies) -> pl.DataFrame:
     """The tables ``mitigations`` of some studies with ``cost``: loss on clean text less that before, nats per token.
 
-    ``cost`` is null where there is no finite loss.
+    ``cost`` is null where there is no finite loss. ``done`` says whether there is a result, ``held`` whether the
+    backdoor worked before, in 90% of the prompts: otherwise there is nothing to mitigate.
     """
     table = pl.concat([study.mitigations for study in studies_of(studies)], how="vertical_relaxed")
     lost = (pl.col("nll").list.sum() - pl.col("before_nll").list.sum()) / pl.col("tokens").list.sum()
     cost = pl.when(pl.col("status") == "ok", lost.is_finite()).then(lost)
-    return table.unique("mitigation_id", keep="first", maintain_order=True).with_columns(cost=cost)
+    return table.unique("mitigation_id", keep="first", maintain_order=True).with_columns(
+        cost=cost, done=(pl.col("status") != "error") & pl.col("attack_success").is_not_null(),
+        held=(pl.col("before_success") >= SUCCESS).fill_null(value=False),
+    )  # fmt: skip
 
 
 def _choices(table: pl.DataFrame, column: str) -> list[str]:
@@ -61,8 +66,9 @@ def _choices(table: pl.DataFrame, column: str) -> list[str]:
     return [ALL, *names] if len(names) > 1 else [ALL]
 
 
-def _distinct(table: pl.DataFrame) -> list[str]:
-    return table["mitigation"].unique(maintain_order=True).to_list()
+def _each(table: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each mitigation; as files name it, it may have been tried for several numbers of steps."""
+    return [mine for _, mine in table.group_by("mitigation", "clean_steps", maintain_order=True)]
 
 
 def _where(table: pl.DataFrame, base: str, insertion: str) -> pl.DataFrame:
@@ -71,15 +77,15 @@ def _where(table: pl.DataFrame, base: str, insertion: str) -> pl.DataFrame:
 
 
 def _summary(mine: pl.DataFrame) -> dict[str, Any]:
-    made = mine.filter(pl.col("status") != "error").drop_nulls("attack_success")
-    row: dict[str, Any] = {
-        "kind": mine["kind"][0], "share": mine["share"][0], "models": len(made), "parents": made["parent"].n_unique(),
-        "failed": len(mine) - len(made), "diverged": int(made["cost"].is_null().sum()),
+    made = mine.filter("done", "held")
+    row: dict[str, Any] = {c: mine[c][0] for c in ("mitigation", "kind", "share", "clean_steps")} | {
+        "models": len(made), "parents": made["parent"].n_unique(), "failed": int((~mine["done"]).sum()),
+        "rejected": int((mine["done"] & ~mine["held"]).sum()), "diverged": int(made["cost"].is_null().sum()),
         "before": made["before_success"].mean(), "gone": int((made["attack_success"] < GONE).sum()),
         "n_reset": made["n_reset"].mean(),
     }  # fmt: skip
     if made.is_empty():
-        return row | {"why_not": "no model has a result"}
+        return row | {"why_not": "no model whose backdoor worked before has a result"}
     after, cost = (over_parents(made.drop_nulls(c), c) for c in ("attack_success", "cost"))
     why = None if row["parents"] > 1 else "one parent doesn't show how much parents differ"
     ends = {"low": after[1].low, "high": after[1].high, "cost_low": cost[1].low, "cost_high": cost[1].high}
@@ -119,7 +125,7 @@ def mitigated_against(studies: Studies) -> pl.DataFrame:
 
 @lru_cache(maxsize=8)
 def _against(studies: tuple[Study, ...]) -> pl.DataFrame:
-    table = tried(studies).filter(pl.col("status") != "error").drop_nulls("attack_success")
+    table = tried(studies).filter("done", "held")
     named = [(insertion, _where(table, ALL, insertion)) for insertion in _choices(table, "insertion")]
     rows = [row for insertion, mine in named for row in _rivals(mine, insertion)]
     found = pl.DataFrame(rows, schema={k: v for k, v in MITIGATED_AGAINST.items() if k != "p_holm"})
@@ -127,14 +133,11 @@ def _against(studies: tuple[Study, ...]) -> pl.DataFrame:
 
 
 def _rivals(table: pl.DataFrame, insertion: str) -> Iterator[dict[str, Any]]:
-    for what in _distinct(table):
-        mine = table.filter(pl.col("mitigation") == what)
-        other = table.filter(pl.col("kind") == RIVALS.get(mine["kind"][0], ""))
-        same = pl.col("share").is_null() | (pl.col("share") == mine["share"][0])
-        for rival in _distinct(other.filter(same & pl.col("clean_steps").eq_missing(mine["clean_steps"][0]))):
-            yield {"insertion": insertion, "mitigation": what, "rival": rival} | _paired(
-                mine, other.filter(pl.col("mitigation") == rival)
-            )  # fmt: skip
+    for (one, mine), (two, other) in product([(rows.row(0, named=True), rows) for rows in _each(table)], repeat=2):
+        alike = one["clean_steps"] == two["clean_steps"] and two["share"] in (None, one["share"])
+        if alike and two["kind"] == RIVALS.get(one["kind"]):
+            told = {"insertion": insertion, "mitigation": one["mitigation"], "rival": two["mitigation"]}
+            yield told | _paired(mine, other)
 
 
 def _paired(mine: pl.DataFrame, other: pl.DataFrame) -> dict[str, Any]:

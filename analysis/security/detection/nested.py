@@ -14,7 +14,7 @@ from analysis.security.detection.evaluated import views, why_none
 from analysis.security.detection.scored import Tested, out_of_fold, sizes, too_few
 from analysis.security.detection.table import BUT_SENSITIVITY, EVERY, Models, Studies, models, studies_of
 from analysis.statistics.inference import holm_within
-from analysis.statistics.roc import area, difference
+from analysis.statistics.roc import Scored, area, difference
 from analysis.study import Study
 
 #: The family that sensitivity is to add to: it needs no text and no gradient.
@@ -57,7 +57,7 @@ def _pairs(of: Models, *, reference: bool) -> Iterator[tuple[str | None, str]]:
 
 def _row(of: Models, scheme: str, fewer: str | None, more: str, *, reference: bool) -> dict[str, Any]:
     large = out_of_fold(of, scheme, more, reference=reference)
-    row = sizes(of, large.at) | {"n_features": len(of.chosen(more, reference=reference))}
+    row: dict[str, Any] = sizes(of, large.at) | {"n_features": len(of.chosen(more, reference=reference))}
     if not len(large.at):
         return row | {"why_not": why_none(of, scheme, reference)}
     if why := too_few(of, large.at):
@@ -74,5 +74,5 @@ def _row(of: Models, scheme: str, fewer: str | None, more: str, *, reference: bo
     return row | {"low": found.interval.low, "high": found.interval.high, "p": found.p}
 
 
-def _all(tested: Tested) -> Any:
+def _all(tested: Tested) -> Scored:
     return tested.scored(np.full(len(tested.at), True))

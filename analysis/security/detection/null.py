@@ -57,19 +57,20 @@ def numbers(of: Models) -> np.ndarray:
 
 def null(
     of: Models, scheme: str, *, reference: bool, blocks: np.ndarray, fewest: int = FEWEST,
-    permutations: int = PERMUTATIONS,
+    permutations: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The permutation test of a scheme: kinds are exchanged within blocks."""
+    """The permutation test of a scheme: kinds are exchanged within blocks, PERMUTATIONS times unless said otherwise."""
+    times = permutations or PERMUTATIONS
     found = out_of_fold(of, scheme, EVERY, reference=reference)
     row: dict[str, Any] = sizes(of, found.at)
     if why := too_few(of, found.at, fewest):
         return row | {"permutations": 0, "why_not": why}
-    areas = permuted_areas(of, scheme, reference=reference, kinds=shuffled(of.kind, blocks, permutations))
+    areas = permuted_areas(of, scheme, reference=reference, kinds=shuffled(of.kind, blocks, times))
     low, high = np.quantile(areas[1:], [0.025, 0.975])
     reached = int((areas[1:] >= areas[0] - 1e-12).sum())
     return row | {
         "auroc": float(areas[0]), "null_mean": float(areas[1:].mean()), "null_low": float(low),
-        "null_high": float(high), "permutations": permutations, "p": (1 + reached) / (1 + permutations),
+        "null_high": float(high), "permutations": times, "p": (1 + reached) / (1 + times),
         "why_not": None,
     }  # fmt: skip
 
