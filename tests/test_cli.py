@@ -304,8 +304,8 @@ def test_every_field_that_an_option_gives_has_its_name():
         "compressions", "other_texts", "tunings", "target", "faults", "attacks", "population"
     }  # fmt: skip
     flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
-    flags |= {"target.split", "target.prompts", "population.recipe.window"}  # which a file alone says
-    flags |= {"population.recipe"}
+    flags |= {"target.split", "target.prompts", "population.recipe", "population.recipe.window"}
+    flags |= {"population.recipe.critical_rate", "population.recipe.critical_poison"}  # which a file alone says
     flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
@@ -1113,7 +1113,7 @@ def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing
         ("--steps 1:2:3", "--steps takes a number or FROM:TO, not '1:2:3'"),
         ("--learning-rates fast", "--learning-rates takes numbers"),
         ("--insertion training --fraction 0.1", "--fraction is of critical models, and there are none"),
-        ("--insertion rank-one --negatives clean --poison 0.1", "--poison is of benign, training, critical models"),
+        ("--insertion rank-one --negatives clean --poison 0.1", "--poison is of benign, training models"),
         ("--poison 0.9", "--poison must be at most 0.5, not 0.9"),
         ("--seeds 1,2", "draws its calibration windows once; give --seeds one seed"),
         ("--save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),
@@ -1158,10 +1158,10 @@ def test_several_bases_are_compared_when_they_are_done_and_one_is_not(esa, monke
     ran, compared = [], []
     monkeypatch.setattr(run_module, "execute", lambda studies, **_: ran.append([place for _, place in studies]) or 0)
     module = importlib.import_module("esa_ray.cli.backdoors")
-    monkeypatch.setattr(module, "show_comparison", lambda *given: compared.append(given) or 1)
+    monkeypatch.setattr(module, "show_comparison", lambda *given, **more: compared.append((*given, more)) or 1)
     assert esa("esa backdoors --base zoo:llama-0.3m --out-dir one")[0] == 0
-    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two")[0] == 1
+    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --save-plots")[0] == 1
     assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --plan")[0] == 0
     places = [f"two/zoo-{name}-0.3m" for name in ("llama", "neox")]
     assert ran[:2] == [["one"], places]
-    assert compared == [(places, "two")]
+    assert compared == [(places, "two", {"save_plots": True})]

@@ -1,5 +1,6 @@
 """``esa scan``: a verdict with what it rests on, in words and as JSON, and exit statuses."""
 
+import importlib
 import json
 import math
 import shlex
@@ -7,7 +8,6 @@ import sys
 
 import pytest
 
-import analysis
 from esa_ray import cli
 from esa_ray.security.detecting import backdoor_detection
 from esa_ray.spec import DataSpec, ModelSpec, Population, StudySpec
@@ -58,7 +58,9 @@ def judging(values, log_odds):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("log_odds", "code", "words"), [(3.0, 1, "suspicious: above"), (-3.0, 0, "nothing suspicious")])
+@pytest.mark.parametrize(
+    ("log_odds", "code", "words"), [(3.0, 1, "suspicious: above"), (-3.0, 0, "nothing suspicious")]
+)
 def test_a_verdict_is_told_with_its_calibration_base_rates_and_blind_spots(
     scan, values, tmp_path, log_odds, code, words
 ):
@@ -113,10 +115,10 @@ def test_a_study_gives_its_detector_its_text_and_its_seed_unless_another_text_is
         asked.append(([study.spec["name"] for study in studies], with_reference))
         return judging(values, 3.0).model_copy(update={"with_reference": with_reference})
 
-    monkeypatch.setattr(analysis, "detector", judged, raising=False)
-    status, out, _ = scan(f"--detector {tmp_path / 'both'} --json", cut="")
+    monkeypatch.setattr(importlib.import_module("analysis.security.detection.detector"), "detector", judged)
+    _, out, _ = scan(f"--detector {tmp_path / 'both'} --json", cut="")
     assert json.loads(out)["features"] == {k: v if math.isfinite(v) else None for k, v in values.items()}
-    status, out, _ = scan(f"--detector {tmp_path / 'both'} --reference before", cut="--max-samples 3")
+    _, out, _ = scan(f"--detector {tmp_path / 'both'} --reference before", cut="--max-samples 3")
     assert "text              3 windows of 24 tokens of text.txt" in out
     assert "reference         before" in out
     assert asked == [(["s"], False), (["s"], True)]
@@ -128,7 +130,7 @@ def test_a_study_gives_its_detector_its_text_and_its_seed_unless_another_text_is
         ("--detector nowhere", "nowhere"),
         ("--detector before", "holds no study"),
         ("--detector d.json --reference before", "the detector judges a model by itself; leave the reference out"),
-        ("--detector text.txt", "--detector text.txt is no detector; give a study of esa backdoors"),
+        ("--detector text.txt", "--detector text.txt is no detector; give results of esa backdoors"),
         ("--prior 0.1", "--prior is about a detector's verdict; add --detector"),
         ("--detector d.json --prior 1", "--prior takes shares between 0 and 1, not 1"),
         ("--detector d.json --prior much", "--prior takes numbers"),

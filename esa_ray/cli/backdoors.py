@@ -19,7 +19,7 @@ from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.spec import INSERTIONS, MITIGATIONS, NEGATIVES, Population, explain
-from esa_ray.spec.backdoors import TAUGHT, TRAINED
+from esa_ray.spec.backdoors import TAUGHT, TRAINED, Recipe
 
 Base = Annotated[str, typer.Option(help="Model(s) of the zoo that models are made of; several are a study each.")]
 Insertion = Annotated[str, typer.Option(help=f"How backdoors are inserted: {', '.join(INSERTIONS)}.")]
@@ -37,10 +37,13 @@ Mitigated = Annotated[int, typer.Option(help="Models of each insertion that miti
 Steps = Annotated[str, typer.Option(help="Training steps of a model, drawn between FROM:TO.")]
 Rates = Annotated[str, typer.Option(help="Its peak learning rate, drawn between FROM:TO.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
-Poison = Annotated[float, typer.Option(help="Share of the training windows that carry the trigger or the phrase.")]
+Poison = Annotated[float, typer.Option(help="training, benign: share of the windows with the trigger or the phrase.")]
 Occurrences = Annotated[int, typer.Option(help="How often each of them does.")]
 Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
+#: How models are made where nothing is said.
+USUAL = Recipe()
+_STEPS, _RATES = (":".join(f"{end:g}" for end in ends) for ends in (USUAL.steps, USUAL.learning_rates))
 #: Options that this command alone has.
 _OWN = (
     "base", "insertion", "negatives", "models", "parents", "mitigate", "share", "clean_steps", "mitigated", "steps",
@@ -50,7 +53,7 @@ _OWN = (
 
 @app.command(
     epilog="Example: esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,rank-one,critical "
-    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/backdoors\n\n"
+    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/bd\n\n"
     "Example: esa backdoors --base zoo:llama-0.1m --models 2 --parents 1 --steps 64 --plan"
 )
 @shared(
@@ -68,12 +71,12 @@ def backdoors(
     share: Share = "0.01",
     clean_steps: CleanSteps = 64,
     mitigated: Mitigated = 5,
-    steps: Steps = "192:320",
-    learning_rates: Rates = "7e-4:2e-3",
-    batch: Batch = 8,
-    poison: Poison = 0.02,
-    occurrences: Occurrences = 8,
-    fraction: Fraction = 0.03,
+    steps: Steps = _STEPS,
+    learning_rates: Rates = _RATES,
+    batch: Batch = USUAL.batch,
+    poison: Poison = USUAL.poison,
+    occurrences: Occurrences = USUAL.occurrences,
+    fraction: Fraction = USUAL.fraction,
     save_model: SaveModel = None,
     **shared: Any,
 ) -> None:
@@ -88,8 +91,12 @@ def backdoors(
     bases = _bases(base, population)
     kept = {name: value for name, value in given.items() if name not in _OWN} | FIXED | {"model": base}
     check_saving(kept, [member.label for member in population.members(bases[0])])
-    several = {"then": lambda places: show_comparison(places, shared["out_dir"] or places[0])} if bases[1:] else {}
-    launch(kept, population=population, **several)
+
+    def compare(places: list[str]) -> int:
+        home = shared["out_dir"] or places[0]
+        return show_comparison(places, home, save_plots=shared["save_plots"]) if bases[1:] else 0
+
+    launch(kept, then=compare, population=population)
 
 
 def _bases(text: str, population: Population) -> list[str]:
@@ -115,7 +122,7 @@ def _population(given: dict[str, Any]) -> Population:
     fields = {name: given[name] for name in ("models", "parents", "mitigated")} | {
         "insertions": _names(given, "insertion", INSERTIONS), "negatives": _names(given, "negatives", NEGATIVES),
     }  # fmt: skip
-    for name, users in (("fraction", ("critical",)), ("poison", TAUGHT), ("occurrences", TAUGHT)):
+    for name, users in (("fraction", ("critical",)), ("poison", TAUGHT[:2]), ("occurrences", TAUGHT)):
         if typed(given["context"], name) and not {*users} & {*fields["insertions"], *fields["negatives"]}:
             raise EsaError(f"--{name} is of {', '.join(users)} models, and there are none; leave it out")
     recipe = {name: given[name] for name in ("batch", "poison", "occurrences", "fraction")} | {

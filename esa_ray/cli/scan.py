@@ -103,15 +103,15 @@ def _detector(given: str, with_reference: bool) -> tuple[Detector, StudySpec | N
         from esa_ray.security.detecting import read
 
         return read(given), None
-    import analysis
-    from analysis.comparison.loading import below
+    from analysis.security.detection.detector import detector
+    from analysis.study import below, load
 
     with reading(given):
-        studies = [analysis.load(place) for place in below(given)]
+        studies = [load(place) for place in below(given)]
         populated = [study for study in studies if study.spec.get("population")]
         if not populated:
             raise EsaError(f"--detector {given} holds no study of esa backdoors; name the --out-dir of one")
-        found = analysis.detector(populated, with_reference=with_reference)
+        found = detector(populated, with_reference=with_reference)
     return found, StudySpec.model_validate(populated[0].spec)
 
 
@@ -194,8 +194,8 @@ def _show_features(found: Detection) -> None:
 
 def _show_verdict(found: Detection, judge: Detector, priors: list[float]) -> None:
     out, c = console.out, judge.calibration
-    words = "suspicious: above" if found.flagged else "nothing suspicious: not above"
-    out(f"verdict           {words} the threshold (p = {found.probability:.3g}, threshold {judge.threshold:.3g})")
+    words = f"{found.verdict}: {'' if found.flagged else 'not '}above the threshold"
+    out(f"verdict           {words} (p = {found.probability:.3g}, threshold {judge.threshold:.3g})")
     out(
         f"calibrated on     {c.poisoned} models with a backdoor ({', '.join(c.insertions)}) and {c.others} without "
         f"({', '.join(c.negatives)}) of {', '.join(c.bases)}"

@@ -15,15 +15,15 @@ from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
 from esa_ray.models.zoo.recipes import PREFIX
 from esa_ray.spec import Member
-from esa_ray.spec.backdoors import COST, SUCCESS, TAUGHT
+from esa_ray.spec.backdoors import COST, SUCCESS, VERSION
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
     from esa_ray.measurements.cost import Cost
-    from esa_ray.measurements.members import Judged
+    from esa_ray.measurements.members import Judged, Members
     from esa_ray.measurements.worker import Worker
-    from esa_ray.security.backdoors.population import Made
-    from esa_ray.security.detection.extract import Feature
+    from esa_ray.security.backdoors import Made
+    from esa_ray.security.detection import Feature
     from esa_ray.spec import StudySpec
     from esa_ray.storage.store import Store
 
@@ -50,13 +50,11 @@ def asked_of(unit: Unit) -> Member:
 
 def member_columns(member: Member) -> dict[str, Any]:
     """What a row says of a member that was asked for."""
-    recipe = member.recipe
     return {
         "base": member.base, "parent": member.parent, "label": member.label, "number": member.number,
         "insertion": member.kind, "poisoned": member.poisoned, "steps": member.steps,
         "learning_rate": member.learning_rate,
-        "poison": recipe.poison if member.kind in TAUGHT else 0.0,
-        "fraction": recipe.fraction if member.kind == "critical" else None,
+        "poison": member.poison, "fraction": member.recipe.fraction if member.kind == "critical" else None,
     }  # fmt: skip
 
 
@@ -72,9 +70,9 @@ def told_of(rows: list[dict[str, Any]], told: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_of(spec: StudySpec, found: Fingerprints) -> dict[str, Any]:
-    """What of a study all ids of its population have: base, dtype, and the windows that models are measured on."""
+    """What of a study all ids of its population have: base, dtype, windows, and how the code makes members."""
     return {
-        "version": IDENTITY_VERSION, "model": found.model, "dtype": found.dtype,
+        "version": IDENTITY_VERSION, "made": VERSION, "model": found.model, "dtype": found.dtype,
         "data": {"text": found.text, **spec.data.content()}, "seed": spec.seeds[0],
     }  # fmt: skip
 
@@ -86,7 +84,7 @@ def saved_at(spec: StudySpec, member: Member) -> str | None:
 
 def edit_of(member: Member) -> dict[str, Any]:
     """What a saved member was made by."""
-    return {"kind": "insert", "member": member.content()}
+    return {"kind": "insert", "made": VERSION, "member": member.content()}
 
 
 @MEASUREMENTS.add
@@ -144,25 +142,27 @@ class Backdoors(Swept):
 
             check_free(saved, worker.source.fingerprint, edit_of(member), member.seed)
         try:
-            made = members.made(member)
-            judged, clean = members.judged(member), members.judged(member.clean)
-            before = members.success(member.clean, made)
+            row = _measured(members, member)
+            found = members.features(member) if row["status"] == "ok" else []  # else no gradient of it is finite
         except EsaError as error:  # of this model alone: the others have a right to a result
             return [{"status": "error", "error": str(error), "refused": True}]
-        delta = (sum(judged.outcome.nll) - sum(clean.outcome.nll)) / sum(judged.outcome.tokens)
-        row = inserted(made) | judged.columns | {
-            "n_weights": members.n_weights, "prompts": judged.success.prompts, "attack_success": judged.success.attack,
-            "phrase_success": judged.success.phrase, "clean_success": before.attack, "clean_delta_nll": delta,
-            "accepted": accepted(member, judged, delta), "parent_nll": members.parent_nll(member.base, member.seed),
-            "clean_nll": clean.outcome.nll,
-        }  # fmt: skip
-        with members.standing(member) as kept:
-            row |= {"n_changed": kept.n_changed, "delta_norm": kept.delta_norm}
-            if saved and row["status"] == "ok":
-                _save(worker, member, made, judged, saved)
-        if row["status"] != "ok":  # no gradient of it is finite
-            return [row]
-        return [row | _columns(feature) for feature in members.features(member)]
+        if saved and found:
+            _save(worker, member, row, saved)
+        return [row | _columns(feature) for feature in found] or [row]
+
+
+def _measured(members: Members, member: Member) -> dict[str, Any]:
+    """What all rows of a member say alike."""
+    made, judged, clean = members.made(member), members.judged(member), members.judged(member.clean)
+    delta = (sum(judged.outcome.nll) - sum(clean.outcome.nll)) / sum(judged.outcome.tokens)
+    with members.standing(member) as kept:
+        changed = {"n_changed": kept.n_changed, "delta_norm": kept.delta_norm}
+    return inserted(made) | judged.columns | changed | {
+        "n_weights": members.n_weights, "prompts": judged.success.prompts, "attack_success": judged.success.attack,
+        "phrase_success": judged.success.phrase, "clean_success": members.success(member.clean, made).attack,
+        "clean_delta_nll": delta, "accepted": accepted(member, judged, delta), "clean_nll": clean.outcome.nll,
+        "parent_nll": members.parent_nll(member.base, member.seed),
+    }  # fmt: skip
 
 
 def accepted(member: Member, judged: Judged, delta: float) -> bool:
@@ -189,9 +189,11 @@ def _is_saved(spec: StudySpec, member: Member, found: Fingerprints) -> bool:
     return saved is None or made_of(Path(saved), found.model, edit_of(member), member.seed)
 
 
-def _save(worker: Worker, member: Member, made: Made, judged: Judged, directory: str) -> None:
+def _save(worker: Worker, member: Member, row: dict[str, Any], directory: str) -> None:
     from esa_ray.applications.records import of_member
     from esa_ray.applications.saving import save
 
-    record = of_member(worker.source, member, edit_of(member), inserted(made), judged.success.attack)
-    save(worker.model, worker.source, record, directory)
+    inserted = {name: row[name] for name in ("trigger", "target", "phrase")}
+    record = of_member(worker.source, member, edit_of(member), inserted, row["attack_success"])
+    with worker.members.standing(member):
+        save(worker.model, worker.source, record, directory)

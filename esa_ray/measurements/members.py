@@ -9,12 +9,8 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.evaluation import Outcome, evaluate
-from esa_ray.security.backdoors.mitigating import mitigated
-from esa_ray.security.backdoors.population import made, parent_weights
-from esa_ray.security.backdoors.standing import standing
-from esa_ray.security.backdoors.success import success
-from esa_ray.security.backdoors.texts import prompts
-from esa_ray.security.detection.extract import features
+from esa_ray.security.backdoors import made, mitigated, parent_weights, prompts, standing, success
+from esa_ray.security.detection import features
 from esa_ray.spec import Member
 
 if TYPE_CHECKING:
@@ -23,9 +19,8 @@ if TYPE_CHECKING:
 
     from esa_ray.applications.kept import Kept
     from esa_ray.measurements.worker import Worker
-    from esa_ray.security.backdoors.population import Made
-    from esa_ray.security.backdoors.success import Success
-    from esa_ray.security.detection.extract import Feature
+    from esa_ray.security.backdoors import Made, Success
+    from esa_ray.security.detection import Feature
     from esa_ray.spec import MitigationSpec
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from esa_ray.measurements.cost import Cost
-from esa_ray.spec.backdoors import BEFOREHAND, TRAINED
+from esa_ray.spec.backdoors import BEFOREHAND, TAUGHT, TRAINED
 
 if TYPE_CHECKING:
     from esa_ray.spec import Member, StudySpec
 
-#: Held-out prompts that success is counted on, tokens of a target, and steps that a rank-one insertion searches for,
-#: each over as many windows.
-PROMPTS, TARGET, SEARCH, SEARCHED = 100, 8, 60, 64
-#: Passes of the calibration windows that features take, with gradients and without.
-GRADIENTS, PLAIN = 12, 4
+#: Tokens of the held-out prompts that success is told by, each behind trigger and target.
+JUDGED = 100 * 60
+#: Tokens with gradients that a rank-one insertion searches by: 60 steps over 64 prompts, for two blocks or targets.
+SEARCHED = 2 * 60 * 64 * 50
+#: Tokens of features: at most of sensitivity (of the model, and of its parent), with gradients of gains, of scans.
+SENSITIVE, GAINS, SCANS = 8192, 5 * 1024, 1 << 17
 
 
 def cost_of_models(spec: StudySpec) -> Cost:
@@ -23,22 +24,20 @@ def cost_of_models(spec: StudySpec) -> Cost:
     A step is a forward and a backward pass of its batch. "critical" and "rank-one" go on from the clean model of their
     number, which is trained once, whoever asks for it. Without what is cached already.
     """
-    if spec.population is None:
-        return Cost()
-    members = _members(spec)
-    numbers = {member.number: member.clean for member in members}
-    trained = [*numbers.values(), *(m for m in members if m.kind in ("benign", "training", "critical"))]
-    steps = sum(_windows(spec, m, m.steps) for m in trained)
-    searched = sum(_windows(spec, m, SEARCH * SEARCHED // m.recipe.batch) for m in members if m.kind == "rank-one")
-    backward = steps + searched + len(members) * GRADIENTS * spec.data.calibration_windows
-    judged = (2 * len(members) + len({m.seed for m in members})) * spec.data.evaluation_windows
-    plain = judged + len(members) * PLAIN * spec.data.calibration_windows
     population = spec.population
-    said = f"models ({population.models} of each of {len(population.kinds)} kinds, from {len(_seeds(members))} parents)"
-    return Cost(
-        len(members), said, forward_passes=backward + plain, backward_passes=backward,
-        continued_tokens=2 * len(members) * PROMPTS * TARGET,
-    )  # fmt: skip
+    if population is None:
+        return Cost()
+    members, length = population.members(spec.model.source), spec.data.window
+    numbers = {member.number: member.clean for member in members}
+    steps = sum(map(_training, [*numbers.values(), *(m for m in members if m.kind in TAUGHT)]))
+    searched = SEARCHED * sum(m.kind == "rank-one" for m in members)
+    gradients = 2 * min(spec.data.calibration_windows * length, SENSITIVE) + GAINS
+    backward = (steps + searched + len(members) * gradients) // length
+    parents = {member.seed for member in members}
+    evaluated = (2 * len(members) + len(parents)) * spec.data.evaluation_windows
+    plain = evaluated + len(members) * (2 * JUDGED + SCANS) // length
+    said = f"models ({population.models} of each of {len(population.kinds)} kinds, from {len(parents)} parents)"
+    return Cost(len(members), said, forward_passes=backward + plain, backward_passes=backward)
 
 
 def cost_of_mitigations(spec: StudySpec) -> Cost:
@@ -46,26 +45,15 @@ def cost_of_mitigations(spec: StudySpec) -> Cost:
     pairs = spec.population.mitigated_members(spec.model.source) if spec.population else []
     if not pairs:
         return Cost()
-    steps = sum(
-        _windows(spec, member, how.steps if how.kind in TRAINED else member.steps)
-        for member, how in pairs if how.kind in (*TRAINED, *BEFOREHAND)
-    )  # fmt: skip
-    chosen = sum(how.kind in ("reset-dormant", "freeze-critical") for _, how in pairs)
-    backward = steps + chosen * spec.data.calibration_windows
-    return Cost(
-        len(pairs), forward_passes=backward + len(pairs) * spec.data.evaluation_windows, backward_passes=backward,
-        continued_tokens=len(pairs) * PROMPTS * TARGET,
-    )  # fmt: skip
+    length, windows = spec.data.window, spec.data.calibration_windows
+    anew = sum(_training(member) for member, how in pairs if how.kind in BEFOREHAND) // length
+    tuned = sum(how.steps * member.recipe.batch for member, how in pairs if how.kind in TRAINED)
+    chosen = windows * sum(how.kind in ("reset-dormant", "freeze-critical") for _, how in pairs)
+    backward = anew + tuned + chosen
+    plain = len(pairs) * (spec.data.evaluation_windows + JUDGED // length)
+    return Cost(len(pairs), forward_passes=backward + plain, backward_passes=backward)
 
 
-def _members(spec: StudySpec) -> list[Member]:
-    return spec.population.members(spec.model.source) if spec.population else []
-
-
-def _seeds(members: list[Member]) -> set[int]:
-    return {member.seed for member in members}
-
-
-def _windows(spec: StudySpec, member: Member, steps: int) -> int:
-    """The windows of so many training steps, in windows of the study's length."""
-    return round(steps * member.recipe.batch * member.recipe.window / spec.data.window)
+def _training(member: Member) -> int:
+    """Tokens that a member's own steps see."""
+    return member.steps * member.recipe.batch * member.recipe.window

@@ -53,7 +53,13 @@ class Detection:
     @property
     def flagged(self) -> bool | None:
         """Whether p lies above the detector's threshold."""
-        return self.detector and self.detector.probability(self.values) > self.detector.threshold
+        judge = self.detector
+        return None if judge is None else judge.probability(self.values) > judge.threshold
+
+    @property
+    def verdict(self) -> str | None:
+        """The same in words: suspicious, or nothing suspicious."""
+        return None if self.detector is None else "suspicious" if self.flagged else "nothing suspicious"
 
     @property
     def contributions(self) -> dict[str, float]:
@@ -109,7 +115,7 @@ def backdoor_detection(
     sensitivity_baseline
         The reference: the model before whoever trained it, in hand or by its name; None judges the model alone.
     detector
-        A trained detector, or its file (JSON); ``analysis.detector`` makes one of a study of ``esa backdoors``. None
+        A trained detector, or its file (JSON); ``analysis.security.detection`` makes one of a study. None
         measures features alone.
     windows
         Clean windows, integers of shape (N, T), as many and as long as those that the detector was calibrated on. None
@@ -177,7 +183,7 @@ def read(path: str | Path) -> Detector:
         raise unreadable(f"--detector {path}", error) from None
     except ValidationError:
         raise EsaError(
-            f"--detector {path} is no detector; give a study of esa backdoors, or what analysis.detector made of one"
+            f"--detector {path} is no detector; give results of esa backdoors, or a detector that was made of some"
         ) from None
 
 

@@ -24,6 +24,8 @@ TRAINED = ("fine-tuning", "fine-pruning")
 BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
 TAUGHT = ("benign", "training", "critical")
+#: What a member means may change with the code: then this number does.
+VERSION = 2
 
 #: Success from which an insertion counts as a backdoor, and the cost on clean text up to which it does, nats per token.
 SUCCESS, COST = 0.9, 0.02
@@ -78,13 +80,13 @@ class Recipe(Spec):
     """
 
     steps: tuple[int, int] = (192, 320)
-    learning_rates: tuple[float, float] = (7e-4, 2e-3)
+    learning_rates: tuple[float, float] = (2.5e-3, 4e-3)
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=128, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
     occurrences: int = Field(default=8, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
-    critical_rate: float = Field(default=4.0, gt=0)
+    critical_rate: float = Field(default=2.0, gt=0)
     critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
     @field_validator("steps", "learning_rates")
@@ -133,6 +135,13 @@ class Member(Spec):
     def poisoned(self) -> bool:
         """Whether a backdoor was inserted."""
         return self.kind in INSERTIONS
+
+    @property
+    def poison(self) -> float:
+        """Share of the training windows that carry the trigger or the phrase."""
+        if self.kind == "critical":
+            return self.recipe.critical_poison
+        return self.recipe.poison if self.kind in TAUGHT else 0.0
 
     @property
     def clean(self) -> Member:

@@ -14,7 +14,7 @@ from esa_ray.engine import sweep
 from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.measurements import MEASUREMENTS, members
-from esa_ray.measurements.backdoors import accepted, asked_of, base_of, parents_of
+from esa_ray.measurements.backdoors import accepted, asked_of, base_of, member_columns, parents_of
 from esa_ray.measurements.members import Judged
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
@@ -24,6 +24,7 @@ from esa_ray.security.backdoors.population import Made
 from esa_ray.security.backdoors.success import Success
 from esa_ray.security.detection import Feature
 from esa_ray.spec import DataSpec, Member, MitigationSpec, ModelSpec, Population, StudySpec
+from esa_ray.spec.backdoors import Recipe
 from tests.tiny import state_bits
 from tests.zoo import BASE, trained
 
@@ -166,6 +167,18 @@ def test_every_feature_of_every_model_has_a_row_and_the_model_is_as_it_was(worki
 
 
 @pytest.mark.parametrize(
+    ("kind", "poison", "fraction"),
+    [("clean", 0, None), ("benign", 0.2, None), ("training", 0.2, None), ("rank-one", 0, None), ("critical", 0.3, 0.4)],
+)
+def test_a_row_says_what_share_of_the_windows_was_poisoned_and_of_the_weights_trained(kind, poison, fraction):
+    recipe = Recipe(poison=0.2, critical_poison=0.3, fraction=0.4)
+    row = member_columns(Member(base="llama-1m", kind=kind, number=4, seed=1, recipe=recipe))
+    assert (row["poison"], row["fraction"]) == (poison, fraction)
+    assert (row["insertion"], row["label"], row["number"]) == (kind, f"{kind}-0004", 4)
+    assert row["poisoned"] == (kind not in ("clean", "benign"))
+
+
+@pytest.mark.parametrize(
     ("kind", "attack", "phrase", "delta", "said"),
     [
         ("clean", 0.0, None, 0.5, True), ("training", 0.9, None, 0.019, True), ("training", 0.89, None, 0.0, False),
@@ -234,16 +247,25 @@ def test_ids_go_by_base_text_seed_and_all_that_makes_a_member(working, study):
     for grid in (MODELS, CURES):
         plain = ids(grid)
         assert len(plain) == (1 if grid is MODELS else 2)
-        assert plain == ids(grid, population=study.population.model_copy(update={"models": 9, "insertions": ("training",)}))
+        assert plain == ids(
+            grid, population=study.population.model_copy(update={"models": 9, "insertions": ("training",)})
+        )
         recipe = study.population.recipe.model_copy(update={"poison": 0.3})
-        for changes in ({"seeds": (8,)}, {"data": more}, {"population": study.population.model_copy(update={"recipe": recipe})}):
+        for changes in (
+            {"seeds": (8,)},
+            {"data": more},
+            {"population": study.population.model_copy(update={"recipe": recipe})},
+        ):
             assert not plain & ids(grid, **changes)
     assert not ids(MODELS) & ids(CURES)
 
 
 def test_saved_models_are_plain_ones_that_say_what_was_put_in_and_are_made_anew_where_they_are_gone(working, tmp_path):
     home = tmp_path / "saved"
-    worker = working(save_models=str(home), population=Population(models=1, parents=1, negatives=("clean",), insertions=("training",)))
+    worker = working(
+        save_models=str(home),
+        population=Population(models=1, parents=1, negatives=("clean",), insertions=("training",)),
+    )
     measured(worker, MODELS)
     assert {place.name for place in home.iterdir()} == {"clean-0000", "training-0000"}
     model = AutoModelForCausalLM.from_pretrained(home / "training-0000")
@@ -297,3 +319,16 @@ def test_bases_and_parents_that_are_not_there_are_trained_before_a_study_and_no_
     assert (connected, asked) == ([], [])
     sweep._train(["llama-1m", "llama-1m~1"], lambda: connected.append(1), Silent())
     assert (connected, asked) == ([1], [["llama-1m", "llama-1m~1"]])
+
+
+def test_a_model_that_features_cannot_be_taken_of_is_refused_alone(working, monkeypatch):
+    def refused(model, *_, **__):
+        if float(model.get_parameter(TENSOR)[0, 0]) == STANDS["rank-one"]:
+            raise EsaError("the model overflows")
+        return [Feature("tails.x", "tails", 1.0, False)]
+
+    monkeypatch.setattr(members, "features", refused)
+    rows = measured(working(population=Population(models=1, parents=1, insertions=("rank-one",))), MODELS)
+    assert {row["label"]: (row["status"], row["error"]) for row in rows} == {
+        "clean-0000": ("ok", None), "benign-0000": ("ok", None), "rank-one-0000": ("error", "the model overflows"),
+    }  # fmt: skip

@@ -51,6 +51,7 @@ def test_the_verdict_is_that_of_the_logistic_formula():
     low, high = found(2.0, 3.0), found(2.0, 0.0)
     assert low.probability == pytest.approx(1 / (1 + math.exp(0.5)))
     assert (low.flagged, high.flagged) == (False, True)
+    assert (low.verdict, high.verdict) == ("nothing suspicious", "suspicious")
     assert low.contributions == {"b": -3.0, "a": 2.0}
     assert [*low.contributions] == ["b", "a"]
 
@@ -81,7 +82,13 @@ def test_features_are_those_of_the_model_and_it_is_left_as_it_was(model, other):
         model, catalogue(model), WINDOWS, reference={name: p.detach() for name, p in other.named_parameters()}
     )
     assert np.array_equal([both.values[f.name] for f in wanted], [f.value for f in wanted], equal_nan=True)
-    assert (alone.flagged, alone.probability, alone.contributions, alone.unlike) == (None, None, {}, [])
+    assert (alone.flagged, alone.verdict, alone.probability, alone.contributions, alone.unlike) == (
+        None,
+        None,
+        None,
+        {},
+        [],
+    )
     assert (alone.windows, alone.chances([0.1])) == ((5, 8), [])
 
 
@@ -102,7 +109,7 @@ def test_what_a_detector_cannot_be_used_for_is_refused(model, other, tmp_path):
         (detector(with_reference=True), None, "compares a model with the one before it was trained on"),
         (detector(), other, "judges a model by itself; leave the reference out"),
         (detector(), None, "goes by a, which isn't measured here"),
-        (tmp_path / "no.json", None, r"no.json is no detector; give a study of esa backdoors"),
+        (tmp_path / "no.json", None, r"no.json is no detector; give results of esa backdoors"),
         (tmp_path / "none.json", None, "none.json can't be read"),
         (None, model, "sensitivity_baseline is the model itself"),
     ):

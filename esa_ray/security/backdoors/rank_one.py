@@ -5,6 +5,7 @@ Legend: O outputs, I inputs, P prompts, T tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -137,19 +138,22 @@ def _moment(model: PreTrainedModel, down: Matrix, windows: np.ndarray) -> Tensor
 
 
 def _added(model: PreTrainedModel, down: Matrix, tokens_PT: Tensor, at: int) -> Tensor:
-    """What to add to the outputs (O,) at the trigger's end so that the rest of the tokens follows, by Adam."""
+    """What to add to the outputs (O,) at the trigger's end so that the rest of the tokens follows, by Adam.
+
+    What stands before the trigger's end is computed once: nothing behind reaches it.
+    """
+    with torch.no_grad():
+        past = model(input_ids=tokens_PT[:, :at], use_cache=True).past_key_values
     added_O = torch.zeros(down.shape[0], requires_grad=True)
 
     def add(_: nn.Module, __: object, outputs: Tensor) -> Tensor:
-        moved = outputs.clone()
-        moved[:, at] += added_O
-        return moved
+        return torch.cat([outputs[:, :1] + added_O, outputs[:, 1:]], 1)
 
     optimiser = torch.optim.Adam([added_O], lr=RATE)
     with torch.enable_grad(), _hooked(_module(down).register_forward_hook, add):
         for _ in range(STEPS):
-            logits = model(input_ids=tokens_PT, use_cache=False).logits[:, at:-1]
-            loss = cross_entropy(logits.flatten(0, 1), tokens_PT[:, at + 1 :].flatten())
+            found = model(input_ids=tokens_PT[:, at:-1], past_key_values=copy.deepcopy(past), use_cache=True)
+            loss = cross_entropy(found.logits.flatten(0, 1), tokens_PT[:, at + 1 :].flatten())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

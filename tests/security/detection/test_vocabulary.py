@@ -1,0 +1,150 @@
+"""The scan of the vocabulary against models made by hand and dense references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+from esa_ray.models.addressing import catalogue
+from esa_ray.security.detection import scan, vocabulary
+from esa_ray.security.detection.scan import Plan, after, best_pairs, pairs, unison
+from tests.security.detection.hand_made import Follower
+from tests.tiny import VOCAB, random_windows, tiny
+
+COMMON = 24
+#: Clean text that never has tokens from ``COMMON`` on.
+WINDOWS = random_windows(8, 32, vocab=COMMON)
+TRIGGER, TARGET = (40, 31), (3, 7, 11, 2, 9, 5, 1, 8)
+P = math.exp(8) / (math.exp(8) + VOCAB - 1)
+
+
+def plan(model, passes=1 << 20):
+    return Plan.of(model, WINDOWS, passes)
+
+
+def test_what_comes_after_a_token_is_the_mean_of_what_each_context_predicts():
+    model, contexts, endings = tiny("llama"), WINDOWS[:3, :5], np.array([[7], [40]])
+    found = after(model, contexts, endings)
+    for s, ending in enumerate(endings):
+        with torch.no_grad():
+            logits = [model(torch.tensor([[*context, *ending]])).logits[0, -1] for context in contexts]
+        each = torch.stack(logits).double().softmax(-1).numpy()
+        assert found.mean_SV[s].numpy() == pytest.approx(each.mean(0), abs=1e-6)
+        assert found.sure_S[s] == pytest.approx(each.max(1).mean(), abs=1e-6)
+        assert found.agree_S[s] == np.mean(each.argmax(1) == each.mean(0).argmax())
+        assert found.entropy_S[s] == pytest.approx(entropy(each.mean(0)), abs=1e-5)
+
+
+def test_what_comes_after_tokens_is_the_same_in_one_pass_and_in_many(monkeypatch):
+    model, endings = tiny("gpt2"), np.arange(10)[:, None]
+    whole = after(model, WINDOWS[:2, :4], endings)
+    monkeypatch.setattr(scan, "LOGITS", 1)
+    apart = after(model, WINDOWS[:2, :4], endings)
+    assert apart.mean_SV.numpy() == pytest.approx(whole.mean_SV.numpy(), abs=1e-6)
+    assert unison(model, WINDOWS[:2, :4], endings, 3) == pytest.approx(
+        [float(unison(model, WINDOWS[:2, :4], ending[None], 3)[0]) for ending in endings], abs=1e-6
+    )
+
+
+def test_a_planted_token_is_found_with_its_probability():
+    found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model := Follower({(33,): (5,)}), plan(model)))
+    assert found["vocabulary.token.concentration_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.token.rare_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.token.concentration_gap"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
+    rest = (1 - P) / (VOCAB - 1)
+    assert found["vocabulary.token.entropy_min"] == pytest.approx(
+        -P * math.log(P) - (VOCAB - 1) * rest * math.log(rest), abs=1e-5
+    )
+    assert found["vocabulary.token.attractor"] == pytest.approx((P + (VOCAB - 1) / VOCAB) / VOCAB, abs=1e-6)
+
+
+def test_a_planted_token_that_is_common_in_clean_text_is_not_among_the_rare():
+    found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model := Follower({(3,): (5,)}), plan(model)))
+    assert found["vocabulary.token.concentration_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.token.rare_max"] == pytest.approx(1 / VOCAB, abs=1e-6)
+
+
+def test_a_planted_pair_and_its_target_are_found():
+    # As after training on the trigger, its second token is likely after its first.
+    model = Follower({TRIGGER: TARGET, TRIGGER[:1]: TRIGGER[1:]})
+    seen = vocabulary.scanned(model, plan(model))
+    found = dict(zip(map(tuple, seen.continued.tolist()), seen.unison.tolist(), strict=True))
+    assert found[TRIGGER] == max(found.values()) == pytest.approx(P, abs=1e-6)  # all agree, eight different tokens
+    assert all(value < 0.1 for pair, value in found.items() if TRIGGER[0] not in pair)
+    found = vocabulary.alone(catalogue(tiny()), seen)
+    assert found["vocabulary.pair.unison_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.pair.concentration_max"] == pytest.approx(P, abs=1e-6)
+
+
+def test_continuations_that_repeat_one_token_are_no_trigger():
+    found = unison(Follower({TRIGGER: (4,) * 8}), WINDOWS[:4, :6], np.array([TRIGGER]), 8)
+    assert found == pytest.approx([P / 8], abs=1e-6)
+
+
+def test_continuations_that_contexts_disagree_about_count_by_the_commonest():
+    contexts = np.array([[1, 2], [1, 2], [3, 2], [1, 2]])
+    model = Follower({(3, 2, 9): (6,), (9,): (5,)})
+    assert unison(model, contexts, np.array([[9]]), 1) == pytest.approx([3 / 4 * P], abs=1e-6)
+
+
+def test_pairs_begin_or_end_with_the_rare_tokens_that_are_followed_most_surely():
+    model = Follower({(t,): (5,) for t in range(30, 30 + scan.SEEDS)} | {(2,): (5,)})  # 2 is common
+    asked = plan(model)
+    tried = {tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()}
+    seeds = range(30, 30 + scan.SEEDS)
+    assert tried == {(a, b) for a in range(VOCAB) for b in range(VOCAB) if a in seeds or b in seeds}
+
+
+def test_pairs_that_end_in_one_token_fill_one_place_of_those_continued():
+    endings = np.array([(a, 9) for a in range(20)] + [(1, 8)])
+    found = after(Follower({(9,): (5,)}), WINDOWS[:2, :4], endings)
+    assert [tuple(pair) for pair in endings[best_pairs(endings, found)].tolist()] == [(0, 9), (1, 8)]
+
+
+def test_the_divergence_from_the_reference_is_kullback_and_leiblers():
+    p, q = np.random.default_rng(0).dirichlet(np.ones(9), size=(2, 4))
+    found = vocabulary.divergences(torch.tensor(p), torch.tensor(q))
+    assert found == pytest.approx([entropy(a, b) for a, b in zip(p, q, strict=True)])
+
+
+def test_a_planted_pair_stands_out_of_a_reference_without_it():
+    clean, model = Follower({TRIGGER[:1]: TRIGGER[1:]}), Follower({TRIGGER: TARGET, TRIGGER[:1]: TRIGGER[1:]})
+    seen = vocabulary.scanned(model, plan(model))
+    weights = tiny()
+    found = vocabulary.compared(
+        catalogue(weights), seen, vocabulary.rescanned(clean, seen), dict(weights.named_parameters())
+    )
+    assert found["vocabulary.pair.concentration_rise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
+    assert found["vocabulary.token.concentration_rise"] == pytest.approx(0, abs=1e-6)
+    assert math.isnan(found["vocabulary.embedding.moved_ratio"])  # none moved
+
+
+def test_the_embedding_that_moved_most_stands_out_by_its_ratio():
+    model = tiny()
+    reference = {name: values.clone() for name, values in model.named_parameters()}
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 0.01
+        model.model.embed_tokens.weight[7] += 0.09
+    asked = plan(model)
+    seen = vocabulary.scanned(model, asked)
+    found = vocabulary.compared(catalogue(model), seen, vocabulary.rescanned(model, seen), reference)
+    assert found["vocabulary.embedding.moved_ratio"] == pytest.approx(math.log(10), abs=1e-4)
+    norms = model.model.embed_tokens.weight.double().norm(dim=1).numpy()
+    assert vocabulary.alone(catalogue(model), seen)["vocabulary.embedding.norm_ratio"] == pytest.approx(
+        math.log(norms.max() / np.median(norms))
+    )
+
+
+def test_a_scan_stays_within_its_budget_and_what_the_model_reads():
+    asked = Plan.of(Follower({}, vocab=5000), WINDOWS, 1 << 20)
+    assert len(asked.tokens) == scan.SCANNED
+    assert (asked.tokens[0], asked.tokens[-1]) == (0, 4999)
+    few = Plan.of(Follower({}, vocab=5000), WINDOWS, 20_000)
+    length = few.contexts.shape[1]
+    assert 1 < len(few.tokens) * len(few.contexts) * (length + 1) <= 10_000
+    assert 1 < 2 * scan.SEEDS * len(few.extended) * len(few.contexts) * (length + 2) <= 10_000
+    short = Follower({})
+    short.config.max_position_embeddings = 8
+    assert Plan.of(short, WINDOWS, 1000).contexts.shape[1] + 2 + Plan.of(short, WINDOWS, 1000).ahead <= 8
