@@ -102,7 +102,7 @@ class Member(Spec):
 
     ``seed`` is that of its parent. Members of one number share the parent, the number of steps, the rate, the order of
     clean windows, the trigger and the target, whatever their kind; what is inserted into a trained model is inserted
-    into the clean one of its number.
+    into the clean one of its number. An insertion of rank one has a target of its own if it can't bring that one about.
 
     Example
     -------

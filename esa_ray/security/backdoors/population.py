@@ -117,8 +117,9 @@ def made(member: Member) -> Made:
 
 def place(member: Member) -> Path:
     """Where a member lies, or will: in the cache, under all that makes it what it is."""
-    identity = digest({"member": member.content(), "parent": recipe(member.parent).identity, "version": VERSION})
-    return cache_dir() / "backdoors" / f"{member.base}-{member.label}-{identity}.safetensors"
+    # All that it asks for, so that not even another default finds what was made by the old one.
+    asked = {"member": member.model_dump(mode="json"), "parent": recipe(member.parent).identity, "version": VERSION}
+    return cache_dir() / "backdoors" / f"{member.base}-{member.label}-{digest(asked)}.safetensors"
 
 
 def parent_weights(member: Member) -> dict[str, Tensor]:
