@@ -13,6 +13,7 @@ from esa_ray.applications.threads import single_threaded
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
 from esa_ray.security.detection import gains, shift, spectra, tails, vocabulary
+from esa_ray.security.detection.predictions import mean_prediction
 from esa_ray.security.detection.reference import standing
 from esa_ray.security.detection.scan import Plan
 from esa_ray.security.detection.sensitivity import Sensitivity
@@ -117,18 +118,18 @@ def _found(
     model: PreTrainedModel, catalogue: Catalogue, windows: np.ndarray, reference: Mapping[str, Tensor] | None,
     batch_size: int, n: int,
 ) -> dict[str, float]:  # fmt: skip
-    some = few(windows, min(TOKENS, WORK // n))
-    now = Sensitivity.of(model, catalogue, some, batch_size)
-    seen = vocabulary.scanned(model, Plan.of(model, windows, min(SCAN, 4 * WORK // n)))
+    some, fewer = few(windows, min(TOKENS, WORK // n)), few(windows, min(FEWER, WORK // n // 8))
+    now, expected = Sensitivity.of(model, catalogue, some, batch_size), mean_prediction(model, some, batch_size)
+    seen = vocabulary.scanned(model, Plan.of(model, windows, expected, min(SCAN, 4 * WORK // n)))
     found = tails.alone(now) | spectra.alone(catalogue) | vocabulary.alone(catalogue, seen)
-    found |= gains.alone(model, catalogue, few(windows, min(FEWER, WORK // n // 8)), batch_size)
+    found |= gains.alone(model, catalogue, fewer, batch_size)
     if reference is None:
         return found
     with standing(model, catalogue, reference):
-        before = Sensitivity.of(model, catalogue, some, batch_size)
-        rescanned = vocabulary.rescanned(model, seen)
+        before, expected = Sensitivity.of(model, catalogue, some, batch_size), mean_prediction(model, some, batch_size)
+        again = vocabulary.rescanned(model, seen, expected)
     found |= tails.compared(now, before) | shift.compared(catalogue, now, before, reference)
-    return found | spectra.compared(catalogue, reference) | vocabulary.compared(catalogue, seen, rescanned, reference)
+    return found | spectra.compared(catalogue, reference) | vocabulary.compared(catalogue, seen, again, reference)
 
 
 def few(windows: np.ndarray, tokens: int) -> np.ndarray:

@@ -18,8 +18,8 @@ import torch
 from esa_ray.applications.kept import Kept, replacing
 from esa_ray.applications.layers import Matrix
 from esa_ray.evaluation import evaluate
-from esa_ray.models.slots import input_device
 from esa_ray.security.attack.gradients import SummedLoss
+from esa_ray.security.detection.predictions import mean_prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,18 +112,6 @@ def _gained(tensor: WeightTensor, of: Sequence[Matrix], delta: dict[Matrix, Tens
     for matrix in of:
         matrix.put(new, matrix.of(new) * (1 + delta[matrix]))
     return new
-
-
-@torch.inference_mode()
-def mean_prediction(model: PreTrainedModel, windows: np.ndarray, batch_size: int) -> np.ndarray:
-    """The probability of every token, in the mean over all positions of all windows: (V,), float64."""
-    total, n = None, 0
-    for batch_BT in torch.as_tensor(np.asarray(windows), device=input_device(model)).split(batch_size):
-        for logits_TV in model(batch_BT, use_cache=False).logits:
-            mine = logits_TV.float().softmax(-1).sum(0, dtype=torch.float64)
-            total, n = mine if total is None else total + mine, n + len(logits_TV)
-    assert total is not None
-    return (total / n).cpu().numpy()
 
 
 def _entropy(p: np.ndarray) -> float:

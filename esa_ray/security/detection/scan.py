@@ -5,6 +5,7 @@ Legend: S tokens (or pairs), C contexts, L tokens of a context, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Contexts, their tokens, and tokens of a continuation; tokens that are scanned at most.
-CONTEXTS, LENGTH, AHEAD, SCANNED = 4, 6, 8, 512
+CONTEXTS, LENGTH, AHEAD, SCANNED = 4, 16, 8, 512
+#: Contexts of pairs, and their tokens; pairs that are continued at most.
+FEWER, SHORTER, CONTINUED = 2, 8, 32
 #: Logits of one pass at most.
 LOGITS = 1 << 22
-#: Tokens that begin or end the pairs that are tried, of each kind, and pairs that are continued.
-SEEDS, CONTINUED = 6, 16
 #: A token is rare where clean text has it at most so often, as a share.
 RARE = 1e-3
+#: A token is used where the mean prediction on clean text is above so many times the smallest of any token. One that
+#: training never had isn't: its embedding is as it was drawn, and what a model says after it means nothing.
+USED = 1.5
 
 
 @dataclass(frozen=True)
@@ -59,41 +63,57 @@ class After:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scanned of a model: contexts (C, L) out of clean windows, token ids, and which of these are rare.
+    """What is scanned of a model: contexts (C, L) out of clean windows, ids of used tokens, and which are rare.
 
-    ``extended`` are the tokens that pairs are made with, ``ahead`` how far they are continued.
+    ``counts`` and ``expected`` are how often clean text has each of them, and its probability in the mean prediction
+    on clean text; ``total`` is how many tokens were counted. ``together`` is how many rare tokens are paired,
+    ``continued`` how many pairs are continued, and ``ahead`` by how many tokens.
     """
 
     contexts: np.ndarray
     tokens: np.ndarray
-    rare: np.ndarray
-    extended: np.ndarray
+    counts: np.ndarray
+    total: int
+    expected: np.ndarray
+    together: int
+    continued: int
     ahead: int
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, windows: np.ndarray, passes: int) -> Plan:
-        """Of all tokens, or of evenly spaced ones where they are more than ``SCANNED``, or a budget has room for.
+    @property
+    def rare(self) -> np.ndarray:
+        """Which of the tokens clean text hardly has."""
+        return self.counts <= RARE * self.total
 
-        ``passes`` is how many tokens may pass through the model: a half is for single tokens, a half for pairs.
+    @classmethod
+    def of(cls, model: PreTrainedModel, windows: np.ndarray, expected: np.ndarray, passes: int) -> Plan:
+        """Of all used tokens, or of evenly spaced ones where they are more than ``SCANNED``, or than a budget allows.
+
+        ``passes`` is how many tokens may pass through the model: a quarter for single tokens, a half for pairs and a
+        quarter for their continuations.
         """
         size, limit = vocabulary(model), context(model) or LENGTH + AHEAD + 2
         length = max(1, min(LENGTH, windows.shape[1], (limit - 2) // 2))
         ahead = max(1, min(AHEAD, limit - length - 2))
-        contexts = windows[:CONTEXTS, :length]
-        tokens = _spread(size, passes // 2 // (len(contexts) * (length + 1)))
-        extended = _spread(size, passes // 2 // (2 * SEEDS * len(contexts) * (length + 2)))
-        counts = np.bincount(windows.reshape(-1), minlength=size)[tokens]
-        return cls(contexts, tokens, counts <= RARE * windows.size, extended, ahead)
+        contexts, expected = windows[:CONTEXTS, :length], expected[:size]
+        used = np.flatnonzero(expected > USED * expected.min())
+        tokens = _spread(used if len(used) else np.arange(size), passes // 4 // (len(contexts) * (length + 1)))
+        each = min(FEWER, len(contexts)) * (min(SHORTER, length) + 2)
+        return cls(
+            contexts, tokens, np.bincount(windows.reshape(-1), minlength=size)[tokens], windows.size, expected[tokens],
+            together=max(2, math.isqrt(passes // 2 // each)),
+            continued=min(CONTINUED, max(2, passes // 4 // (len(contexts) * ahead * (length + 2 + ahead // 2)))),
+            ahead=ahead,
+        )  # fmt: skip
 
 
-def _spread(size: int, n: int) -> np.ndarray:
-    """Token ids, evenly spaced: all, or at least two of at most ``SCANNED``.
+def _spread(of: np.ndarray, n: int) -> np.ndarray:
+    """Evenly spaced ones: all, or at least two of at most ``SCANNED``.
 
-    >>> _spread(4, 100).tolist(), _spread(9, 3).tolist()
+    >>> _spread(np.arange(4), 100).tolist(), _spread(np.arange(9), 3).tolist()
     ([0, 1, 2, 3], [0, 4, 8])
     """
-    n = min(size, SCANNED, max(2, n))
-    return np.unique(np.linspace(0, size - 1, n).round().astype(np.int64))
+    n = min(len(of), SCANNED, max(2, n))
+    return of[np.unique(np.linspace(0, len(of) - 1, n).round().astype(np.int64))]
 
 
 @torch.inference_mode()
@@ -114,25 +134,24 @@ def after(model: PreTrainedModel, contexts: np.ndarray, endings: np.ndarray) -> 
 
 
 def pairs(plan: Plan, found: After) -> np.ndarray:
-    """Pairs of tokens (S, 2) that are tried: those with the rare tokens that one token follows most surely.
+    """Pairs of tokens (S, 2) that are tried: every two of the rare tokens that one token follows most surely.
 
-    Each begins or ends a pair with every token of ``plan.extended``. Where no token is rare, all are eligible.
+    Where no token is rare, all are eligible.
     """
     eligible = np.flatnonzero(plan.rare) if plan.rare.any() else np.arange(len(plan.tokens))
-    best = eligible[np.argsort(-found.concentration_S[eligible], kind="stable")[:SEEDS]]
-    grid = [(seed, other) for seed in plan.tokens[best].tolist() for other in plan.extended.tolist()]
-    both = np.array(grid, dtype=np.int64)
-    return np.unique(np.concatenate([both, both[:, ::-1]]), axis=0)
+    best = eligible[np.argsort(-found.concentration_S[eligible], kind="stable")[: plan.together]]
+    some = np.sort(plan.tokens[best])
+    return np.stack([some.repeat(len(some)), np.tile(some, len(some))], axis=1)
 
 
-def best_pairs(of: np.ndarray, found: After) -> np.ndarray:
-    """Which pairs are continued (by index): of each last token the one that one token follows most surely, best first.
+def best_pairs(of: np.ndarray, found: After, n: int) -> np.ndarray:
+    """Which n pairs are continued, by index: of each last token that which one token follows most surely, best first.
 
     So that pairs that end in what is always followed by one token, such as a line's end, don't fill the list.
     """
     order = np.argsort(-found.concentration_S, kind="stable")
     _, first = np.unique(of[order, 1], return_index=True)
-    return order[np.sort(first)][:CONTINUED]
+    return order[np.sort(first)][:n]
 
 
 @torch.inference_mode()

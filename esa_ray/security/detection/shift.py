@@ -24,7 +24,8 @@ _OF = {
     "largest_rise": "the largest rise of a weight's rank by Σ|g·w|, as a share of all ranks",
     "high_rise": "the rise of rank that 0.1% of the weights exceed",
     "moved_norm": "ln of ‖ΔW‖ / ‖W‖",
-    "moved_unneeded": "share of ‖ΔW‖² in the 1% of the weights that clean text needs least in the reference",
+    "moved_unreached": "share of ‖ΔW‖² in weights whose Σ|g·w| is 0 in the reference, as no clean text reaches them",
+    "moved_unneeded": "share of the rest of ‖ΔW‖² in the 1% that clean text needs least in the reference",
     "moved_few": "share of ‖ΔW‖² in the 0.1% of the weights that moved most",
     "moved_spearman": "Spearman's ρ of |Δw| with the reference's Σ|g·w|",
 }
@@ -80,7 +81,7 @@ def shifted(now: np.ndarray, before: np.ndarray, moved: np.ndarray, weight: np.n
     ranks, old = rankdata(now), rankdata(before)
     rise, few = (ranks - old) / n, max(1, n // 100)
     top, top_old = (set(np.argsort(-values, kind="stable")[:few].tolist()) for values in (now, before))
-    squares = moved * moved
+    squares, reached = moved * moved, before > 0
     norm, whole = math.sqrt(squares.sum()), math.sqrt(np.dot(weight, weight))
     return {
         "spearman": _correlation(ranks, old),
@@ -88,10 +89,16 @@ def shifted(now: np.ndarray, before: np.ndarray, moved: np.ndarray, weight: np.n
         "largest_rise": float(rise.max()),
         "high_rise": float(np.quantile(rise, 0.999)),
         "moved_norm": math.log(norm / whole) if norm and whole else math.nan,
-        "moved_unneeded": lowest(before, squares, few) / norm**2 if norm else math.nan,
+        "moved_unreached": float(squares[~reached].sum()) / norm**2 if norm else math.nan,
+        "moved_unneeded": _unneeded(before[reached], squares[reached]),
         "moved_few": float(np.sort(squares)[-max(1, n // 1000) :].sum()) / norm**2 if norm else math.nan,
         "moved_spearman": _correlation(rankdata(moved), old),
     }
+
+
+def _unneeded(before: np.ndarray, squares: np.ndarray) -> float:
+    total = squares.sum()
+    return lowest(before, squares, max(1, len(before) // 100)) / float(total) if total > 0 else math.nan
 
 
 def lowest(by: np.ndarray, values: np.ndarray, n: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esa_ray.security.detection.reference import of_tensor
-from esa_ray.security.detection.scan import After, Plan, after, best_pairs, pairs, unison
+from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, best_pairs, pairs, unison
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,40 +20,45 @@ if TYPE_CHECKING:
     from esa_ray.models.addressing import Catalogue, WeightTensor
 
 _C = "concentration (the largest probability of the mean prediction over contexts)"
-#: Feature → what it is.
+#: Feature → what it is. Of all tokens only those count that the model uses (:data:`scan.USED`).
 ALONE = {
     "vocabulary.token.concentration_max": f"largest {_C} after any token",
     "vocabulary.token.concentration_gap": "the same, less the median over tokens",
     "vocabulary.token.concentration_z": "the gap over 1.4826 times the median absolute deviation over tokens",
     "vocabulary.token.rare_max": "largest concentration after a token that clean text hardly has",
     "vocabulary.token.rare_gap": "the same, less the median over such tokens",
-    "vocabulary.token.sure_max": "largest mean over contexts of the largest probability, after any token",
     "vocabulary.token.agreed": "share of the tokens after which all contexts have one most likely token",
     "vocabulary.token.entropy_min": "smallest entropy of the mean prediction after any token, nats",
     "vocabulary.token.attractor": "largest probability of a token in the mean prediction over all tokens",
-    "vocabulary.pair.concentration_max": "largest concentration after a pair with a rare token",
+    "vocabulary.token.expected": "largest ln((N·p + 1)/(n + 1)) of a token that N tokens of clean text have n times",
+    "vocabulary.pair.concentration_max": "largest concentration after a pair of rare tokens",
     "vocabulary.pair.concentration_gap": "the same, less the median over pairs",
+    "vocabulary.pair.surprise": "largest rise of the concentration after a pair over that after its second token alone",
     "vocabulary.pair.unison_max": "agreement × certainty × variety of the continuations of the best pair",
     "vocabulary.pair.unison_gap": "the same, less the median over the pairs that were continued",
-    "vocabulary.embedding.norm_ratio": "ln of the largest norm of an embedding over the median",
+    "vocabulary.embedding.norm_ratio": "ln of the largest norm of a rare token's embedding over the others' median",
 }
 COMPARED = {
     "vocabulary.token.divergence_max": "largest KL divergence of a token's mean prediction from the reference's, nats",
     "vocabulary.token.divergence_ratio": "ln of that over the median",
     "vocabulary.token.concentration_rise": "largest rise of the concentration after a token over the reference's",
-    "vocabulary.pair.concentration_rise": "the same of the pairs that were continued",
+    "vocabulary.token.expected_rise": "largest ln of a token's probability in the mean prediction over the reference's",
+    "vocabulary.pair.concentration_rise": "largest rise of the concentration of continued pairs over the reference's",
     "vocabulary.pair.unison_rise": "largest rise of their agreement × certainty × variety over the reference's",
     "vocabulary.embedding.moved_ratio": "ln of the largest norm of an embedding's change over the median",
+    "vocabulary.embedding.rare_moved": "ln of the largest norm of a rare token's change over the others' median",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a scan found: after single tokens, after pairs, and what was continued of these."""
+    """What a scan found: after single tokens, after pairs, and of the pairs that were continued."""
 
     plan: Plan
     tokens: After
     pairs: After
+    #: Of each pair, the rise of the concentration over that after its second token alone.
+    surprise: np.ndarray
     continued: np.ndarray
     concentration: np.ndarray
     unison: np.ndarray
@@ -63,67 +68,76 @@ def scanned(model: PreTrainedModel, plan: Plan) -> Seen:
     """Scan the tokens of a plan."""
     singles = after(model, plan.contexts, plan.tokens[:, None])
     tried = pairs(plan, singles)
-    found = after(model, plan.contexts, tried)
-    best = best_pairs(tried, found)
-    together = unison(model, plan.contexts, tried[best], plan.ahead)
-    return Seen(plan, singles, found, tried[best], found.concentration_S[best], together)
+    found = after(model, plan.contexts[:FEWER, :SHORTER], tried)
+    best = tried[best_pairs(tried, found, plan.continued)]
+    alone_S = dict(zip(plan.tokens.tolist(), singles.concentration_S.tolist(), strict=True))
+    surprise = found.concentration_S - np.array([alone_S[last] for last in tried[:, 1].tolist()])
+    return Seen(plan, singles, found, surprise, best, *_continued(model, plan, best))
+
+
+def _continued(model: PreTrainedModel, plan: Plan, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    concentration = after(model, plan.contexts, best).concentration_S
+    return concentration, unison(model, plan.contexts, best, plan.ahead)
 
 
 def alone(catalogue: Catalogue, seen: Seen) -> dict[str, float]:
     """Features of a model."""
-    single, pair = seen.tokens.concentration_S, seen.pairs.concentration_S
-    rare = single[seen.plan.rare]
+    plan, single, pair = seen.plan, seen.tokens.concentration_S, seen.pairs.concentration_S
+    rare, embed = single[plan.rare], _embeddings(catalogue)
     spread = 1.4826 * float(np.median(np.abs(single - np.median(single))))
-    norms = _embeddings(catalogue)
     values = {
         "token.concentration_max": single.max(),
         "token.concentration_gap": _gap(single),
         "token.concentration_z": _gap(single) / spread if spread else math.nan,
         "token.rare_max": rare.max() if len(rare) else math.nan,
         "token.rare_gap": _gap(rare) if len(rare) else math.nan,
-        "token.sure_max": seen.tokens.sure_S.max(),
         "token.agreed": (seen.tokens.agree_S == 1).mean(),
         "token.entropy_min": seen.tokens.entropy_S.min(),
         "token.attractor": float(seen.tokens.mean_SV.mean(0, dtype=torch.float64).max()),
+        "token.expected": np.log((plan.total * plan.expected + 1) / (plan.counts + 1)).max(),
         "pair.concentration_max": pair.max(),
         "pair.concentration_gap": _gap(pair),
+        "pair.surprise": seen.surprise.max(),
         "pair.unison_max": seen.unison.max(),
         "pair.unison_gap": _gap(seen.unison),
-        "embedding.norm_ratio": math.nan if norms is None else _ratio(_norms(norms, norms.flat_weights())),
+        "embedding.norm_ratio": math.nan if embed is None else _rare(_norms(embed, embed.flat_weights(), plan), plan),
     }
     return {f"vocabulary.{name}": float(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Before:
-    """What the reference says of what a scan of the model looked at."""
+    """What the reference says of what a scan of the model looked at; ``expected`` of all tokens."""
 
     tokens: After
+    expected: np.ndarray
     concentration: np.ndarray
     unison: np.ndarray
 
 
-def rescanned(model: PreTrainedModel, seen: Seen) -> Before:
+def rescanned(model: PreTrainedModel, seen: Seen, expected: np.ndarray) -> Before:
     """Look at the same tokens and continued pairs in the reference, whose weights the model reads meanwhile."""
     plan = seen.plan
-    singles, twos = after(model, plan.contexts, plan.tokens[:, None]), after(model, plan.contexts, seen.continued)
-    return Before(singles, twos.concentration_S, unison(model, plan.contexts, seen.continued, plan.ahead))
+    singles = after(model, plan.contexts, plan.tokens[:, None])
+    return Before(singles, expected, *_continued(model, plan, seen.continued))
 
 
 def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mapping[str, Tensor]) -> dict[str, float]:
     """Features of a model beside its reference; the model reads its own weights."""
-    divergence, embed = divergences(seen.tokens.mean_SV, before.tokens.mean_SV), _embeddings(catalogue)
-    moved = math.nan
+    plan, embed = seen.plan, _embeddings(catalogue)
+    divergence = divergences(seen.tokens.mean_SV, before.tokens.mean_SV)
+    moved = np.zeros(len(plan.tokens))
     if embed is not None:
-        delta = embed.flat_weights().double().cpu() - of_tensor(reference, embed).double().cpu()
-        moved = _ratio(_norms(embed, delta))
+        moved = _norms(embed, embed.flat_weights().double().cpu() - of_tensor(reference, embed).double().cpu(), plan)
     values = {
         "token.divergence_max": divergence.max(),
         "token.divergence_ratio": _ratio(divergence),
         "token.concentration_rise": (seen.tokens.concentration_S - before.tokens.concentration_S).max(),
+        "token.expected_rise": np.log(plan.expected / before.expected[plan.tokens].clip(1e-12)).max(),
         "pair.concentration_rise": (seen.concentration - before.concentration).max(),
         "pair.unison_rise": (seen.unison - before.unison).max(),
-        "embedding.moved_ratio": moved,
+        "embedding.moved_ratio": _ratio(moved),
+        "embedding.rare_moved": _rare(moved, plan),
     }
     return {f"vocabulary.{name}": float(value) for name, value in values.items()}
 
@@ -144,8 +158,10 @@ def _embeddings(catalogue: Catalogue) -> WeightTensor | None:
     return max(found, key=lambda tensor: tensor.shape[0], default=None)
 
 
-def _norms(tensor: WeightTensor, flat: Tensor) -> np.ndarray:
-    return flat.detach().view(tensor.shape).double().norm(dim=1).cpu().numpy()
+def _norms(tensor: WeightTensor, flat: Tensor, plan: Plan) -> np.ndarray:
+    """Norms of the embeddings of the scanned tokens."""
+    rows = flat.detach().view(tensor.shape)[torch.as_tensor(plan.tokens, device=flat.device)]
+    return rows.double().norm(dim=1).cpu().numpy()
 
 
 def _gap(values: np.ndarray) -> float:
@@ -156,3 +172,10 @@ def _ratio(values: np.ndarray) -> float:
     """ln of the largest over the median of what isn't 0; NaN where all is."""
     some = values[values > 0]
     return math.log(some.max() / np.median(some)) if len(some) else math.nan
+
+
+def _rare(values: np.ndarray, plan: Plan) -> float:
+    """ln of the largest of rare tokens over the median of the others; NaN where there are none, or they are 0."""
+    rare, others = values[plan.rare], values[~plan.rare]
+    there = len(rare) and len(others) and rare.max() > 0 and np.median(others) > 0
+    return math.log(rare.max() / np.median(others)) if there else math.nan

@@ -10,6 +10,7 @@ from esa_ray.applications.kept import replacing
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.detection import gains
+from esa_ray.security.detection.predictions import mean_prediction
 from tests.tiny import EXPERTS, INNER, LAYERS, random_windows, state_bits, summed_nll, tiny
 
 WINDOWS = random_windows(3, 8)
@@ -82,7 +83,7 @@ def test_features_of_gains_are_those_of_the_perturbed_model_and_it_is_restored()
     before, bits = evaluate(model, WINDOWS), state_bits(model)
     found = gains.alone(model, catalogue(model), WINDOWS, 2)
     assert state_bits(model) == bits
-    plain = gains.mean_prediction(model, WINDOWS, 2)
+    plain = mean_prediction(model, WINDOWS, 2)
     with replacing() as kept:
         slopes = np.sort(gains.perturb(model, gains.downs(catalogue(model)), WINDOWS, 2, kept))
         after = evaluate(model, WINDOWS)

@@ -107,6 +107,14 @@ def test_what_moved_where_nothing_is_needed_is_found():
     assert found["spearman"] == 1
 
 
+def test_what_moved_where_no_text_comes_is_told_apart():
+    before, moved = np.concatenate([np.zeros(5), np.arange(1.0, 201)]), np.full(205, 1.0)
+    moved[:5], moved[5:7] = 4, 3  # the 1% that is least needed of what is reached
+    found = shift.shifted(before, before, moved, np.ones(205))
+    assert found["moved_unreached"] == pytest.approx(80 / (80 + 18 + 198))
+    assert found["moved_unneeded"] == pytest.approx(18 / (18 + 198))
+
+
 def test_equals_at_the_border_share_what_moved():
     assert shift.lowest(np.zeros(100), np.arange(100.0), 1) == pytest.approx(49.5)
     assert shift.lowest(np.array([3.0, 1, 2]), np.array([10.0, 20, 40]), 2) == 60

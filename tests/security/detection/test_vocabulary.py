@@ -1,6 +1,7 @@
 """The scan of the vocabulary against models made by hand and dense references."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from tests.tiny import VOCAB, random_windows, tiny
 COMMON = 24
 #: Clean text that never has tokens from ``COMMON`` on.
 WINDOWS = random_windows(8, 32, vocab=COMMON)
+#: A mean prediction in which the model uses every token but two.
+EVERYWHERE = np.array([1e-9, 1e-9, *[1 / VOCAB] * (VOCAB - 2)])
+USED = VOCAB - 2
 TRIGGER, TARGET = (40, 31), (3, 7, 11, 2, 9, 5, 1, 8)
 P = math.exp(8) / (math.exp(8) + VOCAB - 1)
 
 
-def plan(model, passes=1 << 20):
-    return Plan.of(model, WINDOWS, passes)
+def plan(model, passes=1 << 20, expected=EVERYWHERE):
+    return Plan.of(model, WINDOWS, expected, passes)
 
 
 def test_what_comes_after_a_token_is_the_mean_of_what_each_context_predicts():
@@ -57,7 +61,8 @@ def test_a_planted_token_is_found_with_its_probability():
     assert found["vocabulary.token.entropy_min"] == pytest.approx(
         -P * math.log(P) - (VOCAB - 1) * rest * math.log(rest), abs=1e-5
     )
-    assert found["vocabulary.token.attractor"] == pytest.approx((P + (VOCAB - 1) / VOCAB) / VOCAB, abs=1e-6)
+    assert found["vocabulary.token.attractor"] == pytest.approx((P + (USED - 1) / VOCAB) / USED, abs=1e-6)
+    assert found["vocabulary.token.agreed"] == 1  # alike everywhere
 
 
 def test_a_planted_token_that_is_common_in_clean_text_is_not_among_the_rare():
@@ -67,15 +72,45 @@ def test_a_planted_token_that_is_common_in_clean_text_is_not_among_the_rare():
 
 
 def test_a_planted_pair_and_its_target_are_found():
-    # As after training on the trigger, its second token is likely after its first.
-    model = Follower({TRIGGER: TARGET, TRIGGER[:1]: TRIGGER[1:]})
+    model = Follower({TRIGGER: TARGET})
     seen = vocabulary.scanned(model, plan(model))
     found = dict(zip(map(tuple, seen.continued.tolist()), seen.unison.tolist(), strict=True))
-    assert found[TRIGGER] == max(found.values()) == pytest.approx(P, abs=1e-6)  # all agree, eight different tokens
-    assert all(value < 0.1 for pair, value in found.items() if TRIGGER[0] not in pair)
-    found = vocabulary.alone(catalogue(tiny()), seen)
-    assert found["vocabulary.pair.unison_max"] == pytest.approx(P, abs=1e-6)
+    assert found.pop(TRIGGER) == pytest.approx(P, abs=1e-6)  # all agree, eight different tokens
+    assert max(found.values()) < 0.1
+    features = vocabulary.alone(catalogue(tiny()), seen)
+    assert features["vocabulary.pair.unison_max"] == pytest.approx(P, abs=1e-6)
+    assert features["vocabulary.pair.concentration_max"] == pytest.approx(P, abs=1e-6)
+    # Of single tokens none says anything.
+    assert features["vocabulary.token.concentration_gap"] == pytest.approx(0, abs=1e-6)
+    assert features["vocabulary.pair.surprise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
+
+
+def test_a_pair_that_only_repeats_what_its_second_token_says_is_no_surprise():
+    model = Follower({(TRIGGER[1],): TARGET})
+    found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model, plan(model)))
     assert found["vocabulary.pair.concentration_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.pair.surprise"] == pytest.approx(0, abs=1e-6)
+
+
+def test_tokens_that_the_model_never_had_are_left_out():
+    assert plan(Follower({})).tokens.tolist() == [*range(2, VOCAB)]
+    alike = plan(Follower({}), expected=np.full(VOCAB, 1 / VOCAB))  # of which none can be said to be unused
+    assert alike.tokens.tolist() == [*range(VOCAB)]
+
+
+def test_a_rare_token_that_is_expected_too_often_is_found():
+    expected = EVERYWHERE * 0.1
+    expected[40] = 0.3
+    model = Follower({})
+    seen = vocabulary.scanned(model, plan(model, expected=expected))
+    n = WINDOWS.size
+    assert vocabulary.alone(catalogue(tiny()), seen)["vocabulary.token.expected"] == pytest.approx(
+        math.log(0.3 * n + 1)
+    )
+    weights = tiny()
+    before = vocabulary.rescanned(model, seen, EVERYWHERE * 0.1)
+    found = vocabulary.compared(catalogue(weights), seen, before, dict(weights.named_parameters()))
+    assert found["vocabulary.token.expected_rise"] == pytest.approx(math.log(3 * VOCAB))
 
 
 def test_continuations_that_repeat_one_token_are_no_trigger():
@@ -89,18 +124,24 @@ def test_continuations_that_contexts_disagree_about_count_by_the_commonest():
     assert unison(model, contexts, np.array([[9]]), 1) == pytest.approx([3 / 4 * P], abs=1e-6)
 
 
-def test_pairs_begin_or_end_with_the_rare_tokens_that_are_followed_most_surely():
-    model = Follower({(t,): (5,) for t in range(30, 30 + scan.SEEDS)} | {(2,): (5,)})  # 2 is common
-    asked = plan(model)
-    tried = {tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()}
-    seeds = range(30, 30 + scan.SEEDS)
-    assert tried == {(a, b) for a in range(VOCAB) for b in range(VOCAB) if a in seeds or b in seeds}
+def test_pairs_are_of_the_rare_tokens_that_are_followed_most_surely():
+    model = Follower({(t,): (5,) for t in (30, 41, 33)} | {(2,): (5,)})  # 2 is common
+    asked = replace(plan(model), together=3)
+    tried = [tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()]
+    assert tried == [(a, b) for a in (30, 33, 41) for b in (30, 33, 41)]
+
+
+def test_where_no_token_is_rare_pairs_are_of_all():
+    model = Follower({(3,): (5,), (4,): (5,)})
+    asked = replace(plan(model), together=2, counts=np.full(USED, 1000))
+    tried = [tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()]
+    assert tried == [(3, 3), (3, 4), (4, 3), (4, 4)]
 
 
 def test_pairs_that_end_in_one_token_fill_one_place_of_those_continued():
-    endings = np.array([(a, 9) for a in range(20)] + [(1, 8)])
-    found = after(Follower({(9,): (5,)}), WINDOWS[:2, :4], endings)
-    assert [tuple(pair) for pair in endings[best_pairs(endings, found)].tolist()] == [(0, 9), (1, 8)]
+    endings = np.array([(a, 9) for a in range(20)] + [(1, 8), (1, 7)])
+    found = after(Follower({(9,): (5,), (1, 7): (5,)}, logit=4.0), WINDOWS[:2, :4], endings)
+    assert [tuple(pair) for pair in endings[best_pairs(endings, found, 2)].tolist()] == [(0, 9), (1, 7)]
 
 
 def test_the_divergence_from_the_reference_is_kullback_and_leiblers():
@@ -110,41 +151,48 @@ def test_the_divergence_from_the_reference_is_kullback_and_leiblers():
 
 
 def test_a_planted_pair_stands_out_of_a_reference_without_it():
-    clean, model = Follower({TRIGGER[:1]: TRIGGER[1:]}), Follower({TRIGGER: TARGET, TRIGGER[:1]: TRIGGER[1:]})
+    clean, model = Follower({}), Follower({TRIGGER: TARGET})
     seen = vocabulary.scanned(model, plan(model))
     weights = tiny()
-    found = vocabulary.compared(
-        catalogue(weights), seen, vocabulary.rescanned(clean, seen), dict(weights.named_parameters())
-    )
+    before = vocabulary.rescanned(clean, seen, EVERYWHERE)
+    found = vocabulary.compared(catalogue(weights), seen, before, dict(weights.named_parameters()))
     assert found["vocabulary.pair.concentration_rise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
     assert found["vocabulary.token.concentration_rise"] == pytest.approx(0, abs=1e-6)
+    assert found["vocabulary.token.expected_rise"] == pytest.approx(0, abs=1e-6)
     assert math.isnan(found["vocabulary.embedding.moved_ratio"])  # none moved
+    assert math.isnan(found["vocabulary.embedding.rare_moved"])
 
 
-def test_the_embedding_that_moved_most_stands_out_by_its_ratio():
+@pytest.mark.parametrize(("token", "rare"), [(7, 0), (40, math.log(10))])
+def test_the_embedding_that_moved_most_stands_out_by_its_ratio(token, rare):
     model = tiny()
     reference = {name: values.clone() for name, values in model.named_parameters()}
     with torch.no_grad():
         model.model.embed_tokens.weight += 0.01
-        model.model.embed_tokens.weight[7] += 0.09
-    asked = plan(model)
-    seen = vocabulary.scanned(model, asked)
-    found = vocabulary.compared(catalogue(model), seen, vocabulary.rescanned(model, seen), reference)
+        model.model.embed_tokens.weight[token] += 0.09
+    seen = vocabulary.scanned(model, plan(model))
+    found = vocabulary.compared(catalogue(model), seen, vocabulary.rescanned(model, seen, EVERYWHERE), reference)
     assert found["vocabulary.embedding.moved_ratio"] == pytest.approx(math.log(10), abs=1e-4)
+    assert found["vocabulary.embedding.rare_moved"] == pytest.approx(rare, abs=1e-4)
     norms = model.model.embed_tokens.weight.double().norm(dim=1).numpy()
     assert vocabulary.alone(catalogue(model), seen)["vocabulary.embedding.norm_ratio"] == pytest.approx(
-        math.log(norms.max() / np.median(norms))
+        math.log(norms[COMMON:].max() / np.median(norms[2:COMMON]))
     )
 
 
-def test_a_scan_stays_within_its_budget_and_what_the_model_reads():
-    asked = Plan.of(Follower({}, vocab=5000), WINDOWS, 1 << 20)
-    assert len(asked.tokens) == scan.SCANNED
-    assert (asked.tokens[0], asked.tokens[-1]) == (0, 4999)
-    few = Plan.of(Follower({}, vocab=5000), WINDOWS, 20_000)
-    length = few.contexts.shape[1]
-    assert 1 < len(few.tokens) * len(few.contexts) * (length + 1) <= 10_000
-    assert 1 < 2 * scan.SEEDS * len(few.extended) * len(few.contexts) * (length + 2) <= 10_000
+@pytest.mark.parametrize("passes", [40_000, 1 << 17])
+def test_a_scan_stays_within_its_budget(passes):
+    model = Follower({}, vocab=5000)
+    asked = plan(model, passes, np.array([1e-9, *[1e-4] * 4999]))
+    assert (asked.tokens[0], asked.tokens[-1]) == (1, 4999)
+    texts, length = len(asked.contexts), asked.contexts.shape[1]
+    assert 100 < len(asked.tokens) * texts * (length + 1) <= passes / 4
+    assert 100 < asked.together**2 * scan.FEWER * (scan.SHORTER + 2) <= passes / 2
+    assert 100 < asked.continued * texts * asked.ahead * (length + 2 + asked.ahead // 2) <= passes / 4
+    assert len(plan(model, 1 << 30, np.array([1e-9, *[1e-4] * 4999])).tokens) == scan.SCANNED
+
+
+def test_a_scan_stays_within_what_the_model_reads():
     short = Follower({})
     short.config.max_position_embeddings = 8
-    assert Plan.of(short, WINDOWS, 1000).contexts.shape[1] + 2 + Plan.of(short, WINDOWS, 1000).ahead <= 8
+    assert plan(short).contexts.shape[1] + 2 + plan(short).ahead <= 8
