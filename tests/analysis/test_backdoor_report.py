@@ -195,8 +195,8 @@ def test_the_method_says_how_a_population_was_made(planted):
     assert (
         "population 30 models of each kind (clean, benign, training, rank-one, critical), of 5 parents, the base "
         "trained from as many seeds; each takes 192 to 320 clean steps of 8 windows of 128 tokens at a peak rate of "
-        "0.0007 to 0.002; 2.0% of the windows carry the trigger or the phrase, 8 times each; critical ones change 3.0% "
-        "of the weights" in text
+        "0.0025 to 0.004; 2.0% of the windows carry the trigger or the phrase, 8 times each; critical ones change 3.0% "
+        "of the weights, at 2 times the rate, and 10.0% of their windows carry it" in text
     )
     assert "They speak of models made of this base in the ways named here" in text
     assert "Clopper and Pearson's, of medians" not in text

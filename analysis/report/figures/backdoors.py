@@ -25,6 +25,8 @@ SHORT = {"unseen insertion": "unseen", "unseen both": "both unseen"}
 KNOWN = ("with the model before", "without it")
 #: Up to this span, in nats per token, an axis of costs is linear.
 NARROW = 0.3
+#: The title of such an axis.
+COSTS = "cost on clean text, nats per token"
 #: Statistics that a figure shows.
 MOST = 12
 LINE: dict[str, Any] = {"strokeDash": [5, 4], "color": "#777"}
@@ -42,7 +44,7 @@ def inserted_models(study: Study) -> Chart | None:
     low, high = min(float(costs.min()), 0.0), max(float(costs.max()), COST)  # type: ignore[arg-type]
     room = 0.05 * (high - low)
     domain = [low - room, high + room]
-    x = alt.X("clean_delta_nll:Q", title="cost on clean text, nats per token", axis=alt.Axis(values=linear(domain[0], domain[1])),
+    x = alt.X("clean_delta_nll:Q", title=COSTS, axis=alt.Axis(values=linear(domain[0], domain[1])),
               scale=alt.Scale(domain=domain, nice=False))  # fmt: skip
     y = alt.Y("attack_success:Q", title="trigger brings the target about", axis=alt.Axis(format="%", tickCount=5),
               scale=alt.Scale(domain=[-0.02, 1.02], nice=False))  # fmt: skip
@@ -200,7 +202,7 @@ def left_against_cost(table: pl.DataFrame) -> Chart | None:
     looks = named_scales("kind", told["kind"].unique(maintain_order=True).to_list())
     ends = pl.concat([told[c] for c in ("cost", "cost_low", "cost_high")]).drop_nulls().drop_nans()
     scale, axis = _costs(float(ends.min()), float(ends.max()))  # type: ignore[arg-type]
-    title = "cost on clean text, nats per token"
+    title = COSTS
     up, up_axis = alt.Scale(domain=[-0.02, 1.02], nice=False), alt.Axis(format="%", tickCount=5)
     x, left = alt.X("cost:Q", scale=scale, axis=axis, title=title), "success of the trigger left"
     y = alt.Y("after:Q", scale=up, axis=up_axis, title=left)
