@@ -74,6 +74,9 @@ def _words(r: dict[str, Any]) -> str:
         words += f" more AUROC (p {p_value(r['p'])})"
     if r["status"] == "open" and r["why_not"]:
         return f"{words} (open: {r['why_not']})"
-    if r["status"] == "open" and r["needed"] is not None:
-        return f"{words} (open: {r['needed']:,} models of a kind and base would settle it)"
+    if r["status"] == "open" and r["goal"] in TARGETS:
+        settled = "it lies too close to the goal" if r["needed"] is None else (
+            f"{r['needed']:,} models of a kind and base would settle it"
+        )  # fmt: skip
+        return f"{words} (open: {settled})"
     return words if r["status"] == "holds" else f"{words} ({r['status']})"

@@ -44,7 +44,10 @@ def population_words(study: Study) -> str:
     recipe = asked.recipe
     steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
     parents = "one parent" if asked.parents == 1 else f"{asked.parents} parents, the base trained from as many seeds"
-    critical = f"; critical ones change {percent(recipe.fraction)} of the weights" if "critical" in asked.kinds else ""
+    critical = (
+        f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the rate, "
+        f"and {percent(recipe.critical_poison)} of their windows carry it"
+    ) if "critical" in asked.kinds else ""  # fmt: skip
     return (
         f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} clean steps "
         f"of {recipe.batch} windows of {recipe.window} tokens at a peak rate of {rates}; {percent(recipe.poison)} of "

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.report import wording
-from analysis.report.sections.backdoors import SCHEMES, area, found_of, pooled
-from analysis.report.sections.mitigations import left
-from analysis.security.detection.columns import ALL
+from analysis.report.sections.backdoors import SEEN, area, found_of, known, pooled, whole_first
+from analysis.report.sections.mitigations import left, unrounded
+from analysis.security.detection.columns import ALL, TARGETS
 from analysis.security.detection.evaluated import detection
 from analysis.security.detection.mitigated import mitigated
 from analysis.security.inserted import inserted
@@ -35,10 +35,9 @@ def _detected(study: Study) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("insertion", "model before", "AUROC", "found at 5% false alarms"):
         table.add_column(name, justify="left")
-    told = pooled(detection(study)).filter(pl.col("scheme").is_in([*SCHEMES]))
+    told = whole_first(pooled(detection(study)).filter(pl.col("scheme").is_in([*TARGETS])))
     for r in told.iter_rows(named=True):
-        seen, known = "seen" if r["scheme"] == "seen" else "unseen", "known" if r["reference"] else "unknown"
-        table.add_row(seen, known, escape(area(r)), escape(found_of(r)))
+        table.add_row(SEEN[r["scheme"]], known(r), escape(area(r)), escape(found_of(r)))
     if len(why := told["why_not"].drop_nulls()):
         table.caption = escape(f"– {why[0]}")
     return table
@@ -50,7 +49,7 @@ def _mitigated(study: Study) -> Table:
     for name in ("mitigation", "models", "success left", "clean cost"):
         table.add_column(name, justify="right" if name == "models" else "left", overflow="fold")
     for r in mitigated(study).filter(pl.col("insertion") == ALL).iter_rows(named=True):
-        table.add_row(r["mitigation"], str(r["models"]), escape(left(r)), wording.signed(r["cost"]))
+        table.add_row(r["mitigation"], str(r["models"]), escape(left(r)), wording.signed(unrounded(r["cost"])))
     return table
 
 

@@ -49,7 +49,7 @@ def _common(member, study):
         "parent": member.parent, "label": member.label, "number": member.number, "insertion": member.kind,
         "poisoned": member.poisoned, "trigger": "~^", "target": "abcdefgh",
         "phrase": "a rare phrase" if member.kind == "benign" else None, "steps": member.steps,
-        "learning_rate": member.learning_rate, "poison": 0.0 if member.kind == "clean" else member.recipe.poison,
+        "learning_rate": member.learning_rate, "poison": member.poison,
         "fraction": member.recipe.fraction if member.kind == "critical" else None, "prompts": PROMPTS,
         "status": "ok", "device": "here", "version": "v", "worker": "w", "created": datetime.now(UTC), "seconds": 2.0,
         "tokens": [TOKENS] * WINDOWS, "hits": [40] * WINDOWS,

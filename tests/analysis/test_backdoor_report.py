@@ -88,16 +88,18 @@ def test_what_was_inserted_is_counted_by_kind(tmp_path):
 
 def test_planted_differences_are_told_with_their_intervals(planted):
     answer = told(planted)["detected"].answer
-    seen = re.search(
-        rf"On insertions that it has seen, a detector has an AUROC of {INTERVAL} with the model before and {INTERVAL} "
-        r"without it \(90 models with a backdoor, 60 without\)", answer,
-    )  # fmt: skip
-    numbers = [float(x) for x in seen.groups()]
-    assert numbers[0] > 0.95
-    assert numbers[1] <= numbers[0] <= numbers[2]
-    assert re.search(rf"On an insertion that it never saw, a detector has an AUROC of {INTERVAL} with", answer)
-    assert "at 5% false alarms it finds" in answer
+    told_ = [re.search(
+        rf"{having} the model before, a detector tells insertions that it has seen with an AUROC of {INTERVAL}, and "
+        rf"one that it never saw with an AUROC of {INTERVAL} \(90 models with a backdoor, 60 without\); at 5% false "
+        r"alarms it finds (\d+\.\d)% \[", answer,
+    ) for having in ("With", "Without")]  # fmt: skip
+    for numbers in ([float(x) for x in one.groups()] for one in told_):
+        assert numbers[0] > 0.9
+        assert numbers[1] <= numbers[0] <= numbers[2]
+        assert numbers[4] <= numbers[3] <= numbers[5]
+        assert numbers[6] > 50
     assert "is the hardest to find" in answer
+    assert re.search(rf"it has {INTERVAL} against clean models alone, and {INTERVAL} against benign ones alone", answer)
     assert judged(planted)["P5.4k"].status in ("holds", "open")
     assert judged(planted)["P5.4n"].status == "holds"
 
@@ -106,23 +108,24 @@ def test_where_nothing_was_planted_no_goal_holds(nothing):
     found = judged(nothing)
     assert {found[name].status for name in ("P5.4k", "P5.4l")} == {"fails"}
     assert found["P5.4n"].status != "holds"
-    said = re.search(rf"has seen, a detector has an AUROC of {INTERVAL}", told(nothing)["detected"].answer)
+    said = re.search(rf"insertions that it has seen with an AUROC of {INTERVAL}", told(nothing)["detected"].answer)
     assert float(said[2]) < 0.5 < float(said[3])
 
 
 def test_the_planted_statistic_is_named_first(planted):
     section = told(planted)["traces"]
     assert re.search(rf"most: vocabulary.gap \({INTERVAL}\)", section.answer)
-    assert "Of rank-one sigma1.weight.ffn.max (" in section.answer
+    assert "of rank-one sigma1.weight.ffn.max (1.0" in section.answer
     first = section.tables[0].rows[0]
     assert first[:4] == ["all", "vocabulary.gap", "vocabulary", ""]
 
 
 def test_what_must_be_at_chance_is_said_to_be(planted):
     section = told(planted)["trusted"]
-    assert "A detector of steps, rate and number, and no feature has 0." in section.answer
-    titles = [t.title for t in section.tables]
-    assert titles == ["Against chance", "What must be at chance", "How many models are enough"]
+    assert "At chance, as it must be, is a detector of steps, rate and number, and no feature: 0." in section.answer
+    assert "Kinds dealt anew 1,000 times reach an AUROC of at most 0." in section.answer
+    titles = [t.title for t in section.tables][:3]
+    assert titles == ["Against chance", "What must be at chance", "How many models of a kind and base are enough"]
 
 
 def test_few_models_get_no_number_and_no_verdict(tmp_path):
@@ -136,9 +139,9 @@ def test_few_models_get_no_number_and_no_verdict(tmp_path):
 def test_the_mitigation_that_leaves_least_is_named_beside_chance(planted):
     section = told(planted)["removed"]
     # 0.02 + 0.01·(number − 2), cut at 0: the mean of 0, 0.01, 0.02, 0.03, 0.04
-    assert "The least is left by reset-moved-0.01: 97.0% becomes 2.0% [" in section.answer
+    assert "Least is left after reset-moved-0.01 (97.0% becomes 2.0% [" in section.answer
     assert "in 15 models, at +0.001" in section.answer
-    assert "As many weights reset by chance leave reset-random-0.01: 97.0% becomes 97.0% [" in section.answer
+    assert "Of random resets reset-random-0.01 (97.0% becomes 97.0% [" in section.answer
     rows = {(r[0], r[1]): r for r in section.tables[0].rows}
     assert rows["rank-one", "reset-moved-0.01"][6] == "5 of 5"
     assert ("rank-one", "freeze-critical-0.01") not in rows  # which is about training alone
@@ -175,7 +178,7 @@ def test_the_terminal_tells_a_population_in_80_columns(planted):
     analysis.print_summary(planted, console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"rank-one +15 +15 +97\.0%", text)
+    assert re.search(r"rank-one +30 +30 +97\.0%", text)
     assert re.search(rf"unseen +known +{INTERVAL}", text)
     assert re.search(r"reset-moved-0\.01 +15 +2\.0%", text)
     assert "P5.4k" in text
@@ -192,8 +195,8 @@ def test_the_method_says_how_a_population_was_made(planted):
     assert (
         "population 30 models of each kind (clean, benign, training, rank-one, critical), of 5 parents, the base "
         "trained from as many seeds; each takes 192 to 320 clean steps of 8 windows of 128 tokens at a peak rate of "
-        "0.0007 to 0.002; 2.0% of the windows carry the trigger or the phrase, 8 times each; critical ones change 3.0% "
-        "of the weights" in text
+        "0.0025 to 0.004; 2.0% of the windows carry the trigger or the phrase, 8 times each; critical ones change 3.0% "
+        "of the weights, at 2 times the rate, and 10.0% of their windows carry it" in text
     )
     assert "They speak of models made of this base in the ways named here" in text
     assert "Clopper and Pearson's, of medians" not in text
@@ -215,9 +218,12 @@ def test_populations_of_two_bases_are_compared_by_detectors_that_never_saw_the_o
     by_id = {s.id: s for s in sections(found, set(figures(found)))}
     assert list(by_id) == ["across_bases", "removed"]
     answer = by_id["across_bases"].answer
-    assert re.search(rf"On a base that it never saw, a detector has an AUROC of {INTERVAL} with the model", answer)
-    assert "On a base and an insertion that it never saw" in answer
-    assert re.search(r"The worst is (llama|neox)-0.3m, ", answer)
+    assert re.search(
+        rf"a detector tells backdoors of a base that it never saw with an AUROC of {INTERVAL}, and those of a base and "
+        rf"an insertion that it never saw with an AUROC of {INTERVAL} \(180 models with a backdoor, 120 without\)",
+        answer,
+    )  # fmt: skip
+    assert re.search(r"Hardest is (llama|neox)-0\.3m, with", answer)
     rows = [row for t in by_id["across_bases"].tables[:1] for row in t.rows]
     assert {row[1] for row in rows} == {"its parent", "its insertion", "its base", "its base and insertion"}
     assert all(len(row) == len(t.columns) for s in by_id.values() for t in s.tables for row in t.rows)
@@ -228,7 +234,7 @@ def test_populations_of_two_bases_are_compared_by_detectors_that_never_saw_the_o
     assert save_tables(found, Location(tmp_path)).is_dir()
     console = Console(width=80, record=True)
     print_answers(found, console)
-    assert "On a base that it never saw" in " ".join(console.export_text().split())
+    assert "of a base that it never saw" in " ".join(console.export_text().split())
     assert unfinished(found) is not None
 
 

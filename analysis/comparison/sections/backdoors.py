@@ -24,7 +24,8 @@ from analysis.security.detection.evaluated import detection
 from analysis.security.inserted import inserted
 
 #: What a detector hadn't seen, in sentences, and in tables.
-UNSEEN = {"unseen base": "a base that it never saw", "unseen both": "a base and an insertion that it never saw"}
+UNSEEN = {"unseen base": "backdoors of a base that it never saw",
+          "unseen both": "those of a base and an insertion that it never saw"}  # fmt: skip
 NEVER = {"seen": "its parent", "unseen insertion": "its insertion", "unseen base": "its base",
          "unseen both": "its base and insertion"}  # fmt: skip
 COLUMNS = ["<base", "<a detector that never saw", "<insertion", "<model before", "<negatives", "<models", "parents",

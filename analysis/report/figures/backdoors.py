@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -24,9 +25,11 @@ SHORT = {"unseen insertion": "unseen", "unseen both": "both unseen"}
 KNOWN = ("with the model before", "without it")
 #: Up to this span, in nats per token, an axis of costs is linear.
 NARROW = 0.3
+#: The title of such an axis.
+COSTS = "cost on clean text, nats per token"
 #: Statistics that a figure shows.
 MOST = 12
-LINE = {"strokeDash": [5, 4], "color": "#777"}
+LINE: dict[str, Any] = {"strokeDash": [5, 4], "color": "#777"}
 
 
 def inserted_models(study: Study) -> Chart | None:
@@ -41,7 +44,7 @@ def inserted_models(study: Study) -> Chart | None:
     low, high = min(float(costs.min()), 0.0), max(float(costs.max()), COST)  # type: ignore[arg-type]
     room = 0.05 * (high - low)
     domain = [low - room, high + room]
-    x = alt.X("clean_delta_nll:Q", title="cost on clean text, nats per token", axis=alt.Axis(values=linear(*domain)),
+    x = alt.X("clean_delta_nll:Q", title=COSTS, axis=alt.Axis(values=linear(domain[0], domain[1])),
               scale=alt.Scale(domain=domain, nice=False))  # fmt: skip
     y = alt.Y("attack_success:Q", title="trigger brings the target about", axis=alt.Axis(format="%", tickCount=5),
               scale=alt.Scale(domain=[-0.02, 1.02], nice=False))  # fmt: skip
@@ -73,7 +76,9 @@ def roc(study: Study, *, known: bool) -> Chart | None:
     table = table.select("line", "fpr", "tpr", "low", "high")
     names = [n for n in (*TOGETHER, *(f"unseen: {i}" for i in INSERTIONS)) if n in table["line"]]
     dashes = [[1, 0] if name in TOGETHER else [4, 3] for name in names]
-    legend = alt.Legend(columns=2, title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=250)
+    legend = alt.Legend(
+        columns=2, title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=250, symbolOpacity=1
+    )
     color = alt.Color("line:N", sort=names, legend=legend, title=None,
                       scale=alt.Scale(domain=names, range=MANY_COLOURS[: len(names)]))  # fmt: skip
     dash = alt.StrokeDash("line:N", sort=names, legend=legend, title=None,
@@ -163,7 +168,7 @@ def ranked_features(study: Study) -> Chart | None:
     )
     names = [n for n in (ALL, *INSERTIONS) if n in table["insertion"]]
     looks = named_scales("insertion", names)
-    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~g")
+    scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], format="~g")
     title = "AUROC of the statistic alone"
     y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     x = alt.X("auroc:Q", scale=scale, axis=axis, title=title)
@@ -197,7 +202,7 @@ def left_against_cost(table: pl.DataFrame) -> Chart | None:
     looks = named_scales("kind", told["kind"].unique(maintain_order=True).to_list())
     ends = pl.concat([told[c] for c in ("cost", "cost_low", "cost_high")]).drop_nulls().drop_nans()
     scale, axis = _costs(float(ends.min()), float(ends.max()))  # type: ignore[arg-type]
-    title = "cost on clean text, nats per token"
+    title = COSTS
     up, up_axis = alt.Scale(domain=[-0.02, 1.02], nice=False), alt.Axis(format="%", tickCount=5)
     x, left = alt.X("cost:Q", scale=scale, axis=axis, title=title), "success of the trigger left"
     y = alt.Y("after:Q", scale=up, axis=up_axis, title=left)
@@ -222,7 +227,7 @@ def _costs(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
     room = 0.05 * (high - low)
     if high - low <= NARROW:
         domain = [low - room, high + room]
-        return alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(*domain), format="~g")
+        return alt.Scale(domain=domain, nice=False), alt.Axis(values=linear(domain[0], domain[1]), format="~g")
     span = [1.3 * low, 1.3 * high]
     scale = alt.Scale(type="symlog", constant=COST, domain=span, nice=False)
-    return scale, alt.Axis(values=signed(*span, 0.01), format="~g")
+    return scale, alt.Axis(values=signed(span[0], span[1], 0.01), format="~g")

@@ -206,4 +206,7 @@ def _against_benign(table: pl.DataFrame) -> Iterator[str]:
     mine = _alone(table).filter((pl.col("scheme") == "seen") & (pl.col("insertion") == ALL))
     at = {r["negatives"]: r for r in mine.iter_rows(named=True)}
     if {"clean", "benign"} <= at.keys():
-        yield f"Seen, against clean models alone it has {area(at['clean'])}, against benign ones {area(at['benign'])}."
+        yield (
+            f"Seen, and without the model before, it has {area(at['clean'])} against clean models alone, and "
+            f"{area(at['benign'])} against benign ones alone."
+        )

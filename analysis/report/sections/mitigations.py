@@ -82,9 +82,16 @@ def cost(r: dict[str, Any]) -> str:
     """A cost with its interval."""
     if r["cost"] is None:
         return "–"
-    # Sums of losses that are equal differ by rounding.
-    value, low, high = (x if x is None or abs(x) > ROUNDED else 0.0 for x in (r["cost"], r["cost_low"], r["cost_high"]))
-    return f"{wording.signed(value)} {wording.interval(low, high)}"
+    return f"{wording.signed(unrounded(r['cost']))} {wording.interval(r['cost_low'], r['cost_high'])}"
+
+
+def unrounded(x: float | None) -> float | None:
+    """A cost, or 0 where sums of equal losses differ by rounding.
+
+    >>> unrounded(5.7e-16), unrounded(-0.003)
+    (0.0, -0.003)
+    """
+    return 0.0 if x is not None and abs(x) < ROUNDED else x
 
 
 def _against(r: dict[str, Any]) -> list[str]:
