@@ -12,9 +12,10 @@ import numpy as np
 from esa_ray.applications.threads import single_threaded
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
+from esa_ray.security.backdoors.standing import standing
 from esa_ray.security.detection import gains, shift, spectra, tails, vocabulary
 from esa_ray.security.detection.predictions import mean_prediction
-from esa_ray.security.detection.reference import standing
+from esa_ray.security.detection.reference import aligned
 from esa_ray.security.detection.scan import Plan
 from esa_ray.security.detection.sensitivity import Sensitivity
 
@@ -105,6 +106,8 @@ def features(
     windows = np.asarray(windows)
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
         raise EsaError("features are measured on windows of two tokens or more; give an array of shape (N, T)")
+    if reference is not None:
+        reference = aligned(model, catalogue, reference)
     n = sum(tensor.size for tensor in catalogue.tensors)
     with ExitStack() as around:
         around.enter_context(eval_mode(model))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from esa_ray.security.detection.reference import of_tensor
 from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, beyond, pairs, seeds, surprise, unison
 
 if TYPE_CHECKING:
@@ -139,7 +138,8 @@ def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mappin
     divergence = divergences(seen.tokens.mean_SV, before.tokens.mean_SV)
     moved = np.zeros(len(plan.tokens))
     if embed is not None:
-        moved = _norms(embed, embed.flat_weights().double().cpu() - of_tensor(reference, embed).double().cpu(), plan)
+        old = reference[embed.name].detach().flatten().double().cpu()
+        moved = _norms(embed, embed.flat_weights().double().cpu() - old, plan)
     values = {
         "token.divergence_max": divergence.max(),
         "token.divergence_ratio": _ratio(divergence),
