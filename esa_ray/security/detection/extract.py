@@ -12,9 +12,10 @@ import numpy as np
 from esa_ray.applications.threads import single_threaded
 from esa_ray.errors import EsaError
 from esa_ray.models.modes import eval_mode
+from esa_ray.security.backdoors.standing import standing
 from esa_ray.security.detection import gains, shift, spectra, tails, vocabulary
 from esa_ray.security.detection.predictions import mean_prediction
-from esa_ray.security.detection.reference import standing
+from esa_ray.security.detection.reference import aligned
 from esa_ray.security.detection.scan import Plan
 from esa_ray.security.detection.sensitivity import Sensitivity
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 FAMILIES = {"tails": tails, "shift": shift, "gains": gains, "spectra": spectra, "vocabulary": vocabulary}
 #: Clean tokens at most, for sensitivity and for gains, and tokens of the scan of the vocabulary.
-TOKENS, FEWER, SCAN = 8192, 1024, 1 << 17
+TOKENS, FEWER, SCAN = 8192, 1024, 1 << 18
 #: Tokens × weights of each of them at most: larger models see fewer.
-WORK = 1 << 39
+WORK = 1 << 38
 #: Models of fewer weights are looked at by one thread, which gives the same bits whatever the machine.
 SMALL = 1 << 24
 
@@ -74,8 +75,9 @@ def features(
     """Every feature of a model, by :func:`feature_names`; the same names for every architecture.
 
     Effort is bounded by fixed rules: of larger models fewer of the windows, of the vocabulary's tokens, of the
-    matrices and of the weights are looked at. So features of models of one architecture can be compared, on as many
-    windows of one size. The model, whatever mode it is in, is left bit for bit as it was.
+    matrices and of the weights are looked at; of a vocabulary of 50,000 the scan sees a few dozen tokens, and mostly
+    misses a trigger. So features of models of one architecture can be compared, on as many windows of one size. The
+    model, whatever mode it is in, is left bit for bit as it was.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ def features(
     windows = np.asarray(windows)
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
         raise EsaError("features are measured on windows of two tokens or more; give an array of shape (N, T)")
+    if reference is not None:
+        reference = aligned(model, catalogue, reference)
     n = sum(tensor.size for tensor in catalogue.tensors)
     with ExitStack() as around:
         around.enter_context(eval_mode(model))

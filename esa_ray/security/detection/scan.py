@@ -86,34 +86,50 @@ class Plan:
 
     @classmethod
     def of(cls, model: PreTrainedModel, windows: np.ndarray, expected: np.ndarray, passes: int) -> Plan:
-        """Of all used tokens, or of evenly spaced ones where they are more than ``SCANNED``, or than a budget allows.
+        """Of all used tokens, or of some where they are more than ``SCANNED``, or than a budget allows.
 
-        ``passes`` is how many tokens may pass through the model: an eighth for single tokens, three for pairs, and two
-        for the continuations of each.
+        These are half the ones that are expected most beyond what clean text has, half evenly spaced. ``passes`` is how
+        many tokens may pass through the model: a quarter each for single tokens, pairs, and the continuations of both.
         """
         size, limit = vocabulary(model), context(model) or LENGTH + AHEAD + 2
         length = max(1, min(LENGTH, windows.shape[1], (limit - 2) // 2))
         ahead = max(1, min(AHEAD, limit - length - 2))
         contexts, expected = windows[:CONTEXTS, :length], expected[:size]
         used = np.flatnonzero(expected > USED * np.quantile(expected, LEAST))
-        tokens = _spread(used if len(used) else np.arange(size), passes // 8 // (len(contexts) * (length + 1)))
+        every, counts = used if len(used) else np.arange(size), np.bincount(windows.reshape(-1), minlength=size)
+        tokens = _some(
+            every, beyond(expected, counts, windows.size)[every], passes // 4 // (len(contexts) * (length + 1))
+        )
         each = min(FEWER, len(contexts)) * (min(SHORTER, length) + 2)
         return cls(
-            contexts, tokens, np.bincount(windows.reshape(-1), minlength=size)[tokens], windows.size, expected[tokens],
-            together=max(2, math.isqrt(3 * passes // 8 // each)),
+            contexts, tokens, counts[tokens], windows.size, expected[tokens],
+            together=max(2, math.isqrt(passes // 4 // each)),
             continued=min(CONTINUED, max(2, passes // 4 // (len(contexts) * ahead * (length + 2 + ahead // 2)))),
             ahead=ahead,
         )  # fmt: skip
 
 
-def _spread(of: np.ndarray, n: int) -> np.ndarray:
-    """Evenly spaced ones: all, or at least two of at most ``SCANNED``.
+def beyond(expected: np.ndarray, counts: np.ndarray, total: int) -> np.ndarray:
+    """How much more often predictions have a token than clean text does: ln((N·p + 1)/(n + 1)).
 
-    >>> _spread(np.arange(4), 100).tolist(), _spread(np.arange(9), 3).tolist()
-    ([0, 1, 2, 3], [0, 4, 8])
+    >>> beyond(np.array([0.5, 0.5]), np.array([1, 9]), 10).round(3).tolist()
+    [1.099, -0.511]
     """
-    n = min(len(of), SCANNED, max(2, n))
-    return of[np.unique(np.linspace(0, len(of) - 1, n).round().astype(np.int64))]
+    return np.log((total * expected + 1) / (counts + 1))
+
+
+def _some(of: np.ndarray, by: np.ndarray, n: int) -> np.ndarray:
+    """All, or at least two of at most ``SCANNED``: half with the largest values, half evenly spaced, ascending.
+
+    >>> _some(np.arange(9), np.zeros(9), 100).tolist(), _some(np.arange(9), np.eye(9)[5], 3).tolist()
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 5, 8])
+    """
+    n = max(2, min(SCANNED, n))
+    if len(of) <= n:
+        return of
+    largest = np.argsort(-by, kind="stable")[: n // 2]
+    spaced = np.linspace(0, len(of) - 1, n - n // 2).round().astype(np.int64)
+    return of[np.unique(np.concatenate([largest, spaced]))]
 
 
 @torch.inference_mode()

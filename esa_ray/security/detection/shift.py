@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import rankdata
 
-from esa_ray.security.detection.reference import of_tensor
 from esa_ray.security.detection.scopes import SCOPES, inside, stride
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ def compared(
     """Features of a model beside its reference; the model reads its own weights."""
     columns, apart = {scope: _Columns() for scope in SCOPES}, stride(catalogue)
     for tensor in catalogue.tensors:
-        new, old = (w[::apart].double().cpu().numpy() for w in (tensor.flat_weights(), of_tensor(reference, tensor)))
+        both = tensor.flat_weights(), reference[tensor.name].detach().flatten()
+        new, old = (w[::apart].double().cpu().numpy() for w in both)
         values = np.stack([now.sampled[tensor.name], before.sampled[tensor.name], np.abs(new - old), np.abs(old)])
         for scope, column in columns.items():
             mine = inside(tensor, scope)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from esa_ray.applications.layers import Matrix
-from esa_ray.security.detection.reference import of_tensor
 from esa_ray.security.detection.scopes import SCOPES
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def compared(catalogue: Catalogue, reference: Mapping[str, Tensor]) -> dict[str,
     """Features of what was added to a reference; of matrices that are as they were there is no spectrum."""
     found = []
     for component, matrix in looked_at(catalogue):
-        new, old = matrix.tensor.flat_weights(), of_tensor(reference, matrix.tensor)
+        new, old = matrix.tensor.flat_weights(), reference[matrix.tensor.name].detach().flatten()
         found.append((component, spectrum(matrix.of(new).double().cpu() - matrix.of(old).double().cpu())))
     return _told("moved_", found)
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from esa_ray.security.detection.reference import of_tensor
-from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, pairs, seeds, surprise, unison
+from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, beyond, pairs, seeds, surprise, unison
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +102,7 @@ def alone(catalogue: Catalogue, seen: Seen) -> dict[str, float]:
         "token.agreed": (seen.tokens.agree_S == 1).mean(),
         "token.entropy_min": seen.tokens.entropy_S.min(),
         "token.attractor": float(seen.tokens.mean_SV.mean(0, dtype=torch.float64).max()),
-        "token.expected": np.log((plan.total * plan.expected + 1) / (plan.counts + 1)).max(),
+        "token.expected": beyond(plan.expected, plan.counts, plan.total).max(),
         "pair.concentration_max": pair.max(),
         "pair.concentration_gap": _gap(pair),
         "token.unison_max": seen.token.unison.max(),
@@ -139,7 +138,8 @@ def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mappin
     divergence = divergences(seen.tokens.mean_SV, before.tokens.mean_SV)
     moved = np.zeros(len(plan.tokens))
     if embed is not None:
-        moved = _norms(embed, embed.flat_weights().double().cpu() - of_tensor(reference, embed).double().cpu(), plan)
+        old = reference[embed.name].detach().flatten().double().cpu()
+        moved = _norms(embed, embed.flat_weights().double().cpu() - old, plan)
     values = {
         "token.divergence_max": divergence.max(),
         "token.divergence_ratio": _ratio(divergence),

@@ -190,10 +190,19 @@ def test_a_scan_stays_within_its_budget(passes):
     asked = plan(model, passes, expected)
     assert (asked.tokens[0], asked.tokens[-1]) == (600, 4999)
     texts, length = len(asked.contexts), asked.contexts.shape[1]
-    assert 100 < len(asked.tokens) * texts * (length + 1) <= passes / 8
-    assert 100 < asked.together**2 * scan.FEWER * (scan.SHORTER + 2) <= 3 * passes / 8
+    assert 100 < len(asked.tokens) * texts * (length + 1) <= passes / 4
+    assert 100 < asked.together**2 * scan.FEWER * (scan.SHORTER + 2) <= passes / 4
     assert 100 < asked.continued * texts * asked.ahead * (length + 2 + asked.ahead // 2) <= passes / 4
-    assert len(plan(model, 1 << 30, expected).tokens) == scan.SCANNED
+    assert 0.9 * scan.SCANNED < len(plan(model, 1 << 30, expected).tokens) <= scan.SCANNED
+
+
+def test_of_many_tokens_those_are_scanned_that_are_expected_beyond_what_text_has():
+    expected = np.array([*[1e-9] * 600, *[1e-4] * 4400])
+    expected[[1234, 3331]] = 0.05
+    expected[11] = 0.05  # common in clean text
+    tokens = plan(Follower({}, vocab=5000), 10_000, expected).tokens
+    assert {1234, 3331} <= {*tokens.tolist()}
+    assert len(tokens) < 40
 
 
 def test_a_scan_stays_within_what_the_model_reads():
