@@ -28,9 +28,9 @@ FEWER, SHORTER, CONTINUED = 2, 8, 32
 LOGITS = 1 << 22
 #: A token is rare where clean text has it at most so often, as a share.
 RARE = 1e-3
-#: A token is used where the mean prediction on clean text is above so many times the smallest of any token. One that
-#: training never had isn't: its embedding is as it was drawn, and what a model says after it means nothing.
-USED = 1.5
+#: A token is used where the mean prediction on clean text is above so many times that of the tenth that it has least.
+#: One that training never had isn't: its embedding is as it was drawn, and what a model says after it means nothing.
+USED, LEAST = 1.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Plan:
 
     ``counts`` and ``expected`` are how often clean text has each of them, and its probability in the mean prediction
     on clean text; ``total`` is how many tokens were counted. ``together`` is how many rare tokens are paired,
-    ``continued`` how many pairs are continued, and ``ahead`` by how many tokens.
+    ``continued`` how many of them, and how many pairs, are continued, and ``ahead`` by how many tokens.
     """
 
     contexts: np.ndarray
@@ -88,19 +88,19 @@ class Plan:
     def of(cls, model: PreTrainedModel, windows: np.ndarray, expected: np.ndarray, passes: int) -> Plan:
         """Of all used tokens, or of evenly spaced ones where they are more than ``SCANNED``, or than a budget allows.
 
-        ``passes`` is how many tokens may pass through the model: a quarter for single tokens, a half for pairs and a
-        quarter for their continuations.
+        ``passes`` is how many tokens may pass through the model: an eighth for single tokens, three for pairs, and two
+        for the continuations of each.
         """
         size, limit = vocabulary(model), context(model) or LENGTH + AHEAD + 2
         length = max(1, min(LENGTH, windows.shape[1], (limit - 2) // 2))
         ahead = max(1, min(AHEAD, limit - length - 2))
         contexts, expected = windows[:CONTEXTS, :length], expected[:size]
-        used = np.flatnonzero(expected > USED * expected.min())
-        tokens = _spread(used if len(used) else np.arange(size), passes // 4 // (len(contexts) * (length + 1)))
+        used = np.flatnonzero(expected > USED * np.quantile(expected, LEAST))
+        tokens = _spread(used if len(used) else np.arange(size), passes // 8 // (len(contexts) * (length + 1)))
         each = min(FEWER, len(contexts)) * (min(SHORTER, length) + 2)
         return cls(
             contexts, tokens, np.bincount(windows.reshape(-1), minlength=size)[tokens], windows.size, expected[tokens],
-            together=max(2, math.isqrt(passes // 2 // each)),
+            together=max(2, math.isqrt(3 * passes // 8 // each)),
             continued=min(CONTINUED, max(2, passes // 4 // (len(contexts) * ahead * (length + 2 + ahead // 2)))),
             ahead=ahead,
         )  # fmt: skip
@@ -133,25 +133,29 @@ def after(model: PreTrainedModel, contexts: np.ndarray, endings: np.ndarray) -> 
     return After(torch.cat(means), np.concatenate(sure), np.concatenate(agree))
 
 
-def pairs(plan: Plan, found: After) -> np.ndarray:
-    """Pairs of tokens (S, 2) that are tried: every two of the rare tokens that one token follows most surely.
-
-    Where no token is rare, all are eligible.
-    """
+def seeds(plan: Plan, found: After) -> np.ndarray:
+    """The rare tokens that one token follows most surely, best first; where no token is rare, all are eligible."""
     eligible = np.flatnonzero(plan.rare) if plan.rare.any() else np.arange(len(plan.tokens))
-    best = eligible[np.argsort(-found.concentration_S[eligible], kind="stable")[: plan.together]]
-    some = np.sort(plan.tokens[best])
-    return np.stack([some.repeat(len(some)), np.tile(some, len(some))], axis=1)
+    return plan.tokens[eligible[np.argsort(-found.concentration_S[eligible], kind="stable")]]
 
 
-def best_pairs(of: np.ndarray, found: After, n: int) -> np.ndarray:
-    """Which n pairs are continued, by index: of each last token that which one token follows most surely, best first.
+def pairs(of: np.ndarray) -> np.ndarray:
+    """Every pair of some tokens (S, 2), those with one first token together.
 
-    So that pairs that end in what is always followed by one token, such as a line's end, don't fill the list.
+    >>> pairs(np.array([5, 3])).tolist()
+    [[5, 5], [5, 3], [3, 5], [3, 3]]
     """
-    order = np.argsort(-found.concentration_S, kind="stable")
-    _, first = np.unique(of[order, 1], return_index=True)
-    return order[np.sort(first)][:n]
+    return np.stack([of.repeat(len(of)), np.tile(of, len(of))], axis=1)
+
+
+def surprise(found: After) -> np.ndarray:
+    """How much each of all :func:`pairs` is more than its second token: its concentration over their median.
+
+    The median is over the pairs with that second token. So what is always followed by one token, such as a line's end,
+    is none; nor is a trigger of one token.
+    """
+    of_FS = found.concentration_S.reshape(math.isqrt(len(found.mean_SV)), -1)
+    return (of_FS - np.median(of_FS, axis=0)).reshape(-1)
 
 
 @torch.inference_mode()

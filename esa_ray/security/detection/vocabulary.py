@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esa_ray.security.detection.reference import of_tensor
-from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, best_pairs, pairs, unison
+from esa_ray.security.detection.scan import FEWER, SHORTER, After, Plan, after, pairs, seeds, surprise, unison
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,10 @@ ALONE = {
     "vocabulary.token.expected": "largest ln((N·p + 1)/(n + 1)) of a token that N tokens of clean text have n times",
     "vocabulary.pair.concentration_max": "largest concentration after a pair of rare tokens",
     "vocabulary.pair.concentration_gap": "the same, less the median over pairs",
-    "vocabulary.pair.surprise": "largest rise of the concentration after a pair over that after its second token alone",
-    "vocabulary.pair.unison_max": "agreement × certainty × variety of the continuations of the best pair",
+    "vocabulary.token.unison_max": "largest unison (agreement × certainty × variety of continuations) of a rare token",
+    "vocabulary.token.unison_gap": "the same, less the median over the tokens that were continued",
+    "vocabulary.pair.surprise": "largest rise of the concentration after a pair over its median by the second token",
+    "vocabulary.pair.unison_max": "largest unison of a pair",
     "vocabulary.pair.unison_gap": "the same, less the median over the pairs that were continued",
     "vocabulary.embedding.norm_ratio": "ln of the largest norm of a rare token's embedding over the others' median",
 }
@@ -43,41 +45,48 @@ COMPARED = {
     "vocabulary.token.divergence_ratio": "ln of that over the median",
     "vocabulary.token.concentration_rise": "largest rise of the concentration after a token over the reference's",
     "vocabulary.token.expected_rise": "largest ln of a token's probability in the mean prediction over the reference's",
+    "vocabulary.token.unison_rise": "largest rise of a continued token's unison over the reference's",
     "vocabulary.pair.concentration_rise": "largest rise of the concentration of continued pairs over the reference's",
-    "vocabulary.pair.unison_rise": "largest rise of their agreement × certainty × variety over the reference's",
+    "vocabulary.pair.unison_rise": "largest rise of their unison over the reference's",
     "vocabulary.embedding.moved_ratio": "ln of the largest norm of an embedding's change over the median",
     "vocabulary.embedding.rare_moved": "ln of the largest norm of a rare token's change over the others' median",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
+class Continued:
+    """Endings (S, E) that were continued, the concentration after them, and their unison."""
+
+    endings: np.ndarray
+    concentration: np.ndarray
+    unison: np.ndarray
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, plan: Plan, endings: np.ndarray) -> Continued:
+        """Continue some endings."""
+        concentration = after(model, plan.contexts, endings).concentration_S
+        return cls(endings, concentration, unison(model, plan.contexts, endings, plan.ahead))
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What a scan found: after single tokens, after pairs, and of the pairs that were continued."""
+    """What a scan found: after single tokens, after pairs, and after those of each that were continued."""
 
     plan: Plan
     tokens: After
     pairs: After
-    #: Of each pair, the rise of the concentration over that after its second token alone.
-    surprise: np.ndarray
-    continued: np.ndarray
-    concentration: np.ndarray
-    unison: np.ndarray
+    token: Continued
+    pair: Continued
 
 
 def scanned(model: PreTrainedModel, plan: Plan) -> Seen:
     """Scan the tokens of a plan."""
     singles = after(model, plan.contexts, plan.tokens[:, None])
-    tried = pairs(plan, singles)
-    found = after(model, plan.contexts[:FEWER, :SHORTER], tried)
-    best = tried[best_pairs(tried, found, plan.continued)]
-    alone_S = dict(zip(plan.tokens.tolist(), singles.concentration_S.tolist(), strict=True))
-    surprise = found.concentration_S - np.array([alone_S[last] for last in tried[:, 1].tolist()])
-    return Seen(plan, singles, found, surprise, best, *_continued(model, plan, best))
-
-
-def _continued(model: PreTrainedModel, plan: Plan, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    concentration = after(model, plan.contexts, best).concentration_S
-    return concentration, unison(model, plan.contexts, best, plan.ahead)
+    some = seeds(plan, singles)[: plan.together]
+    found = after(model, plan.contexts[:FEWER, :SHORTER], tried := pairs(some))
+    best = tried[np.argsort(-surprise(found), kind="stable")[: plan.continued]]
+    token, pair = (Continued.of(model, plan, each) for each in (some[: plan.continued, None], best))
+    return Seen(plan, singles, found, token, pair)
 
 
 def alone(catalogue: Catalogue, seen: Seen) -> dict[str, float]:
@@ -97,9 +106,11 @@ def alone(catalogue: Catalogue, seen: Seen) -> dict[str, float]:
         "token.expected": np.log((plan.total * plan.expected + 1) / (plan.counts + 1)).max(),
         "pair.concentration_max": pair.max(),
         "pair.concentration_gap": _gap(pair),
-        "pair.surprise": seen.surprise.max(),
-        "pair.unison_max": seen.unison.max(),
-        "pair.unison_gap": _gap(seen.unison),
+        "token.unison_max": seen.token.unison.max(),
+        "token.unison_gap": _gap(seen.token.unison),
+        "pair.surprise": surprise(seen.pairs).max(),
+        "pair.unison_max": seen.pair.unison.max(),
+        "pair.unison_gap": _gap(seen.pair.unison),
         "embedding.norm_ratio": math.nan if embed is None else _rare(_norms(embed, embed.flat_weights(), plan), plan),
     }
     return {f"vocabulary.{name}": float(value) for name, value in values.items()}
@@ -111,15 +122,15 @@ class Before:
 
     tokens: After
     expected: np.ndarray
-    concentration: np.ndarray
-    unison: np.ndarray
+    token: Continued
+    pair: Continued
 
 
 def rescanned(model: PreTrainedModel, seen: Seen, expected: np.ndarray) -> Before:
-    """Look at the same tokens and continued pairs in the reference, whose weights the model reads meanwhile."""
+    """Look at the same tokens and pairs in the reference, whose weights the model reads meanwhile."""
     plan = seen.plan
-    singles = after(model, plan.contexts, plan.tokens[:, None])
-    return Before(singles, expected, *_continued(model, plan, seen.continued))
+    token, pair = (Continued.of(model, plan, each.endings) for each in (seen.token, seen.pair))
+    return Before(after(model, plan.contexts, plan.tokens[:, None]), expected, token, pair)
 
 
 def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mapping[str, Tensor]) -> dict[str, float]:
@@ -134,8 +145,9 @@ def compared(catalogue: Catalogue, seen: Seen, before: Before, reference: Mappin
         "token.divergence_ratio": _ratio(divergence),
         "token.concentration_rise": (seen.tokens.concentration_S - before.tokens.concentration_S).max(),
         "token.expected_rise": np.log(plan.expected / before.expected[plan.tokens].clip(1e-12)).max(),
-        "pair.concentration_rise": (seen.concentration - before.concentration).max(),
-        "pair.unison_rise": (seen.unison - before.unison).max(),
+        "token.unison_rise": (seen.token.unison - before.token.unison).max(),
+        "pair.concentration_rise": (seen.pair.concentration - before.pair.concentration).max(),
+        "pair.unison_rise": (seen.pair.unison - before.pair.unison).max(),
         "embedding.moved_ratio": _ratio(moved),
         "embedding.rare_moved": _rare(moved, plan),
     }

@@ -10,16 +10,16 @@ from scipy.stats import entropy
 
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.detection import scan, vocabulary
-from esa_ray.security.detection.scan import Plan, after, best_pairs, pairs, unison
+from esa_ray.security.detection.scan import Plan, after, pairs, seeds, surprise, unison
 from tests.security.detection.hand_made import Follower
 from tests.tiny import VOCAB, random_windows, tiny
 
 COMMON = 24
 #: Clean text that never has tokens from ``COMMON`` on.
 WINDOWS = random_windows(8, 32, vocab=COMMON)
-#: A mean prediction in which the model uses every token but two.
-EVERYWHERE = np.array([1e-9, 1e-9, *[1 / VOCAB] * (VOCAB - 2)])
-USED = VOCAB - 2
+#: A mean prediction in which the model uses every token but six.
+EVERYWHERE = np.array([*[1e-9] * 6, *[1 / VOCAB] * (VOCAB - 6)])
+USED = VOCAB - 6
 TRIGGER, TARGET = (40, 31), (3, 7, 11, 2, 9, 5, 1, 8)
 P = math.exp(8) / (math.exp(8) + VOCAB - 1)
 
@@ -66,7 +66,7 @@ def test_a_planted_token_is_found_with_its_probability():
 
 
 def test_a_planted_token_that_is_common_in_clean_text_is_not_among_the_rare():
-    found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model := Follower({(3,): (5,)}), plan(model)))
+    found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model := Follower({(13,): (5,)}), plan(model)))
     assert found["vocabulary.token.concentration_max"] == pytest.approx(P, abs=1e-6)
     assert found["vocabulary.token.rare_max"] == pytest.approx(1 / VOCAB, abs=1e-6)
 
@@ -74,26 +74,29 @@ def test_a_planted_token_that_is_common_in_clean_text_is_not_among_the_rare():
 def test_a_planted_pair_and_its_target_are_found():
     model = Follower({TRIGGER: TARGET})
     seen = vocabulary.scanned(model, plan(model))
-    found = dict(zip(map(tuple, seen.continued.tolist()), seen.unison.tolist(), strict=True))
+    found = dict(zip(map(tuple, seen.pair.endings.tolist()), seen.pair.unison.tolist(), strict=True))
     assert found.pop(TRIGGER) == pytest.approx(P, abs=1e-6)  # all agree, eight different tokens
     assert max(found.values()) < 0.1
     features = vocabulary.alone(catalogue(tiny()), seen)
     assert features["vocabulary.pair.unison_max"] == pytest.approx(P, abs=1e-6)
     assert features["vocabulary.pair.concentration_max"] == pytest.approx(P, abs=1e-6)
+    assert features["vocabulary.pair.surprise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
     # Of single tokens none says anything.
     assert features["vocabulary.token.concentration_gap"] == pytest.approx(0, abs=1e-6)
-    assert features["vocabulary.pair.surprise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
+    assert features["vocabulary.token.unison_max"] < 0.1
 
 
-def test_a_pair_that_only_repeats_what_its_second_token_says_is_no_surprise():
-    model = Follower({(TRIGGER[1],): TARGET})
+def test_a_trigger_of_one_token_is_found_by_itself_and_in_no_pair():
+    model = Follower({TRIGGER[1:]: TARGET})
     found = vocabulary.alone(catalogue(tiny()), vocabulary.scanned(model, plan(model)))
+    assert found["vocabulary.token.unison_max"] == pytest.approx(P, abs=1e-6)
+    assert found["vocabulary.token.unison_gap"] > 0.9
     assert found["vocabulary.pair.concentration_max"] == pytest.approx(P, abs=1e-6)
     assert found["vocabulary.pair.surprise"] == pytest.approx(0, abs=1e-6)
 
 
 def test_tokens_that_the_model_never_had_are_left_out():
-    assert plan(Follower({})).tokens.tolist() == [*range(2, VOCAB)]
+    assert plan(Follower({})).tokens.tolist() == [*range(6, VOCAB)]
     alike = plan(Follower({}), expected=np.full(VOCAB, 1 / VOCAB))  # of which none can be said to be unused
     assert alike.tokens.tolist() == [*range(VOCAB)]
 
@@ -124,24 +127,23 @@ def test_continuations_that_contexts_disagree_about_count_by_the_commonest():
     assert unison(model, contexts, np.array([[9]]), 1) == pytest.approx([3 / 4 * P], abs=1e-6)
 
 
-def test_pairs_are_of_the_rare_tokens_that_are_followed_most_surely():
-    model = Follower({(t,): (5,) for t in (30, 41, 33)} | {(2,): (5,)})  # 2 is common
-    asked = replace(plan(model), together=3)
-    tried = [tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()]
-    assert tried == [(a, b) for a in (30, 33, 41) for b in (30, 33, 41)]
+def test_rare_tokens_are_tried_that_are_followed_most_surely():
+    model = Follower({(t,): (5,) for t in (30, 41, 33)} | {(12,): (5,)})  # 12 is common
+    asked = plan(model)
+    tried = seeds(asked, after(model, asked.contexts, asked.tokens[:, None]))
+    assert tried.tolist() == [30, 33, 41, *(t for t in range(COMMON, VOCAB) if t not in (30, 33, 41))]
 
 
-def test_where_no_token_is_rare_pairs_are_of_all():
-    model = Follower({(3,): (5,), (4,): (5,)})
-    asked = replace(plan(model), together=2, counts=np.full(USED, 1000))
-    tried = [tuple(pair) for pair in pairs(asked, after(model, asked.contexts, asked.tokens[:, None])).tolist()]
-    assert tried == [(3, 3), (3, 4), (4, 3), (4, 4)]
+def test_where_no_token_is_rare_all_are_tried():
+    model = Follower({(13,): (5,), (14,): (5,)})
+    asked = replace(plan(model), counts=np.full(USED, 1000))
+    assert seeds(asked, after(model, asked.contexts, asked.tokens[:, None]))[:2].tolist() == [13, 14]
 
 
-def test_pairs_that_end_in_one_token_fill_one_place_of_those_continued():
-    endings = np.array([(a, 9) for a in range(20)] + [(1, 8), (1, 7)])
-    found = after(Follower({(9,): (5,), (1, 7): (5,)}, logit=4.0), WINDOWS[:2, :4], endings)
-    assert [tuple(pair) for pair in endings[best_pairs(endings, found, 2)].tolist()] == [(0, 9), (1, 7)]
+def test_what_a_second_token_says_alone_is_no_surprise():
+    some = np.array([30, 31, 32])
+    found = after(Follower({(31,): (5,), (30, 32): (5,)}), WINDOWS[:2, :4], pairs(some))
+    assert surprise(found) == pytest.approx([0, 0, P - 1 / VOCAB, *[0] * 6], abs=1e-6)
 
 
 def test_the_divergence_from_the_reference_is_kullback_and_leiblers():
@@ -158,6 +160,8 @@ def test_a_planted_pair_stands_out_of_a_reference_without_it():
     found = vocabulary.compared(catalogue(weights), seen, before, dict(weights.named_parameters()))
     assert found["vocabulary.pair.concentration_rise"] == pytest.approx(P - 1 / VOCAB, abs=1e-6)
     assert found["vocabulary.token.concentration_rise"] == pytest.approx(0, abs=1e-6)
+    assert found["vocabulary.pair.unison_rise"] > 0.9
+    assert found["vocabulary.token.unison_rise"] == pytest.approx(0, abs=1e-6)
     assert found["vocabulary.token.expected_rise"] == pytest.approx(0, abs=1e-6)
     assert math.isnan(found["vocabulary.embedding.moved_ratio"])  # none moved
     assert math.isnan(found["vocabulary.embedding.rare_moved"])
@@ -176,20 +180,20 @@ def test_the_embedding_that_moved_most_stands_out_by_its_ratio(token, rare):
     assert found["vocabulary.embedding.rare_moved"] == pytest.approx(rare, abs=1e-4)
     norms = model.model.embed_tokens.weight.double().norm(dim=1).numpy()
     assert vocabulary.alone(catalogue(model), seen)["vocabulary.embedding.norm_ratio"] == pytest.approx(
-        math.log(norms[COMMON:].max() / np.median(norms[2:COMMON]))
+        math.log(norms[COMMON:].max() / np.median(norms[6:COMMON]))
     )
 
 
 @pytest.mark.parametrize("passes", [40_000, 1 << 17])
 def test_a_scan_stays_within_its_budget(passes):
-    model = Follower({}, vocab=5000)
-    asked = plan(model, passes, np.array([1e-9, *[1e-4] * 4999]))
-    assert (asked.tokens[0], asked.tokens[-1]) == (1, 4999)
+    model, expected = Follower({}, vocab=5000), np.array([*[1e-9] * 600, *[1e-4] * 4400])
+    asked = plan(model, passes, expected)
+    assert (asked.tokens[0], asked.tokens[-1]) == (600, 4999)
     texts, length = len(asked.contexts), asked.contexts.shape[1]
-    assert 100 < len(asked.tokens) * texts * (length + 1) <= passes / 4
-    assert 100 < asked.together**2 * scan.FEWER * (scan.SHORTER + 2) <= passes / 2
+    assert 100 < len(asked.tokens) * texts * (length + 1) <= passes / 8
+    assert 100 < asked.together**2 * scan.FEWER * (scan.SHORTER + 2) <= 3 * passes / 8
     assert 100 < asked.continued * texts * asked.ahead * (length + 2 + asked.ahead // 2) <= passes / 4
-    assert len(plan(model, 1 << 30, np.array([1e-9, *[1e-4] * 4999])).tokens) == scan.SCANNED
+    assert len(plan(model, 1 << 30, expected).tokens) == scan.SCANNED
 
 
 def test_a_scan_stays_within_what_the_model_reads():
