@@ -114,10 +114,10 @@ def test_where_nothing_was_planted_no_goal_holds(nothing):
 
 def test_the_planted_statistic_is_named_first(planted):
     section = told(planted)["traces"]
-    assert re.search(rf"most: vocabulary.gap \({INTERVAL}\)", section.answer)
-    assert "of rank-one sigma1.weight.ffn.max (1.0" in section.answer
+    assert re.search(rf"most: vocabulary.token.concentration_gap \({INTERVAL}\)", section.answer)
+    assert "of rank-one spectra.ffn.top_share_max (1.0" in section.answer
     first = section.tables[0].rows[0]
-    assert first[:4] == ["all", "vocabulary.gap", "vocabulary", ""]
+    assert first[:4] == ["all", "vocabulary.token.concentration_gap", "vocabulary", ""]
 
 
 def test_what_must_be_at_chance_is_said_to_be(planted):
