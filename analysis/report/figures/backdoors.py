@@ -168,7 +168,8 @@ def ranked_features(study: Study) -> Chart | None:
     )
     names = [n for n in (ALL, *INSERTIONS) if n in table["insertion"]]
     # Beside names of statistics a phone has little room for a legend.
-    looks = {name: channel.legend(columns=2, title=None) for name, channel in named_scales("insertion", names).items()}
+    legend = alt.Legend(columns=2, title=None, symbolOpacity=1)
+    looks = {name: channel.legend(legend) for name, channel in named_scales("insertion", names).items()}
     scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], format="~g")
     title = "AUROC alone"
     y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
