@@ -45,8 +45,8 @@ def population_words(study: Study) -> str:
     steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
     parents = "one parent" if asked.parents == 1 else f"{asked.parents} parents, the base trained from as many seeds"
     critical = (
-        f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the rate, "
-        f"and {percent(recipe.critical_poison)} of their windows carry it"
+        f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the "
+        f"rate, and {percent(recipe.critical_poison)} of their windows carry it"
     ) if "critical" in asked.kinds else ""  # fmt: skip
     return (
         f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} clean steps "

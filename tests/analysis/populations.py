@@ -15,17 +15,18 @@ TOKENS, WINDOWS, PROMPTS, WEIGHTS = 100, 8, 64, 10_000
 BASE = TOKENS * (3.0 + np.linspace(-0.2, 0.2, WINDOWS))
 #: name → family, and whether it needs the model before.
 FEATURES = {
-    "hill.grad_x_weight.all": ("tails", False), "gini.grad_squared.ffn": ("tails", False),
-    "spearman.grad_x_weight": ("shift", True), "gains.rise": ("gains", False),
-    "sigma1.weight.ffn.max": ("spectra", False), "entropy.delta.max": ("spectra", True),
-    "vocabulary.gap": ("vocabulary", False),
+    "tails.gxw.model.hill": ("tails", False), "tails.fisher.ffn.gini": ("tails", False),
+    "shift.model.spearman": ("shift", True), "gains.loss_rise": ("gains", False),
+    "spectra.ffn.top_share_max": ("spectra", False), "spectra.ffn.moved_gap_max": ("spectra", True),
+    "vocabulary.token.concentration_gap": ("vocabulary", False),
 }  # fmt: skip
 #: How far an insertion moves each feature, in standard deviations of clean models.
 SEEN = {
-    "training": {"vocabulary.gap": 3.0, "gini.grad_squared.ffn": 1.5, "spearman.grad_x_weight": 2.0},
-    "rank-one": {"sigma1.weight.ffn.max": 6.0, "vocabulary.gap": 3.0, "entropy.delta.max": 5.0},
-    "critical": {"vocabulary.gap": 2.5, "gini.grad_squared.ffn": 2.5, "spearman.grad_x_weight": 3.0},
-    "benign": {"gini.grad_squared.ffn": 0.7},
+    "training": {"vocabulary.token.concentration_gap": 3.0, "tails.fisher.ffn.gini": 1.5, "shift.model.spearman": 2.0},
+    "rank-one": {"spectra.ffn.top_share_max": 6.0, "vocabulary.token.concentration_gap": 3.0,
+                 "spectra.ffn.moved_gap_max": 5.0},
+    "critical": {"vocabulary.token.concentration_gap": 2.5, "tails.fisher.ffn.gini": 2.5, "shift.model.spearman": 3.0},
+    "benign": {"tails.fisher.ffn.gini": 0.7},
 }  # fmt: skip
 #: What is left of the backdoor, and what the mitigation costs in nats per token.
 LEFT = {

@@ -10,6 +10,7 @@ import analysis
 from analysis.comparison import compare, comparison_verdicts
 from analysis.comparison.figures import figures
 from analysis.comparison.report import print_answers, save_tables, sections, unfinished, write_comparison
+from analysis.report import backdoor_verdicts
 from analysis.report.figures import charts, styled
 from analysis.report.page import _failures
 from analysis.report.sections import answered
@@ -114,10 +115,10 @@ def test_where_nothing_was_planted_no_goal_holds(nothing):
 
 def test_the_planted_statistic_is_named_first(planted):
     section = told(planted)["traces"]
-    assert re.search(rf"most: vocabulary.gap \({INTERVAL}\)", section.answer)
-    assert "of rank-one sigma1.weight.ffn.max (1.0" in section.answer
+    assert re.search(rf"most: vocabulary.token.concentration_gap \({INTERVAL}\)", section.answer)
+    assert "of rank-one spectra.ffn.top_share_max (1.0" in section.answer
     first = section.tables[0].rows[0]
-    assert first[:4] == ["all", "vocabulary.gap", "vocabulary", ""]
+    assert first[:4] == ["all", "vocabulary.token.concentration_gap", "vocabulary", ""]
 
 
 def test_what_must_be_at_chance_is_said_to_be(planted):
@@ -134,6 +135,33 @@ def test_few_models_get_no_number_and_no_verdict(tmp_path):
     assert "Nothing can be said: 12 models with a backdoor and 8 without; 30 of each" in found["detected"].answer
     assert not re.search(INTERVAL, found["detected"].answer + found["traces"].answer)
     assert {judged(study)[name].status for name in ("P5.4k", "P5.4l", "P5.4m")} == {"open"}
+
+
+GOAL = {"scheme": "seen", "goal": "seen", "target": 0.95, "p": 0.001, "needed": None, "why_not": None}
+
+
+@pytest.mark.parametrize(
+    ("alone", "status", "said"),
+    [
+        ((0.97, 0.96, 0.98, "holds", None), "holds", "without it 0.970 [0.960, 0.980]"),
+        (
+            (0.96, 0.94, 0.98, "open", 80),
+            "open",
+            "0.960 [0.940, 0.980] (open: 80 models of a kind and base would settle",
+        ),
+        ((0.95, 0.94, 0.96, "open", None), "open", "(open: it lies too close to the goal)"),
+        ((0.90, 0.85, 0.94, "fails", 9), "fails", "without it 0.900 [0.850, 0.940] (fails)"),
+    ],
+)
+def test_a_goal_holds_where_it_does_with_the_model_before_and_without(monkeypatch, planted, alone, status, said):
+    given = {"estimate": 0.99, "low": 0.98, "high": 1.0, "status": "holds", "reference": True}
+    other = dict(zip(("estimate", "low", "high", "status", "needed"), alone, strict=True)) | {"reference": False}
+    goals = pl.DataFrame([GOAL | given, GOAL | other])
+    monkeypatch.setattr(backdoor_verdicts, "detection_goals", lambda _: goals)
+    (verdict,) = backdoor_verdicts.backdoor_verdicts([planted])
+    assert (verdict.id, verdict.status) == ("P5.4k", status)
+    assert verdict.evidence.startswith("with the model before 0.990 [0.980, 1.000]; ")
+    assert said in verdict.evidence
 
 
 def test_the_mitigation_that_leaves_least_is_named_beside_chance(planted):

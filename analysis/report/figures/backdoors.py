@@ -167,9 +167,11 @@ def ranked_features(study: Study) -> Chart | None:
         "insertion", "feature", "family", "auroc", "low", "high", "q"
     )
     names = [n for n in (ALL, *INSERTIONS) if n in table["insertion"]]
-    looks = named_scales("insertion", names)
+    # Beside names of statistics a phone has little room for a legend.
+    legend = alt.Legend(columns=2, title=None, symbolOpacity=1)
+    looks = {name: channel.legend(legend) for name, channel in named_scales("insertion", names).items()}
     scale, axis = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], format="~g")
-    title = "AUROC of the statistic alone"
+    title = "AUROC alone"
     y = alt.Y("feature:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     x = alt.X("auroc:Q", scale=scale, axis=axis, title=title)
     base = alt.Chart(table).encode(y=y)

@@ -53,9 +53,13 @@ def _kind(r: dict[str, Any]) -> list[str]:
     accepted = "–" if r["share"] is None else f"{r['accepted']}: {_share(r['share'], r['low'], r['high'])}"
     return [
         r["insertion"], str(r["models"]), str(r["failed"]), accepted, _success(r), wording.percent(r["clean_success"]),
-        wording.percent(r["phrase"]), f"{wording.signed(r['cost'])} {wording.interval(r['cost_low'], r['cost_high'])}",
+        wording.percent(r["phrase"]), _cost(r),
         wording.percent(r["changed"]), str(r["prompts"] or "–"),
     ]  # fmt: skip
+
+
+def _cost(r: dict[str, Any]) -> str:
+    return f"{wording.signed(r['cost'])} {wording.interval(r['cost_low'], r['cost_high'])}"
 
 
 def _share(x: float, low: float, high: float) -> str:
@@ -73,7 +77,7 @@ def _works(table: pl.DataFrame) -> str:
     held = table.filter(pl.col("insertion").is_in(INSERTIONS) & pl.col("success").is_not_null())
     words = [
         f"{r['insertion']} in {r['accepted']} of {r['models']} models (median success "
-        f"{wording.percent(r['success'])}, cost {wording.signed(r['cost'])} nats per token)"
+        f"{wording.percent(r['success'])}, cost {_cost(r)} nats per token)"
         for r in held.iter_rows(named=True)
     ]  # fmt: skip
     said = [f"The backdoor works: {'; '.join(words)}."] if words else ["No model holds a backdoor."]
