@@ -187,7 +187,7 @@ def _ratio(values: np.ndarray) -> float:
 
 
 def _rare(values: np.ndarray, plan: Plan) -> float:
-    """ln of the largest of rare tokens over the median of the others; NaN where there are none, or they are 0."""
-    rare, others = values[plan.rare], values[~plan.rare]
-    there = len(rare) and len(others) and rare.max() > 0 and np.median(others) > 0
+    """ln of the largest of rare tokens over the median of the others, or of all where all are rare; NaN of zeros."""
+    rare, others = values[plan.rare], values if plan.rare.all() else values[~plan.rare]
+    there = len(rare) and rare.max() > 0 and np.median(others) > 0
     return math.log(rare.max() / np.median(others)) if there else math.nan

@@ -184,6 +184,13 @@ def test_the_embedding_that_moved_most_stands_out_by_its_ratio(token, rare):
     )
 
 
+def test_where_all_tokens_are_rare_or_none_is_embeddings_are_held_against_all_or_nothing():
+    asked, norms = plan(Follower({})), np.array([*[1.0] * (USED - 1), 10.0])
+    everywhere, nowhere = (replace(asked, counts=np.full(USED, n)) for n in (0, 1000))
+    assert vocabulary._rare(norms, everywhere) == pytest.approx(math.log(10))
+    assert math.isnan(vocabulary._rare(norms, nowhere))
+
+
 @pytest.mark.parametrize("passes", [40_000, 1 << 17])
 def test_a_scan_stays_within_its_budget(passes):
     model, expected = Follower({}, vocab=5000), np.array([*[1e-9] * 600, *[1e-4] * 4400])
