@@ -12,10 +12,8 @@ import polars as pl
 
 from analysis.names import unit_of, units
 from analysis.scores.distribution import scored_tensors
-from analysis.study import Study, StudyError, load
+from analysis.study import Study, StudyError, below, load
 from analysis.tuning.hardening import origin
-from esa_ray.errors import EsaError
-from esa_ray.storage.location import Location
 
 MODELS: dict[str, Any] = {
     "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String, "parameters": pl.Int64,
@@ -43,6 +41,7 @@ class Comparison:
     studies at ``begun`` have no scores yet.
 
     ``tuned`` are studies of models that were tuned out of these: no models of their own to families and laws.
+    ``populations`` are studies of models with and without a backdoor, one of each base.
     """
 
     studies: tuple[Study, ...]
@@ -50,6 +49,12 @@ class Comparison:
     sizes: tuple[int, ...] = ()
     begun: tuple[str, ...] = ()
     tuned: tuple[Study, ...] = ()
+    populations: tuple[Study, ...] = ()
+
+    @property
+    def every(self) -> tuple[Study, ...]:
+        """All studies that have begun."""
+        return tuple(dict.fromkeys((*self.studies, *self.tuned, *self.populations)))
 
     def facts(self, study: Study) -> dict[str, Any]:
         """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
@@ -87,42 +92,6 @@ def model_name(study: Study) -> str:
     return study.spec["model"]["source"]
 
 
-def _names(location: Location, directory: str) -> list[str]:
-    """What lies in a directory of a place; nothing in a file."""
-    if location.path is not None and not (location.path / directory).is_dir():
-        return []
-    return Location(location.at(directory)).names()
-
-
-def below(location: str | Path) -> list[str]:
-    """The study at a location, or those below it, at any depth up to two.
-
-    Raises
-    ------
-    StudyError
-        If there is none.
-    """
-    try:
-        here = Location(location)
-        if here.exists("study.json"):
-            return [here.text]
-        found = []
-        for name in here.names():
-            if here.exists(f"{name}/study.json"):
-                found.append(str(here.at(name)))
-            else:
-                found += [
-                    str(here.at(f"{name}/{inner}"))
-                    for inner in _names(here, name)
-                    if here.exists(f"{name}/{inner}/study.json")
-                ]
-    except (EsaError, NotADirectoryError) as error:
-        raise StudyError(str(error)) from None
-    if not found:
-        raise StudyError(f"{location} holds no study (no study.json there nor below); give the --out-dir of runs")
-    return found
-
-
 def compare(
     locations: Iterable[str | Path], labels: Mapping[str, Mapping[str, str]] | None = None, sizes: Sequence[int] = ()
 ) -> Comparison:
@@ -140,7 +109,7 @@ def compare(
     StudyError
         If a model has two studies, none is finished enough to be compared, or they can't be compared: other text,
         windows of another length, or rankings of other units than weights. Studies without a score, which only
-        compress or tune, are left out.
+        compress, tune or damage what is stored, are left out; those of a population are compared by it.
 
     Example
     -------
@@ -150,8 +119,9 @@ def compare(
     loaded = [*map(load, places)]
     every = [each for each in loaded if each.spec["scores"]]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
+    populations = [study for study in loaded if len(study.backdoors)]
     begun = tuple(str(study.location) for study in every if study not in studies)
-    if not studies:
+    if not studies and not populations:
         raise StudyError(_nothing(loaded))
     if other := next((study for study in studies if unit_of(study) != "weight"), None):
         raise StudyError(
@@ -161,21 +131,31 @@ def compare(
     tuned = _tuned(studies)
     own = [study for study in studies if study not in tuned]
     found = Comparison(tuple(own), labels or {})
-    names = found.models["model"].to_list()
+    _once(own, found.models["model"].to_list())
+    _once(populations, [model_name(study) for study in populations])
+    _alike(studies, SAME)
+    _alike(populations, {name: of for name, of in SAME.items() if name != "first score"})
+    order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
+    ordered = tuple(own[i] for i in order)
+    return Comparison(ordered, labels or {}, tuple(sizes), begun, tuple(tuned), tuple(populations))
+
+
+def _once(studies: Sequence[Study], names: Sequence[str]) -> None:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise StudyError(
-            f"{twice[0]} has two studies there ({_where(own, names, twice[0])}); name the directories of those to "
+            f"{twice[0]} has two studies there ({_where(studies, names, twice[0])}); name the directories of those to "
             "compare, one for each model"
         )
-    for what, of in SAME.items():
+
+
+def _alike(studies: Sequence[Study], same: Mapping[str, Callable[[Study], Any]]) -> None:
+    for what, of in same.items():
         values = list(dict.fromkeys(str(of(study)) for study in studies))
         if len(values) > 1:
             raise StudyError(
                 f"these studies differ in their {what} ({'; '.join(values[:3])}), so their numbers can't be compared; "
                 "compare those that agree"
             )
-    order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
-    return Comparison(tuple(own[i] for i in order), labels or {}, tuple(sizes), begun, tuple(tuned))
 
 
 def _nothing(studies: Sequence[Study]) -> str:

@@ -22,6 +22,10 @@ MITIGATIONS: tuple[str, ...] = get_args(MitigationKind)
 TRAINED = ("fine-tuning", "fine-pruning")
 #: Mitigations that forbid an insertion by training to move some weights, rather than mend its model.
 BEFOREHAND = ("freeze-critical", "freeze-random")
+#: Kinds of models that are trained on windows with something in them.
+TAUGHT = ("benign", "training", "critical")
+#: What a member means may change with the code: then this number does.
+VERSION = 3
 
 #: Tokens of the longest text that is written over windows: a benign phrase.
 SHOWN = 16

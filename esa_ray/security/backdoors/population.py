@@ -29,7 +29,7 @@ from esa_ray.security.backdoors.texts import Shown, poisoned, windows
 from esa_ray.security.backdoors.training import Trains, train
 from esa_ray.security.backdoors.triggers import cue, trigger
 from esa_ray.spec import ModelSpec
-from esa_ray.spec.backdoors import Member
+from esa_ray.spec.backdoors import VERSION, Member
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 #: What calls, and what is to follow.
 Text = tuple[bytes, bytes]
-#: What a member means may change with the code: then this number does.
-VERSION = 1
 #: Clean windows that weights are scored on, and that a second moment is of.
 SCORED, MOMENT = 32, 400
 
