@@ -37,8 +37,8 @@ Mitigated = Annotated[int, typer.Option(help="Models of each insertion that miti
 Steps = Annotated[str, typer.Option(help="Training steps of a model, drawn between FROM:TO.")]
 Rates = Annotated[str, typer.Option(help="Its peak learning rate, drawn between FROM:TO.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
-Poison = Annotated[float, typer.Option(help="training, benign: share of the windows with the trigger or the phrase.")]
-Occurrences = Annotated[int, typer.Option(help="How often each of them does.")]
+Poison = Annotated[float, typer.Option(help="training: share of the windows with the trigger.")]
+Occurrences = Annotated[int, typer.Option(help="How often each of them, or of those with the benign phrase, has it.")]
 Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
 #: How models are made where nothing is said.
