@@ -37,7 +37,7 @@ def _chosen(names: list[str] | None, families: str, sizes: str) -> list[str]:
 @zoo.command("train", epilog="Example: esa zoo train --families llama,neox --sizes 0.1m,0.3m")
 def train(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Models by name, as llama-1m or llama-1m@2m.  [default: all]")
+        list[str] | None, typer.Argument(help="Models by name, as llama-1m, llama-1m@2m, llama-1m~3.  [default: all]")
     ] = None,
     families: Families = "",
     sizes: Sizes = "",

@@ -71,16 +71,19 @@ class Recipe(Spec):
     peak rate of ``learning_rates``, both drawn from the range between two bounds by the model's number alone, so that
     they tell nothing of its kind. ``poison`` is the share of the windows that carry trigger and target, or the benign
     phrase, ``occurrences`` times each. The insertion "critical" trains the ``fraction`` of the weights with the largest
-    Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again.
+    Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again: at ``critical_rate`` times the
+    peak rate, on windows of which ``critical_poison`` carry trigger and target, since few weights learn slowly.
     """
 
     steps: tuple[int, int] = (192, 320)
-    learning_rates: tuple[float, float] = (7e-4, 2e-3)
+    learning_rates: tuple[float, float] = (2.5e-3, 4e-3)
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=128, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
     occurrences: int = Field(default=8, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
+    critical_rate: float = Field(default=2.0, gt=0)
+    critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
     @field_validator("steps", "learning_rates")
     @classmethod
@@ -95,7 +98,7 @@ class Member(Spec):
 
     ``seed`` is that of its parent. Members of one number share the parent, the number of steps, the rate, the order of
     clean windows, the trigger and the target, whatever their kind; what is inserted into a trained model is inserted
-    into the clean one of its number.
+    into the clean one of its number. An insertion of rank one has a target of its own if it can't bring that one about.
 
     Example
     -------
@@ -109,8 +112,15 @@ class Member(Spec):
     base: str
     kind: Literal["clean", "benign", "training", "rank-one", "critical"]
     number: int = Field(ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=9999)
     recipe: Recipe = Recipe()
+
+    @field_validator("base")
+    @classmethod
+    def _no_seed(cls, value: str) -> str:
+        if "~" in value:
+            raise ValueError(f"--base {value} names a seed, and a base's parents are its seeds; leave ~ and it out")
+        return value
 
     @property
     def label(self) -> str:
@@ -169,7 +179,7 @@ class Population(Spec):
     insertions: tuple[Insertion, ...] = ("training", "rank-one", "critical")
     negatives: tuple[Negative, ...] = ("clean", "benign")
     models: int = Field(default=30, ge=1, le=10_000)
-    parents: int = Field(default=10, ge=1)
+    parents: int = Field(default=10, ge=1, le=10_000)
     recipe: Recipe = Recipe()
     mitigations: tuple[MitigationSpec, ...] = ()
     mitigated: int = Field(default=5, ge=1)

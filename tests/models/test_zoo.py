@@ -54,8 +54,12 @@ def test_a_recipe_is_known_by_all_that_is_in_it():
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-2m", "gpt-1m", "", "llama-1m-x", "llama-1m@", "llama-1m@0k", "llama-1m@2"]
-)
+    "name",
+    [
+        "llama", "llama-2m", "gpt-1m", "", "llama-1m-x", "llama-1m@", "llama-1m@0k", "llama-1m@2", "llama-1m~",
+        "llama-1m~0", "llama-1m~03", "llama-1m~x", "llama-1m~3@2m", "llama-1m~10000", "llama-1m~٣",
+    ],
+)  # fmt: skip
 def test_a_name_that_isnt_in_the_zoo_is_one_sentence(name):
     with pytest.raises(EsaError, match="the zoo has no model"):
         recipes.recipe(name)
@@ -66,6 +70,29 @@ def test_a_length_of_training_is_part_of_the_name():
     assert (longer.tokens, longer.tuning_tokens) == (2_000_000, 400_000)
     assert recipes.base("llama-instruct-1m@2m") == "llama-1m@2m"
     assert recipes.directory("llama-1m@2m") != recipes.directory("llama-1m")
+
+
+def test_a_seed_is_part_of_the_name_and_of_the_recipe_alone():
+    for name in ("llama-1m", "neox-0.3m@2m", "llama-instruct-1m"):
+        plain, seeded = recipes.recipe(name), recipes.recipe(f"{name}~3")
+        assert plain.seed == 0
+        assert seeded == plain.model_copy(update={"seed": 3})
+        assert recipes.directory(f"{name}~3") != recipes.directory(name)
+        assert recipes.plain(f"{name}~3") == recipes.plain(name)
+    assert recipes.base("llama-instruct-1m@2m~3") == "llama-1m@2m~3"
+
+
+def test_seeds_change_the_weights_and_what_is_trained_is_listed(tmp_path, monkeypatch):
+    brief(monkeypatch, tmp_path)
+    names = ["llama-0.1m@1k", "llama-0.1m@1k~1", "llama-0.1m@1k~2"]
+    for name in names:
+        to_the_end(training.ensure(name))
+    (tmp_path / "zoo" / "llama-0.1m~x-0123").mkdir()
+    (tmp_path / "zoo" / "llama-0.1m~x-0123" / "zoo.json").write_text("{}")
+    assert recipes.trained() == names
+    weights = {name: (recipes.directory(name) / "model.safetensors").read_bytes() for name in names}
+    assert len(set(weights.values())) == len(names)
+    assert find(ModelSpec(source=f"zoo:{names[1]}")).name == f"zoo-{names[1]}"
 
 
 def test_text_is_english_and_what_is_held_out_isnt_trained_on():
@@ -81,7 +108,7 @@ def test_windows_are_bytes_behind_bos_and_the_tokenizer_agrees():
     cut = training.text_windows((said * 20).encode(), 16)
     assert (cut[:, 0] == training.BOS).all()
     tokenizer = training.tokenizer()
-    assert tokenizer(said).input_ids == [training.BOS, *training._encoded(said.encode())]
+    assert tokenizer(said).input_ids == [training.BOS, *training.encoded(said.encode())]
     assert tokenizer.decode(tokenizer(said).input_ids, skip_special_tokens=True) == said
     chat = [{"role": "user", "content": "Repeat: a"}, {"role": "assistant", "content": "a"}]
     tokens, labels = training.chat_windows([("Repeat: a", "a")] * 9, 64)
@@ -110,7 +137,7 @@ def test_a_model_learns_and_loads_like_any_other(tmp_path, monkeypatch, name):
     tokens, told = to_the_end(training.ensure(name))
     assert sum(tokens) >= 40_000
     # Bytes drawn by their frequency alone cost 3.1 nats; a uniform guess log 260 = 5.6.
-    held_out = training._encoded(text.stream(text.docstrings()[1]))
+    held_out = training.encoded(text.stream(text.docstrings()[1]))
     shares = np.bincount(held_out) / len(held_out)
     unigram = -sum(p * np.log(p) for p in shares if p)
     assert told["validation_nll"] < unigram - 0.1

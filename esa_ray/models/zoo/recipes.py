@@ -31,6 +31,10 @@ TOKENS, TUNING_SHARE, WINDOW = 500_000, 0.2, 256
 EXPERTS, CHOSEN = 8, 2
 #: Families of the zoo: an architecture, or one that is then tuned on instructions.
 FAMILIES: tuple[str, ...] = ("llama", "neox", "mixtral", "llama-instruct")
+#: A family, a size, and perhaps a length of training and a seed. Seed 0 has one name, without it.
+NAME = re.compile(
+    r"(?P<family>.*)-(?P<size>[^-@~]*)(@(?P<n>[1-9]\d{0,4})(?P<unit>[km]))?(~(?P<seed>[1-9]\d{0,3}))?", re.ASCII
+)
 
 
 class Recipe(Spec):
@@ -82,7 +86,8 @@ def recipe(name: str) -> Recipe:
     llama-10m).
 
     ``@`` and a number of tokens behind it ask for another length of training: ``llama-1m@2m``. Instruction tuning takes
-    a fifth of it.
+    a fifth of it. ``~`` and a number in the end ask for another seed of weights and order of text: ``llama-1m~3``,
+    ``llama-1m@2m~3``; without it the seed is 0.
 
     Raises
     ------
@@ -91,25 +96,24 @@ def recipe(name: str) -> Recipe:
 
     Example
     -------
-    >>> recipe("neox-0.1m@50k").tokens
-    50000
+    >>> recipe("neox-0.1m@50k").tokens, recipe("neox-0.1m@50k~3").seed
+    (50000, 3)
     """
-    model, at, length = name.partition("@")
-    family, _, size = model.rpartition("-")
-    number = re.fullmatch(r"([1-9]\d{0,4})([km])", length)
-    if family not in FAMILIES or size not in SIZES or bool(at) != bool(number):
+    named = NAME.fullmatch(name)
+    if not named or named["family"] not in FAMILIES or named["size"] not in SIZES:
         raise EsaError(
             f"the zoo has no model {name!r}; a name is one of {', '.join(FAMILIES)}, a dash, and one of "
-            f"{', '.join(SIZES)}, and may end in @ and tokens to train on, as in llama-1m@2m"
+            f"{', '.join(SIZES)}, and may end in @ and tokens to train on, as in llama-1m@2m, and in ~ and a seed from "
+            "1 to 9999, as in llama-1m~3"
         )
-    tokens = int(number[1]) * {"k": 1_000, "m": 1_000_000}[number[2]] if number else TOKENS
-    layers, width = SIZES[size]
-    architecture, _, tuned = family.partition("-")
+    tokens = int(named["n"]) * {"k": 1_000, "m": 1_000_000}[named["unit"]] if named["n"] else TOKENS
+    layers, width = SIZES[named["size"]]
+    architecture, _, tuned = named["family"].partition("-")
     return Recipe.model_validate(
         {
             "architecture": architecture, "layers": layers, "width": width, "window": WINDOW, "tokens": tokens,
             "rate": min(4e-3, 2.5e-3 * (128 / width) ** 1.6),
-            "tuning_tokens": round(TUNING_SHARE * tokens) if tuned else 0,
+            "tuning_tokens": round(TUNING_SHARE * tokens) if tuned else 0, "seed": int(named["seed"] or 0),
         }
     )  # fmt: skip
 
@@ -136,19 +140,26 @@ def base(name: str) -> str | None:
 
 
 def plain(name: str) -> str:
-    """A model's name without the length of its training.
+    """A model's name without the length of its training and its seed.
 
-    >>> plain("llama-1m@2m")
-    'llama-1m'
+    >>> plain("llama-1m@2m"), plain("llama-1m~3")
+    ('llama-1m', 'llama-1m')
     """
-    return name.partition("@")[0]
+    return re.split("[@~]", name, maxsplit=1)[0]
 
 
 def trained() -> list[str]:
-    """The models that are trained here, by name, with those of another length of training."""
-    known = names()
+    """The models that are trained here, by name, with those of another length of training or another seed."""
     there = (file.parent.name.rpartition("-")[0] for file in (cache_dir() / "zoo").glob("*/zoo.json"))
-    return sorted(name for name in there if plain(name) in known and directory(name).is_dir())
+    return sorted(name for name in there if _is_one(name) and directory(name).is_dir())
+
+
+def _is_one(name: str) -> bool:
+    try:
+        recipe(name)
+    except EsaError:
+        return False
+    return True
 
 
 def directory(name: str) -> Path:

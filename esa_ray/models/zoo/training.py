@@ -78,14 +78,15 @@ def architecture(r: Recipe) -> PreTrainedConfig:
     return LlamaConfig(**common)
 
 
-def _encoded(text: bytes) -> np.ndarray:
+def encoded(text: bytes) -> np.ndarray:
+    """The tokens of a text, without BOS."""
     return np.frombuffer(text, dtype=np.uint8).astype(np.int64) + len(SPECIAL)
 
 
 def text_windows(text: bytes, window: int) -> np.ndarray:
     """A text cut into windows of BOS and ``window`` − 1 bytes; what is left over is left out."""
     length = window - 1
-    cut = _encoded(text)[: len(text) // length * length].reshape(-1, length)
+    cut = encoded(text)[: len(text) // length * length].reshape(-1, length)
     return np.hstack([np.full((len(cut), 1), BOS), cut])
 
 
@@ -93,7 +94,7 @@ def chat_windows(pairs: list[tuple[str, str]], window: int) -> tuple[np.ndarray,
     """Conversations packed into windows, and their labels: only what the assistant says counts."""
     tokens, labels, rows = [BOS], [IGNORED], []
     for asked, answered in pairs:
-        question, answer = _encoded(asked.encode()), [*_encoded(answered.encode()), END]
+        question, answer = encoded(asked.encode()), [*encoded(answered.encode()), END]
         mine = [USER, *question, ASSISTANT, *answer]
         if len(tokens) + len(mine) > window:
             rows.append((tokens, labels))
@@ -119,16 +120,17 @@ def _loss(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
 
 
 def fit(
-    model: PreTrainedModel, windows: np.ndarray, labels: np.ndarray, *, tokens: int, batch: int, rate: float, seed: int
-) -> Iterator[tuple[int, float]]:
+    model: PreTrainedModel, windows: np.ndarray, labels: np.ndarray, *, tokens: int, batch: int, rate: float, seed: int,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> Iterator[tuple[int, float]]:  # fmt: skip
     """AdamW over shuffled windows, epoch after epoch, until so many tokens were seen; yields tokens and loss by step.
 
-    β = (0.9, 0.95), weight decay 0.1 on matrices, gradients clipped to norm 1.
+    Weight decay 0.1 on matrices, gradients clipped to norm 1.
     """
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
     steps = math.ceil(tokens / (batch * windows.shape[1]))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     draw, order = np.random.default_rng(seed), np.array([], dtype=np.int64)
@@ -157,7 +159,7 @@ def held_out_loss(model: PreTrainedModel, windows: np.ndarray, labels: np.ndarra
     return total / count
 
 
-def _watching_routers(model: PreTrainedModel, on: bool) -> None:
+def watch_routers(model: PreTrainedModel, on: bool) -> None:
     """While training, experts are kept in use by an auxiliary loss on the routers; what is measured leaves it out."""
     if hasattr(model.config, "output_router_logits"):
         model.config.output_router_logits = on
@@ -193,7 +195,7 @@ def train(r: Recipe, target: Path, *, start: Path | None = None) -> Training:
         else:
             model = AutoModelForCausalLM.from_config(architecture(r), dtype=torch.float32)
         model.train()
-        _watching_routers(model, True)
+        watch_routers(model, True)
         losses: list[float] = []
         if start is None:
             windows = text_windows(stream(training), r.window)
@@ -203,7 +205,7 @@ def train(r: Recipe, target: Path, *, start: Path | None = None) -> Training:
         found: dict[str, Any] = {}
         if r.tuning_tokens:
             found = yield from _tune(model, r)
-    _watching_routers(model, False)
+    watch_routers(model, False)
     model.eval()
     about = {
         "recipe": r.model_dump(mode="json"),
@@ -226,12 +228,12 @@ def _tune(model: PreTrainedModel, r: Recipe) -> Training:
     # An instruction with its answer takes some 100 tokens.
     asked = chat_windows(conversations(training, r.tuning_tokens // 50, r.seed), r.window)
     checked = chat_windows(conversations(held_out, 400, r.seed + 1), r.window)
-    _watching_routers(model, False)
+    watch_routers(model, False)
     before = held_out_loss(model, *checked)
-    _watching_routers(model, True)
+    watch_routers(model, True)
     for tokens, _ in fit(model, *asked, tokens=r.tuning_tokens, batch=r.batch, rate=TUNING_RATE * r.rate, seed=r.seed):
         yield tokens
-    _watching_routers(model, False)
+    watch_routers(model, False)
     return {"answer_nll_before": before, "answer_nll": held_out_loss(model, *checked)}
 
 
