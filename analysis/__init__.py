@@ -36,6 +36,13 @@ analysis.coverage(study), analysis.first_order(study)             # … how few 
 analysis.predicted(study), analysis.order_agrees(study)           # … which protections single flips foretell
 analysis.attack_runs(study), analysis.survival(study)             # attacks: flips and bits to collapse
 analysis.attacks_against(study), analysis.flipped_where(study)    # … arms against each other; what they flipped
+analysis.population(study), analysis.detection([study, other])    # models with and without a backdoor, one base or more
+analysis.roc_curves(study), analysis.permuted(study)              # … curves of detection; what chance would show
+analysis.nested(study), analysis.ranked(study)                    # … what sensitivity adds; each feature alone
+analysis.leakage(study), analysis.detection_power(study)          # … what must be at chance; how many models it takes
+analysis.detection_goals(study)                                   # … and what was aimed at
+analysis.mitigated(study), analysis.mitigated_against(study)      # … what mitigations leave, and against what
+analysis.detector("results/backdoors", with_reference=False)      # … a detector for other models
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
@@ -88,6 +95,16 @@ from analysis.security.attacks import (
     survival_curves,
 )
 from analysis.security.coverage import coverage
+from analysis.security.detection.detector import detector
+from analysis.security.detection.evaluated import detection, roc_curves
+from analysis.security.detection.goals import detection_goals
+from analysis.security.detection.leakage import leakage
+from analysis.security.detection.mitigated import mitigated, mitigated_against
+from analysis.security.detection.nested import nested
+from analysis.security.detection.null import permuted
+from analysis.security.detection.power import detection_power
+from analysis.security.detection.ranked import ranked
+from analysis.security.detection.table import population
 from analysis.security.first_order import first_order
 from analysis.security.injections import injections
 from analysis.security.predicted import order_agrees, predicted
@@ -128,6 +145,10 @@ __all__ = [
     "defended_against",
     "depth_pattern",
     "depth_profile",
+    "detection",
+    "detection_goals",
+    "detection_power",
+    "detector",
     "discrimination",
     "dose_landmarks",
     "dose_response",
@@ -153,18 +174,24 @@ __all__ = [
     "jaccard_summary",
     "layer_damage",
     "layer_shares",
+    "leakage",
     "learning_rates",
     "line_concentration",
     "load",
     "meta_analysis",
+    "mitigated",
+    "mitigated_against",
     "mixed_effects",
     "mode_comparison",
     "mode_costs",
     "moved",
+    "nested",
     "order_agrees",
     "outlier_seeds",
     "pace",
     "pairs",
+    "permuted",
+    "population",
     "power",
     "precision_at",
     "predicted",
@@ -173,10 +200,12 @@ __all__ = [
     "protected_against",
     "protection_front",
     "protocol_summary",
+    "ranked",
     "recovery",
     "reliability",
     "repeatability",
     "residual_channels",
+    "roc_curves",
     "save_figures",
     "save_tables",
     "score_agreement",

@@ -134,6 +134,16 @@ class Study:
         return self.table("attacks")
 
     @cached_property
+    def backdoors(self) -> pl.DataFrame:
+        """One row a model of the population and feature; empty where no population was asked for."""
+        return self.table("backdoors")
+
+    @cached_property
+    def mitigations(self) -> pl.DataFrame:
+        """One row a model with a backdoor and mitigation; empty where none was asked for."""
+        return self.table("mitigations")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:
@@ -182,3 +192,39 @@ def load(directory: str | Path) -> Study:
     if not isinstance(record, dict) or not {"spec", "resolved", "versions"} <= record.keys():
         raise StudyError(f"{directory}/study.json is not what a run wrote; restore it, or choose another directory")
     return Study(location, record)
+
+
+def _names(location: Location, directory: str) -> list[str]:
+    """What lies in a directory of a place; nothing in a file."""
+    if location.path is not None and not (location.path / directory).is_dir():
+        return []
+    return Location(location.at(directory)).names()
+
+
+def below(location: str | Path) -> list[str]:
+    """The study at a location, or those below it, at any depth up to two.
+
+    Raises
+    ------
+    StudyError
+        If there is none.
+    """
+    try:
+        here = Location(location)
+        if here.exists("study.json"):
+            return [here.text]
+        found = []
+        for name in here.names():
+            if here.exists(f"{name}/study.json"):
+                found.append(str(here.at(name)))
+            else:
+                found += [
+                    str(here.at(f"{name}/{inner}"))
+                    for inner in _names(here, name)
+                    if here.exists(f"{name}/{inner}/study.json")
+                ]
+    except (EsaError, NotADirectoryError) as error:
+        raise StudyError(str(error)) from None
+    if not found:
+        raise StudyError(f"{location} holds no study (no study.json there nor below); give the --out-dir of runs")
+    return found

@@ -12,10 +12,8 @@ import polars as pl
 
 from analysis.names import unit_of, units
 from analysis.scores.distribution import scored_tensors
-from analysis.study import Study, StudyError, load
+from analysis.study import Study, StudyError, below, load
 from analysis.tuning.hardening import origin
-from esa_ray.errors import EsaError
-from esa_ray.storage.location import Location
 
 MODELS: dict[str, Any] = {
     "model": pl.String, "family": pl.String, "kind": pl.String, "tuning": pl.String, "parameters": pl.Int64,
@@ -85,42 +83,6 @@ def model_name(study: Study) -> str:
         if len(table):
             return table["model"][0]
     return study.spec["model"]["source"]
-
-
-def _names(location: Location, directory: str) -> list[str]:
-    """What lies in a directory of a place; nothing in a file."""
-    if location.path is not None and not (location.path / directory).is_dir():
-        return []
-    return Location(location.at(directory)).names()
-
-
-def below(location: str | Path) -> list[str]:
-    """The study at a location, or those below it, at any depth up to two.
-
-    Raises
-    ------
-    StudyError
-        If there is none.
-    """
-    try:
-        here = Location(location)
-        if here.exists("study.json"):
-            return [here.text]
-        found = []
-        for name in here.names():
-            if here.exists(f"{name}/study.json"):
-                found.append(str(here.at(name)))
-            else:
-                found += [
-                    str(here.at(f"{name}/{inner}"))
-                    for inner in _names(here, name)
-                    if here.exists(f"{name}/{inner}/study.json")
-                ]
-    except (EsaError, NotADirectoryError) as error:
-        raise StudyError(str(error)) from None
-    if not found:
-        raise StudyError(f"{location} holds no study (no study.json there nor below); give the --out-dir of runs")
-    return found
 
 
 def compare(

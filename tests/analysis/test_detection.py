@@ -1,0 +1,446 @@
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import optimize, special, stats
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
+
+from analysis.security.detection import columns
+from analysis.security.detection import null as chance
+from analysis.security.detection.classifier import fit, strength
+from analysis.security.detection.detector import detector
+from analysis.security.detection.evaluated import detection, roc_curves
+from analysis.security.detection.folds import folds
+from analysis.security.detection.goals import detection_goals
+from analysis.security.detection.leakage import clean_halves, leakage
+from analysis.security.detection.nested import nested
+from analysis.security.detection.null import null, numbers, permuted, permuted_areas, shuffled
+from analysis.security.detection.power import detection_power, models_needed
+from analysis.security.detection.ranked import ranked
+from analysis.security.detection.scored import out_of_fold
+from analysis.security.detection.table import Models, counts, models, population
+from analysis.statistics.roc import area
+from analysis.study import StudyError
+from esa_ray.spec import INSERTIONS
+from tests.analysis.backdoored import FEATURES, planted
+from tests.analysis.test_roc import scored
+
+KINDS = ("clean", "benign", *INSERTIONS)
+FOUND = {kind: {"hill": 12.0} for kind in INSERTIONS}
+
+
+def made(rng, features=4, bases=1, n=30, parents=10, kinds=KINDS, shift=0.0):
+    """A population in memory whose features vary by parent, number and model; ``shift`` moves those with a backdoor."""
+    rows = [(b, i % parents, i, k) for b in range(bases) for k in kinds for i in range(n)]
+    base, seed, number, kind = (np.array(each) for each in zip(*rows, strict=True))
+    parent, of_number = rng.normal(size=(bases * parents, features)), rng.normal(size=(bases * n, features))
+    values = parent[base * parents + seed] + of_number[base * n + number] + rng.normal(size=(len(base), features))
+    values += shift * np.isin(kind, INSERTIONS)[:, None]
+    names = np.array([f"b{b}" for b in base])
+    return Models(
+        names, np.array([f"b{b}~{s}" for b, s in zip(base, seed, strict=True)]), number, kind, np.full(len(base), 200),
+        np.full(len(base), 1e-3), values, tuple(f"f{i}" for i in range(features)), ("tails",) * features,
+        np.zeros(features, bool),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch):
+    """Enough to tell what is planted; a report draws ten times as many."""
+    monkeypatch.setattr(chance, "PERMUTATIONS", 99)
+
+
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory):
+    """Two bases whose models with a backdoor have one feature far from all others'."""
+    where = tmp_path_factory.mktemp("separable")
+    return tuple(planted(where / base, FOUND, base=base) for base in "ab")
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """A base whose models differ in nothing that their kind has a part in."""
+    return planted(tmp_path_factory.mktemp("alike"))
+
+
+@cache
+def two_bases():
+    return made(np.random.default_rng(0), bases=2)
+
+
+SCHEMES = (*columns.SCHEMES, "any", "any insertion")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_parent_is_in_training_and_test_at_once(scheme):
+    of = two_bases()
+    assert folds(of, scheme)
+    for fold in folds(of, scheme):
+        assert not set(of.parent[fold.train]) & set(of.parent[fold.test])
+        assert set(of.poisoned[fold.train]) == set(of.poisoned[fold.test]) == {True, False}
+
+
+@pytest.mark.parametrize("scheme", ["unseen insertion", "unseen both", "any insertion"])
+def test_a_left_out_insertion_trains_nothing_and_is_all_that_is_found(scheme):
+    of = two_bases()
+    for fold in folds(of, scheme):
+        assert fold.left_out not in of.kind[fold.train]
+        assert set(of.kind[fold.test]) == {"clean", "benign", fold.left_out}
+    assert {fold.left_out for fold in folds(of, scheme)} == set(INSERTIONS)
+
+
+@pytest.mark.parametrize("scheme", ["unseen base", "unseen both"])
+def test_a_left_out_base_trains_nothing(scheme):
+    of = two_bases()
+    for fold in folds(of, scheme):
+        assert not set(of.base[fold.train]) & set(of.base[fold.test])
+
+
+@pytest.mark.parametrize("scheme", ["seen", "unseen insertion"])
+def test_detectors_within_a_base_know_no_other(scheme):
+    of = two_bases()
+    assert all(len(set(of.base[np.concatenate([f.train, f.test])])) == 1 for f in folds(of, scheme))
+
+
+@pytest.mark.parametrize(("scheme", "negatives"), [("seen", 1), ("unseen base", 1), ("unseen insertion", 3)])
+def test_every_model_is_tested_once_a_left_out_insertion(scheme, negatives):
+    of = two_bases()
+    times = np.bincount(np.concatenate([f.test for f in folds(of, scheme)]), minlength=len(of))
+    assert set(times[of.poisoned]) == {1}
+    assert set(times[~of.poisoned]) == {negatives}
+
+
+def test_many_parents_are_dealt_into_ten_folds_and_few_one_each():
+    many, few = (made(np.random.default_rng(0), parents=p) for p in (30, 4))
+    assert [len({*zip(folds(of, "seen"))}) for of in (many, few)] == [10, 4]
+    assert {len(set(many.parent[f.test])) for f in folds(many, "seen")} == {3}
+
+
+def test_the_detector_minimises_the_balanced_penalised_loss():
+    rng = np.random.default_rng(1)
+    label = np.arange(60) < 20
+    values = rng.normal(size=(60, 3)) + label[:, None]
+    z, weight = stats.zscore(values), np.where(label, 60 / 40, 60 / 80)
+
+    def loss(b):
+        odds = z @ b[:3] + b[3]
+        return (b[:3] ** 2).sum() / 2 + 3.0 * (weight * np.logaddexp(0, np.where(label, -odds, odds))).sum()
+
+    best = optimize.minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-8}).x
+    fitted = fit(values, label)
+    assert strength(3) == 3.0
+    assert [*fitted.coefficients, fitted.intercept] == pytest.approx(best.tolist(), abs=1e-4)
+
+
+def test_what_cant_be_told_counts_as_the_mean():
+    fitted = fit(np.array([[0.0, 1.0], [2.0, np.nan], [4.0, 3.0], [6.0, np.inf]]), np.array([False, False, True, True]))
+    assert fitted.means.tolist() == [3.0, 2.0]
+    assert fitted.log_odds(np.array([[np.nan, 2.0]])) == pytest.approx(fitted.log_odds(np.array([[3.0, np.nan]])))
+
+
+def test_a_feature_that_doesnt_vary_says_nothing():
+    label = np.arange(20) < 10
+    fitted = fit(np.column_stack([np.full(20, 7.0), label]), label)
+    assert fitted.coefficients[0] == 0
+    assert fitted.scales[0] == 1
+
+
+def test_a_planted_separable_feature_is_found_whatever_is_left_out(separable):
+    table = detection(separable)
+    assert set(table["scheme"]) == set(columns.SCHEMES)
+    assert table.filter(pl.col("auroc") < 0.99).is_empty()
+    main = table.filter(base="all", insertion="all", negatives="all")
+    assert main["p"].to_list() == pytest.approx([0.01] * 8)
+    assert (main["poisoned"] == 180).all()
+    assert (main["others"] == 120).all()
+    assert (main["parents"] == 20).all()
+    assert (table["low"] < 1).all()
+    aimed = detection_goals(separable).filter(pl.col("goal").is_in(["seen", "unseen insertion"]))
+    assert aimed["status"].to_list() == ["holds"] * 4
+    assert aimed["target"].to_list() == [0.95, 0.95, 0.85, 0.85]
+
+
+def test_a_planted_separable_feature_is_ranked_first_for_every_insertion(separable):
+    first = ranked(separable).filter(rank=1)
+    assert first["insertion"].to_list() == ["all", *INSERTIONS]
+    assert set(first["feature"]) == {"hill"}
+    assert (first["auroc"] == 1).all()
+    assert (first["q"] < 1e-6).all()
+
+
+def test_a_features_area_is_sklearns_and_says_which_end_betrays(tmp_path):
+    of = planted(tmp_path / "a", {kind: {"rise": -2.0} for kind in INSERTIONS})
+    row = ranked(of).filter(insertion="rank-one", feature="rise").row(0, named=True)
+    found = models(of)
+    mine = ~found.poisoned | (found.kind == "rank-one")
+    value = found.values[mine, found.features.index("rise")]
+    assert row["auroc"] == pytest.approx(roc_auc_score(found.poisoned[mine], value))
+    assert row["auroc"] < 0.2
+    assert (row["poisoned"], row["others"]) == (30, 60)
+    assert row["lowest"] == row["highest"] == row["auroc"]
+
+
+def test_two_groups_without_a_difference_arent_told_apart(alike):
+    main = detection(alike).filter(base="all", scheme="seen", insertion="all", negatives="all")
+    assert ((main["low"] < 0.5) & (main["high"] > 0.5)).all()
+    assert (main["p"].drop_nulls() > 0.05).all()
+    assert ranked(alike)["q"].min() > 0.05
+    goals = detection_goals(alike).filter(pl.col("goal") != "leakage", pl.col("why_not").is_null())
+    assert set(goals["status"]) <= {"open", "fails"}
+
+
+def test_intervals_of_detectors_cover_a_half_where_nothing_differs():
+    found = []
+    for seed in range(40):
+        tested = out_of_fold(made(np.random.default_rng(seed), features=3), "seen")
+        found.append(area(tested.scored(np.full(len(tested.at), True))))
+    assert np.mean([f.interval.low <= 0.5 <= f.interval.high for f in found]) >= 0.85
+    assert np.mean([f.value for f in found]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_permutation_p_is_uniform_where_nothing_differs():
+    p = [
+        null(of, "seen", reference=False, blocks=numbers(of), permutations=19)["p"]
+        for of in (made(np.random.default_rng([7, seed]), features=2) for seed in range(60))
+    ]
+    counted = np.bincount(np.digitize(p, [0.25, 0.5, 0.75], right=True), minlength=4)
+    assert stats.chisquare(counted).pvalue > 0.01
+
+
+def test_kinds_are_permuted_among_models_of_one_number():
+    of = two_bases()
+    kinds = shuffled(of.kind, numbers(of), 5)
+    assert (kinds[0] == of.kind).all()
+    assert (kinds[1:] != of.kind).any(axis=1).all()
+    for block in np.unique(numbers(of)):
+        mine = numbers(of) == block
+        assert all(sorted(row[mine]) == sorted(of.kind[mine]) for row in kinds)
+
+
+def by_ridge(of, scheme, kind):
+    """AUROC of a scheme with these kinds, every fold trained anew by scikit-learn."""
+    of = replace(of, kind=kind)
+    strata = {}
+    for fold in folds(of, scheme):
+        others = fold.train if not fold.left_out else np.flatnonzero(~np.isin(of.parent, of.parent[fold.test]))
+        if scheme == "unseen insertion":
+            others = others[of.base[others] == of.base[fold.test[0]]]
+        mean, scale = of.values[others].mean(axis=0), of.values[others].std(axis=0)
+        model = Ridge(alpha=4 / strength(of.values.shape[1]))
+        model.fit((of.values[fold.train] - mean) / scale, of.poisoned[fold.train])
+        rows = strata.setdefault(fold.stratum, ([], []))
+        rows[0].extend(of.poisoned[fold.test])
+        rows[1].extend(model.predict((of.values[fold.test] - mean) / scale))
+    pairs = [sum(label) * (len(label) - sum(label)) for label, _ in strata.values()]
+    return np.average([roc_auc_score(*rows) for rows in strata.values()], weights=pairs)
+
+
+@pytest.mark.parametrize("scheme", columns.SCHEMES)
+def test_permuted_areas_are_those_of_training_every_fold_anew(scheme):
+    of = made(np.random.default_rng(2), bases=2, n=6, parents=3, shift=0.7)
+    kinds = shuffled(of.kind, numbers(of), 3)
+    wanted = [by_ridge(of, scheme, kind) for kind in kinds]
+    assert permuted_areas(of, scheme, reference=False, kinds=kinds) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_sensitivity_adds_where_it_alone_tells(separable):
+    table = nested(separable).filter(scheme="seen", reference=False, fewer="spectra")
+    row = table.row(0, named=True)
+    assert row["more"] == "spectra+tails"
+    assert row["n_features"] == 4
+    assert row["auroc_fewer"] < 0.65
+    assert row["auroc_more"] > 0.99
+    assert row["difference"] == pytest.approx(row["auroc_more"] - row["auroc_fewer"])
+    assert row["low"] > 0.3
+    goals = detection_goals(separable).filter(goal="adds")
+    assert set(goals["status"]) == {"holds"}
+
+
+def test_sensitivity_doesnt_add_where_spectra_tell_all(tmp_path):
+    of = planted(tmp_path / "a", {kind: {"top share": 9.0} for kind in INSERTIONS})
+    goals = detection_goals(of).filter(pl.col("goal") == "adds")
+    assert "holds" not in set(goals["status"])
+    alone = nested(of).filter(pl.col("fewer").is_null(), pl.col("scheme") == "seen", ~pl.col("reference"))
+    best = alone.sort("auroc_more", descending=True)["more"][0]
+    assert best == "spectra"
+    assert set(alone["more"]) == {"spectra", "tails", "gains", "vocabulary"}
+
+
+def test_features_that_need_a_reference_are_looked_at_with_one_alone(tmp_path):
+    of = planted(tmp_path / "a", {kind: {"rank shift": 9.0} for kind in INSERTIONS})
+    main = detection(of).filter(base="all", insertion="all", negatives="all", scheme="seen").sort("reference")
+    assert main["auroc"][0] < 0.7
+    assert main["auroc"][1] > 0.99
+
+
+def test_recipes_leak_where_acceptance_depends_on_them(tmp_path):
+    def change(member):  # backdoors succeed from so many steps on, benign models below it
+        return {"accepted": member.kind == "clean" or (member.steps > 240) == member.poisoned}
+
+    of = planted(tmp_path / "a", change=change, models=60)
+    row = leakage(of).filter(check="recipe").row(0, named=True)
+    assert row["status"] == "fails"
+    assert row["auroc"] > 0.7
+    leaks = detection_goals(of).filter(goal="leakage").row(0, named=True)
+    assert leaks["status"] == "fails"
+
+
+def test_recipes_tell_nothing_where_every_number_has_all_kinds(separable):
+    table = leakage(separable)
+    assert table["check"].to_list() == ["recipe", "clean halves", "clean halves with reference"]
+    assert set(table["status"]) == {"holds"}
+    assert table["auroc"][0] == pytest.approx(0.5)
+    assert ((table["low"] < 0.5) & (table["high"] > 0.5)).all()
+
+
+def test_clean_halves_are_half_of_every_parents_clean_models():
+    halves = clean_halves(made(np.random.default_rng(0), bases=2))
+    assert len(halves) == 60
+    assert halves.poisoned.sum() == 30
+    for parent in set(halves.parent):
+        assert halves.poisoned[halves.parent == parent].sum() in (1, 2)
+
+
+def test_fewer_than_thirty_models_of_a_class_say_nothing_but_why(tmp_path):
+    of = planted(tmp_path / "a", FOUND, models=29, insertions=("training",), negatives=("clean",))
+    table = detection(of).filter(scheme="seen")
+    assert table["auroc"].null_count() == len(table)
+    assert table["why_not"][0] == "29 models with a backdoor and 29 without; 30 of each are needed to tell"
+    assert ranked(of)["auroc"].null_count() == len(FEATURES)
+    assert roc_curves(of).is_empty()
+    goals = detection_goals(of)
+    assert set(goals["status"]) == {"open"}
+    assert goals["why_not"].null_count() == 0
+
+
+def test_an_insertion_with_too_few_models_is_silent_where_all_together_speak(tmp_path):
+    def change(member):
+        return {"accepted": member.kind != "critical" or member.number > 0}
+
+    of = planted(tmp_path / "a", FOUND, change=change)
+    table = detection(of).filter(scheme="seen", negatives="all", reference=False)
+    assert table.filter(insertion="critical")["auroc"].null_count() == 1
+    assert table.filter(insertion="all")["poisoned"].to_list() == [89]
+    assert table.filter(insertion="all")["auroc"].null_count() == 0
+
+
+def test_without_benign_models_goals_are_open(tmp_path):
+    of = planted(tmp_path / "a", FOUND, negatives=("clean",))
+    goals = detection_goals(of).filter(goal="seen")
+    assert set(goals["status"]) == {"open"}
+    assert "add --negatives benign" in goals["why_not"][0]
+
+
+def test_one_base_cant_be_left_out(alike):
+    table = detection(alike).filter(pl.col("scheme").is_in(["unseen base", "unseen both"]))
+    assert table["auroc"].null_count() == len(table) == 4
+    assert table["why_not"].str.contains("give the studies of several").all()
+
+
+def test_what_isnt_accepted_is_counted_by_kind_and_left_out(tmp_path):
+    def change(member):
+        if member.kind == "critical" and member.number < 3:
+            return {"accepted": False, "attack_success": 0.5}
+        if member.kind == "rank-one" and member.number == 0:
+            return {"status": "error", "error": "no memory", "accepted": None, "attack_success": None}
+        return {}
+
+    of = planted(tmp_path / "a", change=change)
+    table = counts(of)
+    assert table["insertion"].to_list() == list(KINDS)
+    assert table["models"].to_list() == [30] * 5
+    assert table["rejected"].to_list() == [0, 0, 0, 0, 3]
+    assert table["failed"].to_list() == [0, 0, 0, 1, 0]
+    assert table["accepted"].to_list() == [30, 30, 30, 29, 27]
+    assert table["success"].to_list() == pytest.approx([0, 0.95, 0.97, 0.97, (27 * 0.97 + 3 * 0.5) / 30])
+    assert len(population(of)) == 150
+    assert len(models(of)) == 146
+
+
+def test_a_feature_that_isnt_finite_is_none(tmp_path):
+    of = planted(tmp_path / "a", {"clean": {"hill": float("nan"), "gini": float("inf")}})
+    found = models(of)
+    clean = found.kind == "clean"
+    for name in ("hill", "gini"):
+        value = found.values[:, found.features.index(name)]
+        assert np.isnan(value[clean]).all()
+        assert np.isfinite(value[~clean]).all()
+    assert ranked(of).filter(insertion="all", feature="hill")["others"].to_list() == [30]
+
+
+def test_a_study_without_a_population_has_empty_tables(tmp_path):
+    from tests.analysis.backdoored import written
+
+    of = written(tmp_path / "a", [])
+    for table in (counts, population, roc_curves, ranked, leakage, nested, detection_goals):
+        assert table(of).is_empty()
+    for table in (detection, permuted, detection_power):
+        assert set(table(of)["why_not"].is_null()) == {False}
+    with pytest.raises(StudyError, match="0 models with a backdoor"):
+        detector(of)
+
+
+def test_as_many_models_as_are_needed_settle_a_target_in_four_of_five_studies():
+    rng = np.random.default_rng(8)
+    zero = np.zeros(60, int)
+    delta, now = np.sqrt(2) * special.ndtri(0.85), scored(np.arange(60.0), np.arange(60) < 30, zero)
+    needed = models_needed(now, 0.85, 0.95, 1.0, now=30)
+    settled = 0
+    for _ in range(200):
+        label = np.arange(2 * needed) < needed
+        settled += area(scored(rng.normal(size=2 * needed) + delta * label, label)).interval.high < 0.95
+    assert 0.7 < settled / 200 < 0.92
+
+
+def test_an_estimate_at_its_target_is_settled_by_no_number():
+    now = scored(np.arange(60.0), np.arange(60) < 30)
+    assert models_needed(now, 0.9501, 0.95, 1.0, now=30) is None
+
+
+def test_power_counts_models_and_parents_of_a_base(separable):
+    row = detection_power(separable).filter(scheme="seen", reference=False).row(0, named=True)
+    assert (row["bases"], row["models"], row["parents"]) == (2, 30, 10)
+    assert row["needed"] < 30  # as its own interval lies above the target
+
+
+def test_the_detector_for_use_finds_models_of_another_population(separable, tmp_path):
+    found = detector(separable)
+    assert found.features == tuple(n for n in models(separable).features if not FEATURES[n][1])
+    assert found.calibration.bases == ("a", "b")
+    assert (found.calibration.poisoned, found.calibration.others) == (180, 120)
+    assert found.calibration.false_alarms <= 0.05
+    assert found.calibration.recall > 0.99
+    assert found.calibration.auroc > 0.99
+    other = models(planted(tmp_path / "a", FOUND, base="c", seed=5))
+    p = np.array([found.probability(dict(zip(other.features, v, strict=True))) for v in other.values])
+    assert (p[other.poisoned] > found.threshold).mean() > 0.99
+    assert (p[~other.poisoned] > found.threshold).mean() < 0.15
+
+
+def test_the_detectors_probability_is_that_of_its_logistic_regression(alike):
+    of, found = models(alike), detector(alike, with_reference=True)
+    assert found.with_reference
+    assert set(found.features) == set(FEATURES)
+    columns = of.chosen("all", reference=True)
+    wanted = special.expit(fit(of.values[:, columns], of.poisoned).log_odds(of.values[:3, columns]))
+    told = [found.probability(dict(zip(of.features, v, strict=True))) for v in of.values[:3]]
+    assert told == pytest.approx(wanted.tolist())
+
+
+def test_a_detector_is_made_of_the_studies_below_a_directory(separable):
+    above = separable[0].location.path.parent
+    assert detector(above) == detector(separable)
+
+
+def test_what_no_detector_can_be_calibrated_on_is_said(tmp_path):
+    few = planted(tmp_path / "few", models=5)
+    with pytest.raises(StudyError, match=r"15 models with a backdoor and 10 without; .* --models"):
+        detector(few)
+    single = planted(tmp_path / "one", insertions=("training",))
+    with pytest.raises(StudyError, match="--insertion"):
+        detector(single)
+    with pytest.raises(StudyError, match="--parents"):
+        detector(planted(tmp_path / "parent", parents=1))
