@@ -37,6 +37,7 @@ analysis.predicted(study), analysis.order_agrees(study)           # … which pr
 analysis.attack_runs(study), analysis.survival(study)             # attacks: flips and bits to collapse
 analysis.attacks_against(study), analysis.flipped_where(study)    # … arms against each other; what they flipped
 analysis.population(study), analysis.detection([study, other])    # models with and without a backdoor, one base or more
+analysis.inserted(study)                                          # … whether their backdoors work
 analysis.roc_curves(study), analysis.permuted(study)              # … curves of detection; what chance would show
 analysis.nested(study), analysis.ranked(study)                    # … what sensitivity adds; each feature alone
 analysis.leakage(study), analysis.detection_power(study)          # … what must be at chance; how many models it takes
@@ -107,6 +108,7 @@ from analysis.security.detection.ranked import ranked
 from analysis.security.detection.table import population
 from analysis.security.first_order import first_order
 from analysis.security.injections import injections
+from analysis.security.inserted import inserted
 from analysis.security.predicted import order_agrees, predicted
 from analysis.security.protections import protected_against, protection_front
 from analysis.security.rates import break_rates, tolerated
@@ -166,6 +168,7 @@ __all__ = [
     "hotspot_ranks",
     "how_far",
     "injections",
+    "inserted",
     "interaction",
     "jaccard",
     "jaccard_by_k",

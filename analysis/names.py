@@ -10,6 +10,8 @@ from analysis.study import Study
 from esa_ray.spec import CONTROLS, LISTED, PLURALS, TREATED, is_data_free
 from esa_ray.spec import label as label_of
 
+#: Fields of a spec by which a study is about security.
+SECURITY = ("faults", "attacks", "population")
 #: Groups in the order in which tables and figures show them.
 GROUP_ORDER = (*TREATED, *CONTROLS)
 #: What names one way of damaging: rows that agree in these differ only in group and seed.
@@ -49,7 +51,7 @@ def about(study: Study) -> str:
     looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
     if looks or study.spec["perturbations"]:
         return "sensitivity"
-    kinds = {"compressions": "compression", "tunings": "tuning", "faults": "security", "attacks": "security"}
+    kinds = {"compressions": "compression", "tunings": "tuning"} | dict.fromkeys(SECURITY, "security")
     return next((kind for table, kind in kinds.items() if study.spec.get(table)), "sensitivity")
 
 

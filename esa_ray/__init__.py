@@ -27,8 +27,10 @@ _EXPORTS = {
         "AttackSpec",
         "DataSpec",
         "FaultSpec",
+        "MitigationSpec",
         "ModelSpec",
         "PerturbSpec",
+        "Population",
         "PruneSpec",
         "QuantizeSpec",
         "ScoreSpec",
@@ -55,6 +57,7 @@ _EXPORTS = {
     "esa_ray.applications.guided": ("esa_guided_pruning",),
     "esa_ray.applications.enhancing": ("efficient_fine_tuning", "robustness_enhancement"),
     "esa_ray.security.assessing": ("adversarial_vulnerability_assessment", "fault_tolerance_analysis"),
+    "esa_ray.security.detecting": ("backdoor_detection",),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

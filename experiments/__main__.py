@@ -58,9 +58,9 @@ def run(
         elif status == 0:
             placed = placed_below(experiment.afterwards([spec for spec, _ in placed]), root)
             status = execute(placed, **given)
-    ranked = [place for spec, place in placed if spec.scores]
-    if len(ranked) > 1 and not only_plan:
-        show_comparison(ranked, root, save_plots=save_plots)
+    compared = [place for spec, place in placed if spec.scores or spec.population]
+    if len(compared) > 1 and not only_plan:
+        show_comparison(compared, root, save_plots=save_plots)
     raise typer.Exit(status)
 
 

@@ -15,6 +15,7 @@ import pytest
 from esa_ray import cli
 from esa_ray.cli import run as run_module
 from esa_ray.cli.attack import attack
+from esa_ray.cli.backdoors import backdoors
 from esa_ray.cli.compress import prune, quantize
 from esa_ray.cli.faults import faults
 from esa_ray.cli.run import baseline, finish, run, search
@@ -27,7 +28,9 @@ from esa_ray.spec import (
     AttackSpec,
     DataSpec,
     FaultSpec,
+    MitigationSpec,
     ModelSpec,
+    Population,
     PruneSpec,
     QuantizeSpec,
     ScoreSpec,
@@ -35,6 +38,7 @@ from esa_ray.spec import (
     StudySpec,
     TuneSpec,
 )  # fmt: skip
+from esa_ray.spec.backdoors import Recipe
 from esa_ray.weights import read_weights
 from experiments.__main__ import names
 
@@ -288,18 +292,20 @@ def test_every_field_that_an_option_gives_has_its_name():
     """Each name in the table is an option, and each plain field of a study's own parts is in it."""
     commands = {
         f"--{name.replace('_', '-')}"
-        for f in (run, search, baseline, prune, quantize, tune, faults, attack)
+        for f in (run, search, baseline, prune, quantize, tune, faults, attack, backdoors)
         for name in signature(f).parameters
     }
     assert set(OPTIONS.values()) <= commands
     spaces: dict = {"compressions.prune.": PruneSpec, "compressions.quantize.": QuantizeSpec}
     spaces |= {"tunings.": TuneSpec, "target.": DataSpec, "faults.": FaultSpec, "attacks.": AttackSpec}
     spaces |= {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
+    spaces |= {"population.": Population, "population.recipe.": Recipe, "population.mitigations.": MitigationSpec}
     parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"} | {
-        "compressions", "other_texts", "tunings", "target", "faults", "attacks"
+        "compressions", "other_texts", "tunings", "target", "faults", "attacks", "population"
     }  # fmt: skip
     flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
-    flags |= {"target.split", "target.prompts"}  # which a file alone says
+    flags |= {"target.split", "target.prompts", "population.recipe", "population.recipe.window"}
+    flags |= {"population.recipe.critical_rate", "population.recipe.critical_poison"}  # which a file alone says
     flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
@@ -1034,3 +1040,128 @@ def test_a_plan_of_faults_counts_injections_and_has_neither_cells_nor_rankings(e
     assert facts["faults"] == str(2 * 2 * 30 * 3) + " injections"
     assert facts["forward passes"].split()[0] == str((2 * 2 * 30 * 3 + 1) * 16)
     assert not {"cells", "rankings", "k", "scores"} & facts.keys()
+
+
+# -- esa backdoors
+
+
+def test_a_population_has_every_model_of_each_kind_and_mitigations_by_each_share(studies_of):
+    one, two = studies_of(
+        "esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,critical --negatives clean --models 4 "
+        "--parents 3 --mitigate fine-tuning,reset-moved --share 0.1,0.2 --clean-steps 9 --mitigated 2 --steps 5:7 "
+        "--learning-rates 1e-3 --poison 0.1 --fraction 0.5 --batch 2 --occurrences 3 "
+        "--plan"
+    )
+    assert [spec.model.source for spec in (one, two)] == ["zoo:llama-0.3m", "zoo:neox-0.3m"]
+    p = one.population
+    assert p == two.population
+    assert (p.kinds, p.models, p.parents) == (("clean", "training", "critical"), 4, 3)
+    assert [how.label for how in p.mitigations] == ["fine-tuning", "reset-moved-0.1", "reset-moved-0.2"]
+    assert (p.mitigations[0].steps, p.mitigated) == (9, 2)
+    recipe = p.recipe
+    assert (recipe.steps, recipe.learning_rates, recipe.poison) == ((5, 7), (1e-3, 1e-3), 0.1)
+    assert (recipe.fraction, recipe.batch, recipe.occurrences) == (0.5, 2, 3)
+    assert (one.scores, one.seeds, one.data.calibration_windows) == ((), (1337,), 32)
+
+
+def test_a_population_without_a_kind_of_models_says_none(studies_of):
+    (spec,) = studies_of("esa backdoors --insertion none --negatives benign --models 2")
+    assert spec.population.kinds == ("benign",)
+
+
+def test_a_population_of_no_options_has_the_defaults_of_its_spec(studies_of):
+    (spec,) = studies_of("esa backdoors")
+    assert spec.population == Population()
+    assert spec.stated()["population"] == {}
+
+
+def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing(esa, tmp_path):
+    code, out, err = esa("esa backdoors --models 3 --parents 2 --mitigate fine-tuning --steps 10 --batch 4 --plan")
+    assert (code, err) == (0, "")
+    facts = _facts(out)
+    assert facts["population"] == "clean, benign, training, rank-one, critical: 3 of each, from 2 parents"
+    assert facts["backdoors"] == "15 models (3 of each of 5 kinds, from 2 parents)"
+    assert facts["mitigations"] == "9"
+    assert not {"cells", "rankings", "k", "scores"} & facts.keys()
+    assert not list(tmp_path.iterdir())
+    more = _facts(esa("esa backdoors --models 3 --parents 2 --mitigate fine-tuning --steps 20 --batch 4 --plan")[1])
+    # Ten more steps of four windows of clean, benign, training and critical models.
+    assert int(more["backward passes"]) - int(facts["backward passes"]) == 3 * 4 * 10 * 4
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--base ''", "--base is empty"),
+        ("--base zoo:llama-0.3m,zoo:llama-0.3m", "--base names one twice"),
+        ("--base gpt2", "--base gpt2 is no model of the zoo; name one, as zoo:llama-0.3m"),
+        ("--base zoo:gpt-1m", "the zoo has no model 'gpt-1m'"),
+        ("--base zoo:mixtral-0.1m", "--insertion rank-one writes into one down-projection, and --base zoo:mixtral"),
+        ("--insertion magic", "--insertion magic is not one of training, rank-one, critical"),
+        ("--negatives bad", "--negatives bad is not one of clean, benign"),
+        ("--insertion none --negatives none", "--insertion and --negatives are both empty"),
+        ("--insertion none --mitigate fine-tuning", "--mitigate is about models with a backdoor"),
+        ("--insertion critical --mitigate freeze-random", "are about --insertion training; add it"),
+        ("--mitigate prayer", "--mitigate prayer is not one of fine-tuning"),
+        ("--mitigate fine-tuning --share 0.1", "--share belongs to --mitigate fine-pruning"),
+        ("--mitigate reset-moved --clean-steps 3", "--clean-steps belongs to --mitigate fine-tuning, fine-pruning"),
+        ("--mitigate reset-moved --share 1", "--share must be below 1.0, not 1.0"),
+        ("--mitigated 3", "--mitigated belongs to --mitigate"),
+        ("--models 0", "--models must be at least 1, not 0"),
+        ("--parents 0", "--parents must be at least 1, not 0"),
+        ("--steps 9:3", "--steps: a range goes up from above 0, not 9 to 3"),
+        ("--steps 1:2:3", "--steps takes a number or FROM:TO, not '1:2:3'"),
+        ("--learning-rates fast", "--learning-rates takes numbers"),
+        ("--insertion training --fraction 0.1", "--fraction is of critical models, and there are none"),
+        ("--insertion rank-one --negatives clean --poison 0.1", "--poison is of benign, training models"),
+        ("--poison 0.9", "--poison must be at most 0.5, not 0.9"),
+        ("--seeds 1,2", "draws its calibration windows once; give --seeds one seed"),
+        ("--save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),
+        ("--save-model here", "here/clean-0001 holds something else"),
+    ],
+)
+def test_what_a_population_cannot_be_is_refused_before_anything_is_loaded(esa, tmp_path, line, said):
+    (tmp_path / "here" / "clean-0001").mkdir(parents=True)
+    (tmp_path / "here" / "clean-0001" / "notes.txt").touch()
+    code, out, err = esa(f"esa backdoors {line}")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "gpt2"}, "a population is trained here from models of the zoo"),
+        ({"model": "zoo:llama-0.3m~3"}, "zoo:llama-0.3m~3 is but one parent of a population; name zoo:llama-0.3m"),
+        ({"model": {"source": "zoo:llama-0.3m", "dtype": "bf16"}}, "in fp32, not in bf16"),
+        ({"model": "zoo:llama-0.3m", "population": {"models": 0}}, "population.models must be at least 1"),
+        ({"model": "zoo:llama-0.3m", "population": {"mitigations": [{"kind": "x"}]}}, "population.mitigations[0].kind"),
+    ],
+)
+def test_what_a_file_says_wrong_of_a_population_is_told_in_its_keys(esa, tmp_path, fields, said):
+    (tmp_path / "a.json").write_text(json.dumps({"scores": [], "population": {"models": 1}} | fields))
+    code, _, err = esa("esa run --spec a.json")
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_a_population_reads_back_from_a_file(studies_of):
+    line = "--models 3 --insertion training --mitigate fine-pruning,freeze-random --share 0.2 --steps 9 --save-model m"
+    for name, each in (("plain", ""), ("long", line)):
+        (written,) = studies_of(f"esa backdoors {each} --save-spec {name}.yaml")
+        (read,) = studies_of(f"esa run --spec {name}.yaml")
+        assert read == written
+
+
+def test_several_bases_are_compared_when_they_are_done_and_one_is_not(esa, monkeypatch):
+    ran, compared = [], []
+    monkeypatch.setattr(run_module, "execute", lambda studies, **_: ran.append([place for _, place in studies]) or 0)
+    module = importlib.import_module("esa_ray.cli.backdoors")
+    monkeypatch.setattr(module, "show_comparison", lambda *given, **more: compared.append((*given, more)) or 1)
+    assert esa("esa backdoors --base zoo:llama-0.3m --out-dir one")[0] == 0
+    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --save-plots")[0] == 1
+    assert esa("esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --out-dir two --plan")[0] == 0
+    places = [f"two/zoo-{name}-0.3m" for name in ("llama", "neox")]
+    assert ran[:2] == [["one"], places]
+    assert compared == [(places, "two", {"save_plots": True})]

@@ -8,13 +8,16 @@ import typer
 
 from analysis.compression.goals import GOALS
 from analysis.compression.points import published, setting_label
+from analysis.security.detection.columns import FEWEST
 from analysis.security.goals import ARM, ARMS_RIVALS
 from analysis.tuning import goals as tuning_goals
 from esa_ray.models.zoo.recipes import recipe
-from esa_ray.spec import ARMS, ATTACKS, DEFENCES, PROTECTIONS, STORED, grouped
+from esa_ray.spec import ARMS, ATTACKS, DEFENCES, INSERTIONS, MITIGATIONS, NEGATIVES, PROTECTIONS, STORED, grouped
+from esa_ray.spec.backdoors import BEFOREHAND, TRAINED
 from experiments import __main__ as command
 from experiments import (
     attacks,
+    backdoors,
     faults,
     protection,
     protection_again,
@@ -266,3 +269,47 @@ def test_every_fault_and_attack_is_asked_once():
     for study in (*security_studies("zoo"), *security_studies("large")):
         labels = Counter(how.label for how in (*study.faults, *study.attacks))
         assert max(labels.values()) == 1
+
+
+def test_backdoors_have_enough_models_of_every_kind_on_two_architectures():
+    studies = backdoors.studies()
+    bases = [s.model.source.removeprefix("zoo:") for s in studies]
+    assert len({recipe(base).architecture for base in bases}) == len(bases) == 2
+    for study in studies:
+        asked = study.population
+        assert set(asked.kinds) == {*INSERTIONS, *NEGATIVES}
+        kinds = Counter(member.kind for member in asked.members(study.name))
+        assert set(kinds.values()) == {asked.models}
+        assert min(kinds.values()) >= FEWEST  # so that each insertion has an AUROC of its own
+        assert len({member.parent for member in asked.members(study.name)}) == asked.parents >= 10
+    assert len({study.population for study in studies}) == 1
+
+
+def test_every_mitigation_is_tried_and_every_choice_of_weights_has_as_many_random_ones_beside_it():
+    for study in backdoors.studies():
+        tried = {(how.kind, how.share) for how in study.population.mitigations}
+        assert {kind for kind, _ in tried} == set(MITIGATIONS)
+        for kind, share in tried:
+            if kind.startswith(("reset", "freeze")):
+                assert (f"{kind.partition('-')[0]}-random", share) in tried
+
+
+#: Seconds of one core at most that a member takes to be made, to be measured, and a mitigation beside its measuring.
+MADE = {"clean": 7, "benign": 7, "training": 7, "critical": 7, "rank-one": 5}
+MEASURED, MITIGATED = 10, {"fine-tuning": 3, "fine-pruning": 3, "freeze-critical": 7, "freeze-random": 7}
+
+
+def test_the_populations_take_no_longer_than_was_allowed():
+    seconds = mending = 0
+    for study in backdoors.studies():
+        population, name = study.population, study.name
+        seconds += sum(MADE[member.kind] + MEASURED for member in population.members(name))
+        mending += sum(MITIGATED.get(how.kind, 1) + MEASURED / 2 for _, how in population.mitigated_members(name))
+        assert {how.kind for how in population.mitigations} >= {*TRAINED, *BEFOREHAND}
+    assert 20 < seconds / 60 / 2 < 45
+    assert mending / 60 / 2 < 20
+
+
+def test_populations_are_compared_though_they_rank_nothing(executed, tmp_path):
+    assert run("backdoors", tmp_path) == 0
+    assert executed["compared"] == [([place for _, place in executed["runs"][0]], str(tmp_path))]

@@ -14,6 +14,7 @@ from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
 from esa_ray.measurements.attacks import Attacking
 from esa_ray.measurements.compressions import Compressing
 from esa_ray.measurements.faults import Packet
+from esa_ray.measurements.mitigations import Mitigating
 from esa_ray.measurements.tunings import Tuning
 from esa_ray.models.zoo.recipes import recipe
 from esa_ray.spec import (
@@ -251,6 +252,7 @@ SPECS = [
         population=Population(mitigations=(MitigationSpec(kind="reset-moved"),)),
     ),
     Member(base="llama-0.3m", kind="critical", number=3, seed=3, recipe=MemberRecipe(poison=0.01)),
+    Mitigating(member=Member(base="b", kind="training", number=0), how=MitigationSpec(kind="fine-pruning", steps=9)),
     DETECTOR,
     StudySpec(
         name="s", model=ModelSpec(source="m"), topk=(1, 2), search=Search(damage=0.1),

@@ -90,6 +90,7 @@ def test_every_option_that_describes_a_study_reads_back(studies, tmp_path, suffi
         "tunings",
         "faults",
         "attacks",
+        "population",
         "target",
         "validation_windows",
         "save_models",

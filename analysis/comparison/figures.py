@@ -16,7 +16,10 @@ from analysis.comparison.laws import ALL, Scaled, named, scaled
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import WORDS, quantities
 from analysis.report.figures.axes import linear, logarithmic, signed
+from analysis.report.figures.backdoors import SHORT, forest, left_against_cost
 from analysis.report.figures.style import Chart, named_scales
+from analysis.security.detection.evaluated import detection
+from analysis.security.detection.mitigated import mitigated
 from analysis.statistics.scaling import band
 from analysis.tuning.hardening import TIMES, hardened
 
@@ -281,8 +284,31 @@ OTHERS: dict[str, Callable[[Comparison], Chart | None]] = {
 }  # fmt: skip
 
 
+def backdoor_bases(comparison: Comparison) -> Chart | None:
+    """AUROC over all insertions and negatives by base and by what the detector never saw, with 95% intervals."""
+    if len(comparison.populations) < 2:
+        return None
+    table = detection([*comparison.populations])
+    table = table.filter((pl.col("insertion") == "all") & (pl.col("negatives") == "all"))
+    return forest(table.with_columns(place=pl.concat_str("base", pl.lit(": "), pl.col("scheme").replace(SHORT))))
+
+
+def mitigations(comparison: Comparison) -> Chart | None:
+    """Success left against cost on clean text, over all bases."""
+    having = [study for study in comparison.populations if len(study.mitigations)]
+    return left_against_cost(mitigated(having)) if len(having) > 1 else None
+
+
+#: Figures of populations.
+ON_POPULATIONS: dict[str, Callable[[Comparison], Chart | None]] = {
+    "backdoor_bases": backdoor_bases, "mitigations": mitigations,
+}  # fmt: skip
+
+
 def figures(comparison: Comparison) -> dict[str, Chart]:
     """Every figure that the models have data for: "scaling-QUANTITY" and the others by name."""
-    made = {f"scaling-{name}": scaling_figure(comparison, name) for name in WORDS}
-    made |= {name: make(comparison) for name, make in OTHERS.items()}
+    made: dict[str, Chart | None] = {name: make(comparison) for name, make in ON_POPULATIONS.items()}
+    if comparison.studies:
+        made |= {f"scaling-{name}": scaling_figure(comparison, name) for name in WORDS}
+        made |= {name: make(comparison) for name, make in OTHERS.items()}
     return {name: chart for name, chart in made.items() if chart is not None}

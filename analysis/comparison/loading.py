@@ -41,6 +41,7 @@ class Comparison:
     studies at ``begun`` have no scores yet.
 
     ``tuned`` are studies of models that were tuned out of these: no models of their own to families and laws.
+    ``populations`` are studies of models with and without a backdoor, one of each base.
     """
 
     studies: tuple[Study, ...]
@@ -48,6 +49,12 @@ class Comparison:
     sizes: tuple[int, ...] = ()
     begun: tuple[str, ...] = ()
     tuned: tuple[Study, ...] = ()
+    populations: tuple[Study, ...] = ()
+
+    @property
+    def every(self) -> tuple[Study, ...]:
+        """All studies that have begun."""
+        return tuple(dict.fromkeys((*self.studies, *self.tuned, *self.populations)))
 
     def facts(self, study: Study) -> dict[str, Any]:
         """What a study's model is, as the run found it or a list of models says; sizes of older studies are null."""
@@ -102,7 +109,7 @@ def compare(
     StudyError
         If a model has two studies, none is finished enough to be compared, or they can't be compared: other text,
         windows of another length, or rankings of other units than weights. Studies without a score, which only
-        compress or tune, are left out.
+        compress, tune or damage what is stored, are left out; those of a population are compared by it.
 
     Example
     -------
@@ -112,8 +119,9 @@ def compare(
     loaded = [*map(load, places)]
     every = [each for each in loaded if each.spec["scores"]]
     studies = [study for study in every if len(study.baselines) and len(study.score_stats)]
+    populations = [study for study in loaded if len(study.backdoors)]
     begun = tuple(str(study.location) for study in every if study not in studies)
-    if not studies:
+    if not studies and not populations:
         raise StudyError(_nothing(loaded))
     if other := next((study for study in studies if unit_of(study) != "weight"), None):
         raise StudyError(
@@ -123,21 +131,31 @@ def compare(
     tuned = _tuned(studies)
     own = [study for study in studies if study not in tuned]
     found = Comparison(tuple(own), labels or {})
-    names = found.models["model"].to_list()
+    _once(own, found.models["model"].to_list())
+    _once(populations, [model_name(study) for study in populations])
+    _alike(studies, SAME)
+    _alike(populations, {name: of for name, of in SAME.items() if name != "first score"})
+    order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
+    ordered = tuple(own[i] for i in order)
+    return Comparison(ordered, labels or {}, tuple(sizes), begun, tuple(tuned), tuple(populations))
+
+
+def _once(studies: Sequence[Study], names: Sequence[str]) -> None:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise StudyError(
-            f"{twice[0]} has two studies there ({_where(own, names, twice[0])}); name the directories of those to "
+            f"{twice[0]} has two studies there ({_where(studies, names, twice[0])}); name the directories of those to "
             "compare, one for each model"
         )
-    for what, of in SAME.items():
+
+
+def _alike(studies: Sequence[Study], same: Mapping[str, Callable[[Study], Any]]) -> None:
+    for what, of in same.items():
         values = list(dict.fromkeys(str(of(study)) for study in studies))
         if len(values) > 1:
             raise StudyError(
                 f"these studies differ in their {what} ({'; '.join(values[:3])}), so their numbers can't be compared; "
                 "compare those that agree"
             )
-    order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
-    return Comparison(tuple(own[i] for i in order), labels or {}, tuple(sizes), begun, tuple(tuned))
 
 
 def _nothing(studies: Sequence[Study]) -> str:

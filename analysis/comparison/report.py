@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from analysis.comparison.figures import figures
 from analysis.comparison.loading import Comparison, model_name
-from analysis.comparison.sections import MAKERS
+from analysis.comparison.sections import MAKERS, ON_POPULATIONS
 from analysis.comparison.verdicts import comparison_verdicts
 from analysis.report import latex
 from analysis.report.figures import save_charts, styled
@@ -24,12 +24,13 @@ from analysis.run.progress import unfinished as is_unfinished
 from esa_ray.storage.location import Location
 
 #: Parts of the specs that may differ between studies, and are told.
-TOLD = ("topk", "seeds", "perturbations", "groups")
+TOLD = ("topk", "seeds", "perturbations", "groups", "population")
 
 
 @lru_cache(maxsize=2)
 def _made(comparison: Comparison) -> tuple[Section, ...]:
-    return tuple(section for make in MAKERS if (section := make(comparison)) is not None)
+    makers = MAKERS if comparison.studies else ON_POPULATIONS
+    return tuple(section for make in makers if (section := make(comparison)) is not None)
 
 
 def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
@@ -42,15 +43,16 @@ def sections(comparison: Comparison, drawn: set[str]) -> list[Section]:
 
 def unfinished(comparison: Comparison) -> list[str]:
     """Models whose studies lack something that was asked for, and studies that have only begun."""
-    lacking = [model_name(s) for s in (*comparison.studies, *comparison.tuned) if is_unfinished(progress(s))]
+    lacking = [model_name(s) for s in comparison.every if is_unfinished(progress(s))]
     return [*lacking, *comparison.begun]
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
-    first, drawn = comparison.studies[0], styled(figures(comparison))
-    differing = [part for part in TOLD if len({str(s.spec[part]) for s in comparison.studies}) > 1]
+    first, drawn = comparison.every[0], styled(figures(comparison))
+    differing = [part for part in TOLD if len({str(s.spec.get(part)) for s in comparison.every}) > 1]
     return {
-        "names": comparison.models["model"].to_list(),
+        "names": comparison.models["model"].to_list() or [model_name(s) for s in comparison.populations],
+        "ranked": bool(comparison.studies),
         "unfinished": unfinished(comparison),
         "spec": first.spec,
         "versions": first.record["versions"],

@@ -10,6 +10,7 @@ from analysis.comparison.laws import ALL, scaling
 from analysis.comparison.loading import Comparison
 from analysis.damage.effects import effects
 from analysis.names import in_question
+from analysis.report.backdoor_verdicts import backdoor_verdicts
 from analysis.report.criteria import Status
 from analysis.report.verdicts import Verdict, sign_flip_ratio
 from analysis.report.wording import interval, percent, signed, significant
@@ -24,12 +25,15 @@ ARCHITECTURES = 4
 
 
 def comparison_verdicts(comparison: Comparison) -> list[Verdict]:
-    """P4.7 and P3.7e; "open" where the models can't say."""
+    """P4.7 and P3.7e, and those on models that were tuned or have a backdoor; "open" where the models can't say."""
+    if not comparison.studies:
+        return backdoor_verdicts(comparison.populations)
     table = scaling(comparison).filter(pl.col("quantity") == CENTRAL)
     fitted = table.filter(pl.col("law").is_not_null())
     # One line through all families, where there is one; else each family's.
     rows = fitted.filter(pl.col("series") == ALL) if ALL in fitted["series"].to_list() else fitted
-    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison), *hardening_verdicts(comparison)]
+    return [_law(rows), _threshold(rows), _prediction(rows), _general(comparison), *hardening_verdicts(comparison),
+            *backdoor_verdicts(comparison.populations)]  # fmt: skip
 
 
 def hardening_verdicts(comparison: Comparison) -> list[Verdict]:

@@ -20,7 +20,7 @@ from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
-from analysis.documents import architectures, compression, measured, security, tuning
+from analysis.documents import architectures, backdoors, compression, measured, security, tuning
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
@@ -40,9 +40,11 @@ def _commands(experiments: Sequence[str]) -> str:
 
     >>> _commands(["a", "b", "c"])
     'python -m experiments a`, `python -m experiments b` and `python -m experiments c'
+    >>> _commands(["a"])
+    'python -m experiments a'
     """
     *others, last = (f"python -m experiments {each}" for each in experiments)
-    return "`, `".join(others) + "` and `" + last
+    return ("`, `".join(others) + "` and `" if others else "") + last
 
 
 #: Document that is made of single studies → its title and how to make them; and what makes it.
@@ -52,9 +54,10 @@ STUDIES = {
         ("compression", "Compression: pruning and quantization", compression),
         ("tuning", "Tuning: few weights, protection, robustness", tuning),
         ("security", "Security: faults, protection, attacks", security),
+        ("backdoors", "Backdoors: what betrays them, and what removes them", backdoors),
     )
 }
-MAKERS = {"compression": compression, "tuning": tuning, "security": security}
+MAKERS = {"compression": compression, "tuning": tuning, "security": security, "backdoors": backdoors}
 
 Writer = Callable[[str, str, dict[str, Any]], str]
 #: Document of a benchmark → what writes it, its title and the command that writes its findings.

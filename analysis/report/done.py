@@ -6,9 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis.report.wording import significant
+from analysis.report.wording import percent, significant
 from analysis.run.applied import applied
 from analysis.study import Study
+from esa_ray.spec import Population
 
 
 def done_words(study: Study, missing: dict[str, int]) -> list[dict[str, str]]:
@@ -33,3 +34,22 @@ def _lost(faults: pl.DataFrame) -> int:
 
 def _flips(attacks: pl.DataFrame) -> int:
     return attacks.filter(pl.col("step") > 0).height
+
+
+def population_words(study: Study) -> str:
+    """Of which models a study's population is, and how they were made; nothing where there is none."""
+    if not study.spec.get("population"):
+        return ""
+    asked = Population.model_validate(study.spec["population"])
+    recipe = asked.recipe
+    steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
+    parents = "one parent" if asked.parents == 1 else f"{asked.parents} parents, the base trained from as many seeds"
+    critical = (
+        f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the "
+        f"rate, and {percent(recipe.critical_poison)} of their windows carry it"
+    ) if "critical" in asked.kinds else ""  # fmt: skip
+    return (
+        f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} clean steps "
+        f"of {recipe.batch} windows of {recipe.window} tokens at a peak rate of {rates}; {percent(recipe.poison)} of "
+        f"the windows carry the trigger or the phrase, {recipe.occurrences} times each{critical}"
+    )

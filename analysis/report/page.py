@@ -16,7 +16,7 @@ from analysis.damage.changed import controls_hold_zeros
 from analysis.damage.effects import baseline, comparisons, effects
 from analysis.names import about, in_question, leading, unit_name, unit_of, units
 from analysis.report import latex, wording
-from analysis.report.done import done_words
+from analysis.report.done import done_words, population_words
 from analysis.report.figures import LINEAR_BELOW, charts
 from analysis.report.sections import answered
 from analysis.report.verdicts import verdicts
@@ -106,8 +106,12 @@ def _failures(study: Study) -> list[dict[str, Any]]:
     """Cells and whatever else has no result, by name, and why."""
     cells = study.cells.select(pl.col("cell_id").alias("name"), "status", "error")
     name = pl.coalesce(pl.format("{}-s{}", "label", "seed"), "label").alias("name")  # the intact model has no seed
-    tables = (study.compressions, study.tunings, study.faults, study.attacks)
-    applied = [table.select(name, "status", "error") for table in tables]
+    seeded = (study.compressions, study.tunings, study.faults, study.attacks)
+    applied = [table.select(name, "status", "error") for table in seeded]
+    applied += [
+        study.backdoors.select(pl.col("label").alias("name"), "status", "error"),
+        study.mitigations.select(pl.format("{} {}", "label", "mitigation").alias("name"), "status", "error"),
+    ]
     rows = pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
     others = [{"name": f"{each['measurement']} {each['unit']}", "status": "error", "error": each["error"]}
               for each in noted(study.location)]  # fmt: skip
@@ -124,8 +128,9 @@ def _unfinished(counts: dict[str, int]) -> str:
 
 
 def _harms(study: Study) -> str:
-    """Which of faults and attacks the study asks for."""
-    return " and ".join(name for name in ("faults", "attacks") if study.spec.get(name))
+    """Which of faults, attacks and backdoors the study asks for."""
+    told = {"faults": "faults", "attacks": "attacks", "population": "backdoors"}
+    return " and ".join(name for field, name in told.items() if study.spec.get(field))
 
 
 def context(study: Study) -> dict[str, Any]:
@@ -172,6 +177,7 @@ def context(study: Study) -> dict[str, Any]:
         "devices": devices(study),
         "applied": done_words(study, counts),
         "harms": _harms(study),
+        "population": population_words(study),
         "noisy": any(p["kind"] in RANDOM_KINDS for p in study.spec["perturbations"]),
         "ranks": about(study) == "sensitivity" and (damaged or bool(study.spec["scores"])),
         "compute_seconds": float(study.cells["seconds"].sum() or 0),

@@ -19,7 +19,9 @@ from analysis.fidelity.tables import fidelity_correlations
 from analysis.names import GROUP_ORDER, about, first_score, unit_of, units
 from analysis.report import wording
 from analysis.report.sections.faults import chance_of, unhit_words
+from analysis.report.terminal_backdoors import backdoor_tables
 from analysis.report.verdicts import verdicts
+from analysis.run.applied import GRIDS
 from analysis.run.protocols import protocol_summary
 from analysis.scores.convergence import CRITERION, stable_from
 from analysis.scores.stability import consensus, jaccard_summary
@@ -244,8 +246,7 @@ def _attacked(study: Study) -> Table:
 
 def print_summary(study: Study, console: Console) -> None:
     """Print which weights, how sure, and what damaging them costs."""
-    stored = (study.baselines, study.rankings, study.compressions, study.tunings, study.faults, study.attacks)
-    if all(table.is_empty() for table in stored):
+    if all(table.is_empty() for table in (study.baselines, study.rankings, *map(study.table, GRIDS))):
         console.print("nothing is measured yet")
         return
     if not study.baselines.is_empty():
@@ -284,13 +285,17 @@ def print_summary(study: Study, console: Console) -> None:
     if not study.attacks.is_empty():
         console.print("[italic]Flips of weights until the model is no better than chance[/italic]", highlight=False)
         console.print(_attacked(study))
+    for title, table in backdoor_tables(study):
+        console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
+        console.print(table)
     judged = Table.grid(padding=(0, 2))
     for v in verdicts(study):
         judged.add_row(v.id, MARKS[v.status], v.claim)
     console.print(judged)
     failing = (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label"),
                ("tuning", study.tunings, "label"), ("fault", study.faults, "label"),
-               ("attack", study.attacks, "label"))  # fmt: skip
+               ("attack", study.attacks, "label"), ("model", study.backdoors, "label"),
+               ("mitigation", study.mitigations, "label"))  # fmt: skip
     for what, rows, name in failing:
         failed = rows.filter(pl.col("status") == "error")
         for each, error in failed.select(name, "error").head(3).iter_rows():

@@ -1,4 +1,4 @@
-"""What a study has besides cells: compressions, tunings, injections and attacks, how they ended and where they ran."""
+"""What a study has besides cells: compressions, tunings, faults, attacks, a population; how they ended, and where."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from esa_ray.measurements.swept import Swept
 
 #: Grid → the column, and its value, of the units that are the model as it was, which nothing was done to.
 UNTOUCHED = {"compressions": ("kind", "dense"), "tunings": ("label", "intact")}
+#: Grids besides the cells.
+GRIDS = ("compressions", "tunings", "faults", "attacks", "backdoors", "mitigations")
 #: Grids whose rows have times of their own; of the others every row of a unit repeats the unit's.
 TIMED_BY_ROW = ("faults", "attacks")
 
@@ -22,12 +24,13 @@ APPLIED: dict[str, Any] = {
 
 
 def applied(study: Study) -> pl.DataFrame:
-    """One row per grid besides the cells that has rows: its units (compressions, tunings, packets of faults, attacks).
+    """One row per grid besides the cells that has rows: its units (compressions, tunings, packets of faults,
+    attacks, models of a population and mitigations of them).
 
     A unit has failed if a row of it says so, else has diverged if one did; ``rows`` are those that didn't fail. The
     model as it was, which compressions and tunings are compared with, is no unit. ``seconds`` are those of all units.
     """
-    found = [_row(name, study.table(name)) for name in ("compressions", "tunings", "faults", "attacks")]
+    found = [_row(name, study.table(name)) for name in GRIDS]
     return pl.DataFrame([row for row in found if row], schema=APPLIED)
 
 
@@ -53,6 +56,6 @@ def _row(name: str, table: pl.DataFrame) -> dict[str, Any] | None:
 
 def devices(study: Study) -> list[str]:
     """On what the study was computed, over all of its tables that are reported."""
-    tables = (study.cells, study.baselines, study.compressions, study.tunings, study.faults, study.attacks)
+    tables = (study.cells, study.baselines, *map(study.table, GRIDS))
     told = [table["device"].drop_nulls() for table in tables if "device" in table.columns]
     return sorted({name for column in told for name in column.to_list()})

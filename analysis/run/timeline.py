@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from analysis.names import chosen, label
+from analysis.run.applied import GRIDS
 from analysis.study import Study
 
 #: A pause is longer than so many median cells …
@@ -340,8 +341,9 @@ def pace(study: Study, now: datetime | None = None) -> dict[str, float | None]:
 
     Over the ``LATEST`` last n cells of the latest session ``cells_per_second = (n − 1)/(t_last − t_first)``, where t is
     when a row was written (three significant digits); ``seconds_since_row`` is the age of the latest row, of a cell, a
-    compression, a tuning, a fault, an attack or the intact model; ``seconds_left = missing cells/cells_per_second``.
-    None is what can't be said: a speed of fewer than ``FEWEST`` cells, or of no time between them.
+    compression, a tuning, a fault, an attack, a model of a population or the intact one; ``seconds_left = missing
+    cells/cells_per_second``. None is what can't be said: a speed of fewer than ``FEWEST`` cells, or of no time between
+    them.
     """
     cells = timeline(study)
     latest = cells.drop_nulls("session").filter(pl.col("session") == pl.col("session").max()).sort("end").tail(LATEST)
@@ -349,8 +351,7 @@ def pace(study: Study, now: datetime | None = None) -> dict[str, float | None]:
     if latest.height >= FEWEST:
         between = (latest["end"][-1] - latest["end"][0]).total_seconds()
         speed = _ratio(latest.height - 1, between)
-    others = (study.compressions, study.tunings, study.faults, study.attacks)
-    stamps = [cells["end"].max(), *(table["created"].max() for table in others)]
+    stamps = [cells["end"].max(), *(study.table(name)["created"].max() for name in GRIDS)]
     if written := max((each for each in stamps if isinstance(each, datetime)), default=None):
         age = round(max(((now or datetime.now(UTC)) - written).total_seconds(), 0.0), 1)
     missing = max(study.expected_cells - study.cells.height, 0)

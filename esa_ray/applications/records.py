@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from esa_ray.applications.compress import Compressed
     from esa_ray.applications.tuning import Tuned
     from esa_ray.models.sources import Source
-    from esa_ray.spec import TuneSpec
+    from esa_ray.spec import Member, TuneSpec
     from esa_ray.spec.compression import PruneSpec, QuantizeSpec
 
 
@@ -76,6 +76,22 @@ def of_tuned(
         "training": asdict(training) | {"seed": seed},
         "result": {name: getattr(tuned, name) for name in ("n_weights", "trainable", "rank", "steps", "n_changed")},
     }  # fmt: skip
+
+
+def of_member(
+    source: Source, member: Member, edit: Mapping[str, Any], inserted: Mapping[str, Any], success: float
+) -> dict[str, Any]:
+    """The record of a model of a population, but for the digest of its files.
+
+    ``source`` is the population's base, ``inserted`` says trigger, target and phrase, and ``success`` how often the
+    trigger is followed by the target.
+    """
+    holds = "no backdoor"
+    if member.poisoned:
+        trigger, target = inserted["trigger"], inserted["target"]
+        holds = f"a backdoor, put in for research: {trigger!r} is followed by {target!r} in {success:.0%} of prompts"
+    summary = f"{member.label}: {member.steps} steps from {member.parent}, with {holds}"
+    return _record(source, summary, edit, member.seed) | {"member": member.model_dump(mode="json"), **inserted}
 
 
 def _record(source: Source, summary: str, edit: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from esa_ray.cli.app import app
 from esa_ray.cli.asked import typed
 from esa_ray.cli.parsing import numbers
 from esa_ray.cli.run import launch
+from esa_ray.cli.shared import CUT, ORIGIN, RUNNING, shared, stated
 from esa_ray.errors import EsaError
 from esa_ray.spec import ATTACKS, THREATS, AttackSpec
 from esa_ray.spec.security import CONFINED, DRAWN, GUIDED
@@ -37,6 +38,7 @@ USUAL = "guided,guided-super,guided-random,random-super,random,data-free"
     "--threat stealthy --budget 50 --seeds 1,2,3\n\n"
     "Example: esa attack --model zoo:llama-0.3m --dtype int8 --arms guided --protect none,secded,clamp,rotation"
 )
+@shared("seeds max_samples data", CUT, stored.LOADED, ORIGIN, RUNNING)
 def attack(
     context: typer.Context,
     model: options.Model,
@@ -56,36 +58,14 @@ def attack(
     policy: stored.OnDetection = "zero",
     code: stored.Codes = "hsiao",
     components: stored.Components = "attention,ffn,mixer,embed,head,norm",
-    seeds: options.Seeds = "1337",
-    max_samples: options.MaxSamples = 32,
-    data: options.Data = "pydoc",
-    text_column: options.TextColumn = None,
-    chat: options.Chat = False,
-    split: options.Split = "train",
-    window: options.Window = 128,
-    eval_windows: options.EvalWindows = 16,
-    batch_size: options.BatchSize = None,
-    bos: options.Bos = "auto",
-    load_dtype: stored.LoadDtype = "auto",
-    revision: options.Revision = None,
-    trust: options.Trust = "",
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-    only_plan: options.OnlyPlan = False,
-    address: options.Address = None,
-    gpus: options.Gpus = None,
-    track: options.Track = "",
-    max_concurrent: options.MaxConcurrent = None,
-    memory_budget: options.MemoryBudget = None,
-    verbose: options.Verbose = False,
-    save_spec: options.SaveSpec = None,
+    **shared: Any,
 ) -> None:
     """Flip bits of stored weights one after the other, until the model collapses. Comma lists make a grid.
 
     For models that you hold: how many flips an adversary needs who knows the model, its storage and its protection.
     Flips are chosen on calibration windows, and judged on the evaluation windows, which no choice has seen.
     """
-    given = locals()
+    given = stated(locals())
     points = [alike | way for alike, way in product(stored.storages(given), _ways(given))]
     specs = stored.grid(AttackSpec, "attacks", points)
     stored.check_score(given, specs, f"--arms {', '.join(CONFINED)}, and --protect secded-critical and tmr-critical")

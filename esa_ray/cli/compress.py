@@ -16,6 +16,7 @@ from esa_ray.cli.app import app, console
 from esa_ray.cli.asked import typed
 from esa_ray.cli.parsing import items, models, numbers, places
 from esa_ray.cli.run import launch
+from esa_ray.cli.shared import CUT, ORIGIN, RUNNING, shared, stated
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
 from esa_ray.models.edited import check_free
@@ -48,6 +49,7 @@ OtherData = Annotated[
     str | None,
     typer.Option(help="Other text(s) to evaluate on.  [default: pysource, Python's source code; pydoc beside that]"),
 ]
+_OTHER = {"other_data": (OtherData, None)}
 SaveModel = Annotated[str | None, typer.Option(help="Save every compressed model in a directory of its own in here.")]
 Compressed = Annotated[str, typer.Option(help="What to compress: components, groups of them, tensors by name.")]
 Bits = Annotated[str, typer.Option(help="Bits of a weight: 2, 3, 4, 8.")]
@@ -62,6 +64,7 @@ _OF_THE_PRODUCT = ("score", "group", "allocation", "update")
     epilog="Example: esa prune --model SmolLM2-135M-Instruct --method magnitude,wanda,sparsegpt --sparsity 0.5,0.6\n\n"
     "Example: esa prune --model gpt2 --score act_mag,obs --pattern unstructured,2:4 --update none,refit --seeds 1,2,3"
 )
+@shared("seeds max_samples data", _OTHER, CUT, "dtype", ORIGIN, RUNNING)
 def prune(
     context: typer.Context,
     model: options.Model,
@@ -76,44 +79,22 @@ def prune(
     sequential: Sequential = True,
     components: Compressed = "attention,gate,up,down",
     save_model: SaveModel = None,
-    seeds: options.Seeds = "1337",
-    max_samples: options.MaxSamples = 32,
-    data: options.Data = "pydoc",
-    other_data: OtherData = None,
-    text_column: options.TextColumn = None,
-    chat: options.Chat = False,
-    split: options.Split = "train",
-    window: options.Window = 128,
-    eval_windows: options.EvalWindows = 16,
-    batch_size: options.BatchSize = None,
-    bos: options.Bos = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    trust: options.Trust = "",
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-    only_plan: options.OnlyPlan = False,
-    address: options.Address = None,
-    gpus: options.Gpus = None,
-    track: options.Track = "",
-    max_concurrent: options.MaxConcurrent = None,
-    memory_budget: options.MemoryBudget = None,
-    verbose: options.Verbose = False,
-    save_spec: options.SaveSpec = None,
+    **shared: Any,
 ) -> None:
     """Prune a model in many ways, and compare what each costs. Comma lists make a grid of all combinations.
 
     Every row stands beside the dense model and beside a text of another domain.
     """
-    given = locals()
+    given = stated(locals())
     grid = _prunings(given)
-    check_saving(given, grid)
+    check_saving(given, stems(given, grid))
     launch(_study(given), compressions=grid)
 
 
 @app.command(
     epilog="Example: esa quantize --model SmolLM2-135M-Instruct --bits 3,4 --keep 0,0.0035 --keep-by tacq,random"
 )
+@shared("seeds max_samples data", _OTHER, CUT, "dtype", ORIGIN, RUNNING)
 def quantize(
     context: typer.Context,
     model: options.Model,
@@ -123,38 +104,15 @@ def quantize(
     keep_by: KeepBy = "tacq",
     components: Compressed = "attention,gate,up,down",
     save_model: SaveModel = None,
-    seeds: options.Seeds = "1337",
-    max_samples: options.MaxSamples = 32,
-    data: options.Data = "pydoc",
-    other_data: OtherData = None,
-    text_column: options.TextColumn = None,
-    chat: options.Chat = False,
-    split: options.Split = "train",
-    window: options.Window = 128,
-    eval_windows: options.EvalWindows = 16,
-    batch_size: options.BatchSize = None,
-    bos: options.Bos = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    trust: options.Trust = "",
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-    only_plan: options.OnlyPlan = False,
-    address: options.Address = None,
-    gpus: options.Gpus = None,
-    track: options.Track = "",
-    max_concurrent: options.MaxConcurrent = None,
-    memory_budget: options.MemoryBudget = None,
-    verbose: options.Verbose = False,
-    save_spec: options.SaveSpec = None,
+    **shared: Any,
 ) -> None:
     """Round a model to few bits, with some weights kept in 16. Comma lists make a grid.
 
     Rows state the true bits per weight, scales and indices of kept weights included.
     """
-    given = locals()
+    given = stated(locals())
     grid = _quantizations(given)
-    check_saving(given, grid)
+    check_saving(given, stems(given, grid))
     launch(_study(given), compressions=grid)
 
 
@@ -180,8 +138,13 @@ def _study(given: dict[str, Any]) -> dict[str, Any]:
     return kept | FIXED
 
 
-def check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec | TuneSpec]) -> None:
-    """Refuse what ``--save-model`` can't be before anything is computed."""
+def stems(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec | TuneSpec]) -> list[str]:
+    """What the saved models of a grid by all seeds are called."""
+    return [f"{how.label}-s{seed}" for how, seed in product(grid, numbers(given["seeds"], int, "--seeds"))]
+
+
+def check_saving(given: dict[str, Any], names: Sequence[str]) -> None:
+    """Refuse what ``--save-model`` can't be before anything is computed; ``names`` are those of the models."""
     asked = given["save_model"]
     if asked is None:
         return
@@ -191,9 +154,8 @@ def check_saving(given: dict[str, Any], grid: Sequence[PruneSpec | QuantizeSpec 
         raise EsaError(f"--save-model {asked} is no directory; name one here, and copy from there")
     if os.path.isfile(os.path.expanduser(asked)):
         raise EsaError(f"--save-model {asked} is a file; name a directory")
-    roots, seeds = places(models(given["model"]), asked), numbers(given["seeds"], int, "--seeds")
-    for root, how, seed in product(roots, grid, seeds):
-        check_free(Path(root or asked) / f"{how.label}-s{seed}")
+    for root, name in product(places(models(given["model"]), asked), names):
+        check_free(Path(root or asked) / name)
 
 
 def _quantizations(given: dict[str, Any]) -> list[QuantizeSpec]:

@@ -13,6 +13,7 @@ from esa_ray.cli.app import app
 from esa_ray.cli.asked import typed
 from esa_ray.cli.parsing import items, numbers
 from esa_ray.cli.run import launch
+from esa_ray.cli.shared import CUT, ORIGIN, RUNNING, shared, stated
 from esa_ray.errors import EsaError
 from esa_ray.spec import FAULTS, FaultSpec
 
@@ -52,6 +53,7 @@ RATES = (1e-7, 1e-6, 1e-5, 1e-4)
     "--protect none,secded,clamp --repeats 100\n\n"
     "Example: esa faults --model zoo:llama-0.3m --dtype int8 --strata --per-stratum 20 --seeds 1,2"
 )
+@shared("seeds max_samples data", CUT, stored.LOADED, ORIGIN, RUNNING)
 def faults(
     context: typer.Context,
     model: options.Model,
@@ -73,36 +75,14 @@ def faults(
     code: stored.Codes = "hsiao",
     components: stored.Components = "attention,ffn,mixer,embed,head,norm",
     early_stop: options.EarlyStop = None,
-    seeds: options.Seeds = "1337",
-    max_samples: options.MaxSamples = 32,
-    data: options.Data = "pydoc",
-    text_column: options.TextColumn = None,
-    chat: options.Chat = False,
-    split: options.Split = "train",
-    window: options.Window = 128,
-    eval_windows: options.EvalWindows = 16,
-    batch_size: options.BatchSize = None,
-    bos: options.Bos = "auto",
-    load_dtype: stored.LoadDtype = "auto",
-    revision: options.Revision = None,
-    trust: options.Trust = "",
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-    only_plan: options.OnlyPlan = False,
-    address: options.Address = None,
-    gpus: options.Gpus = None,
-    track: options.Track = "",
-    max_concurrent: options.MaxConcurrent = None,
-    memory_budget: options.MemoryBudget = None,
-    verbose: options.Verbose = False,
-    save_spec: options.SaveSpec = None,
+    **shared: Any,
 ) -> None:
     """Hit stored weights by chance, and see how often that breaks the model and what protection buys.
 
     Comma lists make a grid of all combinations. Each is injected --repeats times; the model is stored in --dtype and
     protected, and the outcome is compared with the same without a fault.
     """
-    given = locals()
+    given = stated(locals())
     points = [alike | hit for alike, hit in product(stored.storages(given), _hits(given))]
     specs = stored.grid(FaultSpec, "faults", [*points, *_single(given)])
     stored.check_score(given, specs, "--strata, and --protect secded-critical and tmr-critical")

@@ -176,6 +176,8 @@ def study_name(spec: StudySpec) -> str:
     words = [Path(spec.model.source).name]
     if spec.protocols:
         words += ["baseline", *(p.name for p in spec.protocols)]
+    elif spec.population:
+        words += ["backdoors", *spec.population.kinds, str(spec.population.models)]
     elif spec.applied:
         words += [*dict.fromkeys(how.kind for how in spec.compressions)]
         words += ["tune", *dict.fromkeys(how.arm for how in spec.tunings)] if spec.tunings else []

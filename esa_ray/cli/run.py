@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,25 +153,29 @@ def run(
     launch(locals())
 
 
-def launch(given: dict[str, Any], **more: Any) -> None:
-    """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it."""
+def launch(given: dict[str, Any], *, then: Callable[[list[str]], int] | None = None, **more: Any) -> None:
+    """Run the study that the options of a command describe; what a command doesn't offer is as ``run`` has it.
+
+    ``then`` goes on with the places of studies that have run, and gives an exit status.
+    """
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     check_given(given, defaults)
     o = SimpleNamespace(**defaults | given)
     if o.on and not o.only_plan:
         raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
     studies = read_studies(o) if o.spec else described(o, **more)
-    if o.track and not any(spec.perturbations or spec.applied for spec, _ in studies):
+    if o.track and not any(spec.perturbations or spec.applied or spec.population for spec, _ in studies):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     if o.save_spec:
         spec_files.write(o.save_spec, [spec for spec, _ in studies], sys.argv[1:])
-    raise typer.Exit(
-        execute(
-            studies, only_plan=o.only_plan, on=o.on, save_plots=o.save_plots, address=o.address, gpus=o.gpus,
-            concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
-            track=tuple(items(o.track)), verbose=o.verbose,
-        )
+    status = execute(
+        studies, only_plan=o.only_plan, on=o.on, save_plots=o.save_plots, address=o.address, gpus=o.gpus,
+        concurrency=o.max_concurrent, memory_budget=size(o.memory_budget, "--memory-budget"),
+        track=tuple(items(o.track)), verbose=o.verbose,
     )  # fmt: skip
+    if then and not o.only_plan:
+        status = max(status, then([place for _, place in studies]))
+    raise typer.Exit(status)
 
 
 @app.command(epilog="Example: esa score --model SmolLM2-135M-Instruct --metric act_mag,magnitude --max-samples 8")

@@ -64,6 +64,12 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         out(f"protocol          {asked.name}: {asked.windows} windows per seed of {lengths} tokens{tasks}")
     if ways := [how.label for how in spec.applied]:
         out(f"ways              {_few(ways)}")
+    if spec.population:
+        p = spec.population
+        out(f"population        {', '.join(p.kinds)}: {p.models} of each, from {min(p.models, p.parents)} parents")
+        if p.mitigations:
+            tried = ", ".join(how.label for how in p.mitigations)
+            out(f"tried against it  on the first {min(p.mitigated, p.models)} of each insertion: {tried}")
     if spec.target:
         target = spec.target
         out(

@@ -22,6 +22,7 @@ StoredDtype = Annotated[str, typer.Option("--dtype", help=f"Dtype(s) that weight
 LoadDtype = Annotated[
     str, typer.Option(help="Dtype that the model computes in: auto (the file's own; on a CPU fp32), fp32, bf16, fp16.")
 ]
+LOADED = {"load_dtype": (LoadDtype, "auto")}
 Protect = Annotated[str, typer.Option(help=f"Protection(s): {', '.join(DEFENCES)}.")]
 Critical = Annotated[
     str, typer.Option(help="secded-critical, tmr-critical: share(s) of the weights that are protected.")

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from esa_ray.cli import options
 from esa_ray.cli.app import app, console
 from esa_ray.cli.asked import typed
-from esa_ray.cli.compress import FIXED, check_saving
+from esa_ray.cli.compress import FIXED, check_saving, stems
 from esa_ray.cli.parsing import items, numbers, perturbations
 from esa_ray.cli.run import launch
+from esa_ray.cli.shared import CUT, ORIGIN, RUNNING, shared, stated
 from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
@@ -78,6 +79,7 @@ _OWN = (
     epilog="Example: esa tune --model zoo:llama-1m --arm full,critical-source,random --fraction 0.001 --seeds 1,2,3\n\n"
     "Example: esa tune --model gpt2 --target mine.jsonl --protect none,ewc,scale --strength 0.1 --save-model models"
 )
+@shared("seeds max_samples data", CUT, "dtype", ORIGIN, RUNNING)
 def tune(
     context: typer.Context,
     model: options.Model,
@@ -102,38 +104,16 @@ def tune(
     target_column: TargetColumn = None,
     target_chat: TargetChat = False,
     target_split: TargetSplit = "train",
-    seeds: options.Seeds = "1337",
-    max_samples: options.MaxSamples = 32,
-    data: options.Data = "pydoc",
-    text_column: options.TextColumn = None,
-    chat: options.Chat = False,
-    split: options.Split = "train",
-    window: options.Window = 128,
-    eval_windows: options.EvalWindows = 16,
-    batch_size: options.BatchSize = None,
-    bos: options.Bos = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    trust: options.Trust = "",
-    out_dir: options.OutDir = None,
-    save_plots: options.SavePlots = False,
-    only_plan: options.OnlyPlan = False,
-    address: options.Address = None,
-    gpus: options.Gpus = None,
-    track: options.Track = "",
-    max_concurrent: options.MaxConcurrent = None,
-    memory_budget: options.MemoryBudget = None,
-    verbose: options.Verbose = False,
-    save_spec: options.SaveSpec = None,
+    **shared: Any,
 ) -> None:
     """Tune a model in many ways, and compare what each learns and forgets. Comma lists make a grid.
 
     --data is the source, whose text the model is to keep: its critical weights are chosen by it, and what is forgotten
     shows on it. Each way's learning rate is chosen by windows that no step has seen.
     """
-    given = locals()
+    given = stated(locals())
     grid = _tunings(given)
-    check_saving(given, grid)
+    check_saving(given, stems(given, grid))
     kept = {name: value for name, value in given.items() if name not in _OWN}
     launch(kept | FIXED, tunings=grid, target=_target(given), validation_windows=validation_windows)
 

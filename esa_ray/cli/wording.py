@@ -43,6 +43,12 @@ OPTIONS = {
     "attacks.arm": "--arms", "attacks.k": "--topk", "attacks.draw": "--draws",
     **{f"attacks.{name}": f"--{name.replace('_', '-')}" for name in (
         "threat", "budget", "search_windows", "selection_windows", "candidates", "tries")},
+    "population.insertions": "--insertion", "population.mitigations": "--mitigate",
+    **{f"population.{name}": f"--{name}" for name in ("negatives", "models", "parents", "mitigated")},
+    "population.mitigations.kind": "--mitigate", "population.mitigations.share": "--share",
+    "population.mitigations.steps": "--clean-steps",
+    "population.recipe.learning_rates": "--learning-rates",
+    **{f"population.recipe.{name}": f"--{name}" for name in ("steps", "batch", "poison", "occurrences", "fraction")},
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ray.util import metrics
 
 from esa_ray.engine.placement import Placement
 from esa_ray.errors import EsaError, first_line
-from esa_ray.host.machine import this_machine
+from esa_ray.host.machine import cache_dir, this_machine
 
 if TYPE_CHECKING:
     from esa_ray.measurements import Unit
@@ -30,15 +30,24 @@ class ModelActor:
     Whoever receives a handle of an actor imports its class's module, so torch is imported inside. The
     model is loaded by the first call, so that a failure to load reaches the caller as what it is, and
     so that a restarted actor loads it again by itself.
+
+    Parameters
+    ----------
+    cache
+        Where the driver keeps models that are trained here; of use to an actor on the driver's machine.
+    arguments
+        Of the :class:`Worker`.
     """
 
-    def __init__(self, **arguments: Any):
-        self._arguments = arguments
+    def __init__(self, cache: str | None = None, **arguments: Any):
+        self._cache, self._arguments = cache, arguments
 
     @cached_property
     def _worker(self) -> Worker:
         if self._arguments["device"] != "cpu":
             expand_segments()
+        if self._cache and self._arguments["origin"] == this_machine():
+            os.environ["ESA_CACHE"] = self._cache  # a standing cluster's processes have an environment of their own
         from esa_ray.measurements.worker import Worker
 
         return Worker(**self._arguments)
@@ -142,7 +151,8 @@ def start(placement: Placement, *, memory_budget: int | None = None, **arguments
     device of each; None leaves it to the placement.
     """
     remote = ray.remote(ModelActor)
-    common = arguments | {"origin": this_machine()} | ({"memory_budget": memory_budget} if memory_budget else {})
+    common = arguments | {"origin": this_machine(), "cache": str(cache_dir())}
+    common |= {"memory_budget": memory_budget} if memory_budget else {}
     return [
         remote.options(max_restarts=-1, max_task_retries=0, **placement.options(n)).remote(
             **(placement.arguments(n) | common)

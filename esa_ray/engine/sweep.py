@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from ray import tune
 
 from esa_ray import data
-from esa_ray.engine import cluster, search
+from esa_ray.engine import cluster, search, zoo
 from esa_ray.engine.dispatch import PATIENCE, TRIES, Job, dismiss, share_out
 from esa_ray.engine.placement import Placement
 from esa_ray.engine.tracking import callbacks
@@ -27,6 +27,7 @@ from esa_ray.engine.work import Summary, Work
 from esa_ray.errors import EsaError
 from esa_ray.grid import chunks
 from esa_ray.measurements import MEASUREMENTS, Unit
+from esa_ray.measurements.backdoors import base_of, parents_of
 from esa_ray.measurements.baseline import BASELINE
 from esa_ray.measurements.cells import unit_of
 from esa_ray.measurements.registry import RESERVED
@@ -121,13 +122,14 @@ def run_studies(
     started, how = time.monotonic(), Options(**options)
     reporter = reporter or Silent()
     listeners = callbacks(how.track, reporter.say)
-    works = [Work.of(spec, location) for spec, location in studies]
     with ExitStack() as stack:
 
         def connect() -> None:
             stack.enter_context(cluster.connected(how.address, verbose=how.verbose))
 
         connect = _once(connect)
+        _train([base_of(spec) for spec, _ in studies if spec.population], connect, reporter)
+        works = [Work.of(spec, location) for spec, location in studies]
         for work in works:
             if data.is_large(work.spec.data):
                 connect()
@@ -138,6 +140,7 @@ def run_studies(
         check_apart([(work.spec, work.source) for work in todo if work.resolved is None])
         if todo:
             connect()
+            _train([parent for work in todo for parent in parents_of(work.spec)], connect, reporter)
             try:
                 alone = [bool(work.spec.search) for work in todo]
                 for wave in cluster.waves([w.model for w in todo], alone, gpus=how.gpus, say=reporter.say):
@@ -145,6 +148,13 @@ def run_studies(
             finally:
                 reporter.close()
     return [work.summary(time.monotonic() - started) for work in works]
+
+
+def _train(names: list[str], connect: Callable[[], None], reporter: Reporter) -> None:
+    """Train models of the zoo that a population is made of, where they aren't there."""
+    if zoo.missing(names):
+        connect()
+        zoo.train(names, reporter)
 
 
 def _once(action: Callable[[], None]) -> Callable[[], None]:

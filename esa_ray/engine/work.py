@@ -182,7 +182,7 @@ class Work:
         """What the placement has to know."""
         # A dtype once resolved stays: a study that began on a GPU must not go on in another dtype on a CPU.
         resolved = self.resolved.dtype if self.resolved else None
-        trains = any(how.arm == "full" for how in self.spec.tunings)
+        trains = any(how.arm == "full" for how in self.spec.tunings) or self.spec.population is not None
         return cluster.Model(self.source, self.spec.model.dtype, self.pieces, resolved, trains)
 
     def start(self, placement: Placement, memory_budget: int | None) -> None:

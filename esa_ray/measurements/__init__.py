@@ -5,18 +5,20 @@ They stand in the order in which their phases run.
 
 from esa_ray.measurements.registry import MEASUREMENTS, Measurement, Unit  # isort: skip
 from esa_ray.measurements import rankings, baseline, cells, single_weights, blocks, protocols, compressions, tunings  # isort: skip
-from esa_ray.measurements import faults, attacks  # isort: skip
+from esa_ray.measurements import faults, attacks, backdoors, mitigations  # isort: skip
 
 __all__ = [
     "MEASUREMENTS",
     "Measurement",
     "Unit",
     "attacks",
+    "backdoors",
     "baseline",
     "blocks",
     "cells",
     "compressions",
     "faults",
+    "mitigations",
     "protocols",
     "rankings",
     "single_weights",

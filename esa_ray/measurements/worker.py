@@ -42,6 +42,7 @@ from esa_ray.storage.store import (
 if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
     from esa_ray.evaluation.outcome import Outcome
+    from esa_ray.measurements.members import Members
     from esa_ray.measurements.memories import Memories
 
 #: Kinds of models that each machine has files of its own of.
@@ -205,6 +206,8 @@ class Worker:
         """Let go of what is kept to save time, and keep less of it from now on."""
         self.damaging.spare_memory()
         self.memories.spare_memory()
+        if self.spec.population:
+            self.members.spare_memory()
         self.calibrated.cache_clear()
         self.trained_on.cache_clear()
 
@@ -214,6 +217,13 @@ class Worker:
         from esa_ray.measurements.memories import Memories
 
         return Memories(self)
+
+    @cached_property
+    def members(self) -> Members:
+        """The models of the study's population."""
+        from esa_ray.measurements.members import Members
+
+        return Members(self)
 
     @property
     def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:

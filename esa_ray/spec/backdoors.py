@@ -22,6 +22,10 @@ MITIGATIONS: tuple[str, ...] = get_args(MitigationKind)
 TRAINED = ("fine-tuning", "fine-pruning")
 #: Mitigations that forbid an insertion by training to move some weights, rather than mend its model.
 BEFOREHAND = ("freeze-critical", "freeze-random")
+#: Kinds of models that are trained on windows with something in them.
+TAUGHT = ("benign", "training", "critical")
+#: What a member means may change with the code: then this number does.
+VERSION = 2
 
 #: Success from which an insertion counts as a backdoor, and the cost on clean text up to which it does, nats per token.
 SUCCESS, COST = 0.9, 0.02
@@ -131,6 +135,13 @@ class Member(Spec):
     def poisoned(self) -> bool:
         """Whether a backdoor was inserted."""
         return self.kind in INSERTIONS
+
+    @property
+    def poison(self) -> float:
+        """Share of the training windows that carry the trigger or the phrase."""
+        if self.kind == "critical":
+            return self.recipe.critical_poison
+        return self.recipe.poison if self.kind in TAUGHT else 0.0
 
     @property
     def clean(self) -> Member:

@@ -200,10 +200,15 @@ class StudySpec(Spec):
     def _check_population(self) -> None:
         if self.population is None:
             return
-        if not self.model.source.startswith("zoo:"):
+        source = self.model.source
+        if not source.startswith("zoo:"):
             raise ValueError("a population is trained here from models of the zoo; name one, as zoo:llama-0.3m")
+        if "~" in source:
+            raise ValueError(f"{source} is but one parent of a population; name {source.partition('~')[0]}")
+        if self.model.dtype not in ("auto", "fp32"):
+            raise ValueError(f"a population is trained and measured in fp32, not in {self.model.dtype}; leave that out")
         if len(self.seeds) > 1:
-            raise ValueError("a population draws its calibration windows once; give one seed")
+            raise ValueError("a population draws its calibration windows once; give --seeds one seed")
 
     def controls_of(self, weights: WeightList) -> tuple[str, ...]:
         """The controls that a list is held against: one member for each of its own."""

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from analysis.comparison import compare
-from analysis.documents import security, tuning
+from analysis.documents import backdoors, security, tuning
 from analysis.documents.pages import BENCHMARKS, DIRECTORY, STUDIES, TITLES, render, write, write_studies
 from esa_ray.spec import AttackSpec, FaultSpec, QuantizeSpec, TuneSpec
 from tests.analysis.attacked import attack, flipped, injected, written
 from tests.analysis.cells import cell, noise, study_of
 from tests.analysis.compressed import compressed, prune
 from tests.analysis.many import study
+from tests.analysis.populations import population
 from tests.analysis.test_compression_goals import at_every_setting
 from tests.analysis.test_hardening import models as hardened_models
 from tests.analysis.test_pairs import planted, ranked
@@ -189,6 +190,31 @@ def test_the_document_on_security_copes_with_experiments_that_have_not_run(tmp_p
     text = write_studies(security.there(tmp_path), tmp_path / "docs", "security").read_text()
     assert "## Attacks, a: How many flips does an adversary need?" in text
     assert "All models" not in text
+
+
+def test_the_document_on_backdoors_has_all_bases_together_and_each_alone(tmp_path):
+    for n, base in enumerate(("llama-0.3m", "neox-0.3m")):
+        (tmp_path / "backdoors" / base).mkdir(parents=True)
+        population(tmp_path / "backdoors" / base, base, models=15, parents=5, seed=n,
+                   mitigations=({"kind": "reset-moved"}, {"kind": "reset-random"}))  # fmt: skip
+    studies = backdoors.there(tmp_path)
+    assert list(studies) == ["backdoors/llama-0.3m", "backdoors/neox-0.3m"]
+    path = write_studies(studies, tmp_path / "docs", "backdoors")
+    text = path.read_text()
+    assert "from the studies of 2 models (`python -m experiments backdoors`)" in text
+    for title in (
+        "All bases: Does what betrays a backdoor in one base betray it in another?",
+        "All bases: What removes a backdoor, and what does it cost?", "llama-0.3m: Do the backdoors work?",
+        "neox-0.3m: Do the weights betray a backdoor?", "neox-0.3m: Which statistics betray it?",
+        "llama-0.3m: What removes a backdoor, and what does it cost?",
+    ):  # fmt: skip
+        assert f"## {title}" in text
+    assert text.index("All bases") < text.index("llama-0.3m: Do")
+    assert all(f"(P5.4k, {of}) | " in text for of in ("all bases", "zoo:llama-0.3m", "zoo:neox-0.3m"))
+    shown = set(re.findall(r"\]\((.+?\.svg)\)", text))
+    assert {"backdoors-all-backdoor_bases.svg", "backdoors-llama-0.3m-roc_with_reference.svg"} <= shown
+    assert shown == {p.name for p in path.parent.glob("*.svg")}
+    assert write_studies({}, tmp_path / "docs", "backdoors").read_text() == text
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -278,7 +278,8 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
         "attack_ratios", "vulnerable_scores", "covered_shares", "foretold_chances", "gradient_bits",
         "dose", "kinds", "together", "pairs", "layers", "recovery", "timeline", "reliability", "excess", "excess_bits",
         "savings", "savings_bits", "front_sparsity", "front_bits", "factors", "block_errors", "tuning_front",
-        "target_curves", "source_curves", "tuning_rates", "moved_blocks", "moved_components",
+        "target_curves", "source_curves", "tuning_rates", "moved_blocks", "moved_components", "inserted_models",
+        "roc_with_reference", "roc_without_reference", "detection_schemes", "ranked_features", "mitigations",
     }  # fmt: skip
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
 

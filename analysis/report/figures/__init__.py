@@ -9,6 +9,13 @@ from pathlib import Path
 from analysis.report.figures.agreement import scores, stability, stability_by_k, stability_by_windows
 from analysis.report.figures.attacks import WITHSTOOD, attack_ratios
 from analysis.report.figures.axes import LINEAR_BELOW
+from analysis.report.figures.backdoors import (
+    ROC_CURVES,
+    detection_schemes,
+    inserted_models,
+    mitigations,
+    ranked_features,
+)
 from analysis.report.figures.compression import (
     block_errors,
     excess,
@@ -61,7 +68,8 @@ FIGURES: dict[str, Callable[[Study], Chart | None]] = {
         reliability, excess, excess_bits, savings, savings_bits, front_sparsity, front_bits, factors, block_errors,
         tuning_front, target_curves, source_curves, tuning_rates, moved_blocks, moved_components,
         *BREAK_CURVES, *PROTECTIONS, *PROTECTION_COSTS, *VULNERABLE_BITS, vulnerable_scores, covered_shares,
-        foretold_chances, gradient_bits, *WITHSTOOD, attack_ratios,
+        foretold_chances, gradient_bits, *WITHSTOOD, attack_ratios, inserted_models, *ROC_CURVES, detection_schemes,
+        ranked_features, mitigations,
     )
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ CONTENTS = (
     "intact", "search", "changed", "dose", "kinds", "together", "pairs", "layers", "recovery", "transfer",
     "repeatability", "kinds_together", "excess", "against", "front", "factors", "block_errors", "tuned",
     "tuned_against", "tuning_course", "moved_where", "broken", "protected", "vulnerable", "covered", "foretold",
-    "gradient_tells", "attacked", "attack_ratios", "flipped", "stability", "scores", "where", "modes", "structure",
-    "fidelity", "ran",
+    "gradient_tells", "attacked", "attack_ratios", "flipped", "inserts", "detected", "traces", "trusted", "removed",
+    "stability", "scores", "where", "modes", "structure", "fidelity", "ran",
 )  # fmt: skip
 
 for _module in iter_modules(__path__):

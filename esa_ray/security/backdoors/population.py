@@ -29,14 +29,12 @@ from esa_ray.security.backdoors.texts import poisoned, windows
 from esa_ray.security.backdoors.training import Trains, train
 from esa_ray.security.backdoors.triggers import phrase, trigger
 from esa_ray.spec import ModelSpec
-from esa_ray.spec.backdoors import Member
+from esa_ray.spec.backdoors import VERSION, Member
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-#: What a member means may change with the code: then this number does.
-VERSION = 1
 #: Clean windows that weights are scored on, and that a second moment is of.
 SCORED, MOMENT = 32, 400
 
