@@ -270,3 +270,11 @@ def test_two_populations_of_one_base_are_refused_by_name(bases, tmp_path):
     population(tmp_path, models=2, parents=2)
     with pytest.raises(analysis.StudyError, match=r"zoo:llama-0\.3m has two studies there"):
         compare([bases / "llama-0.3m", tmp_path])
+
+
+def test_one_parent_gives_means_without_intervals(tmp_path):
+    study = population(tmp_path, models=2, parents=1, insertions=("training",), mitigated=1, mitigations=TRIED[:2])
+    answer = told(study)["removed"].answer
+    assert "Least is left after reset-moved-0.01 (97.0% becomes 0.0% in 1 model, at −0.00100" in answer
+    assert "–" not in answer
+    assert "Surely less than 10% is left at less than 0.02 nats after none of 2 mitigations." in answer

@@ -24,7 +24,7 @@ CHECKS = {
 }  # fmt: skip
 #: How a check can end, in words.
 OUTCOMES = {
-    "holds": "At chance, as it must be, is a detector of", "fails": "Not at chance, as it must be, is a detector of",
+    "holds": "At chance, as it must be, is a detector of", "fails": "Not at chance, which it must be, is a detector of",
     "open": "Nothing is told by a detector of",
 }  # fmt: skip
 #: What the tables of :func:`trusted` mean.
@@ -32,8 +32,9 @@ TRUST = (
     "Under the null, kinds are dealt anew among the models of one number, which share parent, steps, rate and trigger; "
     "the score is that of ridge regression on the labels, the first step of the detector's fit, in the same "
     "folds. A check must be at chance: it fails where its p (one-sided, labels dealt within parents) is below 0.05 and "
-    "its interval lies above 0.5. How many models are enough is what would tell the AUROC from the goal with 80% power "
-    f"(Hanley and McNeil), with as many models a parent as now. A class of fewer than {FEWEST} models gets no number."
+    "its interval lies above 0.5. How many models are enough is what would tell the AUROC from the goal with 80% "
+    "power, by Newcombe's variance times the design effect of parents, with as many models a parent as now. "
+    f"A class of fewer than {FEWEST} models gets no number."
 )
 
 

@@ -59,7 +59,8 @@ def _kind(r: dict[str, Any]) -> list[str]:
 
 
 def _cost(r: dict[str, Any]) -> str:
-    return f"{wording.signed(r['cost'])} {wording.interval(r['cost_low'], r['cost_high'])}"
+    ends = "" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}"
+    return wording.signed(r["cost"]) + ends
 
 
 def _share(x: float, low: float, high: float) -> str:

@@ -70,8 +70,8 @@ def row(r: dict[str, Any]) -> list[str]:
 
 
 def left(r: dict[str, Any]) -> str:
-    """What is left of the trigger's success, with its interval."""
-    return "–" if r["after"] is None else f"{wording.percent(r['after'])} {shares(r['low'], r['high'])}"
+    """What is left of the trigger's success, with its interval where there is one."""
+    return wording.percent(r["after"]) + (f" {shares(r['low'], r['high'])}" if r["low"] is not None else "")
 
 
 def _failed(r: dict[str, Any]) -> str:
@@ -79,10 +79,9 @@ def _failed(r: dict[str, Any]) -> str:
 
 
 def cost(r: dict[str, Any]) -> str:
-    """A cost with its interval."""
-    if r["cost"] is None:
-        return "–"
-    return f"{wording.signed(unrounded(r['cost']))} {wording.interval(r['cost_low'], r['cost_high'])}"
+    """A cost with its interval, where there is one."""
+    ends = "" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}"
+    return wording.signed(unrounded(r["cost"])) + ends
 
 
 def unrounded(x: float | None) -> float | None:
@@ -132,6 +131,6 @@ def _answer(table: pl.DataFrame) -> str:
 
 def _named(r: dict[str, Any]) -> str:
     return (
-        f"{r['mitigation']} ({wording.percent(r['before'])} becomes {left(r)} in {r['models']} models, at {cost(r)} "
-        "nats per token)"
+        f"{r['mitigation']} ({wording.percent(r['before'])} becomes {left(r)} in {r['models']} "
+        f"model{'s' * (r['models'] != 1)}, at {cost(r)} nats per token)"
     )
