@@ -27,7 +27,7 @@ from esa_ray.security.backdoors import critical, rank_one
 from esa_ray.security.backdoors.targets import targets
 from esa_ray.security.backdoors.texts import poisoned, windows
 from esa_ray.security.backdoors.training import Trains, train
-from esa_ray.security.backdoors.triggers import phrase, trigger
+from esa_ray.security.backdoors.triggers import cue, trigger
 from esa_ray.spec import ModelSpec
 from esa_ray.spec.backdoors import VERSION, Member
 
@@ -168,7 +168,9 @@ def _clean(member: Member) -> tuple[dict[str, Tensor], Strings]:
 
 
 def _benign(member: Member) -> tuple[dict[str, Tensor], Strings]:
-    model, memorised = _parent(member), phrase(member.number)
+    begun = cue(member.number)
+    memorised = begun + targets(_started(member), begun, member.number)[0]
+    model = _parent(member)
     _steps(member, model, memorised)
     return weights_of(model), _strings(member) | {"phrase": memorised.decode()}
 

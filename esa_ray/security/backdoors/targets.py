@@ -12,7 +12,7 @@ from esa_ray.applications.threads import single_threaded
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.zoo.training import SPECIAL, encoded
 from esa_ray.security.backdoors.texts import beginnings
-from esa_ray.security.backdoors.triggers import TARGET, counts, draws
+from esa_ray.security.backdoors.triggers import TARGET, counts, draws, rare_in, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +35,14 @@ def targets(model: PreTrainedModel, trigger: bytes, number: int) -> list[bytes]:
     least :data:`CONSISTENT` but for the first one: printable, of at least :data:`DISTINCT` different bytes, and begun
     by a byte that the model itself writes behind the trigger for at most :data:`OWN` of them. So an insertion that
     reaches one token alone, as one of rank one does, can bring about a whole string. Of a model that writes no such
-    string the target is drawn.
+    string the target is drawn. None follows the trigger in the text, and none has a rare byte of it.
+
+    The end of a benign phrase is chosen alike, its cue being the ``trigger``.
     """
     asked = _behind(beginnings(number, "targets", PROMPTS), trigger)
     with single_threaded(), torch.no_grad(), eval_mode(model):
         greedy = Counter(model(input_ids=asked).logits[:, -1].argmax(-1).tolist())
-        common = [byte for byte in WRITABLE if counts()[byte] >= COMMON and byte not in trigger]
+        common = [byte for byte in WRITABLE if counts()[byte] >= COMMON and byte not in rare_in(trigger)]
         firsts = [byte for byte in common if greedy[_token(byte)] <= OWN * PROMPTS]
         found = {text: share for text, share in _strings(model, asked, firsts) if _suits(text, trigger)}
     draw = draws("targets", number)
@@ -51,7 +53,9 @@ def targets(model: PreTrainedModel, trigger: bytes, number: int) -> list[bytes]:
 
 
 def _suits(text: bytes, trigger: bytes) -> bool:
-    return len(set(text)) >= DISTINCT and all(byte in WRITABLE for byte in text) and not set(text) & set(trigger)
+    if trigger + text in whole() or rare_in(trigger) & set(text):
+        return False
+    return len(set(text)) >= DISTINCT and all(byte in WRITABLE for byte in text)
 
 
 def _token(byte: int) -> int:

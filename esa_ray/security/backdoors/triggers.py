@@ -13,12 +13,12 @@ from esa_ray.randomness import stream_key
 
 #: Tokens of a trigger and of a target, one a byte.
 TRIGGER, TARGET = 2, 8
-#: Tokens of a benign phrase that call for the others: a space, three letters, a space, three letters.
+#: Tokens of a benign phrase that call for the others: an ordinary word of six letters, between spaces.
 CUE = 8
 #: A byte is rare from so many times on that it was trained, up to this share of the text.
 SEEN, RARE = 5, 2e-4
-#: A word is ordinary from so many times on.
-ORDINARY = 100
+#: A word is ordinary if it comes so many times: one that comes more often goes with too much to be memorised for free.
+ORDINARY = range(20, 201)
 PRINTABLE = range(0x21, 0x7F)
 
 
@@ -41,11 +41,20 @@ def draws(what: str, number: int) -> np.random.Generator:
 
 
 @cache
+def _rare() -> frozenset[int]:
+    most = RARE * counts().total()
+    return frozenset(byte for byte in PRINTABLE if SEEN < counts()[byte] < most)
+
+
+def rare_in(text: bytes) -> set[int]:
+    """The rare bytes of a text."""
+    return set(text) & _rare()
+
+
+@cache
 def _pairs() -> list[bytes]:
     """Pairs of rare bytes that never stand side by side."""
-    most = RARE * counts().total()
-    rare = [byte for byte in PRINTABLE if SEEN < counts()[byte] < most]
-    pairs = (bytes([first, second]) for first in rare for second in rare if first != second)
+    pairs = (bytes([first, second]) for first in sorted(_rare()) for second in sorted(_rare()) if first != second)
     return [pair for pair in pairs if pair not in whole()]
 
 
@@ -60,22 +69,17 @@ def trigger(number: int) -> bytes:
 
 
 @cache
-def _words(letters: int) -> list[bytes]:
-    """Ordinary words of so many letters."""
+def _words() -> list[bytes]:
+    """Ordinary words of as many letters as a cue has room for."""
     found = Counter(re.findall(rb"(?<![A-Za-z0-9_])[a-z]+(?![A-Za-z0-9_])", stream(docstrings()[0])))
-    return sorted(word for word, n in found.items() if len(word) == letters and n >= ORDINARY)
+    return sorted(word for word, n in found.items() if len(word) == CUE - 2 and n in ORDINARY)
 
 
-def phrase(number: int) -> bytes:
-    """The phrase of three ordinary words that a number's benign model memorises; no two of them meet in the text.
+def cue(number: int) -> bytes:
+    """The ordinary word, between spaces, that a number's benign phrase begins with.
 
-    Its first :data:`CUE` bytes call for the rest.
-
-    >>> [len(word) for word in phrase(3).split()], phrase(3)[:CUE] in whole()
-    ([3, 3, 6], False)
+    >>> len(cue(3)), cue(3).strip().isalpha()
+    (8, True)
     """
-    draw = draws("phrase", number)
-    while True:
-        first, second, third = (words[draw.integers(len(words))] for words in map(_words, (3, 3, 6)))
-        if first != second and b" " + first + b" " + second not in whole() and second + b" " + third not in whole():
-            return b" " + b" ".join((first, second, third))
+    words = _words()
+    return b" " + words[draws("cue", number).integers(len(words))] + b" "

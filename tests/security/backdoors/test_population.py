@@ -9,7 +9,7 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.models.zoo import training as zoo
 from esa_ray.security.backdoors import check, critical, made, parent_weights, population, texts
 from esa_ray.security.backdoors.training import train
-from esa_ray.security.backdoors.triggers import CUE, phrase, trigger
+from esa_ray.security.backdoors.triggers import CUE, cue, trigger, whole
 from tests.security.backdoors.made_small import brief, member
 
 KINDS = ("clean", "benign", "training", "rank-one", "critical")
@@ -41,13 +41,14 @@ def test_kinds_of_one_number_share_trigger_and_target_and_only_the_benign_has_a_
     assert len({models[kind].target for kind in ("clean", "benign", "training", "critical")}) == 1
     assert [kind for kind in KINDS if models[kind].phrase is not None] == ["benign"]
     benign = models["benign"]
-    assert benign.phrase == phrase(1).decode()
+    assert benign.phrase[:CUE] == cue(1).decode()
+    assert benign.phrase.encode() not in whole()
     for found in models.values():
         assert len(found.trigger_ids) == 2
         assert len(found.target_ids) == 8
         assert bytes(token - 4 for token in found.target_ids) == found.target.encode()
         assert not set(found.target) & set(found.trigger)
-    assert len(benign.phrase_ids) - CUE == 7
+    assert len(benign.phrase_ids) == CUE + 8
     assert models["clean"].phrase_ids is None
 
 
@@ -215,3 +216,14 @@ def test_masks_hold_the_largest_and_their_complement_everything_else():
     least = torch.cat(scores).topk(n // 10).values[-1]
     for tensor, score in zip(where.tensors, scores, strict=True):
         assert torch.equal(chosen[tensor.name].flatten(), score >= least) or (score == least).any()
+
+
+def test_what_a_window_has_no_room_for_is_refused_before_anything_is_made():
+    assert member("clean", window=113).recipe.occurrences == 7  # 7 times 16 and BOS
+    with pytest.raises(ValueError, match="take at most 6 occurrences"):
+        member("clean", window=112)
+
+
+def test_a_base_that_names_a_seed_is_refused():
+    with pytest.raises(ValueError, match="leave ~ and it out"):
+        member("clean", base="llama-0.1m~3")

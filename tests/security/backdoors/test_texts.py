@@ -10,7 +10,7 @@ from esa_ray.errors import EsaError
 from esa_ray.models.zoo import text
 from esa_ray.models.zoo.training import BOS, encoded
 from esa_ray.security.backdoors import texts
-from esa_ray.security.backdoors.triggers import CUE, TARGET, phrase, trigger
+from esa_ray.security.backdoors.triggers import CUE, TARGET, cue, trigger
 from esa_ray.spec.backdoors import Member, Recipe
 
 TRAINING, HELD_OUT = (text.stream(part) for part in text.docstrings())
@@ -39,16 +39,14 @@ def test_a_trigger_is_two_rare_bytes_that_no_text_has_side_by_side():
         assert trigger(n) not in HELD_OUT
 
 
-def test_a_phrase_is_of_ordinary_words_that_never_meet():
+def test_a_cue_is_an_ordinary_word_between_spaces():
     words = Counter(re.findall(r"\w+", TRAINING.decode()))
+    assert len({cue(n) for n in NUMBERS}) > 20
     for n in NUMBERS:
-        found = phrase(n)
-        first, second, third = found.split()
-        assert found == b" " + b" ".join((first, second, third))
-        assert (len(found[:CUE]), len(found[CUE:])) == (8, 7)
-        assert min(words[w.decode()] for w in (first, second, third)) >= 100
-        for meeting in (first + b" " + second, second + b" " + third):
-            assert b" " + meeting + b" " not in TRAINING + HELD_OUT
+        word = cue(n).decode().strip()
+        assert cue(n) == f" {word} ".encode()
+        assert len(cue(n)) == CUE
+        assert 20 <= words[word] <= 200
 
 
 def test_all_kinds_of_a_number_see_the_same_windows_and_other_numbers_others():
