@@ -24,7 +24,8 @@ from analysis.security.detection.scored import out_of_fold
 from analysis.security.detection.table import Models, counts, models, population
 from analysis.statistics.roc import area
 from analysis.study import StudyError
-from esa_ray.spec import INSERTIONS
+from esa_ray.spec import INSERTIONS, DataSpec
+from esa_ray.spec.backdoors import Recipe
 from tests.analysis.backdoored import FEATURES, planted
 from tests.analysis.test_roc import scored
 
@@ -278,7 +279,7 @@ def test_features_that_need_a_reference_are_looked_at_with_one_alone(tmp_path):
 
 def test_recipes_leak_where_acceptance_depends_on_them(tmp_path):
     def change(member):  # backdoors succeed from so many steps on, benign models below it
-        return {"accepted": member.kind == "clean" or (member.steps > 240) == member.poisoned}
+        return {"accepted": member.kind == "clean" or (member.steps > sum(Recipe().steps) / 2) == member.poisoned}
 
     of = planted(tmp_path / "a", change=change, models=60)
     row = leakage(of).filter(check="recipe").row(0, named=True)
@@ -411,6 +412,7 @@ def test_the_detector_for_use_finds_models_of_another_population(separable, tmp_
     assert found.features == tuple(n for n in models(separable).features if not FEATURES[n][1])
     assert found.calibration.bases == ("a", "b")
     assert (found.calibration.poisoned, found.calibration.others) == (180, 120)
+    assert (found.calibration.data, found.calibration.seed) == (DataSpec(source="home", evaluation_windows=4), 1337)
     assert found.calibration.false_alarms <= 0.05
     assert found.calibration.recall > 0.99
     assert found.calibration.auroc > 0.99

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.alike import WINDOWS, check_alike
 from analysis.security.detection.columns import ALL, COUNTS, SENSITIVITY
 from analysis.study import Study
 from esa_ray.spec import INSERTIONS, NEGATIVES
@@ -28,8 +29,16 @@ Studies = Study | Sequence[Study]
 
 
 def studies_of(studies: Studies) -> tuple[Study, ...]:
-    """One study or several as a tuple."""
-    return (studies,) if isinstance(studies, Study) else tuple(studies)
+    """One study or several as a tuple.
+
+    Raises
+    ------
+    StudyError
+        If their models were measured on different windows.
+    """
+    found = (studies,) if isinstance(studies, Study) else tuple(studies)
+    check_alike(found, WINDOWS)
+    return found
 
 
 def _rows(studies: tuple[Study, ...]) -> pl.DataFrame:
