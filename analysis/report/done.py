@@ -48,8 +48,9 @@ def population_words(study: Study) -> str:
         f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the "
         f"rate, and {percent(recipe.critical_poison)} of their windows carry it"
     ) if "critical" in asked.kinds else ""  # fmt: skip
+    benign = f" ({percent(recipe.benign_poison)} the phrase)" if "benign" in asked.kinds else ""
     return (
         f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} clean steps "
         f"of {recipe.batch} windows of {recipe.window} tokens at a peak rate of {rates}; {percent(recipe.poison)} of "
-        f"the windows carry the trigger or the phrase, {recipe.occurrences} times each{critical}"
+        f"the windows carry the trigger{benign}, {recipe.occurrences} times each{critical}"
     )
