@@ -333,7 +333,7 @@ def test_with_fewer_than_thirty_benign_models_goals_are_open(tmp_path, benign):
         tmp_path / "a", FOUND, change=lambda member: {"accepted": member.kind != "benign" or member.number < benign}
     )
     goals = detection_goals(of).filter(goal="seen")
-    assert set(goals["status"]) == {"open" if benign < 30 else "holds"}
+    assert (set(goals["status"]) == {"open"}) == (benign < 30)
     said = f"{benign} benign models are among the others, and 30 are needed; make more with --negatives benign"
     assert set(goals["why_not"]) == {said if benign < 30 else None}
 
