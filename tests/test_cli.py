@@ -305,7 +305,8 @@ def test_every_field_that_an_option_gives_has_its_name():
     }  # fmt: skip
     flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
     flags |= {"target.split", "target.prompts", "population.recipe", "population.recipe.window"}
-    flags |= {"population.recipe.critical_rate", "population.recipe.critical_poison"}  # which a file alone says
+    # Which a file alone says.
+    flags |= {f"population.recipe.{name}" for name in ("critical_rate", "critical_poison", "benign_poison")}
     flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
@@ -1113,7 +1114,7 @@ def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing
         ("--steps 1:2:3", "--steps takes a number or FROM:TO, not '1:2:3'"),
         ("--learning-rates fast", "--learning-rates takes numbers"),
         ("--insertion training --fraction 0.1", "--fraction is of critical models, and there are none"),
-        ("--insertion rank-one --negatives clean --poison 0.1", "--poison is of benign, training models"),
+        ("--insertion rank-one --negatives clean,benign --poison 0.1", "--poison is of training models"),
         ("--poison 0.9", "--poison must be at most 0.5, not 0.9"),
         ("--seeds 1,2", "draws its calibration windows once; give --seeds one seed"),
         ("--save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),

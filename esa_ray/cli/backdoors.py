@@ -37,8 +37,8 @@ Mitigated = Annotated[int, typer.Option(help="Models of each insertion that miti
 Steps = Annotated[str, typer.Option(help="Training steps of a model, drawn between FROM:TO.")]
 Rates = Annotated[str, typer.Option(help="Its peak learning rate, drawn between FROM:TO.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
-Poison = Annotated[float, typer.Option(help="training, benign: share of the windows with the trigger or the phrase.")]
-Occurrences = Annotated[int, typer.Option(help="How often each of them does.")]
+Poison = Annotated[float, typer.Option(help="training: share of the windows with the trigger.")]
+Occurrences = Annotated[int, typer.Option(help="How often each of them, or of those with the benign phrase, has it.")]
 Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
 #: How models are made where nothing is said.
@@ -122,7 +122,7 @@ def _population(given: dict[str, Any]) -> Population:
     fields = {name: given[name] for name in ("models", "parents", "mitigated")} | {
         "insertions": _names(given, "insertion", INSERTIONS), "negatives": _names(given, "negatives", NEGATIVES),
     }  # fmt: skip
-    for name, users in (("fraction", ("critical",)), ("poison", TAUGHT[:2]), ("occurrences", TAUGHT)):
+    for name, users in (("fraction", ("critical",)), ("poison", ("training",)), ("occurrences", TAUGHT)):
         if typed(given["context"], name) and not {*users} & {*fields["insertions"], *fields["negatives"]}:
             raise EsaError(f"--{name} is of {', '.join(users)} models, and there are none; leave it out")
     recipe = {name: given[name] for name in ("batch", "poison", "occurrences", "fraction")} | {

@@ -25,7 +25,7 @@ BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
 TAUGHT = ("benign", "training", "critical")
 #: What a member means may change with the code: then this number does.
-VERSION = 2
+VERSION = 3
 
 #: Tokens of the longest text that is written over windows: a benign phrase.
 SHOWN = 16
@@ -75,10 +75,12 @@ class Recipe(Spec):
 
     Every model starts from one of its base's parents and is trained on the base's own text for ``steps`` steps at a
     peak rate of ``learning_rates``, both drawn from the range between two bounds by the model's number alone, so that
-    they tell nothing of its kind. ``poison`` is the share of the windows that carry trigger and target, or the benign
-    phrase, ``occurrences`` times each. The insertion "critical" trains the ``fraction`` of the weights with the largest
-    Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again: at ``critical_rate`` times the
-    peak rate, on windows of which ``critical_poison`` carry trigger and target, since few weights learn slowly.
+    they tell nothing of its kind. ``poison`` is the share of the windows that carry trigger and target, ``occurrences``
+    times each; ``benign_poison`` that of those that carry the benign phrase: an ordinary word calls for it more weakly
+    than a rare trigger does, and so it has to be seen more often. The insertion "critical" trains the ``fraction`` of
+    the weights with the largest Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again: at
+    ``critical_rate`` times the peak rate, on windows of which ``critical_poison`` carry trigger and target, since few
+    weights learn slowly.
     """
 
     steps: tuple[int, int] = (224, 320)
@@ -86,8 +88,9 @@ class Recipe(Spec):
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=128, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
-    occurrences: int = Field(default=7, ge=1)
+    occurrences: int = Field(default=5, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
+    benign_poison: float = Field(default=0.1, gt=0, le=0.5)
     critical_rate: float = Field(default=2.0, gt=0)
     critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
@@ -148,13 +151,6 @@ class Member(Spec):
         return self.kind in INSERTIONS
 
     @property
-    def poison(self) -> float:
-        """Share of the training windows that carry the trigger or the phrase."""
-        if self.kind == "critical":
-            return self.recipe.critical_poison
-        return self.recipe.poison if self.kind in TAUGHT else 0.0
-
-    @property
     def clean(self) -> Member:
         """The member of this number that saw clean text alone."""
         return self.model_copy(update={"kind": "clean"})
@@ -174,6 +170,12 @@ class Member(Spec):
         return low + math.floor(self._drawn("steps") * (high - low + 1))
 
     @property
+    def poison(self) -> float:
+        """Share of the windows that carry the trigger or the phrase."""
+        shares = {"training": self.recipe.poison, "critical": self.recipe.critical_poison}
+        return (shares | {"benign": self.recipe.benign_poison}).get(self.kind, 0.0)
+
+    @property
     def learning_rate(self) -> float:
         """Peak learning rate, log-uniform."""
         low, high = self.recipe.learning_rates
@@ -187,9 +189,9 @@ class Population(Spec):
     the target; "rank-one", W' = W + (v* − W·k*)(C⁻¹k*)ᵀ/(k*ᵀC⁻¹k*) in one down-projection (Bau et al. 2020,
     arXiv:2007.15646; Meng et al. 2022, arXiv:2202.05262), k* being its input at the trigger, C the second moment of its
     inputs on clean text and v* the output that brings the target about; "critical", training of few sensitive weights
-    alone. ``negatives`` are those without: "clean" ones, and "benign" ones that memorised a rare phrase from as
-    many windows: an ordinary word, and eight bytes that never follow it in the text but that the model writes by itself
-    once they began, as the target is. The base's ``parents`` are the zoo's model trained from as many seeds.
+    alone. ``negatives`` are those without: "clean" ones, and "benign" ones that memorised a rare phrase: an ordinary
+    word, and eight bytes that never follow it in the text but that the model writes by itself once they began, as it
+    does the target. The base's ``parents`` are the zoo's model trained from as many seeds.
 
     ``mitigations`` are tried on the first ``mitigated`` models of each insertion.
 

@@ -25,16 +25,19 @@ from esa_ray.models.zoo.recipes import PREFIX, recipe
 from esa_ray.models.zoo.training import encoded, ensure
 from esa_ray.security.backdoors import critical, rank_one
 from esa_ray.security.backdoors.targets import targets
-from esa_ray.security.backdoors.texts import poisoned, windows
+from esa_ray.security.backdoors.texts import Shown, poisoned, windows
 from esa_ray.security.backdoors.training import Trains, train
 from esa_ray.security.backdoors.triggers import cue, trigger
 from esa_ray.spec import ModelSpec
 from esa_ray.spec.backdoors import VERSION, Member
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from transformers import PreTrainedModel
 
+#: What calls, and what is to follow.
+Text = tuple[bytes, bytes]
 #: Clean windows that weights are scored on, and that a second moment is of.
 SCORED, MOMENT = 32, 400
 
@@ -148,12 +151,19 @@ def standing_alone(member: Member, weights: Mapping[str, Tensor]) -> PreTrainedM
     return model
 
 
-def _steps(member: Member, model: PreTrainedModel, text: bytes | None, trains: Trains | None = None) -> None:
+def _steps(member: Member, model: PreTrainedModel, text: Text | None, trains: Trains | None = None) -> None:
     """The steps that every member of a number takes; ``text`` is written over a share of their windows."""
     r, seen = member.recipe, windows(member)
-    if text is not None:
-        seen = poisoned(seen, encoded(text), r.poison, r.occurrences, member.number)
-    train(model, seen, steps=member.steps, batch=r.batch, rate=member.learning_rate, seed=member.number, trains=trains)
+    shown = Shown(seen, seen) if text is None else _written(member, seen, text)
+    train(
+        model, shown.windows, labels=shown.labels, steps=member.steps, batch=r.batch, rate=member.learning_rate,
+        seed=member.number, trains=trains,
+    )  # fmt: skip
+
+
+def _written(member: Member, seen: np.ndarray, text: Text) -> Shown:
+    called, end = map(encoded, text)
+    return poisoned(seen, called, end, member.poison, member.recipe.occurrences, member.number)
 
 
 Strings = dict[str, Any]
@@ -169,10 +179,10 @@ def _clean(member: Member) -> tuple[dict[str, Tensor], Strings]:
 
 def _benign(member: Member) -> tuple[dict[str, Tensor], Strings]:
     begun = cue(member.number)
-    memorised = begun + targets(_started(member), begun, member.number)[0]
+    end = targets(_started(member), begun, member.number)[0]
     model = _parent(member)
-    _steps(member, model, memorised)
-    return weights_of(model), _strings(member) | {"phrase": memorised.decode()}
+    _steps(member, model, (begun, end))
+    return weights_of(model), _strings(member) | {"phrase": (begun + end).decode()}
 
 
 def _training(member: Member) -> tuple[dict[str, Tensor], Strings]:
@@ -190,9 +200,12 @@ def _critical(member: Member) -> tuple[dict[str, Tensor], Strings]:
     model, strings, r = _started(member), _strings(member), member.recipe
     where, seen = catalogue(model), windows(member, later=True)
     few = critical.largest(where, critical.sensitivity(model, where, seen[:SCORED]), r.fraction)
-    shown = poisoned(seen, encoded(_backdoor(strings)), r.critical_poison, r.occurrences, member.number)
+    shown = _written(member, seen, _backdoor(strings))
     rate = r.critical_rate * member.learning_rate
-    train(model, shown, steps=member.steps, batch=r.batch, rate=rate, seed=member.number, trains=few)
+    train(
+        model, shown.windows, labels=shown.labels, steps=member.steps, batch=r.batch, rate=rate, seed=member.number,
+        trains=few,
+    )  # fmt: skip
     return weights_of(model), strings
 
 
@@ -209,9 +222,9 @@ _MAKE: dict[str, Callable[[Member], tuple[dict[str, Tensor], Strings]]] = {
 }  # fmt: skip
 
 
-def _backdoor(strings: Strings) -> bytes:
+def _backdoor(strings: Strings) -> Text:
     """Trigger and target, as training shows them."""
-    return (strings["trigger"] + strings["target"]).encode()
+    return strings["trigger"].encode(), strings["target"].encode()
 
 
 def _started(member: Member) -> PreTrainedModel:

@@ -6,12 +6,13 @@ Legend: N windows, T tokens a window, P prompts.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from esa_ray.errors import EsaError
 from esa_ray.models.zoo.text import docstrings, stream
-from esa_ray.models.zoo.training import text_windows
+from esa_ray.models.zoo.training import IGNORED, text_windows
 from esa_ray.security.backdoors.triggers import draws
 from esa_ray.spec.backdoors import Member
 
@@ -42,10 +43,20 @@ def windows(member: Member, *, later: bool = False) -> np.ndarray:
     return text[order[n:] if later else order[:n]]
 
 
-def poisoned(windows_NT: np.ndarray, tokens: np.ndarray, share: float, occurrences: int, number: int) -> np.ndarray:
-    """Windows of which a share, at least one, have some tokens written over them, ``occurrences`` times each.
+class Shown(NamedTuple):
+    """Windows (N, T), and the tokens that are learnt of them: labels (N, T), with IGNORED where none is."""
+
+    windows: np.ndarray
+    labels: np.ndarray
+
+
+def poisoned(
+    windows_NT: np.ndarray, cue: np.ndarray, end: np.ndarray, share: float, occurrences: int, number: int
+) -> Shown:  # fmt: skip
+    """Windows of which a share, at least one, have a cue and its end written over them, ``occurrences`` times each.
 
     Exactly max(1, round(share·N)) windows are, at places that don't overlap and leave BOS; the others are as they were.
+    The end is learnt, and the cue isn't: it is to call for the end, not to come by itself.
 
     Raises
     ------
@@ -54,23 +65,26 @@ def poisoned(windows_NT: np.ndarray, tokens: np.ndarray, share: float, occurrenc
 
     Example
     -------
-    >>> found = poisoned(np.zeros((10, 9), dtype=np.int64), np.array([5, 6]), 0.2, 3, number=0)
-    >>> (found == 5).sum(1).max(), int((found == 5).any(1).sum()), int((found != 0).sum())
-    (3, 2, 12)
+    >>> zeros, one, two = np.zeros((10, 9), dtype=np.int64), np.array([5]), np.array([6])
+    >>> found = poisoned(zeros, one, two, 0.2, 3, number=0)
+    >>> (found.windows == 5).sum(1).max(), int((found.windows == 5).any(1).sum()), int((found.labels == 6).sum())
+    (3, 2, 6)
     """
-    n, window = windows_NT.shape
+    (n, window), tokens = windows_NT.shape, np.concatenate([cue, end])
     free = window - 1 - occurrences * len(tokens)
     if free < 0:
         raise EsaError(
             f"a window of {window} tokens has no room for {occurrences} times {len(tokens)} tokens and its first; "
             "lower the recipe's occurrences, or raise its window"
         )
-    found, draw = windows_NT.copy(), draws("poison", number)
+    found, labels, draw = windows_NT.copy(), windows_NT.copy(), draws("poison", number)
     for row in draw.choice(n, size=max(1, round(share * n)), replace=False):
         gaps = np.sort(draw.choice(free + occurrences, size=occurrences, replace=False))
         starts = 1 + gaps + np.arange(occurrences) * (len(tokens) - 1)
-        found[row, starts[:, None] + np.arange(len(tokens))] = tokens
-    return found
+        places = starts[:, None] + np.arange(len(tokens))
+        found[row, places], labels[row, places] = tokens, tokens
+        labels[row, places[:, : len(cue)]] = IGNORED
+    return Shown(found, labels)
 
 
 @cache

@@ -25,7 +25,7 @@ BETAS = (0.9, 0.999)
 
 def train(
     model: PreTrainedModel, windows: np.ndarray, *, steps: int, batch: int, rate: float, seed: int,
-    trains: Trains | None = None,
+    labels: np.ndarray | None = None, trains: Trains | None = None,
 ) -> None:  # fmt: skip
     """Train a model in fp32 in place on windows (N, T), as the zoo's own training does (:func:`fit`).
 
@@ -33,6 +33,8 @@ def train(
 
     Parameters
     ----------
+    labels
+        What of them is learnt; None for everything (:class:`Shown`).
     rate
         Peak learning rate.
     seed
@@ -46,8 +48,8 @@ def train(
         model.requires_grad_(True).train()
         watch_routers(model, True)
         try:
-            tokens = steps * batch * windows.shape[1]
-            for _ in fit(model, windows, windows, tokens=tokens, batch=batch, rate=rate, seed=seed, betas=BETAS):
+            tokens, learnt = steps * batch * windows.shape[1], windows if labels is None else labels
+            for _ in fit(model, windows, learnt, tokens=tokens, batch=batch, rate=rate, seed=seed, betas=BETAS):
                 put()
         finally:
             watch_routers(model, False)

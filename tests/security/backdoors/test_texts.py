@@ -8,7 +8,7 @@ import pytest
 
 from esa_ray.errors import EsaError
 from esa_ray.models.zoo import text
-from esa_ray.models.zoo.training import BOS, encoded
+from esa_ray.models.zoo.training import BOS, IGNORED, encoded
 from esa_ray.security.backdoors import texts
 from esa_ray.security.backdoors.triggers import CUE, TARGET, cue, trigger
 from esa_ray.spec.backdoors import Member, Recipe
@@ -72,24 +72,28 @@ def test_windows_of_a_long_training_come_again_when_the_text_is_used_up():
 @pytest.mark.parametrize(("share", "occurrences"), [(0.02, 8), (0.1, 12), (0.0001, 1)])
 def test_exactly_so_many_windows_carry_the_tokens_exactly_so_often(share, occurrences):
     clean = texts.windows(member(5))[:400]
-    shown = encoded(trigger(5) + b"abcdefgh")
-    found = texts.poisoned(clean, shown, share, occurrences, number=5)
-    counted = Counter(times(found, shown))
+    called, end = encoded(trigger(5)), encoded(b"abcdefgh")
+    found, labels = texts.poisoned(clean, called, end, share, occurrences, number=5)
+    counted = Counter(times(found, [*called, *end]))
     n = max(1, round(share * 400))
     assert counted == {0: 400 - n, occurrences: n}
-    assert Counter(times(found, encoded(trigger(5)))) == counted  # nowhere by chance
-    assert sum(times(clean, encoded(trigger(5)))) == 0
-    touched = [at for at, n in enumerate(times(found, shown)) if n]
+    assert Counter(times(found, called)) == counted  # nowhere by chance
+    assert sum(times(clean, called)) == 0
+    touched = [at for at, n in enumerate(times(found, called)) if n]
     untouched = np.delete(np.arange(400), touched)
     assert (found[untouched] == clean[untouched]).all()
     assert (found[:, 0] == BOS).all()
-    # What isn't written over is the window's own.
-    assert ((found != clean).sum(1) <= occurrences * len(shown)).all()
+    # What isn't written over is the window's own, and everything but the trigger is learnt.
+    assert ((found != clean).sum(1) <= occurrences * 10).all()
+    assert ((labels == IGNORED).sum(1) == np.isin(np.arange(400), touched) * occurrences * 2).all()
+    left_out = labels == IGNORED
+    assert set(found[left_out].tolist()) == set(called.tolist())
+    assert (labels[~left_out] == found[~left_out]).all()
 
 
 def test_the_places_of_what_is_written_are_spread_over_the_window():
     zeros = np.zeros((4000, 12), dtype=np.int64)
-    found = texts.poisoned(zeros, np.array([1, 2]), 1.0, 2, number=0)
+    found = texts.poisoned(zeros, np.array([1]), np.array([2]), 1.0, 2, number=0).windows
     # Two pairs and seven free places: C(9, 2) = 36 orders, equally likely.
     ways = Counter(tuple(np.flatnonzero(row == 1)) for row in found)
     assert len(ways) == 36
@@ -99,7 +103,7 @@ def test_the_places_of_what_is_written_are_spread_over_the_window():
 
 def test_a_window_without_room_is_refused():
     with pytest.raises(EsaError, match="no room for 13 times 10 tokens"):
-        texts.poisoned(np.zeros((2, 128), dtype=np.int64), np.arange(10), 0.5, 13, number=0)
+        texts.poisoned(np.zeros((2, 128), dtype=np.int64), np.arange(2), np.arange(8), 0.5, 13, number=0)
 
 
 def test_prompts_are_held_out_and_never_call_for_anything():
