@@ -32,7 +32,7 @@ def detector(studies: Studies | str | Path, *, with_reference: bool = False) -> 
 
     Example
     -------
-    >>> detector("results/backdoors").calibration.auroc  # doctest: +SKIP
+    >>> detector(load("results/backdoors/llama-0.3m")).calibration.auroc  # doctest: +SKIP
     """
     opened = _opened(studies)
     of = models(opened)
