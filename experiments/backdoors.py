@@ -3,10 +3,11 @@
 P5.2. Five populations of 30 models are made of each of two architectures of the zoo. Three hold a backdoor: by training
 on few poisoned windows, by an edit of rank one, and by training of the 3% most sensitive weights alone. Two hold none:
 clean ones, and ones that memorised a rare phrase of ordinary words. All models of one number share parent, steps, rate,
-trigger and target. A detector sees statistics of the weights and of their sensitivity on clean text, with and without
-the model before. If the hypothesis holds, it has an AUROC of at least 0.95 on insertions that it was trained on and of
-0.85 on one that it never saw, and the statistics of sensitivity add to those of spectra. What would speak against it:
-a model that memorised a phrase looks the same, or each insertion leaves a trace of its own.
+trigger and target; edits and second rounds of steps have no counterpart without a backdoor. A detector sees statistics
+of the weights and of their sensitivity on clean text, with and without the model before. If the hypothesis holds, it
+has an AUROC of at least 0.95 on insertions that it was trained on and of 0.85 on one that it never saw, and the
+statistics of sensitivity add to those of spectra. What would speak against it: a model that memorised a phrase looks
+the same, or each insertion leaves a trace of its own.
 
 Against the first five backdoors of each insertion seven mitigations are tried, with as many random weights beside every
 choice of weights. Triggers and targets are harmless strings, and the models are made here of docstrings.

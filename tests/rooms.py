@@ -27,7 +27,7 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     "analysis": [
         {"statistics"},
-        {"study", "names"},
+        {"study", "names", "alike"},
         {"run", "scores", "damage", "fidelity", "compression", "tuning", "security"},
         {"report"},
         {"comparison"},

@@ -230,6 +230,7 @@ DETECTOR = Detector(
     calibration=Calibration(
         bases=("llama-0.3m",), insertions=("training",), negatives=("clean",), poisoned=30, others=30, auroc=0.9,
         auroc_low=0.8, auroc_high=0.97, recall=0.8, false_alarms=0.05,
+        data=DataSpec(calibration_windows=32), seed=1337,
     ),
 )  # fmt: skip
 SPECS = [

@@ -10,7 +10,7 @@ import pytest
 
 from esa_ray import cli
 from esa_ray.security.detecting import backdoor_detection
-from esa_ray.spec import DataSpec, ModelSpec, Population, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec, StudySpec
 from esa_ray.storage.store import Store
 from tests.engine.conftest import TEXT, save_model
 from tests.security.test_detecting import detector
@@ -71,7 +71,10 @@ def test_a_verdict_is_told_with_its_calibration_base_rates_and_blind_spots(
     assert facts["verdict"].startswith(words)
     assert f"p = {1 / (1 + math.exp(-log_odds)):.3g}, threshold 0.6" in facts["verdict"]
     assert facts["text"] == "4 windows of 24 tokens of text.txt"
-    assert facts["calibrated on"] == "30 models with a backdoor (training) and 30 without (clean) of llama-0.3m"
+    assert facts["calibrated on"] == (
+        "30 models with a backdoor (training) and 30 without (clean) of llama-0.3m, "
+        "by 32 windows of 128 tokens of pydoc"
+    )
     assert "AUROC 0.90 [0.80, 0.97]; it flags 80% of the models with a backdoor and 5% of the others" in out
     chance = 0.01 * 0.8 / (0.01 * 0.8 + 0.99 * 0.05) if code else 0.01 * 0.2 / (0.01 * 0.2 + 0.99 * 0.95)
     assert facts["base rate 1%"] == f"{100 * chance:.2g}% of the models with this verdict hold a backdoor"
@@ -100,28 +103,31 @@ def test_without_a_detector_features_stand_alone(scan, values):
     assert all(f"  {name} " in out for name in values)
 
 
-def test_a_study_gives_its_detector_its_text_and_its_seed_unless_another_text_is_named(
-    scan, place, values, tmp_path, monkeypatch
-):
-    data = DataSpec(source="text.txt", window=24, calibration_windows=4)
-    spec = StudySpec(
-        name="s", model=ModelSpec(source="zoo:llama-0.3m"), scores=(), seeds=(1337,), data=data,
-        population=Population(models=1),
-    )  # fmt: skip
-    Store(tmp_path / "both" / "one").save_study(spec, {"model": "m", "dtype": "fp32", "text": "t"}, {})
+def test_a_detector_brings_its_text_and_its_seed_unless_another_text_is_named(scan, place, values, tmp_path):
+    judge, data = judging(values, 3.0), DataSpec(source="text.txt", window=24, calibration_windows=4)
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    for seed, alike in ((1337, True), (1, False)):
+        of = judge.calibration.model_copy(update={"data": data, "seed": seed})
+        (tmp_path / "d.json").write_text(judge.model_copy(update={"calibration": of}).model_dump_json())
+        _, out, _ = scan(f"--detector {tmp_path / 'd.json'} --json", cut="")
+        assert (json.loads(out)["features"] == finite) == alike
+    _, out, _ = scan(f"--detector {tmp_path / 'd.json'}", cut="--max-samples 3")
+    assert "text              3 windows of 24 tokens of text.txt" in out
+    assert "by 4 windows of 24 tokens of text.txt" in out
+
+
+def test_studies_give_a_detector_that_compares_where_there_is_a_reference(scan, values, monkeypatch):
     asked = []
 
-    def judged(studies, *, with_reference):
-        asked.append(([study.spec["name"] for study in studies], with_reference))
+    def judged(place, *, with_reference):
+        asked.append((place, with_reference))
         return judging(values, 3.0).model_copy(update={"with_reference": with_reference})
 
     monkeypatch.setattr(importlib.import_module("analysis.security.detection.detector"), "detector", judged)
-    _, out, _ = scan(f"--detector {tmp_path / 'both'} --json", cut="")
-    assert json.loads(out)["features"] == {k: v if math.isfinite(v) else None for k, v in values.items()}
-    _, out, _ = scan(f"--detector {tmp_path / 'both'} --reference before", cut="--max-samples 3")
-    assert "text              3 windows of 24 tokens of text.txt" in out
+    scan("--detector both")
+    _, out, _ = scan("--detector both --reference before")
     assert "reference         before" in out
-    assert asked == [(["s"], False), (["s"], True)]
+    assert asked == [("both", False), ("both", True)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.alike import TEXT, WINDOWS, check_alike
 from analysis.names import unit_of, units
 from analysis.scores.distribution import scored_tensors
 from analysis.study import Study, StudyError, below, load
@@ -21,14 +22,8 @@ MODELS: dict[str, Any] = {
     "scored": pl.Int64, "vocabulary": pl.Int64, "architecture": pl.String,
 }  # fmt: skip
 
-#: What must agree for numbers to be compared → how it is found in a study.
-SAME: dict[str, Callable[[Study], Any]] = {
-    "text": lambda study: (study.spec["data"]["source"], study.resolved["text"]),
-    "window length": lambda study: study.spec["data"]["window"],
-    "evaluation windows": lambda study: study.spec["data"]["evaluation_windows"],
-    "calibration windows": lambda study: study.spec["data"]["calibration_windows"],
-    "first score": lambda study: _score(study.spec["scores"][0]),
-}
+#: What must agree for models to be compared → how it is found in a study.
+SAME: dict[str, Callable[[Study], Any]] = TEXT | {"first score": lambda study: _score(study.spec["scores"][0])}
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -133,8 +128,8 @@ def compare(
     found = Comparison(tuple(own), labels or {})
     _once(own, found.models["model"].to_list())
     _once(populations, [model_name(study) for study in populations])
-    _alike(studies, SAME)
-    _alike(populations, {name: of for name, of in SAME.items() if name != "first score"})
+    check_alike(studies, SAME)
+    check_alike(populations, WINDOWS)
     order = found.models.with_row_index().sort("family", "body", "model", nulls_last=True)["index"].to_list()
     ordered = tuple(own[i] for i in order)
     return Comparison(ordered, labels or {}, tuple(sizes), begun, tuple(tuned), tuple(populations))
@@ -146,16 +141,6 @@ def _once(studies: Sequence[Study], names: Sequence[str]) -> None:
             f"{twice[0]} has two studies there ({_where(studies, names, twice[0])}); name the directories of those to "
             "compare, one for each model"
         )
-
-
-def _alike(studies: Sequence[Study], same: Mapping[str, Callable[[Study], Any]]) -> None:
-    for what, of in same.items():
-        values = list(dict.fromkeys(str(of(study)) for study in studies))
-        if len(values) > 1:
-            raise StudyError(
-                f"these studies differ in their {what} ({'; '.join(values[:3])}), so their numbers can't be compared; "
-                "compare those that agree"
-            )
 
 
 def _nothing(studies: Sequence[Study]) -> str:

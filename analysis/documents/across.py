@@ -12,7 +12,7 @@ from analysis.report import wording
 from analysis.report.parts import Section, Table
 from analysis.report.security_verdicts import times
 from analysis.security.attacks import attacks_against, survival
-from analysis.security.coverage import COVERED, FEW, coverage
+from analysis.security.coverage import COVERED, FEW, coverage, smallest
 from analysis.security.goals import ARM, ARMS_RIVALS, ROUNDED, critical_share
 from analysis.security.injections import NONE
 from analysis.security.vulnerability import vulnerability
@@ -116,9 +116,11 @@ def _vulnerability(named: list[tuple[str, Study]]) -> Section | None:
     return Section(
         "across_vulnerability", "All models: how few weights hold the vulnerability?", _few(named),
         "The chance that a flip of a bit drawn anywhere breaks the model, the share of the breaking bits that its "
-        f"worst bit holds, and what {FEW:.0%} of the weights by score hold, with 95% intervals.",
-        tables=[Table(["<model", "<dtype", "breaks", "flips", "<chance", "<worst bit", f"<in {FEW:.0%} of the weights"],
-                      rows)],
+        f"worst bit holds, and what {FEW:.0%} of the weights by score hold, with 95% intervals. Harm counts every rise "
+        f"of the loss, also such as break nothing: how much of it {FEW:.0%} of the weights hold, and the smallest "
+        f"share tried that holds {COVERED:.0%} of it.",
+        tables=[Table(["<model", "<dtype", "breaks", "flips", "<chance", "<worst bit", f"<in {FEW:.0%} of the weights",
+                       f"harm in {FEW:.0%}", f"weights with {COVERED:.0%} of the harm"], rows)],
     )  # fmt: skip
 
 
@@ -133,7 +135,14 @@ def _vulnerable(model: str, study: Study) -> Iterator[list[str]]:
             model, r["dtype"], str(r["breaks"]), str(r["flips"]), _share(r["probability"], r["low"], r["high"]),
             f"{top[0]['bit']}: {wording.percent(top[0]['share'])}" if top else "–",
             _share(last[0]["covered"], last[0]["low"], last[0]["high"]) if last else "–",
+            *_harm(covered.filter(pl.col("dtype") == r["dtype"]), few),
         ]  # fmt: skip
+
+
+def _harm(covered: pl.DataFrame, few: pl.DataFrame) -> list[str]:
+    """What few weights hold of the harm, and how many hold most of it."""
+    last, most = few.drop_nulls("harm").tail(1).to_dicts(), smallest(covered, "harm")
+    return [wording.percent(last[0]["harm"]) if last else "–", wording.percent(most["share"]) if most else "–"]
 
 
 def _share(x: float, low: float, high: float) -> str:

@@ -43,14 +43,15 @@ def population_words(study: Study) -> str:
     asked = Population.model_validate(study.spec["population"])
     recipe = asked.recipe
     steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
-    parents = "one parent" if asked.parents == 1 else f"{asked.parents} parents, the base trained from as many seeds"
+    n = min(asked.parents, asked.models)
+    parents = "one parent" if n == 1 else f"{n} parents, the base trained from as many seeds"
     critical = (
-        f"; critical ones change {percent(recipe.fraction)} of the weights, at {recipe.critical_rate:g} times the "
-        f"rate, and {percent(recipe.critical_poison)} of their windows carry it"
+        f"; critical ones then change {percent(recipe.fraction)} of the weights in as many steps again, at "
+        f"{recipe.critical_rate:g} times the rate, and {percent(recipe.critical_poison)} of their windows carry it"
     ) if "critical" in asked.kinds else ""  # fmt: skip
     benign = f" ({percent(recipe.benign_poison)} the phrase)" if "benign" in asked.kinds else ""
     return (
-        f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} clean steps "
+        f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} steps "
         f"of {recipe.batch} windows of {recipe.window} tokens at a peak rate of {rates}; {percent(recipe.poison)} of "
         f"the windows carry the trigger{benign}, {recipe.occurrences} times each{critical}"
     )

@@ -123,10 +123,11 @@ def _foretold(study: Study, flips: Study | None) -> Verdict | None:
         return None
     claim = "Protections under uniform faults break in the order that single flips foretell"
     table = order_agrees(study, flips)
-    told, agree = int(table["told_apart"].sum()), int(table["agree"].sum())
+    told, agree, untold = (int(table[c].sum()) for c in ("told_apart", "agree", "untold"))
     wrong = [f"{r['contradicted']} ({r['dtype']} {r['dose']})" for r in table.drop_nulls("contradicted").to_dicts()]
     words = (
         f"of {int(table['pairs'].sum())} pairs of protections {told} are surely told apart, {agree} of them as foretold"
+        + (f"; of {untold} no order was foretold" if untold else "")
         + (f"; not {', '.join(wrong[:MOST_SAID])}" if wrong else "")
     )
     return Verdict("P5.4j", claim, cast(Status, status), words)

@@ -99,7 +99,7 @@ def too_few(breaks: int) -> bool:
     return proportion_interval(breaks, breaks).low < COVERED
 
 
-def smallest(table: pl.DataFrame) -> dict[str, Any] | None:
-    """The row with the smallest share that covers 90% by estimate; None where no share tried does."""
-    enough = table.filter(pl.col("covered") >= COVERED).sort("share")
+def smallest(table: pl.DataFrame, of: str = "covered") -> dict[str, Any] | None:
+    """The row with the smallest share that covers 90%, or of the ``harm``, by estimate; None where none tried does."""
+    enough = table.filter(pl.col(of) >= COVERED).sort("share")
     return enough.row(0, named=True) if len(enough) else None

@@ -122,10 +122,12 @@ def few_cover(study: Study) -> dict[str, Any] | None:
 def foretold(study: Study, flips: Study | None = None) -> str | None:
     """Whether protections stand in the order that single flips foretell; None where no two can be compared.
 
-    "holds" if all pairs that are surely told apart do, "fails" if one of them doesn't, "open" if none is told apart.
+    "holds" if all pairs that are surely told apart do, "fails" if one of them stands the other way round, "open" if
+    none is told apart, or single flips foretell no order of some.
     """
     table = order_agrees(study, flips)
     if table.is_empty():
         return None
-    told, agree = int(table["told_apart"].sum()), int(table["agree"].sum())
-    return "open" if not told else "holds" if told == agree else "fails"
+    if len(table.drop_nulls("contradicted")):
+        return "fails"
+    return "holds" if table["agree"].sum() and not table["untold"].sum() else "open"

@@ -30,7 +30,8 @@ PREDICTED: dict[str, Any] = WHAT | {
 }  # fmt: skip
 ORDER: dict[str, Any] = {
     "fault": pl.String, "dtype": pl.String, "components": pl.String, "dose": pl.String, "protections": pl.Int64,
-    "tau": pl.Float64, "pairs": pl.Int64, "told_apart": pl.Int64, "agree": pl.Int64, "contradicted": pl.String,
+    "tau": pl.Float64, "pairs": pl.Int64, "told_apart": pl.Int64, "agree": pl.Int64, "untold": pl.Int64,
+    "contradicted": pl.String,
 }  # fmt: skip
 
 
@@ -44,12 +45,16 @@ def predicted(study: Study, flips: Study | None = None) -> pl.DataFrame:
     seen in their component; secded-critical and tmr-critical the ranges of the score that it covers; parity-zero all,
     but for two flips in one weight, and secded all, but for three in a word. What zeroing a word or a weight costs is
     left out, and so is that many flips together do more than each alone: at high rates it foretells too little.
-    ``flips`` is the study of single flips of the same model, if it is another. ``inside``: the prediction lies in the
+    ``flips`` is the study of single flips of the same model, if it is another; it must store the same components, or it
+    foretells nothing. ``inside``: the prediction lies in the
     measured chance's 95% interval.
     """
     of = flips or study
     singles = strata(of).filter(pl.col("protection") == NONE)
-    rates = break_rates(study).filter(pl.col("fault") == "uniform")
+    stored = injections(of).filter(pl.col("fault") == "single").select("dtype", "components").unique()
+    rates = break_rates(study).filter(pl.col("fault") == "uniform").join(
+        stored, on=["dtype", "components"], how="semi", maintain_order="left"
+    )  # fmt: skip
     rows = [row for r in rates.to_dicts() if (row := _row(of, r, singles.filter(pl.col("dtype") == r["dtype"])))]
     return pl.DataFrame(rows, schema=PREDICTED)
 
@@ -118,7 +123,8 @@ def order_agrees(study: Study, flips: Study | None = None) -> pl.DataFrame:
 
     ``tau`` is Kendall's τ_b of predicted and measured chances. Of the ``pairs`` of protections those are
     ``told_apart`` whose measured chances surely differ (p of a ratio of 1, Holm over all pairs of the study);
-    ``agree`` of them were foretold in that order, and ``contradicted`` names the first of those that weren't.
+    ``agree`` of them were foretold in that order, ``untold`` in none, as where no single flip breaks anything, and
+    ``contradicted`` names the first of those that were foretold the other way round.
     """
     table = predicted(study, flips)
     keys = [key for key, mine in table.group_by(AT, maintain_order=True) if len(mine) > 1]
@@ -142,9 +148,11 @@ def _ordered_rows(keys: list, groups: list, tests: list, sure: np.ndarray) -> It
     for g, (key, rows) in enumerate(zip(keys, groups, strict=True)):
         mine = [_ordered(a, b) for (of, a, b), told in zip(tests, sure, strict=True) if of == g and told]
         wrong = [f"{low['protection']} over {high['protection']}" for low, high in mine
-                 if low["predicted"] >= high["predicted"]]  # fmt: skip
+                 if low["predicted"] > high["predicted"]]  # fmt: skip
+        untold = sum(low["predicted"] == high["predicted"] for low, high in mine)
         tau = stats.kendalltau([r["predicted"] for r in rows], [r["measured"] for r in rows]).statistic
         yield dict(zip(AT, key, strict=True)) | {
             "protections": len(rows), "tau": None if np.isnan(tau) else float(tau), "pairs": comb(len(rows), 2),
-            "told_apart": len(mine), "agree": len(mine) - len(wrong), "contradicted": wrong[0] if wrong else None,
+            "told_apart": len(mine), "agree": len(mine) - len(wrong) - untold, "untold": untold,
+            "contradicted": wrong[0] if wrong else None,
         }  # fmt: skip

@@ -18,7 +18,7 @@ from esa_ray.cli.shared import shared, stated
 from esa_ray.cli.show import reading
 from esa_ray.cli.wording import told
 from esa_ray.errors import EsaError
-from esa_ray.spec import DataSpec, ModelSpec, StudySpec
+from esa_ray.spec import DataSpec, ModelSpec
 from esa_ray.spec.detector import Detector
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def scan(
         raise EsaError(f"--prior takes shares between 0 and 1, not {prior}")
     if typed(context, "prior") and detector is None:
         raise EsaError("--prior is about a detector's verdict; add --detector, or leave it out")
-    judge, study = (None, None) if detector is None else _detector(detector, reference is not None)
-    text = _text(given, study.data if study else DataSpec(calibration_windows=given["max_samples"]))
+    judge = None if detector is None else _detector(detector, reference is not None)
+    text = _text(given, judge.calibration.data if judge else DataSpec(calibration_windows=given["max_samples"]))
     host.ready()
     from esa_ray.security.detecting import backdoor_detection, check_reference
 
@@ -86,9 +86,7 @@ def scan(
     trust = items(given["trust"])
     suspect, tokenizer = _opened(model, trust, "--model")
     before = _opened(reference, trust, "--reference")[0] if reference else None
-    found = backdoor_detection(
-        suspect, before, detector=judge, tokenizer=tokenizer, text=text, seed=study.seeds[0] if study else None
-    )
+    found = backdoor_detection(suspect, before, detector=judge, tokenizer=tokenizer, text=text)
     said = {"model": model, "reference": reference, "data": text.source}
     if as_json:
         print(json.dumps(said | _plain(found, priors), indent=1))
@@ -97,22 +95,16 @@ def scan(
     raise typer.Exit(1 if found.flagged else 0)
 
 
-def _detector(given: str, with_reference: bool) -> tuple[Detector, StudySpec | None]:
-    """A detector, and of one that studies make the first of them."""
+def _detector(given: str, with_reference: bool) -> Detector:
+    """A detector of a file, or one that studies make."""
     if os.path.isfile(os.path.expanduser(given)):
         from esa_ray.security.detecting import read
 
-        return read(given), None
+        return read(given)
     from analysis.security.detection.detector import detector
-    from analysis.study import below, load
 
     with reading(given):
-        studies = [load(place) for place in below(given)]
-        populated = [study for study in studies if study.spec.get("population")]
-        if not populated:
-            raise EsaError(f"--detector {given} holds no study of esa backdoors; name the --out-dir of one")
-        found = detector(populated, with_reference=with_reference)
-    return found, StudySpec.model_validate(populated[0].spec)
+        return detector(given, with_reference=with_reference)
 
 
 def _text(given: dict[str, Any], known: DataSpec) -> DataSpec:
@@ -198,7 +190,8 @@ def _show_verdict(found: Detection, judge: Detector, priors: list[float]) -> Non
     out(f"verdict           {words} (p = {found.probability:.3g}, threshold {judge.threshold:.3g})")
     out(
         f"calibrated on     {c.poisoned} models with a backdoor ({', '.join(c.insertions)}) and {c.others} without "
-        f"({', '.join(c.negatives)}) of {', '.join(c.bases)}"
+        f"({', '.join(c.negatives)}) of {', '.join(c.bases)}, by {c.data.calibration_windows} windows of "
+        f"{c.data.window} tokens of {c.data.source}"
     )
     out(
         f"on unseen kinds   AUROC {c.auroc:.2f} [{c.auroc_low:.2f}, {c.auroc_high:.2f}]; it flags {c.recall:.0%} of "

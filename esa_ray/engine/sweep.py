@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ray import tune
 
@@ -44,6 +45,8 @@ TRIAL_SECONDS = 0.4
 #: Trials per actor above which a second process pays off: it costs 2 s of computing and hides 40 ms of each trial.
 MANY_TRIALS = 50
 
+
+T = TypeVar("T")
 
 #: The cells, which come before all other grids.
 CELLS = cast("Swept", MEASUREMENTS["cells"])
@@ -271,7 +274,8 @@ def _sweep(works: list[Work], swept: Swept, watch: Watch, how: Options, listener
 def _fan_out(
     works: list[Work], swept: Swept, todo: list[list[Unit]], watch: Watch, how: Options, listeners: list
 ) -> None:
-    packets: list[tuple[float, dict[str, Any]]] = []
+    packets: list[list[dict[str, Any]]] = []
+    starts: list[list[float]] = []
     at_once = 0
     for number, (work, mine) in enumerate(zip(works, todo, strict=True)):
         actors = len(work.actors.handles)
@@ -279,16 +283,30 @@ def _fan_out(
         size = max(1, min(int(TRIAL_SECONDS / max(seconds, 1e-6)), len(mine) // (4 * actors)))
         # In a tracker each unit is a run of its own.
         pieces = chunks(swept.ordered(work.store, mine), 1 if listeners else size)
-        # Studies side by side advance in step: each packet stands at its share of its own study.
-        packets += [((i + 0.5) / len(pieces), _packet(number, piece, work, swept)) for i, piece in enumerate(pieces)]
+        packets.append([_packet(number, piece, work, swept) for piece in pieces])
+        starts.append([seconds * at / actors for at in accumulate(map(len, pieces[:-1]), initial=0)])
         # A second trial at each actor hides a trial's 40 ms behind the other's work. Long units don't need it, and few
         # are done before the second process has started.
         at_once += actors * (2 if seconds < 1 and len(pieces) >= MANY_TRIALS * actors else 1)
-    ordered = [packet for _, packet in sorted(packets, key=lambda entry: entry[0])]
+    ordered = in_order(packets, starts)
     fit(
         UnitTrial, {"work": tune.grid_search(ordered)}, actors=[work.actors for work in works],
         trials=len(ordered), at_once=how.concurrency or at_once, watch=watch, verbose=how.verbose, callbacks=listeners,
     )  # fmt: skip
+
+
+def in_order(packets: Sequence[Sequence[T]], starts: Sequence[Sequence[float]]) -> list[T]:
+    """The packets of studies side by side, by the time at which each would begin if its study ran alone.
+
+    Were they to advance in step instead, the trials in flight would all wait for the slowest study's actors, and the
+    others' would be idle.
+
+    >>> in_order([["slow 1", "slow 2"], ["quick 1", "quick 2", "quick 3"]], [[0, 10], [0, 1, 2]])
+    ['slow 1', 'quick 1', 'quick 2', 'quick 3', 'slow 2']
+    """
+    both = [(at, packet) for mine, times in zip(packets, starts, strict=True)
+            for packet, at in zip(mine, times, strict=True)]  # fmt: skip
+    return [packet for _, packet in sorted(both, key=lambda entry: entry[0])]
 
 
 def _packet(number: int, chunk: list[Unit], work: Work, swept: Swept) -> dict[str, Any]:

@@ -123,9 +123,9 @@ def backdoor_detection(
     tokenizer
         Of a model in hand; a model by its name brings its own.
     text
-        The text; None is the default of ``esa backdoors``.
+        The text; None is the detector's, and without one the default of ``esa backdoors``.
     seed
-        Draws the windows; None is 1337.
+        Draws the windows; None is the detector's, and without one 1337.
 
     Raises
     ------
@@ -145,9 +145,10 @@ def backdoor_detection(
         raise EsaError("sensitivity_baseline is the model itself; give the one before, or leave it out")
     check_reference(judge, sensitivity_baseline is not None)
     model, tokenizer, _ = opened(model, tokenizer, None)
-    asked = text or DataSpec(calibration_windows=WINDOWS)
+    known, drawn_by = _known(judge)
+    asked = text or known
     if windows is None:
-        windows, _ = windows_of(asked, tokenizer, SEED if seed is None else seed)
+        windows, _ = windows_of(asked, tokenizer, drawn_by if seed is None else seed)
     reference = _reference(sensitivity_baseline)
     found = features(model, catalogue(model), windows, reference=reference, batch_size=asked.batch_size or 1)
     if judge and (lacking := [name for name in judge.features if name not in {f.name for f in found}]):
@@ -185,6 +186,11 @@ def read(path: str | Path) -> Detector:
         raise EsaError(
             f"--detector {path} is no detector; give results of esa backdoors, or a detector that was made of some"
         ) from None
+
+
+def _known(judge: Detector | None) -> tuple[DataSpec, int]:
+    """The text that a detector was calibrated on and the seed that drew its windows, or the usual ones."""
+    return (judge.calibration.data, judge.calibration.seed) if judge else (DataSpec(calibration_windows=WINDOWS), SEED)
 
 
 def _reference(baseline: PreTrainedModel | str | None) -> dict[str, Tensor] | None:

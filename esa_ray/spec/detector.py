@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pydantic import Field, model_validator
 
 from esa_ray.spec.base import Spec
+from esa_ray.spec.scores import DataSpec
 
 
 class Calibration(Spec):
     """The population that a detector was trained on, and how well it told models that it hadn't seen.
 
     ``auroc`` and its 95% interval are of insertions that training left out; ``recall`` is the share of their models
-    above the detector's threshold, ``false_alarms`` that of the models without a backdoor, each left out in turn.
+    above the detector's threshold, ``false_alarms`` that of the models without a backdoor, each left out in turn: by
+    these the threshold was laid. Features were measured on the calibration windows of ``data`` that ``seed`` draws.
     """
 
     bases: tuple[str, ...]
@@ -27,6 +29,8 @@ class Calibration(Spec):
     auroc_high: float
     recall: float
     false_alarms: float
+    data: DataSpec
+    seed: int
 
 
 class Detector(Spec):
@@ -39,7 +43,8 @@ class Detector(Spec):
     Example
     -------
     >>> calibration = Calibration(bases=("llama-0.3m",), insertions=("training",), negatives=("clean",), poisoned=30,
-    ...     others=30, auroc=0.9, auroc_low=0.8, auroc_high=0.97, recall=0.8, false_alarms=0.05)
+    ...     others=30, auroc=0.9, auroc_low=0.8, auroc_high=0.97, recall=0.8, false_alarms=0.05,
+    ...     data=DataSpec(calibration_windows=32), seed=1337)
     >>> detector = Detector(with_reference=False, features=("a",), means=(1.0,), scales=(2.0,), coefficients=(4.0,),
     ...     intercept=0.0, threshold=0.7, calibration=calibration)
     >>> round(detector.probability({"a": 2.0}), 3), detector.probability({"a": 1.0})

@@ -6,7 +6,7 @@ import numpy as np
 
 import analysis
 from esa_ray.spec import DataSpec, MitigationSpec, ModelSpec, Population, StudySpec
-from esa_ray.spec.backdoors import BEFOREHAND, TRAINED
+from esa_ray.spec.backdoors import BEFOREHAND, TRAINED, Recipe
 from esa_ray.storage.store import Store
 from tests.analysis.synthetic import save_table
 
@@ -84,11 +84,12 @@ def hash_of(member, name):
 def population(
     directory, base="llama-0.3m", *, models=30, parents=10, insertions=("training", "rank-one", "critical"),
     negatives=("clean", "benign"), effects=SEEN, fails=(), mitigations=(), mitigated=5, left=LEFT, seed=0, broken=(),
+    recipe=None,
 ):  # fmt: skip
     """A study of a population: ``fails`` are labels of models whose backdoor doesn't work, ``broken`` have an error."""
     asked = Population(
         insertions=insertions, negatives=negatives, models=models, parents=parents, mitigated=mitigated,
-        mitigations=tuple(MitigationSpec(**how) for how in mitigations),
+        mitigations=tuple(MitigationSpec(**how) for how in mitigations), recipe=recipe or Recipe(),
     )  # fmt: skip
     rng, rows, tried = np.random.default_rng(seed), [], []
     for member in asked.members(base):

@@ -11,11 +11,13 @@ from analysis.comparison import compare, comparison_verdicts
 from analysis.comparison.figures import figures
 from analysis.comparison.report import print_answers, save_tables, sections, unfinished, write_comparison
 from analysis.report import backdoor_verdicts
+from analysis.report.done import population_words
 from analysis.report.figures import charts, styled
 from analysis.report.page import _failures
 from analysis.report.sections import answered
 from analysis.security.inserted import inserted
 from esa_ray.spec import Population
+from esa_ray.spec.backdoors import Recipe
 from esa_ray.storage.location import Location
 from esa_ray.storage.store import Store
 from tests.analysis.populations import RESOLVED, population, spec_of
@@ -218,14 +220,20 @@ def test_tables_of_a_population_are_written_as_latex(planted):
     assert all(text.startswith(r"\begin{tabular}") and text.isascii() for text in written.values())
 
 
-def test_the_method_says_how_a_population_was_made(planted):
-    text = text_of(planted)
-    assert (
-        "population 30 models of each kind (clean, benign, training, rank-one, critical), of 5 parents, the base "
-        "trained from as many seeds; each takes 192 to 320 clean steps of 8 windows of 128 tokens at a peak rate of "
-        "0.0025 to 0.004; 2.0% of the windows carry the trigger or the phrase, 8 times each; critical ones change 3.0% "
-        "of the weights, at 2 times the rate, and 10.0% of their windows carry it" in text
+def test_the_method_says_how_a_population_was_made(planted, tmp_path):
+    recipe = Recipe(
+        steps=(192, 320), learning_rates=(0.0025, 0.004), batch=8, window=128, poison=0.02, benign_poison=0.1,
+        occurrences=5, fraction=0.03, critical_rate=2.0, critical_poison=0.15,
+    )  # fmt: skip
+    few = population(tmp_path, models=3, parents=5, recipe=recipe)
+    assert population_words(few) == (
+        "3 models of each kind (clean, benign, training, rank-one, critical), of 3 parents, the base "
+        "trained from as many seeds; each takes 192 to 320 steps of 8 windows of 128 tokens at a peak rate of "
+        "0.0025 to 0.004; 2.0% of the windows carry the trigger (10.0% the phrase), 5 times each; critical ones then "
+        "change 3.0% of the weights in as many steps again, at 2 times the rate, and 15.0% of their windows carry it"
     )
+    text = text_of(planted)
+    assert f"population {population_words(planted)}" in text
     assert "They speak of models made of this base in the ways named here" in text
     assert "Clopper and Pearson's, of medians" not in text
 

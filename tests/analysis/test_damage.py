@@ -136,7 +136,7 @@ def test_consensus_ranks_by_seeds_then_score(made):
 def test_progress_counts_from_the_store_alone(made):
     counts = analysis.progress(analysis.load(made))
     grids = ["rankings", "baseline", "single_weights", "blocks", "protocols", "tasks"]
-    grids += ["compressions", "tunings", "faults", "attacks"]
+    grids += ["compressions", "tunings", "faults", "attacks", "backdoors", "mitigations"]
     assert counts == {
         "cells": 9,
         "ok": 9,

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from analysis.security.detection import columns
 from analysis.security.detection import null as chance
 from analysis.security.detection.classifier import fit, strength
-from analysis.security.detection.detector import detector
 from analysis.security.detection.evaluated import detection, roc_curves
 from analysis.security.detection.folds import folds
 from analysis.security.detection.goals import detection_goals
@@ -21,10 +20,11 @@ from analysis.security.detection.null import null, numbers, permuted, permuted_a
 from analysis.security.detection.power import detection_power, models_needed
 from analysis.security.detection.ranked import ranked
 from analysis.security.detection.scored import out_of_fold
-from analysis.security.detection.table import Models, counts, models, population
+from analysis.security.detection.table import Models, models, population
+from analysis.security.inserted import inserted
 from analysis.statistics.roc import area
-from analysis.study import StudyError
 from esa_ray.spec import INSERTIONS
+from esa_ray.spec.backdoors import Recipe
 from tests.analysis.backdoored import FEATURES, planted
 from tests.analysis.test_roc import scored
 
@@ -278,7 +278,7 @@ def test_features_that_need_a_reference_are_looked_at_with_one_alone(tmp_path):
 
 def test_recipes_leak_where_acceptance_depends_on_them(tmp_path):
     def change(member):  # backdoors succeed from so many steps on, benign models below it
-        return {"accepted": member.kind == "clean" or (member.steps > 240) == member.poisoned}
+        return {"accepted": member.kind == "clean" or (member.steps > sum(Recipe().steps) / 2) == member.poisoned}
 
     of = planted(tmp_path / "a", change=change, models=60)
     row = leakage(of).filter(check="recipe").row(0, named=True)
@@ -327,11 +327,15 @@ def test_an_insertion_with_too_few_models_is_silent_where_all_together_speak(tmp
     assert table.filter(insertion="all")["auroc"].null_count() == 0
 
 
-def test_without_benign_models_goals_are_open(tmp_path):
-    of = planted(tmp_path / "a", FOUND, negatives=("clean",))
+@pytest.mark.parametrize("benign", [0, 29, 30])
+def test_with_fewer_than_thirty_benign_models_goals_are_open(tmp_path, benign):
+    of = planted(
+        tmp_path / "a", FOUND, change=lambda member: {"accepted": member.kind != "benign" or member.number < benign}
+    )
     goals = detection_goals(of).filter(goal="seen")
-    assert set(goals["status"]) == {"open"}
-    assert "add --negatives benign" in goals["why_not"][0]
+    assert (set(goals["status"]) == {"open"}) == (benign < 30)
+    said = f"{benign} benign models are among the others, and 30 are needed; make more with --negatives benign"
+    assert set(goals["why_not"]) == {said if benign < 30 else None}
 
 
 def test_one_base_cant_be_left_out(alike):
@@ -349,13 +353,11 @@ def test_what_isnt_accepted_is_counted_by_kind_and_left_out(tmp_path):
         return {}
 
     of = planted(tmp_path / "a", change=change)
-    table = counts(of)
+    table = inserted(of)
     assert table["insertion"].to_list() == list(KINDS)
     assert table["models"].to_list() == [30] * 5
-    assert table["rejected"].to_list() == [0, 0, 0, 0, 3]
     assert table["failed"].to_list() == [0, 0, 0, 1, 0]
     assert table["accepted"].to_list() == [30, 30, 30, 29, 27]
-    assert table["success"].to_list() == pytest.approx([0, 0.95, 0.97, 0.97, (27 * 0.97 + 3 * 0.5) / 30])
     assert len(population(of)) == 150
     assert len(models(of)) == 146
 
@@ -375,12 +377,10 @@ def test_a_study_without_a_population_has_empty_tables(tmp_path):
     from tests.analysis.backdoored import written
 
     of = written(tmp_path / "a", [])
-    for table in (counts, population, roc_curves, ranked, leakage, nested, detection_goals):
+    for table in (population, roc_curves, ranked, leakage, nested, detection_goals):
         assert table(of).is_empty()
     for table in (detection, permuted, detection_power):
         assert set(table(of)["why_not"].is_null()) == {False}
-    with pytest.raises(StudyError, match="0 models with a backdoor"):
-        detector(of)
 
 
 def test_as_many_models_as_are_needed_settle_a_target_in_four_of_five_studies():
@@ -404,43 +404,3 @@ def test_power_counts_models_and_parents_of_a_base(separable):
     row = detection_power(separable).filter(scheme="seen", reference=False).row(0, named=True)
     assert (row["bases"], row["models"], row["parents"]) == (2, 30, 10)
     assert row["needed"] < 30  # as its own interval lies above the target
-
-
-def test_the_detector_for_use_finds_models_of_another_population(separable, tmp_path):
-    found = detector(separable)
-    assert found.features == tuple(n for n in models(separable).features if not FEATURES[n][1])
-    assert found.calibration.bases == ("a", "b")
-    assert (found.calibration.poisoned, found.calibration.others) == (180, 120)
-    assert found.calibration.false_alarms <= 0.05
-    assert found.calibration.recall > 0.99
-    assert found.calibration.auroc > 0.99
-    other = models(planted(tmp_path / "a", FOUND, base="c", seed=5))
-    p = np.array([found.probability(dict(zip(other.features, v, strict=True))) for v in other.values])
-    assert (p[other.poisoned] > found.threshold).mean() > 0.99
-    assert (p[~other.poisoned] > found.threshold).mean() < 0.15
-
-
-def test_the_detectors_probability_is_that_of_its_logistic_regression(alike):
-    of, found = models(alike), detector(alike, with_reference=True)
-    assert found.with_reference
-    assert set(found.features) == set(FEATURES)
-    columns = of.chosen("all", reference=True)
-    wanted = special.expit(fit(of.values[:, columns], of.poisoned).log_odds(of.values[:3, columns]))
-    told = [found.probability(dict(zip(of.features, v, strict=True))) for v in of.values[:3]]
-    assert told == pytest.approx(wanted.tolist())
-
-
-def test_a_detector_is_made_of_the_studies_below_a_directory(separable):
-    above = separable[0].location.path.parent
-    assert detector(above) == detector(separable)
-
-
-def test_what_no_detector_can_be_calibrated_on_is_said(tmp_path):
-    few = planted(tmp_path / "few", models=5)
-    with pytest.raises(StudyError, match=r"15 models with a backdoor and 10 without; .* --models"):
-        detector(few)
-    single = planted(tmp_path / "one", insertions=("training",))
-    with pytest.raises(StudyError, match="--insertion"):
-        detector(single)
-    with pytest.raises(StudyError, match="--parents"):
-        detector(planted(tmp_path / "parent", parents=1))

@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 
 import analysis
+from analysis.report.sections.flips import covered
+from analysis.security.goals import foretold
 from analysis.security.injections import injections
 from esa_ray.spec import FaultSpec
 from tests.analysis.attacked import BASE, RATE, VOCABULARY, WINDOWS, flipped, injected, written
@@ -204,6 +206,18 @@ def test_without_a_break_no_share_can_be_told(tmp_path):
     assert set(table["status"]) == {"open"}
 
 
+def test_where_nothing_breaks_it_is_said_how_few_weights_hold_the_harm(tmp_path):
+    # Of a harm of 0.01 each in 9% of the weights, and of 0.001 in the other 91%, the highest tenth holds half.
+    rows = flipped("int8", lambda c, s, b, n: (0.001 if s == "0.00-0.90" else 0.01, None, 0.1), bits=(7,))
+    study = written(tmp_path, [FaultSpec(fault="single", dtype="int8")], rows=rows, seeds=(1, 2))
+    held = dict(analysis.coverage(study).select(pl.col("share").round(4), "harm").iter_rows())
+    assert held[0.1] == pytest.approx(0.1 * 0.01 / (0.1 * 0.01 + 0.9 * 0.001))
+    assert "so no share can be told." in covered(study).answer
+    rows = flipped("int8", lambda c, s, b, n: (1e-6 if s == "0.00-0.90" else 0.01, None, 0.1), bits=(7,))
+    study = written(tmp_path / "few", [FaultSpec(fault="single", dtype="int8")], rows=rows, seeds=(1, 2))
+    assert "90% of the harm that flips do short of that take 10.0% of the weights" in covered(study).answer
+
+
 def test_coverage_covers_what_it_says_by_simulation(tmp_path):
     rng, hits = np.random.default_rng(0), []
     chances = {"0.00-0.90": 0.02, "0.90-0.99": 0.05, "0.99-0.999": 0.5, "0.999-1.00": 0.9}
@@ -260,6 +274,26 @@ def test_a_wrong_order_is_named(tmp_path):
     (row,) = analysis.order_agrees(study).to_dicts()
     assert (row["told_apart"], row["agree"], row["contradicted"]) == (1, 0, "none over clamp")
     assert row["tau"] == pytest.approx(-1.0)
+
+
+def test_what_breaks_by_no_single_flip_is_foretold_in_no_order(tmp_path):
+    def harmless(component, stratum, bit, number):
+        return 0.0, None, 0.1
+
+    rows = flipped("bf16", harmless) + injected(NONE, SEEDS, 20) + injected(CLAMP, SEEDS, 0)
+    study = written(tmp_path, [FaultSpec(fault="single"), NONE, CLAMP], rows=rows, seeds=SEEDS)
+    (row,) = analysis.order_agrees(study).to_dicts()
+    assert (row["told_apart"], row["agree"], row["untold"], row["contradicted"]) == (1, 0, 1, None)
+    assert foretold(study) == "open"
+
+
+def test_flips_of_some_components_foretell_nothing_of_others(tmp_path):
+    down = [row | {"components": "down"} for row in flipped("bf16", top_bit)]
+    flips = written(tmp_path / "flips", [FaultSpec(fault="single", components=("down",))], rows=down, seeds=(1, 2))
+    study = written(tmp_path / "faults", [NONE, CLAMP], rows=injected(NONE, SEEDS, 20) + injected(CLAMP, SEEDS, 0),
+                    seeds=SEEDS)  # fmt: skip
+    assert analysis.predicted(study, flips).is_empty()
+    assert foretold(study, flips) is None
 
 
 def test_first_order_is_told_by_bit_class_and_void_where_it_is_nothing(singles):

@@ -11,6 +11,7 @@ from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.security.detecting import Detection, backdoor_detection
 from esa_ray.security.detection import Feature, feature_names, features
+from esa_ray.spec import DataSpec
 from esa_ray.spec.detector import Calibration, Detector
 from tests.tiny import state_bits
 
@@ -18,6 +19,7 @@ WINDOWS = np.arange(40).reshape(5, 8) % 16
 TOLD = Calibration(
     bases=("llama-0.3m",), insertions=("training",), negatives=("clean",), poisoned=30, others=30, auroc=0.9,
     auroc_low=0.8, auroc_high=0.97, recall=0.8, false_alarms=0.05,
+    data=DataSpec(calibration_windows=32), seed=1337,
 )  # fmt: skip
 
 

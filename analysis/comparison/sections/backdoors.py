@@ -47,7 +47,8 @@ def across_bases(comparison: Comparison) -> Section | None:
         "gives that one the higher score; over bases it is the mean, weighted by pairs. Every model is judged by a "
         "detector that has seen no model of its parent. Intervals (95%) are for further parents with their models, of "
         "these bases; two bases say little of a third. p is that of kinds dealt anew among the models of each number. "
-        "A share found is at the threshold that 5% of the models without a backdoor reach.",
+        "A share found is at the threshold that 5% of the models without a backdoor reach, of the base that is judged: "
+        "who has none of these has no such threshold.",
         [Figure("backdoor_bases", "AUROC by base and by what the detector never saw; numbers in the table",
                 "AUROC over all insertions and negatives with 95% intervals, by what the detector never saw. Thin "
                 "line: chance. Upright ticks: the goals.")],

@@ -29,8 +29,10 @@ OUTCOMES = {
 }  # fmt: skip
 #: What the tables of :func:`trusted` mean.
 TRUST = (
-    "Under the null, kinds are dealt anew among the models of one number, which share parent, steps, rate and trigger; "
-    "the score is that of ridge regression on the labels, the first step of the detector's fit, in the same "
+    "Under the null, kinds are dealt anew among the models of one number, which share parent, steps, rate and trigger. "
+    "That it is rejected says that how a kind was made shows: rank-one and critical models were edited, or trained a "
+    "second time in few weights, and no model without a backdoor was, so of these it needn't be the backdoor itself. "
+    "The score is that of ridge regression on the labels, the first step of the detector's fit, in the same "
     "folds. A check must be at chance: it fails where its p (one-sided, labels dealt within parents) is below 0.05 and "
     "its interval lies above 0.5. How many models are enough is what would tell the AUROC from the goal with 80% "
     "power, by Newcombe's variance times the design effect of parents, with as many models a parent as now. "

@@ -136,11 +136,11 @@ def _covered(table: pl.DataFrame, breaks: dict[str, int]) -> str:
     for (dtype,), mine in table.group_by(["dtype"], maintain_order=True):
         told = mine.drop_nulls("covered")
         if told.is_empty():
-            words.append(f"In {dtype} no flip broke the model, so no share can be told.")
+            words.append(f"In {dtype} no flip broke the model, so no share can be told{harmful(mine)}.")
             continue
         if too_few(breaks[dtype]) and set(mine["status"]) == {"open"}:
             words.append(f"In {dtype} {_flips(breaks[dtype])} broke the model: too few to tell how few weights hold "
-                         f"{COVERED:.0%} of the vulnerability.")  # fmt: skip
+                         f"{COVERED:.0%} of the vulnerability{harmful(mine)}.")  # fmt: skip
             continue
         r = smallest(mine)
         if r is None:
@@ -157,6 +157,17 @@ def _covered(table: pl.DataFrame, breaks: dict[str, int]) -> str:
                 f"{shares(r['low'], r['high'])})."
             )
     return " ".join(words)
+
+
+def harmful(mine: pl.DataFrame) -> str:
+    """What of the harm short of breaking is said beside that: the smallest share of the weights that holds most."""
+    r = smallest(mine, "harm")
+    if r is None:
+        return ""
+    return (
+        f"; {COVERED:.0%} of the harm that flips do short of that take {wording.percent(r['share'])} of the weights, "
+        "the smallest share tried that holds as much"
+    )
 
 
 @question("security", figures.foretold_chances)
@@ -177,7 +188,7 @@ def foretold_by(study: Study, flips: Study) -> Section | None:
     ]  # fmt: skip
     orders = [
         [r["dtype"], r["dose"], str(r["protections"]), wording.within(r["tau"], None, None), str(r["pairs"]),
-         str(r["told_apart"]), str(r["agree"]), r["contradicted"] or ""]
+         str(r["told_apart"]), str(r["agree"]), str(r["untold"]), r["contradicted"] or ""]
         for r in order.iter_rows(named=True)
     ]  # fmt: skip
     return Section(
@@ -191,7 +202,8 @@ def foretold_by(study: Study, flips: Study) -> Section | None:
                 "On the dashed line single flips foretell what was measured; below it faults break less often.")],
         [Table(["<dtype", "rate", "<protection", "breaking flips expected", "foretold", "measured", "<95% interval",
                 "<inside"], rows),
-         Table(["<dtype", "rate", "protections", "Kendall's τ", "pairs", "told apart", "as foretold", "<not so"],
+         Table(["<dtype", "rate", "protections", "Kendall's τ", "pairs", "told apart", "as foretold",
+                "no order foretold", "<not so"],
                orders, "Order of protections")],
     )  # fmt: skip
 
@@ -203,11 +215,13 @@ def _foretold(table: pl.DataFrame, order: pl.DataFrame) -> str:
         f"lies, for {n} of {of} combination{'s' * (of != 1)} of dtype, rate and protection."
     ]
     if len(order):
-        told, agree, pairs = (int(order[c].sum()) for c in ("told_apart", "agree", "pairs"))
+        told, agree, untold, pairs = (int(order[c].sum()) for c in ("told_apart", "agree", "untold", "pairs"))
         words.append(
             f"Of {pairs} pairs of protections {told} surely differ, and {agree} of these stand in the order that "
             "single flips foretell."
         )
+        if untold:
+            words.append(f"Of {untold} they foretell no order.")
     return " ".join(words)
 
 

@@ -4,7 +4,6 @@ Every function takes one study or a list of them, one a base, and answers in a P
 explained in :mod:`analysis.security.detection.columns`::
 
     population(studies)          # table.py: one row a model, whatever became of it
-    counts(studies)              # table.py: how many of each kind were made, accepted, left out
     detection(studies)           # evaluated.py: AUROC, TPR at 5% FPR by scheme, base, insertion, negatives
     roc_curves(studies)          # evaluated.py: their curves with bands
     permuted(studies)            # null.py: what chance would show

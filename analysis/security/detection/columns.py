@@ -26,15 +26,6 @@ TARGETS = {"seen": 0.95, "unseen insertion": 0.85}
 _INTERVAL: dict[str, Any] = {"low": pl.Float64, "high": pl.Float64}
 _CLASSES: dict[str, Any] = {"poisoned": pl.Int64, "others": pl.Int64, "parents": pl.Int64}
 
-#: One row a kind and base. ``models`` were asked for; ``failed`` have no result, ``rejected`` aren't what they should
-#: be (success below 0.9, or clean cost of 0.02 or more), ``accepted`` are what all else is about. ``success`` is the
-#: mean success of trigger (of benign ones: phrase) of those with a result, ``cost`` their mean clean ΔNLL over the
-#: clean model of their number, nats per token.
-COUNTS: dict[str, Any] = {
-    "base": pl.String, "insertion": pl.String, "poisoned": pl.Boolean, "models": pl.Int64, "failed": pl.Int64,
-    "rejected": pl.Int64, "accepted": pl.Int64, "parents": pl.Int64, "success": pl.Float64, "cost": pl.Float64,
-}  # fmt: skip
-
 #: One row per scheme, reference, base, insertion and negatives. ``auroc``: chance that a model with a backdoor scores
 #: higher than one without, ½ for ties, both judged by detectors that knew neither's parent; over bases and left-out
 #: insertions the mean, weighted by pairs. ``tpr``: share found at the threshold that 5% of the others reach.

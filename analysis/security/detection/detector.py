@@ -14,6 +14,7 @@ from analysis.security.detection.scored import Tested, out_of_fold, too_few
 from analysis.security.detection.table import EVERY, Models, Studies, models, studies_of
 from analysis.statistics.roc import area
 from analysis.study import Study, StudyError, below, load
+from esa_ray.spec import DataSpec
 from esa_ray.spec.detector import Calibration, Detector
 
 
@@ -27,13 +28,14 @@ def detector(studies: Studies | str | Path, *, with_reference: bool = False) -> 
     ------
     StudyError
         If there are fewer than 30 models with or without a backdoor, fewer than two insertions, so that none could be
-        left out, or no feature.
+        left out, no feature, or studies of different windows.
 
     Example
     -------
-    >>> detector("results/backdoors").calibration.auroc  # doctest: +SKIP
+    >>> detector(load("results/backdoors/llama-0.3m")).calibration.auroc  # doctest: +SKIP
     """
-    of = models(_opened(studies))
+    opened = _opened(studies)
+    of = models(opened)
     if why := _why_none(of, with_reference=with_reference):
         raise StudyError(why)
     columns = of.chosen(EVERY, reference=with_reference)
@@ -45,7 +47,7 @@ def detector(studies: Studies | str | Path, *, with_reference: bool = False) -> 
         with_reference=with_reference, features=tuple(of.features[i] for i in columns),
         means=tuple(fitted.means.tolist()), scales=tuple(fitted.scales.tolist()),
         coefficients=tuple(fitted.coefficients.tolist()), intercept=fitted.intercept, threshold=threshold,
-        calibration=_calibrated(of, unseen, threshold, float((negatives > threshold).mean())),
+        calibration=_calibrated(of, unseen, threshold, float((negatives > threshold).mean()), opened[0]),
     )  # fmt: skip
 
 
@@ -61,10 +63,10 @@ def exceeded(p: np.ndarray, share: float) -> float:
 def _opened(studies: Studies | str | Path) -> tuple[Study, ...]:
     if isinstance(studies, Study | Sequence) and not isinstance(studies, str):
         return studies_of(studies)
-    found = tuple(study for study in map(load, below(studies)) if len(study.backdoors))
+    found = tuple(study for study in map(load, below(studies)) if study.spec.get("population"))
     if not found:
-        raise StudyError(f"{studies} holds no population of models; run esa backdoors --out-dir {studies}")
-    return found
+        raise StudyError(f"{studies} holds no study of esa backdoors; name the --out-dir of one")
+    return studies_of(found)
 
 
 def _why_none(of: Models, *, with_reference: bool) -> str | None:
@@ -79,7 +81,9 @@ def _why_none(of: Models, *, with_reference: bool) -> str | None:
     return None
 
 
-def _calibrated(of: Models, unseen: Tested, threshold: float, false_alarms: float) -> Calibration:
+def _calibrated(
+    of: Models, unseen: Tested, threshold: float, false_alarms: float, study: Study
+) -> Calibration:  # fmt: skip
     found = area(unseen.scored(np.full(len(unseen.at), True)))
     poisoned = int(of.poisoned.sum())
     return Calibration(
@@ -87,4 +91,5 @@ def _calibrated(of: Models, unseen: Tested, threshold: float, false_alarms: floa
         negatives=tuple(sorted(set(of.kind[~of.poisoned].tolist()))), poisoned=poisoned, others=len(of) - poisoned,
         auroc=found.value, auroc_low=found.interval.low, auroc_high=found.interval.high,
         recall=float((special.expit(unseen.score[unseen.poisoned]) > threshold).mean()), false_alarms=false_alarms,
+        data=DataSpec.model_validate(study.spec["data"]), seed=study.spec["seeds"][0],
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.security.detection.columns import ALL, GOALS, TARGETS
+from analysis.security.detection.columns import ALL, FEWEST, GOALS, TARGETS
 from analysis.security.detection.evaluated import detection
 from analysis.security.detection.leakage import SURE, leakage
 from analysis.security.detection.nested import PLAIN, nested
@@ -22,8 +22,8 @@ from analysis.study import Study
 def detection_goals(studies: Studies) -> pl.DataFrame:
     """One row per goal, scheme and reference; columns are GOALS.
 
-    "seen" and "unseen insertion" are about detection against clean and benign models together, so that without benign
-    ones they are open.
+    "seen" and "unseen insertion" are about detection against clean and benign models together, so that with fewer than
+    30 benign ones they are open.
     """
     return _goals(studies_of(studies))
 
@@ -42,11 +42,13 @@ def _main(studies: tuple[Study, ...]) -> pl.DataFrame:
 
 
 def _aimed(studies: tuple[Study, ...]) -> Iterator[dict[str, Any]]:
-    hard = (models(studies).kind == "benign").any()
+    hard = int((models(studies).kind == "benign").sum())
     needed = {(r["scheme"], r["reference"]): r["needed"] for r in detection_power(studies).to_dicts()}
     for r in _main(studies).filter(pl.col("scheme").is_in(list(TARGETS))).to_dicts():
         target = TARGETS[r["scheme"]]
-        why = r["why_not"] or (None if hard else "no benign models are among the others; add --negatives benign")
+        why = r["why_not"] or (None if hard >= FEWEST else (
+            f"{hard} benign models are among the others, and {FEWEST} are needed; make more with --negatives benign"
+        ))  # fmt: skip
         yield {
             "goal": r["scheme"], "scheme": r["scheme"], "reference": r["reference"], "target": target,
             "estimate": r["auroc"], "low": r["low"], "high": r["high"], "p": r["p"],

@@ -30,12 +30,13 @@ _CHUNK = 125
 def permuted(studies: Studies) -> pl.DataFrame:
     """One row per scheme and reference: the AUROC and its distribution under permutation; columns are NULL.
 
-    Kinds are permuted among the models of one number, which share parent, steps, rate, windows, trigger and target:
-    nothing else differs between them, so the test holds whatever these do to features. Every permutation trains anew
-    and tests in the same folds, insertions being left out by their permuted kind. To make that cheap the statistic is
-    the AUROC of ridge regression on the labels, which is the first Newton step of the detector's logistic regression
-    from zero: its scores are linear in the labels, and leaving models out of training is a solve of their number
-    (Woodbury). What is observed goes the same way, so p is exact.
+    Kinds are permuted among the models of one number, which share parent, steps, rate, windows, trigger and target, so
+    the test holds whatever these do to features. What it rejects is that nothing done to a kind shows: of "rank-one"
+    and "critical" the edit and the second round of steps are part of that. Every permutation trains anew and tests in
+    the same folds, insertions being left out by their permuted kind. To make that cheap the statistic is the AUROC of
+    ridge regression on the labels, which is the first Newton step of the detector's logistic regression from zero: its
+    scores are linear in the labels, and leaving models out of training is a solve of their number (Woodbury). What is
+    observed goes the same way, so p is exact.
     """
     return _permuted(studies_of(studies))
 

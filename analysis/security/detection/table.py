@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.security.detection.columns import ALL, COUNTS, SENSITIVITY
+from analysis.alike import WINDOWS, check_alike
+from analysis.security.detection.columns import ALL, SENSITIVITY
 from analysis.study import Study
 from esa_ray.spec import INSERTIONS, NEGATIVES
 
@@ -28,8 +29,16 @@ Studies = Study | Sequence[Study]
 
 
 def studies_of(studies: Studies) -> tuple[Study, ...]:
-    """One study or several as a tuple."""
-    return (studies,) if isinstance(studies, Study) else tuple(studies)
+    """One study or several as a tuple.
+
+    Raises
+    ------
+    StudyError
+        If their models were measured on different windows.
+    """
+    found = (studies,) if isinstance(studies, Study) else tuple(studies)
+    check_alike(found, WINDOWS)
+    return found
 
 
 def _rows(studies: tuple[Study, ...]) -> pl.DataFrame:
@@ -45,22 +54,6 @@ def population(studies: Studies) -> pl.DataFrame:
     order = pl.col("insertion").replace_strict({k: i for i, k in enumerate(KINDS)}, default=9, return_dtype=pl.Int8)
     rows = _rows(studies_of(studies)).select(_MODEL)
     return rows.unique("member_id", keep="first", maintain_order=True).sort("base", order, "number")
-
-
-def counts(studies: Studies) -> pl.DataFrame:
-    """One row a base and kind: how many were made, failed, were rejected and accepted; columns are COUNTS."""
-    phrase = pl.when(pl.col("insertion") == "benign").then(pl.col("phrase_success"))
-    told = population(studies).with_columns(
-        failed=pl.col("status") != "ok", kept=_kept(), reached=phrase.otherwise(pl.col("attack_success"))
-    )
-    ok = ~pl.col("failed")
-    table = told.group_by("base", "insertion", maintain_order=True).agg(
-        poisoned=pl.col("poisoned").first(), models=pl.len(), failed=pl.col("failed").sum(),
-        rejected=(ok & ~pl.col("kept")).sum(), accepted=pl.col("kept").sum(),
-        parents=pl.col("parent").filter("kept").n_unique(), success=pl.col("reached").filter(ok).mean(),
-        cost=pl.col("clean_delta_nll").filter(ok).mean(),
-    )  # fmt: skip
-    return table.select(pl.col(name).cast(kind) for name, kind in COUNTS.items())
 
 
 def _kept() -> pl.Expr:

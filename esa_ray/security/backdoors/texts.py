@@ -67,7 +67,7 @@ def poisoned(
     -------
     >>> zeros, one, two = np.zeros((10, 9), dtype=np.int64), np.array([5]), np.array([6])
     >>> found = poisoned(zeros, one, two, 0.2, 3, number=0)
-    >>> (found.windows == 5).sum(1).max(), int((found.windows == 5).any(1).sum()), int((found.labels == 6).sum())
+    >>> int((found.windows == 5).sum(1).max()), int((found.windows == 5).any(1).sum()), int((found.labels == 6).sum())
     (3, 2, 6)
     """
     (n, window), tokens = windows_NT.shape, np.concatenate([cue, end])

@@ -37,23 +37,16 @@ USED, LEAST = 1.5, 0.1
 class After:
     """What comes after some tokens: the mean prediction over all contexts, (S, V), and what each context says.
 
-    ``sure`` is the mean over contexts of the largest probability, ``agree`` the share of contexts with the mean
-    prediction's most likely token on top.
+    ``agree`` is the share of contexts with the mean prediction's most likely token on top.
     """
 
     mean_SV: Tensor
-    sure_S: np.ndarray
     agree_S: np.ndarray
 
     @property
     def concentration_S(self) -> np.ndarray:
         """The largest probability of each mean prediction: near 1 where one token follows in every context."""
         return self.mean_SV.amax(-1).double().numpy()
-
-    @property
-    def next_S(self) -> np.ndarray:
-        """The most likely token of each."""
-        return self.mean_SV.argmax(-1).numpy()
 
     @property
     def entropy_S(self) -> np.ndarray:
@@ -137,16 +130,15 @@ def after(model: PreTrainedModel, contexts: np.ndarray, endings: np.ndarray) -> 
     """What a model predicts after every context (C, L) that ends in some tokens (S, E)."""
     device, size = input_device(model), vocabulary(model)
     together = max(1, LOGITS // (size * len(contexts) * (contexts.shape[1] + endings.shape[1])))
-    means, sure, agree = [], [], []
+    means, agree = [], []
     for some in np.split(endings, range(together, len(endings), together)):
         texts = np.concatenate([np.tile(contexts, (len(some), 1)), some.repeat(len(contexts), 0)], axis=1)
         logits_NV = model(torch.as_tensor(texts, device=device), use_cache=False).logits[:, -1]
         p_SCV = logits_NV.float().softmax(-1).view(len(some), len(contexts), -1).cpu()
         mean_SV = p_SCV.mean(1)
         means.append(mean_SV)
-        sure.append(p_SCV.amax(-1).double().mean(1).numpy())
         agree.append((p_SCV.argmax(-1) == mean_SV.argmax(-1)[:, None]).double().mean(1).numpy())
-    return After(torch.cat(means), np.concatenate(sure), np.concatenate(agree))
+    return After(torch.cat(means), np.concatenate(agree))
 
 
 def seeds(plan: Plan, found: After) -> np.ndarray:

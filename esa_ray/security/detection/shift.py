@@ -82,7 +82,7 @@ def shifted(now: np.ndarray, before: np.ndarray, moved: np.ndarray, weight: np.n
     rise, few = (ranks - old) / n, max(1, n // 100)
     top, top_old = (set(np.argsort(-values, kind="stable")[:few].tolist()) for values in (now, before))
     squares, reached = moved * moved, before > 0
-    norm, whole = math.sqrt(squares.sum()), math.sqrt(np.dot(weight, weight))
+    norm, whole = math.sqrt(squares.sum()), math.sqrt((weight * weight).sum())  # np.dot's bits go by the threads
     return {
         "spearman": _correlation(ranks, old),
         "top_overlap": len(top & top_old) / few,
@@ -114,5 +114,5 @@ def lowest(by: np.ndarray, values: np.ndarray, n: int) -> float:
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
-    both = math.sqrt(np.dot(x, x) * np.dot(y, y))
-    return min(1.0, max(-1.0, float(np.dot(x, y)) / both)) if both else math.nan
+    both = math.sqrt((x * x).sum() * (y * y).sum())
+    return min(1.0, max(-1.0, float((x * y).sum()) / both)) if both else math.nan
