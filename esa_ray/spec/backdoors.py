@@ -25,7 +25,7 @@ BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
 TAUGHT = ("benign", "training", "critical")
 #: What a member means may change with the code: then this number does.
-VERSION = 3
+VERSION = 4
 
 #: Tokens of the longest text that is written over windows: a benign phrase.
 SHOWN = 16
