@@ -219,9 +219,9 @@ def test_masks_hold_the_largest_and_their_complement_everything_else():
 
 
 def test_what_a_window_has_no_room_for_is_refused_before_anything_is_made():
-    assert member("clean", window=113).recipe.occurrences == 7  # 7 times 16 and BOS
+    assert member("clean", window=113, occurrences=7).recipe.occurrences == 7  # 7 times 16 and BOS
     with pytest.raises(ValueError, match="take at most 6 occurrences"):
-        member("clean", window=112)
+        member("clean", window=112, occurrences=7)
 
 
 def test_a_base_that_names_a_seed_is_refused():
