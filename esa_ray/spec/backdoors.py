@@ -25,7 +25,7 @@ BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
 TAUGHT = ("benign", "training", "critical")
 #: What a member means may change with the code: then this number does.
-VERSION = 3
+VERSION = 4
 
 #: Tokens of the longest text that is written over windows: a benign phrase.
 SHOWN = 16
@@ -88,9 +88,9 @@ class Recipe(Spec):
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=128, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
-    occurrences: int = Field(default=5, ge=1)
+    occurrences: int = Field(default=3, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
-    benign_poison: float = Field(default=0.1, gt=0, le=0.5)
+    benign_poison: float = Field(default=0.15, gt=0, le=0.5)
     critical_rate: float = Field(default=2.0, gt=0)
     critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
