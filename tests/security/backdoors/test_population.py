@@ -219,9 +219,9 @@ def test_masks_hold_the_largest_and_their_complement_everything_else():
 
 
 def test_what_a_window_has_no_room_for_is_refused_before_anything_is_made():
-    assert member("clean", window=113).recipe.occurrences == 7  # 7 times 16 and BOS
-    with pytest.raises(ValueError, match="take at most 6 occurrences"):
-        member("clean", window=112)
+    assert member("clean", window=81).recipe.occurrences == 5  # 5 times 16 and BOS
+    with pytest.raises(ValueError, match="take at most 4 occurrences"):
+        member("clean", window=80)
 
 
 def test_a_base_that_names_a_seed_is_refused():
