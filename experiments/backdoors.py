@@ -1,6 +1,6 @@
 """Hypothesis: the sensitivity of a model's weights betrays a backdoor, however it was inserted.
 
-P5.2. Five populations of 30 models are made of each of two architectures of the zoo. Three hold a backdoor: by training
+P5.2. Five populations of 33 models are made of each of two architectures of the zoo. Three hold a backdoor: by training
 on few poisoned windows, by an edit of rank one, and by training of the 3% most sensitive weights alone. Two hold none:
 clean ones, and ones that memorised a rare phrase of ordinary words. All models of one number share parent, steps, rate,
 trigger and target; edits and second rounds of steps have no counterpart without a backdoor. A detector sees statistics
@@ -17,7 +17,8 @@ from esa_ray.models.zoo.recipes import PREFIX
 from esa_ray.spec import DataSpec, MitigationSpec, ModelSpec, Population, StudySpec
 
 BASES = ("zoo:llama-0.3m", "zoo:neox-0.3m")
-MODELS, PARENTS, MITIGATED = 30, 10, 5
+#: A few more than the 30 of each kind that say anything, as not every insertion succeeds.
+MODELS, PARENTS, MITIGATED = 33, 10, 5
 TEXT = DataSpec(source="pydoc", calibration_windows=32, evaluation_windows=32)
 #: Shares of the weights that a mitigation gives their old values, and that an insertion may not move.
 RESET, FROZEN = (0.001, 0.01, 0.1), 0.1
@@ -35,7 +36,7 @@ def mitigations() -> tuple[MitigationSpec, ...]:
 
 
 def studies() -> list[StudySpec]:
-    """A population of each base: 150 models, and 175 mitigations."""
+    """A population of each base: 165 models, and 175 mitigations."""
     asked = Population(models=MODELS, parents=PARENTS, mitigations=mitigations(), mitigated=MITIGATED)
     return [
         StudySpec(name=base.removeprefix(PREFIX), model=ModelSpec(source=base), data=TEXT, scores=(), population=asked)

@@ -37,8 +37,8 @@ def test_one_break_says_its_small_chance_and_that_no_share_can_be_told(tmp_path)
     assert "chance of 0.00078% [0.0%, " in vulnerable(study).answer
     assert "of all bits 0.00078% do" in printed(study)
     assert covered(study).answer == (
-        "In int8 1 flip broke the model: too few to tell how few weights hold 90% of the vulnerability; 90% of the harm "
-        "that flips do short of that take 0.1% of the weights, the smallest share tried that holds as much."
+        "In int8 1 flip broke the model: too few to tell how few weights hold 90% of the vulnerability; 90% of the "
+        "harm that flips do short of that take 0.1% of the weights, the smallest share tried that holds as much."
     )
     (verdict,) = [v for v in analysis.verdicts(study) if v.id == "P5.4i"]
     assert verdict.evidence.endswith("too few flips broke it to tell the smallest share that holds 90%")

@@ -10,6 +10,7 @@ from esa_ray.models.zoo import training as zoo
 from esa_ray.security.backdoors import check, critical, made, parent_weights, population, texts
 from esa_ray.security.backdoors.training import train
 from esa_ray.security.backdoors.triggers import CUE, cue, trigger, whole
+from esa_ray.spec.backdoors import Recipe
 from tests.security.backdoors.made_small import brief, member
 
 KINDS = ("clean", "benign", "training", "rank-one", "critical")
@@ -219,9 +220,10 @@ def test_masks_hold_the_largest_and_their_complement_everything_else():
 
 
 def test_what_a_window_has_no_room_for_is_refused_before_anything_is_made():
-    assert member("clean", window=113, occurrences=7).recipe.occurrences == 7  # 7 times 16 and BOS
-    with pytest.raises(ValueError, match="take at most 6 occurrences"):
-        member("clean", window=112, occurrences=7)
+    most = Recipe().occurrences  # each of them 16 tokens, behind BOS
+    assert member("clean", window=16 * most + 1).recipe.occurrences == most
+    with pytest.raises(ValueError, match=f"take at most {most - 1} occurrences"):
+        member("clean", window=16 * most)
 
 
 def test_a_base_that_names_a_seed_is_refused():
