@@ -295,8 +295,8 @@ def test_every_mitigation_is_tried_and_every_choice_of_weights_has_as_many_rando
 
 
 #: Seconds of one core at most that a member takes to be made, to be measured, and a mitigation beside its measuring.
-MADE = {"clean": 7, "benign": 7, "training": 7, "critical": 7, "rank-one": 5}
-MEASURED, MITIGATED = 10, {"fine-tuning": 3, "fine-pruning": 3, "freeze-critical": 7, "freeze-random": 7}
+MADE = {"clean": 16, "benign": 14, "training": 13, "critical": 11, "rank-one": 4}
+MEASURED, MITIGATED = 5, {"fine-tuning": 3, "fine-pruning": 3, "freeze-critical": 13, "freeze-random": 13}
 
 
 def test_the_populations_take_no_longer_than_was_allowed():
@@ -304,9 +304,9 @@ def test_the_populations_take_no_longer_than_was_allowed():
     for study in backdoors.studies():
         population, name = study.population, study.name
         seconds += sum(MADE[member.kind] + MEASURED for member in population.members(name))
-        mending += sum(MITIGATED.get(how.kind, 1) + MEASURED / 2 for _, how in population.mitigated_members(name))
+        mending += sum(MITIGATED.get(how.kind, 1) + MEASURED for _, how in population.mitigated_members(name))
         assert {how.kind for how in population.mitigations} >= {*TRAINED, *BEFOREHAND}
-    assert 20 < seconds / 60 / 2 < 45
+    assert 20 < seconds / 60 / 2 < 50
     assert mending / 60 / 2 < 20
 
 
