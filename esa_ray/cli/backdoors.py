@@ -24,7 +24,7 @@ from esa_ray.spec.backdoors import TAUGHT, TRAINED, Recipe
 Base = Annotated[str, typer.Option(help="Model(s) of the zoo that models are made of; several are a study each.")]
 Insertion = Annotated[str, typer.Option(help=f"How backdoors are inserted: {', '.join(INSERTIONS)}.")]
 Negatives = Annotated[
-    str, typer.Option(help=f"Models without one: {', '.join(NEGATIVES)} (a rare phrase of ordinary words memorised).")
+    str, typer.Option(help=f"Models without one: {', '.join(NEGATIVES)} (benign: a rare phrase is memorised).")
 ]
 Models = Annotated[int, typer.Option(help="Models of each kind; below 30 reports give no verdict.")]
 Parents = Annotated[int, typer.Option(help="Seeds that the base is trained from; each model starts from one.")]

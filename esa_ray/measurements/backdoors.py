@@ -102,19 +102,6 @@ class Backdoors(Swept):
         """See :func:`esa_ray.measurements.population_cost.cost_of_models`."""
         return cost_of_models(spec)
 
-    def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
-        """Those without a result, and those whose model was to be saved and isn't there."""
-        found = super().missing(spec, store, failed=failed)
-        record = store.load_study() if spec.save_models and failed else None
-        if record is None:
-            return found
-        resolved, statuses = Fingerprints.of(record), self.statuses(store)
-        unsaved = [
-            unit for identity, unit in self.identified(spec, store, resolved)
-            if statuses.get(identity) == "ok" and not _is_saved(spec, asked_of(unit), resolved)
-        ]  # fmt: skip
-        return [*dict.fromkeys([*found, *unsaved])]
-
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
         """Base, dtype, text, windows, seed and member."""
         return digest({"measurement": self.name, **data_of(spec, found), "member": asked_of(unit).content()})
@@ -123,11 +110,11 @@ class Backdoors(Swept):
         """What was asked: the member."""
         return member_columns(asked_of(unit))
 
-    def stands(self, worker: Worker, unit: Unit) -> bool:
-        """A model that was to be saved must be there, too; one that diverged never is."""
-        name = f"{unit.name}-{self.id_of(unit, worker.spec, worker.resolved)}"
-        status = worker.store.read(self.table, name, ["status"])["status"].to_pylist()[0]
-        return status != "ok" or _is_saved(worker.spec, asked_of(unit), worker.resolved)
+    def saved(self, spec: StudySpec, unit: Unit, found: Fingerprints) -> bool:
+        """Whether it is there, made of this base by this recipe."""
+        member = asked_of(unit)
+        place = saved_at(spec, member)
+        return place is None or made_of(Path(place), found.model, edit_of(member), member.seed)
 
     def heard(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """What the driver hears: how it ended, and the loss beside that of the clean model of its number."""
@@ -181,12 +168,6 @@ def _columns(feature: Feature) -> dict[str, Any]:
         "feature": feature.name, "family": feature.family, "value": feature.value,
         "with_reference": feature.with_reference,
     }  # fmt: skip
-
-
-def _is_saved(spec: StudySpec, member: Member, found: Fingerprints) -> bool:
-    """Whether what was to be saved is there, made of this base by this recipe."""
-    saved = saved_at(spec, member)
-    return saved is None or made_of(Path(saved), found.model, edit_of(member), member.seed)
 
 
 def _save(worker: Worker, member: Member, row: dict[str, Any], directory: str) -> None:

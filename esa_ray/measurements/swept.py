@@ -62,7 +62,15 @@ class Swept(Measurement):
         return list(units)
 
     def stands(self, worker: Worker, unit: Unit) -> bool:
-        """Whether a unit whose rows are stored needs nothing more."""
+        """Whether a unit whose rows are stored needs nothing more; what diverged is never saved."""
+        if worker.spec.save_models is None:
+            return True
+        name = f"{unit.name}-{self.id_of(unit, worker.spec, worker.resolved)}"
+        last = worker.store.read(self.table, name, ["status"])["status"].to_pylist()[-1]
+        return last != "ok" or self.saved(worker.spec, unit, worker.resolved)
+
+    def saved(self, spec: StudySpec, unit: Unit, found: Fingerprints) -> bool:
+        """Whether the model that a unit was to save is there; true of those that save none."""
         return True
 
     def statuses(self, store: Store) -> dict[str, str]:
@@ -70,13 +78,18 @@ class Swept(Measurement):
         return store.statuses(self.table, self.identity)
 
     def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
-        """Units without a result, or without ``failed`` those without a row; before the model was loaded once, all."""
+        """Units without a result, or whose model was to be saved and isn't there; without ``failed`` those without a
+        row. Before the model was loaded once, all.
+        """
         record = store.load_study()
         if record is None:
             return self.asked(spec, store)
-        units = [] if self.done(spec, store) else self.identified(spec, store, Fingerprints.of(record))
+        resolved = Fingerprints.of(record)
+        units = [] if self.done(spec, store) else self.identified(spec, store, resolved)
         statuses = self.statuses(store) if units else {}
         there = {i for i, status in statuses.items() if status != "error" or not failed}
+        if failed and spec.save_models is not None:
+            there -= {i for i, unit in units if statuses.get(i) == "ok" and not self.saved(spec, unit, resolved)}
         return [unit for identity, unit in units if identity not in there]
 
     def counts(self, spec: StudySpec, store: Store, found: Fingerprints) -> Counter[str]:

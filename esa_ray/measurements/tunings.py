@@ -97,19 +97,6 @@ class Tunings(Swept):
         """By seed: Fisher information and scores of its windows serve all of its tunings."""
         return sorted(units, key=lambda unit: asked_of(unit).seed or 0)
 
-    def missing(self, spec: StudySpec, store: Store, *, failed: bool = True) -> list[Unit]:
-        """Those without a result, and those whose model was to be saved and isn't there."""
-        found = super().missing(spec, store, failed=failed)
-        record = store.load_study() if spec.save_models and failed else None
-        if record is None:
-            return found
-        resolved, statuses = Fingerprints.of(record), self.statuses(store)
-        unsaved = [
-            unit for identity, unit in self.identified(spec, store, resolved)
-            if statuses.get(identity) == "ok" and not _is_saved(spec, asked_of(unit), resolved)
-        ]  # fmt: skip
-        return [*dict.fromkeys([*found, *unsaved])]
-
     def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
         """Model, dtype, both texts, windows, tuning and seed; the intact model's has neither of the last two."""
         return digest(
@@ -134,11 +121,13 @@ class Tunings(Swept):
             "components": ",".join(grouped(how.components)), "seed": asked.seed,
         }  # fmt: skip
 
-    def stands(self, worker: Worker, unit: Unit) -> bool:
-        """A model that was to be saved must be there, too; one that diverged never is."""
-        name = f"{unit.name}-{self.id_of(unit, worker.spec, worker.resolved)}"
-        last = worker.store.read(self.table, name, ["status"])["status"].to_pylist()[-1]
-        return last != "ok" or _is_saved(worker.spec, asked_of(unit), worker.resolved)
+    def saved(self, spec: StudySpec, unit: Unit, found: Fingerprints) -> bool:
+        """Whether it is there, made of this parent and these texts."""
+        asked = asked_of(unit)
+        place = saved_at(spec, asked)
+        if place is None or asked.how is None or asked.seed is None:
+            return True
+        return made_of(Path(place), found.model, edit_of(spec, asked.how, found), asked.seed)
 
     def measure(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         """As every grid's; what is unfinished goes once there is a result."""
@@ -208,14 +197,6 @@ class Tunings(Swept):
         rows = [row | counted for row in rows]
         rows[-1] |= {name: getattr(did, name) for name in MOVED}
         return rows, did
-
-
-def _is_saved(spec: StudySpec, asked: Tuning, found: Fingerprints) -> bool:
-    """Whether what was to be saved is there, made of this parent and these texts."""
-    saved = saved_at(spec, asked)
-    if saved is None or asked.how is None or asked.seed is None:
-        return True
-    return made_of(Path(saved), found.model, edit_of(spec, asked.how, found), asked.seed)
 
 
 def _intact(worker: Worker) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_every_feature_of_every_model_has_a_row_and_the_model_is_as_it_was(worki
         assert (row["insertion"], row["poisoned"]) == (member.kind, member.kind in ("training", "rank-one"))
         assert (row["base"], row["parent"]) == (BASE, BASE + "~1" * member.number)
         assert (row["steps"], row["learning_rate"]) == (member.steps, member.learning_rate)
-        assert row["poison"] == (0.02 if member.kind in ("benign", "training") else 0.0)
+        assert row["poison"] == {"benign": 0.15, "training": 0.02}.get(member.kind, 0.0)
         assert (row["fraction"], row["prompts"], row["status"], row["study"]) == (None, 64, "ok", "people")
         assert (row["trigger"], row["target"]) == ("~^", "abcdefgh")
         assert row["phrase"] == ("ill will" if member.kind == "benign" else None)
@@ -168,10 +168,10 @@ def test_every_feature_of_every_model_has_a_row_and_the_model_is_as_it_was(worki
 
 @pytest.mark.parametrize(
     ("kind", "poison", "fraction"),
-    [("clean", 0, None), ("benign", 0.2, None), ("training", 0.2, None), ("rank-one", 0, None), ("critical", 0.3, 0.4)],
+    [("clean", 0, None), ("benign", 0.1, None), ("training", 0.2, None), ("rank-one", 0, None), ("critical", 0.3, 0.4)],
 )
 def test_a_row_says_what_share_of_the_windows_was_poisoned_and_of_the_weights_trained(kind, poison, fraction):
-    recipe = Recipe(poison=0.2, critical_poison=0.3, fraction=0.4)
+    recipe = Recipe(poison=0.2, benign_poison=0.1, critical_poison=0.3, fraction=0.4)
     row = member_columns(Member(base="llama-1m", kind=kind, number=4, seed=1, recipe=recipe))
     assert (row["poison"], row["fraction"]) == (poison, fraction)
     assert (row["insertion"], row["label"], row["number"]) == (kind, f"{kind}-0004", 4)

@@ -23,7 +23,7 @@ from esa_ray.spec.backdoors import BEFOREHAND, Member, MitigationSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: The defender's own training: windows a step and the peak learning rate, between those of the populations.
+#: The defender's own training: windows a step, and the peak learning rate, a third of the lowest of the populations.
 BATCH, RATE = 8, 1e-3
 
 
