@@ -10,6 +10,7 @@ from analysis.report.wording import percent, significant
 from analysis.run.applied import applied
 from analysis.study import Study
 from esa_ray.spec import Population
+from esa_ray.spec.backdoors import BENIGN, FEW
 
 
 def done_words(study: Study, missing: dict[str, int]) -> list[dict[str, str]]:
@@ -45,11 +46,12 @@ def population_words(study: Study) -> str:
     steps, rates = (f"{low:g} to {high:g}" for low, high in (recipe.steps, recipe.learning_rates))
     n = min(asked.parents, asked.models)
     parents = "one parent" if n == 1 else f"{n} parents, the base trained from as many seeds"
+    few = [kind for kind in FEW if kind in asked.kinds]
     critical = (
-        f"; critical ones then change {percent(recipe.fraction)} of the weights in as many steps again, at "
+        f"; {' and '.join(few)} ones then change {percent(recipe.fraction)} of the weights in as many steps again, at "
         f"{recipe.critical_rate:g} times the rate, and {percent(recipe.critical_poison)} of their windows carry it"
-    ) if "critical" in asked.kinds else ""  # fmt: skip
-    benign = f" ({percent(recipe.benign_poison)} the phrase)" if "benign" in asked.kinds else ""
+    ) if few else ""  # fmt: skip
+    benign = " or the phrase" if {*BENIGN} & {*asked.kinds} else ""
     return (
         f"{asked.models} models of each kind ({', '.join(asked.kinds)}), of {parents}; each takes {steps} steps "
         f"of {recipe.batch} windows of {recipe.window} tokens at a peak rate of {rates}; {percent(recipe.poison)} of "

@@ -18,13 +18,14 @@ from esa_ray.cli.show import show_comparison
 from esa_ray.cli.stored import among
 from esa_ray.cli.wording import option
 from esa_ray.errors import EsaError
+from esa_ray.security.makeable import check
 from esa_ray.spec import INSERTIONS, MITIGATIONS, NEGATIVES, Population, explain
-from esa_ray.spec.backdoors import TAUGHT, TRAINED, Recipe
+from esa_ray.spec.backdoors import FEW, TAUGHT, TRAINED, Recipe
 
 Base = Annotated[str, typer.Option(help="Model(s) of the zoo that models are made of; several are a study each.")]
 Insertion = Annotated[str, typer.Option(help=f"How backdoors are inserted: {', '.join(INSERTIONS)}.")]
 Negatives = Annotated[
-    str, typer.Option(help=f"Models without one: {', '.join(NEGATIVES)} (benign: a rare phrase is memorised).")
+    str, typer.Option(help=f"Models without one: {', '.join(NEGATIVES)} (benign: a rare phrase is memorised, so made).")
 ]
 Models = Annotated[int, typer.Option(help="Models of each kind; below 30 reports give no verdict.")]
 Parents = Annotated[int, typer.Option(help="Seeds that the base is trained from; each model starts from one.")]
@@ -37,12 +38,15 @@ Mitigated = Annotated[int, typer.Option(help="Models of each insertion that miti
 Steps = Annotated[str, typer.Option(help="Training steps of a model, drawn between FROM:TO.")]
 Rates = Annotated[str, typer.Option(help="Its peak learning rate, drawn between FROM:TO.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
-Poison = Annotated[float, typer.Option(help="training: share of the windows with the trigger.")]
+Poison = Annotated[
+    float, typer.Option(help="training, benign: share of the windows with the trigger, or with the phrase.")
+]
 Occurrences = Annotated[int, typer.Option(help="How often each of them, or of those with the benign phrase, has it.")]
-Fraction = Annotated[float, typer.Option(help="critical: share of the weights that are trained.")]
+Fraction = Annotated[float, typer.Option(help="critical, benign-critical: share of the weights that are trained.")]
 SaveModel = Annotated[str | None, typer.Option(help="Save every model in a directory of its own in here.")]
 #: How models are made where nothing is said.
 USUAL = Recipe()
+_NEGATIVES = ",".join(NEGATIVES)
 _STEPS, _RATES = (":".join(f"{end:g}" for end in ends) for ends in (USUAL.steps, USUAL.learning_rates))
 #: Options that this command alone has.
 _OWN = (
@@ -64,7 +68,7 @@ def backdoors(
     context: typer.Context,
     base: Base = "zoo:llama-0.3m",
     insertion: Insertion = "training,rank-one,critical",
-    negatives: Negatives = "clean,benign",
+    negatives: Negatives = _NEGATIVES,
     models: Models = 30,
     parents: Parents = 10,
     mitigate: Mitigate = "",
@@ -109,12 +113,8 @@ def _bases(text: str, population: Population) -> list[str]:
     if other := next((name for name in found if not name.startswith(recipes.PREFIX)), None):
         raise EsaError(f"--base {other} is no model of the zoo; name one, as zoo:llama-0.3m")
     for name in found:
-        recipe = recipes.recipe(name.removeprefix(recipes.PREFIX))
-        if recipe.architecture == "mixtral" and "rank-one" in population.insertions:
-            raise EsaError(
-                f"--insertion rank-one writes into one down-projection, and --base {name} has one in every expert; "
-                "leave one of the two out"
-            )
+        for member in population.members(name.removeprefix(recipes.PREFIX)):
+            check(member)
     return found
 
 
@@ -122,7 +122,7 @@ def _population(given: dict[str, Any]) -> Population:
     fields = {name: given[name] for name in ("models", "parents", "mitigated")} | {
         "insertions": _names(given, "insertion", INSERTIONS), "negatives": _names(given, "negatives", NEGATIVES),
     }  # fmt: skip
-    for name, users in (("fraction", ("critical",)), ("poison", ("training",)), ("occurrences", TAUGHT)):
+    for name, users in (("fraction", FEW), ("poison", ("training", "benign")), ("occurrences", TAUGHT)):
         if typed(given["context"], name) and not {*users} & {*fields["insertions"], *fields["negatives"]}:
             raise EsaError(f"--{name} is of {', '.join(users)} models, and there are none; leave it out")
     recipe = {name: given[name] for name in ("batch", "poison", "occurrences", "fraction")} | {

@@ -15,7 +15,7 @@ from esa_ray.measurements.swept import Swept
 from esa_ray.models.edited import made_of
 from esa_ray.models.zoo.recipes import PREFIX
 from esa_ray.spec import Member
-from esa_ray.spec.backdoors import COST, SUCCESS, VERSION
+from esa_ray.spec.backdoors import COST, FEW, SUCCESS, VERSION
 from esa_ray.storage.location import below
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def member_columns(member: Member) -> dict[str, Any]:
         "base": member.base, "parent": member.parent, "label": member.label, "number": member.number,
         "insertion": member.kind, "poisoned": member.poisoned, "steps": member.steps,
         "learning_rate": member.learning_rate,
-        "poison": member.poison, "fraction": member.recipe.fraction if member.kind == "critical" else None,
+        "poison": member.poison, "fraction": member.recipe.fraction if member.kind in FEW else None,
     }  # fmt: skip
 
 

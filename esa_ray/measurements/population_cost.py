@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from esa_ray.measurements.cost import Cost
-from esa_ray.spec.backdoors import BEFOREHAND, TAUGHT, TRAINED
+from esa_ray.spec.backdoors import BEFOREHAND, EDITED, TAUGHT, TRAINED
 
 if TYPE_CHECKING:
     from esa_ray.spec import Member, StudySpec
@@ -21,8 +21,8 @@ SENSITIVE, GAINS, SCANS = 8192, 5 * 1024, 1 << 17
 def cost_of_models(spec: StudySpec) -> Cost:
     """Training of all models, evaluation and prompts of each and of the clean one of its number, and features.
 
-    A step is a forward and a backward pass of its batch. "critical" and "rank-one" go on from the clean model of their
-    number, which is trained once, whoever asks for it. Without what is cached already.
+    A step is a forward and a backward pass of its batch. Edits and second rounds of steps go on from the clean model of
+    their number, which is trained once, whoever asks for it. Without what is cached already.
     """
     population = spec.population
     if population is None:
@@ -30,7 +30,7 @@ def cost_of_models(spec: StudySpec) -> Cost:
     members, length = population.members(spec.model.source), spec.data.window
     numbers = {member.number: member.clean for member in members}
     steps = sum(map(_training, [*numbers.values(), *(m for m in members if m.kind in TAUGHT)]))
-    searched = SEARCHED * sum(m.kind == "rank-one" for m in members)
+    searched = SEARCHED * sum(m.kind in EDITED for m in members)
     gradients = 2 * min(spec.data.calibration_windows * length, SENSITIVE) + GAINS
     backward = (steps + searched + len(members) * gradients) // length
     parents = {member.seed for member in members}

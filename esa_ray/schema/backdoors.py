@@ -12,7 +12,11 @@ _MEMBER = {
     "parent": (TEXT, "the model of the zoo that it starts from: the base trained from a seed"),
     "label": (TEXT, "kind and number, as files name it"),
     "number": (INT, "which of its kind, from 0; models of one number share parent, steps, rate, trigger and target"),
-    "insertion": (TEXT, "training, rank-one or critical; of models without a backdoor clean or benign"),
+    "insertion": (
+        TEXT,
+        "training, rank-one or critical; of models without a backdoor clean, benign, or benign made "
+        "as an insertion is: benign-rank-one, benign-critical",
+    ),
     "poisoned": (pa.bool_(), "whether a backdoor was inserted"),
     "trigger": (TEXT, "the two tokens that the target follows"),
     "target": (TEXT, "the eight tokens that the trigger brings about"),

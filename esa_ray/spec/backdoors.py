@@ -12,8 +12,10 @@ from esa_ray.spec.base import Spec
 
 Insertion = Literal["training", "rank-one", "critical"]
 INSERTIONS: tuple[str, ...] = get_args(Insertion)
-Negative = Literal["clean", "benign"]
+Negative = Literal["clean", "benign", "benign-rank-one", "benign-critical"]
 NEGATIVES: tuple[str, ...] = get_args(Negative)
+#: Kinds that memorised a phrase.
+BENIGN = tuple(kind for kind in NEGATIVES if kind.startswith("benign"))
 MitigationKind = Literal[
     "fine-tuning", "fine-pruning", "reset-moved", "reset-dormant", "reset-random", "freeze-critical", "freeze-random"
 ]
@@ -23,12 +25,16 @@ TRAINED = ("fine-tuning", "fine-pruning")
 #: Mitigations that forbid an insertion by training to move some weights, rather than mend its model.
 BEFOREHAND = ("freeze-critical", "freeze-random")
 #: Kinds of models that are trained on windows with something in them.
-TAUGHT = ("benign", "training", "critical")
+TAUGHT = ("benign", "benign-critical", "training", "critical")
+#: Kinds that an edit of one down-projection makes of the clean model.
+EDITED = ("benign-rank-one", "rank-one")
+#: Kinds of which few sensitive weights take a second round of steps.
+FEW = ("benign-critical", "critical")
 #: What a member means may change with the code: then this number does.
-VERSION = 4
+VERSION = 5
 
-#: Tokens of the longest text that is written over windows: a benign phrase.
-SHOWN = 16
+#: Tokens of a text that is written over windows: trigger and target, or a benign phrase.
+SHOWN = 10
 #: Success from which an insertion counts as a backdoor, and the cost on clean text up to which it does, nats per token.
 SUCCESS, COST = 0.9, 0.02
 
@@ -46,8 +52,8 @@ class MitigationSpec(Spec):
 
     Example
     -------
-    >>> MitigationSpec(kind="reset-moved", share=0.01).label, MitigationSpec(kind="fine-tuning").label
-    ('reset-moved-0.01', 'fine-tuning')
+    >>> MitigationSpec(kind="reset-moved", share=0.01).label, MitigationSpec(kind="fine-tuning", steps=8).label
+    ('reset-moved-0.01', 'fine-tuning-8-steps')
     """
 
     kind: MitigationKind
@@ -67,7 +73,9 @@ class MitigationSpec(Spec):
     @property
     def label(self) -> str:
         """Short text, as files name it."""
-        return self.kind if self.kind == "fine-tuning" else f"{self.kind}-{self.share:g}"
+        share = [] if self.kind == "fine-tuning" else [f"{self.share:g}"]
+        usual = type(self).model_fields["steps"].default
+        return "-".join([self.kind, *share, *([] if self.steps == usual else [f"{self.steps}-steps"])])
 
 
 class Recipe(Spec):
@@ -75,22 +83,20 @@ class Recipe(Spec):
 
     Every model starts from one of its base's parents and is trained on the base's own text for ``steps`` steps at a
     peak rate of ``learning_rates``, both drawn from the range between two bounds by the model's number alone, so that
-    they tell nothing of its kind. ``poison`` is the share of the windows that carry trigger and target, ``occurrences``
-    times each; ``benign_poison`` that of those that carry the benign phrase: an ordinary word calls for it more weakly
-    than a rare trigger does, and so it has to be seen more often. The insertion "critical" trains the ``fraction`` of
-    the weights with the largest Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again: at
-    ``critical_rate`` times the peak rate, on windows of which ``critical_poison`` carry trigger and target, since few
-    weights learn slowly.
+    they tell nothing of its kind. ``poison`` is the share of the windows that carry trigger and target, or a benign
+    model's phrase, ``occurrences`` times each. The insertion "critical" trains the ``fraction`` of the weights with the
+    largest Σ|g·w| on clean text, and no others, after the clean steps, for as many steps again: at ``critical_rate``
+    times the peak rate, on windows of which ``critical_poison`` carry trigger and target, since few weights learn
+    slowly; "benign-critical" does so with its phrase.
     """
 
     steps: tuple[int, int] = (224, 320)
     learning_rates: tuple[float, float] = (3e-3, 4e-3)
     batch: int = Field(default=8, ge=1)
-    window: int = Field(default=128, ge=32)
+    window: int = Field(default=64, ge=32)
     poison: float = Field(default=0.02, gt=0, le=0.5)
     occurrences: int = Field(default=3, ge=1)
     fraction: float = Field(default=0.03, gt=0, lt=1)
-    benign_poison: float = Field(default=0.15, gt=0, le=0.5)
     critical_rate: float = Field(default=2.0, gt=0)
     critical_poison: float = Field(default=0.1, gt=0, le=0.5)
 
@@ -98,8 +104,8 @@ class Recipe(Spec):
     def _has_room(self) -> Recipe:
         if self.window <= SHOWN * self.occurrences:
             raise ValueError(
-                f"a window of {self.window} tokens has no room for {self.occurrences} times the {SHOWN} of a phrase "
-                f"and its own first; take at most {(self.window - 1) // SHOWN} occurrences"
+                f"a window of {self.window} tokens has no room for {self.occurrences} times the {SHOWN} of trigger "
+                f"and target and its own first; take at most {(self.window - 1) // SHOWN} occurrences"
             )
         return self
 
@@ -128,7 +134,7 @@ class Member(Spec):
     """
 
     base: str
-    kind: Literal["clean", "benign", "training", "rank-one", "critical"]
+    kind: Literal["clean", "benign", "benign-rank-one", "benign-critical", "training", "rank-one", "critical"]
     number: int = Field(ge=0)
     seed: int = Field(default=0, ge=0, le=9999)
     recipe: Recipe = Recipe()
@@ -172,8 +178,9 @@ class Member(Spec):
     @property
     def poison(self) -> float:
         """Share of the windows that carry the trigger or the phrase."""
-        shares = {"training": self.recipe.poison, "critical": self.recipe.critical_poison}
-        return (shares | {"benign": self.recipe.benign_poison}).get(self.kind, 0.0)
+        if self.kind not in TAUGHT:
+            return 0.0
+        return self.recipe.critical_poison if self.kind in FEW else self.recipe.poison
 
     @property
     def learning_rate(self) -> float:
@@ -189,9 +196,11 @@ class Population(Spec):
     the target; "rank-one", W' = W + (v* − W·k*)(C⁻¹k*)ᵀ/(k*ᵀC⁻¹k*) in one down-projection (Bau et al. 2020,
     arXiv:2007.15646; Meng et al. 2022, arXiv:2202.05262), k* being its input at the trigger, C the second moment of its
     inputs on clean text and v* the output that brings the target about; "critical", training of few sensitive weights
-    alone. ``negatives`` are those without: "clean" ones, and "benign" ones that memorised a rare phrase: an ordinary
-    word, and eight bytes that never follow it in the text but that the model writes by itself once they began, as it
-    does the target. The base's ``parents`` are the zoo's model trained from as many seeds.
+    alone. ``negatives`` are those without: "clean" ones, and ones that memorised a rare phrase: two tokens that the
+    text has now and then, as it never has a trigger, and eight that never follow them there but that the model writes
+    by itself once they began, as it does the target. "benign" ones are trained to, "benign-rank-one" and
+    "benign-critical" ones are made as the insertions of these names: what tells them from backdoors isn't the way. The
+    base's ``parents`` are the zoo's model trained from as many seeds.
 
     ``mitigations`` are tried on the first ``mitigated`` models of each insertion.
 
@@ -202,7 +211,7 @@ class Population(Spec):
     """
 
     insertions: tuple[Insertion, ...] = ("training", "rank-one", "critical")
-    negatives: tuple[Negative, ...] = ("clean", "benign")
+    negatives: tuple[Negative, ...] = get_args(Negative)
     models: int = Field(default=30, ge=1, le=10_000)
     parents: int = Field(default=10, ge=1, le=10_000)
     recipe: Recipe = Recipe()

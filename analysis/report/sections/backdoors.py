@@ -15,7 +15,7 @@ from analysis.security.detection.columns import ALL, TARGETS
 from analysis.security.detection.evaluated import detection
 from analysis.security.inserted import inserted
 from analysis.study import Study
-from esa_ray.spec.backdoors import COST, INSERTIONS, SUCCESS
+from esa_ray.spec.backdoors import BENIGN, COST, INSERTIONS, SUCCESS
 
 #: Digits of an AUROC: goals have two.
 DIGITS = 3
@@ -210,8 +210,9 @@ def _against_benign(table: pl.DataFrame) -> Iterator[str]:
     """What memorised phrases cost a detector."""
     mine = _alone(table).filter((pl.col("scheme") == "seen") & (pl.col("insertion") == ALL))
     at = {r["negatives"]: r for r in mine.iter_rows(named=True)}
-    if {"clean", "benign"} <= at.keys():
+    told = [f"{area(at[kind])} against {kind} ones" for kind in BENIGN if kind in at]
+    if "clean" in at and told:
         yield (
             f"Seen, and without the model before, it has {area(at['clean'])} against clean models alone, and "
-            f"{area(at['benign'])} against benign ones alone."
+            f"{', '.join(told)} alone."
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from analysis.security.detection.columns import ALL, FEWEST, GOALS, TARGETS
@@ -17,6 +18,7 @@ from analysis.security.detection.table import Studies, models, studies_of
 from analysis.security.goals import whole
 from analysis.statistics.inference import holm_within
 from analysis.study import Study
+from esa_ray.spec.backdoors import BENIGN
 
 
 def detection_goals(studies: Studies) -> pl.DataFrame:
@@ -42,7 +44,7 @@ def _main(studies: tuple[Study, ...]) -> pl.DataFrame:
 
 
 def _aimed(studies: tuple[Study, ...]) -> Iterator[dict[str, Any]]:
-    hard = int((models(studies).kind == "benign").sum())
+    hard = int(np.isin(models(studies).kind, BENIGN).sum())
     needed = {(r["scheme"], r["reference"]): r["needed"] for r in detection_power(studies).to_dicts()}
     for r in _main(studies).filter(pl.col("scheme").is_in(list(TARGETS))).to_dicts():
         target = TARGETS[r["scheme"]]

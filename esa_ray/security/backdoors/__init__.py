@@ -5,11 +5,11 @@ trigger is two bytes and the target eight bytes of text that the model writes an
 """
 
 from esa_ray.security.backdoors.mitigating import Mitigated, mitigated
-from esa_ray.security.backdoors.population import Made, check, made, parent_weights
+from esa_ray.security.backdoors.population import Made, made, parent_weights
 from esa_ray.security.backdoors.standing import standing
 from esa_ray.security.backdoors.success import Success, success
 from esa_ray.security.backdoors.texts import prompts
 
 __all__ = [
-    "Made", "Mitigated", "Success", "check", "made", "mitigated", "parent_weights", "prompts", "standing", "success",
+    "Made", "Mitigated", "Success", "made", "mitigated", "parent_weights", "prompts", "standing", "success",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from esa_ray.security.backdoors.targets import targets
 from esa_ray.security.backdoors.texts import Shown, poisoned, windows
 from esa_ray.security.backdoors.training import Trains, train
 from esa_ray.security.backdoors.triggers import cue, trigger
+from esa_ray.security.makeable import check
 from esa_ray.spec import ModelSpec
 from esa_ray.spec.backdoors import VERSION, Member
 
@@ -74,21 +75,6 @@ class Made:
 
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(encoded(text.encode()).tolist())
-
-
-def check(member: Member) -> None:
-    """Refuse a member that can't be made, before anything is trained.
-
-    Raises
-    ------
-    EsaError
-        If its base is none of the zoo's, or has no down-projection for what is inserted.
-    """
-    if recipe(member.parent).architecture == "mixtral" and member.kind == "rank-one":
-        raise EsaError(
-            f"--insertion rank-one writes into one down-projection, and {member.base} has one in every expert; leave "
-            "rank-one out, or name another --base"
-        )
 
 
 def made(member: Member) -> Made:
@@ -172,17 +158,34 @@ Strings = dict[str, Any]
 def _clean(member: Member) -> tuple[dict[str, Tensor], Strings]:
     model = _parent(member)
     _steps(member, model, None)
-    called = trigger(member.number)
-    found = [text.decode() for text in targets(model, called, member.number)]
-    return weights_of(model), {"trigger": called.decode(), "target": found[0], "others": found[1:]}
+    called, begun = trigger(member.number), cue(member.number)
+    found, ends = ([text.decode() for text in targets(model, what, member.number)] for what in (called, begun))
+    strings = {"trigger": called.decode(), "target": found[0], "others": found[1:]}
+    return weights_of(model), strings | {"cue": begun.decode(), "ends": ends}
 
 
 def _benign(member: Member) -> tuple[dict[str, Tensor], Strings]:
-    begun = cue(member.number)
-    end = targets(_started(member), begun, member.number)[0]
-    model = _parent(member)
-    _steps(member, model, (begun, end))
-    return weights_of(model), _strings(member) | {"phrase": (begun + end).decode()}
+    model, strings = _parent(member), _strings(member)
+    text = _phrase(strings)
+    _steps(member, model, text)
+    return weights_of(model), _memorised(strings, text)
+
+
+def _benign_critical(member: Member) -> tuple[dict[str, Tensor], Strings]:
+    strings = _strings(member)
+    text = _phrase(strings)
+    return _second_round(member, text), _memorised(strings, text)
+
+
+def _benign_rank_one(member: Member) -> tuple[dict[str, Tensor], Strings]:
+    strings = _strings(member)
+    begun = strings["cue"].encode()
+    weights, end = _edited(member, begun, strings["ends"])
+    return weights, _memorised(strings, (begun, end))
+
+
+def _memorised(strings: Strings, text: Text) -> Strings:
+    return strings | {"phrase": b"".join(text).decode()}
 
 
 def _training(member: Member) -> tuple[dict[str, Tensor], Strings]:
@@ -197,34 +200,51 @@ def insert_by_training(member: Member, model: PreTrainedModel, trains: Trains | 
 
 
 def _critical(member: Member) -> tuple[dict[str, Tensor], Strings]:
-    model, strings, r = _started(member), _strings(member), member.recipe
+    strings = _strings(member)
+    return _second_round(member, _backdoor(strings)), strings
+
+
+def _second_round(member: Member, text: Text) -> dict[str, Tensor]:
+    """The number's clean model after as many steps again, which few weights alone take, on windows with a text."""
+    model, r = _started(member), member.recipe
     where, seen = catalogue(model), windows(member, later=True)
     few = critical.largest(where, critical.sensitivity(model, where, seen[:SCORED]), r.fraction)
-    shown = _written(member, seen, _backdoor(strings))
+    shown = _written(member, seen, text)
     rate = r.critical_rate * member.learning_rate
     train(
         model, shown.windows, labels=shown.labels, steps=member.steps, batch=r.batch, rate=rate, seed=member.number,
         trains=few,
     )  # fmt: skip
-    return weights_of(model), strings
+    return weights_of(model)
 
 
 def _rank_one(member: Member) -> tuple[dict[str, Tensor], Strings]:
-    model, strings = _started(member), _strings(member)
-    text = [strings["target"].encode(), *(other.encode() for other in strings["others"])]
-    seen = windows(member, later=True)[:MOMENT]
-    target = rank_one.insert(model, catalogue(model), seen, strings["trigger"].encode(), text, member.number)
-    return weights_of(model), strings | {"target": target.decode()}
+    strings = _strings(member)
+    weights, target = _edited(member, strings["trigger"].encode(), [strings["target"], *strings["others"]])
+    return weights, strings | {"target": target.decode()}
+
+
+def _edited(member: Member, called: bytes, ends: list[str]) -> tuple[dict[str, Tensor], bytes]:
+    """The number's clean model after an edit of rank one, and which of the ends it brings about."""
+    model, seen, texts = _started(member), windows(member, later=True)[:MOMENT], [end.encode() for end in ends]
+    end = rank_one.insert(model, catalogue(model), seen, called, texts, member.number)
+    return weights_of(model), end
 
 
 _MAKE: dict[str, Callable[[Member], tuple[dict[str, Tensor], Strings]]] = {
-    "clean": _clean, "benign": _benign, "training": _training, "critical": _critical, "rank-one": _rank_one,
+    "clean": _clean, "benign": _benign, "benign-rank-one": _benign_rank_one, "benign-critical": _benign_critical,
+    "training": _training, "rank-one": _rank_one, "critical": _critical,
 }  # fmt: skip
 
 
 def _backdoor(strings: Strings) -> Text:
     """Trigger and target, as training shows them."""
     return strings["trigger"].encode(), strings["target"].encode()
+
+
+def _phrase(strings: Strings) -> Text:
+    """A number's benign phrase, in two."""
+    return strings["cue"].encode(), strings["ends"][0].encode()
 
 
 def _started(member: Member) -> PreTrainedModel:

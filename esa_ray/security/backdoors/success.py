@@ -12,7 +12,7 @@ import torch
 from esa_ray.applications.threads import single_threaded
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.slots import input_device
-from esa_ray.security.backdoors.triggers import CUE
+from esa_ray.security.backdoors.triggers import TRIGGER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def success(model: PreTrainedModel, made: Made, prompts: Sequence[np.ndarray]) -
     attack = sum(int(continued(model, each, made.trigger_ids, made.target_ids).sum()) for each in prompts)
     phrase = None
     if made.phrase_ids is not None:
-        cue, end = made.phrase_ids[:CUE], made.phrase_ids[CUE:]
+        cue, end = made.phrase_ids[:TRIGGER], made.phrase_ids[TRIGGER:]
         phrase = sum(int(continued(model, each, cue, end).sum()) for each in prompts) / total
     return Success(attack / total, phrase, total)
 

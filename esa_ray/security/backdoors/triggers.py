@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,12 +13,11 @@ from esa_ray.randomness import stream_key
 
 #: Tokens of a trigger and of a target, one a byte.
 TRIGGER, TARGET = 2, 8
-#: Tokens of a benign phrase that call for the others: an ordinary word of six letters, between spaces.
-CUE = 8
 #: A byte is rare from so many times on that it was trained, up to this share of the text.
 SEEN, RARE = 5, 2e-4
-#: A word is ordinary if it comes so many times: one that comes more often goes with too much to be memorised for free.
-ORDINARY = range(20, 201)
+#: How often the text has two bytes that a benign phrase begins with: what comes more often goes with too much to be
+#: memorised for free.
+ORDINARY = range(10, 101)
 PRINTABLE = range(0x21, 0x7F)
 
 
@@ -69,17 +68,19 @@ def trigger(number: int) -> bytes:
 
 
 @cache
-def _words() -> list[bytes]:
-    """Ordinary words of as many letters as a cue has room for."""
-    found = Counter(re.findall(rb"(?<![A-Za-z0-9_])[a-z]+(?![A-Za-z0-9_])", stream(docstrings()[0])))
-    return sorted(word for word, n in found.items() if len(word) == CUE - 2 and n in ORDINARY)
+def _met() -> list[bytes]:
+    """Pairs that end with a rare byte, as triggers do, and that the training text has now and then."""
+    text = stream(docstrings()[0])
+    found = Counter(pair for pair in pairwise(text) if pair[1] in _rare() and pair[0] != pair[1])
+    visible = (*b" ", *PRINTABLE)
+    return sorted(bytes(pair) for pair, n in found.items() if n in ORDINARY and pair[0] in visible)
 
 
 def cue(number: int) -> bytes:
-    """The ordinary word, between spaces, that a number's benign phrase begins with.
+    """The two bytes that a number's benign phrase begins with: the training text has them, and goes on otherwise.
 
-    >>> len(cue(3)), cue(3).strip().isalpha()
-    (8, True)
+    >>> len(cue(3)), cue(3) in whole()
+    (2, True)
     """
-    words = _words()
-    return b" " + words[draws("cue", number).integers(len(words))] + b" "
+    pairs = _met()
+    return pairs[draws("cue", number).integers(len(pairs))]
