@@ -9,6 +9,7 @@ import pyarrow as pa
 from esa_ray.schema.applications import COMPRESSIONS, TUNINGS
 from esa_ray.schema.backdoors import BACKDOORS, MITIGATIONS
 from esa_ray.schema.columns import SCHEMA_VERSION
+from esa_ray.schema.roles import ATTENTION, FACTS_TABLE, MEDIATIONS, ROLES_TABLE
 from esa_ray.schema.security import ATTACKS, FAULTS
 from esa_ray.schema.sensitivity import (
     ABLATIONS,
@@ -47,6 +48,10 @@ TABLES: dict[str, pa.Schema] = {
     "attacks": ATTACKS,
     "backdoors": BACKDOORS,
     "mitigations": MITIGATIONS,
+    "roles": ROLES_TABLE,
+    "mediations": MEDIATIONS,
+    "attention": ATTENTION,
+    "facts": FACTS_TABLE,
 }
 
 
