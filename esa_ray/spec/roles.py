@@ -13,11 +13,11 @@ RoleName = Literal[
     "spike", "sink", "confidence", "frequency", "bigram", "induction", "previous-token", "position", "token-specific",
     "fact",
 ]  # fmt: skip
-ROLES: tuple[str, ...] = get_args(RoleName)
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
 FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
-CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
 class RoleSpec(Spec):
