@@ -1,0 +1,1 @@
+"""What the weights that a model hangs on do: roles, attention, facts."""
