@@ -1,1 +1,1 @@
-"""What the weights that a model hangs on do: roles, attention, facts."""
+"""What weights do: their roles, what they do to attention, and where facts are; plain functions on a model."""
