@@ -38,6 +38,11 @@ ROLES_TABLE = schema(
     first_order=(FLOAT, "the change that one backward pass foretells; null where the metric has no gradient"),
     condition=(FLOAT, "confidence: Kendall's τ of the ranks kept; null of roles without a condition"),
     delta_nll=(_LISTS, "change of the loss in each window of the role's text, nats per token"),
+    hurt=(pa.list_(TEXT), "token-specific: the types of token that the damage hurts most, first the worst, as text"),
+    hurt_share=(_LISTS, "token-specific: the share of the loss's rise that each of them bears"),
+    prompt=(TEXT, "token-specific: the beginning of an evaluation window that is continued"),
+    before=(TEXT, "token-specific: how the intact model continues it, greedily"),
+    after=(TEXT, "token-specific: how the damaged model does"),
     **_RUN,
     refused=REFUSED,
 )
