@@ -18,6 +18,10 @@ FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+#: A head is a sink's where its mean attention to one key exceeds this (Gu et al. 2025, arXiv:2410.10781).
+SINK = 0.3
+#: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).
+SPIKE = 100.0
 
 
 class RoleSpec(Spec):
