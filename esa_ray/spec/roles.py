@@ -13,11 +13,15 @@ RoleName = Literal[
     "spike", "sink", "confidence", "frequency", "bigram", "induction", "previous-token", "position", "token-specific",
     "fact",
 ]  # fmt: skip
-ROLES: tuple[str, ...] = get_args(RoleName)
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
 FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
-CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+#: A head is a sink's where its mean attention to one key exceeds this (Gu et al. 2025, arXiv:2410.10781).
+SINK = 0.3
+#: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).
+SPIKE = 100.0
 
 
 class RoleSpec(Spec):
@@ -52,6 +56,15 @@ class RoleSpec(Spec):
     @classmethod
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
+
+    @field_validator("edits")
+    @classmethod
+    def _alone(cls, value: tuple[PerturbSpec, ...]) -> tuple[PerturbSpec, ...]:
+        for edit in value:
+            if edit.needs_score or edit.needs_gradient:
+                what = "a score" if edit.needs_score else "the gradient"
+                raise ValueError(f"{edit.label} needs {what} of each weight, which roles don't keep; take another kind")
+        return value
 
 
 class FactSpec(Spec):
