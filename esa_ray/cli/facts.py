@@ -32,6 +32,7 @@ Corruption = Annotated[str, typer.Option(help="What is done to the subject: subj
 Noise = Annotated[float, typer.Option(help="noise: standard deviations of the embeddings.")]
 Draws = Annotated[int, typer.Option(help="noise: draws.")]
 Restored = Annotated[str, typer.Option(help="Neighbouring blocks that are restored at once: odd numbers.")]
+_ALL, _BOTH = ",".join(FACTS), ",".join(CORRUPTIONS)
 #: Options that this command alone has.
 _OWN = ("facts", "limit", "paraphrases", "corruption", "noise", "draws", "restored")
 
@@ -44,10 +45,10 @@ _OWN = ("facts", "limit", "paraphrases", "corruption", "noise", "draws", "restor
 def facts(
     context: typer.Context,
     model: options.Model,
-    facts: Sources = ",".join(FACTS),
+    facts: Sources = _ALL,
     limit: Limit = LIMIT,
     paraphrases: Paraphrases = 3,
-    corruption: Corruption = ",".join(CORRUPTIONS),
+    corruption: Corruption = _BOTH,
     noise: Noise = 3.0,
     draws: Draws = 10,
     restored: Restored = "1,5",

@@ -36,7 +36,7 @@ Sets = Annotated[str, typer.Option(help=f"Also damage whole sets that these weig
 Facts = Annotated[
     str | None,
     typer.Option(
-        help=f"Also trace facts, as esa facts: {', '.join(FACTS)}, or a CSV.  [default: none; the role fact asks for both]"
+        help=f"Also trace facts, as esa facts: {', '.join(FACTS)}, or a CSV.  [default: none]"
     ),
 ]
 Limit = Annotated[int, typer.Option(help="Facts of each source, with --facts.")]
