@@ -26,6 +26,7 @@ _EXPORTS = {
     "esa_ray.spec": (
         "AttackSpec",
         "DataSpec",
+        "FactSpec",
         "FaultSpec",
         "MitigationSpec",
         "ModelSpec",
@@ -33,6 +34,7 @@ _EXPORTS = {
         "Population",
         "PruneSpec",
         "QuantizeSpec",
+        "RoleSpec",
         "ScoreSpec",
         "StudySpec",
         "Subset",

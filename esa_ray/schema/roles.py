@@ -30,7 +30,10 @@ ROLES_TABLE = schema(
     role_id=(TEXT, "identity of the damage: 16 hex digits; its rows are one a role"),
     **WHAT,
     **_SUBJECT,
-    role=(TEXT, "spike, sink, confidence, frequency, bigram, induction, previous-token, position, token-specific, fact"),
+    role=(
+        TEXT,
+        "spike, sink, confidence, frequency, bigram, induction, previous-token, position, token-specific, fact",
+    ),
     measured=(TEXT, "what the metric is, with its unit"),
     change=(FLOAT, "mean change of the metric over the role's windows"),
     changes=(_LISTS, "change of the metric in each window of the role's text"),
@@ -75,7 +78,10 @@ ATTENTION = schema(
     previous_intact=(_LISTS, "the same of the intact model"),
     spike=(FLOAT, "largest |h| of a channel over the median |h| at its position after the block, mean over windows"),
     spike_intact=(FLOAT, "the same of the intact model"),
-    delta_z=(FLOAT, "RMS change of the logits over tokens and vocabulary, mean-centred: how much the damage does at all"),
+    delta_z=(
+        FLOAT,
+        "RMS change of the logits over tokens and vocabulary, mean-centred: how much the damage does at all",
+    ),
     delta_nll=(_LISTS, "change of the loss in each window, nats per token"),
     **_RUN,
     refused=REFUSED,

@@ -57,6 +57,15 @@ class RoleSpec(Spec):
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
 
+    @field_validator("edits")
+    @classmethod
+    def _alone(cls, value: tuple[PerturbSpec, ...]) -> tuple[PerturbSpec, ...]:
+        for edit in value:
+            if edit.needs_score or edit.needs_gradient:
+                what = "a score" if edit.needs_score else "the gradient"
+                raise ValueError(f"{edit.label} needs {what} of each weight, which roles don't keep; take another kind")
+        return value
+
 
 class FactSpec(Spec):
     """Facts that a model may know, where it holds them, and whether the weights it hangs on are where.
