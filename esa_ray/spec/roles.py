@@ -13,11 +13,11 @@ RoleName = Literal[
     "spike", "sink", "confidence", "frequency", "bigram", "induction", "previous-token", "position", "token-specific",
     "fact",
 ]  # fmt: skip
-ROLES: tuple[str, ...] = get_args(RoleName)
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
 FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
-CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 #: A head is a sink's where its mean attention to one key exceeds this (Gu et al. 2025, arXiv:2410.10781).
 SINK = 0.3
 #: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).

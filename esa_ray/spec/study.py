@@ -67,7 +67,7 @@ class StudySpec(Spec):
     ``validation_windows`` more to choose learning rates by; what is forgotten shows on the study's evaluation windows.
     ``faults`` hit the weights as they are stored, and ``attacks`` flip their bits on purpose, each by every seed.
     A ``population`` is one of small models with and without a backdoor, made of a model of the zoo.
-    ``roles`` are tested of the leading weights of the one ``global`` score, or of the one list, and ``facts`` are traced.
+    ``roles`` are tested of the leading weights of its ``global`` score, or of its list; ``facts`` are traced.
     ``save_models`` is a directory for the compressed and tuned models and the population's (None: they are measured and
     taken back).
 

@@ -18,8 +18,6 @@ from esa_ray.models.observe import Site, observing
 from esa_ray.spec.roles import SPIKE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from esa_ray.interpret.roles.passes import Batch, Text
 
 #: A head does one thing (looks at the first key, at the token before, at what followed last time) where its mean
@@ -49,14 +47,20 @@ class Looked:
 
 @dataclass(frozen=True)
 class Spiking:
-    """A channel that spikes: after which block first, after which it is largest, and at which positions then."""
+    """A channel that spikes: after which block first, after which it is largest, and how high where then.
+
+    ``height`` is h/median|h| at the positions where it spikes, (N, T), and 0 elsewhere.
+    """
 
     channel: int
     first: int
     peak: int
-    #: Where, bool (N, T), and the sign that it has there.
-    places: Tensor
-    sign: Tensor
+    height: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """Where it spikes, bool (N, T)."""
+        return self.height != 0
 
 
 def to_first(pattern_BHTT: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def to_first(pattern_BHTT: Tensor) -> Tensor:
 
 
 def at_distance(pattern_BHTT: Tensor, distance: int) -> Tensor:
-    """Mean attention to the key so many tokens before the query, of queries that have it and one more, (B, H).
+    """Mean attention to the key so many tokens before the query, of the queries that have one, (B, H).
 
     >>> at_distance(torch.eye(4)[None, None], 0), at_distance(torch.eye(4)[None, None], 1)
     (tensor([[1.]]), tensor([[0.]]))
@@ -140,8 +144,12 @@ class Intact:
         ``FOCUS`` (prefix matching: Olsson et al. 2022, arXiv:2209.11895).
         """
 
+        # Queries of the second time: the first of them looks at the key after the first of all random tokens.
+        lead = self.text.tokens_NT.shape[1] - 2 * period
+
         def look(batch: Batch) -> list[Tensor]:
-            return [batch.seen[site].diagonal(1 - period, -2, -1)[..., 1:].float().mean(-1) for site in self.patterns]
+            every = [batch.seen[site].diagonal(1 - period, -2, -1)[..., lead + 1 :] for site in self.patterns]
+            return [mine.float().mean(-1) for mine in every]
 
         every = zip(*self.text.run(look, sites=self.patterns), strict=True)
         means = {block: torch.cat(mine).mean(0) for block, mine in zip(self.attending, every, strict=True)}
@@ -185,9 +193,7 @@ def _spiking(channel: int, blocks: list[tuple[Tensor, ...]], tokens_NT: Tensor) 
     mine = [(where[where[:, 2] == channel], height[where[:, 2] == channel]) for where, height in blocks]
     peak = max(range(len(mine)), key=lambda block: float(mine[block][1].abs().sum()))
     where, height = mine[peak]
-    places = torch.zeros_like(tokens_NT, dtype=torch.bool, device=where.device)
-    sign = torch.zeros(places.shape, device=where.device)
-    places[where[:, 0], where[:, 1]] = True
-    sign[where[:, 0], where[:, 1]] = height.sign()
-    first = next(block for block, (_, heights) in enumerate(mine) if len(heights))
-    return Spiking(channel, first, peak, plain(places), plain(sign))
+    heights = torch.zeros(tokens_NT.shape, device=where.device)
+    heights[where[:, 0], where[:, 1]] = height
+    first = next(block for block, (_, there) in enumerate(mine) if len(there))
+    return Spiking(channel, first, peak, plain(heights))

@@ -162,8 +162,9 @@ class Text:
         return self._known[key]
 
     def per_token(self, losses_NT: np.ndarray) -> np.ndarray:
-        """Mean loss of each window's scored tokens, (N,)."""
-        return losses_NT.sum(-1) / self.scored_NT.sum(-1).numpy()
+        """Mean loss of each window's scored tokens; of windows that have some."""
+        count = self.scored_NT.sum(-1).numpy()
+        return losses_NT.sum(-1)[count > 0] / count[count > 0]
 
 
 def runs(site: Site, start: int | None) -> bool:

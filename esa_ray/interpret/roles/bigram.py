@@ -1,0 +1,70 @@
+"""Bigrams: weights that know what mostly follows a token, whatever stood before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esa_ray.interpret.roles.base import Batch, Change, Empty, Role, Shown, Target, ratio
+from esa_ray.interpret.roles.tables import Bigrams
+from esa_ray.models.observe import Site
+
+
+class Bigram(Role):
+    """R = mean loss of tokens that the bigram table foretells less that of the rest; its change is the ΔNLL's.
+
+    A token is foretold if it is the one that followed the token before it most often in the calibration text, at least
+    twice. Beside it, as the condition, the change of KL(table ‖ model), nats: positive where damage leads away from the
+    table. Held: what leaves block 0.
+    """
+
+    name = "bigram"
+    measured = "loss of tokens that the bigram table foretells less that of the rest, nats per token"
+    mediator = "the residual stream after block 0"
+
+    def prepare(self) -> None:
+        """Count pairs."""
+        self.followed = Bigrams(self.bench.calibration).of(self.bench.windows)
+        if not self.valid.any():
+            raise Empty("the calibration text's bigrams foretell no token of the evaluation windows, or all of them")
+        self._predicted_NT = torch.from_numpy(self.followed.predicted)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Windows with tokens of both sorts."""
+        predicted = self.followed.predicted
+        return predicted.any(-1) & ~predicted.all(-1)
+
+    def values(self, batch: Batch) -> Tensor:
+        """R, and KL(table ‖ model)."""
+        foretold_BT = self._predicted_NT[batch.windows].to(batch.nll_BT.device)
+        difference_B = ratio(batch.nll_BT, foretold_BT) - ratio(batch.nll_BT, ~foretold_BT)
+        return torch.stack([difference_B, self._divergence(batch)], -1)
+
+    def _divergence(self, batch: Batch) -> Tensor:
+        """Mean over tokens whose successors are told of Σ_v p_v (ln p_v − ln q_v), (B,)."""
+        window, position, token = self.followed.at.T
+        mine = (window >= batch.windows.start) & (window < batch.windows.stop)
+        at = [
+            torch.from_numpy(x[mine]).to(batch.nll_BT.device) for x in (window - batch.windows.start, position, token)
+        ]
+        p = torch.from_numpy(self.followed.p[mine]).to(device)
+        next_BT = batch.tokens_BT[:, 1:, None].to(batch.logits_BTV.device)
+        partition_BT = batch.nll_BT + batch.logits_BTV[:, :-1].gather(-1, next_BT)[..., 0].double()
+        log_q = batch.logits_BTV[at[0], at[1], at[2]].double() - partition_BT[at[0], at[1]]
+        total_B = torch.zeros(len(batch.tokens_BT), dtype=torch.float64, device=device)
+        total_B = total_B.index_add(0, at[0], p * (p.log() - log_q))
+        told_B = torch.from_numpy(self.followed.told[batch.windows].sum(-1)).to(device)
+        return total_B / told_B.clamp(min=1)
+
+    def change(self, intact: Shown, damaged: Shown) -> Change:
+        """Of both."""
+        further = (damaged.values[:, 1] - intact.values[:, 1]).cpu().numpy()
+        return Change(super().change(intact, damaged).windows, float(further.mean()))
+
+    def held(self, target: Target) -> Sequence[Site]:
+        """The residual stream after block 0, if that is where the damage is, or before."""
+        return [Site("residual", 0)] if target.before(0) else []

@@ -1,0 +1,60 @@
+"""Frequency: weights that move all logits towards or away from how often tokens are (arXiv:2406.16254)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esa_ray.host.mapped import in_file
+from esa_ray.interpret.roles.base import Batch, Change, Role, Shown, Target
+from esa_ray.interpret.roles.tables import log_unigram
+from esa_ray.models.observe import Direction, Site
+
+#: Intact logits beyond this many bytes a batch lie in a file.
+LOGIT_BYTES = 1 << 30
+
+
+class Frequency(Role):
+    """Share of the logits' change along u: Σ_t ⟨Δz_t, u⟩² / Σ_t ‖Δz_t − mean‖², between 0 and 1, of each window.
+
+    u is the log-unigram of the calibration text, centred and of length 1. Held: the logits' projection on u.
+    """
+
+    name = "frequency"
+    measured = "share of the logits' change along the centred log-unigram"
+    mediator = "the logits' projection on the centred log-unigram"
+    differentiable = False
+
+    def prepare(self) -> None:
+        """Count tokens."""
+        log_p_V = log_unigram(self.bench.calibration, self.bench.vocabulary)
+        self.direction = Direction.of(torch.from_numpy(log_p_V - log_p_V.mean()).float())
+        self._intact: dict[int, Tensor] = {}
+
+    def keep(self, batch: Batch) -> None:
+        """The logits."""
+        z_BTV = batch.logits_BTV
+        self._intact[batch.windows.start] = in_file(z_BTV) if z_BTV.nbytes > LOGIT_BYTES else z_BTV.clone()
+
+    def values(self, batch: Batch) -> Tensor:
+        """Both sums, along u and of all."""
+        pairs = zip(batch.logits_BTV, self._intact[batch.windows.start], strict=True)
+        return torch.stack([self._sums(now_TV[:-1], before_TV[:-1]) for now_TV, before_TV in pairs])
+
+    def _sums(self, now_TV: Tensor, before_TV: Tensor) -> Tensor:
+        moved_TV = now_TV.float() - before_TV.to(now_TV.device).float()
+        moved_TV = moved_TV - moved_TV.mean(-1, keepdim=True)
+        along_T = moved_TV @ self.direction.unit.to(moved_TV.device)
+        return torch.stack([along_T.double().square().sum(), moved_TV.square().sum(-1).double().sum()])
+
+    def change(self, intact: Shown, damaged: Shown) -> Change:
+        """The share; a window whose logits stay has none."""
+        along, every = damaged.values.double().cpu().numpy().T
+        return Change(np.divide(along, every, out=np.full(len(every), np.nan), where=every != 0))
+
+    def held(self, target: Target) -> Sequence[Site]:
+        """The projection."""
+        return [Site("projection", direction=self.direction)]
