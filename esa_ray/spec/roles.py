@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -86,6 +87,9 @@ class FactSpec(Spec):
     (40, ('subject', 'noise'))
     """
 
+    # A fact is what it says, wherever that stands.
+    origin: ClassVar[frozenset[str]] = frozenset({"sources"})
+
     sources: tuple[str, ...] = Field(default=FACTS, min_length=1)
     limit: int = Field(default=40, ge=1)
     paraphrases: int = Field(default=3, ge=1, le=3)
@@ -98,6 +102,12 @@ class FactSpec(Spec):
     @classmethod
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
+
+    @property
+    def anchored(self) -> FactSpec:
+        """The same with absolute paths: the actors that read files run in other directories."""
+        found = [name if name in FACTS else str(Path(name).expanduser().resolve()) for name in self.sources]
+        return self.model_copy(update={"sources": found})
 
     @model_validator(mode="after")
     def _odd(self) -> FactSpec:
