@@ -19,11 +19,11 @@ import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.models.blocks import stack
+from esa_ray.models.forwards import Forward, fed, hand_through, hidden, replaced
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.offload import reloading
 from esa_ray.models.slots import input_device
 from esa_ray.resume import Resumable
-from esa_ray.resume.forwards import Forward, fed, hand_through, hidden, replaced
 from esa_ray.scoring.precision import reproducible_attention
 from esa_ray.scoring.products import experts_one_by_one
 

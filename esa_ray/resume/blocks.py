@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from esa_ray.errors import EsaError, first_line
 from esa_ray.models.blocks import stack
 from esa_ray.models.exhaustion import out_of_memory
+from esa_ray.models.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.slots import input_device
 from esa_ray.perturb.bits import LAYOUT
 from esa_ray.randomness import rademacher, stream_key
-from esa_ray.resume.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
 from esa_ray.resume.head import LinearHead, linear_head, token_nll
 from esa_ray.resume.recording import Recording
 

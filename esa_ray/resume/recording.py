@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from esa_ray.resume.forwards import hidden
+from esa_ray.models.forwards import hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from esa_ray.models.blocks import stack
+from esa_ray.models.forwards import Forward, give, hand_through, replaced
 from esa_ray.models.modes import eval_mode
-from esa_ray.resume.forwards import Forward, give, hand_through, replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

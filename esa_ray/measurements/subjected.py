@@ -1,0 +1,78 @@
+"""What measurements of roles and of attention share: units are subjects, weights and sets that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from esa_ray.identity import IDENTITY_VERSION, digest
+from esa_ray.interpret.subjects import Subject
+from esa_ray.measurements.registry import Unit
+from esa_ray.measurements.swept import Swept
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from esa_ray.grid import Fingerprints
+    from esa_ray.spec import StudySpec
+    from esa_ray.storage.store import Store
+
+
+def unit_of(subject: Subject) -> Unit:
+    """A subject as a unit."""
+    return Unit(subject.label, (subject.model_dump_json(),))
+
+
+def facts_content(spec: StudySpec) -> dict[str, Any]:
+    """Which facts the role "fact" is measured on, as plain values that leave defaults out."""
+    return {"facts": spec.facts.content()} if spec.facts else {}
+
+
+def subject_of(unit: Unit) -> Subject:
+    """The subject of a unit."""
+    return Subject.model_validate_json(unit.values[0])
+
+
+class Subjected(Swept):
+    """A grid of subjects, the first value of whose units is the subject."""
+
+    def ordered(self, store: Store, units: Sequence[Unit]) -> list[Unit]:
+        """By seed, whose texts are kept, and by the block that passes are resumed from."""
+
+        def key(unit: Unit) -> tuple[int, int]:
+            subject = subject_of(unit)
+            return subject.seed, -1 if subject.layer is None else subject.layer
+
+        return sorted(units, key=key)
+
+    def id_of(self, unit: Unit, spec: StudySpec, found: Fingerprints) -> str:
+        """Model, dtype, text, windows, what is measured and how, and the subject."""
+        return digest(
+            {
+                "version": IDENTITY_VERSION, "measurement": self.name, "model": found.model, "dtype": found.dtype,
+                "data": {"text": found.text, **spec.data.content()}, **self.how(unit, spec),
+                "subject": subject_of(unit).content(),
+            }
+        )  # fmt: skip
+
+    def how(self, unit: Unit, spec: StudySpec) -> dict[str, Any]:
+        """What else its numbers depend on, as plain values that leave defaults out."""
+        assert spec.roles
+        return {name: value for name, value in spec.roles.content().items() if name == "windows"}
+
+    def columns(self, unit: Unit) -> dict[str, Any]:
+        """The subject's."""
+        return subject_of(unit).columns()
+
+
+def or_empty(
+    measured: Callable[[], list[dict[str, Any]]], blank: Sequence[dict[str, Any]] = ({},)
+) -> list[dict[str, Any]]:
+    """What damage came to; ``blank`` rows, "empty", where there is nothing to damage, or it can't be changed."""
+    from esa_ray.interpret.damage import NoSuchSetError
+    from esa_ray.perturb.fixed import UnchangeableError
+
+    try:
+        return measured()
+    except (NoSuchSetError, UnchangeableError) as error:
+        return [row | {"status": "empty", "error": str(error)} for row in blank]

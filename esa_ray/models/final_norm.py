@@ -1,0 +1,126 @@
+"""The norm between a model's last block and its head: what it divides by, seen or changed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from esa_ray.errors import EsaError
+from esa_ray.models.blocks import reads_text, stack
+from esa_ray.models.hooks import entering
+from esa_ray.models.modes import eval_mode
+from esa_ray.models.slots import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from esa_ray.models.attending import Act
+
+
+@dataclass(frozen=True, eq=False)
+class FinalNorm:
+    """A norm y = g·(h − μ)/d + b, where μ is 0 or the mean of h.
+
+    ``dividing(act)`` lets ``act`` see d = √(mean (h − μ)² + ε), float32, (B, T), and say another one.
+    """
+
+    module: nn.Module
+    centred: bool
+    eps: float
+
+    def denominator(self, hidden: Tensor) -> Tensor:
+        """What hidden states (…, H) are divided by: (…)."""
+        hidden = hidden.float()
+        if self.centred:
+            hidden = hidden - hidden.mean(-1, keepdim=True)
+        return (hidden.square().mean(-1) + self.eps).sqrt()
+
+    def divided(self, act: Act, hidden: Tensor, output: Tensor) -> Tensor | None:
+        """What the norm gives of hidden states with what ``act`` says they are divided by; None: as it did."""
+        own = self.denominator(hidden)
+        held = act(own)
+        if held is None:
+            return None
+        bias = self.module.forward(torch.zeros_like(hidden[:1, :1])).float()
+        ratio = (own / held)[..., None]
+        return torch.where(ratio == 1, output, ((output.float() - bias) * ratio + bias).to(output.dtype))
+
+
+def final_norm(model: PreTrainedModel) -> FinalNorm:
+    """Find the norm between the last block and the head, and what it divides by.
+
+    Raises
+    ------
+    EsaError
+        If there is none, or it divides by something else.
+
+    Example
+    -------
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8))
+    >>> final_norm(model).centred
+    True
+    """
+    norm = _last_norm(model)
+    eps = next((float(v) for n in ("variance_epsilon", "eps", "epsilon") if (v := getattr(norm, n, None))), 0.0)
+    probe = torch.linspace(-1, 2, _width(model), device=input_device(model)).square()[None, None]
+    probe = probe.to(next(model.parameters()).dtype)
+    for centred in (False, True):
+        found = FinalNorm(norm, centred, eps)
+        if _divides(found, probe):
+            return found
+    raise EsaError(
+        f"{type(model).__name__}'s final norm ({type(norm).__name__}) divides by neither a root mean square nor a "
+        "standard deviation, so it can't be held; leave the role confidence out"
+    )
+
+
+def _width(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_output_embeddings() or model.get_input_embeddings()
+    return int(embedding.weight.shape[-1])
+
+
+@torch.no_grad()
+def _divides(norm: FinalNorm, probe: Tensor) -> bool:
+    """Whether the norm's outputs, times what it is said to divide by, are linear in what goes in."""
+    bias = norm.module.forward(torch.zeros_like(probe)).float()
+    inputs = [probe, 0.01 * probe, probe + 1, torch.ones_like(probe)]
+    made = [(norm.module.forward(x).float() - bias) * norm.denominator(x)[..., None] for x in inputs]
+    near = 1e-4 if probe.dtype in (torch.float32, torch.float64) else 0.05
+    scale = near * float(made[0].abs().max())
+    linear = torch.allclose(100 * made[1], made[0], near, scale)
+    return linear and torch.allclose(made[2], made[0] + made[3], near, 2 * scale)
+
+
+def _last_norm(model: PreTrainedModel) -> nn.Module:
+    """The one norm outside of the blocks, or of several the last that is called after them."""
+    prefix, blocks = stack(model)
+    there = [
+        module
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower() and not name.startswith(prefix) and reads_text(name)
+    ]
+    if len(there) != 1:
+        called = _called(model, there, blocks[-1])
+        there = called[-1:]
+    if not there:
+        raise EsaError(
+            f"{type(model).__name__} has no norm after its last block, so no denominator; leave the role confidence out"
+        )
+    return there[0]
+
+
+@torch.no_grad()
+def _called(model: PreTrainedModel, modules: list[nn.Module], last: nn.Module) -> list[nn.Module]:
+    """Which of some modules are called after the last block, in that order, found by a pass over two tokens."""
+    calls: list[nn.Module] = []
+    with ExitStack() as hooks:
+        for module in (*modules, last):
+            hooks.enter_context(entering(module, lambda *_, module=module: calls.append(module)))
+        with eval_mode(model):
+            model(torch.zeros(1, 2, dtype=torch.long, device=input_device(model)), use_cache=False)
+    return calls[calls.index(last) + 1 :] if last in calls else []
