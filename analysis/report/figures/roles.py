@@ -49,7 +49,7 @@ def role_matrix(study: Study) -> Chart | None:
     order = table.sort("cost", "rank", descending=[True, False])["name"].unique(maintain_order=True).to_list()
     x = alt.X("role:N", sort=in_order(table["role"]), title=None, axis=alt.Axis(labelAngle=-40, orient="top"))
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
-    colour = alt.Color("at:Q", title="share of the damage that the mediator bears", scale=alt.Scale(
+    colour = alt.Color("at:Q", title="share mediated", scale=alt.Scale(
         domain=[0, 1], scheme="viridis", reverse=True), legend=alt.Legend(format="%", values=[0, 0.5, 1]))  # fmt: skip
     tooltip = ["name", "role", "holds", "rank", *(alt.Tooltip(f, format=".3g") for f in ("mediated", "cost", "q"))]
     base = alt.Chart(table).encode(x=x, y=y, color=colour, tooltip=tooltip)
@@ -128,12 +128,12 @@ def mediated_shares(study: Study) -> Chart | None:
     order = table.sort("role", "at", descending=[False, True])["pair"].to_list()
     looks = named_scales("role", in_order(table["role"]))
     scale = alt.Scale(domain=[-0.25, BEYOND], nice=False)
-    x = alt.X("at:Q", scale=scale, axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
-              title="share of the damage undone by holding the mediator")  # fmt: skip
+    title = "share of the damage undone by holding the mediator"
+    x = alt.X("at:Q", scale=scale, axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]), title=title)
     y = alt.Y("pair:N", sort=order, title=None, axis=alt.Axis(labelLimit=160))
     tooltip = ["name", "role", "holds", alt.Tooltip("mediated", format=".1%")]
     base = alt.Chart(table)
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale, title=x.title), x2="high:Q", y=y,
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q", y=y,
                                                 color=looks["color"])  # fmt: skip
     held = base.transform_filter("datum.holds").mark_point(filled=True, size=60, opacity=1)
     only = base.transform_filter("!datum.holds").mark_point(size=50, strokeWidth=2)
