@@ -98,7 +98,7 @@ class Facts(Swept):
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Ask, corrupt, restore every place."""
-        from esa_ray.interpret.facts import traced
+        from esa_ray.interpret.facts.tracing import traced
 
         assert worker.spec.facts
         fact, facts, seed = fact_of(unit)

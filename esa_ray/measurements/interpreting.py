@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from esa_ray.errors import EsaError
 from esa_ray.interpret.attention import Attending
 from esa_ray.interpret.damage import Damage
-from esa_ray.interpret.facts import fact_prompts
+from esa_ray.interpret.facts.prompts import fact_prompts
 from esa_ray.interpret.facts.sensitivity import sensitivities
 from esa_ray.interpret.roles.bench import Bench
 from esa_ray.interpret.subjects import subjects
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from esa_ray.interpret.facts import FactPrompts
+    from esa_ray.interpret.facts.prompts import FactPrompts
     from esa_ray.measurements.worker import Worker
 
 

@@ -19,6 +19,8 @@ FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+SetName = Literal["row", "col", "neuron", "head"]
+SETS: tuple[SetName, ...] = get_args(SetName)
 #: A head is a sink's where its mean attention to one key exceeds this (Gu et al. 2025, arXiv:2410.10781).
 SINK = 0.3
 #: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).
@@ -50,13 +52,21 @@ class RoleSpec(Spec):
     )
     null_weights: int = Field(default=5, ge=1)
     windows: int = Field(default=8, ge=2)
-    sets: tuple[Literal["row", "col", "neuron", "head"], ...] = ()
+    sets: tuple[SetName, ...] = ()
     attention: bool = True
 
     @field_validator("roles", "edits", "sets")
     @classmethod
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _labels(cls, value: object) -> object:
+        """A damage may be stated by its label."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(PerturbSpec.parse(each) if isinstance(each, str) else each for each in value)
 
     @field_validator("edits")
     @classmethod

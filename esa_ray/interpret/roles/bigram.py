@@ -48,9 +48,8 @@ class Bigram(Role):
         """Mean over tokens whose successors are told of Σ_v p_v (ln p_v − ln q_v), (B,)."""
         window, position, token = self.followed.at.T
         mine = (window >= batch.windows.start) & (window < batch.windows.stop)
-        at = [
-            torch.from_numpy(x[mine]).to(batch.nll_BT.device) for x in (window - batch.windows.start, position, token)
-        ]
+        device, places = batch.nll_BT.device, (window - batch.windows.start, position, token)
+        at = [torch.from_numpy(place[mine]).to(device) for place in places]
         p = torch.from_numpy(self.followed.p[mine]).to(device)
         next_BT = batch.tokens_BT[:, 1:, None].to(batch.logits_BTV.device)
         partition_BT = batch.nll_BT + batch.logits_BTV[:, :-1].gather(-1, next_BT)[..., 0].double()

@@ -1,0 +1,92 @@
+"""A small Llama in which every channel has a meaning, to write circuits into; the rest of its weights is weak noise.
+
+Channels: ``token(v)`` is on where the token is v, ``out(v)`` is read by the head as the logit of v, ``CONST`` is on
+everywhere, and ``FREE`` ones are for whatever a circuit needs. Token 0 begins every window and is never predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCAB, HEADS, HEAD, INNER, BLOCKS, LENGTH = 40, 4, 32, 48, 3, 24
+HIDDEN = HEADS * HEAD
+CONST, FREE = 2 * VOCAB, tuple(range(2 * VOCAB + 1, HIDDEN))
+#: How far a channel that is on lies above the noise of embeddings, and this; what a norm divides by is then known.
+ON, NOISE, WEAK = 2.0, 0.1, 1e-3
+
+
+def token(v: int) -> int:
+    """The channel that says that the token is v."""
+    return v
+
+
+def out(v: int) -> int:
+    """The channel that the head reads as the logit of v."""
+    return VOCAB + v
+
+
+def following(v: int) -> int:
+    """The token after v in the circle of all tokens but the first."""
+    return v % (VOCAB - 1) + 1
+
+
+def canvas(*, theta: float = 1e4, seed: int = 0, length: int = 64) -> LlamaForCausalLM:
+    """The model without any circuit: all it knows is that token 0 doesn't come again."""
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=length, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": theta}, bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0, NOISE if "embed" in name else WEAK)
+    for v in range(VOCAB):
+        model.model.embed_tokens.weight[v, token(v)] += ON
+        model.model.embed_tokens.weight[v, CONST] += ON
+        model.lm_head.weight[v, out(v)] = 1.0
+    model.lm_head.weight[0, CONST] = -3.0
+    return model
+
+
+def neuron(model: LlamaForCausalLM, block: int, number: int, *, when: int, read: int, write: int, size: float) -> None:
+    """A neuron that fires where channel ``when`` is on, as strongly as ``read`` is, and writes to ``write``."""
+    mlp = model.model.layers[block].mlp
+    mlp.gate_proj.weight[number, when] = 1.0
+    mlp.up_proj.weight[number, read] = 0.1
+    mlp.down_proj.weight[write, number] = size
+
+
+def successors(model: LlamaForCausalLM, block: int, *, when: int = CONST, size: float = 0.4) -> None:
+    """Neurons 1 to V − 1, each of which foretells what follows its token, where channel ``when`` is on."""
+    for v in range(1, VOCAB):
+        neuron(model, block, v, when=when, read=token(v), write=out(following(v)), size=size)
+
+
+@torch.no_grad()
+def text(model: LlamaForCausalLM, n: int, *, seed: int, length: int = LENGTH) -> np.ndarray:
+    """Windows (n, length) that the model itself writes: so no damage can lower its loss but by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.zeros(n, 1, dtype=torch.int64)
+    for _ in range(length - 1):
+        p = model(tokens, use_cache=False).logits[:, -1].softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(p, 1, generator=generator)], 1)
+    return tokens.numpy()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model, the weight that was planted in it, and the roles that this has and can't but have."""
+
+    model: LlamaForCausalLM
+    tensor: str
+    component: str
+    row: int
+    col: int
+    roles: frozenset[str]

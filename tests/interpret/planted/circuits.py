@@ -1,0 +1,137 @@
+"""Circuits with one weight that all of them hangs on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tests.interpret.planted.canvas import (
+    CONST,
+    FREE,
+    HEAD,
+    VOCAB,
+    Planted,
+    canvas,
+    neuron,
+    out,
+    successors,
+    token,
+)
+
+
+def spike() -> Planted:
+    """A weight of block 1 writes a spike at the first position; attention spreads it, evenly over what it sees.
+
+    Where the spike is heard of, neurons of block 2 foretell what follows. No key reads the spike's channel.
+    """
+    model, (channel, heard, *_) = canvas(), FREE
+    neuron(model, 1, 0, when=token(0), read=token(0), write=channel, size=16.0)
+    attention = model.model.layers[2].self_attn
+    attention.v_proj.weight[0, channel] = 1.0
+    attention.o_proj.weight[heard, 0] = 1.0
+    successors(model, 2, when=heard)
+    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", channel, 0, frozenset({"spike"}))
+
+
+def sink() -> Planted:
+    """A weight of block 1's keys makes the first one be looked at; whoever looks elsewhere reads what misleads."""
+    model, (misled, *_) = canvas(theta=1e12), FREE
+    attention = model.model.layers[1].self_attn
+    attention.q_proj.weight[HEAD - 1, CONST] = 1.0
+    attention.k_proj.weight[HEAD - 1, token(0)] = 1.5
+    for v in range(1, VOCAB):
+        attention.v_proj.weight[v % HEAD, token(v)] = 1.0
+    for d in range(HEAD):
+        attention.o_proj.weight[out(1 + d), d] = 0.5
+    attention.o_proj.weight[misled, 0] = 0.1
+    successors(model, 0)
+    return Planted(model, "model.layers.1.self_attn.k_proj.weight", "k", HEAD - 1, token(0), frozenset({"sink"}))
+
+
+def confidence() -> Planted:
+    """A weight of block 1 writes to a channel that nothing reads, so large that the final norm divides by it."""
+    model, (unread, *_) = canvas(), FREE
+    successors(model, 0, size=1.2)
+    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=2.0)
+    model.lm_head.weight[:, unread] = 0
+    model.model.layers[2].mlp.gate_proj.weight[:, unread] = 0
+    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", unread, 0, frozenset({"confidence"}))
+
+
+def frequency() -> Planted:
+    """A weight of block 2 writes the same number everywhere, which the head reads as how frequent tokens are."""
+    model, (common, *_) = canvas(), FREE
+    successors(model, 0, size=0.1)
+    log_p = np.log(1 / np.arange(1, VOCAB))
+    model.lm_head.weight[1:, common] += model.lm_head.weight.new_tensor(log_p - log_p.mean())
+    neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.08)
+    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}))
+
+
+def successor(block: int) -> Planted:
+    """A weight of one neuron foretells what follows one token: in block 0 as a bigram table does, too."""
+    model = canvas()
+    successors(model, block)
+    roles = frozenset({"token-specific"} | ({"bigram"} if block == 0 else set()))
+    return Planted(model, f"model.layers.{block}.mlp.down_proj.weight", "down", out(6), 5, roles)
+
+
+#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells one from the next, from 3 on none does.
+THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
+
+
+def codes() -> np.ndarray:
+    """A code of ±1 for each token, of which no two are alike in more than two thirds (V, len(STILL))."""
+    drawn, found = np.random.default_rng(0), []
+    while len(found) < VOCAB:
+        code = drawn.choice([-1.0, 1.0], len(STILL))
+        if all(abs(code @ other) <= len(STILL) / 3 for other in found):
+            found.append(code)
+    return np.array(found)
+
+
+def induction() -> Planted:
+    """A head of block 0 looks at the token before and tells it on; two of block 1 look at what followed last time.
+
+    One weight turns the first head's query to the token before: without it all tokens before are looked at alike.
+    """
+    model, code = canvas(theta=THETA), codes()
+    before, again = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    before.q_proj.weight[TURNING, CONST] = 14.0
+    before.k_proj.weight[TURNING, CONST] = 14.0 * math.cos(10.0**-TURNING)
+    before.k_proj.weight[TURNING + HEAD // 2, CONST] = 14.0 * math.sin(10.0**-TURNING)
+    for i, d in enumerate(STILL):
+        before.o_proj.weight[FREE[i], i] = 0.3
+        for v in range(1, VOCAB):
+            before.v_proj.weight[i, token(v)] = code[v, i] / 6
+            for head in (0, 1):
+                again.q_proj.weight[head * HEAD + d, token(v)] = code[v, i] / 6
+        for head in (0, 1):
+            again.k_proj.weight[head * HEAD + d, FREE[i]] = 4.0
+    for v in range(1, VOCAB):
+        at = v // 32 * HEAD + v % 32
+        again.v_proj.weight[at, token(v)] = 0.2
+        again.o_proj.weight[out(v), at] = 2.0
+    roles = frozenset({"previous-token", "position", "induction"})
+    return Planted(model, "model.layers.0.self_attn.q_proj.weight", "q", TURNING, CONST, roles)
+
+
+#: Tokens of the planted facts: who is asked about, what is asked, and the answers.
+SUBJECTS, RELATION, ANSWERS = (1, 2, 3, 4), 5, (6, 7, 8, 9)
+
+
+def fact() -> Planted:
+    """Neurons of block 1 know an answer for each subject; attention of block 2 tells it where it is asked for.
+
+    It tells answers that stand in the text, too, so that controls need no neuron. The weight is of the first fact.
+    """
+    model = canvas()
+    successors(model, 0, size=0.1)
+    attention = model.model.layers[2].self_attn
+    for i, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True)):
+        neuron(model, 1, i, when=token(subject), read=token(subject), write=FREE[i], size=0.5)
+        attention.v_proj.weight[i, FREE[i]] = 1.0
+        attention.v_proj.weight[i, token(answer)] = 1.0
+        attention.o_proj.weight[out(answer), i] = 1.0
+    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", FREE[0], 0, frozenset({"fact"}))

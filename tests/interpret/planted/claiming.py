@@ -1,0 +1,84 @@
+"""Which roles a planted weight has, by the definitions alone: what its zeroing changes beyond its null, and through what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esa_ray.interpret.roles import Bench, measured, mediated
+from esa_ray.models.addressing import catalogue
+from esa_ray.perturb.edit import perturbed
+from esa_ray.spec import PerturbSpec, RoleSpec
+from tests.interpret.planted.canvas import Planted, text
+
+#: So many weights of the tensor, drawn among the weak ones, are the null; a planted change is to be twice the largest.
+NULL, BEYOND = 12, 2.0
+ZERO = PerturbSpec(kind="zero")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight to be damaged."""
+
+    tensor: str
+    component: str
+    row: int
+    col: int
+    unit: str = "weight"
+    group: str = "super"
+
+
+def bench_of(planted: Planted, **more: Any) -> Bench:
+    """A bench on text that the planted model writes."""
+    windows = {"windows": text(planted.model, 16, seed=1), "calibration": text(planted.model, 64, seed=2)}
+    settings = {"spec": RoleSpec(), "seed": 7, **windows, **more}
+    return Bench(planted.model, catalogue(planted.model), **settings)
+
+
+def zeroed(bench: Bench, weight: Weight):
+    """The weight is zero for the length of a ``with`` block."""
+    at = bench.catalogue[weight.tensor].index(weight.row, weight.col)
+    return perturbed(bench.catalogue, {weight.tensor: np.array([at])}, ZERO, 0)
+
+
+def the_weight(planted: Planted) -> Weight:
+    """The planted one."""
+    return Weight(planted.tensor, planted.component, planted.row, planted.col)
+
+
+def null_of(planted: Planted, bench: Bench) -> list[Weight]:
+    """Weak weights of the same tensor."""
+    tensor, drawn = bench.catalogue[planted.tensor], np.random.default_rng(3)
+    flat = np.flatnonzero(np.abs(tensor.flat_weights().numpy()) < 0.01)
+    at = tensor.locate(drawn.choice(flat, NULL, replace=False))
+    pairs = zip(at["row"].tolist(), at["col"].tolist(), strict=True)
+    return [Weight(planted.tensor, planted.component, row, col, group="matched_k") for row, col in pairs]
+
+
+def by_role(bench: Bench, weight: Weight) -> dict[str, dict[str, Any]]:
+    """Rows by role."""
+    return {row["role"]: row for row in measured(bench, weight, zeroed(bench, weight))}
+
+
+def fraction(bench: Bench, weight: Weight, role: str) -> float:
+    """MF = 1 − ΔNLL(damaged, mediator held)/ΔNLL(damaged), sums over windows; 0 where there is none."""
+    row = mediated(bench, weight, role, zeroed(bench, weight))
+    if row["status"] != "ok" or sum(row["delta_nll"]) <= 0:
+        return 0.0
+    return 1 - sum(row["held_nll"]) / sum(row["delta_nll"])
+
+
+def claimed(bench: Bench, planted: Planted) -> set[str]:
+    """Roles with necessity, their condition, and MF ≥ 0.5."""
+    weight, found = the_weight(planted), set()
+    rows, null = by_role(bench, weight), [by_role(bench, other) for other in null_of(planted, bench)]
+    for role, row in rows.items():
+        if row["status"] != "ok":
+            continue
+        bound = max(abs(other[role].get("change") or 0.0) for other in null)
+        kept = row["condition"] is None or role != "confidence" or row["condition"] >= 0.95
+        if abs(row["change"]) > BEYOND * bound and kept and fraction(bench, weight, role) >= 0.5:
+            found.add(role)
+    return found
