@@ -61,7 +61,9 @@ def most(low: float, high: float, target: float) -> str:
 
 
 def _at(table: pl.DataFrame, first: tuple[str, int]) -> list[dict[str, Any]]:
-    return table.filter((pl.col("edit") == first[0]) & (pl.col("seed") == first[1]) & (pl.col("role") == ANY)).to_dicts()
+    return table.filter(
+        (pl.col("edit") == first[0]) & (pl.col("seed") == first[1]) & (pl.col("role") == ANY)
+    ).to_dicts()
 
 
 def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
@@ -105,7 +107,9 @@ def _stable(studies: Sequence[Study]) -> dict[str, Any]:
     worst = table.sort("kappa").row(0, named=True)
     tried = set(table["over"])
     status = least(worst["kappa_low"], worst["kappa_high"], AGREEMENT)
-    lacking = [name for over, name in (("seed", "seeds"), ("text", "texts"), ("edit", "kinds of damage")) if over not in tried]
+    lacking = [
+        name for over, name in (("seed", "seeds"), ("text", "texts"), ("edit", "kinds of damage")) if over not in tried
+    ]
     why = f"{' and '.join(lacking)} weren't compared" if lacking else None
     return told | {
         "estimate": worst["kappa"], "low": worst["kappa_low"], "high": worst["kappa_high"],

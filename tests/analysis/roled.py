@@ -81,8 +81,18 @@ def mediation_row(told, role, cost, share, rng, converse=None, **columns):
 
 
 def planted(
-    holders, *, leading=40, per=5, roles=("spike", "sink", "frequency"), costs=None, edits=("zero",), seeds=(1,),
-    mediate=True, leak=0.0, truth=0, noise=0,
+    holders,
+    *,
+    leading=40,
+    per=5,
+    roles=("spike", "sink", "frequency"),
+    costs=None,
+    edits=("zero",),
+    seeds=(1,),
+    mediate=True,
+    leak=0.0,
+    truth=0,
+    noise=0,
 ):
     """Rows of ``roles`` and ``mediations``: ``holders[rank][role]`` is the share that the role's mediator bears.
 
