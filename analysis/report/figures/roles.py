@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import altair as alt
 import polars as pl
 
 from analysis.names import unit_name
 from analysis.report.figures.axes import logarithmic
+from analysis.report.figures.attention import head_map
 from analysis.report.figures.style import MANY_COLOURS, Chart, named_scales
 from analysis.roles.assigned import ANY, NONE, assigned, counted
+from analysis.roles.cards import told
 from analysis.roles.damages import primary
 from analysis.roles.stability import role_stability
 from analysis.roles.table import leading, weight_roles
@@ -17,6 +21,8 @@ from esa_ray.spec.roles import ROLES
 
 #: Weights that the matrix of roles shows.
 MOST = 30
+#: Cards that have a picture of attention.
+PICTURED = 6
 #: |MF| beyond this is drawn at its end: a mediator can undo more than all.
 BEYOND = 1.25
 
@@ -140,6 +146,19 @@ def mediated_shares(study: Study) -> Chart | None:
     half = alt.Chart(alt.Data(values=[{"at": 0.5}])).mark_rule(strokeDash=[5, 4], color="#777").encode(x="at:Q")
     points = [part.encode(x=x, y=y, tooltip=tooltip, **looks) for part in (only, held)]
     return alt.layer(half, bars, *points).properties(width="container", height={"step": 16})
+
+
+def _attention_of(number: int) -> Callable[[Study], Chart | None]:
+    def drawn(study: Study) -> Chart | None:
+        cards = told(study)
+        return head_map(study, pl.DataFrame([cards[number].damage]), "sink") if number < len(cards) else None
+
+    drawn.__name__, drawn.__doc__ = f"attention_of_{number + 1}", "What a card's weight does to attention, head by head."
+    return drawn
+
+
+#: Pictures of attention, of the weights whose cards stand first.
+CARD_MAPS = tuple(map(_attention_of, range(PICTURED)))
 
 
 def role_agreement(study: Study) -> Chart | None:

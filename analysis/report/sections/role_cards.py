@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report import figures, wording
+from analysis.report import wording
+from analysis.report.figures.roles import CARD_MAPS
 from analysis.report.parts import Bar, Card, Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.roles import called, damaged_words, ends, mediated_words, place
@@ -18,13 +19,13 @@ COLUMNS = ["<role", "change", "intact", "× matched", "q", "<undone by holding",
            "<holds"]  # fmt: skip
 
 
-@question("roles")
+@question("roles", *CARD_MAPS)
 def role_cards(study: Study) -> Section | None:
     """The leading weights one by one, the costliest first."""
     found = told(study)
     if not found:
         return None
-    cards = [card(t, study) for t in found]
+    cards = [card(t, number) for number, t in enumerate(found, 1)]
     names = [[str(t.damage["rank"]), place(t.damage), cost(t.damage), _share(t), _held(t)] for t in found]
     return Section(
         "role_cards", "What is the weight that costs the most?", f"{cards[0].title}: {cards[0].answer}",
@@ -38,29 +39,24 @@ def role_cards(study: Study) -> Section | None:
     )  # fmt: skip
 
 
-def card(t: Told, study: Study) -> Card:
-    """The card of one weight."""
+def card(t: Told, number: int) -> Card:
+    """The card of one weight; the first few have a picture of attention."""
     r = t.damage
     shown = [x for x in t.roles if x["mediated"] is not None]
     bars = [Bar(x["role"], x["mediated"], mediated_words(x), sure=bool(x["holds"])) for x in shown]
+    picture = Figure(
+        f"attention_of_{number}", "Change of attention to the first key by block and head",
+        "What its damage changes of attention to the first key, by block and head.",
+    )  # fmt: skip
     return Card(
         f"weight-{r['rank']}", place(r), [called(x["role"]) for x in t.held] or [_unheld(t)], answer(t), _facts(t), bars,
         "Share of the damage that holding the role's mediator undoes" if bars else "",
-        [Table(COLUMNS, [_row(x) for x in t.roles], "Roles")], _pictures(t), _texts(t),
+        [Table(COLUMNS, [_row(x) for x in t.roles], "Roles")], [picture] if number <= len(CARD_MAPS) else [], _texts(t),
     )  # fmt: skip
 
 
 def _unheld(t: Told) -> str:
     return "unassigned" if t.counts else "costs nothing that could be told"
-
-
-def _pictures(t: Told) -> list[Figure]:
-    """What attention does without it, of the weights that have a picture of it."""
-    name = f"attention_of_{t.damage['rank']}"
-    if name not in figures.FIGURES:
-        return []
-    return [Figure(name, "Change of attention by block and head", "What its damage changes of attention, by block and "
-                   "head.")]  # fmt: skip
 
 
 def cost(r: dict[str, Any]) -> str:
