@@ -79,7 +79,13 @@ def traced(study: Study) -> pl.DataFrame:
     facts = table.group_by(*keys, "fact", maintain_order=True).agg(pl.col("effect").mean(), pl.col("taken").mean())
     rows = [dict(zip(keys, key, strict=True)) | _share(mine) for key, mine in facts.group_by(keys, maintain_order=True)]
     found = pl.DataFrame(rows, schema=TRACED)
-    return found.sort(_order("corruption", CORRUPTIONS), "restored", _order("sublayer", SUBLAYERS), _order("position", POSITIONS), "block")
+    return found.sort(
+        _order("corruption", CORRUPTIONS),
+        "restored",
+        _order("sublayer", SUBLAYERS),
+        _order("position", POSITIONS),
+        "block",
+    )
 
 
 def _order(column: str, values: tuple[str, ...]) -> pl.Expr:
@@ -132,7 +138,9 @@ def consistency(study: Study) -> pl.DataFrame:
             "high": float(high), "others": float(np.nanmean(others)),
             "same_peak": float(np.mean([_same_peak(a, b) for a, b in every])),
         })  # fmt: skip
-    return pl.DataFrame(rows, schema=CONSISTENT).sort(_order("corruption", CORRUPTIONS), "restored", _order("sublayer", SUBLAYERS))
+    return pl.DataFrame(rows, schema=CONSISTENT).sort(
+        _order("corruption", CORRUPTIONS), "restored", _order("sublayer", SUBLAYERS)
+    )
 
 
 Map = dict[tuple[str, int], float]

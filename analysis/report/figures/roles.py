@@ -8,8 +8,8 @@ import altair as alt
 import polars as pl
 
 from analysis.names import unit_name
-from analysis.report.figures.axes import logarithmic
 from analysis.report.figures.attention import head_map
+from analysis.report.figures.axes import logarithmic
 from analysis.report.figures.style import MANY_COLOURS, Chart, named_scales
 from analysis.roles.assigned import ANY, NONE, assigned, counted
 from analysis.roles.cards import told
@@ -113,7 +113,9 @@ def necessary_changes(study: Study) -> Chart | None:
     base = alt.Chart(lead).encode(x=x, y=y, tooltip=["name", "role", "rank", alt.Tooltip("times", format=".3g"),
                                                       alt.Tooltip("q", format=".2g")])  # fmt: skip
     plain = base.transform_filter("!datum.necessary").mark_point(size=36, color="#777", opacity=0.7)
-    found = base.transform_filter("datum.necessary").mark_point(filled=True, size=50, color=MANY_COLOURS[0], opacity=0.9)
+    found = base.transform_filter("datum.necessary").mark_point(
+        filled=True, size=50, color=MANY_COLOURS[0], opacity=0.9
+    )
     return alt.layer(band, plain, found).properties(width="container", height={"step": 30})
 
 
@@ -128,8 +130,10 @@ def mediated_shares(study: Study) -> Chart | None:
         at=pl.col("mediated").clip(-0.25, BEYOND), low=pl.col("mediated_low").fill_null(-0.25).clip(-0.25, BEYOND),
         high=pl.col("mediated_high").fill_null(BEYOND).clip(-0.25, BEYOND),
     )  # fmt: skip
-    table = table.sort("cost", descending=True).head(2 * MOST).select(
-        "name", "pair", "role", "at", "low", "high", "mediated", "holds", "rank"
+    table = (
+        table.sort("cost", descending=True)
+        .head(2 * MOST)
+        .select("name", "pair", "role", "at", "low", "high", "mediated", "holds", "rank")
     )
     order = table.sort("role", "at", descending=[False, True])["pair"].to_list()
     looks = named_scales("role", in_order(table["role"]))
@@ -153,7 +157,10 @@ def _attention_of(number: int) -> Callable[[Study], Chart | None]:
         cards = told(study)
         return head_map(study, pl.DataFrame([cards[number].damage]), "sink") if number < len(cards) else None
 
-    drawn.__name__, drawn.__doc__ = f"attention_of_{number + 1}", "What a card's weight does to attention, head by head."
+    drawn.__name__, drawn.__doc__ = (
+        f"attention_of_{number + 1}",
+        "What a card's weight does to attention, head by head.",
+    )
     return drawn
 
 
@@ -163,8 +170,10 @@ CARD_MAPS = tuple(map(_attention_of, range(PICTURED)))
 
 def role_agreement(study: Study) -> Chart | None:
     """Cohen's κ of two seeds' or two kinds of damage's assignments, with 95% intervals."""
-    table = role_stability(study).drop_nulls("kappa").with_columns(
-        pair=pl.format("{} / {}", pl.col("one"), pl.col("other"))
+    table = (
+        role_stability(study)
+        .drop_nulls("kappa")
+        .with_columns(pair=pl.format("{} / {}", pl.col("one"), pl.col("other")))
     )
     if table.is_empty():
         return None
@@ -177,7 +186,10 @@ def role_agreement(study: Study) -> Chart | None:
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("kappa_low:Q", scale=scale, title="Cohen's κ"),
                                                 x2="kappa_high:Q", y=y, color=looks["color"])  # fmt: skip
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=x, y=y, tooltip=["pair", "of", alt.Tooltip("kappa", format=".2f"), alt.Tooltip("jaccard", format=".2f")], **looks
+        x=x,
+        y=y,
+        tooltip=["pair", "of", alt.Tooltip("kappa", format=".2f"), alt.Tooltip("jaccard", format=".2f")],
+        **looks,
     )
     goal = alt.Chart(alt.Data(values=[{"at": 0.7}])).mark_rule(strokeDash=[5, 4], color="#777").encode(x="at:Q")
     return alt.layer(goal, bars, points).properties(width="container", height={"step": 20})

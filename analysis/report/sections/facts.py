@@ -55,7 +55,16 @@ def facts_traced(study: Study) -> Section | None:
          str(r["facts"])]
         for r in _highest(table)
     ]  # fmt: skip
-    columns = ["<corruption", "restored blocks", "<sub-layer", "<position", "block", "<share given back", "logits", "facts"]
+    columns = [
+        "<corruption",
+        "restored blocks",
+        "<sub-layer",
+        "<position",
+        "block",
+        "<share given back",
+        "logits",
+        "facts",
+    ]
     return Section(
         "facts_traced", "Where do facts come back?", _where(table),
         "Causal tracing (Meng et al. 2022): the subject of a prompt is corrupted, by another subject of the same type and "
@@ -88,7 +97,9 @@ def _where(table: pl.DataFrame) -> str:
             f"{name} {wording.percent(r['share'])} {ends(r['low'], r['high'])} at the {NAMES.get(r['position'], '')} in "
             f"block {r['block']}" for name, r in best.items()
         )  # fmt: skip
-        words.append(f"With {CORRUPTED[str(corruption)]}, restoring one state gives back the most of the answer at: {said}.")
+        words.append(
+            f"With {CORRUPTED[str(corruption)]}, restoring one state gives back the most of the answer at: {said}."
+        )
     return " ".join(words)
 
 

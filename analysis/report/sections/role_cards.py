@@ -63,7 +63,9 @@ def cost(r: dict[str, Any]) -> str:
     """What a damage costs, with its interval."""
     if r["cost"] == float("inf"):
         return "the loss isn't finite"
-    return wording.signed(r["cost"]) + ("" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}")
+    return wording.signed(r["cost"]) + (
+        "" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}"
+    )
 
 
 def _share(t: Told) -> str:

@@ -86,7 +86,9 @@ def _agree(table: pl.DataFrame) -> str:
             r = mine.row(0, named=True)
             least = f" at the least (of {len(mine)} pairs)" if len(mine) > 1 else ""
             of = "" if r["of"] == "roles" else ", of necessity alone"
-            words.append(f"{name} agree with κ {wording.within(r['kappa'], r['kappa_low'], r['kappa_high'])}{least}{of}")
+            words.append(
+                f"{name} agree with κ {wording.within(r['kappa'], r['kappa_low'], r['kappa_high'])}{least}{of}"
+            )
     said = "; ".join(words)
     return f"{said[:1].upper()}{said[1:]}."
 

@@ -93,11 +93,11 @@ def roles_held(study: Study) -> Section | None:
                 "bears."),
          Figure("role_counts", "Share of the weights and of the damage by role; numbers in the table",
                 "Share of the leading weights, and of the damage, by role, with 95% intervals. Roles overlap.")],
-        [Table(columns, [_row(r) for r in _ordered(table)])],
+        [Table(columns, [_row(r) for r in ordered(table)])],
     )  # fmt: skip
 
 
-def _ordered(table: pl.DataFrame) -> list[dict[str, Any]]:
+def ordered(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Roles by how many hold them; all together first, none last."""
     last = pl.col("role") == NONE
     return table.sort(last, pl.col("role") != ANY, -pl.col("weights"), "role").to_dicts()
@@ -254,5 +254,7 @@ def _through(found: pl.DataFrame) -> str:
     most = told.filter("holds").sort("mediated", descending=True)
     if len(most):
         r = most.row(0, named=True)
-        words.append(f"Most of all in {place(r)}: {r['mediator']} bears {mediated_words(r)} of its damage ({r['role']}).")
+        words.append(
+            f"Most of all in {place(r)}: {r['mediator']} bears {mediated_words(r)} of its damage ({r['role']})."
+        )
     return " ".join(words)
