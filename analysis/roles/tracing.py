@@ -168,11 +168,11 @@ def _same_peak(a: Map, b: Map) -> bool:
 
 @lru_cache(maxsize=8)
 def traced_sensitivity(study: Study) -> pl.DataFrame:
-    """One row per corruption, number of restored blocks, sub-layer and position: is the model sensitive where facts are?
+    """One row per corruption, number of restored blocks, sub-layer and position: is it sensitive where facts are?
 
-    Spearman's ρ, over places (block × sub-layer), of what restoring the place gives back with the sensitivity Σ|g·w| of
-    the place's last matrix; the sub-layers apart and together, position by position and at the position that gives back
-    most. The 95% interval is a bootstrap over facts and blocks at once: places of a block are drawn together.
+    Spearman's ρ, over places (block × sub-layer), of what restoring the place gives back with the sensitivity Σ|g·w|
+    of the place's last matrix; the sub-layers apart and together, position by position and at the position that gives
+    back most. The 95% interval is a bootstrap over facts and blocks at once: places of a block are drawn together.
     """
     table = traced_effects(study)
     rows = []

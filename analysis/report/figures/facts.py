@@ -57,7 +57,7 @@ TRACING_MAPS = tuple(_maps(corruption) for corruption in CORRUPTIONS)
 
 
 def traced_places(study: Study) -> Chart | None:
-    """Sensitivity of a place's last matrix against what restoring the place gives back, a point a block and sub-layer."""
+    """Sensitivity of a place's last matrix against what restoring the place gives back, a point a place."""
     table = place_means(study)
     if len(table) < 3:
         return None
