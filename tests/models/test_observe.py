@@ -1,5 +1,9 @@
 """What is seen in forward passes, against transformers' own outputs and caches, and against formulas."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -134,6 +138,26 @@ def test_a_model_with_weights_away_shows_what_the_whole_one_does(where, tmp_path
             found = logits(away)
         with holding(whole, [hold]):
             assert torch.equal(found, logits(whole)), hold.site
+
+
+def test_a_model_that_was_looked_at_is_let_go_of():
+    model = copy.deepcopy(tiny())
+    seen_in(model, Site("neurons", 0), Site("patterns", 0), Site("denominator"), Site("logits"))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_whose_modules_are_other_ones_is_looked_at_anew():
+    model, other = tiny(), tiny(seed=1)
+    seen_in(model, Site("ffn", 1))
+    model.model.layers[1].mlp = other.model.layers[1].mlp
+    after, before, attention, ffn = (
+        seen_in(model, site)[0]
+        for site in (Site("residual", 1), Site("residual", 0), Site("attention", 1), Site("ffn", 1))
+    )
+    torch.testing.assert_close(before + attention + ffn, after, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
