@@ -12,17 +12,15 @@ from torch import Tensor, nn
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.attending import Act, attending, attention_of
+from esa_ray.models.attending import Act, attending, attention_of, own_modules
 from esa_ray.models.blocks import stack
 from esa_ray.models.final_norm import FinalNorm, final_norm
-from esa_ray.models.forwards import hidden, idle
+from esa_ray.models.forwards import catching, hidden, idle
 from esa_ray.models.hooks import entering, leaving, state_of, with_state
 from esa_ray.models.sites import ATTENTION, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from esa_ray.models.tensors import WeightTensor
 
 #: Sub-layer → the component whose output is all that it gives.
 LAST = {"attention": "o", "mixer": "mixer_out", "ffn": "down"}
@@ -42,9 +40,24 @@ class Places:
     def __init__(self, model: PreTrainedModel):
         self.name = type(model).__name__
         self.blocks = stack(model)[1]
-        #: To tell whether the model still has the modules that it was looked through with.
-        self.modules = list(model.modules())
-        self._last = cache(partial(_last_matrices, catalogue(model)))
+        self._modules = _inner(model)
+        self._tensors = catalogue(model).tensors
+        self._last = cache(self._owners)
+        self.attention = cache(self._attention)
+        self._norm: FinalNorm | None = None
+
+    def still_of(self, model: PreTrainedModel) -> bool:
+        """Whether the model has the modules that it was looked through with."""
+        return self._modules == _inner(model)
+
+    def norm(self, model: PreTrainedModel) -> FinalNorm:
+        """The final norm."""
+        if self._norm is None:
+            self._norm = final_norm(model)
+        return self._norm
+
+    def _attention(self, layer: int) -> nn.Module:
+        return attention_of(self.block(layer), f"block {layer} of {self.name}")
 
     def block(self, layer: int) -> nn.Module:
         """A block by its number."""
@@ -60,8 +73,8 @@ class Places:
         EsaError
             If the block has no such sub-layer, or what it gives is the sum of several.
         """
-        owners = {slot.owner: t for t in self._last(layer, part) for slot in t.slots}
-        if len(owners) != 1 or any(t.experts for t in owners.values()):
+        owners = self._last(layer, part)
+        if len(owners) != 1 or any(owners.values()):
             why = "sums up several matrices there" if owners else "has none"
             raise EsaError(f"{self.name} can't show the {part} of block {layer}: it {why}; ask for the residual stream")
         return next(iter(owners))
@@ -74,39 +87,50 @@ class Places:
         EsaError
             If there is none.
         """
-        mine = self._last(layer, part)
-        if len(mine) == 1 and not mine[0].experts:
-            return self.matrix(layer, part)
-        others = [t for other in LAST if other != part for t in self._last(layer, other)]
-        block = self.block(layer)
-        for name, module in block.named_modules():
-            inside = set(module.modules())
-            if name and all(_in(t, inside) for t in mine) and not any(_in(t, inside) for t in others) and mine:
-                return module
-        return self.matrix(layer, part)  # which says why not
+        mine = set(self._last(layer, part))
+        others = {owner for other in LAST if other != part for owner in self._last(layer, other)}
+        if len(mine) > 1 or any(self._last(layer, part).values()):
+            for name, module in self.block(layer).named_modules():
+                inside, listed = set(module.modules()), isinstance(module, nn.ModuleList | nn.ModuleDict)
+                if name and not listed and mine <= inside and not others & inside:
+                    return module
+        return self.matrix(layer, part)  # which says why not, where it is none
 
-
-def _in(tensor: WeightTensor, modules: set[nn.Module]) -> bool:
-    return tensor.slots[0].owner in modules
-
-
-def _last_matrices(found: Any, layer: int, part: str) -> list[WeightTensor]:
-    return [t for t in found.tensors if t.layer == layer and any(p.component == LAST[part] for p in t.parts)]
+    def _owners(self, layer: int, part: str) -> dict[nn.Module, bool]:
+        """The modules in a block that own a sub-layer's last matrices, and whether these are of experts."""
+        inside = set(own_modules(self.block(layer)).values())
+        return {
+            slot.owner: tensor.experts or tensor.expert is not None
+            for tensor in self._tensors
+            if any(p.component == LAST[part] for p in tensor.parts)
+            for slot in tensor.slots
+            if slot.owner in inside
+        }
 
 
 _known: WeakKeyDictionary[nn.Module, Places] = WeakKeyDictionary()
-_norms: WeakKeyDictionary[nn.Module, FinalNorm] = WeakKeyDictionary()
 
 
-def _places(model: PreTrainedModel) -> Places:
+def _inner(model: nn.Module) -> list[nn.Module]:
+    """All modules but the model itself, which nothing that is kept may keep alive."""
+    return list(model.modules())[1:]
+
+
+def places(model: PreTrainedModel) -> Places:
+    """Where a model's sites are, looked for anew where its modules aren't those of the last time.
+
+    Raises
+    ------
+    EsaError
+        If the model has no one list of blocks.
+    """
     found = _known.get(model)
-    if found is None or found.modules != list(model.modules()):
+    if found is None or not found.still_of(model):
         found = _known[model] = Places(model)
-        _norms.pop(model, None)
     return found
 
 
-def watch(model: PreTrainedModel, site: Site, *, held: bool) -> Watch:
+def watch(model: PreTrainedModel, where: Places, site: Site, *, held: bool) -> Watch:
     """What lets a function see, or change, all that stands at the place of a site, whatever its index.
 
     ``held`` says that it is changed: a block that only hands through then raises, as nothing would be held there.
@@ -116,22 +140,21 @@ def watch(model: PreTrainedModel, site: Site, *, held: bool) -> Watch:
     EsaError
         If the model has no such place.
     """
-    places = _places(model)
+    if site.kind == "denominator":
+        return where.norm(model).dividing
     if site.layer is None:
-        return _at_end(model, site)
+        return partial(_logits, model, site, held)
     if site.kind == "residual":
         first = site.layer == -1
-        block = places.block(0 if first else site.layer)
+        block = where.block(0 if first else site.layer)
         return partial(_entered if first else _left, block, held)
-    block = places.block(site.layer)
     if site.kind in ATTENTION:
-        module = attention_of(block, f"block {site.layer} of {places.name}")
-        watched: Callable = partial(attending, module, site.kind)
+        watched: Callable = partial(attending, where.attention(site.layer), site.kind)
     elif site.kind == "neurons":
-        watched = partial(_input, places.matrix(site.layer, "ffn"))
+        watched = partial(_input, where.matrix(site.layer, "ffn"))
     else:
-        watched = partial(_output, places.sublayer(site.layer, site.kind))
-    return partial(_inside, block, held, watched)
+        watched = partial(_output, where.sublayer(site.layer, site.kind))
+    return partial(_inside, where.block(site.layer), held, watched)
 
 
 @contextmanager
@@ -206,23 +229,13 @@ def _output(module: nn.Module, act: Act) -> Iterator[None]:
         yield
 
 
-def _at_end(model: PreTrainedModel, site: Site) -> Watch:
-    if site.kind == "denominator":
-        norm = _norms.get(model) or final_norm(model)
-        _norms[model] = norm
-        return partial(_divided, norm)
-    return partial(_logits, model, site)
-
-
 @contextmanager
-def _divided(norm: FinalNorm, act: Act) -> Iterator[None]:
-    with leaving(norm.module, lambda args, kwargs, output: norm.divided(act, hidden(args, kwargs), output)):
-        yield
-
-
-@contextmanager
-def _logits(model: PreTrainedModel, site: Site, act: Act) -> Iterator[None]:
+def _logits(model: PreTrainedModel, site: Site, held: bool, act: Act) -> Iterator[None]:
     def see(_: tuple, __: dict, output: Any) -> Any:
+        if catching(model.get_output_embeddings()):
+            if held:
+                raise ValueError("logits are held, but this pass makes none: measure it with head_shortcut=False")
+            return output
         new = act(output.logits) if site.direction is None else _projected(site.direction.unit, act, output.logits)
         if new is not None:
             output.logits = new
@@ -238,6 +251,3 @@ def _projected(unit: Tensor, act: Act, logits: Tensor) -> Tensor | None:
     own = logits @ unit
     held = act(own)
     return None if held is None else logits + (held - own)[..., None] * unit
-
-
-__all__ = ["LAST", "Places", "Watch", "watch"]
