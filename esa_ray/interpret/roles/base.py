@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from esa_ray.interpret.roles.bench import Bench
     from esa_ray.spec.roles import RoleName
 
-__all__ = ["Batch", "Change", "Empty", "Place", "Role", "Shown", "Target", "patterns_from", "ratio"]
+__all__ = ["Batch", "Change", "Empty", "Place", "Role", "Shown", "Target", "patterns_from"]
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,3 @@ class Role(ABC):
 def patterns_from(heads: Heads, target: Target) -> list[Site]:
     """The attention of some heads as far as damage of a target reaches it."""
     return [Site("patterns", block, index=mine) for block, mine in sorted(heads.items()) if target.before(block)]
-
-
-def ratio(values_BX: Tensor, mask_BX: Tensor) -> Tensor:
-    """Mean of what a mask takes of each row; 0 where it takes nothing.
-
-    >>> ratio(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, True], [False, False]])).tolist()
-    [2.0, 0.0]
-    """
-    weight = mask_BX.to(values_BX)
-    return (values_BX * weight).sum(-1) / weight.sum(-1).clamp(min=1)

@@ -47,6 +47,7 @@ def canvas(*, theta: float = 1e4, seed: int = 0, length: int = 64) -> LlamaForCa
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.normal_(0, NOISE if "embed" in name else WEAK)
+    model.model.embed_tokens.weight[:, :VOCAB] = 0  # so that a neuron of one token is off at all others
     for v in range(VOCAB):
         model.model.embed_tokens.weight[v, token(v)] += ON
         model.model.embed_tokens.weight[v, CONST] += ON
@@ -63,9 +64,11 @@ def neuron(model: LlamaForCausalLM, block: int, number: int, *, when: int, read:
     mlp.down_proj.weight[write, number] = size
 
 
-def successors(model: LlamaForCausalLM, block: int, *, when: int = CONST, size: float = 0.4) -> None:
-    """Neurons 1 to V − 1, each of which foretells what follows its token, where channel ``when`` is on."""
-    for v in range(1, VOCAB):
+def successors(
+    model: LlamaForCausalLM, block: int, *, when: int = CONST, size: float = 0.4, but: int | None = None
+) -> None:
+    """Neurons 1 to V − 1, each of which foretells what follows its token, where channel ``when`` is on; without one."""
+    for v in set(range(1, VOCAB)) - {but}:
         neuron(model, block, v, when=when, read=token(v), write=out(following(v)), size=size)
 
 

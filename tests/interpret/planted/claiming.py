@@ -10,11 +10,12 @@ import numpy as np
 from esa_ray.interpret.roles import Bench, measured, mediated
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed
-from esa_ray.spec import PerturbSpec, RoleSpec
+from esa_ray.spec import PerturbSpec
+from esa_ray.spec.roles import RANKS_KEPT, SIDES, RoleSpec
 from tests.interpret.planted.canvas import Planted, text
 
 #: So many weights of the tensor, drawn among the weak ones, are the null; a planted change is to be twice the largest.
-NULL, BEYOND = 12, 2.0
+NULL, BEYOND = 8, 2.0
 ZERO = PerturbSpec(kind="zero")
 
 
@@ -32,7 +33,7 @@ class Weight:
 
 def bench_of(planted: Planted, **more: Any) -> Bench:
     """A bench on text that the planted model writes."""
-    windows = {"windows": text(planted.model, 16, seed=1), "calibration": text(planted.model, 64, seed=2)}
+    windows = {"windows": text(planted.model, 12, seed=1), "calibration": text(planted.model, 64, seed=2)}
     settings = {"spec": RoleSpec(), "seed": 7, **windows, **more}
     return Bench(planted.model, catalogue(planted.model), **settings)
 
@@ -78,7 +79,8 @@ def claimed(bench: Bench, planted: Planted) -> set[str]:
         if row["status"] != "ok":
             continue
         bound = max(abs(other[role].get("change") or 0.0) for other in null)
-        kept = row["condition"] is None or role != "confidence" or row["condition"] >= 0.95
-        if abs(row["change"]) > BEYOND * bound and kept and fraction(bench, weight, role) >= 0.5:
+        necessary = abs(row["change"]) > BEYOND * bound and SIDES[role] * row["change"] >= 0
+        kept = role != "confidence" or row["condition"] >= RANKS_KEPT
+        if necessary and kept and fraction(bench, weight, role) >= 0.5:
             found.add(role)
     return found
