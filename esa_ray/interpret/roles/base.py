@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from esa_ray.interpret.roles.intact import Empty, Heads
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from esa_ray.interpret.roles.bench import Bench
     from esa_ray.spec.roles import RoleName
 
-__all__ = ["Batch", "Change", "Empty", "Place", "Role", "Shown", "Target", "patterns_from"]
+__all__ = ["Batch", "Change", "Empty", "Place", "Role", "Shown", "Target", "patterns_from", "rounding"]
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,12 @@ class Role(ABC):
 def patterns_from(heads: Heads, target: Target) -> list[Site]:
     """The attention of some heads as far as damage of a target reaches it."""
     return [Site("patterns", block, index=mine) for block, mine in sorted(heads.items()) if target.before(block)]
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Up to so much, relative or in nats, rounding alone changes numbers near 1.
+
+    >>> rounding(torch.float32) < 1e-6 < rounding(torch.bfloat16)
+    True
+    """
+    return 8 * torch.finfo(dtype).eps

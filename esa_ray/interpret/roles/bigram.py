@@ -37,9 +37,7 @@ class Bigram(Role):
         losses, _ = self.bench.of("evaluation").text.intact(None)
         self._weights = contrast(self.followed.predicted, losses)
         if not self.valid.any():
-            raise Empty(
-                "in no evaluation window are there tokens that the calibration text's bigrams foretell, and others as sure"
-            )
+            raise Empty("no evaluation window has tokens that the calibration's bigrams foretell, and others as sure")
 
     @property
     def valid(self) -> np.ndarray:

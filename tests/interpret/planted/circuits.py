@@ -20,7 +20,7 @@ from tests.interpret.planted.canvas import (
     token,
 )
 
-#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells one from the next, from 3 on none does.
+#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells neighbours apart, pairs from 3 don't.
 THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
 
 
@@ -56,7 +56,7 @@ def confidence() -> Planted:
     """A weight of block 1 writes to a channel that nothing reads, so large that the final norm divides by it."""
     model, (unread, *_) = canvas(), FREE
     successors(model, 0, size=0.3)
-    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=1.0)
+    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=0.7)
     model.lm_head.weight[:, unread] = 0
     model.model.layers[2].mlp.gate_proj.weight[:, unread] = 0
     return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", unread, 0, frozenset({"confidence"}))
@@ -76,20 +76,22 @@ def frequency() -> Planted:
     log_p = np.log(COUNTS + 1)
     model.lm_head.weight[:, common] = 4 * model.lm_head.weight.new_tensor(log_p - log_p.mean())
     neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.02)
-    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}))
+    written = np.repeat(np.arange(VOCAB), COUNTS)[None]
+    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}), written)
 
 
 def bigram() -> Planted:
-    """A weight of block 0 foretells what mostly follows one token; its neuron also knows what follows it next to that.
+    """A weight of block 0 foretells what follows one token in a text; its neuron foretells another as surely.
 
-    So it does for all tokens: by tables of pairs the second is not foretold, and is as sure in the model.
+    So it is of all tokens, so that foretold ones are not surer than the rest.
     """
     model = canvas()
     successors(model, 0)
     down = model.model.layers[0].mlp.down_proj.weight
     for v in range(1, VOCAB):
-        down[out(following(following(v))), v] = 0.35
-    return Planted(model, "model.layers.0.mlp.down_proj.weight", "down", out(6), 5, frozenset({"bigram"}))
+        down[out(following(following(v))), v] = 0.4
+    circle = np.tile(np.arange(1, VOCAB), 3)[None]
+    return Planted(model, "model.layers.0.mlp.down_proj.weight", "down", out(6), 5, frozenset({"bigram"}), circle)
 
 
 def specific() -> Planted:

@@ -1,4 +1,4 @@
-"""Which roles a planted weight has, by the definitions alone: what its zeroing changes beyond its null, and through what."""
+"""Which roles a planted weight has, by the definitions alone: what zeroing changes beyond the null, through what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esa_ray.spec.roles import RANKS_KEPT, SIDES, RoleSpec
 from tests.interpret.planted.canvas import Planted, text
 
 #: So many weights of the tensor, drawn among the weak ones, are the null; a planted change is to be twice the largest.
-NULL, BEYOND = 8, 2.0
+NULL, BEYOND = 6, 2.0
 ZERO = PerturbSpec(kind="zero")
 
 
@@ -33,9 +33,9 @@ class Weight:
 
 def bench_of(planted: Planted, **more: Any) -> Bench:
     """A bench on text that the planted model writes."""
-    windows = {"windows": text(planted.model, 12, seed=1), "calibration": text(planted.model, 64, seed=2)}
-    settings = {"spec": RoleSpec(), "seed": 7, **windows, **more}
-    return Bench(planted.model, catalogue(planted.model), **settings)
+    calibration = text(planted.model, 64, seed=2) if planted.calibration is None else planted.calibration
+    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 8, seed=1), **more}
+    return Bench(planted.model, catalogue(planted.model), calibration=calibration, **settings)
 
 
 def zeroed(bench: Bench, weight: Weight):
@@ -52,7 +52,7 @@ def the_weight(planted: Planted) -> Weight:
 def null_of(planted: Planted, bench: Bench) -> list[Weight]:
     """Weak weights of the same tensor."""
     tensor, drawn = bench.catalogue[planted.tensor], np.random.default_rng(3)
-    flat = np.flatnonzero(np.abs(tensor.flat_weights().numpy()) < 0.01)
+    flat = np.flatnonzero(np.abs(tensor.flat_weights().numpy()) < 0.03)
     at = tensor.locate(drawn.choice(flat, NULL, replace=False))
     pairs = zip(at["row"].tolist(), at["col"].tolist(), strict=True)
     return [Weight(planted.tensor, planted.component, row, col, group="matched_k") for row, col in pairs]
@@ -78,7 +78,7 @@ def claimed(bench: Bench, planted: Planted) -> set[str]:
     for role, row in rows.items():
         if row["status"] != "ok":
             continue
-        bound = max(abs(other[role].get("change") or 0.0) for other in null)
+        bound = max(abs(other[role]["change"]) for other in null if other[role]["status"] == "ok")
         necessary = abs(row["change"]) > BEYOND * bound and SIDES[role] * row["change"] >= 0
         kept = role != "confidence" or row["condition"] >= RANKS_KEPT
         if necessary and kept and fraction(bench, weight, role) >= 0.5:
