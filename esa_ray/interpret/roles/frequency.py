@@ -47,11 +47,9 @@ class Frequency(Role):
     def _sums(self, now_TV: Tensor, before_TV: Tensor) -> Tensor:
         moved_TV = now_TV.float() - before_TV.to(now_TV.device).float()
         moved_TV = moved_TV - moved_TV.mean(-1, keepdim=True)
-        along_T = moved_TV @ self.direction.unit.to(moved_TV.device)
+        along = (moved_TV @ self.direction.unit.to(moved_TV.device)).double().square().sum()
         error = rounding(now_TV.dtype) ** 2 * before_TV.float().square().sum(-1).double().sum()
-        return torch.stack(
-            [along_T.double().square().sum(), moved_TV.square().sum(-1).double().sum(), error.to(along_T.device)]
-        )
+        return torch.stack([along, moved_TV.square().sum(-1).double().sum(), error.to(along.device)])
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
         """The share; a window whose logits change by no more than rounding has none."""

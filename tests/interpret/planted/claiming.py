@@ -78,7 +78,8 @@ def claimed(bench: Bench, planted: Planted) -> set[str]:
     for role, row in rows.items():
         if row["status"] != "ok":
             continue
-        bound = max(abs(other[role]["change"]) for other in null if other[role]["status"] == "ok")
+        # Of a null whose damage is all rounding there is no share to compare with, and so no claim.
+        bound = max((abs(other[role]["change"]) for other in null if other[role]["status"] == "ok"), default=np.inf)
         necessary = abs(row["change"]) > BEYOND * bound and SIDES[role] * row["change"] >= 0
         kept = role != "confidence" or row["condition"] >= RANKS_KEPT
         if necessary and kept and fraction(bench, weight, role) >= 0.5:
