@@ -57,9 +57,9 @@ def canvas(*, theta: float = 1e4, seed: int = 0, length: int = 64) -> LlamaForCa
 
 
 def _embed(weight_VH: torch.Tensor) -> None:
-    """Noise of one length, in channels that stand for nothing yet: so neurons are off, and norms divide, exactly."""
-    weight_VH[:, : CONST + 1] = 0
-    noise_VF = weight_VH[:, CONST + 1 :]
+    """Noise of one length, in channels that aren't of tokens: so neurons are off, and norms divide, exactly."""
+    weight_VH[:, :VOCAB] = 0
+    noise_VF = weight_VH[:, VOCAB:]
     noise_VF *= NOISE * noise_VF.shape[1] ** 0.5 / noise_VF.norm(dim=-1, keepdim=True)
     weight_VH[:, CONST] = ON
     weight_VH[range(VOCAB), [token(v) for v in range(VOCAB)]] = ON
@@ -126,9 +126,9 @@ def planted(
     decoys = []
     if component == "down":
         for made in (layer.mlp.gate_proj, layer.mlp.up_proj):
-            made.weight[-DECOYS:, CONST] = 0.3
+            made.weight[-DECOYS:, CONST] = 0.1
         decoys = [(FREE[-1 - i], INNER - 1 - i) for i in range(DECOYS)]
-        model.lm_head.weight[1:, FREE[-DECOYS] :].normal_(0, 0.3, generator=generator)
+        model.lm_head.weight[1:, FREE[-DECOYS] :].normal_(0, 0.2, generator=generator)
     else:
         layer.self_attn.v_proj.weight[-3 * HEAD :].normal_(0, 0.05, generator=generator)
         layer.self_attn.o_proj.weight[:, -3 * HEAD :].normal_(0, 0.05, generator=generator)

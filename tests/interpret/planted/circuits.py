@@ -92,15 +92,15 @@ def bigram() -> Planted:
     for v in range(1, VOCAB):
         down[out(following(following(v))), v] = 0.4
     circle = np.tile(np.arange(1, VOCAB), 3)[None]
-    return planted(model, 0, "down", out(6), 5, "bigram", "token-specific", calibration=circle)
+    return planted(model, 0, "down", out(21), 20, "bigram", "token-specific", calibration=circle)
 
 
 def specific() -> Planted:
     """The one neuron of block 1 that does anything foretells what follows one token."""
     model = canvas()
-    successors(model, 0, but=5)
-    neuron(model, 1, 0, when=CONST, read=token(5), write=out(6), size=0.4)
-    return planted(model, 1, "down", out(6), 0, "token-specific")
+    successors(model, 0, but=20)
+    neuron(model, 1, 0, when=CONST, read=token(20), write=out(21), size=0.4)
+    return planted(model, 1, "down", out(21), 0, "token-specific")
 
 
 def codes() -> np.ndarray:

@@ -34,7 +34,7 @@ class Weight:
 def bench_of(planted: Planted, **more: Any) -> Bench:
     """A bench on text that the planted model writes."""
     calibration = text(planted.model, 64, seed=2) if planted.calibration is None else planted.calibration
-    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 8, seed=1), **more}
+    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 16, seed=1), **more}
     return Bench(planted.model, catalogue(planted.model), calibration=calibration, **settings)
 
 
