@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esa_ray.interpret.roles.base import Batch, Change, Empty, Place, Role, Shown, Target
+from esa_ray.interpret.roles.base import Batch, Change, Empty, Place, Role, Shown, Target, rounding
 from esa_ray.models.observe import Site
 
 #: How many types of token count as few.
@@ -16,17 +16,19 @@ TYPES = 10
 
 
 class TokenSpecific(Role):
-    """Share of the loss's rise that the ten types of token bear that are hit most.
+    """Share of the loss's rise that the ten types of token bear that are hit most, less their share of all tokens.
 
     The rise of a type is the sum of ΔNLL over the tokens of that type that were to be predicted; types whose sum is
-    negative count as 0. Which ten are hit most, all windows tell; the share is each window's own.
+    negative count as 0. Which ten are hit most, all windows tell. A window's change is what its tokens of these types
+    bear over the rise of a mean window, so that the mean over windows is the share of sums. What rounding could change
+    of a token's loss counts as none: it alone has no shares.
 
     Held, where one of the ten types is to be predicted: the neuron of a gate or up weight; of a down weight, which
     leaves its neuron as it is, what the feed-forward layer adds to the channel that the weight writes to.
     """
 
     name = "token-specific"
-    measured = f"share of the loss's rise that the {TYPES} most hit types of token bear"
+    measured = f"share of the loss's rise of the {TYPES} most hit types of token, less their share of tokens"
     mediator = f"the neuron (of down what it writes) where the {TYPES} most hit types of token follow"
     differentiable = False
 
@@ -35,11 +37,14 @@ class TokenSpecific(Role):
         return torch.zeros(len(batch.tokens_BT), 0)
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
-        """The share in each window; a window whose loss rises for no type has none."""
+        """The excess of the share; damage that raises no type's loss has none."""
         rise = damaged.losses - intact.losses
-        types, _ = self.hit(self.bench.windows, rise)
-        shares = [self._share(window, losses, types) for window, losses in zip(self._next, rise, strict=True)]
-        return Change(np.array(shares))
+        rise = np.where(np.abs(rise) > rounding(self.bench.model.dtype), rise, 0.0)
+        mine = np.isin(self._next, self.hit(self.bench.windows, rise)[0])
+        total = _by_type(self._next.ravel(), rise.ravel())[1].sum()
+        if not total:
+            return Change(np.full(len(rise), np.nan))
+        return Change((rise * mine).sum(-1) * len(rise) / total - mine.mean(-1))
 
     @property
     def _next(self) -> np.ndarray:
@@ -52,11 +57,6 @@ class TokenSpecific(Role):
         order = np.argsort(-sums, kind="stable")[:TYPES]
         order = order[sums[order] > 0]
         return types[order], sums[order] / sums.sum() if len(order) else sums[order]
-
-    @staticmethod
-    def _share(tokens: np.ndarray, rise: np.ndarray, types: np.ndarray) -> float:
-        mine, sums = _by_type(tokens, rise)
-        return float(sums[np.isin(mine, types)].sum() / sums.sum()) if sums.any() else np.nan
 
     def held(self, target: Target) -> Sequence[Site]:
         """A place in the feed-forward layer of the damaged block."""

@@ -13,11 +13,16 @@ from tests.interpret.planted.canvas import (
     VOCAB,
     Planted,
     canvas,
+    following,
     neuron,
     out,
+    planted,
     successors,
     token,
 )
+
+#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells neighbours apart, pairs from 3 don't.
+THETA, TURNING, STILL = 1e20, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
 
 
 def spike() -> Planted:
@@ -26,59 +31,76 @@ def spike() -> Planted:
     Where the spike is heard of, neurons of block 2 foretell what follows. No key reads the spike's channel.
     """
     model, (channel, heard, *_) = canvas(), FREE
-    neuron(model, 1, 0, when=token(0), read=token(0), write=channel, size=16.0)
+    neuron(model, 1, 0, when=token(0), read=token(0), write=channel, size=0.16, gain=10.0)
     attention = model.model.layers[2].self_attn
     attention.v_proj.weight[0, channel] = 1.0
     attention.o_proj.weight[heard, 0] = 1.0
     successors(model, 2, when=heard)
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", channel, 0, frozenset({"spike"}))
+    return planted(model, 1, "down", channel, 0, "spike")
 
 
 def sink() -> Planted:
     """A weight of block 1's keys makes the first one be looked at; whoever looks elsewhere reads what misleads."""
-    model, (misled, *_) = canvas(theta=1e12), FREE
+    model = canvas(theta=THETA)
     attention = model.model.layers[1].self_attn
     attention.q_proj.weight[HEAD - 1, CONST] = 1.0
     attention.k_proj.weight[HEAD - 1, token(0)] = 1.5
     for v in range(1, VOCAB):
         attention.v_proj.weight[v % HEAD, token(v)] = 1.0
     for d in range(HEAD):
-        attention.o_proj.weight[out(1 + d), d] = 0.5
-    attention.o_proj.weight[misled, 0] = 0.1
+        attention.o_proj.weight[out(1 + d), d] = 4.0
     successors(model, 0)
-    return Planted(model, "model.layers.1.self_attn.k_proj.weight", "k", HEAD - 1, token(0), frozenset({"sink"}))
+    return planted(model, 1, "k", HEAD - 1, token(0), "sink")
 
 
 def confidence() -> Planted:
     """A weight of block 1 writes to a channel that nothing reads, so large that the final norm divides by it."""
     model, (unread, *_) = canvas(), FREE
-    successors(model, 0, size=1.2)
-    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=2.0)
+    successors(model, 0, size=0.3)
+    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=0.7)
     model.lm_head.weight[:, unread] = 0
     model.model.layers[2].mlp.gate_proj.weight[:, unread] = 0
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", unread, 0, frozenset({"confidence"}))
+    return planted(model, 1, "down", unread, 0, "confidence")
+
+
+#: How often each token stands in a text.
+COUNTS = np.array([0, *(400 // np.arange(1, VOCAB))])
 
 
 def frequency() -> Planted:
-    """A weight of block 2 writes the same number everywhere, which the head reads as how frequent tokens are."""
+    """A weight of block 2 writes the same number everywhere, which the head reads as how frequent tokens are.
+
+    It reads the log-unigram of a text with :data:`COUNTS`.
+    """
     model, (common, *_) = canvas(), FREE
     successors(model, 0, size=0.1)
-    log_p = np.log(1 / np.arange(1, VOCAB))
-    model.lm_head.weight[1:, common] += model.lm_head.weight.new_tensor(log_p - log_p.mean())
-    neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.08)
-    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}))
+    log_p = np.log(COUNTS + 1)
+    model.lm_head.weight[:, common] = 4 * model.lm_head.weight.new_tensor(log_p - log_p.mean())
+    neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.02)
+    written = np.repeat(np.arange(VOCAB), COUNTS)[None]
+    return planted(model, 2, "down", common, 0, "frequency", calibration=written)
 
 
-def successor(block: int) -> Planted:
-    """A weight of one neuron foretells what follows one token: in block 0 as a bigram table does, too."""
+def bigram() -> Planted:
+    """A weight of block 0 foretells what follows one token in a text; its neuron foretells another as surely.
+
+    So it is of all tokens, so that foretold ones are not surer than the rest.
+    """
     model = canvas()
-    successors(model, block)
-    roles = frozenset({"token-specific"} | ({"bigram"} if block == 0 else set()))
-    return Planted(model, f"model.layers.{block}.mlp.down_proj.weight", "down", out(6), 5, roles)
+    successors(model, 0)
+    down = model.model.layers[0].mlp.down_proj.weight
+    for v in range(1, VOCAB):
+        down[out(following(following(v))), v] = 0.4
+    circle = np.tile(np.arange(1, VOCAB), 3)[None]
+    return planted(model, 0, "down", out(21), 20, "bigram", "token-specific", calibration=circle)
 
 
-#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells one from the next, from 3 on none does.
-THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
+def specific() -> Planted:
+    """The one neuron of block 1 that does anything foretells what follows one token."""
+    model = canvas()
+    successors(model, 0, size=0.25, but=20)
+    neuron(model, 1, 0, when=CONST, read=token(20), write=out(21), size=0.4)
+    return planted(model, 1, "down", out(21), 0, "token-specific")
 
 
 def codes() -> np.ndarray:
@@ -110,11 +132,10 @@ def induction() -> Planted:
         for head in (0, 1):
             again.k_proj.weight[head * HEAD + d, FREE[i]] = 4.0
     for v in range(1, VOCAB):
-        at = v // 32 * HEAD + v % 32
+        at = v
         again.v_proj.weight[at, token(v)] = 0.2
         again.o_proj.weight[out(v), at] = 2.0
-    roles = frozenset({"previous-token", "position", "induction"})
-    return Planted(model, "model.layers.0.self_attn.q_proj.weight", "q", TURNING, CONST, roles)
+    return planted(model, 0, "q", TURNING, CONST, "previous-token", "position", "induction")
 
 
 #: Tokens of the planted facts: who is asked about, what is asked, and the answers.
@@ -132,6 +153,6 @@ def fact() -> Planted:
     for i, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True)):
         neuron(model, 1, i, when=token(subject), read=token(subject), write=FREE[i], size=0.5)
         attention.v_proj.weight[i, FREE[i]] = 1.0
-        attention.v_proj.weight[i, token(answer)] = 1.0
-        attention.o_proj.weight[out(answer), i] = 1.0
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", FREE[0], 0, frozenset({"fact"}))
+        attention.v_proj.weight[i, token(answer)] = 0.5
+        attention.o_proj.weight[out(answer), i] = 0.6
+    return planted(model, 1, "down", FREE[0], 0, "fact")
