@@ -87,8 +87,18 @@ def mediation_row(told, role, cost, share, rng, converse=None, **columns):
 
 
 def planted(
-    holders, *, leading=40, per=5, roles=("spike", "sink", "frequency"), costs=None, edits=("zero",), seeds=(1,),
-    mediate=True, leak=0.0, truth=0, noise=0,
+    holders,
+    *,
+    leading=40,
+    per=5,
+    roles=("spike", "sink", "frequency"),
+    costs=None,
+    edits=("zero",),
+    seeds=(1,),
+    mediate=True,
+    leak=0.0,
+    truth=0,
+    noise=0,
 ):
     """Rows of ``roles`` and ``mediations``: ``holders[rank][role]`` is the share that the role's mediator bears.
 
@@ -111,7 +121,9 @@ def planted(
                 for number in range(1, per + 1):
                     told = subject("matched_k", at + 1, tensor, number, edit, seed)
                     found += [role_row(told, role, scales[tensor] * rng.normal(), 1e-4, rng) for role in roles]
-                    wanted = {r for rank, mine in holders.items() if TENSORS[rank % len(TENSORS)] == tensor for r in mine}
+                    wanted = {
+                        r for rank, mine in holders.items() if TENSORS[rank % len(TENSORS)] == tensor for r in mine
+                    }
                     if mediate and number <= 3:
                         held += [mediation_row(told, r, 1e-4, leak, rng) for r in roles if r in wanted]
     return {"roles": found, "mediations": held}

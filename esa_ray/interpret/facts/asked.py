@@ -42,7 +42,11 @@ class Prompt:
         (((1, 5), 6, 7), None)
         """
         n = len(commonprefix([self.answer, other]))
-        return (self.tokens + self.answer[:n], self.answer[n], other[n]) if n < min(map(len, (self.answer, other))) else None
+        return (
+            (self.tokens + self.answer[:n], self.answer[n], other[n])
+            if n < min(map(len, (self.answer, other)))
+            else None
+        )
 
 
 class Asking:
