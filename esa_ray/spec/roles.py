@@ -25,6 +25,14 @@ SETS: tuple[SetName, ...] = get_args(SetName)
 SINK = 0.3
 #: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).
 SPIKE = 100.0
+#: Which way damage moves the metric of a weight that has the role: up, down, or (0) either way. A weight whose damage
+#: moves it the other way works against it: what is to be tested is one-sided.
+SIDES: dict[RoleName, int] = {
+    "spike": -1, "sink": -1, "confidence": 0, "frequency": 1, "bigram": 1, "induction": 1, "previous-token": -1,
+    "position": 0, "token-specific": 1, "fact": -1,
+}  # fmt: skip
+#: Kendall's τ of the logits' ranks that a change of confidence leaves at least (arXiv:2406.16254).
+RANKS_KEPT = 0.95
 
 
 class RoleSpec(Spec):

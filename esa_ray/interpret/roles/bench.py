@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from esa_ray.interpret.facts.prompts import FactPrompts
     from esa_ray.models.addressing import Catalogue
-    from esa_ray.spec import RoleSpec
-    from esa_ray.spec.roles import RoleName
+    from esa_ray.spec.roles import RoleName, RoleSpec
 
 
 @dataclass(eq=False)

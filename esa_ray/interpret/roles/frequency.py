@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esa_ray.host.mapped import in_file
-from esa_ray.interpret.roles.base import Batch, Change, Role, Shown, Target
+from esa_ray.interpret.roles.base import Batch, Change, Role, Shown, Target, rounding
 from esa_ray.interpret.roles.tables import log_unigram
 from esa_ray.models.observe import Direction, Site
 
@@ -40,20 +40,21 @@ class Frequency(Role):
         self._intact[batch.windows.start] = in_file(z_BTV) if z_BTV.nbytes > LOGIT_BYTES else z_BTV.clone()
 
     def values(self, batch: Batch) -> Tensor:
-        """Both sums, along u and of all."""
+        """Sums of squares: along u, of all, and of what rounding could make."""
         pairs = zip(batch.logits_BTV, self._intact[batch.windows.start], strict=True)
         return torch.stack([self._sums(now_TV[:-1], before_TV[:-1]) for now_TV, before_TV in pairs])
 
     def _sums(self, now_TV: Tensor, before_TV: Tensor) -> Tensor:
         moved_TV = now_TV.float() - before_TV.to(now_TV.device).float()
         moved_TV = moved_TV - moved_TV.mean(-1, keepdim=True)
-        along_T = moved_TV @ self.direction.unit.to(moved_TV.device)
-        return torch.stack([along_T.double().square().sum(), moved_TV.square().sum(-1).double().sum()])
+        along = (moved_TV @ self.direction.unit.to(moved_TV.device)).double().square().sum()
+        error = rounding(now_TV.dtype) ** 2 * before_TV.float().square().sum(-1).double().sum()
+        return torch.stack([along, moved_TV.square().sum(-1).double().sum(), error.to(along.device)])
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
-        """The share; a window whose logits stay has none."""
-        along, every = damaged.values.double().cpu().numpy().T
-        return Change(np.divide(along, every, out=np.full(len(every), np.nan), where=every != 0))
+        """The share; a window whose logits change by no more than rounding has none."""
+        along, every, error = damaged.values.double().cpu().numpy().T
+        return Change(np.divide(along, every, out=np.full(len(every), np.nan), where=every > error))
 
     def held(self, target: Target) -> Sequence[Site]:
         """The projection."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esa_ray.interpret.roles.base import Batch, Change, Empty, Place, Role, Shown, Target
+from esa_ray.interpret.roles.base import Batch, Change, Empty, Place, Role, Shown, Target, rounding
 from esa_ray.models.observe import Site
 
 #: How many types of token count as few.
@@ -16,17 +16,18 @@ TYPES = 10
 
 
 class TokenSpecific(Role):
-    """Share of the loss's rise that the ten types of token bear that are hit most.
+    """Share of the loss's rise that the ten types of token bear that are hit most, less their share of all tokens.
 
     The rise of a type is the sum of ΔNLL over the tokens of that type that were to be predicted; types whose sum is
-    negative count as 0. Which ten are hit most, all windows tell; the share is each window's own.
+    negative count as 0. Which ten are hit most, all windows tell; both shares are each window's own. What rounding
+    could change of a token's loss counts as none: it alone has no shares.
 
     Held, where one of the ten types is to be predicted: the neuron of a gate or up weight; of a down weight, which
     leaves its neuron as it is, what the feed-forward layer adds to the channel that the weight writes to.
     """
 
     name = "token-specific"
-    measured = f"share of the loss's rise that the {TYPES} most hit types of token bear"
+    measured = f"share of the loss's rise of the {TYPES} most hit types of token, less their share of tokens"
     mediator = f"the neuron (of down what it writes) where the {TYPES} most hit types of token follow"
     differentiable = False
 
@@ -35,11 +36,11 @@ class TokenSpecific(Role):
         return torch.zeros(len(batch.tokens_BT), 0)
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
-        """The share in each window; a window whose loss rises for no type has none."""
+        """The excess of shares in each window; a window whose loss rises for no type has none."""
         rise = damaged.losses - intact.losses
+        rise = np.where(np.abs(rise) > rounding(self.bench.model.dtype), rise, 0.0)
         types, _ = self.hit(self.bench.windows, rise)
-        shares = [self._share(window, losses, types) for window, losses in zip(self._next, rise, strict=True)]
-        return Change(np.array(shares))
+        return Change(np.array([_excess(window, mine, types) for window, mine in zip(self._next, rise, strict=True)]))
 
     @property
     def _next(self) -> np.ndarray:
@@ -52,11 +53,6 @@ class TokenSpecific(Role):
         order = np.argsort(-sums, kind="stable")[:TYPES]
         order = order[sums[order] > 0]
         return types[order], sums[order] / sums.sum() if len(order) else sums[order]
-
-    @staticmethod
-    def _share(tokens: np.ndarray, rise: np.ndarray, types: np.ndarray) -> float:
-        mine, sums = _by_type(tokens, rise)
-        return float(sums[np.isin(mine, types)].sum() / sums.sum()) if sums.any() else np.nan
 
     def held(self, target: Target) -> Sequence[Site]:
         """A place in the feed-forward layer of the damaged block."""
@@ -72,6 +68,13 @@ class TokenSpecific(Role):
         follows = np.isin(self._next, self.hit(self.bench.windows, damaged - intact)[0])
         positions = torch.from_numpy(np.pad(follows, ((0, 0), (0, 1))))
         return [Place(site, positions) for site in self.held(target)]
+
+
+def _excess(tokens: np.ndarray, rise: np.ndarray, types: np.ndarray) -> float:
+    mine, sums = _by_type(tokens, rise)
+    if not sums.any():
+        return np.nan
+    return float(sums[np.isin(mine, types)].sum() / sums.sum() - np.isin(tokens, types).mean())
 
 
 def _by_type(tokens: np.ndarray, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

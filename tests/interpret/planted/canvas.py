@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-VOCAB, HEADS, HEAD, INNER, BLOCKS, LENGTH = 40, 4, 32, 48, 3, 24
+VOCAB, HEADS, HEAD, INNER, BLOCKS, LENGTH = 40, 6, 32, 48, 3, 24
 HIDDEN = HEADS * HEAD
 CONST, FREE = 2 * VOCAB, tuple(range(2 * VOCAB + 1, HIDDEN))
 #: How far a channel that is on lies above the noise of embeddings, and this; what a norm divides by is then known.
-ON, NOISE, WEAK = 2.0, 0.1, 1e-3
+ON, NOISE, WEAK = 2.0, 0.2, 5e-3
 
 
 def token(v: int) -> int:
@@ -46,13 +46,21 @@ def canvas(*, theta: float = 1e4, seed: int = 0, length: int = 64) -> LlamaForCa
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             if "norm" not in name:
-                parameter.normal_(0, NOISE if "embed" in name else WEAK)
+                parameter.normal_(0, WEAK)
+    _embed(model.model.embed_tokens.weight)
     for v in range(VOCAB):
-        model.model.embed_tokens.weight[v, token(v)] += ON
-        model.model.embed_tokens.weight[v, CONST] += ON
         model.lm_head.weight[v, out(v)] = 1.0
     model.lm_head.weight[0, CONST] = -3.0
     return model
+
+
+def _embed(weight_VH: torch.Tensor) -> None:
+    """Noise of one length, in channels that stand for nothing yet: so neurons are off, and norms divide, exactly."""
+    weight_VH[:, : CONST + 1] = 0
+    noise_VF = weight_VH[:, CONST + 1 :]
+    noise_VF *= NOISE * noise_VF.shape[1] ** 0.5 / noise_VF.norm(dim=-1, keepdim=True)
+    weight_VH[:, CONST] = ON
+    weight_VH[range(VOCAB), [token(v) for v in range(VOCAB)]] = ON
 
 
 def neuron(model: LlamaForCausalLM, block: int, number: int, *, when: int, read: int, write: int, size: float) -> None:
@@ -63,9 +71,11 @@ def neuron(model: LlamaForCausalLM, block: int, number: int, *, when: int, read:
     mlp.down_proj.weight[write, number] = size
 
 
-def successors(model: LlamaForCausalLM, block: int, *, when: int = CONST, size: float = 0.4) -> None:
-    """Neurons 1 to V − 1, each of which foretells what follows its token, where channel ``when`` is on."""
-    for v in range(1, VOCAB):
+def successors(
+    model: LlamaForCausalLM, block: int, *, when: int = CONST, size: float = 0.4, but: int | None = None
+) -> None:
+    """Neurons 1 to V − 1, each of which foretells what follows its token, where channel ``when`` is on; without one."""
+    for v in set(range(1, VOCAB)) - {but}:
         neuron(model, block, v, when=when, read=token(v), write=out(following(v)), size=size)
 
 
@@ -90,3 +100,5 @@ class Planted:
     row: int
     col: int
     roles: frozenset[str]
+    #: What it is to learn frequencies from; None: text that it writes.
+    calibration: np.ndarray | None = None

@@ -13,11 +13,15 @@ from tests.interpret.planted.canvas import (
     VOCAB,
     Planted,
     canvas,
+    following,
     neuron,
     out,
     successors,
     token,
 )
+
+#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells neighbours apart, pairs from 3 don't.
+THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
 
 
 def spike() -> Planted:
@@ -36,15 +40,14 @@ def spike() -> Planted:
 
 def sink() -> Planted:
     """A weight of block 1's keys makes the first one be looked at; whoever looks elsewhere reads what misleads."""
-    model, (misled, *_) = canvas(theta=1e12), FREE
+    model = canvas(theta=THETA)
     attention = model.model.layers[1].self_attn
     attention.q_proj.weight[HEAD - 1, CONST] = 1.0
     attention.k_proj.weight[HEAD - 1, token(0)] = 1.5
     for v in range(1, VOCAB):
         attention.v_proj.weight[v % HEAD, token(v)] = 1.0
     for d in range(HEAD):
-        attention.o_proj.weight[out(1 + d), d] = 0.5
-    attention.o_proj.weight[misled, 0] = 0.1
+        attention.o_proj.weight[out(1 + d), d] = 4.0
     successors(model, 0)
     return Planted(model, "model.layers.1.self_attn.k_proj.weight", "k", HEAD - 1, token(0), frozenset({"sink"}))
 
@@ -52,33 +55,51 @@ def sink() -> Planted:
 def confidence() -> Planted:
     """A weight of block 1 writes to a channel that nothing reads, so large that the final norm divides by it."""
     model, (unread, *_) = canvas(), FREE
-    successors(model, 0, size=1.2)
-    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=2.0)
+    successors(model, 0, size=0.3)
+    neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=0.7)
     model.lm_head.weight[:, unread] = 0
     model.model.layers[2].mlp.gate_proj.weight[:, unread] = 0
     return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", unread, 0, frozenset({"confidence"}))
 
 
+#: How often each token stands in a text.
+COUNTS = np.array([0, *(400 // np.arange(1, VOCAB))])
+
+
 def frequency() -> Planted:
-    """A weight of block 2 writes the same number everywhere, which the head reads as how frequent tokens are."""
+    """A weight of block 2 writes the same number everywhere, which the head reads as how frequent tokens are.
+
+    It reads the log-unigram of a text with :data:`COUNTS`.
+    """
     model, (common, *_) = canvas(), FREE
     successors(model, 0, size=0.1)
-    log_p = np.log(1 / np.arange(1, VOCAB))
-    model.lm_head.weight[1:, common] += model.lm_head.weight.new_tensor(log_p - log_p.mean())
-    neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.08)
-    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}))
+    log_p = np.log(COUNTS + 1)
+    model.lm_head.weight[:, common] = 4 * model.lm_head.weight.new_tensor(log_p - log_p.mean())
+    neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.02)
+    written = np.repeat(np.arange(VOCAB), COUNTS)[None]
+    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}), written)
 
 
-def successor(block: int) -> Planted:
-    """A weight of one neuron foretells what follows one token: in block 0 as a bigram table does, too."""
+def bigram() -> Planted:
+    """A weight of block 0 foretells what follows one token in a text; its neuron foretells another as surely.
+
+    So it is of all tokens, so that foretold ones are not surer than the rest.
+    """
     model = canvas()
-    successors(model, block)
-    roles = frozenset({"token-specific"} | ({"bigram"} if block == 0 else set()))
-    return Planted(model, f"model.layers.{block}.mlp.down_proj.weight", "down", out(6), 5, roles)
+    successors(model, 0)
+    down = model.model.layers[0].mlp.down_proj.weight
+    for v in range(1, VOCAB):
+        down[out(following(following(v))), v] = 0.4
+    circle = np.tile(np.arange(1, VOCAB), 3)[None]
+    return Planted(model, "model.layers.0.mlp.down_proj.weight", "down", out(6), 5, frozenset({"bigram"}), circle)
 
 
-#: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells one from the next, from 3 on none does.
-THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
+def specific() -> Planted:
+    """The one neuron of block 1 that does anything foretells what follows one token."""
+    model = canvas()
+    successors(model, 0, but=5)
+    neuron(model, 1, 0, when=CONST, read=token(5), write=out(6), size=0.4)
+    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", out(6), 0, frozenset({"token-specific"}))
 
 
 def codes() -> np.ndarray:
