@@ -44,7 +44,8 @@ def counted(study: Study) -> pl.DataFrame:
     held, at = leading(study), [*FAMILY, "rank"]
     rows = [
         dict(zip(at, key, strict=True)) | _weight(mine, held.filter(_here(at, key)))
-        for key, mine in told.group_by(at, maintain_order=True) if mine["above_noise"].any()
+        for key, mine in told.group_by(at, maintain_order=True)
+        if mine["above_noise"].any()
     ]
     return pl.DataFrame(rows, schema=COUNTED).sort("edit", "seed", "rank", maintain_order=True)
 

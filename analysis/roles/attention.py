@@ -33,7 +33,7 @@ def attention_rows(study: Study) -> pl.DataFrame:
 
     The same weight may be chosen by several seeds, or lead by one and be matched by another: then it leads.
     """
-    table = study.table("attention").filter(pl.col("status") == "ok")
+    table = study.attention.filter(pl.col("status") == "ok")
     which = pl.when(pl.col("group") == "matched_k").then(pl.lit(MATCHED)).otherwise(pl.lit(LEADING))
     table = table.with_columns(which=which).sort("which", "seed", "rank", maintain_order=True)
     return table.unique([*DAMAGE, "block"], keep="first", maintain_order=True)

@@ -77,7 +77,9 @@ def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
         for each in zip(part.iter_rows(named=True), *found, strict=True)
     ]
     lost = mine.join(told.select(KEYS), on=KEYS, how="anti")
-    rows += [_named(r) | {"why_not": r["error"] or "its metric has no finite change"} for r in lost.iter_rows(named=True)]
+    rows += [
+        _named(r) | {"why_not": r["error"] or "its metric has no finite change"} for r in lost.iter_rows(named=True)
+    ]
     return pl.DataFrame(rows, schema=ROLES)
 
 

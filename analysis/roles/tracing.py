@@ -218,3 +218,18 @@ def _drawn(cube: np.ndarray, sensitivity: np.ndarray, blocks: np.ndarray) -> np.
         places = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
         found.append(weighted_spearman(_best(cube[facts][:, :, places]), sensitivity[places]))
     return np.array(found)
+
+
+def place_means(study: Study) -> pl.DataFrame:
+    """One row per block and sub-layer with a sensitivity: the largest mean effect over positions, of the first arm."""
+    table = traced_effects(study)
+    if table.is_empty():
+        return table.select("block", "sublayer", "sensitivity", "effect")
+    first = table.sort(pl.col("corruption") != "subject", "restored", maintain_order=True).row(0, named=True)
+    mine = table.filter(*(pl.col(c) == first[c] for c in ("corruption", "restored")))
+    means = mine.group_by("block", "sublayer", "position", maintain_order=True).agg(
+        pl.col("effect").mean(), pl.col("sensitivity").first()
+    )
+    return means.group_by("block", "sublayer", maintain_order=True).agg(
+        pl.col("sensitivity").first(), pl.col("effect").max()
+    )

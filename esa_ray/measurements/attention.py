@@ -44,7 +44,8 @@ class Attention(Subjected):
             return [{"status": "empty", "error": intact}]
 
         def looked() -> list[dict[str, Any]]:
+            start = intact.prepare(worker.catalogue[subject.tensor])
             with mine.damage.of(subject):
-                return attended(intact, first=subject.layer)
+                return attended(intact, start)
 
         return or_empty(looked)

@@ -52,7 +52,8 @@ class Interpreting:
     def attending(self) -> Attending | str:
         """Attention of the intact model; or why it can't be seen."""
         try:
-            return Attending(self.worker.model, self.windows, self.worker.spec.data.batch_size)
+            worker = self.worker
+            return Attending(worker.model, self.windows, worker.spec.data.batch_size, hold=worker.damaging.hold)
         except EsaError as error:
             return str(error)
 

@@ -31,7 +31,7 @@ def test_rows_are_what_transformers_own_attention_shows(family):
     intact = Attending(model, WINDOWS, batch_size=2)
     weights, there = _damage(model, layer=0)
     with perturbed(weights, there, ZERO, seed=0):
-        after, rows = Dense.of(model, WINDOWS), attended(intact, first=0)
+        after, rows = Dense.of(model, WINDOWS), attended(intact)
     assert [row["block"] for row in rows] == list(range(len(rows)))
     for row in rows:
         for name in ("sink", "entropy", "previous", "spike"):
@@ -44,18 +44,21 @@ def test_rows_are_what_transformers_own_attention_shows(family):
 
 def test_an_intact_model_changes_nothing_to_the_bit():
     intact = Attending(build("llama"), WINDOWS, batch_size=2)
-    for first in (None, 0, 1):
-        for row in attended(intact, first):
+    for start in (None, 0, 1):
+        for row in attended(intact, start):
             assert all(row[name] == row[f"{name}_intact"] for name in ("sink", "elsewhere", "entropy", "spike"))
             assert (row["delta_z"], row["delta_nll"], row["status"]) == (0.0, [0.0] * 5, "ok")
 
 
-def test_blocks_before_the_damage_are_as_intact_and_a_resumed_pass_is_the_whole_one():
+@pytest.mark.parametrize("hold", [None, 1])
+def test_blocks_before_the_damage_are_as_intact_and_a_resumed_pass_is_the_whole_one(hold):
     model = build("gemma3")
-    intact = Attending(model, WINDOWS, batch_size=3)
+    intact = Attending(model, WINDOWS, batch_size=3, hold=hold)
     weights, there = _damage(model, layer=2)
+    start = intact.prepare(weights[next(iter(there))])
+    assert start == 2
     with perturbed(weights, there, ZERO, seed=0):
-        resumed, whole = attended(intact, first=2), attended(intact)
+        resumed, whole = attended(intact, start), attended(intact)
     for row, same in zip(resumed, whole, strict=True):
         assert row["sink"] == pytest.approx(same["sink"], abs=1e-7)
         assert row["delta_nll"] == pytest.approx(same["delta_nll"], abs=1e-6)
@@ -90,7 +93,7 @@ def test_a_model_without_attention_is_refused():
     from transformers import MambaConfig, MambaForCausalLM
 
     model = MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(EsaError, match="MambaForCausalLM has no attention"):
+    with pytest.raises(EsaError, match="patterns, keys and values can't be seen"):
         Attending(model.eval(), WINDOWS)
 
 
@@ -98,6 +101,6 @@ def test_few_windows_run_together_where_patterns_are_large(monkeypatch):
     monkeypatch.setattr("esa_ray.interpret.attention.measure.PATTERN_BYTES", 2 * 4 * 2 * 4 * 16**2)
     model = build("llama")
     few = Attending(model, WINDOWS, batch_size=5)
-    assert [len(batch) for batch in few._batches] == [2, 2, 1]
+    assert [len(logits) for logits in few._logits] == [2, 2, 1]
     for block, mine in Attending(model, WINDOWS, batch_size=2).intact.blocks.items():
         assert torch.equal(mine.looks.sink, few.intact.blocks[block].looks.sink)
