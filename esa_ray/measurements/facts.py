@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ def alike(fact: Fact, facts: Sequence[Fact]) -> list[Fact]:
     return [other for other in facts if (other.source, other.relation) == (fact.source, fact.relation)]
 
 
+def _stem(fact: Fact) -> str:
+    """A fact in a file's name, e.g. ``countries-capital-Ivory-Coast``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{fact.source}-{fact.relation}-{fact.subject}")[:80].strip("-.")
+
+
 def fact_of(unit: Unit) -> tuple[Fact, list[Fact], int]:
     """The fact of a unit, those that it is compared with, and the seed."""
     number, facts, seed = unit.values
@@ -55,7 +61,7 @@ class Facts(Swept):
         found = []
         for key, mine in families.items():
             units = product(spec.seeds, enumerate(mine))
-            found += [Unit(f"{fact.label}-s{seed}", (i, texts[key], seed)) for seed, (i, fact) in units]
+            found += [Unit(f"{_stem(fact)}-s{seed}", (i, texts[key], seed)) for seed, (i, fact) in units]
         return found
 
     def left(self, spec: StudySpec, store: Store) -> int:

@@ -81,3 +81,8 @@ def test_five_percent_of_matched_weights_would_pass_as_leading_ones(planted):
     rng = np.random.default_rng(1)
     spec, store = planted([(DOWN, float(np.exp(rng.normal()))) for _ in range(80)], null=60)
     assert len(of_group(screened(spec, store), "super")) <= 0.15 * 80  # mean 5%, of 80 above 12 once in 1,000
+
+
+def test_a_null_that_changes_nothing_at_all_lets_a_change_pass_and_no_change_not(planted):
+    found = screened(*planted([(DOWN, 0.2), (DOWN, 0.0)], scale=(0.0, 0.0)))
+    assert of_group(found, "super") == [(1, "zero")]
