@@ -94,7 +94,8 @@ def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> di
     return {
         "role": role, "weights": int(has.sum()), "of": len(has), "inert": ranks - len(has), "share": float(has.mean()),
         "low": interval.low, "high": interval.high, **_mass(_finite(mine["cost"].to_numpy()), has),
-        "necessary": _ranks(rows.filter("necessary")), "mediated": _ranks(rows.filter(pl.col("necessary") & pl.col("enough"))),
+        "necessary": _ranks(rows.filter("necessary")),
+        "mediated": _ranks(rows.filter(pl.col("necessary") & pl.col("enough"))),
         "missing": int(mine["missing"].sum()) if role in (ANY, NONE) else _ranks(rows.filter("missing")),
         "sets": int((has & ~alone).sum()) if role != NONE else 0,
     }  # fmt: skip

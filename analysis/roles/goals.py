@@ -159,7 +159,10 @@ def _stores(study: Study) -> dict[str, Any]:
     table = traced_sensitivity(study).filter(pl.col("position") == BEST)
     r = _arm(table.sort(pl.col("corruption") != "subject", maintain_order=True), (BOTH,))
     if r is None:
-        return told | {"status": "open", "why_not": "fewer than three known facts were traced at places with a sensitivity"}
+        return told | {
+            "status": "open",
+            "why_not": "fewer than three known facts were traced at places with a sensitivity",
+        }
     return told | {
         "estimate": r["rho"], "low": r["low"], "high": r["high"], "status": most(r["low"], r["high"], STORES),
         "evidence": f"{r['places']} places, {r['facts']} facts",

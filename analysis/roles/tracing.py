@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis.statistics.inference import LEVEL, weighted_spearman
 from analysis.study import Study
+from esa_ray.spec.roles import CORRUPTIONS
 
 #: Positions in the order of a prompt, and what can be restored.
 POSITIONS = ("subject-first", "subject-middle", "subject-last", "after", "last")
@@ -78,7 +79,13 @@ def traced(study: Study) -> pl.DataFrame:
     facts = table.group_by(*keys, "fact", maintain_order=True).agg(pl.col("effect").mean(), pl.col("taken").mean())
     rows = [dict(zip(keys, key, strict=True)) | _share(mine) for key, mine in facts.group_by(keys, maintain_order=True)]
     found = pl.DataFrame(rows, schema=TRACED)
-    return found.sort("corruption", "restored", _order("sublayer", SUBLAYERS), _order("position", POSITIONS), "block")
+    return found.sort(
+        _order("corruption", CORRUPTIONS),
+        "restored",
+        _order("sublayer", SUBLAYERS),
+        _order("position", POSITIONS),
+        "block",
+    )
 
 
 def _order(column: str, values: tuple[str, ...]) -> pl.Expr:
@@ -131,7 +138,9 @@ def consistency(study: Study) -> pl.DataFrame:
             "high": float(high), "others": float(np.nanmean(others)),
             "same_peak": float(np.mean([_same_peak(a, b) for a, b in every])),
         })  # fmt: skip
-    return pl.DataFrame(rows, schema=CONSISTENT).sort("corruption", "restored", _order("sublayer", SUBLAYERS))
+    return pl.DataFrame(rows, schema=CONSISTENT).sort(
+        _order("corruption", CORRUPTIONS), "restored", _order("sublayer", SUBLAYERS)
+    )
 
 
 Map = dict[tuple[str, int], float]
@@ -159,11 +168,11 @@ def _same_peak(a: Map, b: Map) -> bool:
 
 @lru_cache(maxsize=8)
 def traced_sensitivity(study: Study) -> pl.DataFrame:
-    """One row per corruption, number of restored blocks, sub-layer and position: is the model sensitive where facts are?
+    """One row per corruption, number of restored blocks, sub-layer and position: is it sensitive where facts are?
 
-    Spearman's ρ, over places (block × sub-layer), of what restoring the place gives back with the sensitivity Σ|g·w| of
-    the place's last matrix; the sub-layers apart and together, position by position and at the position that gives back
-    most. The 95% interval is a bootstrap over facts and blocks at once: places of a block are drawn together.
+    Spearman's ρ, over places (block × sub-layer), of what restoring the place gives back with the sensitivity Σ|g·w|
+    of the place's last matrix; the sub-layers apart and together, position by position and at the position that gives
+    back most. The 95% interval is a bootstrap over facts and blocks at once: places of a block are drawn together.
     """
     table = traced_effects(study)
     rows = []

@@ -1,11 +1,10 @@
 """Studies of roles and facts whose every outcome is planted, written row by row.
 
-Legend: weights lie in TENSORS, whose weights change metrics on scales of their own. A leading weight that is planted as
-the holder of a role changes its metric STRONG times as much as others of its tensor, and the mediator bears the share of
-its damage that is said.
+Legend: weights lie in TENSORS, whose weights change metrics on scales of their own. A leading weight that is planted
+as the holder of a role changes its metric STRONG times as much as others of its tensor, and the mediator bears the
+share of its damage that is said.
 """
 
-import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -33,16 +32,11 @@ def written(directory, seeds=(1,), source="pydoc", wanted=None, model="made-up",
     asked = StudySpec(
         name="made", model=ModelSpec(source=model), data=DataSpec(source=source, evaluation_windows=WINDOWS),
         seeds=seeds, scores=scores, topk=(100,) if scores else (50,), groups=("super", "matched_k"),
+        roles=(wanted or RoleSpec()) if scores else None, facts=FactSpec() if "facts" in tables else None,
     )  # fmt: skip
     resolved = {"model": "f" * 64, "dtype": "fp32", "text": "t", "bos": True, "windows": 200, "pool": 190,
                 "parameters": 1000, "layers": BLOCKS, "architecture": "Made", "vocabulary": 256}  # fmt: skip
     store.save_study(asked, resolved, {"esa-ray": "0"})
-    place = directory / "study.json"
-    record = json.loads(place.read_text())
-    told = {"roles": (wanted or RoleSpec()).model_dump(mode="json")} if "roles" in tables else {}
-    told |= {"facts": FactSpec().model_dump(mode="json")} if "facts" in tables else {}
-    record["spec"] |= told
-    place.write_text(json.dumps(record))
     for name, rows in tables.items():
         if rows:
             save_table(directory, name, rows)
@@ -121,9 +115,33 @@ def planted(
                 for number in range(1, per + 1):
                     told = subject("matched_k", at + 1, tensor, number, edit, seed)
                     found += [role_row(told, role, scales[tensor] * rng.normal(), 1e-4, rng) for role in roles]
-                    wanted = {
-                        r for rank, mine in holders.items() if TENSORS[rank % len(TENSORS)] == tensor for r in mine
-                    }
+                    here = [mine for rank, mine in holders.items() if TENSORS[rank % len(TENSORS)] == tensor]
                     if mediate and number <= 3:
-                        held += [mediation_row(told, r, 1e-4, leak, rng) for r in roles if r in wanted]
+                        held += [mediation_row(told, r, 1e-4, leak, rng) for r in roles if any(r in m for m in here)]
     return {"roles": found, "mediations": held}
+
+
+def fact_row(fact, position, block, sublayer, effect, *, paraphrase=0, corruption="subject", restored=1, taken=4.0,
+             sensitivity=None, known=True, source="countries"):  # fmt: skip
+    """A row of ``facts``."""
+    return RUN | {
+        "fact_id": fact, "fact": fact, "source": source, "relation": "capital", "paraphrase": paraphrase,
+        "prompt": f"The capital of {fact} is", "subject": fact, "answer": "A", "alternative": "B", "known": known,
+        "corruption": corruption, "seed": 1, "clean": 3.0, "corrupted": 3.0 - taken, "position": position,
+        "block": block, "sublayer": sublayer, "restored": restored, "effect": effect, "share": effect / taken,
+        "sensitivity": sensitivity,
+    }  # fmt: skip
+
+
+def traced_facts(effect, sensitivity, *, facts=8, blocks=6, paraphrases=2, noise=0.05, corruptions=("subject",),
+                 restored=(1,)):  # fmt: skip
+    """Rows of ``facts``: ``effect(fact, position, block, sublayer)`` in logits, ``sensitivity(block, sublayer)``."""
+    rng = np.random.default_rng(0)
+    return [
+        fact_row(f"fact{n}", position, block, sublayer, effect(n, position, block, sublayer) + noise * rng.normal(),
+                 paraphrase=p, corruption=corruption, restored=width,
+                 sensitivity=None if sublayer == "residual" else sensitivity(block, sublayer))
+        for corruption in corruptions for width in restored for n in range(facts) for p in range(paraphrases)
+        for position in ("subject-first", "subject-last", "last") for block in range(blocks)
+        for sublayer in ("residual", "attention", "ffn")
+    ]  # fmt: skip

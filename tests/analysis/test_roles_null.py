@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.roles.null import floor_of, fitted, logs, null, p_values
+from analysis.roles.null import fitted, floor_of, logs, null, p_values
 
 
 def drawn(rng, kind, tensors, per):

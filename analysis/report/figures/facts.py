@@ -14,7 +14,9 @@ from analysis.study import Study
 from esa_ray.spec.roles import CORRUPTIONS
 
 #: What positions are called.
-NAMES = dict(zip(POSITIONS, ("subject, first", "subject, middle", "subject, last", "after it", "last token"), strict=True))
+NAMES = dict(
+    zip(POSITIONS, ("subject, first", "subject, middle", "subject, last", "after it", "last token"), strict=True)
+)
 
 
 def _maps(corruption: str) -> Callable[[Study], Chart | None]:
@@ -30,7 +32,9 @@ def tracing_map(study: Study, corruption: str) -> Chart | None:
     table = traced(study).filter(pl.col("corruption") == corruption).drop_nulls("share")
     if table.is_empty():
         return None
-    table = table.filter(pl.col("restored") == table["restored"].min()).with_columns(place=pl.col("position").replace(NAMES))
+    table = table.filter(pl.col("restored") == table["restored"].min()).with_columns(
+        place=pl.col("position").replace(NAMES)
+    )
     table = table.select("sublayer", "place", "block", "share", "low", "high", "facts")
     order = [NAMES[p] for p in POSITIONS if NAMES[p] in table["place"]]
     most = max(float(table["share"].abs().max()), 0.05)  # type: ignore[arg-type]
@@ -53,7 +57,7 @@ TRACING_MAPS = tuple(_maps(corruption) for corruption in CORRUPTIONS)
 
 
 def traced_places(study: Study) -> Chart | None:
-    """Sensitivity of a place's last matrix against what restoring the place gives back, a point a block and sub-layer."""
+    """Sensitivity of a place's last matrix against what restoring the place gives back, a point a place."""
     table = place_means(study)
     if len(table) < 3:
         return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import altair as alt
 import polars as pl
 
 from analysis.names import unit_name
+from analysis.report.figures.attention import head_map
 from analysis.report.figures.axes import logarithmic
 from analysis.report.figures.style import MANY_COLOURS, Chart, named_scales
 from analysis.roles.assigned import ANY, NONE, assigned, counted
+from analysis.roles.cards import told
 from analysis.roles.damages import primary
 from analysis.roles.stability import role_stability
 from analysis.roles.table import leading, weight_roles
@@ -17,6 +21,8 @@ from esa_ray.spec.roles import ROLES
 
 #: Weights that the matrix of roles shows.
 MOST = 30
+#: Cards that have a picture of attention.
+PICTURED = 6
 #: |MF| beyond this is drawn at its end: a mediator can undo more than all.
 BEYOND = 1.25
 
@@ -49,7 +55,7 @@ def role_matrix(study: Study) -> Chart | None:
     order = table.sort("cost", "rank", descending=[True, False])["name"].unique(maintain_order=True).to_list()
     x = alt.X("role:N", sort=in_order(table["role"]), title=None, axis=alt.Axis(labelAngle=-40, orient="top"))
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
-    colour = alt.Color("at:Q", title="share of the damage that the mediator bears", scale=alt.Scale(
+    colour = alt.Color("at:Q", title="share mediated", scale=alt.Scale(
         domain=[0, 1], scheme="viridis", reverse=True), legend=alt.Legend(format="%", values=[0, 0.5, 1]))  # fmt: skip
     tooltip = ["name", "role", "holds", "rank", *(alt.Tooltip(f, format=".3g") for f in ("mediated", "cost", "q"))]
     base = alt.Chart(table).encode(x=x, y=y, color=colour, tooltip=tooltip)
@@ -107,7 +113,9 @@ def necessary_changes(study: Study) -> Chart | None:
     base = alt.Chart(lead).encode(x=x, y=y, tooltip=["name", "role", "rank", alt.Tooltip("times", format=".3g"),
                                                       alt.Tooltip("q", format=".2g")])  # fmt: skip
     plain = base.transform_filter("!datum.necessary").mark_point(size=36, color="#777", opacity=0.7)
-    found = base.transform_filter("datum.necessary").mark_point(filled=True, size=50, color=MANY_COLOURS[0], opacity=0.9)
+    found = base.transform_filter("datum.necessary").mark_point(
+        filled=True, size=50, color=MANY_COLOURS[0], opacity=0.9
+    )
     return alt.layer(band, plain, found).properties(width="container", height={"step": 30})
 
 
@@ -122,18 +130,20 @@ def mediated_shares(study: Study) -> Chart | None:
         at=pl.col("mediated").clip(-0.25, BEYOND), low=pl.col("mediated_low").fill_null(-0.25).clip(-0.25, BEYOND),
         high=pl.col("mediated_high").fill_null(BEYOND).clip(-0.25, BEYOND),
     )  # fmt: skip
-    table = table.sort("cost", descending=True).head(2 * MOST).select(
-        "name", "pair", "role", "at", "low", "high", "mediated", "holds", "rank"
+    table = (
+        table.sort("cost", descending=True)
+        .head(2 * MOST)
+        .select("name", "pair", "role", "at", "low", "high", "mediated", "holds", "rank")
     )
     order = table.sort("role", "at", descending=[False, True])["pair"].to_list()
     looks = named_scales("role", in_order(table["role"]))
     scale = alt.Scale(domain=[-0.25, BEYOND], nice=False)
-    x = alt.X("at:Q", scale=scale, axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
-              title="share of the damage undone by holding the mediator")  # fmt: skip
+    title = "share of the damage undone by holding the mediator"
+    x = alt.X("at:Q", scale=scale, axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]), title=title)
     y = alt.Y("pair:N", sort=order, title=None, axis=alt.Axis(labelLimit=160))
     tooltip = ["name", "role", "holds", alt.Tooltip("mediated", format=".1%")]
     base = alt.Chart(table)
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale, title=x.title), x2="high:Q", y=y,
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q", y=y,
                                                 color=looks["color"])  # fmt: skip
     held = base.transform_filter("datum.holds").mark_point(filled=True, size=60, opacity=1)
     only = base.transform_filter("!datum.holds").mark_point(size=50, strokeWidth=2)
@@ -142,10 +152,28 @@ def mediated_shares(study: Study) -> Chart | None:
     return alt.layer(half, bars, *points).properties(width="container", height={"step": 16})
 
 
+def _attention_of(number: int) -> Callable[[Study], Chart | None]:
+    def drawn(study: Study) -> Chart | None:
+        cards = told(study)
+        return head_map(study, pl.DataFrame([cards[number].damage]), "sink") if number < len(cards) else None
+
+    drawn.__name__, drawn.__doc__ = (
+        f"attention_of_{number + 1}",
+        "What a card's weight does to attention, head by head.",
+    )
+    return drawn
+
+
+#: Pictures of attention, of the weights whose cards stand first.
+CARD_MAPS = tuple(map(_attention_of, range(PICTURED)))
+
+
 def role_agreement(study: Study) -> Chart | None:
     """Cohen's κ of two seeds' or two kinds of damage's assignments, with 95% intervals."""
-    table = role_stability(study).drop_nulls("kappa").with_columns(
-        pair=pl.format("{} / {}", pl.col("one"), pl.col("other"))
+    table = (
+        role_stability(study)
+        .drop_nulls("kappa")
+        .with_columns(pair=pl.format("{} / {}", pl.col("one"), pl.col("other")))
     )
     if table.is_empty():
         return None
@@ -158,7 +186,10 @@ def role_agreement(study: Study) -> Chart | None:
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("kappa_low:Q", scale=scale, title="Cohen's κ"),
                                                 x2="kappa_high:Q", y=y, color=looks["color"])  # fmt: skip
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=x, y=y, tooltip=["pair", "of", alt.Tooltip("kappa", format=".2f"), alt.Tooltip("jaccard", format=".2f")], **looks
+        x=x,
+        y=y,
+        tooltip=["pair", "of", alt.Tooltip("kappa", format=".2f"), alt.Tooltip("jaccard", format=".2f")],
+        **looks,
     )
     goal = alt.Chart(alt.Data(values=[{"at": 0.7}])).mark_rule(strokeDash=[5, 4], color="#777").encode(x="at:Q")
     return alt.layer(goal, bars, points).properties(width="container", height={"step": 20})

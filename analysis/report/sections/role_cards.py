@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report import figures, wording
+from analysis.report import wording
+from analysis.report.figures.roles import CARD_MAPS
 from analysis.report.parts import Bar, Card, Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.roles import called, damaged_words, ends, mediated_words, place
@@ -18,19 +19,21 @@ COLUMNS = ["<role", "change", "intact", "× matched", "q", "<undone by holding",
            "<holds"]  # fmt: skip
 
 
-@question("roles")
+@question("roles", *CARD_MAPS)
 def role_cards(study: Study) -> Section | None:
     """The leading weights one by one, the costliest first."""
     found = told(study)
     if not found:
         return None
-    cards = [card(t, study) for t in found]
+    cards = [card(t, number) for number, t in enumerate(found, 1)]
     names = [[str(t.damage["rank"]), place(t.damage), cost(t.damage), _share(t), _held(t)] for t in found]
     return Section(
         "role_cards", "What is the weight that costs the most?", f"{cards[0].title}: {cards[0].answer}",
-        f"Of the {TOP} leading weights, the costliest first ({damaged_words(study)}). Tokens are those of the evaluation "
+        f"Of the {TOP} leading weights, the costliest first ({damaged_words(study)}). Tokens are those of the "
+        "evaluation "
         "windows whose loss rises the most in sum; the text is continued greedily. × matched: over the change that "
-        "matched weights of the tensor make. Undone: MF, the share of the damage that holding the role's mediator at its "
+        "matched weights of the tensor make. Undone: MF, the share of the damage that holding the role's mediator at "
+        "its "
         "intact value undoes; by the mediator alone: the converse.",
         [], [Table(["rank by score", "<weight", "<costs, nats per token", "share of the damage", "<roles"], names,
                    "All leading weights")],
@@ -38,15 +41,19 @@ def role_cards(study: Study) -> Section | None:
     )  # fmt: skip
 
 
-def card(t: Told, study: Study) -> Card:
-    """The card of one weight."""
+def card(t: Told, number: int) -> Card:
+    """The card of one weight; the first few have a picture of attention."""
     r = t.damage
     shown = [x for x in t.roles if x["mediated"] is not None]
     bars = [Bar(x["role"], x["mediated"], mediated_words(x), sure=bool(x["holds"])) for x in shown]
+    picture = Figure(
+        f"attention_of_{number}", "Change of attention to the first key by block and head",
+        "What its damage changes of attention to the first key, by block and head.",
+    )  # fmt: skip
     return Card(
-        f"weight-{r['rank']}", place(r), [called(x["role"]) for x in t.held] or [_unheld(t)], answer(t), _facts(t), bars,
-        "Share of the damage that holding the role's mediator undoes" if bars else "",
-        [Table(COLUMNS, [_row(x) for x in t.roles], "Roles")], _pictures(t), _texts(t),
+        f"weight-{r['rank']}", place(r), [called(x["role"]) for x in t.held] or [_unheld(t)], answer(t), _facts(t),
+        bars, "Share of the damage that holding the role's mediator undoes" if bars else "",
+        [Table(COLUMNS, [_row(x) for x in t.roles], "Roles")], [picture] if number <= len(CARD_MAPS) else [], _texts(t),
     )  # fmt: skip
 
 
@@ -54,20 +61,13 @@ def _unheld(t: Told) -> str:
     return "unassigned" if t.counts else "costs nothing that could be told"
 
 
-def _pictures(t: Told) -> list[Figure]:
-    """What attention does without it, of the weights that have a picture of it."""
-    name = f"attention_of_{t.damage['rank']}"
-    if name not in figures.FIGURES:
-        return []
-    return [Figure(name, "Change of attention by block and head", "What its damage changes of attention, by block and "
-                   "head.")]  # fmt: skip
-
-
 def cost(r: dict[str, Any]) -> str:
     """What a damage costs, with its interval."""
     if r["cost"] == float("inf"):
         return "the loss isn't finite"
-    return wording.signed(r["cost"]) + ("" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}")
+    return wording.signed(r["cost"]) + (
+        "" if r["cost_low"] is None else f" {wording.interval(r['cost_low'], r['cost_high'])}"
+    )
 
 
 def _share(t: Told) -> str:
@@ -97,8 +97,7 @@ def _does(t: Told) -> str:
     if t.held:
         parts = [
             f"{_article(called(r['role']))}: holding {r['mediator']} undoes {mediated_words(r)} of the damage"
-            + (f", and {r['mediator']} alone does {wording.percent(r['converse'])} of it" if r["converse"] is not None else "")
-            for r in t.held
+            + _alone(r) for r in t.held
         ]  # fmt: skip
         return f"It is {'; and '.join(parts)}."
     if not t.counts:
@@ -110,12 +109,19 @@ def _does(t: Told) -> str:
     best = max(near, key=lambda r: -1.0 if r["mediated"] is None else r["mediated"])
     why = (
         f"holding {best['mediator']} undoes {mediated_words(best)} of the damage"
-        if best["mediated"] is not None else f"whether {best['role']} explains it can't be told ({mediated_words(best)})"
+        if best["mediated"] is not None
+        else f"whether {best['role']} explains it can't be told ({mediated_words(best)})"
     )  # fmt: skip
     return (
         f"No role is assigned: it changes {', '.join(r['role'] for r in near)} more than matched weights do, but {why}"
         + (", as of matched weights’" if best["enough"] and best["specific"] is False else "") + "."
     )  # fmt: skip
+
+
+def _alone(r: dict[str, Any]) -> str:
+    if r["converse"] is None:
+        return ""
+    return f", and the mediator alone does {wording.percent(r['converse']).replace('-', '−')} of it"
 
 
 def _article(words: str) -> str:
@@ -158,7 +164,8 @@ def _row(r: dict[str, Any]) -> list[str]:
     times = "–" if r["times"] is None else f"×{wording.significant(r['times'])}"
     undone = mediated_words(r) if r["recovered"] is not None or r["why_unmediated"] else "–"
     return [
-        r["role"], wording.signed(r["change"]), wording.significant(r["intact"]), times, wording.p_value(r["q"]), undone,
+        r["role"], wording.signed(r["change"]), wording.significant(r["intact"]), times, wording.p_value(r["q"]),
+        undone,
         converse.replace("-", "−"), specific, "yes" if r["holds"] else "can't be told" if r["missing"] else "no",
     ]  # fmt: skip
 

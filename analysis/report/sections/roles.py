@@ -79,25 +79,31 @@ def roles_held(study: Study) -> Section | None:
                "and specific", "only as a set", "can't be told"]  # fmt: skip
     return Section(
         "roles_held", "What do the weights that it hangs on do?", _answer(study, table),
-        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss rises "
-        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. A "
+        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss "
+        "rises "
+        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. "
+        "A "
         "weight holds a role if its damage changes the role's metric more than damage to matched weights of its tensor "
-        f"does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its intact value undoes "
-        f"at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to nothing of "
-        f"matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper bound). A weight "
+        f"does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its intact value "
+        "undoes "
+        f"at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to nothing "
+        "of "
+        f"matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper bound). A "
+        "weight "
         "may hold several roles. Shares of the damage are of the sum of ΔNLL of single weights, as if they added up; "
         f"intervals (95%) are for further weights. {windows} windows.",
         [Figure("role_matrix", "Leading weights against roles; numbers in the table of pairs",
                 "The weights that cost the most, from above, against roles. Filled: the weight holds the role; hollow: "
-                "necessary, but not mediated by half, or not specific. Colour: the share of the damage that the mediator "
+                "necessary, but not mediated by half, or not specific. Colour: the share of the damage that the "
+                "mediator "
                 "bears."),
          Figure("role_counts", "Share of the weights and of the damage by role; numbers in the table",
                 "Share of the leading weights, and of the damage, by role, with 95% intervals. Roles overlap.")],
-        [Table(columns, [_row(r) for r in _ordered(table)])],
+        [Table(columns, [_row(r) for r in ordered(table)])],
     )  # fmt: skip
 
 
-def _ordered(table: pl.DataFrame) -> list[dict[str, Any]]:
+def ordered(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Roles by how many hold them; all together first, none last."""
     last = pl.col("role") == NONE
     return table.sort(last, pl.col("role") != ANY, -pl.col("weights"), "role").to_dicts()
@@ -165,15 +171,19 @@ def necessity(study: Study) -> Section | None:
     said = [[r["role"], r["measured"], wording.significant(r["intact"])] for r in metrics.iter_rows(named=True)]
     return Section(
         "necessity", "Which changes are more than those by matched weights?", _changed(table, found),
-        "× matched: |change of the metric| over the geometric mean of what damage to matched weights of the same tensor "
+        "× matched: |change of the metric| over the geometric mean of what damage to matched weights of the same "
+        "tensor "
         "does, of which there are so many. p: that a further matched weight of the tensor would change it as much. The "
         "logarithms of their changes, less their tensor's mean, are pooled over tensors, and the mean's own error is "
-        "allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), which is never "
+        "allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), which is "
+        "never "
         "taken to end. q: Benjamini and Hochberg over all leading weights × roles. Changes may have either sign.",
-        [Figure("necessary_changes", "Changes of leading weights over those of matched ones by role; numbers in the table",
-                "Every leading weight: its change of each metric over that by matched weights of its tensor (1: as much). "
+        [Figure("necessary_changes", "Changes by leading weights over those by matched ones; numbers in the table",
+                "Every leading weight: its change of each metric over that by matched weights of its tensor (1: as "
+                "much). "
                 "Filled: q ≤ 5%. Grey: 95% of the matched weights lie within.")],
-        [Table(["rank", "<weight", "<role", "change", "intact", "× matched", "matched", "p", "q"], rows, "Necessary pairs"),
+        [Table(["rank", "<weight", "<role", "change", "intact", "× matched", "matched", "p", "q"], rows,
+               "Necessary pairs"),
          Table(["<role", "weights", "~why"], untold, "What has no p", folded=True),
          Table(["<role", "~metric", "intact"], said, "What the metrics are", folded=True)],
     )  # fmt: skip
@@ -188,7 +198,8 @@ def _changed(table: pl.DataFrame, found: pl.DataFrame) -> str:
     counts = found.group_by("role").len().sort("len", descending=True).to_dicts()
     said = ", ".join(f"{r['role']} {r['len']}" for r in counts)
     return (
-        f"{len(found)} of {len(tested)} pairs of a leading weight and a role are necessary at a false discovery rate of "
+        f"{len(found)} of {len(tested)} pairs of a leading weight and a role are necessary at a false discovery rate "
+        "of "
         f"{RATE:.0%}{f': {said}' if said else ''}."
     )
 
@@ -211,13 +222,15 @@ def mediated(study: Study) -> Section | None:
     return Section(
         "mediated", "Does the damage go through the role?", _through(found),
         "Undone is MF = 1 − Σ ΔNLL(damaged, mediator held at its intact value)/Σ ΔNLL(damaged) over windows, with "
-        "Fieller's 95% interval for further windows. The converse leaves the weight intact and holds the mediator at its "
+        "Fieller's 95% interval for further windows. The converse leaves the weight intact and holds the mediator at "
+        "its "
         "damaged value. The two needn't agree: where both paths are saturated each alone may do it all. What holding "
         "undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share of what it "
         "undoes of this weight's. A mediator that carries everything (a residual stream) would undo all damage; these "
         "are single channels, heads, directions and norms.",
         [Figure("mediated_shares", "Share of the damage undone by holding the mediator, by role; numbers in the table",
-                "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. Filled: the "
+                "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. "
+                "Filled: the "
                 "weight holds the role. Dashed: one half.")],
         [Table(columns, rows), Table(["<role", "~mediator"], names, "What is held", folded=True)],
     )  # fmt: skip
@@ -248,11 +261,14 @@ def _through(found: pl.DataFrame) -> str:
         return "No mediator of a necessary pair was held, or no damage could be told from 0."
     enough, holds = int(told["enough"].sum()), int(found["holds"].sum())
     words = [
-        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes at least {HALF:.0%} of the "
+        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes at least {HALF:.0%} of "
+        "the "
         f"damage; in {holds} of them it is also specific, and the weight holds the role."
     ]
     most = told.filter("holds").sort("mediated", descending=True)
     if len(most):
         r = most.row(0, named=True)
-        words.append(f"Most of all in {place(r)}: {r['mediator']} bears {mediated_words(r)} of its damage ({r['role']}).")
+        words.append(
+            f"Most of all in {place(r)}: {r['mediator']} bears {mediated_words(r)} of its damage ({r['role']})."
+        )
     return " ".join(words)

@@ -1,23 +1,18 @@
-"""Facts as tokens: the prompt, where its subject is, and the two tokens that its answer and another are told apart by."""
+"""Facts as tokens: the prompt, where its subject is, and by which tokens its answer is told from others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING
-
-import torch
 
 from esa_ray.data.first_tokens import put_first
 from esa_ray.interpret.facts.sources import Fact
-from esa_ray.models.modes import eval_mode
-from esa_ray.models.slots import input_device
 from esa_ray.randomness import stream_key
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[int, ...]
 
@@ -30,19 +25,33 @@ class Prompt:
     paraphrase: int
     tokens: Tokens
     subject: range
-    #: Tokens of the answers to the prompt: the right one, and by the name of their fact others' of the same type.
+    #: Tokens of the answer behind the prompt, and of other answers of the same type, by these; the file's comes first.
     answer: Tokens
     others: dict[str, Tokens]
 
     def pair(self, other: Tokens) -> tuple[Tokens, int, int] | None:
         """Two answers as the first tokens that they differ in, behind what they share; None if one begins the other.
 
-        >>> prompt = Prompt(Fact(source="", relation="", subject="", answer="", templates=()), 0, (1,), range(1), (5, 6), {})
+        >>> fact = Fact(source="", relation="", subject="", answer="", templates=())
+        >>> prompt = Prompt(fact, 0, (1,), range(1), (5, 6), {})
         >>> prompt.pair((5, 7)), prompt.pair((5,))
         (((1, 5), 6, 7), None)
         """
-        n = len(commonprefix([self.answer, other]))
-        return (self.tokens + self.answer[:n], self.answer[n], other[n]) if n < min(map(len, (self.answer, other))) else None
+        n = common(self.answer, other)
+        return (
+            (self.tokens + self.answer[:n], self.answer[n], other[n])
+            if n < min(map(len, (self.answer, other)))
+            else None
+        )
+
+
+def common(one: Tokens, other: Tokens) -> int:
+    """How many tokens two begin with alike.
+
+    >>> common((1, 2, 3), (1, 2, 4, 3))
+    2
+    """
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class Asking:
@@ -81,17 +90,18 @@ class Asking:
         text, before = fact.prompts[paraphrase], fact.templates[paraphrase].before
         tokens = self._tokens(text)
         # Tokens hold the space before them, so that what stands before the subject ends without it.
-        start = len(commonprefix([tokens, self._tokens(before.rstrip())]))
-        stop = len(commonprefix([tokens, self._tokens(f"{before}{fact.subject}")]))
+        start = common(tokens, self._tokens(before.rstrip()))
+        stop = common(tokens, self._tokens(f"{before}{fact.subject}"))
         answer = self.answer(text, tokens, fact.answer)
         if start >= stop or not answer:
             return None
-        told = {f.name: self.answer(text, tokens, f.answer) for f in self.alike(fact)}
-        if fact.alternative:
-            told = {GIVEN: self.answer(text, tokens, fact.alternative)} | told
+        others = dict.fromkeys(
+            [*([fact.alternative] if fact.alternative else []), *(f.answer for f in self.alike(fact))]
+        )
+        told = {other: self.answer(text, tokens, other) for other in others}
         first = len(self.opening)
         subject = range(first + start, first + stop)
-        return Prompt(fact, paraphrase, self.opening + tokens, subject, answer, {n: t for n, t in told.items() if t})
+        return Prompt(fact, paraphrase, self.opening + tokens, subject, answer, {a: t for a, t in told.items() if t})
 
     def answer(self, text: str, tokens: Tokens, answer: str) -> Tokens:
         """The tokens of an answer to a prompt; none if it changes how the prompt itself is cut."""
@@ -100,27 +110,3 @@ class Asking:
 
     def _tokens(self, text: str) -> Tokens:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
-
-
-#: The name of the alternative that a fact's file gives.
-GIVEN = "alternative"
-
-
-@torch.inference_mode()
-def logits_behind(model: PreTrainedModel, tokens: Tokens, n: int) -> Tensor:
-    """Logits (n, V) at the last ``n`` of some tokens, fp32."""
-    with eval_mode(model):
-        found = model(torch.tensor([tokens], device=input_device(model)), use_cache=False).logits
-    return found[0, len(tokens) - n :].float()
-
-
-def knows(model: PreTrainedModel, prompt: Prompt) -> bool:
-    """Whether a model prefers the answer to each of the others, where the two first differ.
-
-    An answer that begins another isn't compared with it. What is compared with none isn't known.
-    """
-    n = len(prompt.answer)
-    logits = logits_behind(model, prompt.tokens + prompt.answer[:-1], n)
-    pairs = [pair for other in prompt.others.values() if (pair := prompt.pair(other))]
-    at = [len(shared) - len(prompt.tokens) for shared, _, _ in pairs]
-    return bool(pairs) and all(logits[i, a] > logits[i, b] for i, (_, a, b) in zip(at, pairs, strict=True))

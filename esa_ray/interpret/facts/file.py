@@ -28,7 +28,7 @@ def facts_in(path: str, paraphrases: int = 3) -> list[Fact]:
     Raises
     ------
     EsaError
-        If it can't be read, lacks a column or a value, or a row contradicts an earlier one; the sentence names the line.
+        If it can't be read, lacks a column or a value, or a row contradicts an earlier one; it names the line.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Facts that a model may know: capitals of countries, symbols and numbers of elements, or a file's. Imports no torch."""
+"""Facts that a model may know: capitals of countries, symbols and numbers of elements, or a file's; without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from esa_ray.errors import EsaError
-from esa_ray.randomness import stream_key
 from esa_ray.spec.base import Spec
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ class Fact(Spec):
     -------
     >>> fact = Fact(source="countries", relation="capital", subject="Ivory Coast", answer="Yamoussoukro",
     ...             templates=TEMPLATES["capital"])
-    >>> fact.name, fact.label, fact.prompts[0]
-    ('Ivory Coast: capital (countries)', 'countries-capital-Ivory-Coast-XXXXXX', 'The capital of Ivory Coast is')
+    >>> fact.name, fact.prompts[0]
+    ('Ivory Coast: capital (countries)', 'The capital of Ivory Coast is')
     """
 
     source: str
@@ -71,12 +70,6 @@ class Fact(Spec):
     def name(self) -> str:
         """The fact in short, as the column ``fact`` has it: subject, relation and source."""
         return f"{self.subject}: {self.relation} ({self.source})"
-
-    @property
-    def label(self) -> str:
-        """Readable file stem, another for every name."""
-        words = re.sub(r"[^\w.]+", "-", f"{self.source}-{self.relation}-{self.subject}")[:80]
-        return f"{words}-{stream_key(self.name) % 16**6:06x}"
 
     @property
     def prompts(self) -> list[str]:
