@@ -1,4 +1,4 @@
-"""What damage does to attention: sinks, entropy and spikes of every damaged weight, and what that has to do with loss."""
+"""What damage does to attention: sinks, entropy and spikes under each, and what that has to do with loss."""
 
 from __future__ import annotations
 

@@ -35,9 +35,7 @@ Edits = Annotated[
 Sets = Annotated[str, typer.Option(help=f"Also damage whole sets that these weights are of: {', '.join(SETS)}.")]
 Facts = Annotated[
     str | None,
-    typer.Option(
-        help=f"Also trace facts, as esa facts: {', '.join(FACTS)}, or a CSV.  [default: none]"
-    ),
+    typer.Option(help=f"Also trace facts, as esa facts: {', '.join(FACTS)}, or a CSV.  [default: none]"),
 ]
 Limit = Annotated[int, typer.Option(help="Facts of each source, with --facts.")]
 Attention = Annotated[bool, typer.Option("--attention/--no-attention", help="Also see sinks, entropy and spikes.")]

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 QUANTILE, Z = 0.95, 1.64
 #: Matched weights whose mediator is held, too, for each role of each seed and damage.
 SPECIFICITY = 5
-#: What stands for |change| where it is smaller, or 0.
-TINY = 1e-12
 _READ = ["subject", "unit", "seed", "edit", "role", "status", "change", "delta_nll"]
 
 
@@ -34,11 +32,6 @@ class Tested:
     subject: Subject
     change: float
     losses: tuple[float, ...]
-
-    @property
-    def size(self) -> float:
-        """log|change|."""
-        return math.log(max(abs(self.change), TINY))
 
     @property
     def hurts(self) -> bool:
@@ -52,21 +45,26 @@ class Null:
     """Matched weights' changes of one role: log|change| less its tensor's mean, over all tensors."""
 
     matched: Sequence[Tested]
+    #: What stands for |change| where it is smaller, or 0.
+    floor: float
+
+    def _size(self, tested: Tested) -> float:
+        return math.log(max(abs(tested.change), self.floor))
 
     @cached_property
     def _means(self) -> dict[str, float]:
         sizes: dict[str, list[float]] = defaultdict(list)
         for each in self.matched:
-            sizes[each.subject.tensor].append(each.size)
+            sizes[each.subject.tensor].append(self._size(each))
         return {tensor: float(np.mean(mine)) for tensor, mine in sizes.items()}
 
     @cached_property
     def _overall(self) -> float:
-        return float(np.mean([each.size for each in self.matched]))
+        return float(np.mean([self._size(each) for each in self.matched]))
 
     def excess(self, tested: Tested) -> float:
         """log|change| less the mean of the tensor's null; of a tensor without one, of all."""
-        return tested.size - self._means.get(tested.subject.tensor, self._overall)
+        return self._size(tested) - self._means.get(tested.subject.tensor, self._overall)
 
     @cached_property
     def limit(self) -> float:
@@ -86,7 +84,8 @@ def screened(spec: StudySpec, store: Store) -> list[tuple[Subject, str]]:
         null = [each for each in mine if each.subject.group == "matched_k"]
         if not null:
             continue
-        limits = Null(null)
+        sizes = [abs(tested.change) for tested in mine if tested.change]
+        limits = Null(null, min(sizes, default=2.0) / 2)
         leading = [(limits.excess(t), t.subject) for t in mine if t.subject.group == "super" and t.hurts]
         passed = [(excess, subject) for excess, subject in leading if excess > limits.limit]
         found += [(excess, subject, role) for excess, subject in passed]

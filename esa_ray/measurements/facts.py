@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from esa_ray.storage.store import Store
 
 _FACTS = TypeAdapter(list[Fact])
-#: What stands in no file's name.
-_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def alike(fact: Fact, facts: Sequence[Fact]) -> list[Fact]:
     """The facts that one is compared with: those of its source and relation, itself among them."""
     return [other for other in facts if (other.source, other.relation) == (fact.source, fact.relation)]
+
+
+def _stem(fact: Fact) -> str:
+    """A fact in a file's name, e.g. ``countries-capital-Ivory-Coast``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{fact.source}-{fact.relation}-{fact.subject}")[:80].strip("-.")
 
 
 def fact_of(unit: Unit) -> tuple[Fact, list[Fact], int]:
@@ -56,8 +60,8 @@ class Facts(Swept):
         texts = {key: _FACTS.dump_json(mine).decode() for key, mine in families.items()}
         found = []
         for key, mine in families.items():
-            names = [_NO_NAME.sub("-", fact.name) for fact in mine]
-            found += [Unit(f"{n}-s{seed}", (i, texts[key], seed)) for seed in spec.seeds for i, n in enumerate(names)]
+            units = product(spec.seeds, enumerate(mine))
+            found += [Unit(f"{_stem(fact)}-s{seed}", (i, texts[key], seed)) for seed, (i, fact) in units]
         return found
 
     def left(self, spec: StudySpec, store: Store) -> int:

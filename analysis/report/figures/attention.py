@@ -93,9 +93,9 @@ def _course(study: Study, table: pl.DataFrame, y: alt.Y, line: float, name: str)
     states, place = [_INTACT, _DAMAGED], alt.Chart(alt.Data(values=[{"at": line, "name": name}]))
     base = alt.Chart(table).encode(
         x=by_block(int(study.resolved["layers"]), "block"), y=y,
-        color=alt.Color("state:N", sort=states, title=None, scale=alt.Scale(domain=states, range=["#555555", COLOURS[0]])),
+        color=alt.Color("state:N", sort=states, title=None, scale=_scale(states, ["#555555", COLOURS[0]])),
     )  # fmt: skip
-    shape = alt.Shape("state:N", sort=states, title=None, scale=alt.Scale(domain=states, range=["circle", "square"]))
+    shape = alt.Shape("state:N", sort=states, title=None, scale=_scale(states, ["circle", "square"]))
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
         shape=shape, tooltip=["layer", "state", alt.Tooltip("value:Q", format=".3g")]
     )
@@ -130,11 +130,15 @@ def sink_course(study: Study) -> Chart | None:
     return _course(study, table, y, SINK, "a head's sink")
 
 
+def _scale(names: list[str], looks: list[str]) -> alt.Scale:
+    return alt.Scale(domain=names, range=looks)
+
+
 def _which() -> dict[str, alt.Color | alt.Shape]:
     names = [LEADING, MATCHED]
     return {
-        "color": alt.Color("which:N", sort=names, title="weights", scale=alt.Scale(domain=names, range=[COLOURS[0], COLOURS[2]])),
-        "shape": alt.Shape("which:N", sort=names, title="weights", scale=alt.Scale(domain=names, range=[SHAPES[0], SHAPES[2]])),
+        "color": alt.Color("which:N", sort=names, title="weights", scale=_scale(names, [COLOURS[0], COLOURS[2]])),
+        "shape": alt.Shape("which:N", sort=names, title="weights", scale=_scale(names, [SHAPES[0], SHAPES[2]])),
     }  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def attention_costs(study: Study) -> Chart | None:
 
 
 def dissociated(study: Study) -> Chart | None:
-    """What each damaged weight leaves of spikes and of sinks; in the shaded corners it takes one and leaves the other."""
+    """What each damaged weight leaves of spikes and of sinks; in shaded corners it takes one and leaves the other."""
     table = taken(study)
     if table.is_empty():
         return None

@@ -27,8 +27,8 @@ from esa_ray.spec.roles import SINK, SPIKE
 #: Leading weights that the table of damages shows.
 MOST = 50
 SEPARABLE = {
-    "both ways": "Spikes and sinks come apart both ways: there are weights that take spikes and leave sinks, and weights "
-    "that take sinks and leave spikes.",
+    "both ways": "Spikes and sinks come apart both ways: there are weights that take spikes and leave sinks, and "
+    "weights that take sinks and leave spikes.",
     "spikes alone": "One way only: there are weights that take spikes and leave sinks, but none that takes sinks and "
     "leaves spikes.",
     "sinks alone": "One way only: there are weights that take sinks and leave spikes, but none that takes spikes and "
@@ -96,9 +96,9 @@ def attention_damaged(study: Study) -> Section | None:
     return Section(
         "attention_damaged", "What does damage do to attention?", " ".join([_places(intact), *first]),
         f"A head is a sink where its mean attention to the first key, over the queries after it, exceeds {SINK:g}; a "
-        f"channel spikes where |h| is {SPIKE:g} times the median |h| of its position or more. Sinks and spikes at other "
-        "tokens than the first move with the text: attention to the next best key is told beside. What is kept is the "
-        "mean of min(1, after/before), over sinks and spikes that the damage can reach.",
+        f"channel spikes where |h| is {SPIKE:g} times the median |h| of its position or more. Sinks and spikes at "
+        "other tokens than the first move with the text: attention to the next best key is told beside. What is kept "
+        "is the mean of min(1, after/before), over sinks and spikes that the damage can reach.",
         [Figure("spike_course", "Largest activation by block, intact and damaged; numbers in the table",
                 "The largest |h| over the median |h| of its position, mean over windows, after each block: intact, and "
                 "under the damage that costs most."),
@@ -170,7 +170,8 @@ def attention_costs(study: Study) -> Section | None:
     if table.is_empty():
         return None
     rows = [
-        [r["edit"], r["unit"], r["which"], CHANGES[r["change"]], str(r["n"]), wording.within(r["rho"], None, None), _partial(r)]
+        [r["edit"], r["unit"], r["which"], CHANGES[r["change"]], str(r["n"]), wording.within(r["rho"], None, None),
+         _partial(r)]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["<damage", "<of", "<weights", "<change", "n", "ρ", "<ρ with Δlogit held fixed"]
@@ -201,11 +202,12 @@ def spikes_and_sinks(study: Study) -> Section | None:
     ]  # fmt: skip
     columns = ["<damage", "<of", "<weights", "<outcome", "weights", "<share", "<the clearest"]
     return Section(
-        "spikes_and_sinks", "Are spikes and sinks one thing?", f"{SEPARABLE[separable(table)]} {_counted(table, places)}".strip(),
-        f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those that "
-        "it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. Weights "
-        "behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and Pearson's, "
-        "for further weights of this kind; that one weight does it is enough for its way.",
+        "spikes_and_sinks", "Are spikes and sinks one thing?",
+        f"{SEPARABLE[separable(table)]} {_counted(table, places)}".strip(),
+        f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those "
+        "that it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. "
+        "Weights behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and "
+        "Pearson's, for further weights of this kind; that one weight does it is enough for its way.",
         [Figure("dissociated", "Share of spikes and of sinks that each damaged weight leaves; numbers in the table",
                 "Each point is a damaged weight. Shaded: it takes one and leaves the other.")],
         [Table(columns, rows)],

@@ -156,7 +156,7 @@ def _block(batch: Batch, block: int) -> Block:
 
 
 def _shift(logits_BTV: Tensor, intact_BTV: Tensor) -> Tensor:
-    """Mean square of how far logits lie from others, their mean over the vocabulary apart: float64, a window each (B,)."""
+    """Mean square of how far logits lie from others, their mean over the vocabulary apart: (B,), float64."""
     windows, positions, vocabulary = logits_BTV.shape
     square_BT = torch.empty((windows, positions), dtype=torch.float64, device=logits_BTV.device)
     for b, t in pieces(windows, positions, vocabulary, logits_BTV.device):
