@@ -19,13 +19,15 @@ HALF = 0.5
 UNSPECIFIC = 0.05
 #: Matched weights of the same tensor from which on they speak alone; of fewer, those of all tensors do.
 ENOUGH = 3
+#: RMS damage of matched weights, nats per token, from which on a share of it is no matter of rounding.
+TOLD = 1e-5
 KEYS = [*DAMAGE, "role"]
 
 MEDIATED: dict[str, Any] = {
     **{name: pl.Int64 if name == "seed" else pl.String for name in KEYS}, "tensor": pl.String, "mediator": pl.String,
     "mediated": pl.Float64, "mediated_low": pl.Float64, "mediated_high": pl.Float64, "converse": pl.Float64,
     "converse_low": pl.Float64, "converse_high": pl.Float64, "recovered": pl.Float64, "others_high": pl.Float64,
-    "others": pl.Int64, "specific": pl.Boolean, "why_unmediated": pl.String,
+    "others": pl.Int64, "others_share": pl.Float64, "specific": pl.Boolean, "why_unmediated": pl.String,
 }  # fmt: skip
 
 
@@ -51,7 +53,8 @@ def mediation(study: Study) -> pl.DataFrame:
     for further windows; null where the damage itself can't be told from 0. ``converse`` is Σ ΔNLL(intact, mediator as
     damaged)/Σ ΔNLL(damaged). ``recovered`` is what holding undoes, nats per token; ``others_high`` the upper 95% bound
     of the mean that it undoes of matched weights' damage (of the same tensor, if at least three were held; weights and
-    windows crossed). A leading weight's mediator is ``specific`` if that is at most 5% of ``recovered``; null where no
+    windows crossed), and ``others_share`` the share of it, by least squares over weights and windows, as single ones may
+    be of either sign; null where their damage is rounding. A leading weight's mediator is ``specific`` if that is at most 5% of ``recovered``; null where no
     matched weight was held.
     """
     table = study.mediations.filter(pl.col("status") == "ok").unique(KEYS, keep="first", maintain_order=True)
@@ -81,18 +84,21 @@ def _specific(r: dict[str, Any], recovered: float, matched: pl.DataFrame) -> dic
     alike = [pl.col(c) == r[c] for c in ("role", "edit", "seed", "unit")]
     mine = matched.filter(*alike)
     near = mine.filter(pl.col("tensor") == r["tensor"])
-    undone = _undone(near if len(near) >= ENOUGH else mine)
-    if undone is None:
-        return {"others": 0}
+    damage, undone = _undone(near if len(near) >= ENOUGH else mine)
+    found: dict[str, Any] = {"others": len(undone)}
     high = crossed_interval(undone).high if undone.size > 1 else float("nan")
     if np.isnan(high):
-        return {"others": len(undone)}
-    return {"others": len(undone), "others_high": float(high), "specific": bool(high <= UNSPECIFIC * recovered)}
+        return found
+    if np.sqrt((damage**2).mean()) >= TOLD:
+        found["others_share"] = float((undone * damage).sum() / (damage**2).sum())
+    return found | {"others_high": float(high), "specific": bool(high <= UNSPECIFIC * recovered)}
 
 
-def _undone(matched: pl.DataFrame) -> np.ndarray | None:
-    """What holding the mediator undoes of matched weights' damage, (weights, windows); None of none."""
+def _undone(matched: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Matched weights' damage, and what holding the mediator undoes of it, both (weights, windows)."""
     pairs = [(np.asarray(r["delta_nll"]), np.asarray(r["held_nll"])) for r in matched.iter_rows(named=True)]
-    lengths = {len(a) for a, _ in pairs}
-    told = [a - b for a, b in pairs if len(a) == max(lengths) and np.isfinite(a - b).all()]
-    return np.stack(told) if told else None
+    most = max((len(a) for a, _ in pairs), default=0)
+    told = [(a, a - b) for a, b in pairs if len(a) == most and np.isfinite(a - b).all()]
+    if not told:
+        return np.empty((0, 0)), np.empty((0, 0))
+    return np.stack([a for a, _ in told]), np.stack([b for _, b in told])

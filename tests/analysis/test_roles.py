@@ -61,6 +61,12 @@ def test_a_mediator_that_matters_to_matched_weights_too_is_not_specific(tmp_path
     assert table["holds"].to_list() == [True, False]
 
 
+def test_a_bottleneck_carries_the_damage_of_matched_weights_too(tmp_path):
+    found = planted({1: {"spike": 0.9}, 2: {"sink": 0.9}}, leak=0.25)
+    table = leading(written(tmp_path, **found)).filter("necessary")
+    assert table["others_share"].to_list() == pytest.approx([0.25, 0.25])
+
+
 def test_without_mediations_nothing_holds_and_that_is_said(tmp_path):
     study = written(tmp_path, **planted(HOLDERS, mediate=False))
     assert not held(study)

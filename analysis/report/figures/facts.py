@@ -28,29 +28,24 @@ def _maps(corruption: str) -> Callable[[Study], Chart | None]:
 
 
 def tracing_map(study: Study, corruption: str) -> Chart | None:
-    """Share of the answer that restoring one state gives back, by position and block, a map a sub-layer."""
+    """Share of the answer that restoring one state gives back: sub-layers and positions from above, blocks across."""
     table = traced(study).filter(pl.col("corruption") == corruption).drop_nulls("share")
     if table.is_empty():
         return None
-    table = table.filter(pl.col("restored") == table["restored"].min()).with_columns(
-        place=pl.col("position").replace(NAMES)
-    )
+    table = table.filter(pl.col("restored") == table["restored"].min())
+    table = table.with_columns(place=pl.format("{}: {}", "sublayer", pl.col("position").replace(NAMES)))
     table = table.select("sublayer", "place", "block", "share", "low", "high", "facts")
-    order = [NAMES[p] for p in POSITIONS if NAMES[p] in table["place"]]
     most = max(float(table["share"].abs().max()), 0.05)  # type: ignore[arg-type]
     colour = alt.Color("share:Q", title="share given back", scale=alt.Scale(domain=[-most, 0, most], range=[
-        "#2166ac", "#f7f7f7", "#b2182b"]), legend=alt.Legend(format="%", values=[-most, 0, most]))  # fmt: skip
+        "#2166ac", "#f7f7f7", "#b2182b"]), legend=alt.Legend(format=".0%", values=[-most, 0, most]))  # fmt: skip
     depth = int(table["block"].max()) + 1  # type: ignore[arg-type]
-    x = alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True,
-              values=[int(t) for t in linear(0, max(depth - 1, 1), 10) if t == int(t)]))  # fmt: skip
+    ticks = [int(t) for t in linear(0, max(depth - 1, 1), 10) if t == int(t)]
+    x = alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True, values=ticks))
+    order = [f"{name}: {NAMES[p]}" for name in SUBLAYERS for p in POSITIONS]
+    y = alt.Y("place:N", sort=[o for o in order if o in table["place"]], title=None, axis=alt.Axis(labelLimit=180))
     tooltip = ["place", "block", "facts", *(alt.Tooltip(c, format=".1%") for c in ("share", "low", "high"))]
-    parts = [
-        alt.Chart(table.filter(pl.col("sublayer") == name)).mark_rect().encode(
-            x=x, y=alt.Y("place:N", sort=order, title=name), color=colour, tooltip=tooltip,
-        ).properties(width="container", height={"step": 22})
-        for name in SUBLAYERS if name in table["sublayer"]
-    ]  # fmt: skip
-    return alt.vconcat(*parts)
+    map_ = alt.Chart(table).mark_rect().encode(x=x, y=y, color=colour, tooltip=tooltip)
+    return map_.properties(width="container", height={"step": 20})
 
 
 TRACING_MAPS = tuple(_maps(corruption) for corruption in CORRUPTIONS)

@@ -96,7 +96,7 @@ def _done(edit: str) -> str:
 def _does(t: Told) -> str:
     if t.held:
         parts = [
-            f"{_article(called(r['role']))}: holding {r['mediator']} undoes {mediated_words(r)} of the damage"
+            f"{_article(called(r['role']))}: holding {short(r['mediator'])} undoes {mediated_words(r)} of the damage"
             + _alone(r) for r in t.held
         ]  # fmt: skip
         return f"It is {'; and '.join(parts)}."
@@ -108,7 +108,7 @@ def _does(t: Told) -> str:
         return f"No role is assigned: none of {len(tested)} metrics changes more than by damage to matched weights."
     best = max(near, key=lambda r: -1.0 if r["mediated"] is None else r["mediated"])
     why = (
-        f"holding {best['mediator']} undoes {mediated_words(best)} of the damage"
+        f"holding {short(best['mediator'])} undoes {mediated_words(best)} of the damage"
         if best["mediated"] is not None
         else f"whether {best['role']} explains it can't be told ({mediated_words(best)})"
     )  # fmt: skip
@@ -116,6 +116,15 @@ def _does(t: Told) -> str:
         f"No role is assigned: it changes {', '.join(r['role'] for r in near)} more than matched weights do, but {why}"
         + (", as of matched weights’" if best["enough"] and best["specific"] is False else "") + "."
     )  # fmt: skip
+
+
+def short(mediator: str) -> str:
+    """A mediator without what is added to its name.
+
+    >>> short("the first key, after rotation; not its value")
+    'the first key'
+    """
+    return mediator.partition(";")[0].partition(" (")[0].partition(", ")[0]
 
 
 def _alone(r: dict[str, Any]) -> str:

@@ -216,7 +216,7 @@ def mediated(study: Study) -> Section | None:
         for r in found.iter_rows(named=True)
     ]  # fmt: skip
     columns = ["rank", "<weight", "<role", "<undone by holding the mediator", "<done by the mediator alone",
-               "<undone of matched weights’", "<specific", "<holds the role"]  # fmt: skip
+               "<undone of matched weights’ damage", "<specific", "<holds the role"]  # fmt: skip
     held = found.unique("role", keep="first", maintain_order=True).drop_nulls("mediator")
     names = [[r["role"], r["mediator"]] for r in held.iter_rows(named=True)]
     return Section(
@@ -226,8 +226,9 @@ def mediated(study: Study) -> Section | None:
         "its "
         "damaged value. The two needn't agree: where both paths are saturated each alone may do it all. What holding "
         "undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share of what it "
-        "undoes of this weight's. A mediator that carries everything (a residual stream) would undo all damage; these "
-        "are single channels, heads, directions and norms.",
+        "undoes of this weight's; “of theirs” is the share of their own damage, by least squares. Where that is near "
+        "all, the mediator is a bottleneck that carries any damage (the residual stream after block 0 is, for all of "
+        "block 0), and necessity alone speaks for the role.",
         [Figure("mediated_shares", "Share of the damage undone by holding the mediator, by role; numbers in the table",
                 "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. "
                 "Filled: the "
@@ -248,7 +249,8 @@ def _undone(r: dict[str, Any]) -> str:
     if not r["recovered"] or r["recovered"] <= 0:
         return "–"
     share = wording.percent(max(r["others_high"], 0.0) / r["recovered"])
-    return f"at most {share} ({r['others']} weights)"
+    of_theirs = "" if r["others_share"] is None else f"; {wording.percent(r['others_share'])} of theirs"
+    return f"at most {share}{of_theirs} ({r['others']} weights)".replace("-", "−")
 
 
 def _yes(x: bool | None) -> str:
