@@ -68,9 +68,11 @@ def test_the_dissociation_is_told_with_both_clearest_weights(study):
 
 def test_correlations_that_an_interval_leaves_open_are_not_claimed(tmp_path):
     rng = np.random.default_rng(3)
-    found = study_of(tmp_path, *(
-        rows(subject(n, component="q"), cost=rng.normal(), moved=rng.uniform(), sink=rng.uniform(0.5, 1)) for n in range(12)
-    ))  # fmt: skip
+    damages = [
+        rows(subject(n, component="q"), cost=rng.normal(), moved=rng.uniform(), sink=rng.uniform(0.5, 1))
+        for n in range(12)
+    ]
+    found = study_of(tmp_path, *damages)
     assert "loss follows no change of attention" in _section(found, "attention_costs").answer
 
 
@@ -80,6 +82,7 @@ def test_too_few_weights_are_said_to_be(tmp_path):
 
 def test_the_map_has_a_cell_a_block_and_head_with_its_change(study):
     chart = head_map(study, attention_changes(study).filter(subject="1.q[1,0]"), "sink")
+    assert chart is not None
     (data,) = json.loads(chart.to_json())["datasets"].values()
     assert {(d["block"], d["head"]) for d in data} == {(b, h) for b in range(BLOCKS) for h in range(HEADS)}
     for d in data:
