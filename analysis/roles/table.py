@@ -76,9 +76,9 @@ def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
     reference = null(matched["tensor"].to_list(), x_matched)
     p = reference.p(leads["tensor"].to_list(), x)
     rows = [
-        _row(*each, reference)
-        for part, *found in ((leads, x, p), (matched, x_matched, reference.own_p()))
-        for each in zip(part.iter_rows(named=True), *found, strict=True)
+        _row(r, at, own, reference)
+        for part, where, ps in ((leads, x, p), (matched, x_matched, reference.own_p()))
+        for r, at, own in zip(part.iter_rows(named=True), where, ps, strict=True)
     ]
     lost = mine.join(told.select(KEYS), on=KEYS, how="anti")
     rows += [

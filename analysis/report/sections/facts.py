@@ -17,6 +17,7 @@ from esa_ray.spec.roles import CORRUPTIONS
 
 #: Places that a table of tracing shows of each arm and sub-layer.
 TOP = 3
+CALLED = {"residual": "of the residual stream", "attention": "of attention", "ffn": "of a feed-forward layer"}
 CORRUPTED = {"subject": "another subject of the same type in its place", "noise": "noise on the subject's embeddings"}
 
 
@@ -100,13 +101,10 @@ def _where(table: pl.DataFrame) -> str:
         best = {name: part.sort("share", descending=True).row(0, named=True)
                 for (name,), part in mine.group_by("sublayer", maintain_order=True)}  # fmt: skip
         said = ", ".join(
-            f"{name} {wording.percent(r['share'])} {ends(r['low'], r['high'])} at the {NAMES.get(r['position'], '')} "
-            "in "
-            f"block {r['block']}" for name, r in best.items()
+            f"{CALLED[name]} {wording.percent(r['share'])} {ends(r['low'], r['high'])} ("
+            f"{NAMES.get(r['position'], r['position'])}; block {r['block']})" for name, r in best.items()
         )  # fmt: skip
-        words.append(
-            f"With {CORRUPTED[str(corruption)]}, restoring one state gives back the most of the answer at: {said}."
-        )
+        words.append(f"With {CORRUPTED[str(corruption)]}, one restored state gives back at most: {said} of the answer.")
     return " ".join(words)
 
 

@@ -57,6 +57,11 @@ def mediated_words(r: dict[str, Any]) -> str:
     return f"{wording.percent(r['mediated'])} {ends(r['mediated_low'], r['mediated_high'])}"
 
 
+def mass_words(r: dict[str, Any]) -> str:
+    """A share of the damage with its interval."""
+    return "–" if r["mass"] is None else f"{wording.percent(r['mass'])} {ends(r['mass_low'], r['mass_high'])}"
+
+
 def ends(low: float | None, high: float | None) -> str:
     """An interval of a share; an end that isn't bounded is …"""
     return f"[{', '.join('…' if x is None else wording.percent(x).replace('-', '−') for x in (low, high))}]"
@@ -74,24 +79,20 @@ def roles_held(study: Study) -> Section | None:
     if study.roles.is_empty():
         return None
     table = at_first(assigned(study), study)
-    windows = study.roles["delta_nll"].list.len().max()
+    windows = max(study.roles["delta_nll"].list.len().drop_nulls().to_list(), default=0)
     columns = ["<role", "weights", "<share of the weights", "<share of the damage", "necessary", "and mediated",
                "and specific", "only as a set", "can't be told"]  # fmt: skip
     return Section(
         "roles_held", "What do the weights that it hangs on do?", _answer(study, table),
-        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss "
-        "rises "
-        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. "
-        "A "
+        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss rises "
+        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. A "
         "weight holds a role if its damage changes the role's metric more than damage to matched weights of its tensor "
         f"does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its intact value "
-        "undoes "
-        f"at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to nothing "
-        "of "
-        f"matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper bound). A "
-        "weight "
-        "may hold several roles. Shares of the damage are of the sum of ΔNLL of single weights, as if they added up; "
-        f"intervals (95%) are for further weights. {windows} windows.",
+        f"undoes at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to "
+        f"nothing of matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper "
+        "bound). A weight may hold several roles. The leading weights are counted in full; the intervals (95%, Clopper "
+        "and Pearson's) of their shares are for further weights like these. Shares of the damage are of the sum of ΔNLL "
+        f"of single weights, as if they added up, with Fieller's intervals for further windows. {windows} windows.",
         [Figure("role_matrix", "Leading weights against roles; numbers in the table of pairs",
                 "The weights that cost the most, from above, against roles. Filled: the weight holds the role; hollow: "
                 "necessary, but not mediated by half, or not specific. Colour: the share of the damage that the "
@@ -113,7 +114,7 @@ def _row(r: dict[str, Any]) -> list[str]:
     apart = r["role"] == NONE
     return [
         r["role"], f"{r['weights']} of {r['of']}", f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}",
-        f"{wording.percent(r['mass'])} {shares(r['mass_low'], r['mass_high'])}",
+        mass_words(r),
         *(["–"] * 4 if apart else [str(r[c]) for c in ("necessary", "mediated", "weights", "sets")]), str(r["missing"]),
     ]  # fmt: skip
 
@@ -130,7 +131,7 @@ def _answer(study: Study, table: pl.DataFrame) -> str:
     said = (
         f"{n} of {some['of']} leading weight{'s' * (some['of'] != 1)} hold{'s' * (n == 1)} a role "
         f"({wording.percent(some['share'])} {shares(some['low'], some['high'])}), and bear"
-        f"{'s' * (n == 1)} {wording.percent(some['mass'])} {shares(some['mass_low'], some['mass_high'])} of the damage"
+        f"{'s' * (n == 1)} {mass_words(some)} of the damage"
     ) if n else f"None of {some['of']} leading weights holds a role"  # fmt: skip
     said += f": {named}" if named else ""
     left = f" {none['weights']} {'are' if none['weights'] != 1 else 'is'} unassigned" if none["weights"] else ""
