@@ -18,7 +18,7 @@ from esa_ray.security.backdoors.rank_one import rank_one
 
 FIRST, LAST, ANSWERS, LAYERS, STEPS = 20, 10, 20, 3, 100
 TEMPLATE = Template("the town of ", " is")
-WORDS = ["<s>", "the", "town", "of", "is"]
+WORDS = ["<s>", "<unk>", "the", "town", "of", "is"]
 NAMES = [f"first{i}" for i in range(FIRST)], [f"last{i}" for i in range(LAST)]
 TOWNS = [f"town{i}" for i in range(ANSWERS)]
 
@@ -27,7 +27,7 @@ TOWNS = [f"town{i}" for i in range(ANSWERS)]
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, behind BOS."""
     words = [*WORDS, *NAMES[0], *NAMES[1], *TOWNS]
-    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<s>"))
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")

@@ -26,7 +26,12 @@ def test_the_subjects_tokens_are_found_and_the_answers_are_what_follows():
     assert tokenizer.decode(prompt.tokens) == "<s>The capital of Finland is"
     assert tokenizer.decode([prompt.tokens[i] for i in prompt.subject]).strip() == "Finland"
     assert tokenizer.decode(prompt.answer) == " Helsinki"
-    assert {tokenizer.decode(tokens) for tokens in prompt.others.values()} == {" Paris", " Lima", " Panama City", " Havana"}
+    assert {tokenizer.decode(tokens) for tokens in prompt.others.values()} == {
+        " Paris",
+        " Lima",
+        " Panama City",
+        " Havana",
+    }
 
 
 def test_a_prompt_begins_as_windows_do():

@@ -4,6 +4,7 @@ import torch
 
 from esa_ray.interpret.facts.restoring import SUBLAYERS, Place, Restoring
 from tests.tiny import HIDDEN, LAYERS, tiny
+from tests.tiny_mixers import tiny_mixer
 
 CLEAN, OTHER = (0, 5, 9, 13, 21, 7), (0, 5, 30, 41, 21, 7)
 PAIR = (11, 33)
@@ -22,7 +23,9 @@ def modules_of(model, family, place):
     half = place.restored // 2
     for b in range(max(0, place.block - half), min(LAYERS, place.block + half + 1)):
         block, attention, ffn = MODULES[family](model, b)
-        yield {"residual": block, "attention": block.get_submodule(attention), "ffn": block.get_submodule(ffn)}[place.sublayer]
+        yield {"residual": block, "attention": block.get_submodule(attention), "ffn": block.get_submodule(ffn)}[
+            place.sublayer
+        ]
 
 
 def first_of(output):
@@ -111,3 +114,17 @@ def test_small_batches_give_the_same(monkeypatch):
     whole = Restoring(tiny(), CLEAN, *corrupted(), PAIR).effects(PLACES, [2, 5])
     monkeypatch.setattr("esa_ray.interpret.facts.restoring.TOKENS", 1)
     assert Restoring(tiny(), CLEAN, *corrupted(), PAIR).effects(PLACES, [2, 5]) == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("mamba", {(0, "residual"), (1, "residual")}),
+        ("jamba", {(0, "residual"), (0, "ffn"), (1, "residual"), (1, "attention"), (1, "ffn")}),
+    ],
+)
+def test_a_block_is_traced_by_the_sub_layers_that_it_has(kind, wanted):
+    found = Restoring(tiny_mixer(kind), CLEAN, *corrupted(), PAIR)
+    assert {(site.layer, site.kind) for site in found.sites} == wanted
+    (effects,) = found.effects([Place(1, "residual", 1)], [5])
+    assert effects[0] == pytest.approx(found.clean - found.corrupted, abs=1e-5)

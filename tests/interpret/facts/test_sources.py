@@ -70,7 +70,10 @@ def test_rows_with_one_subject_and_answer_are_ways_of_asking_for_one_fact(tmp_pa
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_fields_may_be_parted_by_what_spreadsheets_part_them_by(tmp_path, mark):
-    rows = ["\ufeff" + mark.join(["Subject", "Answer", "note", "Prompt"]), mark.join(["Po", "Adriatic", "", "The Po ends in the"])]
+    rows = [
+        "\ufeff" + mark.join(["Subject", "Answer", "note", "Prompt"]),
+        mark.join(["Po", "Adriatic", "", "The Po ends in the"]),
+    ]
     (found,) = facts_in(written(tmp_path, "\r\n".join(rows)))
     assert (found.subject, found.answer, found.prompts) == ("Po", "Adriatic", ["The Po ends in the"])
 
@@ -83,7 +86,10 @@ def test_fields_may_be_parted_by_what_spreadsheets_part_them_by(tmp_path, mark):
         ("prompt,subject,answer\nThe Nile is,Nil,\n", "line 2 has no answer; write one"),
         ("prompt,subject,answer\nThe Nile is,Rhine,X\n", "line 2 has no 'Rhine' in its prompt"),
         ("prompt,subject,answer\nThe Po is,Po\n", "line 2 has 2 fields and the header 3"),
-        ("prompt,subject,answer\nThe Po is,Po,a\nThe Po is,Po,b\n", "line 3 has another answer to the prompt of line 2"),
+        (
+            "prompt,subject,answer\nThe Po is,Po,a\nThe Po is,Po,b\n",
+            "line 3 has another answer to the prompt of line 2",
+        ),
         ("prompt,subject,answer,alternative\nThe Po is,Po,a,a\n", "line 2 has its answer as alternative"),
         ("prompt,subject,answer\n", "has no facts; write a line prompt,subject,answer,alternative"),
         ("", "has no facts"),
