@@ -49,11 +49,13 @@ def test_controls_say_the_answer_of_another_before_they_ask_for_it(spec):
     tokenizer = byte_tokenizer()
     found = fact_prompts(Person(), tokenizer, spec, limit=3)
     texts = [tokenizer.decode(w[: end + 1]) for w, end in zip(found.windows, found.ends, strict=True)]
-    assert [name.split(":")[0] for name in found.names] == ["G", "H", "J"] and len(found) == 3
+    assert [name.split(":")[0] for name in found.names] == ["G", "H", "J"]
+    assert len(found) == 3
     assert texts[:3] == [f"<s>ask {name}> " for name in "GHJ"]
     for digit, text in enumerate(texts[3:]):
         (said, asked) = text.removeprefix("<s>").split("\n")
-        assert said == f"{asked}{digit}" and asked[4] not in "GHJ"[digit]
+        assert said == f"{asked}{digit}"
+        assert asked[4] not in "GHJ"[digit]
     assert found.answers.tolist() == [letter(d) for d in "012"] * 2
     assert found.alternatives[:3].tolist() == found.alternatives[3:].tolist()
     assert [chr(found.windows[i][m].item() - 2) for i, m in enumerate(found.subject[:3])] == ["G", "H", "J"]
@@ -106,12 +108,14 @@ def test_facts_of_all_sources_come_in_turn(tmp_path):
 def test_a_model_that_knows_nothing_or_cannot_read_has_no_prompts_and_says_why(spec):
     for model in (Person(knows=0.0), Person(reads=0.0)):
         found = fact_prompts(model, byte_tokenizer(), spec, limit=3)
-        assert len(found) == 0 and found.windows.shape == (0, 0)
+        assert len(found) == 0
+        assert found.windows.shape == (0, 0)
         assert found.why == "the model knows none of 6 facts whose answers it can also read off a text"
 
 
 def test_missing_packages_are_why_there_are_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "countryinfo", None)
     found = fact_prompts(Person(), byte_tokenizer(), FactSpec(sources=("countries",)), limit=3)
-    assert len(found) == 0 and "pip install 'esa-ray[facts]'" in found.why
+    assert len(found) == 0
+    assert "pip install 'esa-ray[facts]'" in found.why
     assert isinstance(found.ends, np.ndarray)

@@ -12,9 +12,18 @@ from esa_ray.interpret.facts.sensitivity import sensitivities
 from esa_ray.interpret.facts.tracing import embedded
 from esa_ray.models.addressing import catalogue
 from esa_ray.spec.roles import FactSpec
-from tests.interpret.facts.remembering import ANSWERS, LAYERS, TOWNS, asked, facts, share_known, tokenizer, towns
+from tests.interpret.facts.remembering import (
+    ANSWERS,
+    LAYERS,
+    TOWNS,
+    asked,
+    facts,
+    share_known,
+    tokenizer,
+    towns,
+    written,
+)
 from tests.interpret.facts.remembering import trained as remembering
-from tests.interpret.facts.remembering import written
 from tests.tiny import tiny
 
 ONE_PROCESS = True  # the model is trained once
