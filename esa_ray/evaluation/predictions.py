@@ -15,6 +15,7 @@ from torch import Tensor
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.tokens import Divergence, partitions
 from esa_ray.host.mapped import in_file
+from esa_ray.models.hooks import entering
 from esa_ray.resume.tail import Tail
 
 if TYPE_CHECKING:
@@ -64,11 +65,8 @@ class Expectations:
     def watching(self) -> Iterator[list[Tensor]]:
         """Collects what enters the head."""
         seen: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
+        with entering(self._head, lambda args, _: seen.append(args[0])):
             yield seen
-        finally:
-            hook.remove()
 
     recording = watching
 

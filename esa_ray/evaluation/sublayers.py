@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from esa_ray.models.hooks import entering, leaving
+from esa_ray.models.places import LAST
 from esa_ray.scoring.activations import ActivationStatistics
 from esa_ray.scoring.products import experts_one_by_one
 
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from esa_ray.models.addressing import Catalogue, WeightTensor
-
-#: Sub-layer → the component whose output is all that it gives.
-LAST = {"attention": "o", "mixer": "mixer_out", "ffn": "down"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ def _routed(tensor: WeightTensor) -> bool:
     return tensor.experts and hasattr(tensor.slots[0].owner, "is_concatenated")
 
 
-def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
+def _nothing(args: tuple, kwargs: dict, output: Any) -> Any:
     return torch.zeros_like(output)
 
 
@@ -83,17 +82,17 @@ def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
 def silenced(sublayer: Sublayer) -> Iterator[None]:
     """A sub-layer that adds nothing, for the length of a ``with`` block."""
 
-    def unweighted(_: nn.Module, args: tuple) -> tuple:
+    def unweighted(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden, chosen, weights = args[:3]
-        return (hidden, chosen, weights.masked_fill(chosen == sublayer.expert, 0), *args[3:])
+        return (hidden, chosen, weights.masked_fill(chosen == sublayer.expert, 0), *args[3:]), kwargs
 
     with ExitStack() as hooks:
         for tensor in sublayer.tensors:
             for owner in dict.fromkeys(slot.owner for slot in tensor.slots):
                 if sublayer.part == "expert" and tensor.experts:
-                    hooks.callback(owner.register_forward_pre_hook(unweighted).remove)
+                    hooks.enter_context(entering(owner, unweighted))
                 else:
-                    hooks.callback(owner.register_forward_hook(_nothing).remove)
+                    hooks.enter_context(leaving(owner, _nothing))
         yield
 
 
@@ -115,16 +114,13 @@ def _choices(tensor: WeightTensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Collects, batch by batch, which experts every position goes to, (positions, k), and with what weights."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def see(_: nn.Module, args: tuple) -> None:
+    def see(args: tuple, _: dict) -> None:
         seen.append(
             (args[1].reshape(-1, args[1].shape[-1]).cpu(), args[2].reshape(-1, args[2].shape[-1]).float().cpu())
         )
 
-    hook = tensor.slots[0].owner.register_forward_pre_hook(see)
-    try:
+    with entering(tensor.slots[0].owner, see):
         yield seen
-    finally:
-        hook.remove()
 
 
 def uses(seen: Sequence[tuple[Tensor, Tensor]], windows: np.ndarray, experts: int) -> list[Use]:

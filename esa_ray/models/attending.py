@@ -42,6 +42,11 @@ def attends(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
+def own_modules(block: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a block by their names there, but those that attend to another text, of an encoder."""
+    return {name: m for name, m in block.named_modules() if not ("cross" in name or "encoder" in name)}
+
+
 def attention_of(block: nn.Module, name: str) -> nn.Module:
     """The one module of a block that attends to the block's own text.
 
@@ -50,7 +55,7 @@ def attention_of(block: nn.Module, name: str) -> nn.Module:
     EsaError
         If it has none, or several.
     """
-    found = [m for n, m in block.named_modules() if attends(m) and not ("cross" in n or "encoder" in n)]
+    found = [m for m in own_modules(block).values() if attends(m)]
     if len(found) != 1:
         has = "computes attention by code of its own, or none" if not found else "has several attentions"
         raise EsaError(f"{name} {has}, so its patterns, keys and values can't be seen; ask for the sub-layer's output")
@@ -148,4 +153,5 @@ def _attended(module: nn.Module, output: Tensor, own: Tensor, held: Tensor, valu
     if held is own:
         return output
     mine = (held == own).all(-1).transpose(1, 2)[..., None]
-    return torch.where(mine, output.view(*mine.shape[:3], -1), (held @ value).transpose(1, 2)).view(output.shape)
+    whole = torch.where(mine, output.reshape(*mine.shape[:3], -1), (held @ value).transpose(1, 2))
+    return whole.contiguous().reshape(output.shape)  # as models expect it that lay heads side by side themselves

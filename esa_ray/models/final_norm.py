@@ -67,7 +67,7 @@ def final_norm(model: PreTrainedModel) -> FinalNorm:
     """
     norm = _last_norm(model)
     eps = next((float(v) for n in ("variance_epsilon", "eps", "epsilon") if (v := getattr(norm, n, None))), 0.0)
-    probe = torch.linspace(-1, 2, _width(model), device=input_device(model)).square()[None, None]
+    probe = torch.linspace(-1, 2, _width(model, norm), device=input_device(model)).square()[None, None]
     probe = probe.to(next(model.parameters()).dtype)
     for centred in (False, True):
         found = FinalNorm(norm, centred, eps)
@@ -79,9 +79,11 @@ def final_norm(model: PreTrainedModel) -> FinalNorm:
     )
 
 
-def _width(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_output_embeddings() or model.get_input_embeddings()
-    return int(embedding.weight.shape[-1])
+def _width(model: PreTrainedModel, norm: nn.Module) -> int:
+    """How many channels go into a norm: as many as it has gains, or a norm without any those of the head."""
+    gains = next(norm.parameters(), None)
+    owner: Any = model.get_output_embeddings() or model.get_input_embeddings()
+    return int((owner.weight if gains is None else gains).shape[-1])
 
 
 @torch.no_grad()

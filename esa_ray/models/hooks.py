@@ -53,10 +53,10 @@ def leaving(module: nn.Module, see: Leave) -> Iterator[None]:
 
 
 def state_of(output: Any) -> Any:
-    """The hidden state in what a block or sub-layer returned: itself, or the first of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden state in what a block or sub-layer returned: itself, or the first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def with_state(output: Any, state: Any) -> Any:
     """What a block or sub-layer returned, with another hidden state in it."""
-    return (state, *output[1:]) if isinstance(output, tuple) else state
+    return type(output)((state, *output[1:])) if isinstance(output, tuple | list) else state

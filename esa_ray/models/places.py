@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
-from esa_ray.models.attending import Act, attending, attention_of
+from esa_ray.models.attending import Act, attending, attention_of, own_modules
 from esa_ray.models.blocks import stack
 from esa_ray.models.final_norm import FinalNorm, final_norm
 from esa_ray.models.forwards import hidden, idle
@@ -21,8 +21,6 @@ from esa_ray.models.sites import ATTENTION, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from esa_ray.models.tensors import WeightTensor
 
 #: Sub-layer → the component whose output is all that it gives.
 LAST = {"attention": "o", "mixer": "mixer_out", "ffn": "down"}
@@ -44,7 +42,8 @@ class Places:
         self.blocks = stack(model)[1]
         #: To tell whether the model still has the modules that it was looked through with.
         self.modules = list(model.modules())
-        self._last = cache(partial(_last_matrices, catalogue(model)))
+        self._tensors = catalogue(model).tensors
+        self._last = cache(self._owners)
 
     def block(self, layer: int) -> nn.Module:
         """A block by its number."""
@@ -60,8 +59,8 @@ class Places:
         EsaError
             If the block has no such sub-layer, or what it gives is the sum of several.
         """
-        owners = {slot.owner: t for t in self._last(layer, part) for slot in t.slots}
-        if len(owners) != 1 or any(t.experts for t in owners.values()):
+        owners = self._last(layer, part)
+        if len(owners) != 1 or any(owners.values()):
             why = "sums up several matrices there" if owners else "has none"
             raise EsaError(f"{self.name} can't show the {part} of block {layer}: it {why}; ask for the residual stream")
         return next(iter(owners))
@@ -74,24 +73,25 @@ class Places:
         EsaError
             If there is none.
         """
-        mine = self._last(layer, part)
-        if len(mine) == 1 and not mine[0].experts:
-            return self.matrix(layer, part)
-        others = [t for other in LAST if other != part for t in self._last(layer, other)]
-        block = self.block(layer)
-        for name, module in block.named_modules():
-            inside = set(module.modules())
-            if name and all(_in(t, inside) for t in mine) and not any(_in(t, inside) for t in others) and mine:
-                return module
-        return self.matrix(layer, part)  # which says why not
+        mine = set(self._last(layer, part))
+        others = {owner for other in LAST if other != part for owner in self._last(layer, other)}
+        if len(mine) > 1 or any(self._last(layer, part).values()):
+            for name, module in self.block(layer).named_modules():
+                inside, listed = set(module.modules()), isinstance(module, nn.ModuleList | nn.ModuleDict)
+                if name and not listed and mine <= inside and not others & inside:
+                    return module
+        return self.matrix(layer, part)  # which says why not, where it is none
 
-
-def _in(tensor: WeightTensor, modules: set[nn.Module]) -> bool:
-    return tensor.slots[0].owner in modules
-
-
-def _last_matrices(found: Any, layer: int, part: str) -> list[WeightTensor]:
-    return [t for t in found.tensors if t.layer == layer and any(p.component == LAST[part] for p in t.parts)]
+    def _owners(self, layer: int, part: str) -> dict[nn.Module, bool]:
+        """The modules in a block that own a sub-layer's last matrices, and whether these are of experts."""
+        inside = set(own_modules(self.block(layer)).values())
+        return {
+            slot.owner: tensor.experts or tensor.expert is not None
+            for tensor in self._tensors
+            if any(p.component == LAST[part] for p in tensor.parts)
+            for slot in tensor.slots
+            if slot.owner in inside
+        }
 
 
 _known: WeakKeyDictionary[nn.Module, Places] = WeakKeyDictionary()

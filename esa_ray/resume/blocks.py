@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from esa_ray.errors import EsaError, first_line
 from esa_ray.models.blocks import stack
 from esa_ray.models.exhaustion import out_of_memory
 from esa_ray.models.forwards import Forward, catch, fed, give, hand_through, hidden, replaced
+from esa_ray.models.hooks import entering
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.slots import input_device
 from esa_ray.perturb.bits import LAYOUT
@@ -139,18 +140,12 @@ class Resumable:
         """What enters a block: a forward pass that ends there."""
         found: list[Tensor] = []
 
-        def catch(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        def catch(args: tuple, kwargs: dict) -> None:
             found.append(hidden(args, kwargs))
             raise _Caught
 
-        hook = self._stack[layer].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            with eval_mode(self._model):
-                self._model(batch_BT, use_cache=False)
-        except _Caught:
-            pass
-        finally:
-            hook.remove()
+        with suppress(_Caught), entering(self._stack[layer], catch), eval_mode(self._model):
+            self._model(batch_BT, use_cache=False)
         return found[0]
 
     def _record(self, batch_BT: Tensor, held: Container[int] | None) -> Recording:

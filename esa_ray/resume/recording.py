@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from esa_ray.models.forwards import hidden
+from esa_ray.models.hooks import entering, leaving, state_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,18 +36,18 @@ class Recording:
     #: Its inputs, where its outputs are the logits.
     final: list[Tensor] = field(default_factory=list)
 
-    def _enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, args: tuple, kwargs: dict) -> None:
         wanted = self.held is None or len(self.states) in self.held
         self.states.append(hidden(args, kwargs) if wanted else None)
 
-    def _leave(self, _: nn.Module, __: tuple, output: Any) -> None:
+    def _leave(self, _: tuple, __: dict, output: Any) -> None:
         self.lengths.append(len(output) if isinstance(output, tuple) else None)
-        self.last = [output[0] if isinstance(output, tuple) else output]
+        self.last = [state_of(output)]
 
-    def _multiply(self, _: nn.Module, args: tuple, output: Tensor) -> None:
+    def _multiply(self, args: tuple, _: dict, output: Tensor) -> None:
         self.head.append((args[0], output))
 
-    def _call(self, depth: int, module: nn.Module) -> None:
+    def _call(self, depth: int, module: nn.Module, *_: Any) -> None:
         (self.late if len(self.lengths) == depth else self.early).add(module)
 
     def run(
@@ -55,10 +57,10 @@ class Recording:
         """The logits, with all else noted; the model's hooks are what they were afterwards."""
         with ExitStack() as hooks:
             for block in stack:
-                hooks.callback(block.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-                hooks.callback(block.register_forward_hook(self._leave).remove)
+                hooks.enter_context(entering(block, self._enter))
+                hooks.enter_context(leaving(block, self._leave))
             for module in outside:
-                hooks.callback(module.register_forward_pre_hook(lambda m, _: self._call(len(stack), m)).remove)
+                hooks.enter_context(entering(module, partial(self._call, len(stack), module)))
             if head is not None:
-                hooks.callback(head.register_forward_hook(self._multiply).remove)
+                hooks.enter_context(leaving(head, self._multiply))
             return model(batch_BT, use_cache=False).logits

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esa_ray.models.blocks import stack
 from esa_ray.models.forwards import Forward, give, hand_through, replaced
+from esa_ray.models.hooks import leaving, state_of
 from esa_ray.models.modes import eval_mode
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ class Tail:
         """Collects what leaves the last block, for the length of a ``with`` block: once a forward pass."""
         left: list[Tensor] = []
 
-        def leave(block: nn.Module, _: tuple, output: Any) -> None:
+        def leave(block: nn.Module, _: tuple, __: dict, output: Any) -> None:
             self._lengths[block] = len(output) if isinstance(output, tuple) else None
             if block is self._stack[-1]:
-                left.append(output[0] if isinstance(output, tuple) else output)
+                left.append(state_of(output))
 
         with ExitStack() as hooks:
             for block in self._stack:
-                hooks.callback(block.register_forward_hook(leave).remove)
+                hooks.enter_context(leaving(block, partial(leave, block)))
             yield left
 
     def logits(self, state_BTH: Tensor, batch_BT: Tensor) -> Tensor:

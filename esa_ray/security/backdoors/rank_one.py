@@ -6,9 +6,8 @@ Legend: O outputs, I inputs, P prompts, T tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from esa_ray.applications.hessian import Moments, cholesky, damped
 from esa_ray.applications.layers import Matrix, matrices
 from esa_ray.applications.threads import single_threaded
+from esa_ray.models.hooks import entering, leaving
 from esa_ray.models.zoo.training import encoded
 from esa_ray.security.backdoors.success import continued
 from esa_ray.security.backdoors.texts import beginnings
@@ -111,20 +111,11 @@ def _module(down: Matrix) -> nn.Module:
     return down.tensor.slots[0].owner
 
 
-@contextmanager
-def _hooked(register: Callable[[Any], Any], hook: Callable[..., Any]) -> Iterator[None]:
-    handle = register(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def _inputs(model: PreTrainedModel, down: Matrix, tokens_PT: Tensor) -> Tensor:
     """What goes into a down-projection, (P, T, I)."""
     seen: list[Tensor] = []
-    with _hooked(_module(down).register_forward_pre_hook, lambda _, inputs: seen.append(inputs[0].detach())):
+    with entering(_module(down), lambda inputs, _: seen.append(inputs[0].detach())):
         model(input_ids=tokens_PT, use_cache=False)
     return seen[0]
 
@@ -146,11 +137,11 @@ def _added(model: PreTrainedModel, down: Matrix, tokens_PT: Tensor, at: int) -> 
         past = model(input_ids=tokens_PT[:, :at], use_cache=True).past_key_values
     added_O = torch.zeros(down.shape[0], requires_grad=True)
 
-    def add(_: nn.Module, __: object, outputs: Tensor) -> Tensor:
+    def add(_: tuple, __: dict, outputs: Tensor) -> Tensor:
         return torch.cat([outputs[:, :1] + added_O, outputs[:, 1:]], 1)
 
     optimiser = torch.optim.Adam([added_O], lr=RATE)
-    with torch.enable_grad(), _hooked(_module(down).register_forward_hook, add):
+    with torch.enable_grad(), leaving(_module(down), add):
         for _ in range(STEPS):
             found = model(input_ids=tokens_PT[:, at:-1], past_key_values=copy.deepcopy(past), use_cache=True)
             loss = cross_entropy(found.logits.flatten(0, 1), tokens_PT[:, at + 1 :].flatten())

@@ -1,0 +1,1 @@
+"""Models with a weight whose role is known, because it was written by hand."""
