@@ -103,5 +103,5 @@ def test_a_file_that_is_wrong_is_refused_by_its_line(tmp_path, text, words):
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
-    with pytest.raises(EsaError, match="--facts .*none.csv can't be read: there is no such file"):
+    with pytest.raises(EsaError, match=r"--facts .*none\.csv can't be read: there is no such file"):
         facts_in(str(tmp_path / "none.csv"))

@@ -12,18 +12,8 @@ from esa_ray.interpret.facts.sensitivity import sensitivities
 from esa_ray.interpret.facts.tracing import embedded
 from esa_ray.models.addressing import catalogue
 from esa_ray.spec.roles import FactSpec
-from tests.interpret.facts.remembering import (
-    ANSWERS,
-    LAYERS,
-    TOWNS,
-    asked,
-    facts,
-    share_known,
-    tokenizer,
-    towns,
-    written,
-)
-from tests.interpret.facts.remembering import trained as remembering
+from tests.interpret.facts import remembering as memory
+from tests.interpret.facts.remembering import ANSWERS, LAYERS, TOWNS, asked, facts, share_known, tokenizer, towns
 from tests.tiny import tiny
 
 ONE_PROCESS = True  # the model is trained once
@@ -49,11 +39,11 @@ def logits(model, prompt):
 
 
 def test_the_model_was_trained_to_know_all_facts():
-    assert share_known(remembering()) >= 0.99
+    assert share_known(memory.trained()) >= 0.99
 
 
 def test_clean_and_corrupted_are_the_models_own_logits_and_the_alternative_is_the_other_subjects_answer():
-    model, fact = remembering(), facts()[17]
+    model, fact = memory.trained(), facts()[17]
     first, *_ = rows_of(model, fact)
     right, wrong = (tokenizer().convert_tokens_to_ids(first[name]) for name in ("answer", "alternative"))
     clean = logits(model, fact.prompts[0])
@@ -66,7 +56,7 @@ def test_clean_and_corrupted_are_the_models_own_logits_and_the_alternative_is_th
 
 def test_every_place_is_there_once_and_shares_are_of_what_was_taken():
     spec = FactSpec(restored=(1, 3), draws=2)
-    rows = rows_of(remembering(), facts()[3], spec, sensitivity={(1, "ffn"): 7.0})
+    rows = rows_of(memory.trained(), facts()[3], spec, sensitivity={(1, "ffn"): 7.0})
     keys = [(r["corruption"], r["position"], r["block"], r["sublayer"], r["restored"]) for r in rows]
     positions = ("subject-first", "subject-last", "last")  # what is behind the subject is the last token here
     wanted = product(("subject", "noise"), positions, range(LAYERS), ("residual", "attention", "ffn"), (1, 3))
@@ -78,14 +68,14 @@ def test_every_place_is_there_once_and_shares_are_of_what_was_taken():
 
 
 def test_the_last_state_holds_all_and_the_entrance_of_the_subject_nearly_all():
-    found = by_place(rows_of(remembering(), facts()[60]))
+    found = by_place(rows_of(memory.trained(), facts()[60]))
     assert found["last", LAYERS - 1, "residual"]["share"] == pytest.approx(1)
     assert found["subject-first", LAYERS - 1, "residual"]["share"] == pytest.approx(0, abs=1e-6)
     assert found["last", 0, "residual"]["share"] < found["last", LAYERS - 1, "residual"]["share"]
 
 
 def test_noise_is_so_many_standard_deviations_of_the_embeddings_and_the_mean_of_its_draws():
-    model, fact = remembering(), facts()[8]
+    model, fact = memory.trained(), facts()[8]
     std, width = embedded(model)
     table = model.get_input_embeddings().weight
     assert (std, width) == (pytest.approx(float(table.double().std(correction=0))), table.shape[1])
@@ -103,7 +93,7 @@ def test_noise_is_so_many_standard_deviations_of_the_embeddings_and_the_mean_of_
 
 def test_a_fact_that_the_model_does_not_know_is_one_row_and_says_so():
     wrong = facts()[5].model_copy(update={"answer": next(t for t in TOWNS if t != facts()[5].answer)})
-    (row,) = rows_of(remembering(), wrong)
+    (row,) = rows_of(memory.trained(), wrong)
     assert (row["known"], row["status"]) == (False, "empty")
     assert row["error"] == "the model doesn't prefer the answer to all others"
     assert (row["fact"], row["prompt"]) == (wrong.name, wrong.prompts[0])
@@ -112,7 +102,7 @@ def test_a_fact_that_the_model_does_not_know_is_one_row_and_says_so():
 def test_a_corruption_that_cannot_be_made_is_empty_and_the_other_is_made():
     fact = facts()[5]
     longer = [f.model_copy(update={"subject": f"{f.subject} {f.subject}"}) for f in facts()[6:12]]
-    rows = rows_of(remembering(), fact, FactSpec(draws=1, restored=(1,)), others=[fact, *longer])
+    rows = rows_of(memory.trained(), fact, FactSpec(draws=1, restored=(1,)), others=[fact, *longer])
     (empty,) = [row for row in rows if row["corruption"] == "subject"]
     assert (empty["known"], empty["status"]) == (True, "empty")
     assert empty["error"] == "no other subject that is asked about has as many tokens"
@@ -121,7 +111,7 @@ def test_a_corruption_that_cannot_be_made_is_empty_and_the_other_is_made():
 
 def test_an_alternative_that_a_file_gives_is_the_one_that_is_compared():
     given = next(t for t in reversed(TOWNS) if t != facts()[5].answer)
-    rows = rows_of(remembering(), facts()[5].model_copy(update={"alternative": given}))
+    rows = rows_of(memory.trained(), facts()[5].model_copy(update={"alternative": given}))
     assert {row["alternative"] for row in rows} == {given}
 
 
@@ -143,9 +133,9 @@ def test_the_matrix_that_a_fact_was_written_into_is_found_by_tracing_and_sensiti
     places = list(product(range(LAYERS), ("ffn", "attention")))
     areas, known = [], []
     for block, part, fact, answer in _edits():
-        model = remembering()
+        model = memory.trained()
         layer = model.model.layers[block]
-        new = written(model, layer.mlp.down_proj if part == "ffn" else layer.self_attn.o_proj, fact, answer)
+        new = memory.written(model, layer.mlp.down_proj if part == "ffn" else layer.self_attn.o_proj, fact, answer)
         every = [new if other is fact else other for other in facts()]
         known.append(int(model(asked([new])).logits[0, -1].argmax()) == int(towns([new])))
         windows = np.hstack([asked(every).numpy(), towns(every).numpy()[:, None]])
