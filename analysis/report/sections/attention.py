@@ -203,7 +203,7 @@ def spikes_and_sinks(study: Study) -> Section | None:
     columns = ["<damage", "<of", "<weights", "<outcome", "weights", "<share", "<the clearest"]
     return Section(
         "spikes_and_sinks", "Are spikes and sinks one thing?",
-        f"{SEPARABLE[separable(table)]} {_counted(table, places)}".strip(),
+        " ".join(filter(None, [SEPARABLE[separable(table)], _counted(table, places), _most(study)])),
         f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those "
         "that it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. "
         "Weights behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and "
@@ -226,4 +226,17 @@ def _counted(table: pl.DataFrame, places: dict[str, str]) -> str:
                 f"{r['count']} of {r['n']} leading weights ({wording.percent(r['low'])}–{wording.percent(r['high'])}"
                 f"{beside}) {'take' if r['count'] > 1 else 'takes'} {outcome}s alone, the clearest {places[r['best']]}."
             )
+    return " ".join(said)
+
+
+def _most(study: Study) -> str:
+    """The leading weights that take most of either, and what they leave of the other."""
+    leads, said = taken(study).filter(pl.col("which") == LEADING), []
+    for name, other in (("spike", "sink"), ("sink", "spike")):
+        for r in leads.sort(f"{name}_kept", maintain_order=True).head(1).iter_rows(named=True):
+            if r[f"{name}_kept"] < 1:
+                said.append(
+                    f"Most {name}s go with {unit_name(r)}: {wording.percent(r[f'{name}_kept'])} are kept, and "
+                    f"{wording.percent(r[f'{other}_kept'])} of {other}s."
+                )
     return " ".join(said)
