@@ -10,7 +10,10 @@ from analysis.roles.attention import LEADING, MATCHED
 from analysis.roles.dissociation import dissociation, separable
 from analysis.study import Study
 
-CLAIM = "Spikes and sinks come apart both ways: some weights take spikes and leave sinks, others take sinks and leave spikes"
+CLAIM = (
+    "Spikes and sinks come apart both ways: there are weights that take spikes and leave sinks, and weights that take "
+    "sinks and leave spikes"
+)
 
 
 def attention_verdicts(study: Study) -> list[Verdict]:
