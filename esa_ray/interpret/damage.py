@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from esa_ray.errors import EsaError
 from esa_ray.models.units import Units
 from esa_ray.perturb.edit import perturbed
+from esa_ray.perturb.fixed import UnchangeableError
 from esa_ray.spec import PLURALS
 
 if TYPE_CHECKING:
@@ -81,3 +82,13 @@ class Damage:
             for name, flat in mine.items():
                 found.setdefault(name, []).append(flat)
         return {name: np.unique(np.concatenate(flat)) for name, flat in found.items()}
+
+
+def or_empty(
+    measured: Callable[[], list[dict[str, Any]]], blank: Sequence[dict[str, Any]] = ({},)
+) -> list[dict[str, Any]]:
+    """What damage came to; ``blank`` rows, "empty", where there is nothing to damage, or it can't be changed."""
+    try:
+        return measured()
+    except (NoSuchSetError, UnchangeableError) as error:
+        return [row | {"status": "empty", "error": str(error)} for row in blank]

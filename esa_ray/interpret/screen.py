@@ -16,6 +16,7 @@ from esa_ray.storage import tables
 
 if TYPE_CHECKING:
     from esa_ray.spec import StudySpec
+    from esa_ray.spec.roles import RoleName
     from esa_ray.storage.store import Store
 
 #: Share of the null that a leading weight's change must exceed, and the one-sided z that its loss must.
@@ -72,15 +73,26 @@ class Null:
         return float(np.quantile([self.excess(each) for each in self.matched], QUANTILE))
 
 
-def screened(spec: StudySpec, store: Store) -> list[tuple[Subject, str]]:
+def screened(spec: StudySpec, store: Store) -> list[tuple[Subject, RoleName]]:
+    """Pairs of subject and role of a study whose mediator is to be held, as far as its stored roles tell."""
+    mine = subjects(spec, store)
+    return standing_out(mine, tables.read(store.location, "roles", _READ).to_pylist()) if mine else []
+
+
+def standing_out(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> list[tuple[Subject, RoleName]]:
     """Pairs of subject and role whose mediator is to be held, those that exceed the null most first.
 
     A leading subject passes for a role if its |change| exceeds the 95% quantile of the role's null, of the same seed,
     unit and damage, and the damage raises the loss of the role's text at all. For each role that one passes for, a few
     matched subjects of the same tensors are held, too: holding is to undo nothing of theirs.
+
+    Parameters
+    ----------
+    rows
+        Of the table ``roles/``.
     """
-    found: list[tuple[float, Subject, str]] = []
-    for role, mine in _by_role(spec, store):
+    found: list[tuple[float, Subject, RoleName]] = []
+    for role, mine in _by_role(of, rows):
         null = [each for each in mine if each.subject.group == "matched_k"]
         if not null:
             continue
@@ -93,12 +105,9 @@ def screened(spec: StudySpec, store: Store) -> list[tuple[Subject, str]]:
     return [(subject, role) for _, subject, role in sorted(found, key=lambda each: -each[0])]
 
 
-def _by_role(spec: StudySpec, store: Store) -> Iterator[tuple[str, list[Tested]]]:
+def _by_role(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> Iterator[tuple[RoleName, list[Tested]]]:
     """What was measured of each role, apart by seed, unit and damage; without what diverged or is empty."""
-    if spec.roles is None:
-        return
-    known = {(s.name, s.unit, s.seed, s.edit.label): s for s in subjects(spec, store)}
-    rows = tables.read(store.location, "roles", _READ).to_pylist() if known else []
+    known = {(s.name, s.unit, s.seed, s.edit.label): s for s in of}
     found: dict[tuple[Any, ...], list[Tested]] = defaultdict(list)
     for row in rows:
         subject = known.get((row["subject"], row["unit"], row["seed"], row["edit"]))

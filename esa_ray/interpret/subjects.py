@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Set → the components of whose weights it is one: a neuron has gate, up and down, a head its attention's.
 _SETS = {"neuron": ("gate", "up", "down"), "head": ("q", "k", "v", "o", "attn_gate")}
-_READ = ["group", "control_draw", "rank", "tensor", "layer", "component", "expert", "row", "col", "unit", "score",
-         "weight"]  # fmt: skip
+_READ = ["metric", "group", "control_draw", "rank", "tensor", "layer", "component", "expert", "row", "col",
+         "unit", "score", "weight"]  # fmt: skip
 
 
 class Subject(Spec):
@@ -94,10 +94,10 @@ def subjects(spec: StudySpec, store: Store) -> list[Subject]:
     for seed in spec.seeds:
         name = ranking_name(*_chosen_by(spec), seed)
         if store.has("rankings", name):
-            plain = _of_ranking(store.read("rankings", name, _READ), spec, seed)
-            found += _with_sets(plain, spec.roles)
-    edits = spec.roles.edits
-    return [each.model_copy(update={"edit": edit}) for edit, each in product(edits, found)]
+            ranking = store.read("rankings", name, _READ)
+            found += of_ranking(ranking, spec.roles, seed, max(spec.topk) if spec.scores else None)
+    order = {edit: place for place, edit in enumerate(spec.roles.edits)}
+    return sorted(found, key=lambda subject: order[subject.edit])
 
 
 def expected(spec: StudySpec) -> int:
@@ -115,14 +115,14 @@ def _chosen_by(spec: StudySpec) -> tuple[str, str]:
     return spec.scores[0].metric, spec.scores[0].mode
 
 
-def _of_ranking(ranking: pa.Table, spec: StudySpec, seed: int) -> list[Subject]:
-    """Leading and matched weights of one ranking."""
-    assert spec.roles
-    rows = ranking.filter(pc.field("rank") <= max(spec.topk)) if not spec.lists else ranking
+def of_ranking(ranking: pa.Table, roles: RoleSpec, seed: int, k: int | None = None) -> list[Subject]:
+    """The subjects of one ranking down to rank ``k`` (None: all of it), under each kind of damage."""
+    rows = ranking if k is None else ranking.filter(pc.field("rank") <= k)
     each = sorted(rows.to_pylist(), key=lambda row: (row["control_draw"] or 0, row["rank"]))
     leading = [row for row in each if row["group"] in TREATED]
-    null = _null([row for row in each if row["group"] == "matched_k"], spec.roles.null_weights)
-    return [_subject(row, _chosen_by(spec)[0], seed) for row in [*leading, *null]]
+    null = _null([row for row in each if row["group"] == "matched_k"], roles.null_weights)
+    found = _with_sets([_subject(row, seed) for row in [*leading, *null]], roles)
+    return [subject.model_copy(update={"edit": edit}) for edit, subject in product(roles.edits, found)]
 
 
 def _null(rows: Sequence[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
@@ -140,14 +140,14 @@ def _null(rows: Sequence[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]
         yield from (pool[i * len(pool) // most] for i in range(most)) if len(pool) > most else pool
 
 
-def _subject(row: dict[str, Any], metric: str, seed: int) -> Subject:
+def _subject(row: dict[str, Any], seed: int) -> Subject:
     leading = row["group"] in TREATED
     same = ("rank", "tensor", "layer", "component", "expert", "row", "col")
     unit = row["unit"] or "weight"
     return Subject(
         unit=unit, group="super" if leading else "matched_k", draw=None if leading else row["control_draw"] or 0,
-        score=row["score"] if leading else None, weight=row["weight"] if unit == "weight" else None, metric=metric,
-        seed=seed, **{name: row[name] for name in same},
+        score=row["score"] if leading else None, weight=row["weight"] if unit == "weight" else None,
+        metric=row["metric"], seed=seed, **{name: row[name] for name in same},
     )  # fmt: skip
 
 

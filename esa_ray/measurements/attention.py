@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from esa_ray.interpret.subjects import subjects
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.role_cost import cost_of_attention
-from esa_ray.measurements.subjected import Subjected, or_empty, subject_of, unit_of
+from esa_ray.measurements.subjected import Subjected, subject_of, unit_of
 
 if TYPE_CHECKING:
     from esa_ray.measurements.cost import Cost
@@ -37,6 +37,7 @@ class Attention(Subjected):
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Damage, look at every block from the damaged one on, restore; "empty" where attention can't be seen."""
         from esa_ray.interpret.attention import attended
+        from esa_ray.interpret.damage import or_empty
 
         subject, mine = subject_of(unit), worker.interpreting
         intact = mine.attending

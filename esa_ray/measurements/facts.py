@@ -12,12 +12,12 @@ from esa_ray.errors import EsaError
 from esa_ray.grid import Fingerprints
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.interpret.facts.sources import Fact, facts_of
+from esa_ray.interpret.peers import alike
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.role_cost import cost_of_facts
 from esa_ray.measurements.swept import Swept
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from esa_ray.measurements.cost import Cost
     from esa_ray.measurements.worker import Worker
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from esa_ray.storage.store import Store
 
 _FACTS = TypeAdapter(list[Fact])
-
-
-def alike(fact: Fact, facts: Sequence[Fact]) -> list[Fact]:
-    """The facts that one is compared with: those of its source and relation, itself among them."""
-    return [other for other in facts if (other.source, other.relation) == (fact.source, fact.relation)]
 
 
 def _stem(fact: Fact) -> str:

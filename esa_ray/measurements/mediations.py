@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from esa_ray.interpret.screen import screened
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.role_cost import cost_of_mediations
-from esa_ray.measurements.subjected import Subjected, facts_content, or_empty, subject_of, unit_of
+from esa_ray.measurements.subjected import Subjected, facts_content, subject_of, unit_of
 
 if TYPE_CHECKING:
     from esa_ray.measurements.cost import Cost
@@ -43,6 +43,7 @@ class Mediations(Subjected):
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Damage and hold the mediator, restore, and hold it at its damaged value."""
+        from esa_ray.interpret.damage import or_empty
         from esa_ray.interpret.roles.measure import mediated
 
         subject, role, mine = subject_of(unit), unit.values[1], worker.interpreting

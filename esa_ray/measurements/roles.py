@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from esa_ray.interpret.subjects import subjects
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.role_cost import cost_of_roles
-from esa_ray.measurements.subjected import Subjected, facts_content, or_empty, subject_of, unit_of
+from esa_ray.measurements.subjected import Subjected, facts_content, subject_of, unit_of
 
 if TYPE_CHECKING:
     from esa_ray.measurements.cost import Cost
@@ -39,6 +39,7 @@ class Roles(Subjected):
 
     def outcome(self, worker: Worker, unit: Unit) -> list[dict[str, Any]]:
         """Damage, measure every role on its text, restore."""
+        from esa_ray.interpret.damage import or_empty
         from esa_ray.interpret.roles.measure import measured
 
         subject, mine = subject_of(unit), worker.interpreting

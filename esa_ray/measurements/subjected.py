@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.identity import IDENTITY_VERSION, digest
@@ -67,16 +66,3 @@ class Subjected(Swept):
     def columns(self, unit: Unit) -> dict[str, Any]:
         """The subject's."""
         return subject_of(unit).columns()
-
-
-def or_empty(
-    measured: Callable[[], list[dict[str, Any]]], blank: Sequence[dict[str, Any]] = ({},)
-) -> list[dict[str, Any]]:
-    """What damage came to; ``blank`` rows, "empty", where there is nothing to damage, or it can't be changed."""
-    from esa_ray.interpret.damage import NoSuchSetError
-    from esa_ray.perturb.fixed import UnchangeableError
-
-    try:
-        return measured()
-    except (NoSuchSetError, UnchangeableError) as error:
-        return [row | {"status": "empty", "error": str(error)} for row in blank]

@@ -67,6 +67,15 @@ def test_a_bottleneck_carries_the_damage_of_matched_weights_too(tmp_path):
     assert table["others_share"].to_list() == pytest.approx([0.25, 0.25])
 
 
+def test_a_weight_that_has_no_such_mediator_is_told_so_and_not_missing(tmp_path):
+    found = planted({1: {"bigram": 0.9}}, roles=("bigram",))
+    for row in found["mediations"]:
+        if row["rank"] == 1 and row["group"] == "super":
+            row |= {"status": "empty", "error": "block 0 is before it", "delta_nll": None, "held_nll": None}
+    row = leading(written(tmp_path, **found)).filter("necessary").row(0, named=True)
+    assert (row["why_unmediated"], row["holds"], row["missing"]) == ("block 0 is before it", False, False)
+
+
 def test_without_mediations_nothing_holds_and_that_is_said(tmp_path):
     study = written(tmp_path, **planted(HOLDERS, mediate=False))
     assert not held(study)

@@ -111,10 +111,8 @@ def test_a_study_that_was_stopped_and_goes_on_has_the_rows_of_one_that_wasnt(spe
     for name in GRIDS:
         for unit in reversed(MEASUREMENTS[name].missing(spec, other.store)):
             other.measure(name, unit)
-    for name in GRIDS:
-        key = MEASUREMENTS[name].identity
-        order = lambda row: (row[key], str(row.get("role")), str(row.get("block")))  # noqa: E731
-        assert sorted(rows_of(other.store, name), key=order) == sorted(rows_of(whole, name), key=order)
+    for name in GRIDS:  # files are called by what they hold, so that both stores list them in one order
+        assert rows_of(other.store, name) == rows_of(whole, name)
 
 
 def test_the_model_has_the_same_bits_after_every_unit(spec, tmp_path):
@@ -172,7 +170,8 @@ def test_given_weights_need_no_score_and_one_that_is_zero_has_nothing_to_damage(
 
 def test_a_fact_that_a_model_does_not_know_is_a_row_that_says_so(tiny_study, tmp_path):
     (tmp_path / "facts.csv").write_text(
-        "prompt,subject,answer,alternative\nThe colour of grass is,grass,green,blue\nThe colour of sky is,sky,blue,red\n"
+        "prompt,subject,answer,alternative\nThe colour of grass is,grass,green,blue\n"
+        "The colour of sky is,sky,blue,red\n"
     )
     mine = tiny_study.replace(
         perturbations=(), groups=("super",), seeds=(7,), scores=(),

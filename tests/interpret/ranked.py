@@ -15,12 +15,12 @@ def study(k=3, null_weights=5, draws=1, seeds=(7,), **roles):
     )  # fmt: skip
 
 
-def weight(group, rank, tensor=DOWN, row=0, col=0, draw=None, score=None):
+def weight(group, rank, tensor=DOWN, row=0, col=0, draw=None, score=None, metric="grad_x_weight_abs"):
     """A row of a ranking."""
     return {
         "group": group, "control_draw": draw, "rank": rank, "tensor": tensor, "layer": 0 if tensor == DOWN else 1,
-        "component": "down" if tensor == DOWN else "up", "row": row, "col": col, "score": score, "weight": 0.5,
-        "unit": "weight",
+        "component": "down" if tensor == DOWN else "up", "metric": metric, "row": row, "col": col, "score": score,
+        "weight": 0.5, "unit": "weight",
     }  # fmt: skip
 
 

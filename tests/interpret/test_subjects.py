@@ -92,7 +92,8 @@ def test_every_edit_repeats_all_subjects_under_names_of_their_own(tmp_path):
 def test_given_weights_lead_by_their_place_in_the_list(tmp_path):
     given = WeightList(name="two", weights=(WeightName(tensor="a", row=1, col=2), WeightName(tensor="a", row=3, col=4)))
     spec = study(k=1).replace(scores=(), lists=(given,))
-    rows = [weight("listed", 1, row=1, col=2), weight("listed", 2, row=3, col=4), weight("matched_k", 2, draw=0, row=9)]
+    places = (("listed", 1, 1, 2), ("listed", 2, 3, 4), ("matched_k", 2, 9, 0))
+    rows = [weight(g, n, row=row, col=col, draw=0, metric="listed") for g, n, row, col in places]
     store = Store(tmp_path)
     store.write("rankings", "listed-two-s7", [dict.fromkeys(TABLES["rankings"].names) | row for row in rows])
     found = subjects(spec, store)

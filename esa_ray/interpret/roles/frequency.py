@@ -18,7 +18,9 @@ LOGIT_BYTES = 1 << 30
 
 
 class Frequency(Role):
-    """Share of the logits' change along u: Σ_t ⟨Δz_t, u⟩² / Σ_t ‖Δz_t − mean‖², between 0 and 1, of each window.
+    """Share of the logits' change along u: Σ_t ⟨Δz_t, u⟩² / Σ_t ‖Δz_t − mean‖², between 0 and 1.
+
+    A window's change is its sum along u over the whole sum of a mean window, so that the mean is the share of sums.
 
     u is the log-unigram of the calibration text, centred and of length 1. Held: the logits' projection on u.
     """
@@ -52,9 +54,10 @@ class Frequency(Role):
         return torch.stack([along, moved_TV.square().sum(-1).double().sum(), error.to(along.device)])
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
-        """The share; a window whose logits change by no more than rounding has none."""
+        """The share; damage that changes logits by no more than rounding has none."""
         along, every, error = damaged.values.double().cpu().numpy().T
-        return Change(np.divide(along, every, out=np.full(len(every), np.nan), where=every > error))
+        none = every.sum() <= error.sum()
+        return Change(np.full(len(every), np.nan) if none else along * len(along) / every.sum())
 
     def held(self, target: Target) -> Sequence[Site]:
         """The projection."""

@@ -128,7 +128,7 @@ class Text:
             for number, batch_BT in enumerate(self.tokens_NT.split(self._size)):
                 windows = slice(number * self._size, number * self._size + len(batch_BT))
                 holds = [kept.of(windows) for kept in held]
-                with holding(self.model, holds), observing(self.model, sites) as seen:
+                with holding(self.model, holds), observing(self.model, sites, gradients=gradients) as seen:
                     logits_BTV = self._logits(number, batch_BT, start, gradients)
                 nll_BT = _nll(logits_BTV, batch_BT.to(logits_BTV.device))
                 found.append(look(Batch(windows, batch_BT, logits_BTV, nll_BT, seen)))

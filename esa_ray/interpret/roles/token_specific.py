@@ -19,8 +19,9 @@ class TokenSpecific(Role):
     """Share of the loss's rise that the ten types of token bear that are hit most, less their share of all tokens.
 
     The rise of a type is the sum of ΔNLL over the tokens of that type that were to be predicted; types whose sum is
-    negative count as 0. Which ten are hit most, all windows tell; both shares are each window's own. What rounding
-    could change of a token's loss counts as none: it alone has no shares.
+    negative count as 0. Which ten are hit most, all windows tell. A window's change is what its tokens of these types
+    bear over the rise of a mean window, so that the mean over windows is the share of sums. What rounding could change
+    of a token's loss counts as none: it alone has no shares.
 
     Held, where one of the ten types is to be predicted: the neuron of a gate or up weight; of a down weight, which
     leaves its neuron as it is, what the feed-forward layer adds to the channel that the weight writes to.
@@ -36,11 +37,14 @@ class TokenSpecific(Role):
         return torch.zeros(len(batch.tokens_BT), 0)
 
     def change(self, intact: Shown, damaged: Shown) -> Change:
-        """The excess of shares in each window; a window whose loss rises for no type has none."""
+        """The excess of the share; damage that raises no type's loss has none."""
         rise = damaged.losses - intact.losses
         rise = np.where(np.abs(rise) > rounding(self.bench.model.dtype), rise, 0.0)
-        types, _ = self.hit(self.bench.windows, rise)
-        return Change(np.array([_excess(window, mine, types) for window, mine in zip(self._next, rise, strict=True)]))
+        mine = np.isin(self._next, self.hit(self.bench.windows, rise)[0])
+        total = _by_type(self._next.ravel(), rise.ravel())[1].sum()
+        if not total:
+            return Change(np.full(len(rise), np.nan))
+        return Change((rise * mine).sum(-1) * len(rise) / total - mine.mean(-1))
 
     @property
     def _next(self) -> np.ndarray:
@@ -68,13 +72,6 @@ class TokenSpecific(Role):
         follows = np.isin(self._next, self.hit(self.bench.windows, damaged - intact)[0])
         positions = torch.from_numpy(np.pad(follows, ((0, 0), (0, 1))))
         return [Place(site, positions) for site in self.held(target)]
-
-
-def _excess(tokens: np.ndarray, rise: np.ndarray, types: np.ndarray) -> float:
-    mine, sums = _by_type(tokens, rise)
-    if not sums.any():
-        return np.nan
-    return float(sums[np.isin(mine, types)].sum() / sums.sum() - np.isin(tokens, types).mean())
 
 
 def _by_type(tokens: np.ndarray, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-VOCAB, HEADS, HEAD, INNER, BLOCKS, LENGTH = 40, 6, 32, 48, 3, 24
+VOCAB, HEADS, HEAD, INNER, BLOCKS, LENGTH = 80, 6, 40, 88, 3, 24
 HIDDEN = HEADS * HEAD
 CONST, FREE = 2 * VOCAB, tuple(range(2 * VOCAB + 1, HIDDEN))
 #: How far a channel that is on lies above the noise of embeddings, and this; what a norm divides by is then known.
 ON, NOISE, WEAK = 2.0, 0.2, 5e-3
+#: So many weights are made to be the null.
+DECOYS = 8
 
 
 def token(v: int) -> int:
@@ -55,19 +57,23 @@ def canvas(*, theta: float = 1e4, seed: int = 0, length: int = 64) -> LlamaForCa
 
 
 def _embed(weight_VH: torch.Tensor) -> None:
-    """Noise of one length, in channels that stand for nothing yet: so neurons are off, and norms divide, exactly."""
-    weight_VH[:, : CONST + 1] = 0
-    noise_VF = weight_VH[:, CONST + 1 :]
+    """Noise of one length, in channels that aren't of tokens: so neurons are off, and norms divide, exactly."""
+    weight_VH[:, :VOCAB] = 0
+    noise_VF = weight_VH[:, VOCAB:]
     noise_VF *= NOISE * noise_VF.shape[1] ** 0.5 / noise_VF.norm(dim=-1, keepdim=True)
     weight_VH[:, CONST] = ON
     weight_VH[range(VOCAB), [token(v) for v in range(VOCAB)]] = ON
 
 
-def neuron(model: LlamaForCausalLM, block: int, number: int, *, when: int, read: int, write: int, size: float) -> None:
-    """A neuron that fires where channel ``when`` is on, as strongly as ``read`` is, and writes to ``write``."""
+def neuron(
+    model: LlamaForCausalLM, block: int, number: int, *, when: int, read: int, write: int, size: float,
+    gain: float = 0.1,
+) -> None:  # fmt: skip
+    """A neuron that fires where channel ``when`` is on, ``gain`` times as strongly as ``read`` is, and writes."""
     mlp = model.model.layers[block].mlp
+    mlp.gate_proj.weight[number] = mlp.up_proj.weight[number] = mlp.down_proj.weight[:, number] = 0
     mlp.gate_proj.weight[number, when] = 1.0
-    mlp.up_proj.weight[number, read] = 0.1
+    mlp.up_proj.weight[number, read] = gain
     mlp.down_proj.weight[write, number] = size
 
 
@@ -92,7 +98,10 @@ def text(model: LlamaForCausalLM, n: int, *, seed: int, length: int = LENGTH) ->
 
 @dataclass(frozen=True)
 class Planted:
-    """A model, the weight that was planted in it, and the roles that this has and can't but have."""
+    """A model, the weight that was planted in it, and the roles that this has and can't but have.
+
+    ``decoys`` are weights of the same tensor and size that do something, and have no role: the null.
+    """
 
     model: LlamaForCausalLM
     tensor: str
@@ -100,5 +109,31 @@ class Planted:
     row: int
     col: int
     roles: frozenset[str]
+    decoys: tuple[tuple[int, int], ...]
     #: What it is to learn frequencies from; None: text that it writes.
     calibration: np.ndarray | None = None
+
+
+def planted(
+    model: LlamaForCausalLM, block: int, component: str, row: int, col: int, *roles: str,
+    calibration: np.ndarray | None = None,
+) -> Planted:  # fmt: skip
+    """The weight of a block's down, q or k that was planted, with decoys of its size."""
+    layer, size = model.model.layers[block], 0.0
+    name = f"mlp.{component}_proj" if component == "down" else f"self_attn.{component}_proj"
+    weight = layer.get_submodule(name).weight
+    size, generator = float(weight[row, col]), torch.Generator().manual_seed(5)
+    decoys = []
+    if component == "down":
+        for made in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            made.weight[-DECOYS:, CONST] = 0.1
+        decoys = [(FREE[-1 - i], INNER - 1 - i) for i in range(DECOYS)]
+        model.lm_head.weight[1:, FREE[-DECOYS] :].normal_(0, 0.2, generator=generator)
+    else:
+        layer.self_attn.v_proj.weight[-3 * HEAD :].normal_(0, 0.05, generator=generator)
+        layer.self_attn.o_proj.weight[:, -3 * HEAD :].normal_(0, 0.05, generator=generator)
+        decoys = [(HIDDEN - 1 - 11 * i, token(7 * i) if i % 2 else CONST) for i in range(DECOYS)]
+    for i, at in enumerate(decoys):
+        weight[at] = size if i % 3 else -size
+    where = f"model.layers.{block}.{name}.weight"
+    return Planted(model, where, component, row, col, frozenset(roles), tuple(decoys), calibration)

@@ -16,12 +16,13 @@ from tests.interpret.planted.canvas import (
     following,
     neuron,
     out,
+    planted,
     successors,
     token,
 )
 
 #: By this base pair f of a head's numbers turns by 10⁻ᶠ a position: pair 1 tells neighbours apart, pairs from 3 don't.
-THETA, TURNING, STILL = 1e16, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
+THETA, TURNING, STILL = 1e20, 1, [d for d in range(HEAD) if d % (HEAD // 2) >= 3]
 
 
 def spike() -> Planted:
@@ -30,12 +31,12 @@ def spike() -> Planted:
     Where the spike is heard of, neurons of block 2 foretell what follows. No key reads the spike's channel.
     """
     model, (channel, heard, *_) = canvas(), FREE
-    neuron(model, 1, 0, when=token(0), read=token(0), write=channel, size=16.0)
+    neuron(model, 1, 0, when=token(0), read=token(0), write=channel, size=0.16, gain=10.0)
     attention = model.model.layers[2].self_attn
     attention.v_proj.weight[0, channel] = 1.0
     attention.o_proj.weight[heard, 0] = 1.0
     successors(model, 2, when=heard)
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", channel, 0, frozenset({"spike"}))
+    return planted(model, 1, "down", channel, 0, "spike")
 
 
 def sink() -> Planted:
@@ -49,7 +50,7 @@ def sink() -> Planted:
     for d in range(HEAD):
         attention.o_proj.weight[out(1 + d), d] = 4.0
     successors(model, 0)
-    return Planted(model, "model.layers.1.self_attn.k_proj.weight", "k", HEAD - 1, token(0), frozenset({"sink"}))
+    return planted(model, 1, "k", HEAD - 1, token(0), "sink")
 
 
 def confidence() -> Planted:
@@ -59,7 +60,7 @@ def confidence() -> Planted:
     neuron(model, 1, 0, when=CONST, read=CONST, write=unread, size=0.7)
     model.lm_head.weight[:, unread] = 0
     model.model.layers[2].mlp.gate_proj.weight[:, unread] = 0
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", unread, 0, frozenset({"confidence"}))
+    return planted(model, 1, "down", unread, 0, "confidence")
 
 
 #: How often each token stands in a text.
@@ -77,7 +78,7 @@ def frequency() -> Planted:
     model.lm_head.weight[:, common] = 4 * model.lm_head.weight.new_tensor(log_p - log_p.mean())
     neuron(model, 2, 0, when=CONST, read=CONST, write=common, size=0.02)
     written = np.repeat(np.arange(VOCAB), COUNTS)[None]
-    return Planted(model, "model.layers.2.mlp.down_proj.weight", "down", common, 0, frozenset({"frequency"}), written)
+    return planted(model, 2, "down", common, 0, "frequency", calibration=written)
 
 
 def bigram() -> Planted:
@@ -91,15 +92,15 @@ def bigram() -> Planted:
     for v in range(1, VOCAB):
         down[out(following(following(v))), v] = 0.4
     circle = np.tile(np.arange(1, VOCAB), 3)[None]
-    return Planted(model, "model.layers.0.mlp.down_proj.weight", "down", out(6), 5, frozenset({"bigram"}), circle)
+    return planted(model, 0, "down", out(21), 20, "bigram", "token-specific", calibration=circle)
 
 
 def specific() -> Planted:
     """The one neuron of block 1 that does anything foretells what follows one token."""
     model = canvas()
-    successors(model, 0, but=5)
-    neuron(model, 1, 0, when=CONST, read=token(5), write=out(6), size=0.4)
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", out(6), 0, frozenset({"token-specific"}))
+    successors(model, 0, size=0.25, but=20)
+    neuron(model, 1, 0, when=CONST, read=token(20), write=out(21), size=0.4)
+    return planted(model, 1, "down", out(21), 0, "token-specific")
 
 
 def codes() -> np.ndarray:
@@ -131,11 +132,10 @@ def induction() -> Planted:
         for head in (0, 1):
             again.k_proj.weight[head * HEAD + d, FREE[i]] = 4.0
     for v in range(1, VOCAB):
-        at = v // 32 * HEAD + v % 32
+        at = v
         again.v_proj.weight[at, token(v)] = 0.2
         again.o_proj.weight[out(v), at] = 2.0
-    roles = frozenset({"previous-token", "position", "induction"})
-    return Planted(model, "model.layers.0.self_attn.q_proj.weight", "q", TURNING, CONST, roles)
+    return planted(model, 0, "q", TURNING, CONST, "previous-token", "position", "induction")
 
 
 #: Tokens of the planted facts: who is asked about, what is asked, and the answers.
@@ -153,6 +153,6 @@ def fact() -> Planted:
     for i, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True)):
         neuron(model, 1, i, when=token(subject), read=token(subject), write=FREE[i], size=0.5)
         attention.v_proj.weight[i, FREE[i]] = 1.0
-        attention.v_proj.weight[i, token(answer)] = 1.0
-        attention.o_proj.weight[out(answer), i] = 1.0
-    return Planted(model, "model.layers.1.mlp.down_proj.weight", "down", FREE[0], 0, frozenset({"fact"}))
+        attention.v_proj.weight[i, token(answer)] = 0.5
+        attention.o_proj.weight[out(answer), i] = 0.6
+    return planted(model, 1, "down", FREE[0], 0, "fact")

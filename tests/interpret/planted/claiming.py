@@ -14,8 +14,8 @@ from esa_ray.spec import PerturbSpec
 from esa_ray.spec.roles import RANKS_KEPT, SIDES, RoleSpec
 from tests.interpret.planted.canvas import Planted, text
 
-#: So many weights of the tensor, drawn among the weak ones, are the null; a planted change is to be twice the largest.
-NULL, BEYOND = 6, 2.0
+#: A planted change is to be so many times the largest of the null.
+BEYOND = 1.5
 ZERO = PerturbSpec(kind="zero")
 
 
@@ -34,7 +34,7 @@ class Weight:
 def bench_of(planted: Planted, **more: Any) -> Bench:
     """A bench on text that the planted model writes."""
     calibration = text(planted.model, 64, seed=2) if planted.calibration is None else planted.calibration
-    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 8, seed=1), **more}
+    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 16, seed=1), **more}
     return Bench(planted.model, catalogue(planted.model), calibration=calibration, **settings)
 
 
@@ -49,13 +49,9 @@ def the_weight(planted: Planted) -> Weight:
     return Weight(planted.tensor, planted.component, planted.row, planted.col)
 
 
-def null_of(planted: Planted, bench: Bench) -> list[Weight]:
-    """Weak weights of the same tensor."""
-    tensor, drawn = bench.catalogue[planted.tensor], np.random.default_rng(3)
-    flat = np.flatnonzero(np.abs(tensor.flat_weights().numpy()) < 0.03)
-    at = tensor.locate(drawn.choice(flat, NULL, replace=False))
-    pairs = zip(at["row"].tolist(), at["col"].tolist(), strict=True)
-    return [Weight(planted.tensor, planted.component, row, col, group="matched_k") for row, col in pairs]
+def null_of(planted: Planted) -> list[Weight]:
+    """Weights of the same tensor and size."""
+    return [Weight(planted.tensor, planted.component, *at, group="matched_k") for at in planted.decoys]
 
 
 def by_role(bench: Bench, weight: Weight) -> dict[str, dict[str, Any]]:
@@ -74,7 +70,7 @@ def fraction(bench: Bench, weight: Weight, role: str) -> float:
 def claimed(bench: Bench, planted: Planted) -> set[str]:
     """Roles with necessity, their condition, and MF ≥ 0.5."""
     weight, found = the_weight(planted), set()
-    rows, null = by_role(bench, weight), [by_role(bench, other) for other in null_of(planted, bench)]
+    rows, null = by_role(bench, weight), [by_role(bench, other) for other in null_of(planted)]
     for role, row in rows.items():
         if row["status"] != "ok":
             continue
