@@ -31,7 +31,7 @@ def _counts(table: pl.DataFrame, which: str) -> str:
     mine = table.filter(pl.col("which") == which)
     if mine.is_empty():
         return ""
-    said = []
+    said: list[str] = []
     for outcome in ("spike", "sink"):
         r = mine.row(by_predicate=pl.col("outcome") == outcome, named=True)
         of = f" of {r['n']}{f' {which} weights take' * (not said)}"

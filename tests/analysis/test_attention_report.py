@@ -54,7 +54,7 @@ def test_a_model_without_spikes_is_said_to_have_none(tmp_path):
     plain = [row | {"spike": 9.0, "spike_intact": 9.0} for row in rows(subject(0, component="q"))]
     found = study_of(tmp_path, plain)
     assert "no activation is 100 times the median" in _section(found, "attention_damaged").answer
-    assert "isn't tested" not in _section(found, "attention_damaged").answer
+    assert "None of" not in _section(found, "attention_damaged").answer
     assert QUESTIONS["spikes_and_sinks"].answer(found) is None
 
 
@@ -81,6 +81,13 @@ def test_correlations_that_an_interval_leaves_open_are_not_claimed(tmp_path):
 
 def test_too_few_weights_are_said_to_be(tmp_path):
     assert _section(study_of(tmp_path, rows(subject(0))), "attention_costs").answer.startswith("Too few weights")
+
+
+def test_a_model_without_sinks_is_said_to_have_none(tmp_path):
+    plain = [row | {"sink": [0.1] * HEADS, "sink_intact": [0.1] * HEADS} for row in rows(subject(0))]
+    said = _section(study_of(tmp_path, plain), "attention_damaged").answer
+    assert said.startswith("None of 12 heads is a sink at the first key. Spikes stand")
+    assert "sink rate" not in said
 
 
 @pytest.mark.parametrize(("damages", "status", "said"), [

@@ -59,8 +59,9 @@ def _places(table: pl.DataFrame) -> str:
     heads = int(table["heads"].sum())
     sinks = round(float((table["rate"] * table["heads"]).sum()))
     spiking = table.filter(pl.col("spike") >= SPIKE)
-    said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
+    said = f"None of {heads} heads is a sink at the first key"
     if sinks:
+        said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
         where = table.filter(pl.col("rate") > 0)["block"].to_list()
         said += f", in {_blocks(where)}"
     if spiking.is_empty():
@@ -77,11 +78,13 @@ def _taken(r: dict[str, Any]) -> str:
         f"{wording.percent(r[f'{name}_kept'])} of the {name}s it can reach" for name in ("spike", "sink")
         if r[f"{name}_kept"] is not None
     ]  # fmt: skip
-    left = f" leaves {' and '.join(kept)}," if kept else ""
+    moved = [f"leaves {' and '.join(kept)}"] if kept else []
+    if r["rate_intact"] or r["rate"]:
+        moved.append(f"moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])}")
+    moved.append(f"moves mean entropy by {wording.signed(r['d_entropy'])} nats")
     return (
-        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token),"
-        f"{left} moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])} and mean "
-        f"entropy by {wording.signed(r['d_entropy'])} nats."
+        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token), "
+        f"{', '.join(moved[:-1])}{' and ' * (len(moved) > 1)}{moved[-1]}."
     )
 
 
