@@ -198,7 +198,7 @@ def weight_role_analysis(
     -------
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)).eval()
-    >>> windows = np.arange(64).reshape(8, 8) % 16
+    >>> windows = np.random.default_rng(0).integers(16, size=(8, 8))
     >>> found = weight_role_analysis(
     ...     model, 2, windows=windows[:4], calibration=windows[4:], roles=("frequency",), null_weights=3
     ... )
@@ -240,7 +240,7 @@ def attention_pattern_correlation(
     -------
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8)).eval()
-    >>> windows = np.arange(64).reshape(8, 8) % 16
+    >>> windows = np.random.default_rng(0).integers(16, size=(8, 8))
     >>> found = attention_pattern_correlation(model, 5, windows=windows[:4], calibration=windows[4:], null_weights=1)
     >>> rho, partial = found.correlation("entropy")
     >>> -1 <= rho <= 1

@@ -18,7 +18,6 @@ from esa_ray.measurements.role_cost import cost_of_facts
 from esa_ray.measurements.swept import Swept
 
 if TYPE_CHECKING:
-
     from esa_ray.measurements.cost import Cost
     from esa_ray.measurements.worker import Worker
     from esa_ray.spec import StudySpec

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.interpret.subjects import Subject
 from esa_ray.measurements.registry import Unit
 from esa_ray.measurements.swept import Swept
+from esa_ray.spec import FACTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +25,14 @@ def unit_of(subject: Subject) -> Unit:
 
 
 def facts_content(spec: StudySpec) -> dict[str, Any]:
-    """Which facts the role "fact" is measured on, as plain values that leave defaults out."""
-    return {"facts": spec.facts.content()} if spec.facts else {}
+    """Which facts the role "fact" is measured on, as plain values that leave defaults out.
+
+    Files go by their names, wherever they lie: to an actor, which runs in another directory, they are absolute.
+    """
+    if spec.facts is None:
+        return {}
+    names = [name if name in FACTS else Path(name).name for name in spec.facts.sources]
+    return {"facts": spec.facts.content() | ({"sources": names} if names != [*FACTS] else {})}
 
 
 def subject_of(unit: Unit) -> Subject:

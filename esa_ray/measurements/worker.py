@@ -61,8 +61,9 @@ def versions(device: str = "cpu", *more: str) -> dict[str, str]:
 
 
 def _more(spec: StudySpec) -> list[str]:
-    """Packages beside the usual ones that change a study's numbers: peft draws the start of its adapters."""
-    return ["peft"] if any(how.arm == "lora" for how in spec.tunings) else []
+    """Packages beside the usual ones that change a study's numbers: of adapters' starts, and of facts."""
+    asked = spec.facts or (spec.roles and "fact" in spec.roles.roles)
+    return ["peft"] * any(how.arm == "lora" for how in spec.tunings) + ["countryinfo", "periodictable"] * bool(asked)
 
 
 class Worker:
