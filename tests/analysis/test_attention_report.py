@@ -45,7 +45,8 @@ def test_every_figure_and_section_is_there_with_the_study_and_none_without(study
 def test_the_first_section_says_where_spikes_and_sinks_are_and_what_the_worst_damage_leaves(study):
     said = _section(study, "attention_damaged").answer
     assert "9 of 12 heads (75.0%) are sinks at the first key, in blocks 1–3." in said
-    assert "Spikes stand after blocks 1–2, the largest after block 2: 500 times the median." in said
+    assert "Spikes stand after blocks 1–2, the largest after block 2: 500 times the median, in channel 5" in said
+    assert "at the first position in 75.0% of the windows." in said
     assert "zero of q [0, 0] in block 1 (+2.00 nats per token), leaves 10.0% of the spikes it can reach" in said
     assert "95.0% of the sinks it can reach" in said
 

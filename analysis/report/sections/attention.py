@@ -69,8 +69,18 @@ def _places(table: pl.DataFrame) -> str:
     top = spiking.sort("spike", descending=True).row(0, named=True)
     return (
         f"{said}. Spikes stand after {_blocks(spiking['block'].to_list())}, the largest after block {top['block']}: "
-        f"{wording.significant(top['spike'])} times the median."
+        f"{wording.significant(top['spike'])} times the median, in channel {top['spike_channel']}"
+        f"{_at(top['spike_first'])}."
     )
+
+
+def _at(first: float) -> str:
+    """Where a spike stands, by the share of windows that have it at the first position.
+
+    >>> _at(1.0), _at(0.25)
+    (' at the first position', ' at the first position in 25.0% of the windows')
+    """
+    return " at the first position" + ("" if first == 1 else f" in {wording.percent(first)} of the windows")
 
 
 def _taken(r: dict[str, Any]) -> str:
@@ -135,9 +145,11 @@ def _damages(table: pl.DataFrame) -> Table:
 def _intact(table: pl.DataFrame) -> Table:
     rows = [
         [str(r["block"]), str(r["heads"]), wording.percent(r["rate"]), *(wording.significant(r[n]) for n in
-         ("sink", "elsewhere", "previous", "entropy", "spike"))] for r in table.iter_rows(named=True)
+         ("sink", "elsewhere", "previous", "entropy", "spike")), str(r["spike_channel"]),
+         wording.percent(r["spike_first"])] for r in table.iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["block", "heads", "sinks", "first key", "next best key", "token before", "entropy", "spike"]
+    columns = ["block", "heads", "sinks", "first key", "next best key", "token before", "entropy", "spike",
+               "its channel", "at the first position"]  # fmt: skip
     return Table(columns, rows, "The intact model, means over heads", folded=True)
 
 
