@@ -34,6 +34,7 @@ OF_COMMANDS = (
     "checkpoints.md",
     "tuning.md",
     "security.md",
+    "roles.md",
 )
 
 

@@ -111,8 +111,10 @@ def _finite(cost: np.ndarray) -> np.ndarray:
 
 
 def _mass(cost: np.ndarray, has: np.ndarray) -> dict[str, float]:
-    """Σ of costs of those that have it over that of all, with a bootstrap over weights."""
+    """Σ of costs of those that have it over that of all, with a bootstrap over weights; none where none costs any."""
+    if not cost.any():
+        return {}
     counts = np.random.default_rng(0).multinomial(len(cost), np.full(len(cost), 1 / len(cost)), size=RESAMPLES)
-    drawn = (counts @ (cost * has)) / (counts @ cost)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    part, whole = counts @ (cost * has), counts @ cost
+    low, high = np.quantile(part[whole > 0] / whole[whole > 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"mass": float((cost * has).sum() / cost.sum()), "mass_low": float(low), "mass_high": float(high)}

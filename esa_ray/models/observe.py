@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from esa_ray.models.hooks import entering
-from esa_ray.models.places import watch
+from esa_ray.models.places import places, watch
 from esa_ray.models.sites import Direction, Hold, Site, SiteKind
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def observing(
             part = part.clone() if site.kind in _WRITTEN_OVER and site.index is None else part
         found[site] = part
 
+    where = places(model)
     with ExitStack() as stack:
         stack.enter_context(entering(model, lambda *_: found.clear()))
         for site in dict.fromkeys(sites):
-            stack.enter_context(watch(model, site, held=False)(partial(see, site)))
+            stack.enter_context(watch(model, where, site, held=False)(partial(see, site)))
         yield found
 
 
@@ -85,7 +86,8 @@ def holding(model: PreTrainedModel, holds: Sequence[Hold]) -> Iterator[None]:
     EsaError
         If the model has no such place.
     """
+    where = places(model)
     with ExitStack() as stack:
         for hold in holds:
-            stack.enter_context(watch(model, hold.site, held=True)(hold))
+            stack.enter_context(watch(model, where, hold.site, held=True)(hold))
         yield
