@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis.comparison.loading import below, model_name
 from analysis.report import wording
+from analysis.report.attention_verdicts import attention_verdicts
 from analysis.report.figures import charts
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.role_verdicts import role_verdicts
@@ -71,6 +72,8 @@ def found(studies: Mapping[str, Study]) -> dict[str, Any]:
                  for v in role_verdicts(*s)]  # fmt: skip
     verdicts += [replace(v, id=f"{v.id}, {model_name(s)}") for key, s in studies.items()
                  if key.startswith("facts/") for v in role_verdicts(s)]  # fmt: skip
+    verdicts += [replace(v, id=f"{v.id}, {model_name(s)}") for key, s in studies.items()
+                 if key.startswith("attention/") for v in attention_verdicts(s)]  # fmt: skip
     sections = [*_across(studies), *(_named(key, s) for key in _told(studies) for s in _sections(key, studies))]
     return {
         "sources": sources, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],

@@ -59,8 +59,9 @@ def _places(table: pl.DataFrame) -> str:
     heads = int(table["heads"].sum())
     sinks = round(float((table["rate"] * table["heads"]).sum()))
     spiking = table.filter(pl.col("spike") >= SPIKE)
-    said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
+    said = f"None of {heads} heads is a sink at the first key"
     if sinks:
+        said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
         where = table.filter(pl.col("rate") > 0)["block"].to_list()
         said += f", in {_blocks(where)}"
     if spiking.is_empty():
@@ -77,11 +78,13 @@ def _taken(r: dict[str, Any]) -> str:
         f"{wording.percent(r[f'{name}_kept'])} of the {name}s it can reach" for name in ("spike", "sink")
         if r[f"{name}_kept"] is not None
     ]  # fmt: skip
-    left = f" leaves {' and '.join(kept)}," if kept else ""
+    moved = [f"leaves {' and '.join(kept)}"] if kept else []
+    if r["rate_intact"] or r["rate"]:
+        moved.append(f"moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])}")
+    moved.append(f"moves mean entropy by {wording.signed(r['d_entropy'])} nats")
     return (
-        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token),"
-        f"{left} moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])} and mean "
-        f"entropy by {wording.signed(r['d_entropy'])} nats."
+        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token), "
+        f"{', '.join(moved[:-1])}{' and ' * (len(moved) > 1)}{moved[-1]}."
     )
 
 
@@ -203,7 +206,7 @@ def spikes_and_sinks(study: Study) -> Section | None:
     columns = ["<damage", "<of", "<weights", "<outcome", "weights", "<share", "<the clearest"]
     return Section(
         "spikes_and_sinks", "Are spikes and sinks one thing?",
-        f"{SEPARABLE[separable(table)]} {_counted(table, places)}".strip(),
+        " ".join(filter(None, [SEPARABLE[separable(table)], _counted(table, places), _most(study)])),
         f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those "
         "that it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. "
         "Weights behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and "
@@ -226,4 +229,17 @@ def _counted(table: pl.DataFrame, places: dict[str, str]) -> str:
                 f"{r['count']} of {r['n']} leading weights ({wording.percent(r['low'])}–{wording.percent(r['high'])}"
                 f"{beside}) {'take' if r['count'] > 1 else 'takes'} {outcome}s alone, the clearest {places[r['best']]}."
             )
+    return " ".join(said)
+
+
+def _most(study: Study) -> str:
+    """The leading weights that take most of either, and what they leave of the other."""
+    leads, said = taken(study).filter(pl.col("which") == LEADING), []
+    for name, other in (("spike", "sink"), ("sink", "spike")):
+        for r in leads.sort(f"{name}_kept", maintain_order=True).head(1).iter_rows(named=True):
+            if r[f"{name}_kept"] < 1:
+                said.append(
+                    f"Most {name}s go with {unit_name(r)}: {wording.percent(r[f'{name}_kept'])} are kept, and "
+                    f"{wording.percent(r[f'{other}_kept'])} of {other}s."
+                )
     return " ".join(said)
