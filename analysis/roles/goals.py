@@ -74,8 +74,9 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
         return [{"goal": name, "target": target, "status": "open", "why_not": why}
                 for name, target in (("weights", WEIGHTS), ("mass", MASS))]  # fmt: skip
     r = found[0]
-    unheld: str | None = f"the mediators of {r['missing']} weights, or of matched ones, weren't held" if r["missing"] else None
-    why = _few(study, first) or unheld
+    why = _few(study, first)
+    if not why and r["missing"]:
+        why = f"the mediators of {r['missing']} weights, or of matched ones, weren't held"
     rows = []
     for goal, target, ends in (("weights", WEIGHTS, ("share", "low", "high")),
                                ("mass", MASS, ("mass", "mass_low", "mass_high"))):  # fmt: skip

@@ -84,15 +84,16 @@ def roles_held(study: Study) -> Section | None:
                "and specific", "only as a set", "can't be told"]  # fmt: skip
     return Section(
         "roles_held", "What do the weights that it hangs on do?", _answer(study, table),
-        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss rises "
-        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. A "
-        "weight holds a role if its damage changes the role's metric more than damage to matched weights of its tensor "
-        f"does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its intact value "
-        f"undoes at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to "
-        f"nothing of matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper "
-        "bound). A weight may hold several roles. The leading weights are counted in full; the intervals (95%, Clopper "
-        "and Pearson's) of their shares are for further weights like these. Shares of the damage are of the sum of ΔNLL "
-        f"of single weights, as if they added up, with Fieller's intervals for further windows. {windows} windows.",
+        f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss "
+        "rises beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were "
+        "damaged. A weight holds a role if its damage changes the role's metric more than damage to matched weights of "
+        f"its tensor does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its "
+        f"intact value undoes at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that "
+        f"undoes next to nothing of matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, "
+        "by the upper bound). A weight may hold several roles. The leading weights are counted in full; the intervals "
+        "(95%, Clopper and Pearson's) of their shares are for further weights like these. Shares of the damage are of "
+        "the sum of ΔNLL of single weights, as if they added up, with Fieller's intervals for further windows. "
+        f"{windows} windows.",
         [Figure("role_matrix", "Leading weights against roles; numbers in the table of pairs",
                 "The weights that cost the most, from above, against roles. Filled: the weight holds the role; hollow: "
                 "necessary, but not mediated by half, or not specific. Colour: the share of the damage that the "
