@@ -129,9 +129,8 @@ def _across(studies: Mapping[str, Study]) -> Iterator[Section]:
         "across_roles", "All models: what do the weights do that they hang on?",
         "; ".join(f"{r[0]}: {r[1]} leading weights hold a role, and bear {r[3]} of the damage" for r in rows) + ".",
         "As in the models' own sections, by the first kind of damage and seed. Agreement is between seeds, kinds of "
-        "damage "
-        "and texts of one model: κ over all pairs of a role and a leading weight that both damaged, 95% intervals by a "
-        "bootstrap over weights.",
+        "damage and texts of one model: κ over all pairs of a role and a leading weight that both damaged, 95% "
+        "intervals by a bootstrap over weights.",
         tables=[Table(["<model", "<hold a role", "<share of the weights", "<share of the damage", "matched that would",
                        "~roles"], rows),
                 Table(["<model", "<differing in", "<one", "<other", "<of", "weights", "<κ", "<Jaccard"], agree,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -64,8 +65,19 @@ def _row(r: dict[str, Any]) -> dict[str, Any] | None:
     interval = t_interval(x) if len(x) > 1 else Interval(float("nan"), float("nan"))
     return told | {
         "cost": float(x.mean()), "cost_low": _known(interval.low), "cost_high": _known(interval.high),
-        "windows": len(x), "above_noise": bool(interval.low > RESOLVED), "deltas": x.tolist(),
+        "windows": len(x), "above_noise": hurts(x), "deltas": x.tolist(),
     }  # fmt: skip
+
+
+def hurts(deltas: Sequence[float] | None) -> bool:
+    """Whether the loss surely rises: Student's 95% interval over windows lies above 0, by more than fp32 rounds.
+
+    >>> hurts([0.2, 0.3, 0.25]), hurts([0.2, -0.3, 0.25]), hurts(None)
+    (True, False, False)
+    """
+    if deltas is None or len(deltas) < 2:
+        return False
+    return bool(t_interval(np.asarray(deltas, dtype=float)).low > RESOLVED)
 
 
 def _known(x: float) -> float | None:

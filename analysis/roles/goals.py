@@ -70,8 +70,8 @@ def _at(table: pl.DataFrame, first: tuple[str, int]) -> list[dict[str, Any]]:
 def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
     found = _at(assigned(study), first)
     if not found:
-        why = "no leading weight's damage exceeds the noise"
-        return [{"goal": name, "target": target, "status": "open", "why_not": why}
+        none = "no leading weight's damage exceeds the noise"
+        return [{"goal": name, "target": target, "status": "open", "why_not": none}
                 for name, target in (("weights", WEIGHTS), ("mass", MASS))]  # fmt: skip
     r = found[0]
     why = _few(study, first)
