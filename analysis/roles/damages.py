@@ -42,8 +42,10 @@ def damages(study: Study) -> pl.DataFrame:
     table = study.roles.filter(pl.col("status").is_in(["ok", "diverged", "empty"]))
     if table.is_empty():
         return pl.DataFrame(schema=DAMAGES)
-    own = pl.col("role").is_in(OWN_TEXT)
-    first = table.sort(own, maintain_order=True).unique(DAMAGE, keep="first", maintain_order=True)
+    # A role that a model lacks has no loss; one with a text of its own has that text's.
+    untold = (pl.col("status") == "empty") | (pl.col("delta_nll").is_null() & (pl.col("status") == "ok"))
+    order = table.sort(untold, pl.col("role").is_in(OWN_TEXT), maintain_order=True)
+    first = order.unique(DAMAGE, keep="first", maintain_order=True)
     rows = [_row(r) for r in first.iter_rows(named=True)]
     return pl.DataFrame([r for r in rows if r], schema=DAMAGES)
 

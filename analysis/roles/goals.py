@@ -12,6 +12,7 @@ from analysis.roles.assigned import ANY, assigned
 from analysis.roles.damages import primary
 from analysis.roles.false import false_roles
 from analysis.roles.stability import agreements
+from analysis.roles.table import ENOUGH, leading
 from analysis.roles.tracing import BEST, BOTH, consistency, traced_sensitivity
 from analysis.study import Study
 
@@ -74,6 +75,7 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
                 for name, target in (("weights", WEIGHTS), ("mass", MASS))]  # fmt: skip
     r = found[0]
     unheld = f"the mediators of {r['missing']} weights, or of matched ones, weren't held" if r["missing"] else None
+    why = _few(study, first) or unheld
     rows = []
     for goal, target, ends in (("weights", WEIGHTS, ("share", "low", "high")),
                                ("mass", MASS, ("mass", "mass_low", "mass_high"))):  # fmt: skip
@@ -81,10 +83,19 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
         status = least(low, high, target)
         rows.append({
             "goal": goal, "target": target, "estimate": estimate, "low": low, "high": high,
-            "status": "open" if unheld and status != "holds" else status,
-            "evidence": f"{r['weights']} of {r['of']}", "why_not": unheld,
+            "status": "open" if why and status != "holds" else status,
+            "evidence": f"{r['weights']} of {r['of']}", "why_not": why,
         })  # fmt: skip
     return rows
+
+
+def _few(study: Study, first: tuple[str, int]) -> str | None:
+    """Why nothing can be necessary: too few matched weights."""
+    mine = leading(study).filter((pl.col("edit") == first[0]) & (pl.col("seed") == first[1]))
+    most_ = mine["null"].max()
+    if most_ is None or int(most_) >= ENOUGH:  # type: ignore[arg-type]
+        return None
+    return f"{most_} matched weights are too few for a p that survives the correction; raise --null-weights"
 
 
 def _false(study: Study, first: tuple[str, int]) -> dict[str, Any]:

@@ -182,6 +182,27 @@ def test_a_weight_that_is_inert_alone_counts_by_its_set(tmp_path):
     assert assigned(study).filter(pl.col("role") == "any role")["sets"].to_list() == [1]
 
 
+def test_a_role_that_the_model_lacks_hides_no_damage(tmp_path):
+    found = planted({1: {"sink": 0.9}}, roles=("spike", "sink"))
+    for row in found["roles"]:
+        if row["role"] == "spike":
+            row |= {"status": "empty", "delta_nll": None, "change": None, "error": "no spike"}
+    study = written(tmp_path, **found)
+    assert damages(study).filter(pl.col("rank") <= 2)["cost"].head(2).to_list() == pytest.approx([1.0, 0.5])
+    assert held(study) == {(1, "sink")}
+
+
+def test_a_null_of_few_weights_leaves_goals_open(tmp_path):
+    found = planted({1: {"spike": 0.9}}, leading=5, per=1)
+    tensors = TENSORS[:4]
+    found["roles"] += [r for r in planted({}, leading=0, per=2)["roles"] if r["tensor"] in tensors and r["row"] == 2]
+    found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] in tensors]
+    study = written(tmp_path, **found)
+    assert set(leading(study)["null"].drop_nulls()) == {8}
+    goal = {r["goal"]: r for r in role_goals(study).to_dicts()}["weights"]
+    assert (goal["status"], goal["why_not"][:27]) == ("open", "8 matched weights are too f")
+
+
 def test_damage_that_diverged_is_above_the_noise(tmp_path):
     found = planted({}, leading=3)
     for row in found["roles"]:

@@ -15,7 +15,7 @@ from analysis.report.sections.faults import shares
 from analysis.roles.assigned import ANY, NONE, TOP, assigned, counted
 from analysis.roles.damages import primary
 from analysis.roles.mediation import HALF, UNSPECIFIC
-from analysis.roles.table import RATE, leading
+from analysis.roles.table import ENOUGH, RATE, leading
 from analysis.study import Study
 
 #: Role → what a weight that holds it is called, and several of them.
@@ -197,10 +197,15 @@ def _changed(table: pl.DataFrame, found: pl.DataFrame) -> str:
     tested = table.drop_nulls("p")
     counts = found.group_by("role").len().sort("len", descending=True).to_dicts()
     said = ", ".join(f"{r['role']} {r['len']}" for r in counts)
+    null = int(tested["null"].max())  # type: ignore[arg-type]
+    few = "" if null >= ENOUGH else (
+        f" With {null} matched weights no p is below {wording.p_value(1 / (1 + null))}, which survives no correction: "
+        "raise --null-weights."
+    )  # fmt: skip
     return (
         f"{len(found)} of {len(tested)} pairs of a leading weight and a role are necessary at a false discovery rate "
         "of "
-        f"{RATE:.0%}{f': {said}' if said else ''}."
+        f"{RATE:.0%}{f': {said}' if said else ''}.{few}"
     )
 
 
