@@ -23,11 +23,12 @@ SEEDS = (1337, 123)
 EDITS = tuple(PerturbSpec.parse(label) for label in ("zero", "sign_flip", "scale-0.8"))
 #: Leading weights; of those whose roles are tried by other kinds of damage in the larger model.
 TOP, TRIED = 100, 30
-#: Matched weights of each tensor: in the zoo, where leading weights lie in few tensors, as many as make a null of 100.
-NULL, ZOO_NULL, DRAWS = 5, 25, 5
+#: Matched weights of each tensor: more in the zoo, where leading weights lie in few tensors; and draws of them.
+NULL, ZOO_NULL, DRAWS = 5, 40, 5
 #: The text, and the one that roles are to be the same on.
 TEXT, OTHER = "pydoc", "pysource"
-WINDOWS, ZOO_WINDOWS = 8, 16
+#: A weight of a small model costs little, and more windows tell it from noise; there they are cheap.
+WINDOWS, ZOO_WINDOWS = 8, 32
 
 
 def study(model: str, source: str = TEXT, *, top: int = TOP, seeds: tuple[int, ...] = SEEDS, **asked: Any) -> StudySpec:

@@ -67,7 +67,7 @@ def _within(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 def _row(over: str, name: str, other_name: str, one: pl.DataFrame, other: pl.DataFrame) -> dict[str, Any]:
     held = all(part["recovered"].is_not_null().any() for part in (one, other))
     by = "holds" if held else "necessary"
-    told = {"over": over, "one": name, "other": other_name, "of": "roles" if held else "necessity"}
+    told: dict[str, Any] = {"over": over, "one": name, "other": other_name, "of": "roles" if held else "necessity"}
     both = one.drop_nulls("p").select(*_PAIR, a=by).join(other.drop_nulls("p").select(*_PAIR, b=by), on=_PAIR)
     weights = both["subject"].n_unique()
     told |= {"weights": weights, "pairs": len(both)}

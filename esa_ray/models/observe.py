@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from esa_ray.models.hooks import entering
+from esa_ray.errors import EsaError
+from esa_ray.models.hooks import entering, leaving
 from esa_ray.models.places import places, watch
 from esa_ray.models.sites import Direction, Hold, Site, SiteKind
 
@@ -84,10 +85,18 @@ def holding(model: PreTrainedModel, holds: Sequence[Hold]) -> Iterator[None]:
     Raises
     ------
     EsaError
-        If the model has no such place.
+        If the model has no such place, or a whole pass didn't come by it.
     """
-    where = places(model)
+    where, passes, reached = places(model), set[bool](), set[Hold]()
     with ExitStack() as stack:
         for hold in holds:
-            stack.enter_context(watch(model, where, hold.site, held=True)(hold))
+            stack.enter_context(watch(model, where, hold.site, held=True)(partial(_put, reached, hold)))
+        stack.enter_context(leaving(model, lambda *_: passes.add(True)))
         yield
+    if passes and (missed := [hold.site for hold in holds if hold not in reached]):
+        raise EsaError(f"{where.name} did not come by {missed[0]}, so nothing was held there; hold another place")
+
+
+def _put(reached: set[Hold], hold: Hold, whole: Tensor) -> Tensor:
+    reached.add(hold)
+    return hold(whole)

@@ -101,7 +101,7 @@ def test_tokens_show_their_white_space():
 
 def test_verdicts_judge_roles_by_their_intervals(study):
     found = {v.id: v for v in analysis.verdicts(study)}
-    assert [found[f"P5.4{x}"].status for x in "pqrs"] == ["fails", "open", "holds", "open"]
+    assert [found[f"P5.4{x}"].status for x in "pqrs"] == ["fails", "fails", "holds", "open"]
     assert found["P5.4p"].evidence == "6.7% [0.8%, 22.1%] (2 of 30)"
     assert found["P5.4r"].evidence == "0.0% [0.0%, 3.6%] (0 of 100)"
 

@@ -152,6 +152,7 @@ def test_shares_of_weights_and_of_damage_are_counted_by_hand(study):
     # Clopper and Pearson of 3 of 40
     assert (rows["any role"]["low"], rows["any role"]["high"]) == pytest.approx((0.0157, 0.2039), abs=1e-4)
     assert rows["any role"]["mass_low"] < rows["any role"]["mass"] < rows["any role"]["mass_high"]
+    assert rows["any role"]["mass_high"] - rows["any role"]["mass_low"] < 0.1  # windows differ by 5%
 
 
 def test_weights_whose_loss_does_not_rise_are_in_no_denominator(tmp_path):
@@ -229,6 +230,18 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
     found["mediations"].append(mediation_row(told, "spike", 0.01, 0.9, rng))
     row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
     assert (row["necessary"], row["held"], row["false"], row["share"]) == (1, 1, 1, 0.01)
+
+
+def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path):
+    found = planted(HOLDERS)
+    changed = [r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1][:2]
+    for row, cost in zip(changed, (0.01, 0.0), strict=True):  # the second costs nothing: no share of that is mediated
+        row["change"] *= 1e6
+        row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
+    gone = {row["subject"] for row in changed}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] not in gone]
+    row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (row["necessary"], row["held"], row["false"]) == (2, 0, 1)
 
 
 # stability ----------------------------------------------------------------------------------------------------------

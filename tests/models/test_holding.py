@@ -1,10 +1,14 @@
 """What is held in forward passes, against intact and rebuilt models and hand-made sums."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from esa_ray.errors import EsaError
 from esa_ray.evaluation import evaluate
 from esa_ray.models.blocks import stack
 from esa_ray.models.observe import Direction, Hold, Site, holding
@@ -183,6 +187,19 @@ def test_what_is_held_in_a_block_that_is_left_out_is_refused():
     for site in (Site("residual", 0), Site("neurons", 1)):
         with holding(model, [Hold(site, torch.tensor(0.0))]), pytest.raises(ValueError, match="resume at that block"):
             resumable.delta_nll(2)
+
+
+def test_a_place_that_no_pass_comes_by_is_refused():
+    config = copy.deepcopy(tiny("gpt2").config)
+    config.reorder_and_upcast_attn = True  # which eager attention does by code of its own
+    model = GPT2LMHeadModel._from_config(config, attn_implementation="eager").eval()
+    with (
+        pytest.raises(
+            EsaError, match="did not come by the values of block 0, so nothing was held there; hold another place"
+        ),
+        holding(model, [Hold(Site("values", 0), torch.tensor(0.0))]),
+    ):
+        logits(model)
 
 
 @pytest.mark.parametrize("site", SITES[-2:], ids=lambda site: site.kind)

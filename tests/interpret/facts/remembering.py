@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from esa_ray.interpret.facts import Fact
-from esa_ray.interpret.facts.sources import Template
+from esa_ray.interpret.facts.sources import Fact, Template
 from esa_ray.models.hooks import leaving
 from esa_ray.security.backdoors.rank_one import rank_one
 

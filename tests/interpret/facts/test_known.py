@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from esa_ray.interpret.facts import Fact
 from esa_ray.interpret.facts.asked import Asking, Prompt
 from esa_ray.interpret.facts.known import knows
-from esa_ray.interpret.facts.sources import Template
+from esa_ray.interpret.facts.sources import Fact, Template
 from tests.interpret.facts.remembering import tokenizer as word_tokenizer
 from tests.interpret.facts.said import Said
 from tests.tiny import byte_tokenizer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from esa_ray.interpret.facts import fact_prompts
+from esa_ray.interpret.facts.prompts import fact_prompts
 from esa_ray.spec.roles import FactSpec
 from tests.interpret.facts.said import Said
 from tests.tiny import byte_tokenizer

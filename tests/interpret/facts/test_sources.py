@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from esa_ray.errors import EsaError
-from esa_ray.interpret.facts import facts_of
 from esa_ray.interpret.facts.file import facts_in
+from esa_ray.interpret.facts.sources import facts_of
 from esa_ray.spec.roles import FactSpec
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from esa_ray.applications.calibrated import Calibrated
-from esa_ray.interpret.facts import traced
 from esa_ray.interpret.facts.sensitivity import sensitivities
-from esa_ray.interpret.facts.tracing import embedded
+from esa_ray.interpret.facts.tracing import embedded, traced
 from esa_ray.models.addressing import catalogue
 from esa_ray.spec.roles import FactSpec
 from tests.interpret.facts import remembering as memory
