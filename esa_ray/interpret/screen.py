@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from esa_ray.interpret.subjects import Subject, subjects
 from esa_ray.storage import tables
@@ -40,6 +39,8 @@ class Tested:
     @property
     def hurts(self) -> bool:
         """Whether the loss surely rises, by Student's interval over windows: else no share of the rise can be undone."""
+        from scipy.special import stdtrit  # a plan needs none of it
+
         mean, n = float(np.mean(self.losses)), len(self.losses)
         if n < 2:
             return False
