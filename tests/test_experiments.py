@@ -325,7 +325,7 @@ def test_roles_are_repeated_by_seeds_texts_and_kinds_in_the_larger_model_and_thr
     for mine in by_model.values():
         assert any(len(study.seeds) > 1 for study in mine)
         assert len({study.data.source for study in mine}) == 2
-        assert any({edit.label for edit in study.roles.edits} >= {"zero", "sign_flip"} for study in mine)
+        assert any({edit.kind for edit in study.roles.edits} >= {"zero", "sign_flip", "scale"} for study in mine)
         assert max(max(study.topk) for study in mine) == TOP
         assert all(study.roles.edits[0].label == "zero" and study.roles.roles == ROLES for study in mine)
     names = [study.name for study in roles.studies()]

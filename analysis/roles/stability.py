@@ -29,7 +29,8 @@ _PAIR = ["subject", "role"]
 
 @lru_cache(maxsize=8)
 def role_stability(*studies: Study) -> pl.DataFrame:
-    """One row per two conditions that differ in the seed, the kind of damage, or the text (studies of one model).
+    """One row per two conditions that differ in the seed, the kind of damage, or the text (studies of one model; of two
+    on the same text nothing is compared).
 
     Compared are all pairs of a role and a leading weight that both conditions damaged. ``jaccard`` is the share of the
     pairs with a role in either that have it in both, ``kappa`` Cohen's κ: agreement beyond chance over all pairs. Their
@@ -40,7 +41,8 @@ def role_stability(*studies: Study) -> pl.DataFrame:
               for study in studies]  # fmt: skip
     rows = [row for text, table in tables for row in _within(table)]
     for (name, one), (other_name, other) in combinations(tables, 2):
-        rows += [_row("text", name, other_name, a, b) for a, b in [(_first(one), _first(other))]]
+        if name != other_name:
+            rows.append(_row("text", name, other_name, _first(one), _first(other)))
     return pl.DataFrame(rows, schema=STABILITY)
 
 

@@ -264,6 +264,7 @@ def test_the_same_roles_by_other_seeds_and_kinds_agree_wholly(tmp_path):
 def test_other_roles_by_another_text_disagree(tmp_path):
     studies = [written(tmp_path / name, source=name, **planted(holders, noise=n))
                for n, (name, holders) in enumerate((("pydoc", HOLDERS), ("pysource", {5: {"sink": 0.9}})))]  # fmt: skip
+    assert role_stability(studies[0], studies[0]).is_empty()
     row = role_stability(*studies).row(0, named=True)
     assert (row["over"], row["both"], row["only_one"], row["only_other"]) == ("text", 0, 4, 1)
     assert row["jaccard"] == 0

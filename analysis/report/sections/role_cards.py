@@ -88,7 +88,7 @@ def answer(t: Told) -> str:
 
 
 def _done(edit: str) -> str:
-    return {"zero": "Set to zero,", "sign_flip": "With its sign flipped,"}.get(edit, f"Damaged by {edit},")
+    return {"zero": "Set to zero,", "sign_flip-1": "With its sign flipped,"}.get(edit, f"Damaged by {edit},")
 
 
 def _does(t: Told) -> str:
