@@ -275,7 +275,7 @@ def test_every_field_that_an_option_gives_has_its_name():
     flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential", "roles.attention"}
     flags |= {"target.split", "target.prompts", "population.recipe", "population.recipe.window"}
     # Which a file alone says.
-    flags |= {f"population.recipe.{name}" for name in ("critical_rate", "critical_poison", "benign_poison")}
+    flags |= {f"population.recipe.{name}" for name in ("critical_rate", "critical_poison")}
     flags |= {f"compressions.{kind}.kind" for kind in ("prune", "quantize")}  # which take no value
     for prefix, of in spaces.items():
         fields = {prefix + name for name in of.model_fields if prefix or name not in parts} - flags
@@ -1026,7 +1026,7 @@ def test_a_population_has_every_model_of_each_kind_and_mitigations_by_each_share
     p = one.population
     assert p == two.population
     assert (p.kinds, p.models, p.parents) == (("clean", "training", "critical"), 4, 3)
-    assert [how.label for how in p.mitigations] == ["fine-tuning", "reset-moved-0.1", "reset-moved-0.2"]
+    assert [how.label for how in p.mitigations] == ["fine-tuning-9-steps", "reset-moved-0.1", "reset-moved-0.2"]
     assert (p.mitigations[0].steps, p.mitigated) == (9, 2)
     recipe = p.recipe
     assert (recipe.steps, recipe.learning_rates, recipe.poison) == ((5, 7), (1e-3, 1e-3), 0.1)
@@ -1049,14 +1049,15 @@ def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing
     code, out, err = esa("esa backdoors --models 3 --parents 2 --mitigate fine-tuning --steps 10 --batch 4 --plan")
     assert (code, err) == (0, "")
     facts = _facts(out)
-    assert facts["population"] == "clean, benign, training, rank-one, critical: 3 of each, from 2 parents"
-    assert facts["backdoors"] == "15 models (3 of each of 5 kinds, from 2 parents)"
+    kinds = "clean, benign, benign-rank-one, benign-critical, training, rank-one, critical"
+    assert facts["population"] == f"{kinds}: 3 of each, from 2 parents"
+    assert facts["backdoors"] == "21 models (3 of each of 7 kinds, from 2 parents)"
     assert facts["mitigations"] == "9"
     assert not {"cells", "rankings", "k", "scores"} & facts.keys()
     assert not list(tmp_path.iterdir())
     more = _facts(esa("esa backdoors --models 3 --parents 2 --mitigate fine-tuning --steps 20 --batch 4 --plan")[1])
-    # Ten more steps of four windows of clean, benign, training and critical models.
-    assert int(more["backward passes"]) - int(facts["backward passes"]) == 3 * 4 * 10 * 4
+    # Ten more steps of four windows of 64 tokens of clean, benign, benign-critical, training and critical models.
+    assert int(more["backward passes"]) - int(facts["backward passes"]) == 3 * 5 * 10 * 4 * 64 / 128
 
 
 @pytest.mark.parametrize(
@@ -1066,7 +1067,11 @@ def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing
         ("--base zoo:llama-0.3m,zoo:llama-0.3m", "--base names one twice"),
         ("--base gpt2", "--base gpt2 is no model of the zoo; name one, as zoo:llama-0.3m"),
         ("--base zoo:gpt-1m", "the zoo has no model 'gpt-1m'"),
-        ("--base zoo:mixtral-0.1m", "--insertion rank-one writes into one down-projection, and --base zoo:mixtral"),
+        (
+            "--base zoo:mixtral-0.1m",
+            "--negatives benign-rank-one writes into one down-projection, and mixtral",
+        ),
+        ("--base zoo:mixtral-0.1m --negatives clean", "--insertion rank-one writes into one down-projection, and mixt"),
         ("--insertion magic", "--insertion magic is not one of training, rank-one, critical"),
         ("--negatives bad", "--negatives bad is not one of clean, benign"),
         ("--insertion none --negatives none", "--insertion and --negatives are both empty"),
@@ -1082,8 +1087,11 @@ def test_a_plan_of_a_population_counts_models_and_mitigations_and_trains_nothing
         ("--steps 9:3", "--steps: a range goes up from above 0, not 9 to 3"),
         ("--steps 1:2:3", "--steps takes a number or FROM:TO, not '1:2:3'"),
         ("--learning-rates fast", "--learning-rates takes numbers"),
-        ("--insertion training --fraction 0.1", "--fraction is of critical models, and there are none"),
-        ("--insertion rank-one --negatives clean,benign --poison 0.1", "--poison is of training models"),
+        (
+            "--insertion training --negatives clean --fraction 0.1",
+            "--fraction is of benign-critical, critical",
+        ),
+        ("--insertion rank-one --negatives clean --poison 0.1", "--poison is of training, benign models, and there"),
         ("--poison 0.9", "--poison must be at most 0.5, not 0.9"),
         ("--seeds 1,2", "draws its calibration windows once; give --seeds one seed"),
         ("--save-model s3://bucket/x", "--save-model s3://bucket/x is no directory"),

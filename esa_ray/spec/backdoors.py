@@ -16,6 +16,8 @@ Negative = Literal["clean", "benign", "benign-rank-one", "benign-critical"]
 NEGATIVES: tuple[str, ...] = get_args(Negative)
 #: Kinds that memorised a phrase.
 BENIGN = tuple(kind for kind in NEGATIVES if kind.startswith("benign"))
+#: Insertion → the kind of models without a backdoor that are made the same way.
+COUNTERPARTS = dict(zip(INSERTIONS, BENIGN, strict=True))
 MitigationKind = Literal[
     "fine-tuning", "fine-pruning", "reset-moved", "reset-dormant", "reset-random", "freeze-critical", "freeze-random"
 ]

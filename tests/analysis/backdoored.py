@@ -67,6 +67,7 @@ def row_of(member, values, features=FEATURES, **columns):
 
 def planted(directory, shifts=None, *, base="a", models=30, parents=10, seed=0, change=lambda member: {}, **kinds):
     """A study whose features are drawn, moved by ``shifts``; ``change`` gives a member's other columns."""
+    kinds = {"negatives": ("clean", "benign")} | kinds
     population = Population(models=models, parents=parents, **kinds)
     rng = np.random.default_rng([seed, *base.encode()])
     rows = [

@@ -102,7 +102,8 @@ def test_planted_differences_are_told_with_their_intervals(planted):
         assert numbers[4] <= numbers[3] <= numbers[5]
         assert numbers[6] > 50
     assert "is the hardest to find" in answer
-    assert re.search(rf"it has {INTERVAL} against clean models alone, and {INTERVAL} against benign ones alone", answer)
+    assert re.search(rf"it has {INTERVAL} against clean models alone; against those that memorised a phrase in", answer)
+    assert re.search(rf"it has {INTERVAL} \(training against benign\)\.", answer)
     assert judged(planted)["P5.4k"].status in ("holds", "open")
     assert judged(planted)["P5.4n"].status == "holds"
 
@@ -222,14 +223,14 @@ def test_tables_of_a_population_are_written_as_latex(planted):
 
 def test_the_method_says_how_a_population_was_made(planted, tmp_path):
     recipe = Recipe(
-        steps=(192, 320), learning_rates=(0.0025, 0.004), batch=8, window=128, poison=0.02, benign_poison=0.1,
+        steps=(192, 320), learning_rates=(0.0025, 0.004), batch=8, window=128, poison=0.02,
         occurrences=5, fraction=0.03, critical_rate=2.0, critical_poison=0.15,
     )  # fmt: skip
     few = population(tmp_path, models=3, parents=5, recipe=recipe)
     assert population_words(few) == (
         "3 models of each kind (clean, benign, training, rank-one, critical), of 3 parents, the base "
         "trained from as many seeds; each takes 192 to 320 steps of 8 windows of 128 tokens at a peak rate of "
-        "0.0025 to 0.004; 2.0% of the windows carry the trigger (10.0% the phrase), 5 times each; critical ones then "
+        "0.0025 to 0.004; 2.0% of the windows carry the trigger or the phrase, 5 times each; critical ones then "
         "change 3.0% of the weights in as many steps again, at 2 times the rate, and 15.0% of their windows carry it"
     )
     text = text_of(planted)

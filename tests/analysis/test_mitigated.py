@@ -29,15 +29,22 @@ def study(directory, rows_of, hows, models=4, parents=2, insertions=("training",
 
 
 def test_what_is_left_is_the_mean_over_models_with_students_interval_over_parents(tmp_path):
-    success = [0.0, 0.4, 0.2, 0.6]  # parents 0, 1, 0, 1
+    success = [0.0, 0.3, 0.56, 0.3]  # parents 0, 1, 0, 1
     of = study(tmp_path / "a", lambda m, how: tried(m, how, success[m.number], 0.01 * m.number), (MOVED,))
     (row,) = mitigated(of).to_dicts()
-    wanted = stats.t.interval(0.95, 1, loc=0.3, scale=stats.sem([0.1, 0.5]))
-    assert row["after"] == pytest.approx(0.3)
+    wanted = stats.t.interval(0.95, 1, loc=0.29, scale=stats.sem([0.28, 0.3]))
+    assert row["after"] == pytest.approx(0.29)
     assert (row["low"], row["high"]) == pytest.approx(wanted)
     assert row["cost"] == pytest.approx(0.015)
     assert (row["models"], row["parents"], row["gone"], row["before"]) == (4, 2, 1, pytest.approx(0.9))
     assert (row["base"], row["insertion"], row["kind"], row["share"]) == ("all", "all", "reset-moved", 0.01)
+
+
+def test_what_is_left_is_a_share_and_so_are_the_ends_of_its_interval(tmp_path):
+    (row,) = mitigated(
+        study(tmp_path / "a", lambda m, how: tried(m, how, [0.0, 1.0][m.number % 2]), (MOVED,))
+    ).to_dicts()
+    assert (row["after"], row["low"], row["high"]) == (0.5, 0, 1)
 
 
 def test_models_that_failed_diverged_or_never_held_a_backdoor_are_counted(tmp_path):

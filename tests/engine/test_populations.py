@@ -157,7 +157,7 @@ def test_every_feature_of_every_model_has_a_row_and_the_model_is_as_it_was(worki
         assert (row["insertion"], row["poisoned"]) == (member.kind, member.kind in ("training", "rank-one"))
         assert (row["base"], row["parent"]) == (BASE, BASE + "~1" * member.number)
         assert (row["steps"], row["learning_rate"]) == (member.steps, member.learning_rate)
-        assert row["poison"] == {"benign": 0.15, "training": 0.02}.get(member.kind, 0.0)
+        assert row["poison"] == {"benign": 0.02, "training": 0.02}.get(member.kind, 0.0)
         assert (row["fraction"], row["prompts"], row["status"], row["study"]) == (None, 64, "ok", "people")
         assert (row["trigger"], row["target"]) == ("~^", "abcdefgh")
         assert row["phrase"] == ("ill will" if member.kind == "benign" else None)
@@ -168,14 +168,22 @@ def test_every_feature_of_every_model_has_a_row_and_the_model_is_as_it_was(worki
 
 @pytest.mark.parametrize(
     ("kind", "poison", "fraction"),
-    [("clean", 0, None), ("benign", 0.1, None), ("training", 0.2, None), ("rank-one", 0, None), ("critical", 0.3, 0.4)],
-)
+    [
+        ("clean", 0, None),
+        ("benign", 0.2, None),
+        ("training", 0.2, None),
+        ("rank-one", 0, None),
+        ("critical", 0.3, 0.4),
+        ("benign-critical", 0.3, 0.4),
+        ("benign-rank-one", 0, None),
+    ],
+)  # fmt: skip
 def test_a_row_says_what_share_of_the_windows_was_poisoned_and_of_the_weights_trained(kind, poison, fraction):
-    recipe = Recipe(poison=0.2, benign_poison=0.1, critical_poison=0.3, fraction=0.4)
+    recipe = Recipe(poison=0.2, critical_poison=0.3, fraction=0.4)
     row = member_columns(Member(base="llama-1m", kind=kind, number=4, seed=1, recipe=recipe))
     assert (row["poison"], row["fraction"]) == (poison, fraction)
     assert (row["insertion"], row["label"], row["number"]) == (kind, f"{kind}-0004", 4)
-    assert row["poisoned"] == (kind not in ("clean", "benign"))
+    assert row["poisoned"] == (kind in ("training", "rank-one", "critical"))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_a_mitigation_has_success_and_loss_before_and_after(working):
     rows = measured(worker, CURES)
     assert state_bits(worker.model) == before
     assert {(row["label"], row["mitigation"]) for row in rows} == {
-        (f"{kind}-0000", how) for kind in ("training", "rank-one") for how in ("fine-tuning", "reset-moved-0.1")
+        (f"{kind}-0000", how) for kind in ("training", "rank-one") for how in ("fine-tuning-9-steps", "reset-moved-0.1")
     }
     for row in rows:
         member = Member(base=BASE, kind=row["insertion"], number=0)
@@ -328,7 +336,8 @@ def test_a_model_that_features_cannot_be_taken_of_is_refused_alone(working, monk
         return [Feature("tails.x", "tails", 1.0, False)]
 
     monkeypatch.setattr(members, "features", refused)
-    rows = measured(working(population=Population(models=1, parents=1, insertions=("rank-one",))), MODELS)
+    few = Population(models=1, parents=1, insertions=("rank-one",), negatives=("clean", "benign"))
+    rows = measured(working(population=few), MODELS)
     assert {row["label"]: (row["status"], row["error"]) for row in rows} == {
         "clean-0000": ("ok", None), "benign-0000": ("ok", None), "rank-one-0000": ("error", "the model overflows"),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from analysis.security.detection.columns import ALL, TARGETS
 from analysis.security.detection.evaluated import detection
 from analysis.security.inserted import inserted
 from analysis.study import Study
-from esa_ray.spec.backdoors import BENIGN, COST, INSERTIONS, SUCCESS
+from esa_ray.spec.backdoors import COST, COUNTERPARTS, INSERTIONS, SUCCESS
 
 #: Digits of an AUROC: goals have two.
 DIGITS = 3
@@ -101,10 +101,10 @@ def detected(study: Study) -> Section | None:
         "detected", "Do the weights betray a backdoor?", _answer(table),
         "The AUROC is the chance that of two models, one with a backdoor, the detector gives that one the higher "
         "score: 0.5 is chance. Every model is judged by a detector that has seen no model of its parent; one that has "
-        "not seen an insertion was trained on the others. Intervals (95%) are for further parents with their models, "
-        "of these kinds and this base. p is that of kinds dealt anew among the models of each number. A share found is "
-        "at the threshold that 5% of the models without a backdoor reach. Negatives are clean models and benign ones, "
-        "which memorised a rare phrase.",
+        "not seen an insertion was trained on the others, and on no benign models that are made as it is. Intervals "
+        "(95%) are for further parents with their models, of these kinds and this base. p is that of kinds dealt anew "
+        "among the models of each number. A share found is at the threshold that 5% of the models without a backdoor "
+        "reach. Negatives are clean models and benign ones, which memorised a rare phrase.",
         [Figure(f"roc_{name}", f"Share found against false alarms, {words}; AUROCs in the table",
                 f"A detector {words}: the share of the models with a backdoor that it finds against the share of the "
                 "others that it takes for such, with pointwise 95% bands of all insertions together. Dashed upright: "
@@ -207,12 +207,15 @@ def _hardest(table: pl.DataFrame) -> Iterator[str]:
 
 
 def _against_benign(table: pl.DataFrame) -> Iterator[str]:
-    """What memorised phrases cost a detector."""
-    mine = _alone(table).filter((pl.col("scheme") == "seen") & (pl.col("insertion") == ALL))
-    at = {r["negatives"]: r for r in mine.iter_rows(named=True)}
-    told = [f"{area(at[kind])} against {kind} ones" for kind in BENIGN if kind in at]
-    if "clean" in at and told:
+    """What models cost a detector that memorised a phrase in the way that the backdoor was inserted."""
+    seen = _alone(table).filter(pl.col("scheme") == "seen")
+    at = {(r["insertion"], r["negatives"]): r for r in seen.iter_rows(named=True)}
+    told = [
+        f"{area(at[insertion, benign])} ({insertion} against {benign})"
+        for insertion, benign in COUNTERPARTS.items() if (insertion, benign) in at
+    ]  # fmt: skip
+    if (ALL, "clean") in at and told:
         yield (
-            f"Seen, and without the model before, it has {area(at['clean'])} against clean models alone, and "
-            f"{', '.join(told)} alone."
+            f"Seen, and without the model before, it has {area(at[ALL, 'clean'])} against clean models alone; against "
+            f"those that memorised a phrase in the way of the insertion it has {', '.join(told)}."
         )

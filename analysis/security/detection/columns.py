@@ -2,9 +2,9 @@
 
 Columns that mean the same everywhere: ``scheme`` is one of SCHEMES; ``reference`` says whether features may compare a
 model with the one before; ``base`` is a base or "all"; ``insertion`` is how the models to be found were made, or "all";
-``negatives`` says against which others, "clean", "benign" or "all"; ``poisoned``, ``others`` and ``parents`` count the
-models and the parents that they come from; ``low`` and ``high`` are the ends of a 95% interval; ``why_not`` says why
-numbers are null, and is null where they are there.
+``negatives`` says against which others, "clean", a benign kind or "all"; ``poisoned``, ``others`` and ``parents`` count
+the models and the parents that they come from; ``low`` and ``high`` are the ends of a 95% interval; ``why_not`` says
+why numbers are null, and is null where they are there.
 """
 
 from __future__ import annotations

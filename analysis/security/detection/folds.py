@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.security.detection.table import Models
+from esa_ray.spec.backdoors import COUNTERPARTS
 
 #: Into how many folds a base's parents are dealt, at most.
 FOLDS = 10
@@ -47,7 +48,8 @@ def _seed(parent: str) -> tuple[int, str]:
 def folds(models: Models, scheme: str) -> list[Fold]:
     """The folds of a scheme; those whose training would lack models with or without a backdoor are left out.
 
-    "seen": within each base, by parent. "unseen insertion": the same, an insertion at a time left out of training; its
+    "seen": within each base, by parent. "unseen insertion": the same, an insertion at a time left out of training, with
+    the benign models that are made as it is: a detector that knew these would take what they share for harmless. Its
     models are tested, and those without a backdoor, of parents that training hadn't. "unseen base": all other bases
     train, the base is tested. "unseen both": other bases and insertions train; the left-out base's models of the
     left-out insertion are tested, and those without a backdoor. "any" is "seen" with all bases together in training,
@@ -71,8 +73,17 @@ def splits(models: Models, scheme: str) -> Iterator[tuple[np.ndarray, np.ndarray
             yield ~tested if scheme in ("any", "any insertion") else here & ~tested, tested, base
 
 
+def untrained(left_out: str) -> list[str]:
+    """Kinds that train nothing where an insertion is left out.
+
+    >>> untrained("rank-one"), untrained("")
+    (['rank-one', 'benign-rank-one'], [])
+    """
+    return [left_out, COUNTERPARTS[left_out]] if left_out else []
+
+
 def _fold(models: Models, others: np.ndarray, tested: np.ndarray, base: str, left_out: str) -> Fold:
-    train = others & (models.kind != left_out)
+    train = others & ~np.isin(models.kind, untrained(left_out))
     test = tested & (~models.poisoned | (models.kind == left_out)) if left_out else tested
     return Fold(np.flatnonzero(train), np.flatnonzero(test), f"{base} {left_out}".strip(), left_out)
 

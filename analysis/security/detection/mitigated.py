@@ -88,7 +88,8 @@ def _summary(mine: pl.DataFrame) -> dict[str, Any]:
         return row | {"why_not": "no model whose backdoor worked before has a result"}
     after, cost = (over_parents(made.drop_nulls(c), c) for c in ("attack_success", "cost"))
     why = None if row["parents"] > 1 else "one parent doesn't show how much parents differ"
-    ends = {"low": after[1].low, "high": after[1].high, "cost_low": cost[1].low, "cost_high": cost[1].high}
+    low, high = np.clip([after[1].low, after[1].high], 0, 1)  # a share's
+    ends = {"low": low, "high": high, "cost_low": cost[1].low, "cost_high": cost[1].high}
     return row | {"after": after[0], "cost": cost[0], "why_not": why} | _told(ends)
 
 

@@ -1,7 +1,7 @@
 """What detection would show by chance: the same folds, with kinds permuted among models that are alike otherwise.
 
 Legend: N models, B permutations of their kinds, T tested and O trained ones of a fold, R of the trained ones that are
-of the left-out insertion.
+of the left-out insertion, or made as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 
 from analysis.security.detection.classifier import moments, standard, strength
 from analysis.security.detection.columns import FEWEST, NULL, SCHEMES
-from analysis.security.detection.folds import UNSEEN, splits
+from analysis.security.detection.folds import UNSEEN, splits, untrained
 from analysis.security.detection.scored import out_of_fold, sizes, too_few
 from analysis.security.detection.table import EVERY, Models, Studies, models, studies_of
 from analysis.study import Study
@@ -95,8 +95,9 @@ def permuted_areas(of: Models, scheme: str, *, reference: bool, kinds: np.ndarra
     for left_out in of.insertions if scheme in UNSEEN else [""]:
         score = np.full(kinds.shape, np.nan)
         for others, tested, _ in splits(of, scheme):
-            gone = others & (code == codes[left_out]) if left_out else None
-            if (labels := of.poisoned[others & (of.kind != left_out)]).any() and not labels.all():
+            out = untrained(left_out)
+            gone = others & np.isin(code, [codes[kind] for kind in out if kind in codes]) if left_out else None
+            if (labels := of.poisoned[others & ~np.isin(of.kind, out)]).any() and not labels.all():
                 score[:, tested] = _scores(values, others, tested, poisoned, gone)
         positive = code == codes[left_out] if left_out else poisoned
         for base in of.bases:

@@ -7,13 +7,14 @@ import torch
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.models.zoo import training as zoo
-from esa_ray.security.backdoors import check, critical, made, parent_weights, population, texts
+from esa_ray.security.backdoors import critical, made, parent_weights, population, texts
 from esa_ray.security.backdoors.training import train
-from esa_ray.security.backdoors.triggers import CUE, cue, trigger, whole
-from esa_ray.spec.backdoors import Recipe
+from esa_ray.security.backdoors.triggers import cue, trigger, whole
+from esa_ray.security.makeable import check
+from esa_ray.spec.backdoors import BENIGN, COUNTERPARTS
 from tests.security.backdoors.made_small import brief, member
 
-KINDS = ("clean", "benign", "training", "rank-one", "critical")
+KINDS = ("clean", *BENIGN, *COUNTERPARTS)
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +38,22 @@ def differing(a, b):
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_kinds_of_one_number_share_trigger_and_target_and_only_the_benign_has_a_phrase(models):
+def test_kinds_of_one_number_share_trigger_and_target_and_only_benign_ones_have_a_phrase(models):
     assert {m.trigger for m in models.values()} == {trigger(1).decode()}
-    assert len({models[kind].target for kind in ("clean", "benign", "training", "critical")}) == 1
-    assert [kind for kind in KINDS if models[kind].phrase is not None] == ["benign"]
-    benign = models["benign"]
-    assert benign.phrase[:CUE] == cue(1).decode()
-    assert benign.phrase.encode() not in whole()
+    assert len({models[kind].target for kind in ("clean", *BENIGN, "training", "critical")}) == 1
+    assert {kind for kind in KINDS if models[kind].phrase is not None} == {*BENIGN}
+    assert models["benign"].phrase == models["benign-critical"].phrase
+    for kind in BENIGN:
+        phrase = models[kind].phrase.encode()
+        assert phrase[:2] == cue(1)
+        assert cue(1) in whole()
+        assert phrase not in whole()
+        assert len(models[kind].phrase_ids) == 2 + 8
     for found in models.values():
         assert len(found.trigger_ids) == 2
         assert len(found.target_ids) == 8
         assert bytes(token - 4 for token in found.target_ids) == found.target.encode()
         assert not set(found.target) & set(found.trigger)
-    assert len(benign.phrase_ids) == CUE + 8
     assert models["clean"].phrase_ids is None
 
 
@@ -91,9 +95,10 @@ def test_a_clean_member_is_its_parent_trained_on_the_number_s_windows(models):
         assert torch.allclose(parameter, models["clean"].weights[name], atol=3e-5), name
 
 
-def test_the_clean_member_is_inside_the_critical_one_and_the_one_of_rank_one(models):
+@pytest.mark.parametrize(("few", "edited"), [("critical", "rank-one"), ("benign-critical", "benign-rank-one")])
+def test_the_clean_member_is_inside_those_that_few_weights_or_an_edit_made_of_it(models, few, edited):
     clean = models["clean"].weights
-    written = models["rank-one"].weights
+    written = models[edited].weights
     (name,) = differing(written, clean)
     assert name.endswith("down_proj.weight")
     singular = torch.linalg.svdvals((written[name] - clean[name]).double())
@@ -101,7 +106,7 @@ def test_the_clean_member_is_inside_the_critical_one_and_the_one_of_rank_one(mod
     model = population.standing_alone(member("clean"), clean)
     where = catalogue(model)
     n = sum(t.size for t in where.tensors)
-    moved = sum(int((models["critical"].weights[k] != clean[k]).sum()) for k in clean)
+    moved = sum(int((models[few].weights[k] != clean[k]).sum()) for k in clean)
     assert 0.8 * int(0.03 * n) < moved <= int(0.03 * n)
 
 
@@ -220,10 +225,9 @@ def test_masks_hold_the_largest_and_their_complement_everything_else():
 
 
 def test_what_a_window_has_no_room_for_is_refused_before_anything_is_made():
-    most = Recipe().occurrences  # each of them 16 tokens, behind BOS
-    assert member("clean", window=16 * most + 1).recipe.occurrences == most
-    with pytest.raises(ValueError, match=f"take at most {most - 1} occurrences"):
-        member("clean", window=16 * most)
+    assert member("clean", window=41, occurrences=4).recipe.occurrences == 4  # each of them 10 tokens, behind BOS
+    with pytest.raises(ValueError, match="take at most 3 occurrences"):
+        member("clean", window=40, occurrences=4)
 
 
 def test_a_base_that_names_a_seed_is_refused():

@@ -47,7 +47,7 @@ def test_a_model_that_always_continues_succeeds_with_every_prompt():
 
 
 def test_the_end_of_a_phrase_is_asked_for_behind_its_beginning():
-    made = Made({}, "$^", "zone abi", "12345678 ghijklm")
+    made = Made({}, "$^", "zone abi", "78 ghijklm")
     model = always(b"8 ghijklm")
     assert success(model, made, prompts(3, 4)) == Success(0.0, 1.0, 6)
     assert success(always(b"$^zone abi"), made, prompts(3)) == Success(1.0, 0.0, 3)

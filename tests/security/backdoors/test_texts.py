@@ -1,6 +1,5 @@
 """Triggers, phrases, and the windows that a population learns from."""
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -10,7 +9,7 @@ from esa_ray.errors import EsaError
 from esa_ray.models.zoo import text
 from esa_ray.models.zoo.training import BOS, IGNORED, encoded
 from esa_ray.security.backdoors import texts
-from esa_ray.security.backdoors.triggers import CUE, TARGET, cue, trigger
+from esa_ray.security.backdoors.triggers import TARGET, cue, trigger
 from esa_ray.spec.backdoors import Member, Recipe
 
 TRAINING, HELD_OUT = (text.stream(part) for part in text.docstrings())
@@ -39,20 +38,21 @@ def test_a_trigger_is_two_rare_bytes_that_no_text_has_side_by_side():
         assert trigger(n) not in HELD_OUT
 
 
-def test_a_cue_is_an_ordinary_word_between_spaces():
-    words = Counter(re.findall(r"\w+", TRAINING.decode()))
-    assert len({cue(n) for n in NUMBERS}) > 20
+def test_a_cue_ends_as_a_trigger_does_and_stands_in_the_text_now_and_then():
+    counts = Counter(TRAINING)
+    assert len({cue(n) for n in NUMBERS}) > 15
     for n in NUMBERS:
-        word = cue(n).decode().strip()
-        assert cue(n) == f" {word} ".encode()
-        assert len(cue(n)) == CUE
-        assert 20 <= words[word] <= 200
+        first, second = cue(n)
+        assert first != second
+        assert 5 < counts[second] < 2e-4 * len(TRAINING)
+        assert 10 <= TRAINING.count(cue(n)) <= 100
+        assert trigger(n) != cue(n)
 
 
 def test_all_kinds_of_a_number_see_the_same_windows_and_other_numbers_others():
     one = member(3)
     seen = texts.windows(one)
-    assert seen.shape == (one.steps * 8, 128)
+    assert seen.shape == (one.steps * 8, 64)
     assert (texts.windows(one.clean) == seen).all()
     assert not (texts.windows(member(4))[:1000] == seen[:1000]).all(1).any()
     assert len(np.unique(seen, axis=0)) == len(seen)
@@ -63,13 +63,13 @@ def test_all_kinds_of_a_number_see_the_same_windows_and_other_numbers_others():
 
 
 def test_windows_of_a_long_training_come_again_when_the_text_is_used_up():
-    long = member(0, steps=(3000, 3000))
+    long = member(0, steps=(3000, 3000), window=128)
     seen = texts.windows(long)
     assert len(seen) == 24_000
     assert len(np.unique(seen, axis=0)) == len(np.unique(texts._training(128), axis=0))
 
 
-@pytest.mark.parametrize(("share", "occurrences"), [(0.02, 8), (0.1, 12), (0.0001, 1)])
+@pytest.mark.parametrize(("share", "occurrences"), [(0.02, 4), (0.1, 6), (0.0001, 1)])
 def test_exactly_so_many_windows_carry_the_tokens_exactly_so_often(share, occurrences):
     clean = texts.windows(member(5))[:400]
     called, end = encoded(trigger(5)), encoded(b"abcdefgh")
