@@ -97,7 +97,7 @@ class FactSpec(Spec):
     ``restored`` are how many neighbouring layers are restored at once: 1 and a window are told apart.
 
     ``sources`` are "countries" (capitals), "elements" (symbols and numbers), or a CSV of prompt, subject, answer and
-    alternative.
+    alternative; of each the first ``limit`` facts are asked about.
 
     Example
     -------

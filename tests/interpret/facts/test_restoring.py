@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from esa_ray.interpret.facts.restoring import SUBLAYERS, Place, Restoring
+from esa_ray.interpret.facts.runs import Runs
 from tests.tiny import HIDDEN, LAYERS, tiny
 from tests.tiny_mixers import tiny_mixer
 
@@ -92,11 +93,16 @@ def test_the_last_state_of_all_gives_back_all_that_corruption_took():
     assert effects[1].tolist() == pytest.approx([0, 0], abs=1e-5)  # nothing behind the last block reads another token
 
 
-def test_a_model_that_cannot_be_resumed_is_run_whole_with_the_same_effects(monkeypatch):
+@pytest.mark.parametrize("at", ["blocks", "tokens"])
+def test_a_model_that_cannot_be_resumed_is_run_whole_with_the_same_effects(monkeypatch, at):
     resumed = Restoring(tiny(), CLEAN, *corrupted(), PAIR)
-    assert resumed._resumes
-    monkeypatch.setattr(Restoring, "_checked", lambda *_: False)
+    assert resumed._runs._cuts
+    if at == "blocks":
+        monkeypatch.setattr(Runs, "_agrees", lambda *_: False)
+    else:
+        monkeypatch.setattr(Runs, "_cached", False)
     whole = Restoring(tiny(), CLEAN, *corrupted(), PAIR)
+    assert (whole._runs._resumes, whole._runs._cuts) == (at == "tokens", False)
     assert whole.effects(PLACES, [2, 5]) == pytest.approx(resumed.effects(PLACES, [2, 5]), abs=1e-5)
 
 
@@ -104,10 +110,10 @@ def test_a_block_that_reads_the_embeddings_is_not_resumed():
     model = tiny()
     kept = []
     model.model.embed_tokens.register_forward_hook(lambda _, __, output: kept.append(output))
-    # The last block adds what entered the first in this pass; with that block handing through, it would add old states.
+    # The last block adds what left the first in this pass; with that block handing through, it would add other states.
     model.model.layers[0].register_forward_hook(lambda _, __, output: kept.append(output))
     model.model.layers[1].register_forward_hook(lambda _, __, output: output + kept[-1])
-    assert not Restoring(model, CLEAN, *corrupted(), PAIR)._resumes
+    assert not Restoring(model, CLEAN, *corrupted(), PAIR)._runs._resumes
 
 
 def test_small_batches_give_the_same(monkeypatch):
@@ -125,6 +131,8 @@ def test_small_batches_give_the_same(monkeypatch):
 )
 def test_a_block_is_traced_by_the_sub_layers_that_it_has(kind, wanted):
     found = Restoring(tiny_mixer(kind), CLEAN, *corrupted(), PAIR)
+    assert found._runs._resumes
+    assert not found._runs._cuts
     assert {(site.layer, site.kind) for site in found.sites} == wanted
     (effects,) = found.effects([Place(1, "residual", 1)], [5])
     assert effects[0] == pytest.approx(found.clean - found.corrupted, abs=1e-5)
