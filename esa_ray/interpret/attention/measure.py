@@ -16,7 +16,7 @@ from torch import Tensor
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.tokens import pieces
 from esa_ray.host.mapped import in_file
-from esa_ray.interpret.attention.sinks import Looks, Sink, looks, sinks
+from esa_ray.interpret.attention.sinks import Looks, Sink, looked_at, looks, received
 from esa_ray.interpret.attention.spikes import Spike, Tallest, spikes, tallest
 from esa_ray.interpret.roles.passes import Batch, Text
 from esa_ray.models.blocks import blocks, text_config
@@ -112,17 +112,17 @@ class Attending:
 
     def located(self) -> tuple[list[Spike], list[Sink]]:
         """Where the model as it is now has spikes and sinks, over all windows."""
-        patterns: defaultdict[int, list[Tensor]] = defaultdict(list)
+        keys: defaultdict[int, list[Tensor]] = defaultdict(list)
         residuals: defaultdict[int, list[Tensor]] = defaultdict(list)
 
         def look(batch: Batch) -> None:
             for block in self.blocks:
-                patterns[block].append(batch.seen[Site("patterns", block)].cpu())
+                keys[block].append(received(batch.seen[Site("patterns", block)]).cpu())
                 residuals[block].append(batch.seen[Site("residual", block)].cpu())
 
         self.text.run(look, None, self._sites(self.blocks))
         tokens = self.text.tokens_NT.cpu()
-        return spikes(_cat(residuals), tokens), sinks(_cat(patterns), tokens)
+        return spikes(_cat(residuals), tokens), looked_at(_cat(keys), tokens)
 
 
 def attended(intact: Attending, start: int | None = None) -> list[dict[str, Any]]:
