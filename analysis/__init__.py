@@ -44,6 +44,14 @@ analysis.leakage(study), analysis.detection_power(study)          # … what mus
 analysis.detection_goals(study)                                   # … and what was aimed at
 analysis.mitigated(study), analysis.mitigated_against(study)      # … what mitigations leave, and against what
 analysis.detector("results/backdoors", with_reference=False)      # … a detector for other models
+analysis.weight_roles(study), analysis.assigned(study)            # roles: who holds which; how many, how much damage
+analysis.damages(study), analysis.mediation(study)                # … what each damage costs, and through what
+analysis.false_roles(study), analysis.role_stability(study, other)    # … how many are false; seeds, texts, kinds
+analysis.foretold_changes(study), analysis.role_goals(study)      # … what the gradient tells; what was aimed at
+analysis.attention_changes(study), analysis.dissociation(study)   # attention under damage; spikes without sinks
+analysis.attention_partials(study), analysis.intact_attention(study)  # … what loss goes with; where sinks are
+analysis.known_facts(study), analysis.traced(study)               # facts: which are known, and where they come back
+analysis.consistency(study), analysis.traced_sensitivity(study)   # … do ways of asking agree; is it sensitive there
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
 analysis.pace(study)                                              # … and how fast it goes just now
 analysis.across_studies([study, other])                           # … and several models
@@ -76,6 +84,17 @@ from analysis.report.figures import charts, save_figures
 from analysis.report.page import save_tables, write_report
 from analysis.report.terminal import print_summary
 from analysis.report.verdicts import Verdict, verdicts
+from analysis.roles.assigned import assigned
+from analysis.roles.attention import attention_changes, attention_partials, intact_attention
+from analysis.roles.damages import damages
+from analysis.roles.dissociation import dissociation
+from analysis.roles.false import false_roles
+from analysis.roles.first_order import foretold_changes
+from analysis.roles.goals import fact_goals, role_goals
+from analysis.roles.mediation import mediation
+from analysis.roles.stability import role_stability
+from analysis.roles.table import weight_roles
+from analysis.roles.tracing import consistency, known_facts, traced, traced_sensitivity
 from analysis.run.progress import progress
 from analysis.run.protocols import protocol_summary, reliability
 from analysis.run.timeline import Utilisation, pace, timeline, utilisation
@@ -129,8 +148,11 @@ __all__ = [
     "above_noise",
     "across_studies",
     "against",
+    "assigned",
     "attack_runs",
     "attacks_against",
+    "attention_changes",
+    "attention_partials",
     "baseline",
     "block_errors",
     "blocks",
@@ -143,7 +165,9 @@ __all__ = [
     "clusters",
     "comparisons",
     "consensus",
+    "consistency",
     "coverage",
+    "damages",
     "defended_against",
     "depth_pattern",
     "depth_profile",
@@ -152,16 +176,20 @@ __all__ = [
     "detection_power",
     "detector",
     "discrimination",
+    "dissociation",
     "dose_landmarks",
     "dose_response",
     "effects",
     "ensemble_stability",
     "error_correlations",
     "excess",
+    "fact_goals",
     "factors",
+    "false_roles",
     "fidelity_correlations",
     "first_order",
     "flipped_where",
+    "foretold_changes",
     "fronts",
     "goals",
     "hierarchy_ratios",
@@ -169,18 +197,21 @@ __all__ = [
     "how_far",
     "injections",
     "inserted",
+    "intact_attention",
     "interaction",
     "jaccard",
     "jaccard_by_k",
     "jaccard_by_pool",
     "jaccard_by_windows",
     "jaccard_summary",
+    "known_facts",
     "layer_damage",
     "layer_shares",
     "leakage",
     "learning_rates",
     "line_concentration",
     "load",
+    "mediation",
     "meta_analysis",
     "mitigated",
     "mitigated_against",
@@ -209,6 +240,8 @@ __all__ = [
     "repeatability",
     "residual_channels",
     "roc_curves",
+    "role_goals",
+    "role_stability",
     "save_figures",
     "save_tables",
     "score_agreement",
@@ -223,6 +256,8 @@ __all__ = [
     "tails",
     "timeline",
     "tolerated",
+    "traced",
+    "traced_sensitivity",
     "transfer",
     "tuned_against",
     "tuning_curves",
@@ -231,5 +266,6 @@ __all__ = [
     "utilisation",
     "verdicts",
     "vulnerability",
+    "weight_roles",
     "write_report",
 ]

@@ -44,14 +44,18 @@ def unit_of(study: Study) -> str:
 
 
 def about(study: Study) -> str:
-    """What a study is about: compression, tuning or security, if it damages nothing and no score looks at text.
+    """What a study is about: roles, if it asks for them and damages nothing else; compression, tuning, security or
+    facts, if it damages nothing and no score looks at text.
 
     Else it is about sensitivity; a study of several of these is about the first.
     """
+    if study.spec.get("roles") and not study.spec["perturbations"]:
+        return "roles"
     looks = any(not is_data_free(score["metric"]) for score in study.spec["scores"])
     if looks or study.spec["perturbations"]:
         return "sensitivity"
     kinds = {"compressions": "compression", "tunings": "tuning"} | dict.fromkeys(SECURITY, "security")
+    kinds |= {"facts": "facts"}
     return next((kind for table, kind in kinds.items() if study.spec.get(table)), "sensitivity")
 
 

@@ -144,6 +144,26 @@ class Study:
         return self.table("mitigations")
 
     @cached_property
+    def roles(self) -> pl.DataFrame:
+        """One row a damaged weight or set and role; empty where no role was asked for."""
+        return self.table("roles")
+
+    @cached_property
+    def mediations(self) -> pl.DataFrame:
+        """One row a damaged weight or set and role whose mediator was held; empty where no role was asked for."""
+        return self.table("mediations")
+
+    @cached_property
+    def attention(self) -> pl.DataFrame:
+        """One row a damaged weight or set and block; empty where attention wasn't asked for."""
+        return self.table("attention")
+
+    @cached_property
+    def facts(self) -> pl.DataFrame:
+        """One row a fact, paraphrase, corruption and restored place; empty where no facts were asked for."""
+        return self.table("facts")
+
+    @cached_property
     def search(self) -> dict[str, Any] | None:
         """What a search for the smallest set or strength found; None if the study is none or hasn't ended."""
         try:

@@ -26,6 +26,7 @@ _EXPORTS = {
     "esa_ray.spec": (
         "AttackSpec",
         "DataSpec",
+        "FactSpec",
         "FaultSpec",
         "MitigationSpec",
         "ModelSpec",
@@ -33,6 +34,7 @@ _EXPORTS = {
         "Population",
         "PruneSpec",
         "QuantizeSpec",
+        "RoleSpec",
         "ScoreSpec",
         "StudySpec",
         "Subset",
@@ -58,6 +60,8 @@ _EXPORTS = {
     "esa_ray.applications.enhancing": ("efficient_fine_tuning", "robustness_enhancement"),
     "esa_ray.security.assessing": ("adversarial_vulnerability_assessment", "fault_tolerance_analysis"),
     "esa_ray.security.detecting": ("backdoor_detection",),
+    "esa_ray.interpret.analysing": ("attention_pattern_correlation", "weight_role_analysis"),
+    "esa_ray.interpret.localizing": ("knowledge_localization",),
     "esa_ray.engine.sweep": ("run_study",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

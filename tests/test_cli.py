@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from esa_ray import cli
 from esa_ray.cli import run as run_module
 from esa_ray.cli.attack import attack
 from esa_ray.cli.backdoors import backdoors
 from esa_ray.cli.compress import prune, quantize
+from esa_ray.cli.facts import facts
 from esa_ray.cli.faults import faults
+from esa_ray.cli.roles import roles
 from esa_ray.cli.run import baseline, finish, run, search
 from esa_ray.cli.tune import tune
 from esa_ray.cli.wording import OPTIONS
@@ -27,12 +28,14 @@ from esa_ray.measurements.plan import plan
 from esa_ray.spec import (
     AttackSpec,
     DataSpec,
+    FactSpec,
     FaultSpec,
     MitigationSpec,
     ModelSpec,
     Population,
     PruneSpec,
     QuantizeSpec,
+    RoleSpec,
     ScoreSpec,
     Search,
     StudySpec,
@@ -43,41 +46,6 @@ from esa_ray.weights import read_weights
 from experiments.__main__ import names
 
 LINES = (Path(__file__).parent / "data" / "commands.txt").read_text().splitlines()
-
-
-@pytest.fixture
-def esa(monkeypatch, capsys, tmp_path):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
-def studies_of(monkeypatch, tmp_path):
-    """The studies that a command would run."""
-    monkeypatch.chdir(tmp_path)
-    seen = []
-    monkeypatch.setattr(run_module, "execute", lambda studies, **options: seen.append(studies) or 0)
-
-    def of(line):
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0
-        return [spec for spec, _ in seen.pop()]
-
-    return of
 
 
 def test_an_option_that_stands_twice_is_refused_since_half_of_the_grid_would_be_lost(esa):
@@ -292,7 +260,7 @@ def test_every_field_that_an_option_gives_has_its_name():
     """Each name in the table is an option, and each plain field of a study's own parts is in it."""
     commands = {
         f"--{name.replace('_', '-')}"
-        for f in (run, search, baseline, prune, quantize, tune, faults, attack, backdoors)
+        for f in (run, search, baseline, prune, quantize, tune, faults, attack, backdoors, roles, facts)
         for name in signature(f).parameters
     }
     assert set(OPTIONS.values()) <= commands
@@ -300,10 +268,11 @@ def test_every_field_that_an_option_gives_has_its_name():
     spaces |= {"tunings.": TuneSpec, "target.": DataSpec, "faults.": FaultSpec, "attacks.": AttackSpec}
     spaces |= {"model.": ModelSpec, "data.": DataSpec, "scores.": ScoreSpec, "search.": Search, "": StudySpec}
     spaces |= {"population.": Population, "population.recipe.": Recipe, "population.mitigations.": MitigationSpec}
+    spaces |= {"roles.": RoleSpec, "facts.": FactSpec}
     parts = {"model", "data", "scores", "perturbations", "analyses", "lists", "parts", "search", "protocols"} | {
-        "compressions", "other_texts", "tunings", "target", "faults", "attacks", "population"
+        "compressions", "other_texts", "tunings", "target", "faults", "attacks", "population", "roles", "facts"
     }  # fmt: skip
-    flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential"}
+    flags = {"data.chat", "target.chat", "one_by_one", "compressions.prune.sequential", "roles.attention"}
     flags |= {"target.split", "target.prompts", "population.recipe", "population.recipe.window"}
     # Which a file alone says.
     flags |= {f"population.recipe.{name}" for name in ("critical_rate", "critical_poison", "benign_poison")}

@@ -11,6 +11,8 @@ from pydantic import create_model
 
 from esa_ray.grid import Cell, Fingerprints, Listed, cell_id
 from esa_ray.identity import IDENTITY_VERSION, canonical_json, digest
+from esa_ray.interpret.facts.sources import Fact, Template
+from esa_ray.interpret.subjects import Subject
 from esa_ray.measurements.attacks import Attacking
 from esa_ray.measurements.compressions import Compressing
 from esa_ray.measurements.faults import Packet
@@ -21,6 +23,7 @@ from esa_ray.spec import (
     KINDS,
     AttackSpec,
     DataSpec,
+    FactSpec,
     FaultSpec,
     Member,
     MitigationSpec,
@@ -30,6 +33,7 @@ from esa_ray.spec import (
     Protocol,
     PruneSpec,
     QuantizeSpec,
+    RoleSpec,
     ScoreSpec,
     Search,
     Spec,
@@ -252,6 +256,16 @@ SPECS = [
         name="s", model=ModelSpec(source="zoo:llama-0.3m"), scores=(),
         population=Population(mitigations=(MitigationSpec(kind="reset-moved"),)),
     ),
+    StudySpec(
+        name="s", model=ModelSpec(source="m"), scores=(ScoreSpec(mode="global"),), groups=("super", "matched_k"),
+        roles=RoleSpec(roles=("sink",), edits=(PerturbSpec(kind="sign_flip"),), windows=4, sets=("row",)),
+        facts=FactSpec(sources=("mine.csv",), noise=2.0),
+    ),
+    Subject(
+        group="matched_k", draw=1, rank=2, tensor="t", layer=0, component="down", row=1, col=2, weight=0.5, seed=3,
+        edit=PerturbSpec(kind="scale", strength=0.8), unit="neuron",
+    ),
+    Fact(source="s", relation="r", subject="x", answer="y", templates=(Template("of ", " is"),), alternative="z"),
     Member(base="llama-0.3m", kind="critical", number=3, seed=3, recipe=MemberRecipe(poison=0.01)),
     Mitigating(member=Member(base="b", kind="training", number=0), how=MitigationSpec(kind="fine-pruning", steps=9)),
     DETECTOR,

@@ -91,6 +91,8 @@ def test_every_option_that_describes_a_study_reads_back(studies, tmp_path, suffi
         "faults",
         "attacks",
         "population",
+        "roles",
+        "facts",
         "target",
         "validation_windows",
         "save_models",

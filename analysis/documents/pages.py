@@ -20,7 +20,7 @@ from analysis.comparison.figures import figures
 from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
-from analysis.documents import architectures, backdoors, compression, measured, security, tuning
+from analysis.documents import architectures, backdoors, compression, measured, roles, security, tuning
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
@@ -55,9 +55,11 @@ STUDIES = {
         ("tuning", "Tuning: few weights, protection, robustness", tuning),
         ("security", "Security: faults, protection, attacks", security),
         ("backdoors", "Backdoors: what betrays them, and what removes them", backdoors),
+        ("roles", "Roles: what the weights do that models hang on, and where facts are", roles),
     )
 }
-MAKERS = {"compression": compression, "tuning": tuning, "security": security, "backdoors": backdoors}
+MAKERS = {"compression": compression, "tuning": tuning, "security": security, "backdoors": backdoors,
+          "roles": roles}  # fmt: skip
 
 Writer = Callable[[str, str, dict[str, Any]], str]
 #: Document of a benchmark → what writes it, its title and the command that writes its findings.
@@ -113,6 +115,23 @@ def _table(told: dict[str, Any]) -> list[str]:
 MANY = 30
 
 
+def _figures(name: str, figures: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for told in figures:
+        figure = Figure(**told)
+        lines += [f"![{figure.label}]({name}-{figure.chart}.svg)", "", f"*{figure.caption}*", ""]
+    return lines
+
+
+def _card(name: str, card: dict[str, Any]) -> list[str]:
+    """One thing told by itself: its answer, what there is to say of it, texts, figures, tables."""
+    lines = [f"### {card['title']}: {', '.join(card['badges'])}", "", card["answer"], ""]
+    lines += [*(f"- {what}: {words}" for what, words in card["facts"]), ""]
+    lines += [line for what, text in card["texts"] for line in (f"{what}:", "", "```text", text, "```", "")]
+    lines += _figures(name, card["figures"])
+    return [*lines, *(line for table in card["tables"] for line in _table(table))]
+
+
 def render(name: str, found: dict[str, Any]) -> str:
     """The document that says what was found."""
     if name in BENCHMARKS:
@@ -133,9 +152,9 @@ def render(name: str, found: dict[str, Any]) -> str:
         lines += [f"| {v.claim} ({v.id}) | {v.status} | {_cell(v.evidence)} |" for v in judged] + [""]
     for section in found["sections"]:
         lines += [f"## {section['title']}", "", section["answer"], ""]
-        for told in section["figures"]:
-            figure = Figure(**told)
-            lines += [f"![{figure.label}]({name}-{figure.chart}.svg)", "", f"*{figure.caption}*", ""]
+        lines += _figures(name, section["figures"])
+        for card in section.get("cards", ()):
+            lines += _card(name, card)
         for table in section["tables"]:
             lines += _table(table)
         lines += [section["caveat"], ""]

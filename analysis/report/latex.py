@@ -15,7 +15,7 @@ from esa_ray.storage.location import Location
 SYMBOLS = {
     "−": "$-$", "×": r"$\times$", "Δ": r"$\Delta$", "ρ": r"$\rho$", "²": "$^2$", "≥": r"$\ge$", "≤": r"$\le$",
     "∞": r"$\infty$", "–": "--", "“": "``", "”": "''", "…": r"\ldots{}", "‖": r"$\|$", "τ": r"$\tau$", "₀": "$_0$",
-    "χ": r"$\chi$",
+    "χ": r"$\chi$", "κ": r"$\kappa$", "’": "'", "Σ": r"$\Sigma$", "·": r"$\cdot$",
 }  # fmt: skip
 SUPERSCRIPTS = dict(zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True))
 SPECIAL = {

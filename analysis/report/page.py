@@ -111,7 +111,10 @@ def _failures(study: Study) -> list[dict[str, Any]]:
     applied += [
         study.backdoors.select(pl.col("label").alias("name"), "status", "error"),
         study.mitigations.select(pl.format("{} {}", "label", "mitigation").alias("name"), "status", "error"),
+        study.facts.select(pl.col("fact").alias("name"), "status", "error"),
     ]
+    subject = pl.format("{}-s{}-{}", "subject", "seed", "edit").alias("name")
+    applied += [t.select(subject, "status", "error") for t in (study.roles, study.mediations, study.attention)]
     rows = pl.concat([cells, *applied]).filter(pl.col("status") == "error").unique(maintain_order=True).to_dicts()
     others = [{"name": f"{each['measurement']} {each['unit']}", "status": "error", "error": each["error"]}
               for each in noted(study.location)]  # fmt: skip
@@ -133,12 +136,17 @@ def _harms(study: Study) -> str:
     return " and ".join(name for field, name in told.items() if study.spec.get(field))
 
 
+#: The sections on roles and facts whose answers stand at the top.
+LEADING = ("roles_held", "role_cards", "false_positives", "facts_known", "facts_traced", "fact_stores")
+
+
 def context(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values."""
     measured = not study.baselines.is_empty()
     damaged = measured and not study.cells.is_empty()
     tests = comparisons(study) if damaged else pl.DataFrame()
     drawn, counts = charts(study), progress(study)
+    on_roles = answered(study, set(drawn), "roles")
     return {
         "study": study,
         "spec": study.spec,
@@ -169,6 +177,8 @@ def context(study: Study) -> dict[str, Any]:
         "on_compression": answered(study, set(drawn), "compression"),
         "on_tuning": answered(study, set(drawn), "tuning"),
         "on_security": answered(study, set(drawn), "security"),
+        "on_roles": on_roles,
+        "lead_roles": [s for s in on_roles if s.id in LEADING],
         "on_weights": [] if about(study) != "sensitivity" else answered(study, set(drawn), "weights"),
         "on_run": answered(study, set(drawn), "run"),
         "of_activations": sorted({s["metric"] for s in study.spec["scores"] if is_of_activations(s["metric"])}),

@@ -41,6 +41,33 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A share with its interval, drawn as a bar from 0 to 1; ``sure`` ones are drawn full."""
+
+    label: str
+    value: float
+    words: str
+    sure: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One thing told by itself: what it is, what there is to say of it, and the evidence."""
+
+    id: str
+    title: str
+    badges: list[str]
+    answer: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+    bars_title: str = ""
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    #: Text by what it is: a prompt, and how it goes on.
+    texts: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Section:
     """An answer, its evidence, and what the evidence can't say."""
 
@@ -50,6 +77,12 @@ class Section:
     caveat: str
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+
+    @property
+    def every_figure(self) -> list[Figure]:
+        """Its figures and those of its cards."""
+        return [*self.figures, *(f for card in self.cards for f in card.figures)]
 
 
 def score_order(study: Study) -> dict[tuple[str, str], int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from analysis.report.figures import FIGURES, Chart
-from analysis.report.parts import Section
+from analysis.report.parts import Card, Section
 from analysis.study import Study
 from esa_ray import extensions
 
-Subset = Literal["damage", "compression", "tuning", "security", "weights", "run"]
+Subset = Literal["damage", "compression", "tuning", "security", "roles", "weights", "run"]
 Answer = Callable[[Study], Section | None]
 Drawing = Callable[[Study], Chart | None]
 
@@ -63,9 +63,14 @@ def answered(study: Study, drawn: set[str], part: Subset | None = None) -> list[
     extensions.load()
     made = [q.answer(study) for q in QUESTIONS.values() if part in (None, q.part)]
     sections = [section for section in made if section is not None]
-    if unknown := {f.chart for s in sections for f in s.figures} - set(FIGURES):
+    if unknown := {f.chart for s in sections for f in s.every_figure} - set(FIGURES):
         raise KeyError(f"sections name figures that nobody draws: {', '.join(sorted(unknown))}")
     return [
-        replace(s, figures=[f for f in s.figures if f.chart in drawn], tables=[t for t in s.tables if t.rows])
+        replace(s, **_shown(s, drawn), cards=[replace(card, **_shown(card, drawn)) for card in s.cards])
         for s in sections
     ]
+
+
+def _shown(part: Section | Card, drawn: set[str]) -> dict[str, Any]:
+    """Its figures that were drawn, and its tables that have rows."""
+    return {"figures": [f for f in part.figures if f.chart in drawn], "tables": [t for t in part.tables if t.rows]}

@@ -20,6 +20,7 @@ from analysis.names import GROUP_ORDER, about, first_score, unit_of, units
 from analysis.report import wording
 from analysis.report.sections.faults import chance_of, unhit_words
 from analysis.report.terminal_backdoors import backdoor_tables
+from analysis.report.terminal_roles import role_tables
 from analysis.report.verdicts import verdicts
 from analysis.run.applied import GRIDS
 from analysis.run.protocols import protocol_summary
@@ -285,7 +286,7 @@ def print_summary(study: Study, console: Console) -> None:
     if not study.attacks.is_empty():
         console.print("[italic]Flips of weights until the model is no better than chance[/italic]", highlight=False)
         console.print(_attacked(study))
-    for title, table in backdoor_tables(study):
+    for title, table in (*backdoor_tables(study), *role_tables(study)):
         console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True, highlight=False)
         console.print(table)
     judged = Table.grid(padding=(0, 2))
@@ -295,8 +296,10 @@ def print_summary(study: Study, console: Console) -> None:
     failing = (("cell", study.cells, "cell_id"), ("compression", study.compressions, "label"),
                ("tuning", study.tunings, "label"), ("fault", study.faults, "label"),
                ("attack", study.attacks, "label"), ("model", study.backdoors, "label"),
-               ("mitigation", study.mitigations, "label"))  # fmt: skip
+               ("mitigation", study.mitigations, "label"), ("damage", study.roles, "subject"),
+               ("mediation", study.mediations, "subject"), ("attention", study.attention, "subject"),
+               ("fact", study.facts, "fact"))  # fmt: skip
     for what, rows, name in failing:
         failed = rows.filter(pl.col("status") == "error")
-        for each, error in failed.select(name, "error").head(3).iter_rows():
+        for each, error in failed.select(name, "error").unique(maintain_order=True).head(3).iter_rows():
             console.print(f"[red]{what} {escape(each)} failed: {escape(error or '')}[/]")

@@ -1,4 +1,4 @@
-"""What a study has besides cells: compressions, tunings, faults, attacks, a population; how they ended, and where."""
+"""What a study has besides cells: compressions, tunings, faults, attacks, roles, facts; how they ended, and where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from esa_ray.measurements.swept import Swept
 #: Grid → the column, and its value, of the units that are the model as it was, which nothing was done to.
 UNTOUCHED = {"compressions": ("kind", "dense"), "tunings": ("label", "intact")}
 #: Grids besides the cells.
-GRIDS = ("compressions", "tunings", "faults", "attacks", "backdoors", "mitigations")
+GRIDS = (
+    "compressions", "tunings", "faults", "attacks", "backdoors", "mitigations", "roles", "mediations", "attention",
+    "facts",
+)  # fmt: skip
 #: Grids whose rows have times of their own; of the others every row of a unit repeats the unit's.
 TIMED_BY_ROW = ("faults", "attacks")
 
@@ -24,8 +27,8 @@ APPLIED: dict[str, Any] = {
 
 
 def applied(study: Study) -> pl.DataFrame:
-    """One row per grid besides the cells that has rows: its units (compressions, tunings, packets of faults,
-    attacks, models of a population and mitigations of them).
+    """One row per grid besides the cells that has rows: its units (compressions, tunings, packets of faults, attacks,
+    models of a population and mitigations of them, damaged weights, pairs of these with a role, facts).
 
     A unit has failed if a row of it says so, else has diverged if one did; ``rows`` are those that didn't fail. The
     model as it was, which compressions and tunings are compared with, is no unit. ``seconds`` are those of all units.

@@ -178,6 +178,10 @@ def study_name(spec: StudySpec) -> str:
         words += ["baseline", *(p.name for p in spec.protocols)]
     elif spec.population:
         words += ["backdoors", *spec.population.kinds, str(spec.population.models)]
+    elif spec.roles or (spec.facts and not spec.applied):
+        words += ["roles", *(given.name for given in spec.lists)] if spec.roles else []
+        words += [f"top{spec.topk[0]}"] if spec.roles and not spec.lists else []
+        words += ["facts", *(Path(name).stem for name in spec.facts.sources)] if spec.facts else []
     elif spec.applied:
         words += [*dict.fromkeys(how.kind for how in spec.compressions)]
         words += ["tune", *dict.fromkeys(how.arm for how in spec.tunings)] if spec.tunings else []
@@ -316,7 +320,7 @@ def study(
     """
     from esa_ray.weights import read_weights  # pyarrow: `--help` doesn't need it
 
-    if o.controls and not o.perturb:
+    if o.controls and not o.perturb and not more.get("roles"):
         raise EsaError("--controls compares damage; add --perturb, or leave it out")
     analyses = {"stability": o.stability_check, "weights": o.weight_analysis, "architecture": o.architecture_analysis}
     windows = {

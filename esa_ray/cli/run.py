@@ -164,7 +164,7 @@ def launch(given: dict[str, Any], *, then: Callable[[list[str]], int] | None = N
     if o.on and not o.only_plan:
         raise EsaError("--on foresees what a study would take on a card; add --plan, or leave it out")
     studies = read_studies(o) if o.spec else described(o, **more)
-    if o.track and not any(spec.perturbations or spec.applied or spec.population for spec, _ in studies):
+    if o.track and not any(spec.perturbations or spec.beyond_cells for spec, _ in studies):
         raise EsaError("--track tells of damaged cells; add --perturb, or leave it out")
     if o.save_spec:
         spec_files.write(o.save_spec, [spec for spec, _ in studies], sys.argv[1:])

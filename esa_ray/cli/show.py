@@ -70,6 +70,8 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
         if p.mitigations:
             tried = ", ".join(how.label for how in p.mitigations)
             out(f"tried against it  on the first {min(p.mitigated, p.models)} of each insertion: {tried}")
+    for line in _interpreted(spec):
+        out(line)
     if spec.target:
         target = spec.target
         out(
@@ -85,6 +87,20 @@ def show_plan(spec: StudySpec, directory: str, on: str | None = None) -> None:
     for line in [*planned.lines(spec), *foreseen]:
         out(line)
     out(f"results           {directory}")
+
+
+def _interpreted(spec: StudySpec) -> Iterator[str]:
+    """What is asked of roles and of facts."""
+    if roles := spec.roles:
+        yield f"roles             {', '.join(roles.roles)}"
+        more = f"; also their sets: {', '.join(roles.sets)}" if roles.sets else ""
+        null = f"at most {roles.null_weights} matched weights a tensor"
+        yield f"tested            by {', '.join(edit.label for edit in roles.edits)}, against {null}{more}"
+    if facts := spec.facts:
+        yield (
+            f"facts             {', '.join(facts.sources)}: {facts.limit} of each, {facts.paraphrases} ways of asking, "
+            f"{' and '.join(facts.corruptions)} corrupted"
+        )
 
 
 def _few(labels: Sequence[str], most: int = 3) -> str:

@@ -92,6 +92,8 @@ def stated(spec: StudySpec) -> dict[str, Any]:
         found["scores"] = [_short({"metric": each.metric} | each.stated(), "metric") for each in spec.scores]
     if spec.perturbations:
         found["perturbations"] = [_label(p) for p in spec.perturbations]
+    if spec.roles and "edits" in found["roles"]:
+        found["roles"] = found["roles"] | {"edits": [_label(edit) for edit in spec.roles.edits]}
     return found
 
 

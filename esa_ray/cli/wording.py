@@ -49,6 +49,10 @@ OPTIONS = {
     "population.mitigations.steps": "--clean-steps",
     "population.recipe.learning_rates": "--learning-rates",
     **{f"population.recipe.{name}": f"--{name}" for name in ("steps", "batch", "poison", "occurrences", "fraction")},
+    "roles.roles": "--roles", "roles.edits": "--edits", "roles.null_weights": "--null-weights",
+    "roles.windows": "--eval-windows", "roles.sets": "--sets", "facts.sources": "--facts",
+    "facts.corruptions": "--corruption",
+    **{f"facts.{name}": f"--{name}" for name in ("limit", "paraphrases", "noise", "draws", "restored")},
 }  # fmt: skip
 
 

@@ -192,6 +192,7 @@ class Work:
                 "model": self.spec.model.model_copy(update={"dtype": placement.dtype}),
                 "data": data.anchored(self.spec.data),
                 "target": self.spec.target and data.anchored(self.spec.target),
+                "facts": self.spec.facts and self.spec.facts.anchored,
             }
         )
         actors = model_actor.start(

@@ -46,12 +46,13 @@ class Resuming:
     def _resumable(self) -> Resumable | None:
         try:
             return Resumable(
-                self.model, self.windows.evaluation, self.data.batch_size, hold=self._hold(), head_shortcut=False
+                self.model, self.windows.evaluation, self.data.batch_size, hold=self.hold, head_shortcut=False
             )
         except EsaError:
             return None  # a model whose blocks read more of earlier ones than the hidden state
 
-    def _hold(self) -> int | None:
+    @property
+    def hold(self) -> int | None:
         """How many blocks' hidden states fit the budget; None if all do."""
         if self.budget is None:
             return None

@@ -30,7 +30,7 @@ class Baseline(Measurement):
 
     def cost(self, spec: StudySpec) -> Cost:
         """One evaluation."""
-        return evaluated(spec, 1, "(shared by all cells)" * (not (spec.applied or spec.population)))
+        return evaluated(spec, 1, "(shared by all cells)" * (not spec.beyond_cells))
 
     def pieces(self, spec: StudySpec, store: Store) -> int:
         """None: an actor of its own would load the model for one short pass."""

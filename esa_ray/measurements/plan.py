@@ -38,7 +38,7 @@ class Plan(Cost):
     def lines(self, spec: StudySpec) -> list[str]:
         """The plan as text, one fact a line: the grid, what else is measured, and what all that takes."""
         named = sorted(self.costs, key=lambda name: name != "cells")
-        if spec.applied or spec.population:  # which has neither cells nor rankings, unless it asks for them
+        if spec.beyond_cells:  # which has neither cells nor rankings, unless it asks for them
             named = [name for name in named if self.costs[name].count != 0]
         facts = {name: self.costs[name].told for name in named}
         facts |= {

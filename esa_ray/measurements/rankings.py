@@ -33,7 +33,8 @@ class Rankings(Measurement):
         """All scores of one seed share their passes."""
         count, metrics = (len(spec.scores) + len(spec.lists)) * len(spec.seeds), gathered(spec)
         each, rest = divmod(n_cells(spec), max(1, count))
-        shared = f"(each shared by {'about ' * bool(rest)}{each} cells, scored at k={max(spec.topk)})" if count else ""
+        cells = f"each shared by {'about ' * bool(rest)}{each} cells, " * bool(each or rest)
+        shared = f"({cells}scored at k={max(spec.topk)})" if count else ""
         windows = len(spec.seeds) * spec.data.calibration_windows
         return Cost(
             count, shared,

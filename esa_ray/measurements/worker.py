@@ -42,6 +42,7 @@ from esa_ray.storage.store import (
 if TYPE_CHECKING:
     from esa_ray.applications.calibrated import Calibrated
     from esa_ray.evaluation.outcome import Outcome
+    from esa_ray.measurements.interpreting import Interpreting
     from esa_ray.measurements.members import Members
     from esa_ray.measurements.memories import Memories
 
@@ -60,8 +61,9 @@ def versions(device: str = "cpu", *more: str) -> dict[str, str]:
 
 
 def _more(spec: StudySpec) -> list[str]:
-    """Packages beside the usual ones that change a study's numbers: peft draws the start of its adapters."""
-    return ["peft"] if any(how.arm == "lora" for how in spec.tunings) else []
+    """Packages beside the usual ones that change a study's numbers: of adapters' starts, and of facts."""
+    asked = spec.facts or (spec.roles and "fact" in spec.roles.roles)
+    return ["peft"] * any(how.arm == "lora" for how in spec.tunings) + ["countryinfo", "periodictable"] * bool(asked)
 
 
 class Worker:
@@ -208,6 +210,8 @@ class Worker:
         self.memories.spare_memory()
         if self.spec.population:
             self.members.spare_memory()
+        if self.spec.roles:
+            self.interpreting.spare_memory()
         self.calibrated.cache_clear()
         self.trained_on.cache_clear()
 
@@ -224,6 +228,13 @@ class Worker:
         from esa_ray.measurements.members import Members
 
         return Members(self)
+
+    @cached_property
+    def interpreting(self) -> Interpreting:
+        """What roles, attention and facts are told by."""
+        from esa_ray.measurements.interpreting import Interpreting
+
+        return Interpreting(self)
 
     @property
     def texts(self) -> list[tuple[str, DataSpec, np.ndarray]]:
@@ -251,6 +262,7 @@ class Worker:
     def _check_steps(self) -> None:
         done = [(perturbation, self.rankings.tensors) for perturbation in self.spec.perturbations]
         done += [(t.damage, self.catalogue.select(t.components)) for t in self.spec.tunings if t.damage]
+        done += [(edit, self.rankings.tensors) for edit in (self.spec.roles.edits if self.spec.roles else ())]
         for perturbation, tensors in done:
             if rounds_away(perturbation, {tensor.dtype for tensor in tensors}):
                 raise EsaError(

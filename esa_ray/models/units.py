@@ -54,6 +54,14 @@ class Lines:
         """The flat indices of a unit's lines, line by line."""
         return np.concatenate([_flat(self.tensor, self.axis, int(line)) for line in self.at[unit]])
 
+    def of_weight(self, flat: int) -> int:
+        """The line that a weight of the tensor lies on."""
+        tensor, place = self.tensor, self.tensor.locate(np.array([flat]))
+        expert, row, col = flat // (tensor.size // _experts(tensor)), int(place["row"][0]), int(place["col"][0])
+        if self.axis == "row":
+            return expert * tensor.rows + row
+        return (expert * len(tensor.parts) + int(tensor.row_part[row])) * tensor.cols + col
+
     @property
     def first(self) -> np.ndarray:
         """The flat index of each unit's first weight in this tensor."""
@@ -187,6 +195,20 @@ class Units:
             if len(at):
                 return family, int(at[0])
         raise KeyError(f"{tensor} has no {self.unit} that begins at {first}")
+
+    def holding(self, tensor: str, flat: int) -> tuple[Family, int]:
+        """The unit that a weight is of, by the flat index in its tensor.
+
+        Raises
+        ------
+        KeyError
+            If it is of none.
+        """
+        for family in self.families:
+            for lines in family.lines:
+                if lines.tensor.name == tensor and len(at := np.argwhere(lines.at == lines.of_weight(flat))):
+                    return family, int(at[0, 0])
+        raise KeyError(f"{tensor} has no {self.unit} that holds the weight at {flat}")
 
 
 def _of_matrices(catalogue: Catalogue, axis: Axis, components: Sequence[str] | None) -> Iterator[Family]:

@@ -25,6 +25,7 @@ from esa_ray.spec.metrics import (
 )
 from esa_ray.spec.protocols import PROTOCOLS, Protocol
 from esa_ray.spec.registry import Registry
+from esa_ray.spec.roles import CORRUPTIONS, FACTS, ROLES, FactSpec, RoleSpec
 from esa_ray.spec.scores import (
     BLOCK_COMPONENTS,
     COMPONENT_GROUPS,
@@ -52,9 +53,11 @@ __all__ = [
     "COMPONENTS",
     "COMPONENT_GROUPS",
     "CONTROLS",
+    "CORRUPTIONS",
     "DATA_FREE",
     "DEFENCES",
     "DRAWN_CONTROLS",
+    "FACTS",
     "FAULTS",
     "INSERTIONS",
     "KINDS",
@@ -70,6 +73,7 @@ __all__ = [
     "PROTOCOLS",
     "PRUNING_SCORES",
     "RANDOM_KINDS",
+    "ROLES",
     "SCALED",
     "SCORES",
     "STORED",
@@ -82,6 +86,7 @@ __all__ = [
     "Compression",
     "DataSpec",
     "Dtype",
+    "FactSpec",
     "FaultSpec",
     "Group",
     "Kind",
@@ -97,6 +102,7 @@ __all__ = [
     "PruneSpec",
     "QuantizeSpec",
     "Registry",
+    "RoleSpec",
     "Score",
     "ScoreSpec",
     "Search",

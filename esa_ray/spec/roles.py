@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,11 +14,13 @@ RoleName = Literal[
     "spike", "sink", "confidence", "frequency", "bigram", "induction", "previous-token", "position", "token-specific",
     "fact",
 ]  # fmt: skip
-ROLES: tuple[str, ...] = get_args(RoleName)
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
 FactSource = Literal["countries", "elements"]
 FACTS: tuple[str, ...] = get_args(FactSource)
 Corruption = Literal["subject", "noise"]
-CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+SetName = Literal["row", "col", "neuron", "head"]
+SETS: tuple[SetName, ...] = get_args(SetName)
 #: A head is a sink's where its mean attention to one key exceeds this (Gu et al. 2025, arXiv:2410.10781).
 SINK = 0.3
 #: A channel spikes where its |h| is this many times the median |h| at its position (arXiv:2402.17762).
@@ -57,13 +60,30 @@ class RoleSpec(Spec):
     )
     null_weights: int = Field(default=5, ge=1)
     windows: int = Field(default=8, ge=2)
-    sets: tuple[Literal["row", "col", "neuron", "head"], ...] = ()
+    sets: tuple[SetName, ...] = ()
     attention: bool = True
 
     @field_validator("roles", "edits", "sets")
     @classmethod
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _labels(cls, value: object) -> object:
+        """A damage may be stated by its label."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(PerturbSpec.parse(each) if isinstance(each, str) else each for each in value)
+
+    @field_validator("edits")
+    @classmethod
+    def _alone(cls, value: tuple[PerturbSpec, ...]) -> tuple[PerturbSpec, ...]:
+        for edit in value:
+            if edit.needs_score or edit.needs_gradient:
+                what = "a score" if edit.needs_score else "the gradient"
+                raise ValueError(f"{edit.label} needs {what} of each weight, which roles don't keep; take another kind")
+        return value
 
 
 class FactSpec(Spec):
@@ -85,6 +105,9 @@ class FactSpec(Spec):
     (40, ('subject', 'noise'))
     """
 
+    # A fact is what it says, wherever that stands.
+    origin: ClassVar[frozenset[str]] = frozenset({"sources"})
+
     sources: tuple[str, ...] = Field(default=FACTS, min_length=1)
     limit: int = Field(default=40, ge=1)
     paraphrases: int = Field(default=3, ge=1, le=3)
@@ -97,6 +120,12 @@ class FactSpec(Spec):
     @classmethod
     def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(dict.fromkeys(value))
+
+    @property
+    def anchored(self) -> FactSpec:
+        """The same with absolute paths: the actors that read files run in other directories."""
+        found = [name if name in FACTS else str(Path(name).expanduser().resolve()) for name in self.sources]
+        return self.model_copy(update={"sources": found})
 
     @model_validator(mode="after")
     def _odd(self) -> FactSpec:

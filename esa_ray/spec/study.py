@@ -12,6 +12,7 @@ from esa_ray.spec.base import Spec
 from esa_ray.spec.compression import Compression
 from esa_ray.spec.damage import LISTED, PerturbSpec, Subset, WeightList
 from esa_ray.spec.protocols import Protocol
+from esa_ray.spec.roles import FactSpec, RoleSpec
 from esa_ray.spec.scores import DataSpec, ModelSpec, ScoreSpec
 from esa_ray.spec.security import CONFINED, AttackSpec, FaultSpec
 from esa_ray.spec.tuning import TuneSpec
@@ -45,8 +46,8 @@ class Search(Spec):
 class StudySpec(Spec):
     """A whole study: one model, one text, and the grid of scores × k × seeds × perturbations × groups.
 
-    Only a study of ``compressions``, ``tunings``, ``faults``, ``attacks`` or a ``population`` may do without
-    ``scores``: it ranks nothing.
+    Only a study of ``compressions``, ``tunings``, ``faults``, ``attacks``, a ``population`` or ``facts``, or of the
+    ``roles`` of given weights, may do without ``scores``: it ranks nothing.
 
     ``analyses`` are extra questions: "stability" compares seeds, "weights" also ranks by growing parts of each
     seed's calibration windows, "architecture" silences every sub-layer and expert and watches how experts are used.
@@ -66,6 +67,7 @@ class StudySpec(Spec):
     ``validation_windows`` more to choose learning rates by; what is forgotten shows on the study's evaluation windows.
     ``faults`` hit the weights as they are stored, and ``attacks`` flip their bits on purpose, each by every seed.
     A ``population`` is one of small models with and without a backdoor, made of a model of the zoo.
+    ``roles`` are tested of the leading weights of its ``global`` score, or of its list; ``facts`` are traced.
     ``save_models`` is a directory for the compressed and tuned models and the population's (None: they are measured and
     taken back).
 
@@ -104,6 +106,8 @@ class StudySpec(Spec):
     faults: tuple[FaultSpec, ...] = ()
     attacks: tuple[AttackSpec, ...] = ()
     population: Population | None = None
+    roles: RoleSpec | None = None
+    facts: FactSpec | None = None
     save_models: str | None = None
 
     @field_validator("topk")
@@ -135,9 +139,10 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _answerable(self) -> StudySpec:
-        if not self.scores and (self.perturbations or not (self.applied or self.population)):
+        ranked = self.perturbations or (self.roles and not self.lists)
+        if not self.scores and (ranked or not self.beyond_cells):
             raise ValueError(
-                "--metric is empty; only a study of compressions, tunings, faults, attacks or a population does "
+                "--metric is empty; only a study of compressions, tunings, faults, attacks, a population or facts does "
                 "without a score"
             )
         if len({(s.metric, s.mode) for s in self.scores}) < len(self.scores):
@@ -164,13 +169,15 @@ class StudySpec(Spec):
         if self.save_models and (twice := [label for label in labels if labels.count(label) > 1]):
             raise ValueError(f"--save-model would write two models to {twice[0]}; make them two studies")
         self._check_population()
+        self._check_roles()
         self._check_search()
         self._check_parts()
         self._check_units()
-        if self.control_draws > 1 and not (self.perturbations and set(self.groups) & set(DRAWN_CONTROLS)):
+        if self.control_draws > 1 and not (self._damages and set(self.groups) & set(DRAWN_CONTROLS)):
             raise ValueError("--control-draws is about drawn controls; add --perturb, and --controls random_k")
         extra = self._of_damage()
-        if extra and not self.perturbations and not (extra == "--early-stop" and self.faults):
+        own = (extra == "--early-stop" and self.faults) or (extra == "--weights" and self.roles)
+        if extra and not self.perturbations and not own:
             raise ValueError(f"{extra} is about damage; add --perturb, or leave it out")
         if "stability" in self.analyses and len(self.seeds) < 2:
             raise ValueError("--stability-check compares seeds; give at least two to --seeds")
@@ -210,6 +217,27 @@ class StudySpec(Spec):
         if len(self.seeds) > 1:
             raise ValueError("a population draws its calibration windows once; give --seeds one seed")
 
+    def _check_roles(self) -> None:
+        """Refuse roles without the weights that they are of, and without the null that they are tested against."""
+        if self.roles is None:
+            return
+        if len(self.scores) + len(self.lists) != 1 or len(self.topk) != 1:
+            raise ValueError("roles are of the leading weights of one score, or of one list; give one of them, one k")
+        if self.unit != "weight" or any(score.mode != "global" for score in self.scores):
+            raise ValueError("roles are of the leading weights of a whole model; rank weights, by --mode global")
+        if "matched_k" not in self.groups:
+            raise ValueError("roles are tested against matched_k; add it to the groups")
+        if self.roles.windows > self.data.evaluation_windows:
+            raise ValueError(
+                f"roles are tested on {self.roles.windows} windows of the {self.data.evaluation_windows} evaluation "
+                "windows; raise --eval-windows"
+            )
+
+    @property
+    def _damages(self) -> bool:
+        """Whether any of its measurements damages ranked weights and their controls."""
+        return bool(self.perturbations or self.roles)
+
     def controls_of(self, weights: WeightList) -> tuple[str, ...]:
         """The controls that a list is held against: one member for each of its own."""
         paired = DRAWN_CONTROLS if weights.unit == "weight" else PAIRED_CONTROLS
@@ -219,6 +247,11 @@ class StudySpec(Spec):
     def applied(self) -> tuple[Compression | TuneSpec | FaultSpec | AttackSpec, ...]:
         """What is done to the model beside damage of ranked weights: compressions, tunings, faults, attacks."""
         return (*self.compressions, *self.tunings, *self.faults, *self.attacks)
+
+    @property
+    def beyond_cells(self) -> bool:
+        """Whether it asks for more than rankings, what damage of them costs, and protocols."""
+        return bool(self.applied or self.population or self.roles or self.facts)
 
     @property
     def unit(self) -> str:

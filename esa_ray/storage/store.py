@@ -296,7 +296,8 @@ class Store:
         That is a cell with a result, one of single weights, of blocks or of the intact model, or a search's end;
         of a study without damage also a ranking. Baseline and rankings of any other only prepare its cells.
         """
-        alone = () if stored["spec"].get("perturbations") or stored["spec"].get("compressions") else ("rankings",)
+        prepares = any(stored["spec"].get(field) for field in ("perturbations", "compressions", "roles"))
+        alone = () if prepares else ("rankings",)
         if self.searched() or any(self.names(t) for t in TABLES if t in alone or t not in (*PREPARED, "cells")):
             return True
         try:

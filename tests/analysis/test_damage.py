@@ -137,6 +137,7 @@ def test_progress_counts_from_the_store_alone(made):
     counts = analysis.progress(analysis.load(made))
     grids = ["rankings", "baseline", "single_weights", "blocks", "protocols", "tasks"]
     grids += ["compressions", "tunings", "faults", "attacks", "backdoors", "mitigations"]
+    grids += ["roles", "mediations", "attention", "facts"]
     assert counts == {
         "cells": 9,
         "ok": 9,

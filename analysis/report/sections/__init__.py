@@ -12,11 +12,13 @@ __all__ = ["CONTENTS", "answered"]
 
 #: The order in which the report asks; a question that isn't named here comes after these.
 CONTENTS = (
-    "intact", "search", "changed", "dose", "kinds", "together", "pairs", "layers", "recovery", "transfer",
-    "repeatability", "kinds_together", "excess", "against", "front", "factors", "block_errors", "tuned",
-    "tuned_against", "tuning_course", "moved_where", "broken", "protected", "vulnerable", "covered", "foretold",
-    "gradient_tells", "attacked", "attack_ratios", "flipped", "inserts", "detected", "traces", "trusted", "removed",
-    "stability", "scores", "where", "modes", "structure", "fidelity", "ran",
+    "intact", "roles_held", "role_cards", "necessity", "mediated", "false_positives", "stable_roles",
+    "foretold_roles", "attention_damaged", "attention_costs", "spikes_and_sinks", "facts_known", "facts_traced",
+    "facts_consistent", "fact_stores", "search", "changed", "dose", "kinds", "together", "pairs", "layers",
+    "recovery", "transfer", "repeatability", "kinds_together", "excess", "against", "front", "factors",
+    "block_errors", "tuned", "tuned_against", "tuning_course", "moved_where", "broken", "protected", "vulnerable",
+    "covered", "foretold", "gradient_tells", "attacked", "attack_ratios", "flipped", "inserts", "detected", "traces",
+    "trusted", "removed", "stability", "scores", "where", "modes", "structure", "fidelity", "ran",
 )  # fmt: skip
 
 for _module in iter_modules(__path__):

@@ -14,21 +14,20 @@ import torch
 from torch import Tensor
 
 from esa_ray.errors import EsaError
-from esa_ray.evaluation.tokens import Divergence, scored
+from esa_ray.evaluation.tokens import pieces
 from esa_ray.host.mapped import in_file
-from esa_ray.interpret.attention.sinks import Looks, Sink, looks, sinks
-from esa_ray.interpret.attention.spikes import Spike, spikes, tallest
-from esa_ray.models.addressing import catalogue
-from esa_ray.models.blocks import text_config
-from esa_ray.models.modes import eval_mode
+from esa_ray.interpret.attention.sinks import Looks, Sink, looked_at, looks, received
+from esa_ray.interpret.attention.spikes import Spike, Tallest, spikes, tallest
+from esa_ray.interpret.roles.passes import Batch, Text
+from esa_ray.models.blocks import blocks, text_config
 from esa_ray.models.observe import Site, observing
-from esa_ray.models.slots import input_device
-from esa_ray.resume import Resumable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedModel
+
+    from esa_ray.models.addressing import WeightTensor
 
 #: Patterns of all blocks that are looked at together take at most this many bytes.
 PATTERN_BYTES = 1 << 28
@@ -40,7 +39,7 @@ class Block(NamedTuple):
     """What one block shows, in each window: its heads' looks (N, H), and its tallest activation (N,)."""
 
     looks: Looks
-    spike: Tensor
+    spike: Tallest
 
 
 class Seen(NamedTuple):
@@ -63,6 +62,8 @@ class Attending:
         Token windows, integers of shape (N, T).
     batch_size
         Windows of one forward pass at most; fewer where patterns would take more than 256 MiB.
+    hold
+        How many blocks' hidden states to keep for resumption; None: all.
 
     Raises
     ------
@@ -70,90 +71,72 @@ class Attending:
         If the model has no attention that can be seen.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8):
-        self.model = model
-        #: Token windows (N, T), where the model reads them.
-        self.tokens = torch.as_tensor(np.asarray(windows), device=input_device(model))
-        #: The blocks that have attention.
+    def __init__(
+        self, model: PreTrainedModel, windows: np.ndarray, batch_size: int = 8, *, hold: int | None = None
+    ):  # fmt: skip
+        #: The blocks whose attention can be seen.
         self.blocks = _attending(model)
-        self._batches = self.tokens.split(_fitting(model, len(self.blocks), self.tokens.shape[1], batch_size))
+        size = _fitting(model, len(self.blocks), windows.shape[1], batch_size)
+        self.text = Text(model, windows, size, hold=hold)
         self._logits: list[Tensor] = []
-        self._resumable = self._resumed()
         #: What the intact model shows.
         self.intact = self.run()
 
-    def _resumed(self) -> Resumable | None:
-        try:
-            # Under the attention that shows its patterns, so that what is resumed is the same to the bit.
-            with observing(self.model, [Site("patterns", block) for block in self.blocks]):
-                return Resumable(
-                    self.model, self.tokens.cpu().numpy(), len(self._batches[0]), head_shortcut=False
-                )  # fmt: skip
-        except EsaError:
-            return None  # blocks read more of earlier ones than the hidden state
+    def prepare(self, tensor: WeightTensor) -> int | None:
+        """From which block on to run the model once this is damaged; None: all of it. Called while it is intact."""
+        return self.text.start(tensor)
 
-    @torch.inference_mode()
-    def run(self, first: int | None = None) -> Seen:
-        """What the model as it is now shows from block ``first`` on; None: all of it."""
-        start = None if self._resumable is None else first
+    def run(self, start: int | None = None) -> Seen:
+        """What the model as it is now shows from block ``start`` on; None: all of it."""
         shown = [block for block in self.blocks if start is None or block >= start]
-        sites = [Site(kind, block) for block in shown for kind in ("patterns", "residual")]
-        found: defaultdict[int, list[tuple[Looks, Tensor]]] = defaultdict(list)
-        told = []
-        for number, batch_BT in enumerate(self._batches):
-            with observing(self.model, sites) as seen:
-                logits_BTV = self._forward(start, number)
-            told.append(self._scored(number, logits_BTV, batch_BT))
-            for block in shown:
-                spike = tallest(seen[Site("residual", block)])
-                found[block].append((looks(seen[Site("patterns", block)]), spike))
-        nll, _, square = torch.cat(told).T.cpu().numpy()
-        positions = self.tokens.shape[1] - 1
-        return Seen({block: _joined(parts) for block, parts in found.items()}, nll, square / positions)
 
-    def _forward(self, start: int | None, number: int) -> Tensor:
-        if self._resumable is not None:
-            return self._resumable.logits(start, number)
-        with eval_mode(self.model):
-            return self.model(self._batches[number], use_cache=False).logits
+        def look(batch: Batch) -> tuple[dict[int, Block], Tensor, Tensor]:
+            found = {block: _block(batch, block) for block in shown}
+            return found, batch.nll_BT.sum(-1).cpu(), self._moved(batch).cpu()
 
-    def _scored(self, number: int, logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:
-        """Loss, hits and summed mean square of Δlogits of each window of a batch; the first logits are kept."""
-        if len(self._logits) == number:
-            large = self.tokens.numel() * logits_BTV.shape[-1] * logits_BTV.element_size() > LOGIT_BYTES
-            self._logits.append(in_file(logits_BTV) if large else logits_BTV)
-        here = logits_BTV.device
-        return scored(logits_BTV, batch_BT.to(here), _shift(self._logits[number].to(here)))
+        every, nll, square = zip(*self.text.run(look, start, self._sites(shown)), strict=True)
+        joined = {block: _joined([found[block] for found in every]) for block in shown}
+        return Seen(joined, torch.cat(nll).numpy(), torch.cat(square).numpy())
 
-    @torch.inference_mode()
+    def _sites(self, shown: Iterable[int]) -> list[Site]:
+        return [Site(kind, block) for block in shown for kind in ("patterns", "residual")]
+
+    def _moved(self, batch: Batch) -> Tensor:
+        """Mean square of each window's change of logits, scored positions alone; the first logits are kept."""
+        logits_BTV, first = batch.logits_BTV[:, :-1], batch.windows.start
+        if first >= sum(map(len, self._logits)):
+            large = self.text.tokens_NT.numel() * logits_BTV.shape[-1] * logits_BTV.element_size() > LOGIT_BYTES
+            self._logits.append(in_file(logits_BTV) if large else logits_BTV.clone())
+        number = first // len(self._logits[0])
+        return _shift(logits_BTV, self._logits[number].to(logits_BTV.device))
+
     def located(self) -> tuple[list[Spike], list[Sink]]:
         """Where the model as it is now has spikes and sinks, over all windows."""
-        patterns: defaultdict[int, list[Tensor]] = defaultdict(list)
+        keys: defaultdict[int, list[Tensor]] = defaultdict(list)
         residuals: defaultdict[int, list[Tensor]] = defaultdict(list)
-        sites = [Site(kind, block) for block in self.blocks for kind in ("patterns", "residual")]
-        for number in range(len(self._batches)):
-            with observing(self.model, sites) as seen:
-                self._forward(None, number)
+
+        def look(batch: Batch) -> None:
             for block in self.blocks:
-                patterns[block].append(seen[Site("patterns", block)].cpu())
-                residuals[block].append(seen[Site("residual", block)].cpu())
-        tokens = self.tokens.cpu()
-        return spikes(_cat(residuals), tokens), sinks(_cat(patterns), tokens)
+                keys[block].append(received(batch.seen[Site("patterns", block)]).cpu())
+                residuals[block].append(batch.seen[Site("residual", block)].cpu())
+
+        self.text.run(look, None, self._sites(self.blocks))
+        tokens = self.text.tokens_NT.cpu()
+        return spikes(_cat(residuals), tokens), looked_at(_cat(keys), tokens)
 
 
-def attended(intact: Attending, first: int | None = None) -> list[dict[str, Any]]:
+def attended(intact: Attending, start: int | None = None) -> list[dict[str, Any]]:
     """The columns of ``attention/`` from ``block`` to ``delta_nll``, and ``status``: a row a block that has attention.
 
     Called while the damage stands.
 
     Parameters
     ----------
-    first
-        The block of the damaged weights, from which on the model is run; None (what lies in no block, or in several)
-        runs all of it.
+    start
+        From which block on to run the model, as :meth:`Attending.prepare` said of the damaged tensor; None: all of it.
     """
-    before, now = intact.intact, intact.run(first)
-    delta = (now.nll - before.nll) / (intact.tokens.shape[1] - 1)
+    before, now = intact.intact, intact.run(start)
+    delta = (now.nll - before.nll) / (intact.text.tokens_NT.shape[1] - 1)
     shift = math.sqrt(float(now.square.mean()))
     status = "ok" if np.isfinite(delta).all() else "diverged"
     return [
@@ -165,21 +148,32 @@ def attended(intact: Attending, first: int | None = None) -> list[dict[str, Any]
 
 def _row(block: Block, ending: str = "") -> dict[str, Any]:
     heads = {f"{name}{ending}": values.mean(0).tolist() for name, values in block.looks._asdict().items()}
-    return heads | {f"spike{ending}": float(block.spike.mean())}
+    spike = {
+        "spike": float(block.spike.ratio.mean()), "spike_channel": int(block.spike.channel.mode().values),
+        "spike_first": float((block.spike.position == 0).double().mean()),
+    }  # fmt: skip
+    return heads | {f"{name}{ending}": value for name, value in spike.items()}
 
 
-def _shift(intact_BTV: Tensor) -> Divergence:
-    """Mean square over the vocabulary of how far each token's logits moved, their mean apart."""
-
-    def square(b: slice, t: slice, scores: Tensor, _: Tensor) -> Tensor:
-        return (scores - intact_BTV[b, t].float()).var(-1, correction=0).double()
-
-    return square
+def _block(batch: Batch, block: int) -> Block:
+    return Block(looks(batch.seen[Site("patterns", block)]), tallest(batch.seen[Site("residual", block)]))
 
 
-def _joined(parts: list[tuple[Looks, Tensor]]) -> Block:
+def _shift(logits_BTV: Tensor, intact_BTV: Tensor) -> Tensor:
+    """Mean square of how far logits lie from others, their mean over the vocabulary apart: (B,), float64."""
+    windows, positions, vocabulary = logits_BTV.shape
+    square_BT = torch.empty((windows, positions), dtype=torch.float64, device=logits_BTV.device)
+    for b, t in pieces(windows, positions, vocabulary, logits_BTV.device):
+        square_BT[b, t] = (logits_BTV[b, t].float() - intact_BTV[b, t].float()).var(-1, correction=0).double()
+    return square_BT.mean(-1)
+
+
+def _joined(parts: list[Block]) -> Block:
     every, tall = zip(*parts, strict=True)
-    return Block(Looks(*(torch.cat(same).double().cpu() for same in zip(*every, strict=True))), torch.cat(tall).cpu())
+    return Block(
+        Looks(*(torch.cat(same).double().cpu() for same in zip(*every, strict=True))),
+        Tallest(*(torch.cat(same).cpu() for same in zip(*tall, strict=True))),
+    )
 
 
 def _cat(parts: dict[int, list[Tensor]]) -> Iterable[tuple[int, Tensor]]:
@@ -187,15 +181,26 @@ def _cat(parts: dict[int, list[Tensor]]) -> Iterable[tuple[int, Tensor]]:
 
 
 def _attending(model: PreTrainedModel) -> list[int]:
-    """The blocks whose attention has weights of its own."""
-    there = {t.layer for t in catalogue(model).tensors if any(p.component in ("q", "k", "v", "o") for p in t.parts)}
-    found = sorted(layer for layer in there if layer is not None)
+    """The blocks whose attention can be seen.
+
+    Raises
+    ------
+    EsaError
+        If there are none.
+    """
+    found, why = [], f"{type(model).__name__} has no blocks, so no attention can be seen; leave attention out"
+    for block in range(blocks(model).depth):
+        try:
+            with observing(model, [Site("patterns", block)]):
+                found.append(block)
+        except EsaError as error:
+            why = str(error)
     if not found:
-        raise EsaError(f"{type(model).__name__} has no attention whose patterns could be seen; leave attention out")
+        raise EsaError(why)
     return found
 
 
-def _fitting(model: PreTrainedModel, blocks: int, positions: int, batch_size: int) -> int:
+def _fitting(model: PreTrainedModel, depth: int, positions: int, batch_size: int) -> int:
     """How many windows' patterns fit."""
     heads = int(getattr(text_config(model.config), "num_attention_heads", 1))
-    return max(1, min(batch_size, PATTERN_BYTES // (4 * blocks * heads * positions**2)))
+    return max(1, min(batch_size, PATTERN_BYTES // (4 * depth * heads * positions**2)))

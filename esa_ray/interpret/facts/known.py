@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +31,15 @@ def knows(model: PreTrainedModel, prompt: Prompt) -> bool:
 
 def logits_behind(model: PreTrainedModel, tokens_BT: Tensor, n: int) -> Tensor:
     """Logits (B, n, V) at the last ``n`` of T tokens, fp32; no others are made where the model can do without."""
-    some = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return answered(model, tokens_BT, n)[0]
+
+
+def answered(
+    model: PreTrainedModel, tokens_BT: Tensor, n: int, past: Any = None, *, cached: bool = False
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """The same behind what a cache holds, which is written to, and with the cache that ``cached`` asks for."""
+    some = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    behind = {} if past is None else {"past_key_values": past}
     with eval_mode(model):
-        found = model(input_ids=tokens_BT, use_cache=False, **({"logits_to_keep": n} if some else {})).logits
-    return found[:, -n:].float()
+        found = model(input_ids=tokens_BT, use_cache=cached or past is not None, **behind, **some)
+    return found.logits[:, -n:].float(), getattr(found, "past_key_values", None)

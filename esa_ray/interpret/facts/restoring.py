@@ -1,39 +1,32 @@
-"""A corrupted run with states of the clean run put back, many at once.
+"""Corrupted runs with states of the clean run put back, many at once.
 
 Legend: K corrupted runs, R rows of a batch, T tokens, H channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from esa_ray.errors import EsaError
-from esa_ray.interpret.facts.known import logits_behind
+from esa_ray.interpret.facts.runs import Runs
 from esa_ray.models.blocks import stack
-from esa_ray.models.exhaustion import out_of_memory
-from esa_ray.models.forwards import Forward, fed, hand_through, replaced
-from esa_ray.models.hooks import leaving
-from esa_ray.models.observe import Hold, Site, holding, observing
+from esa_ray.models.observe import Site, observing
 from esa_ray.models.slots import input_device
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Sublayer = Literal["residual", "attention", "ffn"]
 SUBLAYERS: tuple[Sublayer, ...] = ("residual", "attention", "ffn")
 #: Tokens of a batch.
 TOKENS = 1024
-#: A run that is resumed from a block may differ by this share of the logits from the whole run.
-TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,15 +38,18 @@ class Place:
     restored: int
 
     @property
-    def blocks(self) -> range:
-        """The blocks that it is put back in, as far as there are so many."""
-        return range(max(0, self.block - self.restored // 2), self.block + self.restored // 2 + 1)
+    def first(self) -> int:
+        """The first block that it is put back in."""
+        return max(0, self.block - self.restored // 2)
+
+    @property
+    def sites(self) -> list[Site]:
+        """All that is put back, as if there were no end of blocks."""
+        return [Site(self.sublayer, b) for b in range(self.first, self.block + self.restored // 2 + 1)]
 
 
 class Restoring:
     """A clean run of a prompt, corrupted runs of as many tokens, and what restoring states of the clean one does.
-
-    Runs are resumed from the first block that a state is restored in, on models that allow it; else they are run whole.
 
     Parameters
     ----------
@@ -65,109 +61,46 @@ class Restoring:
         The tokens of answer and alternative, whose logits at the end are compared.
     """
 
-    @torch.inference_mode()
     def __init__(
         self, model: PreTrainedModel, clean: Sequence[int], corrupted: np.ndarray, noise: np.ndarray,
         pair: tuple[int, int],
     ):  # fmt: skip
-        self.model, self.pair = model, pair
-        self._stack = stack(model)[1]
-        device = input_device(model)
-        self._noise = torch.as_tensor(noise, device=device)
-        self._tokens = torch.as_tensor(corrupted, dtype=torch.long, device=device)
+        every = (Site(sublayer, block) for block in range(len(stack(model)[1])) for sublayer in SUBLAYERS)
         #: The sites that there are, block by block.
-        self.sites = [
-            site for block in range(len(self._stack)) for s in SUBLAYERS if _there(model, site := Site(s, block))
-        ]
-        tokens = torch.cat([torch.tensor([list(clean)], device=device), self._tokens])
-        noises = torch.cat([torch.zeros_like(self._noise[:1]), self._noise])
-        self._lengths: list[int | None] = []
-        entrance = Site("residual", -1)
-        with observing(model, [entrance, *self.sites]) as seen, self._watched(), self._noised(noises):
-            d = self._differences(tokens)
+        self.sites = [site for site in every if _there(model, site)]
+        device = input_device(model)
+        tokens = torch.as_tensor(np.vstack([np.array([clean]), corrupted]), dtype=torch.long, device=device)
+        noises = torch.as_tensor(np.concatenate([np.zeros_like(noise[:1]), noise]), device=device)
+        self._runs = Runs(model, tokens, noises, pair, self.sites)
+        d = self._runs.differences.cpu().numpy()
         #: z(answer) − z(alternative) of the clean run, and of the corrupted ones (K,).
-        self.clean, self.corrupted = float(d[0]), d[1:].cpu().numpy()
-        self._intact = {site: seen[site][:1] for site in self.sites}
-        self._entering = [seen[entrance], *(seen[Site("residual", b)] for b in range(len(self._stack) - 1))]
-        self._resumes = self._checked(tokens, d)
+        self.clean, self.corrupted = float(d[0]), d[1:]
 
     def effects(self, places: Sequence[Place], positions: Sequence[int]) -> np.ndarray:
         """What restoring a place at a position gives back of z(answer) − z(alternative): (places, positions, K)."""
         found = np.empty((len(places), len(positions), len(self.corrupted)))
-        order = sorted(range(len(places)), key=lambda i: places[i].blocks[0])
-        for first, group in groupby(order, key=lambda i: places[i].blocks[0]):
-            rows = [(i, p, k) for i in group for p in range(len(positions)) for k in range(len(self.corrupted))]
-            size = max(1, TOKENS // self._tokens.shape[1])
+        for first, (p, position) in product(sorted({place.first for place in places}), enumerate(positions)):
+            mine = [i for i, place in enumerate(places) if place.first == first]
+            rows = list(product(mine, range(len(self.corrupted))))
+            size = max(1, TOKENS // self._runs.tokens.shape[1])
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
-                d = self._restored(first, [(places[i], positions[p], k) for i, p, k in some])
-                for (i, p, k), value in zip(some, d, strict=True):
+                d = self._restored(first, position, [(places[i], k) for i, k in some])
+                for (i, k), value in zip(some, d.tolist(), strict=True):
                     found[i, p, k] = value - self.corrupted[k]
         return found
 
-    @torch.inference_mode()
-    def _restored(self, first: int, rows: Sequence[tuple[Place, int, int]]) -> np.ndarray:
+    def _restored(self, first: int, position: int, rows: Sequence[tuple[Place, int]]) -> Tensor:
         """z(answer) − z(alternative) of some corrupted runs with a place restored in each, (R,)."""
-        runs = torch.tensor([k for *_, k in rows], device=self._tokens.device)
         masks: dict[Site, Tensor] = {}
-        for row, (place, position, _) in enumerate(rows):
-            for site in self._covered(place):
-                mask = masks.setdefault(site, torch.zeros(len(rows), self._tokens.shape[1], dtype=torch.bool))
-                mask[row, position] = True
-        holds = [Hold(site, self._intact[site], mask) for site, mask in masks.items()]
-        tokens = self._tokens[runs]
-        with holding(self.model, holds):
-            if not self._resumes:
-                with self._noised(self._noise[runs]):
-                    return self._differences(tokens).cpu().numpy()
-            state = self._entering[first]
-            with replaced(self._resumed(first, state[1 + runs.to(state.device)])):
-                return self._differences(tokens).cpu().numpy()
-
-    def _covered(self, place: Place) -> list[Site]:
-        return [site for block in place.blocks if (site := Site(place.sublayer, block)) in self._intact]
-
-    def _differences(self, tokens_RT: Tensor) -> Tensor:
-        logits_RV = logits_behind(self.model, tokens_RT, 1)[:, 0].double()
-        return logits_RV[:, self.pair[0]] - logits_RV[:, self.pair[1]]
-
-    def _resumed(self, first: int, state: Tensor) -> dict[nn.Module, Forward]:
-        pairs = zip(self._stack[:first], self._lengths, strict=False)
-        forwards: dict[nn.Module, Forward] = {block: partial(hand_through, length) for block, length in pairs}
-        return forwards | {self._stack[first]: partial(fed, self._stack[first].forward, state)}
-
-    def _checked(self, tokens: Tensor, d: Tensor) -> bool:
-        """Whether resumed runs are whole runs: not where blocks read more of earlier ones than the hidden state."""
-        for first in {len(self._stack) // 2, len(self._stack) - 1}:
-            try:
-                with replaced(self._resumed(first, self._entering[first])):
-                    off = (self._differences(tokens) - d).abs()
-            except Exception as error:  # whatever a model raises that misses what its earlier blocks would have left
-                if out_of_memory(error):
-                    raise
-                return False
-            if not bool((off <= TOLERANCE * (1 + d.abs())).all()):
-                return False
-        return True
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Notes how each block returns its state: as a tensor (None), or in a tuple of some length."""
-
-        def leave(_: tuple, __: dict, output: Any) -> None:
-            self._lengths.append(len(output) if isinstance(output, tuple) else None)
-
-        with ExitStack() as hooks:
-            for block in self._stack:
-                hooks.enter_context(leaving(block, leave))
-            yield
-
-    @contextmanager
-    def _noised(self, noise_RTH: Tensor) -> Iterator[None]:
-        """Noise on the embeddings of each row."""
-        embedding: Any = self.model.get_input_embeddings()
-        with leaving(embedding, lambda _, __, output: output + noise_RTH.to(output)):
-            yield
+        there = frozenset(self.sites)
+        nowhere = torch.zeros(len(rows), self._runs.tokens.shape[1], dtype=torch.bool)
+        for row, (place, _) in enumerate(rows):
+            for site in place.sites:
+                if site in there:
+                    masks.setdefault(site, nowhere.clone())[row, position] = True
+        runs = torch.tensor([1 + k for _, k in rows], device=self._runs.tokens.device)
+        return self._runs.again(first, position, runs, masks)
 
 
 def _there(model: PreTrainedModel, site: Site) -> bool:

@@ -1,0 +1,280 @@
+"""Roles that were planted in rows are found, and no others; each number against one that is known by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import analysis
+from analysis.roles.assigned import assigned, counted
+from analysis.roles.damages import damages
+from analysis.roles.false import false_roles
+from analysis.roles.goals import role_goals
+from analysis.roles.mediation import mediation, share
+from analysis.roles.stability import jaccard, kappa, role_stability
+from analysis.roles.table import leading, weight_roles
+from tests.analysis.roled import STRONG, TENSORS, mediation_row, planted, role_row, subject, written
+
+HOLDERS = {1: {"spike": 0.9, "sink": 0.8}, 2: {"sink": 0.7}, 3: {"frequency": 0.95}, 4: {"spike": 0.2}}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("roles"), **planted(HOLDERS))
+
+
+def held(study):
+    return set(leading(study).filter("holds").select("rank", "role").iter_rows())
+
+
+def test_planted_roles_are_found_and_no_others(study):
+    assert held(study) == {(1, "spike"), (1, "sink"), (2, "sink"), (3, "frequency")}
+
+
+def test_a_role_that_is_necessary_but_not_mediated_does_not_hold(study):
+    row = leading(study).filter((pl.col("rank") == 4) & (pl.col("role") == "spike")).row(0, named=True)
+    assert (row["necessary"], row["holds"]) == (True, False)
+    assert row["mediated"] == pytest.approx(0.2)
+
+
+def test_a_change_is_told_against_the_geometric_mean_of_its_tensors_matched_weights(study):
+    row = leading(study).filter((pl.col("rank") == 1) & (pl.col("role") == "spike")).row(0, named=True)
+    matched = study.roles.filter((pl.col("group") == "matched_k") & (pl.col("role") == "spike")
+                                 & (pl.col("tensor") == row["tensor"]))["change"].to_numpy()  # fmt: skip
+    assert (row["matched"], len(matched)) == (5, 5)
+    assert row["times"] == pytest.approx(abs(row["change"]) / np.exp(np.log(np.abs(matched)).mean()))
+
+
+def test_p_is_corrected_over_all_leading_weights_and_roles(study):
+    table = leading(study)
+    p = np.sort(table["p"].to_numpy())
+    steps = p * len(p) / np.arange(1, len(p) + 1)
+    by_hand = np.minimum.accumulate(steps[::-1])[::-1]
+    assert np.sort(table["q"].to_numpy()) == pytest.approx(np.minimum(by_hand, 1))
+    assert len(p) == 40 * 3
+
+
+def test_a_mediator_that_matters_to_matched_weights_too_is_not_specific(tmp_path):
+    # matched weights lose 0.0001 nats, and holding gives all of it back: 5% of what it gives back of 0.001
+    found = planted({1: {"spike": 0.9}, 2: {"sink": 0.9}}, costs={1: 1.0, 2: 0.001}, leak=1.0)
+    table = leading(written(tmp_path, **found)).filter("necessary").sort("rank")
+    assert table["specific"].to_list() == [True, False]
+    assert table["holds"].to_list() == [True, False]
+
+
+def test_a_bottleneck_carries_the_damage_of_matched_weights_too(tmp_path):
+    found = planted({1: {"spike": 0.9}, 2: {"sink": 0.9}}, leak=0.25)
+    table = leading(written(tmp_path, **found)).filter("necessary")
+    assert table["others_share"].to_list() == pytest.approx([0.25, 0.25])
+
+
+def test_a_weight_that_has_no_such_mediator_is_told_so_and_not_missing(tmp_path):
+    found = planted({1: {"bigram": 0.9}}, roles=("bigram",))
+    for row in found["mediations"]:
+        if row["rank"] == 1 and row["group"] == "super":
+            row |= {"status": "empty", "error": "block 0 is before it", "delta_nll": None, "held_nll": None}
+    row = leading(written(tmp_path, **found)).filter("necessary").row(0, named=True)
+    assert (row["why_unmediated"], row["holds"], row["missing"]) == ("block 0 is before it", False, False)
+
+
+def test_without_mediations_nothing_holds_and_that_is_said(tmp_path):
+    study = written(tmp_path, **planted(HOLDERS, mediate=False))
+    assert not held(study)
+    assert leading(study)["missing"].sum() == 5
+    goals = {r["goal"]: r for r in role_goals(study).to_dicts()}
+    assert goals["weights"]["status"] == "open"
+    assert "weren't held" in goals["weights"]["why_not"]
+
+
+def test_confidence_needs_the_order_of_the_predictions_kept(tmp_path):
+    found = planted({1: {"confidence": 0.9}, 2: {"confidence": 0.9}}, roles=("confidence",))
+    for row in found["roles"]:
+        row["condition"] = 0.5 if row["rank"] == 2 else 0.97
+    table = leading(written(tmp_path, **found)).filter(pl.col("rank") <= 2).sort("rank")
+    assert table["holds"].to_list() == [True, False]
+    assert table["unmet"].to_list() == [False, True]
+
+
+def test_tensors_without_matched_weights_have_no_p_and_say_why(tmp_path):
+    found = planted({})
+    found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] != TENSORS[1]]
+    table = leading(written(tmp_path, **found)).filter(pl.col("tensor") == TENSORS[1])
+    assert table["p"].null_count() == len(table) > 0
+    assert set(table["why_not"]) == {"no matched weight of its tensor was damaged"}
+
+
+def test_rows_that_are_empty_are_told_and_never_count_as_zero(tmp_path):
+    found = planted({1: {"sink": 0.9}}, roles=("sink",))
+    rng = np.random.default_rng(0)
+    for rank in (1, 2):
+        told = subject("super", rank, TENSORS[rank], 0)
+        nothing = {"change": None, "changes": None, "delta_nll": None}
+        found["roles"].append(role_row(told, "spike", 1.0, 1.0, rng) | nothing | {
+            "status": "empty", "error": "no position has a spike"})  # fmt: skip
+    table = leading(written(tmp_path, **found)).filter(pl.col("role") == "spike")
+    assert table["p"].null_count() == 2
+    assert table["why_not"].to_list() == ["no position has a spike"] * 2
+
+
+# mediation ----------------------------------------------------------------------------------------------------------
+def test_a_share_of_the_damage_is_a_ratio_of_sums_over_windows():
+    damage, part = np.array([1.0, 3.0, 2.0, 2.0]), np.array([0.5, 1.5, 1.1, 0.9])
+    told = share(part, damage)
+    assert told["share"] == pytest.approx(4.0 / 8.0)
+    assert told["low"] < 0.5 < told["high"]
+
+
+def test_a_share_of_damage_that_cannot_be_told_from_nothing_is_none():
+    assert share(np.array([0.1, 0.2, 0.1]), np.array([1.0, -1.0, 0.1]))["share"] is None
+
+
+def test_the_interval_of_a_mediated_share_covers_the_truth():
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(200):
+        damage = 1 + 0.3 * rng.normal(size=8)
+        told = share(0.6 * damage + 0.1 * rng.normal(size=8), damage)
+        inside += told["low"] <= 0.6 <= told["high"]
+    assert 180 <= inside <= 200  # 95% of 200, ± three standard errors
+
+
+def test_mediation_is_one_where_the_mediator_is_the_only_path(tmp_path):
+    row = leading(written(tmp_path, **planted({1: {"spike": 1.0}}))).filter("holds").row(0, named=True)
+    assert (row["mediated"], row["mediated_low"], row["converse"]) == pytest.approx((1.0, 1.0, 1.0))
+
+
+# counting -----------------------------------------------------------------------------------------------------------
+def test_shares_of_weights_and_of_damage_are_counted_by_hand(study):
+    rows = {r["role"]: r for r in assigned(study).to_dicts()}
+    mass = np.array([1 / rank for rank in range(1, 41)])
+    assert (rows["any role"]["weights"], rows["any role"]["of"], rows["unassigned"]["weights"]) == (3, 40, 37)
+    assert rows["any role"]["mass"] == pytest.approx(mass[:3].sum() / mass.sum())
+    assert rows["sink"]["mass"] == pytest.approx(mass[:2].sum() / mass.sum())
+    assert (rows["spike"]["necessary"], rows["spike"]["mediated"], rows["spike"]["weights"]) == (2, 1, 1)
+    # Clopper and Pearson of 3 of 40
+    assert (rows["any role"]["low"], rows["any role"]["high"]) == pytest.approx((0.0157, 0.2039), abs=1e-4)
+    assert rows["any role"]["mass_low"] < rows["any role"]["mass"] < rows["any role"]["mass_high"]
+    assert rows["any role"]["mass_high"] - rows["any role"]["mass_low"] < 0.1  # windows differ by 5%
+
+
+def test_weights_whose_loss_does_not_rise_are_in_no_denominator(tmp_path):
+    study = written(tmp_path, **planted({1: {"spike": 0.9}}, leading=4, costs={3: -0.2, 4: 0.0}))
+    assert counted(study)["rank"].to_list() == [1, 2]
+    row = assigned(study).filter(pl.col("role") == "any role").row(0, named=True)
+    assert (row["of"], row["inert"], row["weights"]) == (2, 2, 1)
+
+
+def test_a_weight_that_is_inert_alone_counts_by_its_set(tmp_path):
+    found = planted({1: {"spike": 0.9}}, leading=2, costs={2: 0.0})
+    rng = np.random.default_rng(0)
+    for role in ("spike", "sink", "frequency"):
+        for rank, tensor in ((2, TENSORS[2]),):
+            told = subject("super", rank, tensor, 0, unit="row")
+            found["roles"].append(role_row(told, role, STRONG * 100 if role == "sink" else 0.1, 0.4, rng))
+    for tensor in TENSORS:
+        for number in range(1, 6):
+            told = subject("matched_k", 1, tensor, number, unit="row")
+            found["roles"] += [role_row(told, role, rng.normal(), 1e-4, rng) for role in ("spike", "sink", "frequency")]
+            found["mediations"].append(mediation_row(told, "sink", 1e-4, 0.0, rng))
+    found["mediations"].append(mediation_row(subject("super", 2, TENSORS[2], 0, unit="row"), "sink", 0.4, 0.8, rng))
+    study = written(tmp_path, **found)
+    table = counted(study)
+    assert table["roles"].to_list() == [["spike"], ["sink"]]
+    assert table["own"].to_list() == [["spike"], []]
+    assert table["cost"].to_list() == pytest.approx([1.0, 0.0])
+    assert assigned(study).filter(pl.col("role") == "any role")["sets"].to_list() == [1]
+
+
+def test_a_role_that_the_model_lacks_hides_no_damage(tmp_path):
+    found = planted({1: {"sink": 0.9}}, roles=("spike", "sink"))
+    for row in found["roles"]:
+        if row["role"] == "spike":
+            row |= {"status": "empty", "delta_nll": None, "change": None, "error": "no spike"}
+    study = written(tmp_path, **found)
+    assert damages(study).filter(pl.col("rank") <= 2)["cost"].head(2).to_list() == pytest.approx([1.0, 0.5])
+    assert held(study) == {(1, "sink")}
+
+
+def test_a_null_of_few_weights_leaves_goals_open(tmp_path):
+    found = planted({1: {"spike": 0.9}}, leading=5, per=1)
+    tensors = TENSORS[:4]
+    found["roles"] += [r for r in planted({}, leading=0, per=2)["roles"] if r["tensor"] in tensors and r["row"] == 2]
+    found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] in tensors]
+    study = written(tmp_path, **found)
+    assert set(leading(study)["null"].drop_nulls()) == {8}
+    goal = {r["goal"]: r for r in role_goals(study).to_dicts()}["weights"]
+    assert (goal["status"], goal["why_not"][:27]) == ("open", "8 matched weights are too f")
+
+
+def test_damage_that_diverged_is_above_the_noise(tmp_path):
+    found = planted({}, leading=3)
+    for row in found["roles"]:
+        if row["rank"] == 2 and row["group"] == "super":
+            row |= {"status": "diverged", "delta_nll": None, "change": None}
+    row = damages(written(tmp_path, **found)).filter((pl.col("rank") == 2) & (pl.col("group") == "super"))
+    assert (row["cost"][0], row["above_noise"][0]) == (float("inf"), True)
+
+
+# false roles --------------------------------------------------------------------------------------------------------
+def test_matched_weights_get_no_roles_where_the_null_is_right(study):
+    rows = {r["role"]: r for r in false_roles(study).to_dicts()}
+    assert (rows["any role"]["matched"], rows["any role"]["false"]) == (100, 0)
+    assert rows["spike"]["nominal"] <= 12  # 5% of 100, and three standard errors
+
+
+def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
+    found = planted(HOLDERS)
+    rng = np.random.default_rng(1)
+    wrong = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
+    wrong["change"] *= 1e6
+    told = {k: wrong[k] for k in subject("matched_k", 1, TENSORS[0], 1)}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] != wrong["subject"]]
+    found["mediations"].append(mediation_row(told, "spike", 0.01, 0.9, rng))
+    row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (row["necessary"], row["held"], row["false"], row["share"]) == (1, 1, 1, 0.01)
+
+
+def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path):
+    found = planted(HOLDERS)
+    changed = [r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1][:2]
+    for row, cost in zip(changed, (0.01, 0.0), strict=True):  # the second costs nothing: no share of that is mediated
+        row["change"] *= 1e6
+        row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
+    gone = {row["subject"] for row in changed}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] not in gone]
+    row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (row["necessary"], row["held"], row["false"]) == (2, 0, 1)
+
+
+# stability ----------------------------------------------------------------------------------------------------------
+def test_agreement_of_counts_known_by_hand():
+    assert jaccard(np.array([3, 1, 2, 94])) == pytest.approx(0.5)
+    # observed 0.97; expected 0.04·0.05 + 0.96·0.95 = 0.914
+    assert kappa(np.array([3, 1, 2, 94])) == pytest.approx((0.97 - 0.914) / (1 - 0.914))
+
+
+def test_the_same_roles_by_other_seeds_and_kinds_agree_wholly(tmp_path):
+    study = written(tmp_path, seeds=(1, 2), **planted(HOLDERS, seeds=(1, 2), edits=("zero", "sign_flip")))
+    table = role_stability(study)
+    assert sorted(table["over"]) == ["edit", "edit", "seed", "seed"]
+    assert table["kappa"].to_list() == pytest.approx([1.0] * 4)
+    assert set(table["of"]) == {"roles"}
+    goal = {r["goal"]: r for r in role_goals(study).to_dicts()}["stability"]
+    assert (goal["status"], goal["why_not"]) == ("open", "texts weren't compared")
+
+
+def test_other_roles_by_another_text_disagree(tmp_path):
+    studies = [written(tmp_path / name, source=name, **planted(holders, noise=n))
+               for n, (name, holders) in enumerate((("pydoc", HOLDERS), ("pysource", {5: {"sink": 0.9}})))]  # fmt: skip
+    assert role_stability(studies[0], studies[0]).is_empty()
+    row = role_stability(*studies).row(0, named=True)
+    assert (row["over"], row["both"], row["only_one"], row["only_other"]) == ("text", 0, 4, 1)
+    assert row["jaccard"] == 0
+    assert row["kappa_high"] < 0.1
+    assert {r["goal"]: r["status"] for r in role_goals(*studies).to_dicts()}["stability"] == "fails"
+
+
+def test_the_table_has_the_columns_that_are_promised(study):
+    promised = {"tensor", "layer", "component", "row", "col", "seed", "role", "change", "p", "q", "mediated",
+                "mediated_low", "specific", "holds"}  # fmt: skip
+    assert promised <= set(weight_roles(study).columns)
+    assert not analysis.load(study.directory).roles.is_empty()
+    assert len(mediation(study)) == len(study.mediations)
