@@ -49,6 +49,7 @@ analysis.damages(study), analysis.mediation(study)                # … what eac
 analysis.false_roles(study), analysis.role_stability(study, other)    # … how many are false; seeds, texts, kinds
 analysis.foretold_changes(study), analysis.role_goals(study)      # … what the gradient tells; what was aimed at
 analysis.attention_changes(study), analysis.dissociation(study)   # attention under damage; spikes without sinks
+analysis.attention_partials(study), analysis.intact_attention(study)  # … what loss goes with; where sinks are
 analysis.known_facts(study), analysis.traced(study)               # facts: which are known, and where they come back
 analysis.consistency(study), analysis.traced_sensitivity(study)   # … do ways of asking agree; is it sensitive there
 analysis.timeline(study), analysis.utilisation(study)             # how it ran: when, where, how busy
@@ -84,7 +85,7 @@ from analysis.report.page import save_tables, write_report
 from analysis.report.terminal import print_summary
 from analysis.report.verdicts import Verdict, verdicts
 from analysis.roles.assigned import assigned
-from analysis.roles.attention import attention_changes
+from analysis.roles.attention import attention_changes, attention_partials, intact_attention
 from analysis.roles.damages import damages
 from analysis.roles.dissociation import dissociation
 from analysis.roles.false import false_roles
@@ -151,6 +152,7 @@ __all__ = [
     "attack_runs",
     "attacks_against",
     "attention_changes",
+    "attention_partials",
     "baseline",
     "block_errors",
     "blocks",
@@ -195,6 +197,7 @@ __all__ = [
     "how_far",
     "injections",
     "inserted",
+    "intact_attention",
     "interaction",
     "jaccard",
     "jaccard_by_k",

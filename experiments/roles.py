@@ -22,21 +22,25 @@ SEEDS = (1337, 123)
 #: The first is what roles are assigned by; the others repeat it.
 EDITS = tuple(PerturbSpec.parse(label) for label in ("zero", "sign_flip", "scale-0.8"))
 #: Leading weights; of those whose roles are tried by other kinds of damage in the larger model.
-TOP, TRIED, NULL = 100, 30, 5
+TOP, TRIED = 100, 30
+#: Matched weights of each tensor: more in the zoo, where leading weights lie in few tensors; and draws of them.
+NULL, ZOO_NULL, DRAWS = 5, 40, 5
 #: The text, and the one that roles are to be the same on.
 TEXT, OTHER = "pydoc", "pysource"
-WINDOWS = 8
+#: A weight of a small model costs little, and more windows tell it from noise; there they are cheap.
+WINDOWS, ZOO_WINDOWS = 8, 32
 
 
 def study(model: str, source: str = TEXT, *, top: int = TOP, seeds: tuple[int, ...] = SEEDS, **asked: Any) -> StudySpec:
     """The roles of a model's leading weights on a text; ``asked`` are fields of the roles' spec."""
     zoo = model.startswith(PREFIX)
+    null, windows = (ZOO_NULL, ZOO_WINDOWS) if zoo else (NULL, WINDOWS)
     name = model.removeprefix(PREFIX) if zoo else "smollm2-135m"
-    text = DataSpec(source=source, calibration_windows=128, evaluation_windows=WINDOWS, bos="auto" if zoo else "always")
+    text = DataSpec(source=source, calibration_windows=128, evaluation_windows=windows, bos="auto" if zoo else "always")
     return StudySpec(
         name=name if source == TEXT else f"{name}-{source}", model=ModelSpec(source=model), data=text,
         scores=(ScoreSpec(metric="grad_x_weight_abs", mode="global"),), topk=(top,), seeds=seeds,
-        groups=("super", "matched_k"), control_draws=NULL, roles=RoleSpec(null_weights=NULL, windows=WINDOWS, **asked),
+        groups=("super", "matched_k"), control_draws=DRAWS, roles=RoleSpec(null_weights=null, windows=windows, **asked),
     )  # fmt: skip
 
 

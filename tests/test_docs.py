@@ -34,6 +34,7 @@ OF_COMMANDS = (
     "checkpoints.md",
     "tuning.md",
     "security.md",
+    "roles.md",
 )
 
 
@@ -88,14 +89,15 @@ def check_esa(words):
         if words[0].isupper():  # COMMAND stands for any
             return
         command, words = deeper[words[0]], words[1:]
-    known = {name for option in command.params for name in option.opts} | {"--help"}
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
 
 
 def check_option(option):
     """Whether some command of ``esa`` has an option."""
     esa: Any = typer.main.get_command(app)
-    assert any(option in each.opts for command in esa.commands.values() for each in command.params), option
+    every = (each for command in esa.commands.values() for each in command.params)
+    assert any(option in (*each.opts, *each.secondary_opts) for each in every), option
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

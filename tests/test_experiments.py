@@ -8,15 +8,31 @@ import typer
 
 from analysis.compression.goals import GOALS
 from analysis.compression.points import published, setting_label
+from analysis.roles.assigned import TOP
 from analysis.security.detection.columns import FEWEST
 from analysis.security.goals import ARM, ARMS_RIVALS
 from analysis.tuning import goals as tuning_goals
 from esa_ray.models.zoo.recipes import recipe
-from esa_ray.spec import ARMS, ATTACKS, DEFENCES, INSERTIONS, MITIGATIONS, NEGATIVES, PROTECTIONS, STORED, grouped
+from esa_ray.spec import (
+    ARMS,
+    ATTACKS,
+    CORRUPTIONS,
+    DEFENCES,
+    FACTS,
+    INSERTIONS,
+    MITIGATIONS,
+    NEGATIVES,
+    PROTECTIONS,
+    ROLES,
+    STORED,
+    grouped,
+)
 from experiments import __main__ as command
 from experiments import (
     attacks,
+    attention,
     backdoors,
+    facts,
     faults,
     protection,
     protection_again,
@@ -26,6 +42,7 @@ from experiments import (
     quantization,
     quantization_zoo,
     robustness,
+    roles,
     tuning,
     tuning_135m,
 )
@@ -296,3 +313,32 @@ def test_every_mitigation_is_tried_and_every_choice_of_weights_has_as_many_rando
 def test_populations_are_compared_though_they_rank_nothing(executed, tmp_path):
     assert run("backdoors", tmp_path) == 0
     assert executed["compared"] == [([place for _, place in executed["runs"][0]], str(tmp_path))]
+
+
+def test_roles_are_repeated_by_seeds_texts_and_kinds_in_the_larger_model_and_three_architectures():
+    by_model = defaultdict(list)
+    for study in roles.studies():
+        by_model[study.model.source].append(study)
+    assert len(by_model) == 4
+    zoo = [recipe(model.removeprefix("zoo:")).architecture for model in by_model if model.startswith("zoo:")]
+    assert len(set(zoo)) == 3
+    for mine in by_model.values():
+        assert any(len(study.seeds) > 1 for study in mine)
+        assert len({study.data.source for study in mine}) == 2
+        assert any({edit.kind for edit in study.roles.edits} >= {"zero", "sign_flip", "scale"} for study in mine)
+        assert max(max(study.topk) for study in mine) == TOP
+        assert all(study.roles.edits[0].label == "zero" and study.roles.roles == ROLES for study in mine)
+    names = [study.name for study in roles.studies()]
+    assert len(set(names)) == len(names)
+
+
+def test_attention_is_seen_under_more_damages_than_roles_are_asked_of():
+    studies = attention.studies()
+    assert {s.model.source for s in studies} == {s.model.source for s in roles.studies()}
+    assert all(max(s.topk) > TOP and s.roles.attention and s.roles.roles == ("spike", "sink") for s in studies)
+
+
+def test_facts_are_asked_in_three_ways_and_corrupted_in_both():
+    asked = facts.study().facts
+    assert (asked.paraphrases, asked.corruptions, asked.sources) == (3, CORRUPTIONS, FACTS)
+    assert len(asked.restored) == 2

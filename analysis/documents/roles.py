@@ -11,12 +11,13 @@ import polars as pl
 
 from analysis.comparison.loading import below, model_name
 from analysis.report import wording
+from analysis.report.attention_verdicts import attention_verdicts
 from analysis.report.figures import charts
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.role_verdicts import role_verdicts
 from analysis.report.sections import answered
 from analysis.report.sections.faults import shares
-from analysis.report.sections.roles import at_first, called
+from analysis.report.sections.roles import at_first, called, mass_words
 from analysis.report.verdicts import Verdict
 from analysis.roles.assigned import ANY, NONE, assigned
 from analysis.roles.false import false_roles
@@ -71,6 +72,8 @@ def found(studies: Mapping[str, Study]) -> dict[str, Any]:
                  for v in role_verdicts(*s)]  # fmt: skip
     verdicts += [replace(v, id=f"{v.id}, {model_name(s)}") for key, s in studies.items()
                  if key.startswith("facts/") for v in role_verdicts(s)]  # fmt: skip
+    verdicts += [replace(v, id=f"{v.id}, {model_name(s)}") for key, s in studies.items()
+                 if key.startswith("attention/") for v in attention_verdicts(s)]  # fmt: skip
     sections = [*_across(studies), *(_named(key, s) for key in _told(studies) for s in _sections(key, studies))]
     return {
         "sources": sources, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],
@@ -114,7 +117,7 @@ def _across(studies: Mapping[str, Study]) -> Iterator[Section]:
         )
         rows.append([
             name, f"{r['weights']} of {r['of']}", f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}",
-            f"{wording.percent(r['mass'])} {shares(r['mass_low'], r['mass_high'])}",
+            mass_words(r),
             f"{false[0]['false']} of {false[0]['matched']}" if false else "–",
             ", ".join(f"{x['weights']} {called(x['role'], x['weights'])}" for x in held) or "–",
         ])  # fmt: skip
@@ -126,9 +129,8 @@ def _across(studies: Mapping[str, Study]) -> Iterator[Section]:
         "across_roles", "All models: what do the weights do that they hang on?",
         "; ".join(f"{r[0]}: {r[1]} leading weights hold a role, and bear {r[3]} of the damage" for r in rows) + ".",
         "As in the models' own sections, by the first kind of damage and seed. Agreement is between seeds, kinds of "
-        "damage "
-        "and texts of one model: κ over all pairs of a role and a leading weight that both damaged, 95% intervals by a "
-        "bootstrap over weights.",
+        "damage and texts of one model: κ over all pairs of a role and a leading weight that both damaged, 95% "
+        "intervals by a bootstrap over weights.",
         tables=[Table(["<model", "<hold a role", "<share of the weights", "<share of the damage", "matched that would",
                        "~roles"], rows),
                 Table(["<model", "<differing in", "<one", "<other", "<of", "weights", "<κ", "<Jaccard"], agree,
@@ -161,7 +163,7 @@ def draw(studies: Mapping[str, Study], directory: Path, name: str, width: int = 
     """Write the figures that the document shows."""
     for key in _told(studies):
         drawn = charts(studies[key])
-        shown = {f.chart for s in _sections(key, studies) for part in (s, *s.cards) for f in part.figures}
+        shown = {f.chart for s in _sections(key, studies) for f in s.every_figure}
         for chart in sorted(shown):
             path = directory / f"{name}-{key.replace('/', '-')}-{chart}.svg"
             drawn[chart].properties(width=width).save(str(path), format="svg")

@@ -79,6 +79,11 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
 
+    @property
+    def every_figure(self) -> list[Figure]:
+        """Its figures and those of its cards."""
+        return [*self.figures, *(f for card in self.cards for f in card.figures)]
+
 
 def score_order(study: Study) -> dict[tuple[str, str], int]:
     """Where each (metric, mode) stands in the study, to sort tables as it was asked."""

@@ -63,7 +63,7 @@ def answered(study: Study, drawn: set[str], part: Subset | None = None) -> list[
     extensions.load()
     made = [q.answer(study) for q in QUESTIONS.values() if part in (None, q.part)]
     sections = [section for section in made if section is not None]
-    if unknown := {f.chart for s in sections for part in (s, *s.cards) for f in part.figures} - set(FIGURES):
+    if unknown := {f.chart for s in sections for f in s.every_figure} - set(FIGURES):
         raise KeyError(f"sections name figures that nobody draws: {', '.join(sorted(unknown))}")
     return [
         replace(s, **_shown(s, drawn), cards=[replace(card, **_shown(card, drawn)) for card in s.cards])

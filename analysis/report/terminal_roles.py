@@ -13,7 +13,7 @@ from analysis.report import wording
 from analysis.report.sections.facts import NAMES
 from analysis.report.sections.faults import shares
 from analysis.report.sections.role_cards import cost
-from analysis.report.sections.roles import at_first, mediated_words, ordered, place
+from analysis.report.sections.roles import at_first, mass_words, mediated_words, ordered, place
 from analysis.roles.assigned import assigned
 from analysis.roles.cards import told
 from analysis.roles.tracing import known_facts, traced
@@ -30,7 +30,7 @@ def _counts(study: Study) -> Table:
         table.add_column(name, justify="right" if name == "weights" else "left")
     for r in ordered(at_first(assigned(study), study)):
         part = f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}"
-        mass = f"{wording.percent(r['mass'])} {shares(r['mass_low'], r['mass_high'])}"
+        mass = mass_words(r)
         table.add_row(r["role"], f"{r['weights']}/{r['of']}", escape(part), escape(mass))
     return table
 

@@ -13,6 +13,7 @@ from analysis.damage.changed import unlike_words
 from analysis.damage.dose import dose_response
 from analysis.damage.effects import comparisons, effects
 from analysis.names import about, unit_of
+from analysis.report.attention_verdicts import attention_verdicts
 from analysis.report.backdoor_verdicts import backdoor_verdicts
 from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.criteria import Status, Verdict, judge
@@ -293,7 +294,7 @@ def verdicts(study: Study) -> list[Verdict]:
     if study.spec.get("protocols") or unit_of(study) != "weight":  # the criteria on damage are about single weights
         return protocol_verdicts(study)
     applied = [*compression_verdicts(study), *tuning_verdicts(study), *security_verdicts(study)]
-    applied += [*backdoor_verdicts([study]), *role_verdicts(study)]
+    applied += [*backdoor_verdicts([study]), *role_verdicts(study), *attention_verdicts(study)]
     if about(study) != "sensitivity":
         return applied
     found = [stability(study), score_agreement(study), heavy_tail(study), hotspots(study)]

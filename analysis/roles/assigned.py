@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from analysis.roles.damages import LEADS, damages
+from analysis.roles.mediation import share
 from analysis.roles.table import FAMILY, leading
-from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.statistics.proportions import proportion_interval
 from analysis.study import Study
 
@@ -27,7 +27,7 @@ ASSIGNED: dict[str, Any] = {
 #: One row a counted weight: what it and its sets do.
 COUNTED: dict[str, Any] = {
     "edit": pl.String, "seed": pl.Int64, "rank": pl.Int64, "subject": pl.String, "cost": pl.Float64,
-    "roles": pl.List(pl.String), "own": pl.List(pl.String), "missing": pl.Boolean,
+    "deltas": pl.List(pl.Float64), "roles": pl.List(pl.String), "own": pl.List(pl.String), "missing": pl.Boolean,
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def counted(study: Study) -> pl.DataFrame:
     The denominator is fixed beforehand: the :data:`TOP` leading weights whose damage, or that of their row, column,
     neuron or head where such sets were damaged, exceeds the noise. ``roles`` are those that the weight or one of its
     sets holds, ``own`` those of the weight itself. ``cost`` is the weight's own damage, 0 where the loss falls and ∞
-    where it wasn't finite; of a study of sets alone it is the set's.
+    where it wasn't finite; of a study of sets alone it is the set's. ``deltas`` are its windows.
     """
     told = damages(study).filter(LEADS & (pl.col("rank") <= TOP))
     held, at = leading(study), [*FAMILY, "rank"]
@@ -57,8 +57,9 @@ def _here(columns: list[str], key: tuple[Any, ...]) -> pl.Expr:
 def _weight(mine: pl.DataFrame, held: pl.DataFrame) -> dict[str, Any]:
     own, alone = (t.filter(pl.col("unit") == "weight") for t in (held, mine))
     name = (own if len(own) else held)["subject"].head(1).to_list() or mine["subject"].head(1).to_list()
+    most = (alone if len(alone) else mine).sort("cost", descending=True).row(0, named=True)
     return {
-        "subject": name[0], "cost": max(float((alone if len(alone) else mine)["cost"].max()), 0.0),  # type: ignore[arg-type]
+        "subject": name[0], "cost": max(most["cost"], 0.0), "deltas": most["deltas"] if most["cost"] > 0 else None,
         "roles": sorted(set(held.filter("holds")["role"])), "own": sorted(set(own.filter("holds")["role"])),
         "missing": bool(held["missing"].any() and not held["holds"].any()),
     }  # fmt: skip
@@ -68,9 +69,10 @@ def _weight(mine: pl.DataFrame, held: pl.DataFrame) -> dict[str, Any]:
 def assigned(study: Study) -> pl.DataFrame:
     """One row per kind of damage, seed and role, and one for any role and for none.
 
-    ``weights`` of the denominator's ``of`` hold it, a ``share`` with Clopper and Pearson's 95% interval; ``inert`` are
-    leading weights that the denominator leaves out. ``mass`` is their share of all damage, Σ ΔNLL of single weights in
-    nats per token, with a bootstrap's 95% interval over weights (infinite losses count as the largest finite one).
+    ``weights`` of the denominator's ``of`` hold it. The leading weights are counted in full, so that ``share`` is no
+    estimate; Clopper and Pearson's 95% interval is what it says of further weights like these. ``inert`` are leading
+    weights that the denominator leaves out. ``mass`` is the share of all damage, Σ ΔNLL of single weights, with
+    Fieller's 95% interval for further windows; infinite losses count as the largest finite one.
     ``necessary`` and ``mediated`` count weights that get so far; ``missing`` those of whom nothing can be said, as a
     mediator wasn't held; ``sets`` those that hold it only as part of a set. A weight may hold several roles.
     """
@@ -93,7 +95,7 @@ def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> di
     rows = rows if role in (ANY, NONE) else rows.filter(pl.col("role") == role)
     return {
         "role": role, "weights": int(has.sum()), "of": len(has), "inert": ranks - len(has), "share": float(has.mean()),
-        "low": interval.low, "high": interval.high, **_mass(_finite(mine["cost"].to_numpy()), has),
+        "low": interval.low, "high": interval.high, **_mass(_windows(mine), has),
         "necessary": _ranks(rows.filter("necessary")),
         "mediated": _ranks(rows.filter(pl.col("necessary") & pl.col("enough"))),
         "missing": int(mine["missing"].sum()) if role in (ANY, NONE) else _ranks(rows.filter("missing")),
@@ -105,14 +107,20 @@ def _ranks(rows: pl.DataFrame) -> int:
     return rows["rank"].n_unique() if len(rows) else 0
 
 
-def _finite(cost: np.ndarray) -> np.ndarray:
-    finite = cost[np.isfinite(cost)]
-    return np.where(np.isfinite(cost), cost, finite.max() if len(finite) else 1.0)
+def _windows(mine: pl.DataFrame) -> np.ndarray:
+    """ΔNLL of each weight and window, (weights, windows); 0 where the loss falls."""
+    finite = mine.filter(pl.col("cost").is_finite() & pl.col("deltas").is_not_null()).sort("cost", descending=True)
+    if finite.is_empty():
+        return np.zeros((len(mine), 0))
+    largest = np.asarray(finite["deltas"][0], dtype=float)
+    nothing = np.zeros(len(largest))
+    rows = mine.select("cost", "deltas").iter_rows()
+    return np.stack([np.asarray(x) if x is not None else largest if cost > 0 else nothing for cost, x in rows])
 
 
-def _mass(cost: np.ndarray, has: np.ndarray) -> dict[str, float]:
-    """Σ of costs of those that have it over that of all, with a bootstrap over weights."""
-    counts = np.random.default_rng(0).multinomial(len(cost), np.full(len(cost), 1 / len(cost)), size=RESAMPLES)
-    drawn = (counts @ (cost * has)) / (counts @ cost)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mass": float((cost * has).sum() / cost.sum()), "mass_low": float(low), "mass_high": float(high)}
+def _mass(deltas: np.ndarray, has: np.ndarray) -> dict[str, float | None]:
+    """Σ of the damage of those that have it over that of all; none where the whole can't be told from 0."""
+    if not deltas.size:
+        return {}
+    found = share(deltas[has].sum(axis=0), deltas.sum(axis=0))
+    return {"mass": found["share"], "mass_low": found["low"], "mass_high": found["high"]}

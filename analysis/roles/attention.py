@@ -83,14 +83,19 @@ def attention_changes(study: Study) -> pl.DataFrame:
 
 @lru_cache(maxsize=8)
 def intact_attention(study: Study) -> pl.DataFrame:
-    """One row a block that has attention, of the intact model: heads, share of sinks, means over heads, and spike."""
+    """One row a block that has attention, of the intact model: heads, share of sinks, means over heads, and the spike.
+
+    ``spike_channel`` is its channel in most windows, ``spike_first`` the share of windows that have it at the first
+    position.
+    """
     table = attention_rows(study)
     if table.is_empty():
         return pl.DataFrame()
     table = table.unique("block", keep="first").sort("block")
     means = {name: pl.col(f"{name}_intact").list.mean() for name in _HEADS}
     rate = pl.col("sink_intact").list.eval((pl.element() > SINK).cast(pl.Float64)).list.mean()
-    return table.select("block", heads=pl.col("sink_intact").list.len(), rate=rate, spike="spike_intact", **means)
+    spike = {name: f"{name}_intact" for name in ("spike", "spike_channel", "spike_first")}
+    return table.select("block", heads=pl.col("sink_intact").list.len(), rate=rate, **spike, **means)
 
 
 PARTIALS: dict[str, Any] = {

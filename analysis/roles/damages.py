@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,7 @@ DAMAGES: dict[str, Any] = {
     "rank": pl.Int64, "tensor": pl.String, "layer": pl.Int64, "component": pl.String, "expert": pl.Int64,
     "row": pl.Int64, "col": pl.Int64, "weight": pl.Float64, "score": pl.Float64, "cost": pl.Float64,
     "cost_low": pl.Float64, "cost_high": pl.Float64, "windows": pl.Int64, "above_noise": pl.Boolean,
+    "deltas": pl.List(pl.Float64),
 }  # fmt: skip
 
 
@@ -37,13 +39,16 @@ def damages(study: Study) -> pl.DataFrame:
     """One row per damage: ΔNLL in nats per token on the evaluation windows, with Student's 95% interval over them.
 
     ``above_noise``: the loss rises (the interval lies above 0, and by more than fp32 rounds). A weight whose loss
-    doesn't rise is in no denominator. Damage that made the loss infinite has a cost of ∞ and is above the noise.
+    doesn't rise is in no denominator. ``deltas`` are ΔNLL window by window. Damage that made the loss infinite has a
+    cost of ∞ and is above the noise.
     """
     table = study.roles.filter(pl.col("status").is_in(["ok", "diverged", "empty"]))
     if table.is_empty():
         return pl.DataFrame(schema=DAMAGES)
-    own = pl.col("role").is_in(OWN_TEXT)
-    first = table.sort(own, maintain_order=True).unique(DAMAGE, keep="first", maintain_order=True)
+    # A role that a model lacks has no loss; one with a text of its own has that text's.
+    untold = (pl.col("status") == "empty") | (pl.col("delta_nll").is_null() & (pl.col("status") == "ok"))
+    order = table.sort(untold, pl.col("role").is_in(OWN_TEXT), maintain_order=True)
+    first = order.unique(DAMAGE, keep="first", maintain_order=True)
     rows = [_row(r) for r in first.iter_rows(named=True)]
     return pl.DataFrame([r for r in rows if r], schema=DAMAGES)
 
@@ -60,8 +65,19 @@ def _row(r: dict[str, Any]) -> dict[str, Any] | None:
     interval = t_interval(x) if len(x) > 1 else Interval(float("nan"), float("nan"))
     return told | {
         "cost": float(x.mean()), "cost_low": _known(interval.low), "cost_high": _known(interval.high),
-        "windows": len(x), "above_noise": bool(interval.low > RESOLVED),
+        "windows": len(x), "above_noise": hurts(x), "deltas": x.tolist(),
     }  # fmt: skip
+
+
+def hurts(deltas: Sequence[float] | None) -> bool:
+    """Whether the loss surely rises: Student's 95% interval over windows lies above 0, by more than fp32 rounds.
+
+    >>> hurts([0.2, 0.3, 0.25]), hurts([0.2, -0.3, 0.25]), hurts(None)
+    (True, False, False)
+    """
+    if deltas is None or len(deltas) < 2:
+        return False
+    return bool(t_interval(np.asarray(deltas, dtype=float)).low > RESOLVED)
 
 
 def _known(x: float) -> float | None:

@@ -26,9 +26,9 @@ def false_roles(study: Study) -> pl.DataFrame:
 
     Every matched weight is judged as the leading ones are, with the null made of the others: ``nominal`` have p ≤ 5%,
     ``necessary`` p at most the ``threshold``, the largest p that passes for a leading weight. Of these ``held`` had
-    their mediator held, and ``false`` are those whose damage goes through it by half or more, or whose mediator wasn't
-    held, which counts against the procedure. The ``share`` is theirs among ``matched``, with Clopper and Pearson's 95%
-    interval.
+    their mediator held, and ``false`` are those whose damage goes through it by half or more, or which surely hurt, but
+    whose mediator wasn't held: that counts against the procedure. The ``share`` is theirs among ``matched``, with
+    Clopper and Pearson's 95% interval.
     """
     table, rows = weight_roles(study), []
     for key, mine in table.group_by(FAMILY, maintain_order=True):
@@ -48,7 +48,8 @@ def _row(told: pl.DataFrame, threshold: float) -> dict[str, Any]:
     met = least.is_null() | (pl.col("condition") >= least).fill_null(value=False)
     necessary = told.filter((pl.col("p") <= threshold) & met)
     held = necessary.filter(pl.col("recovered").is_not_null() | pl.col("why_unmediated").is_not_null())
-    wrong = necessary.filter(pl.col("enough") | (pl.col("recovered").is_null() & pl.col("why_unmediated").is_null()))
+    unheld = pl.col("recovered").is_null() & pl.col("why_unmediated").is_null()
+    wrong = necessary.filter(pl.col("enough") | (unheld & pl.col("hurts")))
     n, false = told["subject"].n_unique(), wrong["subject"].n_unique()
     interval = proportion_interval(false, n)
     return {

@@ -12,6 +12,7 @@ from analysis.roles.assigned import ANY, assigned
 from analysis.roles.damages import primary
 from analysis.roles.false import false_roles
 from analysis.roles.stability import agreements
+from analysis.roles.table import ENOUGH, leading
 from analysis.roles.tracing import BEST, BOTH, consistency, traced_sensitivity
 from analysis.study import Study
 
@@ -33,7 +34,7 @@ def role_goals(*studies: Study) -> pl.DataFrame:
     "weights": at least half of the denominator's weights hold a role. "mass": they bear at least 70% of the damage.
     "false": at most 5% of matched weights would get one. "stability": κ of at least 0.7 over seeds, texts and kinds of
     damage, the worst of them. ``status``: "holds" where the 95% interval lies on the right side of the target, "fails"
-    on the wrong side, else "open".
+    on the wrong side, else "open"; the share of weights is counted in full and needs none.
     """
     first = primary(studies[0])
     if first is None:
@@ -69,22 +70,37 @@ def _at(table: pl.DataFrame, first: tuple[str, int]) -> list[dict[str, Any]]:
 def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
     found = _at(assigned(study), first)
     if not found:
-        why = "no leading weight's damage exceeds the noise"
-        return [{"goal": name, "target": target, "status": "open", "why_not": why}
+        none = "no leading weight's damage exceeds the noise"
+        return [{"goal": name, "target": target, "status": "open", "why_not": none}
                 for name, target in (("weights", WEIGHTS), ("mass", MASS))]  # fmt: skip
     r = found[0]
-    unheld = f"the mediators of {r['missing']} weights, or of matched ones, weren't held" if r["missing"] else None
+    why = _few(study, first)
+    if not why and r["missing"]:
+        why = f"the mediators of {r['missing']} weights, or of matched ones, weren't held"
     rows = []
     for goal, target, ends in (("weights", WEIGHTS, ("share", "low", "high")),
                                ("mass", MASS, ("mass", "mass_low", "mass_high"))):  # fmt: skip
         estimate, low, high = (r[name] for name in ends)
-        status = least(low, high, target)
+        if estimate is None or low is None or high is None:
+            rows.append({"goal": goal, "target": target, "status": "open", "why_not": "all damage is within noise"})
+            continue
+        # All leading weights are counted: their share is no estimate, and its interval is about others.
+        status = least(estimate, estimate, target) if goal == "weights" else least(low, high, target)
         rows.append({
             "goal": goal, "target": target, "estimate": estimate, "low": low, "high": high,
-            "status": "open" if unheld and status != "holds" else status,
-            "evidence": f"{r['weights']} of {r['of']}", "why_not": unheld,
+            "status": "open" if why and status != "holds" else status,
+            "evidence": f"{r['weights']} of {r['of']}", "why_not": why,
         })  # fmt: skip
     return rows
+
+
+def _few(study: Study, first: tuple[str, int]) -> str | None:
+    """Why nothing can be necessary: too few matched weights."""
+    mine = leading(study).filter((pl.col("edit") == first[0]) & (pl.col("seed") == first[1]))
+    counts = mine["null"].drop_nulls().to_list()
+    if not counts or max(counts) >= ENOUGH:
+        return None
+    return f"{max(counts)} matched weights are too few for a p that survives the correction; raise --null-weights"
 
 
 def _false(study: Study, first: tuple[str, int]) -> dict[str, Any]:

@@ -51,20 +51,26 @@ def mediation(study: Study) -> pl.DataFrame:
 
     ``mediated`` is MF = 1 − Σ ΔNLL(damaged, mediator held)/Σ ΔNLL(damaged) over windows, with Fieller's 95% interval
     for further windows; null where the damage itself can't be told from 0. ``converse`` is Σ ΔNLL(intact, mediator as
-    damaged)/Σ ΔNLL(damaged). ``recovered`` is what holding undoes, nats per token; ``others_high`` the upper 95% bound
-    of the mean that it undoes of matched weights' damage (of the same tensor, if at least three were held; weights and
-    windows crossed), and ``others_share`` the share of it, by least squares over weights and windows, as single ones may
-    be of either sign; null where their damage is rounding. A leading weight's mediator is ``specific`` if that is at most 5% of ``recovered``; null where no
-    matched weight was held.
+    damaged)/Σ ΔNLL(damaged). ``recovered`` is what holding undoes, nats per token.
+
+    ``others_high`` is the upper 95% bound of the mean that holding undoes of matched weights' damage (of the same
+    tensor, if at least three were held; weights and windows crossed). A leading weight's mediator is ``specific`` if
+    that is at most 5% of ``recovered``; null where no matched weight was held. ``others_share`` is what it undoes as a
+    share of their damage, by least squares over weights and windows, as single ones may be of either sign; null where
+    their damage is rounding.
     """
-    table = study.mediations.filter(pl.col("status") == "ok").unique(KEYS, keep="first", maintain_order=True)
-    matched = table.filter(pl.col("group") == MATCHED)
+    table = study.mediations.filter(pl.col("status").is_in(["ok", "diverged", "empty"]))
+    table = table.unique(KEYS, keep="first", maintain_order=True)
+    matched = table.filter((pl.col("group") == MATCHED) & (pl.col("status") == "ok"))
     rows = [_row(r, matched) for r in table.iter_rows(named=True)]
     return pl.DataFrame(rows, schema=MEDIATED)
 
 
 def _row(r: dict[str, Any], matched: pl.DataFrame) -> dict[str, Any]:
     told = {name: r[name] for name in (*KEYS, "tensor", "mediator")}
+    if r["status"] != "ok":
+        nothing = "no such mediator" if r["status"] == "empty" else "its loss isn't finite"
+        return told | {"why_unmediated": r["error"] or nothing}
     damage, held = (np.asarray(r[name], dtype=float) for name in ("delta_nll", "held_nll"))
     if not (np.isfinite(damage).all() and np.isfinite(held).all()):
         return told | {"why_unmediated": "its loss isn't finite"}

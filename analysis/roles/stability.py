@@ -29,7 +29,8 @@ _PAIR = ["subject", "role"]
 
 @lru_cache(maxsize=8)
 def role_stability(*studies: Study) -> pl.DataFrame:
-    """One row per two conditions that differ in the seed, the kind of damage, or the text (studies of one model).
+    """One row per two conditions that differ in the seed, the kind of damage, or the text (studies of one model; of two
+    on the same text nothing is compared).
 
     Compared are all pairs of a role and a leading weight that both conditions damaged. ``jaccard`` is the share of the
     pairs with a role in either that have it in both, ``kappa`` Cohen's κ: agreement beyond chance over all pairs. Their
@@ -40,7 +41,8 @@ def role_stability(*studies: Study) -> pl.DataFrame:
               for study in studies]  # fmt: skip
     rows = [row for text, table in tables for row in _within(table)]
     for (name, one), (other_name, other) in combinations(tables, 2):
-        rows += [_row("text", name, other_name, a, b) for a, b in [(_first(one), _first(other))]]
+        if name != other_name:
+            rows.append(_row("text", name, other_name, _first(one), _first(other)))
     return pl.DataFrame(rows, schema=STABILITY)
 
 
@@ -67,7 +69,7 @@ def _within(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 def _row(over: str, name: str, other_name: str, one: pl.DataFrame, other: pl.DataFrame) -> dict[str, Any]:
     held = all(part["recovered"].is_not_null().any() for part in (one, other))
     by = "holds" if held else "necessary"
-    told = {"over": over, "one": name, "other": other_name, "of": "roles" if held else "necessity"}
+    told: dict[str, Any] = {"over": over, "one": name, "other": other_name, "of": "roles" if held else "necessity"}
     both = one.drop_nulls("p").select(*_PAIR, a=by).join(other.drop_nulls("p").select(*_PAIR, b=by), on=_PAIR)
     weights = both["subject"].n_unique()
     told |= {"weights": weights, "pairs": len(both)}

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.roles.damages import DAMAGE, LEADS, PLACE, damages
+from analysis.roles.damages import DAMAGE, LEADS, PLACE, damages, hurts
 from analysis.roles.mediation import HALF, KEYS, mediation
-from analysis.roles.null import Null, floor_of, logs, null
+from analysis.roles.null import FEWEST, SHARE, Null, floor_of, logs, null
 from analysis.statistics.inference import corrected
 from analysis.study import Study
 
@@ -18,6 +18,8 @@ from analysis.study import Study
 RATE = 0.05
 #: Role → the least that its condition must be: confidence keeps the order of the predictions.
 CONDITIONS = {"confidence": 0.95}
+#: Matched weights from which on a tail can be fitted: of fewer no p survives the correction of many tests.
+ENOUGH = int(FEWEST / SHARE)
 #: Rows that share a null: changes of one metric under one kind of damage.
 POOL = ["edit", "seed", "unit", "role"]
 #: A family of tests, all weights × roles of it corrected together.
@@ -28,7 +30,8 @@ ROLES: dict[str, Any] = {
     "role": pl.String, "rank": pl.Int64, "tensor": pl.String, "layer": pl.Int64, "component": pl.String,
     "expert": pl.Int64, "row": pl.Int64, "col": pl.Int64, "weight": pl.Float64, "score": pl.Float64,
     "measured": pl.String, "change": pl.Float64, "intact": pl.Float64, "first_order": pl.Float64,
-    "condition": pl.Float64, "matched": pl.Int64, "times": pl.Float64, "p": pl.Float64, "why_not": pl.String,
+    "condition": pl.Float64, "matched": pl.Int64, "null": pl.Int64, "times": pl.Float64, "p": pl.Float64,
+    "hurts": pl.Boolean, "why_not": pl.String,
 }  # fmt: skip
 
 
@@ -37,13 +40,14 @@ def weight_roles(study: Study) -> pl.DataFrame:
     """One row per damaged weight or set and role.
 
     ``change``: of the role's metric. ``times``: |change| over the geometric mean of |change| of the ``matched``
-    weights of its tensor. ``p``: that a further matched weight of the tensor changes the metric so much
-    (:mod:`analysis.roles.null`); of a matched weight, among the others. ``q``: corrected by Benjamini and Hochberg over
-    all leading weights × roles of one kind of damage and seed. ``mediated`` and what follows it: see
-    :func:`~analysis.roles.mediation.mediation`. ``necessary``: q ≤ 5%, and the condition of the role is met.
-    ``holds``: necessary, mediated by at least half with its interval above 0, and specific. ``cost`` and
-    ``above_noise`` are those of the damage (:func:`~analysis.roles.damages.damages`). ``missing``: necessary, but its
-    mediator, or that of matched weights, wasn't held, so that nothing can be said.
+    weights of its tensor, ``null`` how many matched weights of all tensors p is counted among. ``p``: that a further
+    matched weight of the tensor changes the metric so much (:mod:`analysis.roles.null`); of a matched weight, among the
+    others. ``q``: corrected by Benjamini and Hochberg over all leading weights × roles of one kind of damage and seed.
+    ``mediated`` and what follows it: see :func:`~analysis.roles.mediation.mediation`. ``necessary``: q ≤ 5%, and the
+    condition of the role is met. ``hurts``: the loss on the role's text surely rises; without that no share of the
+    damage can be mediated. ``holds``: necessary, mediated by at least half with its interval above 0, and specific.
+    ``cost`` and ``above_noise`` are those of the damage (:func:`~analysis.roles.damages.damages`). ``missing``:
+    necessary, and it hurts, but its mediator, or that of matched weights, wasn't held, so that nothing can be said.
     """
     found = [_pooled(mine) for _, mine in _usable(study).group_by(POOL, maintain_order=True)]
     table = pl.concat(found) if found else pl.DataFrame(schema=ROLES)
@@ -72,9 +76,9 @@ def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
     reference = null(matched["tensor"].to_list(), x_matched)
     p = reference.p(leads["tensor"].to_list(), x)
     rows = [
-        _row(*each, reference)
-        for part, *found in ((leads, x, p), (matched, x_matched, reference.own_p()))
-        for each in zip(part.iter_rows(named=True), *found, strict=True)
+        _row(r, at, own, reference)
+        for part, where, ps in ((leads, x, p), (matched, x_matched, reference.own_p()))
+        for r, at, own in zip(part.iter_rows(named=True), where, ps, strict=True)
     ]
     lost = mine.join(told.select(KEYS), on=KEYS, how="anti")
     rows += [
@@ -84,7 +88,9 @@ def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
 
 
 def _named(r: dict[str, Any]) -> dict[str, Any]:
-    return {name: r[name] for name in (*KEYS, *PLACE, "measured", "change", "intact", "first_order", "condition")}
+    return {name: r[name] for name in (*KEYS, *PLACE, "measured", "change", "intact", "first_order", "condition")} | {
+        "hurts": hurts(r["delta_nll"])
+    }  # fmt: skip
 
 
 def _row(r: dict[str, Any], x: float, p: float, reference: Null) -> dict[str, Any]:
@@ -93,7 +99,13 @@ def _row(r: dict[str, Any], x: float, p: float, reference: Null) -> dict[str, An
     why = None
     if np.isnan(p):
         why = "no matched weight of its tensor was damaged" if not n else "too few matched weights were damaged"
-    return _named(r) | {"matched": n, "times": times, "p": None if np.isnan(p) else float(p), "why_not": why}
+    return _named(r) | {
+        "matched": n,
+        "null": len(reference.pool),
+        "times": times,
+        "p": None if np.isnan(p) else float(p),
+        "why_not": why,
+    }
 
 
 def _judged(table: pl.DataFrame) -> pl.DataFrame:
@@ -106,7 +118,7 @@ def _judged(table: pl.DataFrame) -> pl.DataFrame:
         necessary=necessary,
         enough=enough,
         holds=necessary & enough & pl.col("specific").fill_null(value=False),
-        missing=necessary & (unheld | (enough & pl.col("specific").is_null())),
+        missing=necessary & pl.col("hurts") & (unheld | (enough & pl.col("specific").is_null())),
         unmet=~met & (pl.col("q") <= RATE).fill_null(value=False),
     )
 

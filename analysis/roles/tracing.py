@@ -208,8 +208,10 @@ def _correlated(at: pl.DataFrame) -> dict[str, Any] | None:
         cube[where[0][r["fact"]], where[1][r["position"]], place] = r["effect"]
         sensitivity[place] = r["sensitivity"]
     blocks = np.array([block for block, _ in places])
-    ends = np.nanquantile(_drawn(cube, sensitivity, blocks), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = weighted_spearman(_best(cube), sensitivity)
+    if np.isnan(value):
+        return None
+    ends = np.nanquantile(_drawn(cube, sensitivity, blocks), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"places": len(places), "facts": len(facts), "rho": value, "low": float(ends[0]), "high": float(ends[1])}
 
 

@@ -14,7 +14,8 @@ from esa_ray.measurements.swept import Swept
 UNTOUCHED = {"compressions": ("kind", "dense"), "tunings": ("label", "intact")}
 #: Grids besides the cells.
 GRIDS = (
-    "compressions", "tunings", "faults", "attacks", "backdoors", "mitigations", "roles", "mediations", "attention", "facts",
+    "compressions", "tunings", "faults", "attacks", "backdoors", "mitigations", "roles", "mediations", "attention",
+    "facts",
 )  # fmt: skip
 #: Grids whose rows have times of their own; of the others every row of a unit repeats the unit's.
 TIMED_BY_ROW = ("faults", "attacks")

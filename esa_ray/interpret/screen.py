@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from esa_ray.spec.roles import RoleName
     from esa_ray.storage.store import Store
 
-#: Share of the null that a leading weight's change must exceed, and the one-sided z that its loss must.
-QUANTILE, Z = 0.95, 1.64
+#: Share of the null that a leading weight's change must exceed.
+QUANTILE = 0.95
+#: Confidence of the interval that must lie above 0 for a loss to rise; and what fp32 rounds of one, nats per token.
+LEVEL, RESOLVED = 0.95, 1e-6
 #: Matched weights whose mediator is held, too, for each role of each seed and damage.
 SPECIFICITY = 5
 _READ = ["subject", "unit", "seed", "edit", "role", "status", "change", "delta_nll"]
@@ -36,9 +38,14 @@ class Tested:
 
     @property
     def hurts(self) -> bool:
-        """Whether the loss rises beyond what chance in the choice of windows may do: else no share of it is undone."""
+        """Whether the loss surely rises, by Student's interval over windows: else no share of the rise can be undone."""
+        from scipy.special import stdtrit  # a plan needs none of it
+
         mean, n = float(np.mean(self.losses)), len(self.losses)
-        return mean > 0 and (n < 2 or mean > Z * float(np.std(self.losses, ddof=1)) / math.sqrt(n))
+        if n < 2:
+            return False
+        reach = stdtrit(n - 1, (1 + LEVEL) / 2) * float(np.std(self.losses, ddof=1)) / math.sqrt(n)
+        return bool(mean - reach > RESOLVED)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from esa_ray.errors import EsaError
 from esa_ray.models.blocks import reads_text, stack
-from esa_ray.models.hooks import entering
+from esa_ray.models.forwards import hidden
+from esa_ray.models.hooks import entering, leaving
 from esa_ray.models.modes import eval_mode
 from esa_ray.models.slots import input_device
 
@@ -23,31 +25,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FinalNorm:
-    """A norm y = g·(h − μ)/d + b, where μ is 0 or the mean of h.
-
-    ``dividing(act)`` lets ``act`` see d = √(mean (h − μ)² + ε), float32, (B, T), and say another one.
-    """
+    """A norm y = g·(h − μ)/d + b with d = √(mean (h − μ)² + ε), where μ is 0 or the mean of h."""
 
     module: nn.Module
     centred: bool
     eps: float
+    _acts: list[Act] = field(default_factory=list)
 
     def denominator(self, hidden: Tensor) -> Tensor:
-        """What hidden states (…, H) are divided by: (…)."""
-        hidden = hidden.float()
+        """What hidden states (…, H) are divided by: (…), float32 or more."""
+        hidden = _exact(hidden)
         if self.centred:
             hidden = hidden - hidden.mean(-1, keepdim=True)
         return (hidden.square().mean(-1) + self.eps).sqrt()
 
-    def divided(self, act: Act, hidden: Tensor, output: Tensor) -> Tensor | None:
-        """What the norm gives of hidden states with what ``act`` says they are divided by; None: as it did."""
-        own = self.denominator(hidden)
-        held = act(own)
-        if held is None:
-            return None
-        bias = self.module.forward(torch.zeros_like(hidden[:1, :1])).float()
-        ratio = (own / held)[..., None]
-        return torch.where(ratio == 1, output, ((output.float() - bias) * ratio + bias).to(output.dtype))
+    @contextmanager
+    def dividing(self, act: Act) -> Iterator[None]:
+        """Let ``act`` see what is divided by, (B, T), and say something else; those that came first are called first.
+
+        One hook serves all: what a later one sees is what an earlier one says, which the output alone doesn't tell.
+        """
+        self._acts.append(act)
+        try:
+            with leaving(self.module, self._divide) if len(self._acts) == 1 else nullcontext():
+                yield
+        finally:
+            self._acts.remove(act)
+
+    def _divide(self, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        inputs = hidden(args, kwargs)
+        own = held = self.denominator(inputs)
+        for act in self._acts:
+            held = held if (said := act(held)) is None else said
+        if held is own:
+            return output
+        bias, ratio = _exact(self.module.forward(torch.zeros_like(inputs[:1, :1]))), (own / held)[..., None]
+        return torch.where(ratio == 1, output, ((_exact(output) - bias) * ratio + bias).to(output.dtype))
+
+
+def _exact(numbers: Tensor) -> Tensor:
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def final_norm(model: PreTrainedModel) -> FinalNorm:

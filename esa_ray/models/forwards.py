@@ -53,6 +53,11 @@ def idle(module: nn.Module) -> bool:
     return getattr(vars(module).get("forward"), "func", None) is hand_through
 
 
+def catching(module: nn.Module | None) -> bool:
+    """Whether a module is a head that keeps its input now, and makes no logits."""
+    return module is not None and getattr(vars(module).get("forward"), "func", None) is catch
+
+
 def give(state: Tensor, length: int | None, /, *_: Any, **__: Any) -> Tensor | tuple:
     """A block that returns this state, whatever it is called with."""
     return like(state, length)

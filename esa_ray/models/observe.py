@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from esa_ray.models.hooks import entering
-from esa_ray.models.places import watch
+from esa_ray.errors import EsaError
+from esa_ray.models.hooks import entering, leaving
+from esa_ray.models.places import places, watch
 from esa_ray.models.sites import Direction, Hold, Site, SiteKind
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ def observing(
             part = part.clone() if site.kind in _WRITTEN_OVER and site.index is None else part
         found[site] = part
 
+    where = places(model)
     with ExitStack() as stack:
         stack.enter_context(entering(model, lambda *_: found.clear()))
         for site in dict.fromkeys(sites):
-            stack.enter_context(watch(model, site, held=False)(partial(see, site)))
+            stack.enter_context(watch(model, where, site, held=False)(partial(see, site)))
         yield found
 
 
@@ -83,9 +85,18 @@ def holding(model: PreTrainedModel, holds: Sequence[Hold]) -> Iterator[None]:
     Raises
     ------
     EsaError
-        If the model has no such place.
+        If the model has no such place, or a whole pass didn't come by it.
     """
+    where, passes, reached = places(model), set[bool](), set[Hold]()
     with ExitStack() as stack:
         for hold in holds:
-            stack.enter_context(watch(model, hold.site, held=True)(hold))
+            stack.enter_context(watch(model, where, hold.site, held=True)(partial(_put, reached, hold)))
+        stack.enter_context(leaving(model, lambda *_: passes.add(True)))
         yield
+    if passes and (missed := [hold.site for hold in holds if hold not in reached]):
+        raise EsaError(f"{where.name} did not come by {missed[0]}, so nothing was held there; hold another place")
+
+
+def _put(reached: set[Hold], hold: Hold, whole: Tensor) -> Tensor:
+    reached.add(hold)
+    return hold(whole)

@@ -15,7 +15,7 @@ from esa_ray.models.addressing import catalogue
 from esa_ray.models.attending import Act, attending, attention_of, own_modules
 from esa_ray.models.blocks import stack
 from esa_ray.models.final_norm import FinalNorm, final_norm
-from esa_ray.models.forwards import hidden, idle
+from esa_ray.models.forwards import catching, hidden, idle
 from esa_ray.models.hooks import entering, leaving, state_of, with_state
 from esa_ray.models.sites import ATTENTION, Site
 
@@ -40,10 +40,24 @@ class Places:
     def __init__(self, model: PreTrainedModel):
         self.name = type(model).__name__
         self.blocks = stack(model)[1]
-        #: To tell whether the model still has the modules that it was looked through with.
-        self.modules = list(model.modules())
+        self._modules = _inner(model)
         self._tensors = catalogue(model).tensors
         self._last = cache(self._owners)
+        self.attention = cache(self._attention)
+        self._norm: FinalNorm | None = None
+
+    def still_of(self, model: PreTrainedModel) -> bool:
+        """Whether the model has the modules that it was looked through with."""
+        return self._modules == _inner(model)
+
+    def norm(self, model: PreTrainedModel) -> FinalNorm:
+        """The final norm."""
+        if self._norm is None:
+            self._norm = final_norm(model)
+        return self._norm
+
+    def _attention(self, layer: int) -> nn.Module:
+        return attention_of(self.block(layer), f"block {layer} of {self.name}")
 
     def block(self, layer: int) -> nn.Module:
         """A block by its number."""
@@ -95,18 +109,28 @@ class Places:
 
 
 _known: WeakKeyDictionary[nn.Module, Places] = WeakKeyDictionary()
-_norms: WeakKeyDictionary[nn.Module, FinalNorm] = WeakKeyDictionary()
 
 
-def _places(model: PreTrainedModel) -> Places:
+def _inner(model: nn.Module) -> list[nn.Module]:
+    """All modules but the model itself, which nothing that is kept may keep alive."""
+    return list(model.modules())[1:]
+
+
+def places(model: PreTrainedModel) -> Places:
+    """Where a model's sites are, looked for anew where its modules aren't those of the last time.
+
+    Raises
+    ------
+    EsaError
+        If the model has no one list of blocks.
+    """
     found = _known.get(model)
-    if found is None or found.modules != list(model.modules()):
+    if found is None or not found.still_of(model):
         found = _known[model] = Places(model)
-        _norms.pop(model, None)
     return found
 
 
-def watch(model: PreTrainedModel, site: Site, *, held: bool) -> Watch:
+def watch(model: PreTrainedModel, where: Places, site: Site, *, held: bool) -> Watch:
     """What lets a function see, or change, all that stands at the place of a site, whatever its index.
 
     ``held`` says that it is changed: a block that only hands through then raises, as nothing would be held there.
@@ -116,22 +140,21 @@ def watch(model: PreTrainedModel, site: Site, *, held: bool) -> Watch:
     EsaError
         If the model has no such place.
     """
-    places = _places(model)
+    if site.kind == "denominator":
+        return where.norm(model).dividing
     if site.layer is None:
-        return _at_end(model, site)
+        return partial(_logits, model, site, held)
     if site.kind == "residual":
         first = site.layer == -1
-        block = places.block(0 if first else site.layer)
+        block = where.block(0 if first else site.layer)
         return partial(_entered if first else _left, block, held)
-    block = places.block(site.layer)
     if site.kind in ATTENTION:
-        module = attention_of(block, f"block {site.layer} of {places.name}")
-        watched: Callable = partial(attending, module, site.kind)
+        watched: Callable = partial(attending, where.attention(site.layer), site.kind)
     elif site.kind == "neurons":
-        watched = partial(_input, places.matrix(site.layer, "ffn"))
+        watched = partial(_input, where.matrix(site.layer, "ffn"))
     else:
-        watched = partial(_output, places.sublayer(site.layer, site.kind))
-    return partial(_inside, block, held, watched)
+        watched = partial(_output, where.sublayer(site.layer, site.kind))
+    return partial(_inside, where.block(site.layer), held, watched)
 
 
 @contextmanager
@@ -206,23 +229,13 @@ def _output(module: nn.Module, act: Act) -> Iterator[None]:
         yield
 
 
-def _at_end(model: PreTrainedModel, site: Site) -> Watch:
-    if site.kind == "denominator":
-        norm = _norms.get(model) or final_norm(model)
-        _norms[model] = norm
-        return partial(_divided, norm)
-    return partial(_logits, model, site)
-
-
 @contextmanager
-def _divided(norm: FinalNorm, act: Act) -> Iterator[None]:
-    with leaving(norm.module, lambda args, kwargs, output: norm.divided(act, hidden(args, kwargs), output)):
-        yield
-
-
-@contextmanager
-def _logits(model: PreTrainedModel, site: Site, act: Act) -> Iterator[None]:
+def _logits(model: PreTrainedModel, site: Site, held: bool, act: Act) -> Iterator[None]:
     def see(_: tuple, __: dict, output: Any) -> Any:
+        if catching(model.get_output_embeddings()):
+            if held:
+                raise ValueError("logits are held, but this pass makes none: measure it with head_shortcut=False")
+            return output
         new = act(output.logits) if site.direction is None else _projected(site.direction.unit, act, output.logits)
         if new is not None:
             output.logits = new
@@ -238,6 +251,3 @@ def _projected(unit: Tensor, act: Act, logits: Tensor) -> Tensor | None:
     own = logits @ unit
     held = act(own)
     return None if held is None else logits + (held - own)[..., None] * unit
-
-
-__all__ = ["LAST", "Places", "Watch", "watch"]

@@ -82,6 +82,9 @@ class Site:
         if self.index is not None and self.kind in ("denominator", "projection"):
             raise ValueError(f"{self.kind} is one number a token, so it takes no index")
 
+    def __str__(self) -> str:
+        return f"the {self.kind}" if self.layer is None else f"the {self.kind} of block {self.layer}"
+
     @property
     def axis(self) -> int:
         """The axis that ``index`` is of."""

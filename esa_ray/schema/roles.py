@@ -78,6 +78,10 @@ ATTENTION = schema(
     previous_intact=(_LISTS, "the same of the intact model"),
     spike=(FLOAT, "largest |h| of a channel over the median |h| at its position after the block, mean over windows"),
     spike_intact=(FLOAT, "the same of the intact model"),
+    spike_channel=(INT, "the channel of that activation, in most windows"),
+    spike_channel_intact=(INT, "the same of the intact model"),
+    spike_first=(FLOAT, "share of windows in which it stands at the first position"),
+    spike_first_intact=(FLOAT, "the same of the intact model"),
     delta_z=(
         FLOAT,
         "RMS change of the logits over tokens and vocabulary, mean-centred: how much the damage does at all",

@@ -40,6 +40,7 @@ def rows(what, *, cost=0.0, moved=0.1, sink=1.0, spike=1.0, entropy=0.0, status=
             "entropy": [ENTROPY[block] + mine[2] * reached] * HEADS, "entropy_intact": [ENTROPY[block]] * HEADS,
             "previous": [0.2] * HEADS, "previous_intact": [0.2] * HEADS,
             "spike": SPIKE[block] * (mine[1] if reached else 1.0), "spike_intact": SPIKE[block],
+            "spike_channel": 7, "spike_channel_intact": 5, "spike_first": 0.0, "spike_first_intact": 0.75,
             "delta_z": moved, "delta_nll": [float(cost)] * WINDOWS,
         })  # fmt: skip
     return found

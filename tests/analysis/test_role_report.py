@@ -24,8 +24,10 @@ TEXT = {"hurt": [" the", "\n"], "hurt_share": [0.25, 0.125], "prompt": "The list
 
 
 def tables(**changes):
-    """Rows of roles and mediations with what the costliest weight does to text, and attention under two damages."""
-    found = planted(HOLDERS, leading=30, roles=("spike", "sink", "frequency", "token-specific"), costs={1: 2.0}, **changes)
+    """Rows of roles and mediations with what the costliest weight does to text, and what it does to attention."""
+    found = planted(
+        HOLDERS, leading=30, roles=("spike", "sink", "frequency", "token-specific"), costs={1: 2.0}, **changes
+    )
     for row in found["roles"]:
         if row["role"] == "token-specific" and row["rank"] == 1 and row["group"] == "super":
             row |= TEXT
@@ -47,7 +49,9 @@ def told(study):
 def test_roles_are_told_in_their_sections_whose_tables_are_whole(study, told):
     assert [name for name in told if name in SECTIONS] == SECTIONS
     for section in told.values():
-        assert all(len(row) == len(t.columns) for part in (section, *section.cards) for t in part.tables for row in t.rows)
+        assert all(
+            len(row) == len(t.columns) for part in (section, *section.cards) for t in part.tables for row in t.rows
+        )
     html = analysis.write_report(study).read_text()
     assert "What do the weights do that made-up hangs on?" in html
     assert about(study) == "roles"
@@ -97,7 +101,7 @@ def test_tokens_show_their_white_space():
 
 def test_verdicts_judge_roles_by_their_intervals(study):
     found = {v.id: v for v in analysis.verdicts(study)}
-    assert [found[f"P5.4{x}"].status for x in "pqrs"] == ["fails", "open", "holds", "open"]
+    assert [found[f"P5.4{x}"].status for x in "pqrs"] == ["fails", "fails", "holds", "open"]
     assert found["P5.4p"].evidence == "6.7% [0.8%, 22.1%] (2 of 30)"
     assert found["P5.4r"].evidence == "0.0% [0.0%, 3.6%] (0 of 100)"
 
@@ -121,7 +125,11 @@ def test_the_matrix_of_roles_has_a_mark_for_each_necessary_pair(study):
 
 def test_a_card_has_a_picture_of_every_head_of_every_block(study):
     svg = drawn(charts(study)["attention_of_1"], PHONE)
-    cells = [p for p in svg.iter() if "change of attention" in (p.get("aria-label") or "") and "block:" in p.get("aria-label")]
+    cells = [
+        p
+        for p in svg.iter()
+        if "change of attention" in (p.get("aria-label") or "") and "block:" in p.get("aria-label")
+    ]
     assert len(cells) == attended.BLOCKS * attended.HEADS
 
 

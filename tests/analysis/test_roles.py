@@ -67,6 +67,15 @@ def test_a_bottleneck_carries_the_damage_of_matched_weights_too(tmp_path):
     assert table["others_share"].to_list() == pytest.approx([0.25, 0.25])
 
 
+def test_a_weight_that_has_no_such_mediator_is_told_so_and_not_missing(tmp_path):
+    found = planted({1: {"bigram": 0.9}}, roles=("bigram",))
+    for row in found["mediations"]:
+        if row["rank"] == 1 and row["group"] == "super":
+            row |= {"status": "empty", "error": "block 0 is before it", "delta_nll": None, "held_nll": None}
+    row = leading(written(tmp_path, **found)).filter("necessary").row(0, named=True)
+    assert (row["why_unmediated"], row["holds"], row["missing"]) == ("block 0 is before it", False, False)
+
+
 def test_without_mediations_nothing_holds_and_that_is_said(tmp_path):
     study = written(tmp_path, **planted(HOLDERS, mediate=False))
     assert not held(study)
@@ -143,6 +152,7 @@ def test_shares_of_weights_and_of_damage_are_counted_by_hand(study):
     # Clopper and Pearson of 3 of 40
     assert (rows["any role"]["low"], rows["any role"]["high"]) == pytest.approx((0.0157, 0.2039), abs=1e-4)
     assert rows["any role"]["mass_low"] < rows["any role"]["mass"] < rows["any role"]["mass_high"]
+    assert rows["any role"]["mass_high"] - rows["any role"]["mass_low"] < 0.1  # windows differ by 5%
 
 
 def test_weights_whose_loss_does_not_rise_are_in_no_denominator(tmp_path):
@@ -173,6 +183,27 @@ def test_a_weight_that_is_inert_alone_counts_by_its_set(tmp_path):
     assert assigned(study).filter(pl.col("role") == "any role")["sets"].to_list() == [1]
 
 
+def test_a_role_that_the_model_lacks_hides_no_damage(tmp_path):
+    found = planted({1: {"sink": 0.9}}, roles=("spike", "sink"))
+    for row in found["roles"]:
+        if row["role"] == "spike":
+            row |= {"status": "empty", "delta_nll": None, "change": None, "error": "no spike"}
+    study = written(tmp_path, **found)
+    assert damages(study).filter(pl.col("rank") <= 2)["cost"].head(2).to_list() == pytest.approx([1.0, 0.5])
+    assert held(study) == {(1, "sink")}
+
+
+def test_a_null_of_few_weights_leaves_goals_open(tmp_path):
+    found = planted({1: {"spike": 0.9}}, leading=5, per=1)
+    tensors = TENSORS[:4]
+    found["roles"] += [r for r in planted({}, leading=0, per=2)["roles"] if r["tensor"] in tensors and r["row"] == 2]
+    found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] in tensors]
+    study = written(tmp_path, **found)
+    assert set(leading(study)["null"].drop_nulls()) == {8}
+    goal = {r["goal"]: r for r in role_goals(study).to_dicts()}["weights"]
+    assert (goal["status"], goal["why_not"][:27]) == ("open", "8 matched weights are too f")
+
+
 def test_damage_that_diverged_is_above_the_noise(tmp_path):
     found = planted({}, leading=3)
     for row in found["roles"]:
@@ -201,6 +232,18 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
     assert (row["necessary"], row["held"], row["false"], row["share"]) == (1, 1, 1, 0.01)
 
 
+def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path):
+    found = planted(HOLDERS)
+    changed = [r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1][:2]
+    for row, cost in zip(changed, (0.01, 0.0), strict=True):  # the second costs nothing: no share of that is mediated
+        row["change"] *= 1e6
+        row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
+    gone = {row["subject"] for row in changed}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] not in gone]
+    row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (row["necessary"], row["held"], row["false"]) == (2, 0, 1)
+
+
 # stability ----------------------------------------------------------------------------------------------------------
 def test_agreement_of_counts_known_by_hand():
     assert jaccard(np.array([3, 1, 2, 94])) == pytest.approx(0.5)
@@ -221,6 +264,7 @@ def test_the_same_roles_by_other_seeds_and_kinds_agree_wholly(tmp_path):
 def test_other_roles_by_another_text_disagree(tmp_path):
     studies = [written(tmp_path / name, source=name, **planted(holders, noise=n))
                for n, (name, holders) in enumerate((("pydoc", HOLDERS), ("pysource", {5: {"sink": 0.9}})))]  # fmt: skip
+    assert role_stability(studies[0], studies[0]).is_empty()
     row = role_stability(*studies).row(0, named=True)
     assert (row["over"], row["both"], row["only_one"], row["only_other"]) == ("text", 0, 4, 1)
     assert row["jaccard"] == 0

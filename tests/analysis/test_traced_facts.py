@@ -88,6 +88,6 @@ def test_the_report_has_four_sections_on_facts_and_a_map_of_each_corruption(stud
     found = {s.id: s for s in answered(study, set(drawn), "roles")}
     assert list(found) == ["facts_known", "facts_traced", "facts_consistent", "fact_stores"]
     assert all(len(row) == len(t.columns) for s in found.values() for t in s.tables for row in t.rows)
-    assert "ffn 75" in found["facts_traced"].answer
-    assert "subject, last in block 2" in found["facts_traced"].answer
+    assert "of a feed-forward layer 75" in found["facts_traced"].answer
+    assert "(subject, last; block 2)" in found["facts_traced"].answer
     assert all(len(s.figures) == n for s, n in zip(found.values(), (0, 2, 0, 1), strict=True))

@@ -57,7 +57,8 @@ def role_matrix(study: Study) -> Chart | None:
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     colour = alt.Color("at:Q", title="share mediated", scale=alt.Scale(
         domain=[0, 1], scheme="viridis", reverse=True), legend=alt.Legend(format="%", values=[0, 0.5, 1]))  # fmt: skip
-    tooltip = ["name", "role", "holds", "rank", *(alt.Tooltip(f, format=".3g") for f in ("mediated", "cost", "q"))]
+    numbers = [alt.Tooltip(name, format=".3g") for name in ("mediated", "cost", "q")]
+    tooltip = [*map(alt.Tooltip, ("name", "role", "holds", "rank")), *numbers]
     base = alt.Chart(table).encode(x=x, y=y, color=colour, tooltip=tooltip)
     held = base.transform_filter("datum.holds").mark_square(size=170, opacity=1)
     only = base.transform_filter("!datum.holds").mark_point(shape="square", size=120, strokeWidth=2, filled=False)

@@ -59,8 +59,9 @@ def _places(table: pl.DataFrame) -> str:
     heads = int(table["heads"].sum())
     sinks = round(float((table["rate"] * table["heads"]).sum()))
     spiking = table.filter(pl.col("spike") >= SPIKE)
-    said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
+    said = f"None of {heads} heads is a sink at the first key"
     if sinks:
+        said = f"{sinks} of {heads} heads ({wording.percent(sinks / heads)}) are sinks at the first key"
         where = table.filter(pl.col("rate") > 0)["block"].to_list()
         said += f", in {_blocks(where)}"
     if spiking.is_empty():
@@ -68,8 +69,18 @@ def _places(table: pl.DataFrame) -> str:
     top = spiking.sort("spike", descending=True).row(0, named=True)
     return (
         f"{said}. Spikes stand after {_blocks(spiking['block'].to_list())}, the largest after block {top['block']}: "
-        f"{wording.significant(top['spike'])} times the median."
+        f"{wording.significant(top['spike'])} times the median, in channel {top['spike_channel']}"
+        f"{_at(top['spike_first'])}."
     )
+
+
+def _at(first: float) -> str:
+    """Where a spike stands, by the share of windows that have it at the first position.
+
+    >>> _at(1.0), _at(0.25)
+    (' at the first position', ' at the first position in 25.0% of the windows')
+    """
+    return " at the first position" + ("" if first == 1 else f" in {wording.percent(first)} of the windows")
 
 
 def _taken(r: dict[str, Any]) -> str:
@@ -77,11 +88,13 @@ def _taken(r: dict[str, Any]) -> str:
         f"{wording.percent(r[f'{name}_kept'])} of the {name}s it can reach" for name in ("spike", "sink")
         if r[f"{name}_kept"] is not None
     ]  # fmt: skip
-    left = f" leaves {' and '.join(kept)}," if kept else ""
+    moved = [f"leaves {' and '.join(kept)}"] if kept else []
+    if r["rate_intact"] or r["rate"]:
+        moved.append(f"moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])}")
+    moved.append(f"moves mean entropy by {wording.signed(r['d_entropy'])} nats")
     return (
-        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token),"
-        f"{left} moves the sink rate from {wording.percent(r['rate_intact'])} to {wording.percent(r['rate'])} and mean "
-        f"entropy by {wording.signed(r['d_entropy'])} nats."
+        f"The damage that costs most, {r['edit']} of {unit_name(r)} ({wording.signed(r['delta_nll'])} nats per token), "
+        f"{', '.join(moved[:-1])}{' and ' * (len(moved) > 1)}{moved[-1]}."
     )
 
 
@@ -132,9 +145,11 @@ def _damages(table: pl.DataFrame) -> Table:
 def _intact(table: pl.DataFrame) -> Table:
     rows = [
         [str(r["block"]), str(r["heads"]), wording.percent(r["rate"]), *(wording.significant(r[n]) for n in
-         ("sink", "elsewhere", "previous", "entropy", "spike"))] for r in table.iter_rows(named=True)
+         ("sink", "elsewhere", "previous", "entropy", "spike")), str(r["spike_channel"]),
+         wording.percent(r["spike_first"])] for r in table.iter_rows(named=True)
     ]  # fmt: skip
-    columns = ["block", "heads", "sinks", "first key", "next best key", "token before", "entropy", "spike"]
+    columns = ["block", "heads", "sinks", "first key", "next best key", "token before", "entropy", "spike",
+               "its channel", "at the first position"]  # fmt: skip
     return Table(columns, rows, "The intact model, means over heads", folded=True)
 
 
@@ -203,7 +218,7 @@ def spikes_and_sinks(study: Study) -> Section | None:
     columns = ["<damage", "<of", "<weights", "<outcome", "weights", "<share", "<the clearest"]
     return Section(
         "spikes_and_sinks", "Are spikes and sinks one thing?",
-        f"{SEPARABLE[separable(table)]} {_counted(table, places)}".strip(),
+        " ".join(filter(None, [SEPARABLE[separable(table)], _counted(table, places), _most(study)])),
         f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those "
         "that it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. "
         "Weights behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and "
@@ -226,4 +241,17 @@ def _counted(table: pl.DataFrame, places: dict[str, str]) -> str:
                 f"{r['count']} of {r['n']} leading weights ({wording.percent(r['low'])}–{wording.percent(r['high'])}"
                 f"{beside}) {'take' if r['count'] > 1 else 'takes'} {outcome}s alone, the clearest {places[r['best']]}."
             )
+    return " ".join(said)
+
+
+def _most(study: Study) -> str:
+    """The leading weights that take most of either, and what they leave of the other."""
+    leads, said = taken(study).filter(pl.col("which") == LEADING), []
+    for name, other in (("spike", "sink"), ("sink", "spike")):
+        for r in leads.sort(f"{name}_kept", maintain_order=True).head(1).iter_rows(named=True):
+            if r[f"{name}_kept"] < 1:
+                said.append(
+                    f"Most {name}s go with {unit_name(r)}: {wording.percent(r[f'{name}_kept'])} are kept, and "
+                    f"{wording.percent(r[f'{other}_kept'])} of {other}s."
+                )
     return " ".join(said)

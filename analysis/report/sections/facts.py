@@ -17,6 +17,7 @@ from esa_ray.spec.roles import CORRUPTIONS
 
 #: Places that a table of tracing shows of each arm and sub-layer.
 TOP = 3
+CALLED = {"residual": "of the residual stream", "attention": "of attention", "ffn": "of a feed-forward layer"}
 CORRUPTED = {"subject": "another subject of the same type in its place", "noise": "noise on the subject's embeddings"}
 
 
@@ -38,8 +39,7 @@ def facts_known(study: Study) -> Section | None:
         f"It knows {known} of {asked} facts that it was asked about, in at least one way of asking.{little}",
         "A fact is known if the model prefers the answer to its alternative, and to every other answer to the same "
         "question. The logit of the answer less that of the alternative is of known prompts: intact, and with the "
-        "subject "
-        "corrupted (mean over kinds).",
+        "subject corrupted (mean over kinds).",
         [], [Table(["<source", "facts known", "prompts known", "intact, logits", "corrupted"], rows)],
     )  # fmt: skip
 
@@ -69,16 +69,11 @@ def facts_traced(study: Study) -> Section | None:
     return Section(
         "facts_traced", "Where do facts come back?", _where(table),
         "Causal tracing (Meng et al. 2022): the subject of a prompt is corrupted, by another subject of the same type "
-        "and "
-        "length or by noise, and one state is put back to what it was. The share is the sum over facts of what that "
-        "gives "
-        "back of the answer's logit over the alternative's, over the sum of what the corruption took; 95% intervals "
-        "are a "
-        "bootstrap over facts, paraphrases averaged. Restoring several neighbouring blocks at once is another "
-        "measurement "
-        "and stands apart. That a state brings a fact back doesn't show that the fact is stored there, nor that "
-        "editing "
-        "there works (Hase et al. 2023).",
+        "and length or by noise, and one state is put back to what it was. The share is the sum over facts of what "
+        "that gives back of the answer's logit over the alternative's, over the sum of what the corruption took; 95% "
+        "intervals are a bootstrap over facts, paraphrases averaged. Restoring several neighbouring blocks at once is "
+        "another measurement and stands apart. That a state brings a fact back doesn't show that the fact is stored "
+        "there, nor that editing there works (Hase et al. 2023).",
         [Figure(f"tracing_{name}", "Share given back by block and position, a map a sub-layer; numbers in the table",
                 f"With {CORRUPTED[name]}, one block restored: the share of the answer that comes back, by block and "
                 "position.")
@@ -100,13 +95,10 @@ def _where(table: pl.DataFrame) -> str:
         best = {name: part.sort("share", descending=True).row(0, named=True)
                 for (name,), part in mine.group_by("sublayer", maintain_order=True)}  # fmt: skip
         said = ", ".join(
-            f"{name} {wording.percent(r['share'])} {ends(r['low'], r['high'])} at the {NAMES.get(r['position'], '')} "
-            "in "
-            f"block {r['block']}" for name, r in best.items()
+            f"{CALLED[name]} {wording.percent(r['share'])} {ends(r['low'], r['high'])} ("
+            f"{NAMES.get(r['position'], r['position'])}; block {r['block']})" for name, r in best.items()
         )  # fmt: skip
-        words.append(
-            f"With {CORRUPTED[str(corruption)]}, restoring one state gives back the most of the answer at: {said}."
-        )
+        words.append(f"With {CORRUPTED[str(corruption)]}, one restored state gives back at most: {said} of the answer.")
     return " ".join(words)
 
 
@@ -130,10 +122,8 @@ def facts_consistent(study: Study) -> Section | None:
         f"({r['sublayer']}, {r['facts']} facts); ways of asking for different facts with "
         f"{wording.within(r['others'], None, None)}: {_own(r)}.",
         "ρ is Spearman's over places (position × block), of two paraphrases that the model both knows, averaged over "
-        "facts; "
-        "95% intervals are a bootstrap over facts. What maps of different facts have in common is no fact's own. Same "
-        "peak: "
-        "the largest effect at the same position and within one block.",
+        "facts; 95% intervals are a bootstrap over facts. What maps of different facts have in common is no fact's "
+        "own. Same peak: the largest effect at the same position and within one block.",
         [], [Table(["<corruption", "restored blocks", "<sub-layer", "facts", "pairs", "<ρ", "different facts",
                     "same peak"], rows)],
     )  # fmt: skip
@@ -161,12 +151,9 @@ def fact_stores(study: Study) -> Section | None:
         "fact_stores", "Does the model hang on the weights where its facts are?",
         _stores(r[0]) if r else "Too few places have a sensitivity.",
         "Over places (block × sub-layer): Spearman's ρ of the sensitivity Σ|g·w| of the place's last matrix on the "
-        "study's "
-        "calibration text with what restoring the place gives back. 95% intervals are a bootstrap over facts and "
-        "blocks at "
-        "once. Neighbouring blocks resemble each other, so that the interval is rather too narrow; the sub-layers "
-        "apart "
-        "tell whether ρ only says that attention and feed-forward layers differ.",
+        "study's calibration text with what restoring the place gives back. 95% intervals are a bootstrap over facts "
+        "and blocks at once. Neighbouring blocks resemble each other, so that the interval is rather too narrow; the "
+        "sub-layers apart tell whether ρ only says that attention and feed-forward layers differ.",
         [Figure("traced_places", "Sensitivity against what restoring gives back, a point a place; ρ in the table",
                 "Every block's attention and feed-forward layer: its sensitivity against what restoring it gives back, "
                 "at "

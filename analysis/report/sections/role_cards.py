@@ -30,11 +30,9 @@ def role_cards(study: Study) -> Section | None:
     return Section(
         "role_cards", "What is the weight that costs the most?", f"{cards[0].title}: {cards[0].answer}",
         f"Of the {TOP} leading weights, the costliest first ({damaged_words(study)}). Tokens are those of the "
-        "evaluation "
-        "windows whose loss rises the most in sum; the text is continued greedily. × matched: over the change that "
-        "matched weights of the tensor make. Undone: MF, the share of the damage that holding the role's mediator at "
-        "its "
-        "intact value undoes; by the mediator alone: the converse.",
+        "evaluation windows whose loss rises the most in sum; the text is continued greedily. × matched: over the "
+        "change that matched weights of the tensor make. Undone: MF, the share of the damage that holding the role's "
+        "mediator at its intact value undoes; by the mediator alone: the converse.",
         [], [Table(["rank by score", "<weight", "<costs, nats per token", "share of the damage", "<roles"], names,
                    "All leading weights")],
         cards,
@@ -90,7 +88,7 @@ def answer(t: Told) -> str:
 
 
 def _done(edit: str) -> str:
-    return {"zero": "Set to zero,", "sign_flip": "With its sign flipped,"}.get(edit, f"Damaged by {edit},")
+    return {"zero": "Set to zero,", "sign_flip-1": "With its sign flipped,"}.get(edit, f"Damaged by {edit},")
 
 
 def _does(t: Told) -> str:

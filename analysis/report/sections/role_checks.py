@@ -37,14 +37,11 @@ def false_positives(study: Study) -> Section | None:
         f"{every['false']} of {every['matched']} matched weights would hold a role: {wording.percent(every['share'])} "
         f"{shares(every['low'], every['high'])}.",
         "Matched weights share tensor and size with leading ones. Each is judged as those are, against a null made of "
-        "the "
-        f"others. Nominal: p ≤ {RATE:.0%} in one role (of all roles together, in at least one: with ten roles up to "
-        "ten "
-        f"times as many). Necessary: p as small as the largest that passes for a leading weight "
-        f"({wording.p_value(every['threshold'])}). Necessary ones whose mediator wasn't held count as false. Intervals "
-        "are Clopper and Pearson's. That matched weights are all without a role is an assumption: one that has one "
-        "counts "
-        "against the procedure.",
+        f"the others. Nominal: p ≤ {RATE:.0%} in one role (of all roles together, in at least one: with ten roles up "
+        "to ten times as many). Necessary: p as small as the largest that passes for a leading weight "
+        f"({wording.p_value(every['threshold'])}). Necessary ones that surely hurt, but whose mediator wasn't held, "
+        "count as false. Intervals are Clopper and Pearson's. That matched weights are all without a role is an "
+        "assumption: one that has one counts against the procedure.",
         [], [Table(["<role", "matched", "nominal", "necessary", "mediator held", "false", "<share"], rows)],
     )  # fmt: skip
 
@@ -64,11 +61,9 @@ def stable_roles(study: Study) -> Section | None:
     return Section(
         "stable_roles", "Do other seeds and kinds of damage give the same roles?", _agree(table),
         "Compared are all pairs of a role and a leading weight that both damaged. κ is Cohen's, agreement beyond "
-        "chance "
-        "over all pairs; Jaccard the share of pairs that have the role in both, of those that have it in either. "
-        "Intervals (95%) are a bootstrap over weights. Where mediators weren't held in both, necessity is compared "
-        "alone. "
-        "Other texts are other studies: docs/roles.md says how they are compared.",
+        "chance over all pairs; Jaccard the share of pairs that have the role in both, of those that have it in "
+        "either. Intervals (95%) are a bootstrap over weights. Where mediators weren't held in both, necessity is "
+        "compared alone. Other texts are other studies: docs/roles.md says how they are compared.",
         [Figure("role_agreement", "Cohen's κ of assignments by pair of conditions; numbers in the table",
                 "κ of two conditions' roles, with 95% intervals. Dashed: 0.7.")],
         [Table(["<differing in", "<one", "<other", "<of", "weights", "both", "one alone", "other alone", "<κ",
@@ -121,8 +116,7 @@ def foretold_roles(study: Study) -> Section | None:
     return Section(
         "foretold_roles", "Does one backward pass foretell roles?", answer,
         "Of single weights, leading and matched, under zeroing: the change that −w·∂R/∂w foretells against the "
-        "measured "
-        "one. ρ is Spearman's of their sizes with a bootstrap's 95% interval over weights; the ratio is the median of "
-        "measured over foretold. No role rests on it: every change in this report was measured.",
+        "measured one. ρ is Spearman's of their sizes with a bootstrap's 95% interval over weights; the ratio is the "
+        "median of measured over foretold. No role rests on it: every change in this report was measured.",
         [], [Table(["<role", "weights", "<ρ", "same sign", "measured/foretold"], rows)],
     )  # fmt: skip

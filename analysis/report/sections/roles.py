@@ -15,7 +15,7 @@ from analysis.report.sections.faults import shares
 from analysis.roles.assigned import ANY, NONE, TOP, assigned, counted
 from analysis.roles.damages import primary
 from analysis.roles.mediation import HALF, UNSPECIFIC
-from analysis.roles.table import RATE, leading
+from analysis.roles.table import ENOUGH, RATE, leading
 from analysis.study import Study
 
 #: Role → what a weight that holds it is called, and several of them.
@@ -57,6 +57,11 @@ def mediated_words(r: dict[str, Any]) -> str:
     return f"{wording.percent(r['mediated'])} {ends(r['mediated_low'], r['mediated_high'])}"
 
 
+def mass_words(r: dict[str, Any]) -> str:
+    """A share of the damage with its interval."""
+    return "–" if r["mass"] is None else f"{wording.percent(r['mass'])} {ends(r['mass_low'], r['mass_high'])}"
+
+
 def ends(low: float | None, high: float | None) -> str:
     """An interval of a share; an end that isn't bounded is …"""
     return f"[{', '.join('…' if x is None else wording.percent(x).replace('-', '−') for x in (low, high))}]"
@@ -74,24 +79,21 @@ def roles_held(study: Study) -> Section | None:
     if study.roles.is_empty():
         return None
     table = at_first(assigned(study), study)
-    windows = study.roles["delta_nll"].list.len().max()
+    windows = max(study.roles["delta_nll"].list.len().drop_nulls().to_list(), default=0)
     columns = ["<role", "weights", "<share of the weights", "<share of the damage", "necessary", "and mediated",
                "and specific", "only as a set", "can't be told"]  # fmt: skip
     return Section(
         "roles_held", "What do the weights that it hangs on do?", _answer(study, table),
         f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss "
-        "rises "
-        "beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were damaged. "
-        "A "
-        "weight holds a role if its damage changes the role's metric more than damage to matched weights of its tensor "
-        f"does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its intact value "
-        "undoes "
-        f"at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that undoes next to nothing "
-        "of "
-        f"matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes here, by the upper bound). A "
-        "weight "
-        "may hold several roles. Shares of the damage are of the sum of ΔNLL of single weights, as if they added up; "
-        f"intervals (95%) are for further weights. {windows} windows.",
+        "rises beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were "
+        "damaged. A weight holds a role if its damage changes the role's metric more than damage to matched weights "
+        f"of its tensor does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its "
+        f"intact value undoes at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that "
+        f"undoes next to nothing of matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes "
+        "here, by the upper bound). A weight may hold several roles. The leading weights are counted in full; the "
+        "intervals (95%, Clopper and Pearson's) of their shares are for further weights like these. Shares of the "
+        "damage are of the sum of ΔNLL of single weights, as if they added up, with Fieller's intervals for further "
+        f"windows. {windows} windows.",
         [Figure("role_matrix", "Leading weights against roles; numbers in the table of pairs",
                 "The weights that cost the most, from above, against roles. Filled: the weight holds the role; hollow: "
                 "necessary, but not mediated by half, or not specific. Colour: the share of the damage that the "
@@ -113,7 +115,7 @@ def _row(r: dict[str, Any]) -> list[str]:
     apart = r["role"] == NONE
     return [
         r["role"], f"{r['weights']} of {r['of']}", f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}",
-        f"{wording.percent(r['mass'])} {shares(r['mass_low'], r['mass_high'])}",
+        mass_words(r),
         *(["–"] * 4 if apart else [str(r[c]) for c in ("necessary", "mediated", "weights", "sets")]), str(r["missing"]),
     ]  # fmt: skip
 
@@ -130,7 +132,7 @@ def _answer(study: Study, table: pl.DataFrame) -> str:
     said = (
         f"{n} of {some['of']} leading weight{'s' * (some['of'] != 1)} hold{'s' * (n == 1)} a role "
         f"({wording.percent(some['share'])} {shares(some['low'], some['high'])}), and bear"
-        f"{'s' * (n == 1)} {wording.percent(some['mass'])} {shares(some['mass_low'], some['mass_high'])} of the damage"
+        f"{'s' * (n == 1)} {mass_words(some)} of the damage"
     ) if n else f"None of {some['of']} leading weights holds a role"  # fmt: skip
     said += f": {named}" if named else ""
     left = f" {none['weights']} {'are' if none['weights'] != 1 else 'is'} unassigned" if none["weights"] else ""
@@ -172,12 +174,11 @@ def necessity(study: Study) -> Section | None:
     return Section(
         "necessity", "Which changes are more than those by matched weights?", _changed(table, found),
         "× matched: |change of the metric| over the geometric mean of what damage to matched weights of the same "
-        "tensor "
-        "does, of which there are so many. p: that a further matched weight of the tensor would change it as much. The "
-        "logarithms of their changes, less their tensor's mean, are pooled over tensors, and the mean's own error is "
-        "allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), which is "
-        "never "
-        "taken to end. q: Benjamini and Hochberg over all leading weights × roles. Changes may have either sign.",
+        "tensor does, of which there are so many. p: that a further matched weight of the tensor would change it as "
+        "much. The logarithms of their changes, less their tensor's mean, are pooled over tensors, and the mean's own "
+        "error is allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), "
+        "which is never taken to end. q: Benjamini and Hochberg over all leading weights × roles. Changes may have "
+        "either sign.",
         [Figure("necessary_changes", "Changes by leading weights over those by matched ones; numbers in the table",
                 "Every leading weight: its change of each metric over that by matched weights of its tensor (1: as "
                 "much). "
@@ -197,10 +198,14 @@ def _changed(table: pl.DataFrame, found: pl.DataFrame) -> str:
     tested = table.drop_nulls("p")
     counts = found.group_by("role").len().sort("len", descending=True).to_dicts()
     said = ", ".join(f"{r['role']} {r['len']}" for r in counts)
+    null = int(tested["null"].max())  # type: ignore[arg-type]
+    few = "" if null >= ENOUGH else (
+        f" With {null} matched weights no p is below {wording.p_value(1 / (1 + null))}, which survives no correction: "
+        "raise --null-weights."
+    )  # fmt: skip
     return (
         f"{len(found)} of {len(tested)} pairs of a leading weight and a role are necessary at a false discovery rate "
-        "of "
-        f"{RATE:.0%}{f': {said}' if said else ''}."
+        f"of {RATE:.0%}{f': {said}' if said else ''}.{few}"
     )
 
 
@@ -223,12 +228,11 @@ def mediated(study: Study) -> Section | None:
         "mediated", "Does the damage go through the role?", _through(found),
         "Undone is MF = 1 − Σ ΔNLL(damaged, mediator held at its intact value)/Σ ΔNLL(damaged) over windows, with "
         "Fieller's 95% interval for further windows. The converse leaves the weight intact and holds the mediator at "
-        "its "
-        "damaged value. The two needn't agree: where both paths are saturated each alone may do it all. What holding "
-        "undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share of what it "
-        "undoes of this weight's; “of theirs” is the share of their own damage, by least squares. Where that is near "
-        "all, the mediator is a bottleneck that carries any damage (the residual stream after block 0 is, for all of "
-        "block 0), and necessity alone speaks for the role.",
+        "its damaged value. The two needn't agree: where both paths are saturated each alone may do it all. What "
+        "holding undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share "
+        "of what it undoes of this weight's; “of theirs” is the share of their own damage, by least squares. Where "
+        "that is near all, the mediator is a bottleneck that carries any damage (the residual stream after block 0 "
+        "is, for all of block 0), and necessity alone speaks for the role.",
         [Figure("mediated_shares", "Share of the damage undone by holding the mediator, by role; numbers in the table",
                 "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. "
                 "Filled: the "
@@ -263,9 +267,8 @@ def _through(found: pl.DataFrame) -> str:
         return "No mediator of a necessary pair was held, or no damage could be told from 0."
     enough, holds = int(told["enough"].sum()), int(found["holds"].sum())
     words = [
-        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes at least {HALF:.0%} of "
-        "the "
-        f"damage; in {holds} of them it is also specific, and the weight holds the role."
+        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes at least {HALF:.0%} "
+        f"of the damage; in {holds} of them it is also specific, and the weight holds the role."
     ]
     most = told.filter("holds").sort("mediated", descending=True)
     if len(most):

@@ -16,8 +16,8 @@ from torch import Tensor
 from esa_ray.errors import EsaError
 from esa_ray.evaluation.tokens import pieces
 from esa_ray.host.mapped import in_file
-from esa_ray.interpret.attention.sinks import Looks, Sink, looks, sinks
-from esa_ray.interpret.attention.spikes import Spike, spikes, tallest
+from esa_ray.interpret.attention.sinks import Looks, Sink, looked_at, looks, received
+from esa_ray.interpret.attention.spikes import Spike, Tallest, spikes, tallest
 from esa_ray.interpret.roles.passes import Batch, Text
 from esa_ray.models.blocks import blocks, text_config
 from esa_ray.models.observe import Site, observing
@@ -39,7 +39,7 @@ class Block(NamedTuple):
     """What one block shows, in each window: its heads' looks (N, H), and its tallest activation (N,)."""
 
     looks: Looks
-    spike: Tensor
+    spike: Tallest
 
 
 class Seen(NamedTuple):
@@ -112,17 +112,17 @@ class Attending:
 
     def located(self) -> tuple[list[Spike], list[Sink]]:
         """Where the model as it is now has spikes and sinks, over all windows."""
-        patterns: defaultdict[int, list[Tensor]] = defaultdict(list)
+        keys: defaultdict[int, list[Tensor]] = defaultdict(list)
         residuals: defaultdict[int, list[Tensor]] = defaultdict(list)
 
         def look(batch: Batch) -> None:
             for block in self.blocks:
-                patterns[block].append(batch.seen[Site("patterns", block)].cpu())
+                keys[block].append(received(batch.seen[Site("patterns", block)]).cpu())
                 residuals[block].append(batch.seen[Site("residual", block)].cpu())
 
         self.text.run(look, None, self._sites(self.blocks))
         tokens = self.text.tokens_NT.cpu()
-        return spikes(_cat(residuals), tokens), sinks(_cat(patterns), tokens)
+        return spikes(_cat(residuals), tokens), looked_at(_cat(keys), tokens)
 
 
 def attended(intact: Attending, start: int | None = None) -> list[dict[str, Any]]:
@@ -148,7 +148,11 @@ def attended(intact: Attending, start: int | None = None) -> list[dict[str, Any]
 
 def _row(block: Block, ending: str = "") -> dict[str, Any]:
     heads = {f"{name}{ending}": values.mean(0).tolist() for name, values in block.looks._asdict().items()}
-    return heads | {f"spike{ending}": float(block.spike.mean())}
+    spike = {
+        "spike": float(block.spike.ratio.mean()), "spike_channel": int(block.spike.channel.mode().values),
+        "spike_first": float((block.spike.position == 0).double().mean()),
+    }  # fmt: skip
+    return heads | {f"{name}{ending}": value for name, value in spike.items()}
 
 
 def _block(batch: Batch, block: int) -> Block:
@@ -166,7 +170,10 @@ def _shift(logits_BTV: Tensor, intact_BTV: Tensor) -> Tensor:
 
 def _joined(parts: list[Block]) -> Block:
     every, tall = zip(*parts, strict=True)
-    return Block(Looks(*(torch.cat(same).double().cpu() for same in zip(*every, strict=True))), torch.cat(tall).cpu())
+    return Block(
+        Looks(*(torch.cat(same).double().cpu() for same in zip(*every, strict=True))),
+        Tallest(*(torch.cat(same).cpu() for same in zip(*tall, strict=True))),
+    )
 
 
 def _cat(parts: dict[int, list[Tensor]]) -> Iterable[tuple[int, Tensor]]:

@@ -91,9 +91,13 @@ def sinks(patterns: Iterable[tuple[int, Tensor]], tokens_BT: Tensor, threshold: 
     >>> [(s.block, s.head, s.token, s.attention) for s in sinks([(3, first)], torch.arange(8)[None])]
     [(3, 0, None, 1.0)]
     """
+    return looked_at(((block, received(pattern_BHTT)) for block, pattern_BHTT in patterns), tokens_BT, threshold)
+
+
+def looked_at(keys: Iterable[tuple[int, Tensor]], tokens_BT: Tensor, threshold: float = SINK) -> list[Sink]:
+    """The same of what keys of blocks receive, (B, H, K′): all that is needed of patterns (:func:`received`)."""
     tokens, found = tokens_BT.tolist(), []
-    for block, pattern_BHTT in patterns:
-        attention_BHK = received(pattern_BHTT)
+    for block, attention_BHK in keys:
         met: defaultdict[tuple[int, int | None], list[tuple[int, float]]] = defaultdict(list)
         for window, head, key in (attention_BHK > threshold).nonzero().tolist():
             met[head, tokens[window][key] if key else None].append((window, float(attention_BHK[window, head, key])))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +29,24 @@ def prominence(hidden_BTC: Tensor) -> Tensor:
     return size / middle.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def tallest(hidden_BTC: Tensor) -> Tensor:
-    """The largest :func:`prominence` of each window, (B,)."""
-    return prominence(hidden_BTC).amax((1, 2))
+class Tallest(NamedTuple):
+    """The largest :func:`prominence` of each window, where it stands, and in which channel: each (B,)."""
+
+    ratio: Tensor
+    position: Tensor
+    channel: Tensor
+
+
+def tallest(hidden_BTC: Tensor) -> Tallest:
+    """The tallest activation of each window.
+
+    >>> h = torch.ones(1, 4, 8)
+    >>> h[0, 2, 5] = -300.0
+    >>> [x.item() for x in tallest(h)]
+    [300.0, 2, 5]
+    """
+    ratio, at = prominence(hidden_BTC).flatten(1).max(-1)
+    return Tallest(ratio, at // hidden_BTC.shape[-1], at % hidden_BTC.shape[-1])
 
 
 @dataclass(frozen=True)

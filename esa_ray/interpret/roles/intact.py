@@ -45,22 +45,25 @@ class Looked:
     distances: dict[int, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spiking:
-    """A channel that spikes: after which block first, after which it is largest, and how high where then.
-
-    ``height`` is h/median|h| at the positions where it spikes, (N, T), and 0 elsewhere.
-    """
+    """A channel that spikes, and how high: by block, h/median|h| where it spikes after it, (N, T), and 0 elsewhere."""
 
     channel: int
-    first: int
-    peak: int
-    height: Tensor
+    heights: dict[int, Tensor]
 
     @property
-    def places(self) -> Tensor:
-        """Where it spikes, bool (N, T)."""
-        return self.height != 0
+    def last(self) -> int:
+        """The last block that it spikes after."""
+        return max(self.heights)
+
+    def held(self, layer: int | None) -> int:
+        """The first block that it spikes after and that damage of this layer, or of all, reaches."""
+        return min(block for block in self.heights if layer is None or block >= layer)
+
+    def places(self, block: int) -> Tensor:
+        """Where it spikes after a block or later ones, bool (N, T)."""
+        return torch.stack([height_NT != 0 for after, height_NT in self.heights.items() if after >= block]).any(0)
 
 
 def to_first(pattern_BHTT: Tensor) -> Tensor:
@@ -190,10 +193,11 @@ def _tall(hidden_BTC: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 
 def _spiking(channel: int, blocks: list[tuple[Tensor, ...]], tokens_NT: Tensor) -> Spiking:
-    mine = [(where[where[:, 2] == channel], height[where[:, 2] == channel]) for where, height in blocks]
-    peak = max(range(len(mine)), key=lambda block: float(mine[block][1].abs().sum()))
-    where, height = mine[peak]
-    heights = torch.zeros(tokens_NT.shape, device=where.device)
-    heights[where[:, 0], where[:, 1]] = height
-    first = next(block for block, (_, there) in enumerate(mine) if len(there))
-    return Spiking(channel, first, peak, plain(heights))
+    heights = {}
+    for block, (where, height) in enumerate(blocks):
+        mine = where[:, 2] == channel
+        if mine.any():
+            heights_NT = torch.zeros(tokens_NT.shape, device=where.device)
+            heights_NT[where[mine, 0], where[mine, 1]] = height[mine]
+            heights[block] = plain(heights_NT)
+    return Spiking(channel, heights)

@@ -15,10 +15,11 @@ from esa_ray.spec.roles import SPIKE
 
 
 class Spike(Role):
-    """R = mean over a window's spikes (t, c) of s·h_tc / median_c′ |h_tc′| after the block where the channel peaks.
+    """R = mean over a window's spikes of s·h_tc / median_c′ |h_tc′|, at all positions t and after all blocks.
 
-    s is the sign that the spike has in the intact model: there R is |h|/median|h|; a spike that changes sides counts as
-    gone, and more. Held: the channel at these positions, after the first block that has both the spike and the damage.
+    Spikes are those of the intact model, s their sign there: in it R is |h|/median|h|; a spike that changes sides counts
+    as gone, and more. Held: the channel at the positions of its spikes, after the first block that has both spikes and
+    the damage.
     """
 
     name = "spike"
@@ -30,7 +31,8 @@ class Spike(Role):
         self.spikes = self.bench.of("evaluation").spiking
         if not self.spikes:
             raise Empty(f"no activation of the model's residual stream is {SPIKE:g} times the median or more")
-        self._count_N = torch.stack([spike.places for spike in self.spikes]).sum((0, 2))
+        every = [height_NT for spike in self.spikes for height_NT in spike.heights.values()]
+        self._count_N = torch.stack([(height_NT != 0).sum(-1) for height_NT in every]).sum(0)
 
     @property
     def valid(self) -> np.ndarray:
@@ -38,30 +40,36 @@ class Spike(Role):
         return self._count_N.cpu().numpy() > 0
 
     def sites(self) -> Sequence[Site]:
-        """The residual stream where spikes are largest."""
-        return list(dict.fromkeys(Site("residual", spike.peak) for spike in self.spikes))
+        """The residual stream after blocks that have spikes."""
+        return [Site("residual", block) for block in sorted({b for spike in self.spikes for b in spike.heights})]
 
     def values(self, batch: Batch) -> Tensor:
         """R."""
-        each = [self._standing(spike, batch) for spike in self.spikes]
+        blocks = [site.layer for site in self.sites() if site.layer is not None]
+        each = [self._standing(block, batch) for block in blocks]
         return (torch.stack(each).sum(0) / self._count_N[batch.windows].clamp(min=1))[:, None]
 
-    def _standing(self, spike: Spiking, batch: Batch) -> Tensor:
-        """What stands of a spike's heights in each window, summed, (B,)."""
-        intact_BT, hidden_BTC = spike.height[batch.windows], batch.seen.get(Site("residual", spike.peak))
+    def _standing(self, block: int, batch: Batch) -> Tensor:
+        """What stands of the heights after a block in each window, summed, (B,)."""
+        mine = {spike.channel: spike.heights[block][batch.windows] for spike in self.spikes if block in spike.heights}
+        hidden_BTC = batch.seen.get(Site("residual", block))
         if hidden_BTC is None:
-            return intact_BT.abs().sum(-1)
+            return torch.stack([height_BT.abs().sum(-1) for height_BT in mine.values()]).sum(0)
         median_BT = hidden_BTC.float().abs().median(-1).values.clamp(min=torch.finfo(torch.float32).tiny)
-        return (hidden_BTC[..., spike.channel].float() / median_BT * intact_BT.sign()).sum(-1)
+        ratios = [hidden_BTC[..., c].float() / median_BT * height_BT.sign() for c, height_BT in mine.items()]
+        return torch.stack(ratios).sum((0, -1))
+
+    def _reached(self, target: Target) -> list[tuple[Spiking, int]]:
+        mine = [spike for spike in self.spikes if target.before(spike.last)]
+        return [(spike, spike.held(target.layer)) for spike in mine]
 
     def held(self, target: Target) -> Sequence[Site]:
-        """The channels after the first block with the spike and the damage."""
-        return [site for site, _ in self._held(target)]
+        """The channels."""
+        return [Site("residual", block, index=(spike.channel,)) for spike, block in self._reached(target)]
 
-    def _held(self, target: Target) -> list[tuple[Site, Spiking]]:
-        mine = [spike for spike in self.spikes if target.before(spike.peak)]
-        return [(Site("residual", max(s.first, target.layer or 0), index=(s.channel,)), s) for s in mine]
-
-    def places(self, target: Target, damaged: np.ndarray, intact: np.ndarray) -> Sequence[Place]:
+    def places(self, target: Target, damaged: object, intact: object) -> Sequence[Place]:
         """At the positions of each channel's spikes."""
-        return [Place(site, spike.places) for site, spike in self._held(target)]
+        return [
+            Place(Site("residual", block, index=(spike.channel,)), spike.places(block))
+            for spike, block in self._reached(target)
+        ]

@@ -56,6 +56,13 @@ class Dense:
             case "spike":
                 middle = np.sort(h, -1)[..., (h.shape[-1] - 1) // 2]
                 return float((h / middle[..., None]).max((1, 2)).mean())
+            case "spike_channel" | "spike_first":
+                ratios = h / np.sort(h, -1)[..., (h.shape[-1] - 1) // 2][..., None]
+                where = [np.unravel_index(r.argmax(), r.shape) for r in ratios]
+                if name == "spike_first":
+                    return float(np.mean([position == 0 for position, _ in where]))
+                channels = [int(channel) for _, channel in where]
+                return min(sorted(set(channels)), key=lambda c: (-channels.count(c), c))
         raise KeyError(name)
 
     def moved(self, other):

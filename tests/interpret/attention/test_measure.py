@@ -34,7 +34,7 @@ def test_rows_are_what_transformers_own_attention_shows(family):
         after, rows = Dense.of(model, WINDOWS), attended(intact)
     assert [row["block"] for row in rows] == list(range(len(rows)))
     for row in rows:
-        for name in ("sink", "entropy", "previous", "spike"):
+        for name in ("sink", "entropy", "previous", "spike", "spike_channel", "spike_first"):
             assert row[name] == pytest.approx(after.of_block(name, row["block"]), rel=2e-4, abs=1e-6), name
             assert row[f"{name}_intact"] == pytest.approx(before.of_block(name, row["block"]), rel=2e-4, abs=1e-6), name
         assert row["delta_nll"] == pytest.approx(after.nll - before.nll, abs=2e-5)

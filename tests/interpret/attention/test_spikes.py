@@ -22,7 +22,7 @@ def test_prominence_is_over_the_lower_median_of_the_position_alone():
     h = torch.randn(2, 3, 9)
     expected = h.abs().numpy() / np.median(h.abs().numpy(), axis=-1, keepdims=True)
     np.testing.assert_allclose(prominence(h).numpy(), expected, rtol=1e-6)
-    np.testing.assert_allclose(tallest(h).numpy(), expected.max((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(tallest(h).ratio.numpy(), expected.max((1, 2)), rtol=1e-6)
 
 
 def test_a_state_of_zeros_has_no_spike():

@@ -98,7 +98,7 @@ def bigram() -> Planted:
 def specific() -> Planted:
     """The one neuron of block 1 that does anything foretells what follows one token."""
     model = canvas()
-    successors(model, 0, but=20)
+    successors(model, 0, size=0.25, but=20)
     neuron(model, 1, 0, when=CONST, read=token(20), write=out(21), size=0.4)
     return planted(model, 1, "down", out(21), 0, "token-specific")
 
@@ -153,6 +153,6 @@ def fact() -> Planted:
     for i, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True)):
         neuron(model, 1, i, when=token(subject), read=token(subject), write=FREE[i], size=0.5)
         attention.v_proj.weight[i, FREE[i]] = 1.0
-        attention.v_proj.weight[i, token(answer)] = 1.0
-        attention.o_proj.weight[out(answer), i] = 1.0
+        attention.v_proj.weight[i, token(answer)] = 0.5
+        attention.o_proj.weight[out(answer), i] = 0.6
     return planted(model, 1, "down", FREE[0], 0, "fact")

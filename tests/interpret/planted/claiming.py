@@ -33,9 +33,10 @@ class Weight:
 
 def bench_of(planted: Planted, **more: Any) -> Bench:
     """A bench on text that the planted model writes."""
-    calibration = text(planted.model, 64, seed=2) if planted.calibration is None else planted.calibration
-    settings = {"spec": RoleSpec(), "seed": 7, "windows": text(planted.model, 16, seed=1), **more}
-    return Bench(planted.model, catalogue(planted.model), calibration=calibration, **settings)
+    written = text(planted.model, 64, seed=1)
+    calibration = written[16:] if planted.calibration is None else planted.calibration
+    settings = {"spec": RoleSpec(), "seed": 7, "windows": written[:16], "calibration": calibration, **more}
+    return Bench(planted.model, catalogue(planted.model), **settings)
 
 
 def zeroed(bench: Bench, weight: Weight):
