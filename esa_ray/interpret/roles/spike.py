@@ -17,9 +17,9 @@ from esa_ray.spec.roles import SPIKE
 class Spike(Role):
     """R = mean over a window's spikes of s·h_tc / median_c′ |h_tc′|, at all positions t and after all blocks.
 
-    Spikes are those of the intact model, s their sign there: in it R is |h|/median|h|; a spike that changes sides counts
-    as gone, and more. Held: the channel at the positions of its spikes, after the first block that has both spikes and
-    the damage.
+    Spikes are those of the intact model, s their sign there: in it R is |h|/median|h|; a spike that changes sides is
+    gone, and more. Held: the channel at the positions of its spikes, after the first block that has both spikes and the
+    damage.
     """
 
     name = "spike"
