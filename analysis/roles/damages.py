@@ -65,7 +65,7 @@ def _row(r: dict[str, Any]) -> dict[str, Any] | None:
     interval = t_interval(x) if len(x) > 1 else Interval(float("nan"), float("nan"))
     return told | {
         "cost": float(x.mean()), "cost_low": _known(interval.low), "cost_high": _known(interval.high),
-        "windows": len(x), "above_noise": hurts(x), "deltas": x.tolist(),
+        "windows": len(x), "above_noise": hurts(x.tolist()), "deltas": x.tolist(),
     }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def jaccard(counts: np.ndarray) -> np.ndarray:
 def kappa(counts: np.ndarray) -> np.ndarray:
     """Cohen's κ = (observed − expected)/(1 − expected) agreement of (…, 4) counts; NaN where chance alone is 1.
 
-    >>> float(kappa(np.array([20, 5, 10, 15])))  # Cohen's own kind of table: p_o 0.7, p_e 0.5
+    >>> round(float(kappa(np.array([20, 5, 10, 15]))), 3)  # observed 0.7, expected 0.5
     0.4
     """
     n = counts.sum(axis=-1)

@@ -116,15 +116,39 @@ def test_a_double_dissociation_is_counted_both_ways(tmp_path):
     )  # fmt: skip
     table = dissociation(study)
     lead = {r["outcome"]: r for r in table.filter(which=LEADING).iter_rows(named=True)}
-    assert {name: r["count"] for name, r in lead.items()} == dict.fromkeys(
-        ("spike", "sink", "both", "neither", "between"), 1
-    )
+    strict = ("spike", "sink", "both", "neither", "between")
+    assert {name: lead[name]["count"] for name in strict} == dict.fromkeys(strict, 1)
     assert lead["spike"]["best"] == "1.q[0,0]"
     # Clopper and Pearson of 1 in 5: 1 − 0.975^(1/5), and the other end by their tables.
     assert lead["spike"]["low"] == pytest.approx(1 - 0.975 ** (1 / 5))
     assert lead["spike"]["high"] == pytest.approx(0.7164, abs=1e-4)
     assert table.filter(which=MATCHED, outcome="neither")["count"].to_list() == [5]
     assert separable(table) == "both ways"
+
+
+def test_by_degrees_a_weight_takes_more_than_matched_ones_and_five_times_the_share_of_the_other(tmp_path):
+    study = study_of(
+        tmp_path, rows(_q(0), spike=0.7, sink=0.99), rows(_q(1), spike=0.99, sink=0.9),
+        rows(_q(2), spike=0.7, sink=0.9), rows(_q(3), spike=0.975), rows(_q(4), sink=0.99),
+        *[rows(_q(20 + n, "matched_k"), spike=1 - 0.001 * n, sink=1 - 0.002 * n) for n in range(21)],
+    )  # fmt: skip
+    # 95% of matched weights take at most 1.9% of spikes and 3.8% of sinks.
+    told = dict(taken(study).filter(which=LEADING).select("subject", "mainly").iter_rows())
+    assert told == {
+        "1.q[0,0]": "mainly-spike", "1.q[1,0]": "mainly-sink", "1.q[2,0]": None, "1.q[3,0]": "mainly-spike",
+        "1.q[4,0]": None,
+    }  # fmt: skip
+    counts = {r["outcome"]: r["count"] for r in dissociation(study).filter(which=LEADING).iter_rows(named=True)}
+    assert (counts["mainly-spike"], counts["mainly-sink"]) == (2, 1)
+
+
+def test_by_degrees_less_than_a_hundredth_is_nothing_even_where_matched_weights_take_none(tmp_path):
+    study = study_of(tmp_path, rows(_q(0), spike=0.995), rows(_q(1), spike=0.98), rows(_q(2, "matched_k")))
+    assert taken(study).filter(which=LEADING)["mainly"].to_list() == [None, "mainly-spike"]
+
+
+def test_without_matched_weights_nothing_is_told_by_degrees(tmp_path):
+    assert taken(study_of(tmp_path, rows(_q(0), spike=0.1)))["mainly"].to_list() == [None]
 
 
 @pytest.mark.parametrize(("spike", "sink", "said"), [

@@ -23,7 +23,10 @@ def study(tmp_path_factory):
     leads = [
         rows(subject(0, component="q"), spike=0.1, sink=0.95, cost=2.0, moved=1.5, entropy=0.5),
         rows(subject(1, component="q"), sink=0.2, cost=0.4, moved=0.5),
-        *(rows(subject(n, component="q"), sink=rng.uniform(0.9, 1), cost=0.01 * n, moved=0.01) for n in range(2, 14)),
+        *(
+            rows(subject(n, component="q"), sink=rng.uniform(0.91, 0.98), cost=0.01 * n, moved=0.01)
+            for n in range(2, 14)
+        ),
     ]
     matched = [rows(subject(n, "matched_k", component="q"), cost=1e-4 * n, moved=1e-3) for n in range(20, 32)]
     return study_of(tmp_path_factory.mktemp("attended"), *leads, *matched)
@@ -67,7 +70,8 @@ def test_the_dissociation_is_told_with_both_clearest_weights(study):
     assert "takes sinks alone, the clearest q [1, 0] in block 1." in section.answer
     assert "Most spikes go with q [0, 0] in block 1: 10.0% are kept, and 95.0% of sinks." in section.answer
     assert "Most sinks go with q [1, 0] in block 1: 20.0% are kept, and 100.0% of spikes." in section.answer
-    assert len(section.tables[0].rows) == 10  # five outcomes of leading and matched weights
+    assert "By degrees, 1 of 14 mainly take spikes and 13 mainly take sinks, beyond matched weights." in section.answer
+    assert len(section.tables[0].rows) == 14  # seven outcomes of leading and matched weights
 
 
 def test_correlations_that_an_interval_leaves_open_are_not_claimed(tmp_path):

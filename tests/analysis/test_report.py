@@ -280,6 +280,9 @@ def test_figures_of_a_full_study_are_written_as_files(synthetic):
         "savings", "savings_bits", "front_sparsity", "front_bits", "factors", "block_errors", "tuning_front",
         "target_curves", "source_curves", "tuning_rates", "moved_blocks", "moved_components", "inserted_models",
         "roc_with_reference", "roc_without_reference", "detection_schemes", "ranked_features", "mitigations",
+        "role_matrix", "role_counts", "necessary_changes", "mediated_shares", "role_agreement", "tracing_subject",
+        "tracing_noise", "traced_places", "spike_course", "sink_course", "sink_map", "entropy_map", "attention_costs",
+        "dissociated", *(f"attention_of_{n}" for n in range(1, 7)),
     }  # fmt: skip
     assert len(list(analysis.save_figures(study).glob("*.svg"))) == len(drawn)
 

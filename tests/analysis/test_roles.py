@@ -232,16 +232,15 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
     assert (row["necessary"], row["held"], row["false"], row["share"]) == (1, 1, 1, 0.01)
 
 
-def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path):
+@pytest.mark.parametrize(("cost", "false"), [(0.01, 1), (0.0, 0)])  # of a damage of 0 nothing is mediated
+def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path, cost, false):
     found = planted(HOLDERS)
-    changed = [r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1][:2]
-    for row, cost in zip(changed, (0.01, 0.0), strict=True):  # the second costs nothing: no share of that is mediated
-        row["change"] *= 1e6
-        row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
-    gone = {row["subject"] for row in changed}
-    found["mediations"] = [r for r in found["mediations"] if r["subject"] not in gone]
-    row = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
-    assert (row["necessary"], row["held"], row["false"]) == (2, 0, 1)
+    row = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
+    row["change"] *= 1e6
+    row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] != row["subject"]]
+    told = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (told["necessary"], told["held"], told["false"]) == (1, 0, false)
 
 
 # stability ----------------------------------------------------------------------------------------------------------

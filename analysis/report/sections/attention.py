@@ -20,7 +20,18 @@ from analysis.roles.attention import (
     intact_attention,
     worst,
 )
-from analysis.roles.dissociation import LEFT, OUTCOMES, TAKEN, dissociation, separable, taken
+from analysis.roles.dissociation import (
+    BEYOND,
+    LEAST,
+    LEFT,
+    MAINLY,
+    OUTCOMES,
+    TAKEN,
+    TIMES,
+    dissociation,
+    separable,
+    taken,
+)
 from analysis.study import Study
 from esa_ray.spec.roles import SINK, SPIKE
 
@@ -210,7 +221,7 @@ def spikes_and_sinks(study: Study) -> Section | None:
         return None
     places = {r["subject"]: unit_name(r) for r in taken(study).iter_rows(named=True)}
     rows = [
-        [r["edit"], r["unit"], r["which"], OUTCOMES[r["outcome"]], f"{r['count']} of {r['n']}",
+        [r["edit"], r["unit"], r["which"], (OUTCOMES | MAINLY)[r["outcome"]], f"{r['count']} of {r['n']}",
          f"{wording.percent(r['share'])} [{wording.percent(r['low'])}, {wording.percent(r['high'])}]",
          places[r["best"]] if r["best"] else "–"]
         for r in table.iter_rows(named=True)
@@ -218,11 +229,15 @@ def spikes_and_sinks(study: Study) -> Section | None:
     columns = ["<damage", "<of", "<weights", "<outcome", "weights", "<share", "<the clearest"]
     return Section(
         "spikes_and_sinks", "Are spikes and sinks one thing?",
-        " ".join(filter(None, [SEPARABLE[separable(table)], _counted(table, places), _most(study)])),
+        " ".join(filter(None, [
+            SEPARABLE[separable(table)], _counted(table, places), _by_degrees(table), _most(study),
+        ])),
         f"Taken is what damage leaves at most {TAKEN:.0%} of, left what it leaves at least {LEFT:.0%} of, of those "
         "that it can reach: the mean of min(1, after/before) over spiking blocks, and over heads that are sinks. "
         "Weights behind the last spike or sink can't reach both and aren't counted. Intervals (95%) are Clopper and "
-        "Pearson's, for further weights of this kind; that one weight does it is enough for its way.",
+        "Pearson's, for further weights of this kind; that one weight does it is enough for its way. By degrees: "
+        f"damage mainly takes one if it takes at least {TIMES:g} times the share of the other, more than {BEYOND:.0%} "
+        f"of matched weights do, and {LEAST:.0%}.",
         [Figure("dissociated", "Share of spikes and of sinks that each damaged weight leaves; numbers in the table",
                 "Each point is a damaged weight. Shaded: it takes one and leaves the other.")],
         [Table(columns, rows)],
@@ -242,6 +257,18 @@ def _counted(table: pl.DataFrame, places: dict[str, str]) -> str:
                 f"{beside}) {'take' if r['count'] > 1 else 'takes'} {outcome}s alone, the clearest {places[r['best']]}."
             )
     return " ".join(said)
+
+
+def _by_degrees(table: pl.DataFrame) -> str:
+    """How many leading weights mainly take one of both, beyond what matched ones do."""
+    mine = {r["outcome"]: r for r in table.filter(pl.col("which") == LEADING).iter_rows(named=True)}
+    if not mine or table.filter(pl.col("which") == MATCHED).is_empty():
+        return ""
+    spikes, sinks = mine["mainly-spike"], mine["mainly-sink"]
+    return (
+        f"By degrees, {spikes['count']} of {spikes['n']} mainly take spikes and {sinks['count']} mainly take sinks, "
+        "beyond matched weights."
+    )
 
 
 def _most(study: Study) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -109,18 +110,21 @@ class _Tracer:
             return
         other = _other(self.asking, prompt)
         alternative, (tokens, answer, wrong) = _alternative(prompt, other)
+        arms: dict[str, Corrupted] = {}
         for corruption in self.spec.corruptions:
-            row = {"alternative": alternative, "corruption": corruption}
-            if corruption == "subject" and other is None:
-                yield row | _empty(True, "no other subject that is asked about has as many tokens")
-                continue
-            runs = (
-                self._noised(prompt, tokens)
-                if other is None or corruption == "noise"
-                else self._swapped(prompt, tokens, other)
-            )
+            if corruption == "noise":
+                arms[corruption] = self._noised(prompt, tokens)
+            elif other is not None:
+                arms[corruption] = self._swapped(prompt, tokens, other)
+            else:
+                why = "no other subject that is asked about has as many tokens"
+                yield {"alternative": alternative, "corruption": corruption} | _empty(True, why)
+        if arms:
+            runs = Corrupted(*map(np.concatenate, zip(*arms.values(), strict=True)))
             found = Restoring(self.model, tokens, runs.tokens, runs.noise, (answer, wrong))
-            yield from (row | more for more in self._restored(found, positions(prompt, len(tokens))))
+            names = [corruption for corruption, arm in arms.items() for _ in arm.tokens]
+            rows = self._restored(found, names, positions(prompt, len(tokens)))
+            yield from ({"alternative": alternative} | row for row in rows)
 
     @cached_property
     def _embedded(self) -> tuple[float, int]:
@@ -140,24 +144,22 @@ class _Tracer:
         noise[:, subject] = self.spec.noise * std * drawn
         return Corrupted(np.tile(np.array(tokens), (draws, 1)), noise)
 
-    def _restored(self, found: Restoring, at: Mapping[str, int]) -> Iterator[Row]:
+    def _restored(self, found: Restoring, names: Sequence[str], at: Mapping[str, int]) -> Iterator[Row]:
+        """The rows of places; ``names`` are the corruptions of the runs."""
         there = {(site.layer, site.kind) for site in found.sites}
-        places = [
-            Place(block, sublayer, n)
-            for n in self.spec.restored
-            for sublayer in SUBLAYERS
-            for block in range(self.layers)
-            if (block, sublayer) in there
-        ]
-        corrupted = float(found.corrupted.mean())
-        taken = found.clean - corrupted
-        effects = found.effects(places, list(at.values())).mean(-1)
-        for place, mine in zip(places, effects, strict=True):
-            for position, effect in zip(at, mine, strict=True):
+        every = product(self.spec.restored, SUBLAYERS, range(self.layers))
+        places = [Place(block, sublayer, n) for n, sublayer, block in every if (block, sublayer) in there]
+        effects = found.effects(places, list(at.values()))
+        for corruption in dict.fromkeys(names):
+            mine = [name == corruption for name in names]
+            corrupted = float(found.corrupted[mine].mean())
+            taken = found.clean - corrupted
+            means = effects[:, :, mine].mean(-1).flatten().tolist()
+            for (place, position), effect in zip(product(places, at), means, strict=True):
                 yield {
-                    "known": True, "clean": found.clean, "corrupted": corrupted, "position": position,
-                    "block": place.block, "sublayer": place.sublayer, "restored": place.restored,
-                    "effect": float(effect), "share": float(effect / taken) if taken > 0 else None,
+                    "known": True, "corruption": corruption, "clean": found.clean, "corrupted": corrupted,
+                    "position": position, "block": place.block, "sublayer": place.sublayer, "restored": place.restored,
+                    "effect": effect, "share": effect / taken if taken > 0 else None,
                     "sensitivity": self.sensitivity.get((place.block, place.sublayer)), "status": "ok", "error": None,
                 }  # fmt: skip
 

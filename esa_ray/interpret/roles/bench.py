@@ -171,9 +171,11 @@ class Bench:
 
     def ready(self) -> None:
         """Make what is kept of the intact model; called while it is."""
-        _ = self.intact, self.foretold, self.continued
+        _ = self.intact, self.foretold
+        if "token-specific" in self.intact:
+            _ = self.continued
 
     @cached_property
-    def continued(self) -> np.ndarray | None:
-        """How the intact model continues the beginning of a window, greedily; where a row has it."""
-        return continuation(self) if "token-specific" in self.spec.roles else None
+    def continued(self) -> np.ndarray:
+        """How the intact model continues the beginning of a window, greedily."""
+        return continuation(self)

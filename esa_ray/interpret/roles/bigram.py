@@ -42,7 +42,7 @@ class Bigram(Role):
     @property
     def valid(self) -> np.ndarray:
         """Windows with tokens of both sorts."""
-        return self._weights.any(-1)
+        return np.asarray(self._weights.any(-1))
 
     def values(self, batch: Batch) -> Tensor:
         """R, and KL(table ‖ model)."""

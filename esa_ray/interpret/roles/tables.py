@@ -62,7 +62,7 @@ class Bigrams:
         predicted, told = np.zeros((n, length), bool), np.zeros((n, length), bool)
         at, p = [], []
         for window, position in np.ndindex(n, length):
-            successors = self._successors(windows[window, position])
+            successors = self._successors(int(windows[window, position]))
             if successors.stop == successors.start or self._counts[successors.start] < SEEN:
                 continue
             tokens, counts = self._to[successors], self._counts[successors]

@@ -14,8 +14,8 @@ from esa_ray.spec import PerturbSpec
 from esa_ray.spec.roles import RANKS_KEPT, SIDES, RoleSpec
 from tests.interpret.planted.canvas import Planted, text
 
-#: A planted change is to be so many times the largest of the null.
-BEYOND = 1.5
+#: A planted change is to lie above all of the null, and so many of its standard deviations above its mean.
+BEYOND = 3.0
 ZERO = PerturbSpec(kind="zero")
 
 
@@ -76,8 +76,9 @@ def claimed(bench: Bench, planted: Planted) -> set[str]:
         if row["status"] != "ok":
             continue
         # Of a null whose damage is all rounding there is no share to compare with, and so no claim.
-        bound = max((abs(other[role]["change"]) for other in null if other[role]["status"] == "ok"), default=np.inf)
-        necessary = abs(row["change"]) > BEYOND * bound and SIDES[role] * row["change"] >= 0
+        sizes = np.abs([other[role]["change"] for other in null if other[role]["status"] == "ok"] or [np.inf])
+        bound = max(sizes.max(), sizes.mean() + BEYOND * sizes.std()) if np.isfinite(sizes).all() else np.inf
+        necessary = abs(row["change"]) > bound and SIDES[role] * row["change"] >= 0
         kept = role != "confidence" or row["condition"] >= RANKS_KEPT
         if necessary and kept and fraction(bench, weight, role) >= 0.5:
             found.add(role)
