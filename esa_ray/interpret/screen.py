@@ -38,7 +38,7 @@ class Tested:
 
     @property
     def hurts(self) -> bool:
-        """Whether the loss surely rises, by Student's interval over windows: else no share of the rise can be undone."""
+        """Whether the loss surely rises, by Student's interval over windows: else no share of it can be undone."""
         from scipy.special import stdtrit  # a plan needs none of it
 
         mean, n = float(np.mean(self.losses)), len(self.losses)
