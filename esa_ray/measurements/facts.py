@@ -103,5 +103,5 @@ class Facts(Swept):
         mine = worker.interpreting
         return traced(
             worker.model, worker.catalogue, mine.tokenizer, fact, worker.spec.facts, others=facts, seed=seed,
-            sensitivity=mine.sensitivity(seed),
+            sensitivity=mine.sensitivity(seed), opening=mine.opening,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from esa_ray import data
 from esa_ray.errors import EsaError
 from esa_ray.interpret.attention import Attending
 from esa_ray.interpret.damage import Damage
@@ -49,6 +50,11 @@ class Interpreting:
         return load_tokenizer(self.worker.source)
 
     @cached_property
+    def opening(self) -> list[int]:
+        """The tokens that windows begin with, and so do prompts."""
+        return data.opening(self.worker.spec.data, self.tokenizer)
+
+    @cached_property
     def attending(self) -> Attending | str:
         """Attention of the intact model; or why it can't be seen."""
         try:
@@ -76,7 +82,9 @@ class Interpreting:
         if "fact" not in self.roles.roles:
             return None
         spec = self.worker.spec.facts or FactSpec()
-        return fact_prompts(self.worker.model, self.tokenizer, spec, limit=self.roles.windows, seed=seed)
+        return fact_prompts(
+            self.worker.model, self.tokenizer, spec, limit=self.roles.windows, seed=seed, opening=self.opening
+        )
 
     def _sensitivity(self, seed: int) -> dict[tuple[int, str], float]:
         return sensitivities(self.worker.calibrated(seed))

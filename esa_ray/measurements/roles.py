@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esa_ray.interpret.subjects import subjects
+from esa_ray.interpret.subjects import expected, subjects
 from esa_ray.measurements.registry import MEASUREMENTS, Unit
 from esa_ray.measurements.role_cost import cost_of_roles
 from esa_ray.measurements.subjected import Subjected, facts_content, subject_of, unit_of
@@ -26,6 +26,11 @@ class Roles(Subjected):
     def asked(self, spec: StudySpec, store: Store) -> list[Unit]:
         """Every subject, once the rankings tell which there are."""
         return [unit_of(subject) for subject in subjects(spec, store)]
+
+    def pieces(self, spec: StudySpec, store: Store) -> int:
+        """Those that are missing; of seeds that aren't ranked yet as many as a seed has at most."""
+        unranked = len(MEASUREMENTS["rankings"].missing(spec, store)) if spec.roles else 0
+        return super().pieces(spec, store) + expected(spec) * unranked // len(spec.seeds)
 
     def cost(self, spec: StudySpec) -> Cost:
         """See :func:`esa_ray.measurements.role_cost.cost_of_roles`."""
