@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import baseline, damage_by_window
 from analysis.damage.paired import by_group, named
+from analysis.damage.windows import baseline, damage_by_window
 from analysis.names import DAMAGE, WHAT
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, DRAWN_CONTROLS, TREATED, draws

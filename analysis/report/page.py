@@ -13,7 +13,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from analysis.damage.changed import controls_hold_zeros
-from analysis.damage.effects import baseline, comparisons, effects
+from analysis.damage.effects import comparisons, effects
+from analysis.damage.windows import baseline
 from analysis.names import about, in_question, leading, unit_name, unit_of, units
 from analysis.report import latex, wording
 from analysis.report.done import done_words, population_words

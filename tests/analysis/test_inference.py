@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from analysis.statistics.crossed import SMALLEST_P, VarianceComponents, crossed_interval, crossed_p
-from analysis.statistics.inference import hedges_g, holm, paired_p, sign_e_value, standardised_mean
+from analysis.statistics.inference import holm, sign_e_value, standardised_mean
+from analysis.statistics.paired import hedges_g, paired_p
 
 SIMULATIONS = 400
 
