@@ -53,6 +53,12 @@ def effect_size(x: np.ndarray) -> np.ndarray:
     return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), standardised(x), alike)
 
 
+@lru_cache(maxsize=64)
+def _chances(nu: int) -> np.ndarray:
+    """512 quantiles of χ²_ν/ν."""
+    return stats.chi2.ppf((np.arange(512) + 0.5) / 512, nu) / nu
+
+
 def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
     """Interval for the standardised mean δ of n normal differences by inverting the noncentral t (Steiger 2004).
 
@@ -66,7 +72,7 @@ def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
         return Interval(float("nan"), float("nan"))
     nu = n - 1
     t = g / for_few(n) * np.sqrt(n)
-    root = t * np.sqrt(stats.chi2.ppf((np.arange(512) + 0.5) / 512, nu) / nu)
+    root = t * np.sqrt(_chances(nu))
     ends = []
     for p in ((1 + level) / 2, (1 - level) / 2):
         low, high = root.min() - 9, root.max() + 9
@@ -114,7 +120,9 @@ def auc(treated: np.ndarray, control: np.ndarray) -> float:
     >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     0.875
     """
-    return float(stats.mannwhitneyu(treated, control).statistic / (len(treated) * len(control)))
+    n, m = len(treated), len(control)
+    ranks = stats.rankdata(np.concatenate([treated, control]))[:n].sum()
+    return float((ranks - n * (n + 1) / 2) / (n * m))
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from analysis.damage.series import Divergence, Response, Series, divergence, res
 from analysis.damage.windows import common_windows
 from analysis.names import GROUP_ORDER
 from analysis.statistics.crossed import crossed_ps, of_each, signed_log
-from analysis.statistics.curves import Fit, compare
+from analysis.statistics.curves import Fit, compare_each
 from analysis.statistics.inference import LEVEL, holm
 from analysis.study import Study
 from esa_ray.spec import dose as dose_of
@@ -61,14 +61,11 @@ def curves_of(study: Study) -> list[Curve]:
     for s in series(study):
         present = set().union(*(kind.groups for kind in s.kinds))
         for group in (g for g in GROUP_ORDER if g in present):
-            mine, lost = response(s, group), divergence(s, group)
-            if lost.tested < 2:
-                continue
-            fits: tuple[list[Fit], list[str]] = ([], [])
-            if mine is not None and len(mine.doses) >= FEWEST_DOSES:
-                fits = compare(mine.doses, mine.means, mine.errors)
-            found.append(Curve(s, group, mine, lost, *fits))
-    return found
+            if (lost := divergence(s, group)).tested > 1:
+                found.append((s, group, response(s, group), lost))
+    told = [mine for _, _, mine, _ in found if mine is not None and len(mine.doses) >= FEWEST_DOSES]
+    fits = dict(zip(map(id, told), compare_each([(r.doses, r.means, r.errors) for r in told]), strict=True))
+    return [Curve(*row, *fits.get(id(row[2]), ([], []))) for row in found]
 
 
 @lru_cache(maxsize=8)

@@ -93,9 +93,15 @@ def _divergence(c: Curve) -> list[str]:
     return [*told, f"{c.mine.left_out} seeds are left out, {lost}"] if c.mine.left_out else told
 
 
-def _threshold(study: Study, c: Curve, reasons: list[str]) -> dict[str, float | None]:
+@lru_cache(maxsize=8)
+def _against_random(study: Study) -> dict[tuple, tuple[float, float]]:
+    """Columns DAMAGE → (difference, p) of treated − random_k."""
     tests = comparisons(study).filter(pl.col("control") == "random_k").drop_nulls("p")
-    at = {tuple(r[c] for c in DAMAGE): (r["difference"], r["p"]) for r in tests.iter_rows(named=True)}
+    return {tuple(key): (difference, p) for *key, difference, p in tests.select(*DAMAGE, "difference", "p").iter_rows()}
+
+
+def _threshold(study: Study, c: Curve, reasons: list[str]) -> dict[str, float | None]:
+    at = _against_random(study)
     found = [(dose, at[kind.key]) for dose, kind in zip(c.series.doses, c.series.kinds, strict=True) if kind.key in at]
     if not found:
         reasons.append("threshold: no dose has a comparison with random_k")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def _sets(study: Study, what: dict[str, Any], first: dict[str, Any]) -> str:
     return name if what["axis"] == "strength" else name.removesuffix(f"k={first['k']}") + "by k"
 
 
+@lru_cache(maxsize=8)
+def _counts(seeds: int, windows: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """How often each resample holds each seed, and each window: (B, S) and (B, W)."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in (seeds, windows)]
+
+
 @dataclass(frozen=True)
 class Response:
     """One group's ΔNLL over the doses at which a cell has a finite loss: seed → windows at each, nats per token.
@@ -114,8 +122,7 @@ class Response:
         for j, rows in enumerate(self.by_seed):
             for s, x in rows.items():
                 full[j, seeds.index(s), : len(x)] = x
-        rng = np.random.default_rng(seed)
-        counts = [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in full.shape[1:]]
+        counts = _counts(len(seeds), width, resamples, seed)
         known = np.isfinite(full)
         total = np.einsum("bs,jsw,bw->bj", counts[0], np.where(known, full, 0), counts[1], optimize=True)
         size = np.einsum("bs,jsw,bw->bj", counts[0], known.astype(float), counts[1], optimize=True)
