@@ -66,7 +66,7 @@ def _chances(source: int, df: int | np.ndarray) -> np.ndarray:
     found = chebvander(2 * np.sqrt(FEW / flat) - 1, DEGREE) @ _of_many(source)
     for at in np.flatnonzero(flat <= FEW):
         found[at] = _of_few(source, int(flat[at]))
-    return found.reshape(*np.shape(df), -1)
+    return found.reshape(*np.shape(df), found.shape[1])
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def fewest_of_each(
     scores = np.full((2, len(start)), np.nan)
     found = np.where(power(highs, every) >= wanted, most, 0)
     live = every[found > 0]
-    enough = power(start[live], live) >= wanted
+    enough = power(start[live], live) >= wanted if live.size else live > 0
     found[live[enough]], lows[live] = start[live[enough]], start[live]
     live = live[~enough]
     while (live := live[highs[live] - lows[live] > 1]).size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class VarianceComponents:
         """σ_b², what windows differ by; may be negative. With one seed it contains the residual."""
         return self.ms_windows if np.max(self.n_seeds) < 2 else (self.ms_windows - self.ms_residual) / self.n_seeds
 
-    @property
+    @cached_property
     def _pooled(self) -> tuple[Values, Values, Values, Values]:
         """(σ_a²/S, σ_b²/W, σ_e²/(SW), degrees of the last), where a component that comes out negative is none: its
         mean square is one more estimate of σ_e², and pooled with it."""
@@ -81,7 +81,7 @@ class VarianceComponents:
         b = np.where(windows, np.maximum(self.ms_windows - residual, 0), 0) / (s * w)
         return a, b, residual / (s * w), df
 
-    @property
+    @cached_property
     def of_mean(self) -> Values:
         """Variance of the mean of D: σ_a²/S + σ_b²/W + σ_e²/(SW), components below zero being none.
 
