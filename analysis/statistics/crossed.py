@@ -123,6 +123,8 @@ class VarianceComponents:
         return np.maximum.reduce([_t(alpha, total**2 / spread), mixed / self.of_mean, by_seeds])
 
 
+#: Blocks of which a statistic is computed at once.
+AT_ONCE = 1024
 #: Quantiles from which on a table of them is faster than solving for each, and how many entries it has.
 TABLED, ENTRIES = 4096, 4096
 
@@ -149,6 +151,8 @@ def _t(alpha: Values, df: Values) -> Values:
 def of_each(statistic: Callable[[np.ndarray], Iterable[Any]], blocks: Sequence[np.ndarray]) -> list[Any]:
     """A statistic of many blocks at once, (C, …) → (C, …), of each of these: those of one shape are computed together.
 
+    At most AT_ONCE of them, so that memory is bounded however many there are.
+
     >>> of_each(lambda d: d.sum(axis=1), [np.ones(2), np.ones(3), np.zeros(2)])
     [np.float64(2.0), np.float64(3.0), np.float64(0.0)]
     """
@@ -156,7 +160,7 @@ def of_each(statistic: Callable[[np.ndarray], Iterable[Any]], blocks: Sequence[n
     for at, block in enumerate(blocks):
         alike.setdefault(block.shape, []).append(at)
     found: dict[int, Any] = {}
-    for places in alike.values():
+    for places in (p[i : i + AT_ONCE] for p in alike.values() for i in range(0, len(p), AT_ONCE)):
         found |= zip(places, statistic(np.array([blocks[at] for at in places])), strict=True)
     return [found[at] for at in range(len(blocks))]
 

@@ -30,7 +30,7 @@ def solved(residuals: Residuals, start: np.ndarray, bounds: np.ndarray) -> np.nd
     >>> x, y = np.arange(1.0, 5.0), np.array([[1.0, 0.5, 0.25, 0.125], [3.0, 3.0, 3.0, 3.0]])
     >>> away = lambda p, at: y[at] - p[:, :1] * np.exp(-p[:, 1:] * (x - 1))
     >>> solved(away, np.ones((2, 2)), np.array([[[0.0, 9.0], [0.1, 9.0]]] * 2)).round(4).tolist()
-    [[1.0, 0.6931], [3.4416, 0.1]]
+    [[1.0, 0.6931], [3.4212, 0.1]]
     """
     found, live = start.copy(), np.arange(len(start))
     damping, left = np.full(len(start), DAMPING), residuals(found, live)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from analysis.statistics import crossed
 from analysis.statistics.crossed import (
     SMALLEST_P,
     TABLED,
@@ -67,7 +68,9 @@ def test_one_window_has_no_interval_and_p_1():
     assert crossed_ps(np.ones((2, 3, 1))).tolist() == [1.0, 1.0]
 
 
-def test_blocks_of_several_shapes_come_back_in_their_order():
+@pytest.mark.parametrize("most", [1, 2, 1024])
+def test_blocks_of_several_shapes_come_back_in_their_order(most, monkeypatch):
+    monkeypatch.setattr(crossed, "AT_ONCE", most)
     blocks = [np.full(shape, i + 1.0) for i, shape in enumerate([(2, 3), (1, 3), (2, 3), (4, 1), (1, 3)])]
     assert of_each(lambda d: d.mean(axis=(1, 2)), blocks) == [1, 2, 3, 4, 5]
     assert of_each(lambda d: d, []) == []
