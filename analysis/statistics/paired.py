@@ -22,25 +22,24 @@ _CANCELS = 1e-4
 
 @lru_cache(maxsize=4)
 def _flips(windows: int, seed: int) -> np.ndarray:
-    """Signs of windows, (flips, W): all 2^W ways, or the draws of ``scipy.stats.permutation_test``."""
+    """Which windows are flipped, (flips, W) in packed bits: all 2^W ways, or scipy's draws in its permutation_test."""
     if 2**windows <= FLIPS:
-        ways = np.arange(2**windows)[:, None] >> np.arange(windows) & 1
-        return (1 - 2 * ways).astype(np.int8)
+        return np.packbits(np.arange(2**windows)[:, None] >> np.arange(windows) & 1, axis=1)
     rng, pairs = np.random.default_rng(seed), np.tile(np.arange(2), (_ROWS, windows, 1))
-    drawn = [rng.permuted(pairs, axis=-1)[..., 0].astype(np.int8) for _ in range(-(-FLIPS // _ROWS))]
-    return 1 - 2 * np.concatenate(drawn)[:FLIPS]
+    drawn = [np.packbits(rng.permuted(pairs, axis=-1)[..., 0], axis=1) for _ in range(-(-FLIPS // _ROWS))]
+    return np.concatenate(drawn)[:FLIPS]
 
 
-def _as_large(x: np.ndarray, signs: np.ndarray, least: np.ndarray, reach: np.ndarray) -> np.ndarray:
+def _as_large(x: np.ndarray, flips: np.ndarray, least: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """How many of the flips have a mean of at least ``least``, (C,).
 
     A product of matrices adds windows in another order than a mean does. What lies within ``reach``, the rounding
     errors of both, of ``least`` is therefore decided by the mean itself, so that ties are ties.
     """
     found = np.zeros(len(x), dtype=np.int64)
-    for at in range(0, len(signs), _ROWS):
-        part = signs[at : at + _ROWS]
-        means = x @ part.T.astype(float) / x.shape[1]
+    for at in range(0, len(flips), _ROWS):
+        part = 1.0 - 2.0 * np.unpackbits(flips[at : at + _ROWS], axis=1, count=x.shape[1])
+        means = x @ part.T / x.shape[1]
         above = np.count_nonzero(means > (least + reach)[:, None], axis=1)
         near = np.count_nonzero(means >= (least - reach)[:, None], axis=1) > above
         found += above
@@ -56,15 +55,15 @@ def paired_ps(x: np.ndarray, seed: int = 0) -> np.ndarray:
     if not differs.any():
         return p
     x = x[differs]
-    signs, drawn = _flips(x.shape[1], seed), 2 ** x.shape[1] > FLIPS
+    flips, drawn = _flips(x.shape[1], seed), 2 ** x.shape[1] > FLIPS
     x = x * np.where(x.mean(axis=1) < 0, -1, 1)[:, None]  # by symmetry, so that the upper tail is the smaller one
     mean = x.mean(axis=1)
     near, reach = 100 * np.finfo(float).eps * mean, 1e-14 * np.abs(x).sum(axis=1)
-    tail = _as_large(x, signs, mean - near, reach)
-    if (both := np.flatnonzero(2 * tail > len(signs))).size:  # it isn't, where the mean is next to none
-        lower = _as_large(-x[both], signs, -(mean + near)[both], reach[both])
+    tail = _as_large(x, flips, mean - near, reach)
+    if (both := np.flatnonzero(2 * tail > len(flips))).size:  # it isn't, where the mean is next to none
+        lower = _as_large(-x[both], flips, -(mean + near)[both], reach[both])
         tail[both] = np.minimum(tail[both], lower)
-    p[differs] = np.minimum(2 * (tail + drawn) / (len(signs) + drawn), 1.0)
+    p[differs] = np.minimum(2 * (tail + drawn) / (len(flips) + drawn), 1.0)
     return p
 
 
@@ -81,7 +80,6 @@ def paired_p(d: np.ndarray, seed: int = 0) -> float:
     return float(paired_ps(d.mean(axis=0)[None], seed)[0])
 
 
-@lru_cache(maxsize=4)
 def _drawn(windows: int, seed: int) -> np.ndarray:
     """Windows of each resample, (B, W)."""
     return np.random.default_rng(seed).integers(0, windows, size=(RESAMPLES, windows))
@@ -91,21 +89,23 @@ def _drawn(windows: int, seed: int) -> np.ndarray:
 def _counts(windows: int, seed: int) -> np.ndarray:
     """How often each resample holds each window, (B, W)."""
     places = _drawn(windows, seed) + np.arange(RESAMPLES)[:, None] * windows
-    return np.bincount(places.ravel(), minlength=RESAMPLES * windows).reshape(RESAMPLES, windows).astype(float)
+    return np.bincount(places.ravel(), minlength=RESAMPLES * windows).reshape(RESAMPLES, windows).astype(np.uint16)
 
 
 def _resampled(x: np.ndarray, seed: int) -> np.ndarray:
     """Hedges' g of the resamples of X (C, W), (C, B)."""
-    n, counts = x.shape[1], _counts(x.shape[1], seed)
+    n, counts = x.shape[1], _counts(x.shape[1], seed).astype(float)
     centre = x.mean(axis=1, keepdims=True)
     away = x - centre
     shift, square = away @ counts.T / n, away**2 @ counts.T / n
     variance = square - shift**2
     with np.errstate(divide="ignore", invalid="ignore"):
         found = for_few(n) * (centre + shift) / np.sqrt(variance * n / (n - 1))
-    for c in np.flatnonzero((variance <= _CANCELS * square).any(axis=1)):
-        rows = np.flatnonzero(variance[c] <= _CANCELS * square[c])
-        found[c, rows] = standardised(x[c][_drawn(n, seed)[rows]])
+    cancels = variance <= _CANCELS * square
+    drawn = _drawn(n, seed) if cancels.any() else np.empty(0)
+    for c in np.flatnonzero(cancels.any(axis=1)):
+        rows = np.flatnonzero(cancels[c])
+        found[c, rows] = standardised(x[c][drawn[rows]])
     return found
 
 
