@@ -11,7 +11,7 @@ help:
 	@echo "make test    install, run all tests"
 	@echo "make test-lowest   the same with the lowest version of every library, in .venv-lowest (docs/versions.md)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   what orchestration, selection and edits cost, beside plain code"
+	@echo "make bench   what orchestration, selection, edits and analysis cost, beside plain code"
 	@echo "make bench-gpu, make test-gpu   what a GPU costs and gives beside goals, and the tests for one; on a machine with one"
 	@echo "make scaling train the zoo, run the scaling experiment on it, write its report (under an hour on two cores)"
 	@echo "make compression   the experiments on pruning, quantization and rows, on SmolLM2 and three of the zoo's models"

@@ -9,7 +9,7 @@ from importlib import import_module
 #: Name → the module whose ``main`` it is. A benchmark imports what it needs when it runs: ``gpu`` needs no ray.
 BENCHMARKS = {
     name: f"benchmarks.{name}"
-    for name in ("selection", "cells", "fidelity", "fold", "orchestration", "memory", "corpus", "study")
+    for name in ("selection", "cells", "fidelity", "fold", "orchestration", "memory", "corpus", "analysis", "study")
 } | {"gpu": "benchmarks.gpu.run", "architectures": "benchmarks.architectures.run"}
 #: Those that run only when they are named, and write to ``--out``.
 NAMED = ("gpu", "architectures")

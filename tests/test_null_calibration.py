@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis.statistics.crossed import crossed_interval, crossed_p, signed_log
-from analysis.statistics.inference import paired_p
+from analysis.statistics.paired import paired_p
 from esa_ray.evaluation import evaluate
 from esa_ray.models.addressing import catalogue
 from esa_ray.perturb.edit import perturbed

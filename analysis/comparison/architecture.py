@@ -18,17 +18,16 @@ from scipy import stats
 from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import survivors
-from analysis.damage.effects import baseline, damage_by_window
+from analysis.damage.windows import baseline, damage_by_window
 from analysis.statistics.inference import (
     LEVEL,
     bootstrap_means,
     corrected,
     expanded,
-    hedges_g,
-    paired_p,
     standardised_mean,
     t_interval,
 )
+from analysis.statistics.paired import hedges_g, paired_p
 from analysis.statistics.scaling import NEAR
 from analysis.study import Study
 

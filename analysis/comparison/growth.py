@@ -16,7 +16,7 @@ import polars as pl
 from scipy import stats
 
 from analysis.comparison.loading import scored_weights
-from analysis.damage.effects import baseline, costs
+from analysis.damage.windows import baseline, costs
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
 

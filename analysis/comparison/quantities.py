@@ -27,7 +27,7 @@ from analysis.comparison.growth import (
     shared_damage,
 )
 from analysis.comparison.loading import Comparison, model_name
-from analysis.damage.effects import baseline
+from analysis.damage.windows import baseline
 from analysis.scores.distribution import tensor_sums
 from analysis.scores.stability import jaccard
 from analysis.study import Study

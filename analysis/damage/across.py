@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline
 from analysis.damage.meta import POOLED, WHO, averaged, combined, evidence, strengths
 from analysis.damage.paired import kind_of
+from analysis.damage.windows import baseline
 from analysis.names import DAMAGE, label
 from analysis.study import Study
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import baseline, damage_by_window
-from analysis.damage.paired import by_group, named
-from analysis.names import DAMAGE, WHAT
+from analysis.damage.paired import named
+from analysis.damage.windows import baseline, damage_by_window
+from analysis.names import DAMAGE, GROUP_ORDER, WHAT
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, DRAWN_CONTROLS, TREATED, draws
 
@@ -41,34 +41,40 @@ def changes(study: Study) -> pl.DataFrame:
     cells = study.cells.filter(pl.col("part").is_null() & (pl.col("status") != "error"))
     if study.baselines.is_empty() or cells.is_empty():
         return pl.DataFrame(schema=CHANGES)
-    base, rows, treated = baseline(study), [], {}
-    for what, group, mine in by_group(cells, DAMAGE):
-        row = named(study, what) | {"group": group} | _counted(mine, base)
-        key = tuple(what.values())
+    rows, treated = [], {}
+    for (*key, group), counts in _counted(cells, baseline(study)).items():
+        what = dict(zip(DAMAGE, key, strict=True))
+        row = named(study, what) | {"group": group} | counts
         if group in TREATED:
-            treated[key] = row
-        other = treated.get(key) if group in CONTROLS else None
+            treated[tuple(key)] = row
+        other = treated.get(tuple(key)) if group in CONTROLS else None
         drawn = draws(what["perturbation"], what["variant"])
         rows.append(row | {"unlike": None if other is None else _unlike(row, other, drawn=drawn)})
     return pl.DataFrame(rows, schema=CHANGES)
 
 
-def _counted(mine: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
-    done = mine.filter(pl.col("status").is_in(["ok", "diverged"]) & pl.col("n_changed").is_not_null())
-    diverged = done.filter(pl.col("status") == "diverged").height
-    row: dict[str, Any] = {
-        "cells": done.height,
-        "unchanged": done.filter(pl.col("n_changed") == 0).height,
-        "diverged": diverged,
-        "empty": mine.filter(pl.col("status") == "empty").height,
-        "n_weights": done["n_weights"].sum(),
-        "n_changed": done["n_changed"].sum(),
-    }
+def _counted(cells: pl.DataFrame, base: dict[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """(columns DAMAGE, group) → what its cells add up to, in a fixed order."""
+    keys, status, order = [*DAMAGE, "group"], pl.col("status"), pl.Enum(GROUP_ORDER)
+    costs = (float(d.mean()) for d in damage_by_window(cells.filter(status == "ok"), base))
+    cost = pl.Series([next(costs) if ok else None for ok in cells["status"] == "ok"], dtype=pl.Float64)
+    told = cells.select(*keys, "status", "n_weights", "n_changed", cost=cost)
+    done = status.is_in(["ok", "diverged"]) & pl.col("n_changed").is_not_null()
+    table = told.filter(pl.col("group").is_in(GROUP_ORDER)).group_by(keys).agg(
+        cells=done.sum(), unchanged=(done & (pl.col("n_changed") == 0)).sum(),
+        diverged=(done & (status == "diverged")).sum(), empty=(status == "empty").sum(),
+        n_weights=pl.col("n_weights").filter(done).sum(), n_changed=pl.col("n_changed").filter(done).sum(),
+        costs=pl.col("cost").filter(done).drop_nulls(),
+    )  # fmt: skip
+    rows = table.sort(*DAMAGE, pl.col("group").cast(order), nulls_last=True).to_dicts()
+    return {tuple(r.pop(name) for name in keys): _shares(r, math.fsum(r.pop("costs"))) for r in rows}
+
+
+def _shares(row: dict[str, Any], total: float) -> dict[str, Any]:
     if row["n_weights"]:
         row["share"] = row["n_changed"] / row["n_weights"]
-    if done.height and not diverged:
-        total = math.fsum(float(d.mean()) for d in damage_by_window(done, base))
-        row["delta_nll"] = total / done.height
+    if row["cells"] and not row["diverged"]:
+        row["delta_nll"] = total / row["cells"]
         row["per_changed"] = total / row["n_changed"] if row["n_changed"] else None
     return row
 

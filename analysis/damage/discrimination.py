@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from scipy import special, stats
 
-from analysis.damage.effects import baseline, differences, kinds_of_damage, paired
 from analysis.damage.paired import aligned
 from analysis.damage.series import Response
+from analysis.damage.windows import Damaged, damaged
 from analysis.names import chosen, label
-from analysis.statistics.crossed import crossed_interval, damage_interval
+from analysis.statistics.crossed import crossed_intervals, damage_interval
 from analysis.statistics.inference import LEVEL, Interval, for_few, standardised
 from analysis.study import Study
 from esa_ray.spec import CONTROLS, TREATED, direction
@@ -53,6 +53,12 @@ def effect_size(x: np.ndarray) -> np.ndarray:
     return np.where(x.std(axis=-1) > 1e-12 * np.abs(x).max(axis=-1), standardised(x), alike)
 
 
+@lru_cache(maxsize=64)
+def _chances(nu: int) -> np.ndarray:
+    """512 quantiles of χ²_ν/ν."""
+    return stats.chi2.ppf((np.arange(512) + 0.5) / 512, nu) / nu
+
+
 def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
     """Interval for the standardised mean δ of n normal differences by inverting the noncentral t (Steiger 2004).
 
@@ -66,7 +72,7 @@ def effect_interval(g: float, n: int, level: float = LEVEL) -> Interval:
         return Interval(float("nan"), float("nan"))
     nu = n - 1
     t = g / for_few(n) * np.sqrt(n)
-    root = t * np.sqrt(stats.chi2.ppf((np.arange(512) + 0.5) / 512, nu) / nu)
+    root = t * np.sqrt(_chances(nu))
     ends = []
     for p in ((1 + level) / 2, (1 - level) / 2):
         low, high = root.min() - 9, root.max() + 9
@@ -114,7 +120,9 @@ def auc(treated: np.ndarray, control: np.ndarray) -> float:
     >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     0.875
     """
-    return float(stats.mannwhitneyu(treated, control).statistic / (len(treated) * len(control)))
+    n, m = len(treated), len(control)
+    ranks = stats.rankdata(np.concatenate([treated, control]))[:n].sum()
+    return float((ranks - n * (n + 1) / 2) / (n * m))
 
 
 @lru_cache(maxsize=8)
@@ -130,28 +138,27 @@ def discrimination(study: Study) -> pl.DataFrame:
     """
     if study.baselines.is_empty():
         return pl.DataFrame(schema=DISCRIMINATION)
-    base = baseline(study)
-    found: dict[tuple, list[tuple[dict[str, Any], pl.DataFrame]]] = {}
-    for key, cells in kinds_of_damage(study):
-        kind, strength = key["perturbation"], key["strength"]
+    found: dict[tuple, list[Damaged]] = {}
+    for one in damaged(study):
+        key, kind, strength = one.what, one.what["perturbation"], one.what["strength"]
         place = (key["metric"], key["mode"], key["k"], kind, key["variant"], direction(kind, strength))
-        found.setdefault(place, []).append((key, cells))
+        found.setdefault(place, []).append(one)
     rows = []
     for place, members in found.items():
-        members.sort(key=lambda m: dose_of(m[0]["perturbation"], m[0]["strength"]) or 0)
+        members.sort(key=lambda m: dose_of(m.what["perturbation"], m.what["strength"]) or 0)
         what = dict(zip(_KIND, place, strict=True))
         what["kind"] = " ".join(filter(None, [label(what | {"strength": None}), what["direction"]]))
         what["chosen"] = chosen(study, what)
-        present = set().union(*(c["group"].to_list() for _, c in members))
+        present = set().union(*(m.groups for m in members))
         if present & set(TREATED):
-            rows += [what | {"control": c} | _told(members, c, base) for c in CONTROLS if c in present]
+            rows += [what | {"control": c} | _told(members, c) for c in CONTROLS if c in present]
     order = pl.col("g").rank("ordinal", descending=True).over("metric", "mode", "k", "control").cast(pl.Int64)
     return pl.DataFrame(rows, schema=DISCRIMINATION).with_columns(rank=order)
 
 
-def _told(members: list[tuple[dict[str, Any], pl.DataFrame]], control: str, base: dict[str, Any]) -> dict[str, Any]:
+def _told(members: list[Damaged], control: str) -> dict[str, Any]:
     """Effect sizes of one kind of damage at all its strengths, cut to the windows and seeds that all have."""
-    pairs = [(key["strength"], cells, *paired(cells, control, base)) for key, cells in members]
+    pairs = [(one.what["strength"], one, *one.paired(control)) for one in members]
     pairs = [p for p in pairs if p[2]]
     row: dict[str, Any] = {"left_out": len(members) - len(pairs)}
     if not pairs:
@@ -170,13 +177,14 @@ def _told(members: list[tuple[dict[str, Any], pl.DataFrame]], control: str, base
     halves = ((fitted.chosen[0], slice(1, windows, 2)), (fitted.chosen[1], slice(0, windows, 2)))
     return row | {
         "g": fitted.g, "low": fitted.interval.low, "high": fitted.interval.high,
-        "auc": float(np.mean([_auc_of(pairs[at][1], control, base, part) for at, part in halves])),
+        "auc": float(np.mean([_auc_of(pairs[at][1], control, part) for at, part in halves])),
     }  # fmt: skip
 
 
-def _auc_of(cells: pl.DataFrame, control: str, base: dict[str, Any], part: slice) -> float:
-    sides = (pl.col("group").is_in(TREATED), pl.col("group") == control)
-    treated, other = (np.concatenate([x[part] for x in differences(cells.filter(s), base).values()]) for s in sides)
+def _auc_of(one: Damaged, control: str, part: slice) -> float:
+    treated, other = (
+        np.concatenate([x[part] for x in one.costs(group).values()]) for group in (one.treated or "", control)
+    )
     return auc(treated, other)
 
 
@@ -192,24 +200,23 @@ def hierarchy_ratios(study: Study) -> pl.DataFrame:
     """
     if study.baselines.is_empty():
         return pl.DataFrame(schema=RATIOS)
-    base, rows = baseline(study), []
-    for what, cells in kinds_of_damage(study):
-        present = [g for g in (*TREATED, "random_k", "bottom_k") if g in cells["group"].to_list()]
-        for pair in pairwise(present):
-            row = what | {"damage": label(what), "chosen": chosen(study, what), "upper": pair[0], "lower": pair[1]}
-            rows.append(row | _ratio([cells.filter(pl.col("group") == g) for g in pair], pair[1], base))
+    rows = []
+    for kind in damaged(study):
+        named = kind.what | {"damage": label(kind.what), "chosen": chosen(study, kind.what)}
+        for pair in pairwise(g for g in (*TREATED, "random_k", "bottom_k") if g in kind.groups):
+            rows.append(named | {"upper": pair[0], "lower": pair[1]} | _ratio(kind, pair))
     return pl.DataFrame(rows, schema=RATIOS)
 
 
-def _ratio(pair: list[pl.DataFrame], lower: str, base: dict[str, Any]) -> dict[str, Any]:
-    seeds, d = aligned([differences(cells, base) for cells in pair])
-    row = {"seeds": len(seeds), "left_out": pl.concat(pair)["seed"].n_unique() - len(seeds)}
+def _ratio(kind: Damaged, pair: tuple[str, str]) -> dict[str, Any]:
+    seeds, d = aligned([kind.costs(group) for group in pair])
+    row = {"seeds": len(seeds), "left_out": len({cell.seed for g in pair for cell in kind.groups[g]}) - len(seeds)}
     if not seeds:
         return row | {"why_not": "no seed has a finite loss of both groups"}
     if not damage_interval(d[1]).low > 0:
-        return row | {"why_not": f"ΔNLL of {lower} can't be told from 0"}
+        return row | {"why_not": f"ΔNLL of {pair[1]} can't be told from 0"}
     by_seed, means = [dict(zip(seeds, x, strict=True)) for x in d], d.mean(axis=(1, 2))
-    lows, highs = np.array([[i.low, i.high] for i in map(crossed_interval, d)]).T
+    lows, highs = crossed_intervals(d).T
     draws = Response([0, 1], np.arange(2), by_seed, means, lows, highs).draws()
     low, high = np.quantile(draws[:, 0] / draws[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return row | {"ratio": float(means[0] / means[1]), "low": float(low), "high": float(high)}

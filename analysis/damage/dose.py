@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline
 from analysis.damage.series import Divergence, Response, Series, divergence, response, series
+from analysis.damage.windows import common_windows
 from analysis.names import GROUP_ORDER
-from analysis.statistics.crossed import crossed_p, signed_log
-from analysis.statistics.curves import Fit, compare
+from analysis.statistics.crossed import crossed_ps, of_each, signed_log
+from analysis.statistics.curves import Fit, compare_each
 from analysis.statistics.inference import LEVEL, holm
 from analysis.study import Study
 from esa_ray.spec import dose as dose_of
@@ -57,18 +57,15 @@ def curves_of(study: Study) -> list[Curve]:
     """Every series and group with at least two doses at which a cell has an outcome."""
     if study.baselines.is_empty():
         return []
-    base, found = baseline(study), []
+    found = []
     for s in series(study):
-        present = set().union(*(c["group"].to_list() for c in s.cells))
+        present = set().union(*(kind.groups for kind in s.kinds))
         for group in (g for g in GROUP_ORDER if g in present):
-            mine, lost = response(s, group, base), divergence(s, group)
-            if lost.tested < 2:
-                continue
-            fits: tuple[list[Fit], list[str]] = ([], [])
-            if mine is not None and len(mine.doses) >= FEWEST_DOSES:
-                fits = compare(mine.doses, mine.means, mine.errors)
-            found.append(Curve(s, group, mine, lost, *fits))
-    return found
+            if (lost := divergence(s, group)).tested > 1:
+                found.append((s, group, response(s, group), lost))
+    told = [mine for _, _, mine, _ in found if mine is not None and len(mine.doses) >= FEWEST_DOSES]
+    fits = dict(zip(map(id, told), compare_each([(r.doses, r.means, r.errors) for r in told]), strict=True))
+    return [Curve(*row, *fits.get(id(row[2]), ([], []))) for row in found]
 
 
 @lru_cache(maxsize=8)
@@ -92,11 +89,12 @@ def dose_response(study: Study) -> pl.DataFrame:
     weight; ``left_out`` are families with too many parameters for so few doses. Null with ``why_not`` below four
     doses, or where no seed is left.
     """
-    rows = []
-    for c in curves_of(study):
+    curves, rows = curves_of(study), []
+    rises = _rises(curves)
+    for c, mine in zip(curves, rises, strict=True):
         lost = {"tested": c.lost.tested, "diverged": c.lost.cells, "diverged_from": c.lost.start}
         lost["partly_diverged"] = c.lost.partly
-        rows.append(c.series.what | {"group": c.group} | lost | _costs(c) | _steps(c) | _model(c))
+        rows.append(c.series.what | {"group": c.group} | lost | _costs(c) | _steps(c, mine) | _model(c))
     return pl.DataFrame(rows, schema=RESPONSE)
 
 
@@ -105,7 +103,7 @@ def _costs(c: Curve) -> dict[str, Any]:
         return {name: [] for name in ("doses", "strengths", "means", "lows", "highs", "seeds")}
     low, high = c.mine.typical
     return {
-        "doses": c.mine.doses.tolist(), "strengths": [c.series.keys[i]["strength"] for i in c.mine.at],
+        "doses": c.mine.doses.tolist(), "strengths": [c.series.kinds[i].what["strength"] for i in c.mine.at],
         "means": c.mine.means.tolist(), "lows": _known(low), "highs": _known(high),
         "seeds": [len(x) for x in c.mine.by_seed], "seeds_left_out": c.mine.left_out,
     }  # fmt: skip
@@ -129,25 +127,30 @@ def _known(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _rise(lower: dict[int, np.ndarray], upper: dict[int, np.ndarray]) -> tuple[float, float] | None:
-    """(mean, p) of what the upper dose costs more, over the seeds and windows that both have."""
-    seeds = sorted(lower.keys() & upper.keys())
-    if not seeds:
-        return None
-    n = min(len(x[s]) for x in (lower, upper) for s in seeds)
-    d = np.array([upper[s][:n] - lower[s][:n] for s in seeds])
-    return float(d.mean()), crossed_p(np.array([signed_log(upper[s][:n]) - signed_log(lower[s][:n]) for s in seeds]))
+#: (mean, p) of what the upper one of two doses costs more.
+Rise = tuple[float, float]
 
 
-def _steps(c: Curve) -> dict[str, Any]:
-    doses = c.mine.by_seed if c.mine is not None else []
-    steps = [r for a, b in pairwise(doses) if (r := _rise(a, b))]
+def _rises(curves: list[Curve]) -> list[list[Rise]]:
+    """The rise of each curve from each of its doses to the next, then from the first to the last."""
+    found, blocks = [], []
+    for c in curves:
+        doses = [common_windows(x.values()) for x in c.mine.by_seed] if c.mine is not None else []
+        steps = [*pairwise(doses), (doses[0], doses[-1])] if len(doses) > 1 else []
+        cut = [(a[:, :n], b[:, :n]) for a, b in steps for n in (min(a.shape[1], b.shape[1]),)]
+        found.append([float((b - a).mean()) for a, b in cut])
+        blocks += [signed_log(b) - signed_log(a) for a, b in cut]
+    p = iter(of_each(crossed_ps, blocks))
+    return [[(mean, float(next(p))) for mean in means] for means in found]
+
+
+def _steps(c: Curve, rises: list[Rise]) -> dict[str, Any]:
+    steps, whole = rises[:-1], rises[-1] if rises else None
     beyond = holm([p for _, p in steps]) <= 1 - LEVEL
     up = sum(bool(b) and d > 0 for (d, _), b in zip(steps, beyond, strict=True))
     down = sum(bool(b) and d < 0 for (d, _), b in zip(steps, beyond, strict=True))
-    whole = _rise(doses[0], doses[-1]) if steps else None
-    diverges = bool(doses) and c.lost.start is not None
+    diverges = c.mine is not None and c.lost.start is not None
     if whole is None and not diverges:
         return {"monotone": None, "steps_up": up, "steps_down": down}
-    rises = diverges or (whole is not None and whole[0] > 0 and whole[1] < 1 - LEVEL)
-    return {"monotone": rises and down == 0 and not c.lost.falls, "steps_up": up, "steps_down": down}
+    grows = diverges or (whole is not None and whole[0] > 0 and whole[1] < 1 - LEVEL)
+    return {"monotone": grows and down == 0 and not c.lost.falls, "steps_up": up, "steps_down": down}

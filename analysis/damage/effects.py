@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from analysis.names import DAMAGE, GROUP_ORDER, WHAT, chosen, label
-from analysis.statistics.crossed import crossed_interval, crossed_p, damage_interval, signed_log
-from analysis.statistics.inference import corrected, hedges_g, paired_p, sign_e_value
+from analysis.damage.windows import baseline, common_windows, costs, damage_by_window, damaged
+from analysis.names import DAMAGE, WHAT, chosen, label
+from analysis.statistics.crossed import crossed_intervals, crossed_ps, damage_intervals, of_each, signed_log
+from analysis.statistics.inference import corrected, sign_e_value
+from analysis.statistics.paired import hedges_gs, paired_ps
 from analysis.study import Study
-from esa_ray.spec import CONTROLS, TREATED
+from esa_ray.spec import CONTROLS
+
+__all__ = ["baseline", "comparisons", "costs", "damage_by_window", "effects"]
 
 EFFECTS: dict[str, Any] = WHAT | {
     "group": pl.String, "seeds": pl.Int64, "diverged": pl.Int64, "errors": pl.Int64, "empty": pl.Int64,
@@ -30,102 +33,6 @@ COMPARISONS: dict[str, Any] = WHAT | {
     "g_low": pl.Float64, "g_high": pl.Float64, "seeds_agree": pl.Int64, "p_windows": pl.Float64,
     "windows": pl.Int64, "sequential": pl.Boolean,
 }  # fmt: skip
-
-
-def baseline(study: Study) -> dict[str, Any]:
-    """The intact model: nats per token, perplexity, accuracy, and its windows' sums."""
-    if study.baselines.is_empty():
-        raise ValueError("the baseline is not measured yet")
-    row = study.baselines.row(0, named=True)
-    nll, tokens = np.array(row["nll"]), np.array(row["tokens"])
-    rate = float(nll.sum() / tokens.sum())
-    return {
-        "nll": nll,
-        "tokens": tokens,
-        "nll_per_token": rate,
-        "perplexity": math.exp(rate),
-        "accuracy": sum(row["hits"]) / int(tokens.sum()),
-    }
-
-
-def kinds_of_damage(study: Study) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
-    """Each kind of damage to each kind of set (the columns DAMAGE by name), with its cells of whole sets."""
-    for key, rows in study.whole.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
-        yield dict(zip(DAMAGE, key, strict=True)), rows
-
-
-def damage_by_window(rows: pl.DataFrame, base: dict[str, Any]) -> list[np.ndarray]:
-    """ΔNLL of each window in nats per token, of each row of cells or ablations.
-
-    A row is compared with the intact loss where it was computed: its own ``intact_nll``, or the baseline where that is
-    the same. Hardware of another kind rounds otherwise, which can be as much as a control costs. A cell that was
-    stopped early has only the first windows.
-    """
-    return [
-        (np.array(nll) - (base["nll"] if own is None else np.array(own))[: len(nll)]) / base["tokens"][: len(nll)]
-        for nll, own in rows.select("nll", "intact_nll").iter_rows()
-    ]
-
-
-def by_draw(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, list[np.ndarray]]:
-    """seed → ΔNLL of each window in nats per token, of each of its cells: one, or one a set of a drawn control.
-
-    A seed is left out unless all of its sets have a finite loss: a mean of those that have would be conditional on it.
-    """
-    lost = set(rows.filter(pl.col("status") != "ok")["seed"].to_list())
-    ok = rows.filter((pl.col("status") == "ok") & ~pl.col("seed").is_in(lost)).sort("seed", maintain_order=True)
-    found: dict[int, list[np.ndarray]] = {}
-    for seed, d in zip(ok["seed"].to_list(), damage_by_window(ok, base), strict=True):
-        found.setdefault(seed, []).append(d)
-    return found
-
-
-def differences(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """seed → ΔNLL of each window in nats per token, for cells that have a finite loss; the mean over a seed's sets."""
-    return {seed: _mean(found) for seed, found in by_draw(rows, base).items()}
-
-
-def _mean(sets: list[np.ndarray]) -> np.ndarray:
-    return sets[0] if len(sets) == 1 else common_windows(sets).mean(axis=0)
-
-
-def costs(rows: pl.DataFrame, base: dict[str, Any]) -> dict[int, np.ndarray]:
-    """As :func:`differences`, with 0 for a part of a set that has no weights which the damage can change.
-
-    Such a part is the intact model: leaving it out would make sums and shares those of the other seeds.
-    """
-    nothing = np.zeros(len(base["nll"]))
-    return dict.fromkeys(rows.filter(pl.col("status") == "empty")["seed"].to_list(), nothing) | differences(rows, base)
-
-
-def common_windows(rows: Iterable[np.ndarray]) -> np.ndarray:
-    """D, (S, W): rows of windows, all cut to the first W that the shortest of them has."""
-    rows = list(rows)
-    shortest = min(map(len, rows))
-    return np.array([x[:shortest] for x in rows])
-
-
-def paired(
-    cells: pl.DataFrame,
-    control: str,
-    base: dict[str, Any],
-    scale: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-) -> tuple[dict[int, np.ndarray], int]:
-    """(seed → treated − control per window, where neither diverged; on how many of the first windows), nats per token.
-
-    ``scale`` is applied to the damage of each set before means and differences. Of several control sets a seed it is
-    their mean that the treated set is compared with. All seeds are cut to the windows that every one of their cells
-    has; 0 windows where no seed has both.
-    """
-    treated = by_draw(cells.filter(pl.col("group").is_in(TREATED)), base)
-    others = by_draw(cells.filter(pl.col("group") == control), base)
-    seeds = sorted(treated.keys() & others.keys())
-    windows = min((len(d) for x in (treated, others) for s in seeds for d in x[s]), default=0)
-
-    def cost(sets: list[np.ndarray]) -> np.ndarray:
-        return _mean([scale(d[:windows]) for d in sets])
-
-    return {s: cost(treated[s]) - cost(others[s]) for s in seeds}, windows
 
 
 def _perplexity(nll_per_token: float) -> float:
@@ -147,66 +54,78 @@ def effects(study: Study) -> pl.DataFrame:
     are outcomes like all others, of ΔNLL 0; ``n_changed`` is the mean number of weights that were changed. ``empty``
     counts the cells whose set holds no weight that the damage can change.
     """
-    base, rows = baseline(study), []
-    for what, cells in kinds_of_damage(study):
-        for group in (g for g in GROUP_ORDER if g in cells["group"].to_list()):
-            mine = cells.filter(pl.col("group") == group)
-            counts = dict(mine.group_by("status").len().iter_rows())
-            row = {
-                **what,
-                "damage": label(what),
-                "chosen": chosen(study, what),
-                "group": group,
-                "seeds": mine["seed"].n_unique(),
-                "diverged": counts.get("diverged", 0),
-                "errors": counts.get("error", 0),
-                "empty": counts.get("empty", 0),
-            }
-            rows.append(row | _effect(mine, base))
-    return pl.DataFrame(rows, schema=EFFECTS)
+    base, counts, rows, blocks = baseline(study), _counts(study), [], []
+    for kind in damaged(study):
+        named = kind.what | {"damage": label(kind.what), "chosen": chosen(study, kind.what)}
+        for group in kind.groups:
+            by_seed = kind.costs(group)
+            blocks += [common_windows(by_seed.values())] if by_seed else []
+            row = named | {"group": group} | counts[*kind.key, group]
+            rows.append((row, blocks[-1] if by_seed else None, (*kind.key, group)))
+    intervals = zip(of_each(damage_intervals, blocks), of_each(crossed_intervals, blocks), strict=True)
+    measured = _measured(study, {where: d.shape[1] for _, d, where in rows if d is not None})
+    made = [row if d is None else row | _effect(d, *next(intervals), base) | measured[where] for row, d, where in rows]
+    return pl.DataFrame(made, schema=EFFECTS)
 
 
-def _effect(cells: pl.DataFrame, base: dict[str, Any]) -> dict[str, Any]:
-    """What damaging one group costs; nothing where every cell diverged or failed."""
-    by_seed = differences(cells, base)
-    if not by_seed:
-        return {}
-    d = common_windows(by_seed.values())
-    ok = cells.filter((pl.col("status") == "ok") & pl.col("seed").is_in(list(by_seed)))  # one row speaks of one choice
-    interval, of_mean = damage_interval(d), crossed_interval(d)
-    delta, rate, windows = float(d.mean()), base["nll_per_token"], d.shape[1]
+def _counts(study: Study) -> dict[tuple, dict[str, int]]:
+    """(columns DAMAGE, group) → how many seeds there are, and how many cells have no finite loss and why."""
+    status = pl.col("status")
+    table = study.whole.group_by(*DAMAGE, "group").agg(
+        seeds=pl.col("seed").n_unique(), diverged=(status == "diverged").sum(), errors=(status == "error").sum(),
+        empty=(status == "empty").sum(),
+    )  # fmt: skip
+    return _by_key(table)
+
+
+def _by_key(table: pl.DataFrame) -> dict[tuple, dict[str, Any]]:
+    keys = (*DAMAGE, "group")
+    return {tuple(r.pop(name) for name in keys): r for r in table.to_dicts()}
+
+
+def _effect(d: np.ndarray, typical: np.ndarray, of_mean: np.ndarray, base: dict[str, Any]) -> dict[str, Any]:
+    """What damaging one group costs: D with its intervals."""
+    (low, high), delta, rate = typical.tolist(), float(d.mean()), base["nll_per_token"]
     return {
         "delta_nll": delta,
-        "low": interval.low,
-        "high": interval.high,
-        "mean_low": of_mean.low,
-        "mean_high": of_mean.high,
-        "by_seed": [float(x.mean()) for x in d],
+        "low": low,
+        "high": high,
+        "mean_low": float(of_mean[0]),
+        "mean_high": float(of_mean[1]),
+        "by_seed": d.mean(axis=1).tolist(),
         "perplexity": _perplexity(rate + delta),
         "delta_ppl": _perplexity(rate + delta) - base["perplexity"],
-        "delta_ppl_low": _perplexity(rate + interval.low) - base["perplexity"],
-        "delta_ppl_high": _perplexity(rate + interval.high) - base["perplexity"],
-        "accuracy": _summed(ok, "hits", windows) / _summed(ok, "tokens", windows),
-        "delta_norm": float(ok["delta_norm"].mean()),  # type: ignore[arg-type]
-        "n_weights": int(ok["n_weights"][0]),
-        "n_changed": ok["n_changed"].mean(),
-        "windows": windows,
-        **_further_outcomes(ok, windows),
+        "delta_ppl_low": _perplexity(rate + low) - base["perplexity"],
+        "delta_ppl_high": _perplexity(rate + high) - base["perplexity"],
+        "windows": d.shape[1],
     }
 
 
-def _summed(rows: pl.DataFrame, name: str, windows: int) -> float:
-    """Sum over rows and their first windows: those that all have, else the ones that ran on would count for more."""
-    return float(rows[name].list.head(windows).list.sum().sum())
-
-
-def _further_outcomes(ok: pl.DataFrame, windows: int) -> dict[str, float | None]:
-    told = ok.filter(pl.col("kl").is_not_null())
-    loops = ok["loops"].drop_nulls().explode().drop_nulls()
-    return {
-        "kl": _summed(told, "kl", windows) / _summed(told, "tokens", windows) if len(told) else None,
-        "loop_rate": float(loops.mean()) if len(loops) else None,  # type: ignore[arg-type]
-    }
+def _measured(study: Study, windows: dict[tuple, int]) -> dict[tuple, dict[str, Any]]:
+    """(columns DAMAGE, group) → what else was measured of the cells that count, on their first ``windows``."""
+    keys = [*DAMAGE, "group"]
+    counted = [(*kind.key, g, s, windows[*kind.key, g])
+               for kind in damaged(study) for g in kind.groups for s in kind.by_draw(g)]  # fmt: skip
+    schema = {name: study.whole.schema[name] for name in (*keys, "seed")} | {"first": pl.Int64}
+    table = pl.DataFrame(counted, schema=schema, orient="row")
+    ok = study.whole.filter(pl.col("status") == "ok")
+    ok = ok.join(table, on=[*keys, "seed"], nulls_equal=True, maintain_order="left")
+    # Those windows that all cells have, else the cells that ran on would count for more.
+    hits, tokens, kl = (pl.col(name).list.head(pl.col("first")).list.sum() for name in ("hits", "tokens", "kl"))
+    told = pl.col("kl").is_not_null()
+    sums = ok.select(*keys, "delta_norm", "n_weights", "n_changed", "loops", told=told, hits=hits, tokens=tokens, kl=kl)
+    return _by_key(
+        sums.group_by(keys, maintain_order=True).agg(
+            pl.col("delta_norm").mean(),
+            pl.col("n_weights").first(),  # one row speaks of one choice
+            pl.col("n_changed").mean(),
+            accuracy=pl.col("hits").sum() / pl.col("tokens").sum(),
+            kl=pl.when(pl.col("told").any()).then(
+                pl.col("kl").filter("told").sum() / pl.col("tokens").filter("told").sum()
+            ),
+            loop_rate=pl.col("loops").explode().cast(pl.Float64).mean(),
+        )
+    )
 
 
 @lru_cache(maxsize=8)
@@ -226,37 +145,33 @@ def comparisons(study: Study) -> pl.DataFrame:
     chose to stop (:func:`analysis.statistics.inference.sign_e_value`) and, like ``p_windows``, speaks of the sets at
     hand; the interval makes no allowance for stopping.
     """
-    base, rows = baseline(study), []
-    for what, cells in kinds_of_damage(study):
-        for control in (g for g in CONTROLS if g in cells["group"].to_list()):
-            by_seed, windows = paired(cells, control, base)
-            row = {
-                **what,
-                "damage": label(what),
-                "chosen": chosen(study, what),
-                "control": control,
-                "seeds": len(by_seed),
-                "left_out": cells["seed"].n_unique() - len(by_seed),
-            }
-            if by_seed:
-                d, scaled = (np.array(list(x.values())) for x in (by_seed, paired(cells, control, base, signed_log)[0]))
-                row |= _test(d, scaled, sequential=windows < len(base["nll"]))
+    every, rows = len(baseline(study)["nll"]), []
+    pairs: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
+    for kind in damaged(study):
+        named = kind.what | {"damage": label(kind.what), "chosen": chosen(study, kind.what)}
+        for control in (g for g in CONTROLS if g in kind.groups):
+            (by_seed, windows), scaled = kind.paired(control), kind.paired(control, signed_log)[0]
+            row = named | {"control": control, "seeds": len(by_seed), "left_out": kind.seeds - len(by_seed)}
             rows.append(row)
+            if by_seed:
+                row |= {"windows": windows, "sequential": windows < every}
+                pairs.append((row, np.array(list(by_seed.values())), np.array(list(scaled.values()))))
+    _test(pairs)
     return corrected(pl.DataFrame(rows, schema=COMPARISONS), p_holm="holm", q_bh="fdr_bh")
 
 
-def _test(d: np.ndarray, scaled: np.ndarray, *, sequential: bool) -> dict[str, Any]:
-    interval, (g, g_interval) = crossed_interval(d), hedges_g(d)
-    return {
-        "difference": float(d.mean()),
-        "low": interval.low,
-        "high": interval.high,
-        "p": sign_e_value(d.mean(axis=0))[1] if sequential else crossed_p(scaled),
-        "g": g,
-        "g_low": g_interval.low,
-        "g_high": g_interval.high,
-        "seeds_agree": int(sum(x.mean() > 0 for x in d)),
-        "p_windows": paired_p(d),
-        "windows": d.shape[1],
-        "sequential": sequential,
-    }
+def _test(pairs: list[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> None:
+    """Add what each row's differences show; ``pairs`` are rows, D, and D on the scale of the test."""
+    d = [x for _, x, _ in pairs]
+    intervals, g = of_each(crossed_intervals, d), of_each(hedges_gs, [x.mean(axis=0) for x in d])
+    p = of_each(crossed_ps, [x for row, _, x in pairs if not row["sequential"]])
+    p_windows, told = of_each(paired_ps, [x.mean(axis=0) for x in d]), iter(p)
+    for (row, x, _), of_mean, sizes, flipped in zip(pairs, intervals, g, p_windows, strict=True):
+        row |= dict(zip(("low", "high"), of_mean.tolist(), strict=True))
+        row |= dict(zip(("g", "g_low", "g_high"), sizes.tolist(), strict=True))
+        row |= {
+            "difference": float(x.mean()),
+            "p": sign_e_value(x.mean(axis=0))[1] if row["sequential"] else float(next(told)),
+            "seeds_agree": int((x.mean(axis=1) > 0).sum()),
+            "p_windows": float(flipped),
+        }

@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
+from analysis.damage.windows import baseline, costs, differences
 from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import crossed_interval, crossed_p
 from analysis.statistics.inference import corrected

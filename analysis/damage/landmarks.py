@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from analysis.damage.dose import SERIES, Curve, curves_of
-from analysis.damage.effects import baseline, comparisons
+from analysis.damage.effects import comparisons
 from analysis.damage.series import Response
+from analysis.damage.windows import baseline
 from analysis.names import DAMAGE
 from analysis.statistics.curves import Fit, dose_of_top, refits
 from analysis.statistics.inference import LEVEL, holm
@@ -92,14 +93,16 @@ def _divergence(c: Curve) -> list[str]:
     return [*told, f"{c.mine.left_out} seeds are left out, {lost}"] if c.mine.left_out else told
 
 
-def _threshold(study: Study, c: Curve, reasons: list[str]) -> dict[str, float | None]:
+@lru_cache(maxsize=8)
+def _against_random(study: Study) -> dict[tuple, tuple[float, float]]:
+    """Columns DAMAGE → (difference, p) of treated − random_k."""
     tests = comparisons(study).filter(pl.col("control") == "random_k").drop_nulls("p")
-    at = {tuple(r[c] for c in DAMAGE): (r["difference"], r["p"]) for r in tests.iter_rows(named=True)}
-    found = [
-        (dose, at[tuple(key.values())])
-        for dose, key in zip(c.series.doses, c.series.keys, strict=True)
-        if tuple(key.values()) in at
-    ]
+    return {tuple(key): (difference, p) for *key, difference, p in tests.select(*DAMAGE, "difference", "p").iter_rows()}
+
+
+def _threshold(study: Study, c: Curve, reasons: list[str]) -> dict[str, float | None]:
+    at = _against_random(study)
+    found = [(dose, at[kind.key]) for dose, kind in zip(c.series.doses, c.series.kinds, strict=True) if kind.key in at]
     if not found:
         reasons.append("threshold: no dose has a comparison with random_k")
         return {}

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline, costs, differences
 from analysis.damage.paired import aligned, bounds, by_group, named
 from analysis.damage.recovery import NO_DAMAGE
+from analysis.damage.windows import baseline, costs, differences
 from analysis.names import DAMAGE, WHAT
 from analysis.statistics.crossed import damage_interval
 from analysis.statistics.inference import bootstrap_means

@@ -18,12 +18,11 @@ import polars as pl
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.damage.effects import baseline, differences
-from analysis.damage.paired import aligned, by_group, kind_of
-from analysis.names import DAMAGE
+from analysis.damage.paired import aligned, kind_of
+from analysis.damage.windows import damaged
 from analysis.statistics.inference import LEVEL, for_few, standardised
 from analysis.study import Study
-from esa_ray.spec import CONTROLS, TREATED
+from esa_ray.spec import CONTROLS
 
 RESAMPLES = 1_999
 
@@ -142,17 +141,13 @@ def strengths(study: Study) -> Iterator[Effect]:
     """All damages that can be compared, each strength of a kind by itself."""
     if study.baselines.is_empty():
         return
-    base = baseline(study)
-    for what, group, others in by_group(study.whole, DAMAGE):
-        if group not in CONTROLS:
+    for kind in damaged(study):
+        if (treated := kind.treated) is None:
             continue
-        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in what.items()]
-        treated = study.whole.filter(*same, pl.col("group").is_in(TREATED))
-        if treated.is_empty():
-            continue
-        seeds, d = aligned([differences(treated, base), differences(others, base)])
-        diverged = pl.concat([treated, others]).filter(pl.col("status") == "diverged").height
-        yield Effect(what, group, (d[0] - d[1]).mean(axis=0) if seeds else None, diverged)
+        for control in (g for g in CONTROLS if g in kind.groups):
+            seeds, d = aligned([kind.costs(treated), kind.costs(control)])
+            diverged = sum(cell.status == "diverged" for g in (treated, control) for cell in kind.groups[g])
+            yield Effect(kind.what, control, (d[0] - d[1]).mean(axis=0) if seeds else None, diverged)
 
 
 def averaged(members: Sequence[np.ndarray | None]) -> np.ndarray | None:

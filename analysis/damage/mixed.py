@@ -11,9 +11,9 @@ import polars as pl
 from scipy import stats
 from statsmodels.formula.api import mixedlm
 
-from analysis.damage.effects import baseline
 from analysis.damage.meta import WHO
 from analysis.damage.paired import window_level
+from analysis.damage.windows import baseline
 from analysis.names import GROUP_ORDER
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study

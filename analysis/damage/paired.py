@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import differences
+from analysis.damage.windows import kinds_of_damage
 from analysis.names import DAMAGE, GROUP_ORDER, chosen, first_score, label
 from analysis.statistics.crossed import signed_log
 from analysis.statistics.inference import Interval
@@ -42,9 +42,9 @@ def window_level(cells: pl.DataFrame, base: dict[str, Any]) -> tuple[pl.DataFram
     """
     groups = [g for g in GROUP_ORDER if g in cells["group"].to_list()]
     kinds: dict[tuple, list[np.ndarray]] = {}
-    for key, mine in cells.sort(DAMAGE, nulls_last=True).group_by(DAMAGE, maintain_order=True):
-        members = kinds.setdefault(kind_of(dict(zip(DAMAGE, key, strict=True))), [])
-        seeds, d = aligned([differences(mine.filter(pl.col("group") == g), base) for g in groups])
+    for one in kinds_of_damage(cells, base):
+        members = kinds.setdefault(kind_of(one.what), [])
+        seeds, d = aligned([one.costs(g) for g in groups])
         if seeds:
             members.append(d.mean(axis=1))
     rows: list[tuple[str, str, str, float]] = []

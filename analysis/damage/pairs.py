@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline, costs
 from analysis.damage.paired import aligned, bounds, by_group, named
+from analysis.damage.windows import baseline, costs
 from analysis.names import DAMAGE, WHAT, unit_name
 from analysis.statistics.crossed import crossed_interval, crossed_p
 from analysis.statistics.inference import corrected

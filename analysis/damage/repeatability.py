@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis.damage.effects import baseline, damage_by_window
 from analysis.damage.paired import bounds, by_group, named
+from analysis.damage.windows import baseline, damage_by_window
 from analysis.names import DAMAGE, WHAT
 from analysis.statistics.inference import LEVEL, Interval
 from analysis.study import Study

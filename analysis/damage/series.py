@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import polars as pl
 from scipy import stats
 
-from analysis.damage.effects import common_windows, differences, kinds_of_damage
+from analysis.damage.windows import Cell, Damaged, common_windows, damaged
 from analysis.names import chosen, label
-from analysis.statistics.crossed import crossed_interval, damage_interval
+from analysis.statistics.crossed import crossed_intervals, damage_intervals, of_each
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
 from esa_ray.spec import direction
@@ -24,38 +25,49 @@ NAMES = ("axis", "metric", "mode", "k", "perturbation", "variant", "strength", "
 
 @dataclass(frozen=True)
 class Series:
-    """What a series is, and for each of its doses, rising, the damage by name (columns DAMAGE) and its cells."""
+    """What a series is, its doses, rising, and the damage at each."""
 
     what: dict[str, Any]
     doses: list[float]
-    keys: list[dict[str, Any]]
-    cells: list[pl.DataFrame]
+    kinds: list[Damaged]
+
+    def cells(self, group: str) -> Iterator[tuple[float, list[Cell]]]:
+        """Each dose with the cells of one group."""
+        return ((dose, kind.groups.get(group, [])) for dose, kind in zip(self.doses, self.kinds, strict=True))
 
 
 def series(study: Study) -> Iterator[Series]:
     """Every series of two doses or more: over strengths at one k, then over k at one strength."""
-    found: dict[tuple, list[tuple[float, dict[str, Any], pl.DataFrame]]] = {}
-    for key, cells in kinds_of_damage(study):
-        kind, strength, common = key["perturbation"], key["strength"], (key["metric"], key["mode"])
+    found: dict[tuple, list[tuple[float, Damaged]]] = {}
+    for one in damaged(study):
+        key, kind, strength = one.what, one.what["perturbation"], one.what["strength"]
+        common = (key["metric"], key["mode"])
         if (dose := dose_of(kind, strength)) is not None:
             place = ("strength", *common, key["k"], kind, key["variant"], None, direction(kind, strength))
-            found.setdefault(place, []).append((dose, key, cells))
+            found.setdefault(place, []).append((dose, one))
         place = ("k", *common, None, kind, key["variant"], strength, None)
-        found.setdefault(place, []).append((float(key["k"]), key, cells))
+        found.setdefault(place, []).append((float(key["k"]), one))
     for place, rows in sorted(found.items(), key=lambda item: item[0][0] == "k"):
         if len(rows) > 1:
-            doses, keys, cells_of = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
+            doses, kinds = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
             what = dict(zip(NAMES, place, strict=True))
             names = {
                 "series": " ".join(filter(None, [label(what), what["direction"]])),
-                "chosen": _sets(study, what, keys),
+                "chosen": _sets(study, what, kinds[0].what),
             }
-            yield Series(what | names, list(doses), list(keys), list(cells_of))
+            yield Series(what | names, list(doses), list(kinds))
 
 
-def _sets(study: Study, what: dict[str, Any], keys: tuple[dict[str, Any], ...]) -> str:
-    name = chosen(study, keys[0])
-    return name if what["axis"] == "strength" else name.removesuffix(f"k={keys[0]['k']}") + "by k"
+def _sets(study: Study, what: dict[str, Any], first: dict[str, Any]) -> str:
+    name = chosen(study, first)
+    return name if what["axis"] == "strength" else name.removesuffix(f"k={first['k']}") + "by k"
+
+
+@lru_cache(maxsize=8)
+def _counts(seeds: int, windows: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """How often each resample holds each seed, and each window: (B, S) and (B, W)."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in (seeds, windows)]
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,8 @@ class Response:
     @property
     def typical(self) -> np.ndarray:
         """Lower and upper ends of typical damage at each dose, (2, n): ``damage_interval`` of each."""
-        found = [damage_interval(np.array(list(rows.values()))) for rows in self.by_seed]
-        return np.array([[i.low for i in found], [i.high for i in found]])
+        blocks = [np.array(list(rows.values())) for rows in self.by_seed]
+        return np.array(of_each(damage_intervals, blocks)).T
 
     @property
     def errors(self) -> np.ndarray:
@@ -110,8 +122,7 @@ class Response:
         for j, rows in enumerate(self.by_seed):
             for s, x in rows.items():
                 full[j, seeds.index(s), : len(x)] = x
-        rng = np.random.default_rng(seed)
-        counts = [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in full.shape[1:]]
+        counts = _counts(len(seeds), width, resamples, seed)
         known = np.isfinite(full)
         total = np.einsum("bs,jsw,bw->bj", counts[0], np.where(known, full, 0), counts[1], optimize=True)
         size = np.einsum("bs,jsw,bw->bj", counts[0], known.astype(float), counts[1], optimize=True)
@@ -122,23 +133,23 @@ class Response:
         return self.means + off * np.divide(wanted, spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-def response(s: Series, group: str, base: dict[str, Any]) -> Response | None:
+def response(s: Series, group: str) -> Response | None:
     """What one group of a series costs at its doses; None where no seed has a finite loss at each that has any."""
-    cells = [c.filter(pl.col("group") == group) for c in s.cells]
-    found = [(i, by_seed) for i, c in enumerate(cells) if (by_seed := differences(c, base))]
+    found = [(i, by_seed) for i, kind in enumerate(s.kinds) if (by_seed := kind.costs(group))]
     seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in found))) if found else []
     if not seeds:
         return None
     blocks = [common_windows([by_seed[seed] for seed in seeds]) for _, by_seed in found]
-    intervals = [crossed_interval(d) for d in blocks]
+    lows, highs = np.array(of_each(crossed_intervals, blocks)).T
+    every = {cell.seed for _, cells in s.cells(group) for cell in cells}
     return Response(
         [i for i, _ in found],
         np.array([s.doses[i] for i, _ in found]),
         [dict(zip(seeds, d, strict=True)) for d in blocks],
         np.array([d.mean() for d in blocks]),
-        np.array([i.low for i in intervals]),
-        np.array([i.high for i in intervals]),
-        left_out=pl.concat(cells)["seed"].n_unique() - len(seeds),
+        lows,
+        highs,
+        left_out=len(every) - len(seeds),
     )
 
 
@@ -160,21 +171,14 @@ class Divergence:
 
 def divergence(s: Series, group: str) -> Divergence:
     """Where one group of a series diverged."""
-    outcomes = pl.concat(
-        [
-            c.filter(pl.col("group") == group).select("seed", "control_draw", "status", dose=pl.lit(x))
-            for x, c in _by_dose(s)
-        ]
-    ).filter(pl.col("status").is_in(["ok", "diverged"]))
-    finite, lost = (outcomes.filter(pl.col("status") == status) for status in ("ok", "diverged"))
-    last = finite["dose"].max()
-    tail = lost if last is None else lost.filter(pl.col("dose") > last)
-    below = lost.join(tail, on="dose", how="anti")
-    again = lost.join(finite, on=["seed", "control_draw"], suffix="_finite", nulls_equal=True)
-    again = again.filter(pl.col("dose_finite") > pl.col("dose"))
-    start: float | None = tail["dose"].min()  # type: ignore[assignment]
-    return Divergence(outcomes["dose"].n_unique(), start, len(lost), below["dose"].n_unique(), len(again) > 0)
-
-
-def _by_dose(s: Series) -> Iterator[tuple[float, pl.DataFrame]]:
-    return zip(s.doses, s.cells, strict=True)
+    told = [(dose, cell) for dose, cells in s.cells(group) for cell in cells]
+    finite = [(dose, cell) for dose, cell in told if cell.status == "ok"]
+    lost = [(dose, cell) for dose, cell in told if cell.status == "diverged"]
+    last = max((dose for dose, _ in finite), default=-math.inf)
+    start = min((dose for dose, _ in lost if dose > last), default=None)
+    partly = {dose for dose, _ in lost if dose <= last}
+    largest: dict[tuple[int, int | None], float] = {}
+    for dose, cell in finite:  # doses rise
+        largest[cell.seed, cell.draw] = dose
+    falls = any(largest.get((cell.seed, cell.draw), dose) > dose for dose, cell in lost)
+    return Divergence(len({dose for dose, _ in finite + lost}), start, len(lost), len(partly), falls)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline, differences, paired
 from analysis.damage.paired import aligned, bounds
 from analysis.damage.recovery import NO_DAMAGE
+from analysis.damage.windows import baseline, differences, kinds_of_damage
 from analysis.names import first_score, label
 from analysis.scores.overlap import PLACE
 from analysis.scores.overlap import pool as pool_of
@@ -98,7 +98,8 @@ def _against_controls(listed: pl.DataFrame, cells: pl.DataFrame, base: dict[str,
         row |= {name: float(d[1].mean()), f"minus_{name}": float((d[0] - d[1]).mean())}
         row[f"minus_{name}_low"], row[f"minus_{name}_high"] = bounds(crossed_interval(d[0] - d[1]))
         if d.shape[2] > 1:
-            scaled, _ = paired(cells, group, base, signed_log)  # as comparisons does: each set on the scale of the test
+            # As comparisons does: each set on the scale of the test.
+            scaled, _ = next(kinds_of_damage(cells, base)).paired(group, signed_log)
             row["p" if name == "random" else f"p_{name}"] = crossed_p(np.array(list(scaled.values())))
     return row
 

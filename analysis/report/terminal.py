@@ -13,7 +13,8 @@ from rich.table import Table
 
 from analysis.compression.excess import excess
 from analysis.damage.changed import empty_words, unchanged_words, unlike_words
-from analysis.damage.effects import baseline, comparisons, effects
+from analysis.damage.effects import comparisons, effects
+from analysis.damage.windows import baseline
 from analysis.fidelity.single_weights import ORDERS
 from analysis.fidelity.tables import fidelity_correlations
 from analysis.names import GROUP_ORDER, about, first_score, unit_of, units

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis.damage.effects import baseline
+from analysis.damage.windows import baseline
 from analysis.study import Study
 
 

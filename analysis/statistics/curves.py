@@ -8,15 +8,18 @@ Every family is linear in its heights, so for each trial of the others the best 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from scipy.optimize import least_squares
+
+from analysis.statistics.least_squares import solved
 
 #: Trial values of each nonlinear parameter, and the best of them from which the search goes on.
 GRID, STARTS = 33, 3
+#: Curves of which all trials are held at once.
+AT_ONCE = 32
 
 #: Misfit, relative to the data, that counts as none: a perfect fit would make its logarithm −∞.
 PERFECT = 1e-9
@@ -43,8 +46,10 @@ class Family:
         return len(self.heights) + len(self.nonlinear)
 
     def bounds(self, x: np.ndarray) -> np.ndarray:
-        """Logarithms of the bounds of the nonlinear parameters, (parameters, 2)."""
-        return np.log([r or (x.min() / 30, x.max() * 30) for r in self.ranges]).reshape(-1, 2)
+        """Logarithms of the bounds of the nonlinear parameters for doses x (B, n), (B, parameters, 2)."""
+        ends = [np.stack(np.broadcast_arrays(*(r or (x.min(axis=1) / 30, x.max(axis=1) * 30)), x[:, 0])[:2], axis=-1)
+                for r in self.ranges]  # fmt: skip
+        return np.log(np.stack(ends, axis=1)) if ends else np.empty((len(x), 0, 2))
 
 
 def _hill(x: np.ndarray, c: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -127,30 +132,30 @@ def _heights(basis: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _trials(family: Family, x: np.ndarray) -> np.ndarray:
-    """Logarithms of trial values, (trials, nonlinear)."""
-    axes = [np.linspace(low, high, GRID) for low, high in family.bounds(x)]
-    return np.array(list(product(*axes)))
+    """Logarithms of trial values for doses x (B, n), (B, trials, nonlinear)."""
+    p, bounds = len(family.nonlinear), family.bounds(x)
+    axes = np.linspace(bounds[..., 0], bounds[..., 1], GRID, axis=-1)
+    return axes[:, np.arange(p), np.array(list(product(range(GRID), repeat=p)), dtype=int)]
 
 
 def _grid_rss(family: Family, x: np.ndarray, scaled: np.ndarray, root: np.ndarray, trials: np.ndarray) -> np.ndarray:
-    """Weighted sum of squares of B resamples (scaled by root weights) at trials (B or 1, trials, p): (B, trials)."""
+    """Weighted sum of squares of B data (scaled by root weights) at trials (B or 1, trials, p): (B, trials).
+
+    Doses x and root weights are (B or 1, n).
+    """
     places = (np.exp(trials[..., i, None]) for i in range(trials.shape[-1]))
-    basis = (
-        family.basis(x, *places) if family.nonlinear else family.basis(np.broadcast_to(x, (*trials.shape[:-1], len(x))))
-    )
-    q = _orthonormal(basis * root[:, None])
+    q = _orthonormal(family.basis(x[:, None], *places) * root[:, None, :, None])
     caught = np.einsum("btnm,bn->btm", np.broadcast_to(q, (len(scaled), *q.shape[1:])), scaled)
     return (scaled**2).sum(axis=-1)[:, None] - (caught**2).sum(axis=-1)
 
 
 def refits(family: Family, x: np.ndarray, ys: np.ndarray, se: np.ndarray, zooms: int = 12) -> np.ndarray:
-    """Parameters (B, size) of the family fitted to each of B resamples (B, n), weights 1/se².
+    """Parameters (B, size) of the family fitted to each of B resamples (B, n) at doses x (n,), weights 1/se².
 
     All resamples at once: the best point of a grid over the nonlinear parameters, then of ever finer ones around it.
     """
-    root = 1 / se
-    scaled, bounds = ys * root, family.bounds(x)
-    trials = _trials(family, x)
+    x, root = x[None], 1 / se[None]
+    scaled, (bounds,), (trials,) = ys * root, family.bounds(x), _trials(family, x)
     best = trials[np.argmin(_grid_rss(family, x, scaled, root, trials[None]), axis=1)]
     step = (bounds[:, 1] - bounds[:, 0]) / (GRID - 1)
     around = np.array(list(product((-1, -0.5, 0, 0.5, 1), repeat=len(step))))
@@ -159,61 +164,92 @@ def refits(family: Family, x: np.ndarray, ys: np.ndarray, se: np.ndarray, zooms:
         best = near[np.arange(len(ys)), np.argmin(_grid_rss(family, x, scaled, root, near), axis=1)]
         step = step * 0.6
     places = [np.exp(best[:, i, None]) for i in range(len(step))]
-    basis = family.basis(np.broadcast_to(x, ys.shape), *places) * root[:, None]
+    basis = family.basis(np.broadcast_to(x, ys.shape), *places) * root[..., None]
     return np.hstack([_heights(basis, scaled), *places])
 
 
+def _starts(family: Family, x: np.ndarray, scaled: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Logarithms of the nonlinear parameters from which to search, (B, STARTS or fewer, nonlinear)."""
+    found = []
+    for at in range(0, len(x), AT_ONCE):
+        some = slice(at, at + AT_ONCE)
+        trials = _trials(family, x[some])
+        order = np.argsort(_grid_rss(family, x[some], scaled[some], root[some], trials), axis=1)[:, :STARTS]
+        found.append(np.take_along_axis(trials, order[..., None], axis=1))
+    return np.concatenate(found)
+
+
+def fit_each(family: Family, x: np.ndarray, y: np.ndarray, se: np.ndarray) -> list[Fit]:
+    """The family's weighted least-squares fit to each of B data (B, n), weights 1/se²: of several starts the best."""
+    root = 1 / se
+    scaled, starts = y * root, _starts(family, x, y * root, root)
+    count, of = starts.shape[1], np.repeat(np.arange(len(x)), starts.shape[1])
+
+    def heights(logs: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        basis = family.basis(x[which], *np.exp(logs.T)[..., None]) * root[which][..., None]
+        found = _heights(basis, scaled[which])
+        return found, scaled[which] - np.einsum("bnm,bm->bn", basis, found)
+
+    best = starts[:, 0]
+    if family.nonlinear:
+        bounds = family.bounds(x)[of]
+        inside = np.clip(starts.reshape(len(of), -1), bounds[..., 0] + 1e-9, bounds[..., 1] - 1e-9)
+        logs = solved(lambda logs, at: heights(logs, of[at])[1], inside, bounds)
+        rss = (heights(logs, of)[1] ** 2).sum(axis=1).reshape(-1, count)
+        best = logs.reshape(len(x), count, -1)[np.arange(len(x)), rss.argmin(axis=1)]
+    tops, left = heights(best, np.arange(len(x)))
+    rss, floor = (left**2).sum(axis=1), PERFECT**2 * (scaled**2).sum(axis=1)
+    names, parameters = (*family.heights, *family.nonlinear), np.hstack([tops, np.exp(best)])
+    return [
+        Fit(family, dict(zip(names, p.tolist(), strict=True)), float(r),
+            aicc(max(float(r), float(least) or 1.0), x.shape[1], family.size))
+        for p, r, least in zip(parameters, rss, floor, strict=True)
+    ]  # fmt: skip
+
+
 def fit(family: Family, x: np.ndarray, y: np.ndarray, se: np.ndarray) -> Fit:
-    """The family's weighted least-squares fit, weights 1/se²: many starts, the best of them polished.
+    """:func:`fit_each` of one curve, (n,).
 
     >>> x = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
     >>> {name: round(v, 6) for name, v in fit(FAMILIES["power"], x, 3 * x**0.5, np.ones(5)).parameters.items()}
     {'a': 3.0, 'b': 0.5}
     """
-    root, bounds, trials = 1 / se, family.bounds(x), _trials(family, x)
-    scaled = y * root
-
-    def projected(logs: np.ndarray) -> np.ndarray:
-        basis = family.basis(x, *np.exp(logs)) * root[:, None]
-        return scaled - basis @ _heights(basis[None], scaled[None])[0]
-
-    places = trials[np.argsort(_grid_rss(family, x, scaled[None], root, trials[None])[0])[:STARTS]]
-    if family.nonlinear:
-        found = [
-            least_squares(
-                projected,
-                np.clip(p, bounds[:, 0] + 1e-9, bounds[:, 1] - 1e-9),
-                bounds=bounds.T,
-                xtol=1e-10,
-                max_nfev=60,
-            )
-            for p in places
-        ]
-        best = min(found, key=lambda f: f.cost).x
-    else:
-        best = places[0]
-    basis = family.basis(x, *np.exp(best)) * root[:, None]
-    heights = _heights(basis[None], scaled[None])[0]
-    rss = float((projected(best) ** 2).sum())
-    names = dict(zip((*family.heights, *family.nonlinear), map(float, (*heights, *np.exp(best))), strict=True))
-    floor = PERFECT**2 * float((scaled**2).sum()) or 1.0
-    return Fit(family, names, rss, aicc(max(rss, floor), len(x), family.size))
+    return fit_each(family, x[None], y[None], se[None])[0]
 
 
-def compare(x: np.ndarray, y: np.ndarray, se: np.ndarray) -> tuple[list[Fit], list[str]]:
+#: The fits, the most credible by AICc first, with Akaike weights; and families left out.
+Compared = tuple[list[Fit], list[str]]
+
+
+def compare_each(data: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[Compared]:
+    """:func:`compare` of many curves (x, y, se), each of its own doses."""
+    alike: dict[int, list[int]] = {}
+    for at, (x, _, _) in enumerate(data):
+        alike.setdefault(len(x), []).append(at)
+    found: dict[int, Compared] = {}
+    for n, places in alike.items():
+        usable = [f for f in FAMILIES.values() if math.isfinite(aicc(1.0, n, f.size))]
+        stacked = [np.stack([data[at][i] for at in places]) for i in range(3)]
+        left_out = [name for name in FAMILIES if name not in {f.name for f in usable}]
+        rivals = zip(*(fit_each(f, *stacked) for f in usable), strict=True) if usable else [()] * len(places)
+        found |= {at: (_weighted(fits), left_out) for at, fits in zip(places, rivals, strict=True)}
+    return [found[at] for at in range(len(data))]
+
+
+def _weighted(fits: Sequence[Fit]) -> list[Fit]:
+    ordered = sorted(fits, key=lambda f: f.aicc)
+    shares = np.exp([-(f.aicc - ordered[0].aicc) / 2 for f in ordered])
+    return [replace(f, weight=float(share / shares.sum())) for f, share in zip(ordered, shares, strict=True)]
+
+
+def compare(x: np.ndarray, y: np.ndarray, se: np.ndarray) -> Compared:
     """(fits, the most credible by AICc first, with Akaike weights; families left out).
 
     A family is left out where AICc is undefined: with n doses, from n − 2 parameters on. Fewer than four doses leave
     none. Weights exp(−Δ/2)/Σ (Burnham & Anderson 2002) say how credible a family is among these, not that it is true;
     they take the doses' errors as independent, which shared windows make only roughly so.
     """
-    usable = [f for f in FAMILIES.values() if math.isfinite(aicc(1.0, len(x), f.size))]
-    found = sorted((fit(f, x, y, se) for f in usable), key=lambda f: f.aicc)
-    shares = np.exp([-(f.aicc - found[0].aicc) / 2 for f in found])
-    weighted = [
-        Fit(f.family, f.parameters, f.rss, f.aicc, float(s / shares.sum())) for f, s in zip(found, shares, strict=True)
-    ]
-    return weighted, [name for name in FAMILIES if name not in {f.name for f in usable}]
+    return compare_each([(x, y, se)])[0]
 
 
 def dose_of_top(family: Family, parameters: np.ndarray, fraction: float) -> np.ndarray:

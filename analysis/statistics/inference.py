@@ -47,30 +47,6 @@ def bootstrap_means(d: np.ndarray, rng: np.random.Generator, resamples: int = RE
     return np.einsum("bs,sw,bw->b", seeds, d, windows, optimize=True)
 
 
-def paired_p(d: np.ndarray, seed: int = 0) -> float:
-    """Two-sided paired permutation p for a zero mean of D: the signs of whole windows are flipped.
-
-    Exact over all 2^W flips while these are at most 99,999 (W ≤ 16); otherwise as many random ones. It
-    speaks about further windows of this text, for the sets of the seeds at hand: two random sets truly differ, so
-    over many pairs of random sets it is below 0.05 more often than in 5% (:func:`crossed_p` is not).
-
-    >>> paired_p(np.ones((3, 4)))
-    0.125
-    """
-    per_window = d.mean(axis=0)
-    if not per_window.any():
-        return 1.0
-    result = stats.permutation_test(
-        (per_window,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        n_resamples=99_999,
-        batch=4096,  # a few megabytes at a time, however many windows
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
 def sign_e_value(x: np.ndarray) -> tuple[float, float]:
     """(E, p) of windows' differences x, in order, valid whenever one chose to stop looking.
 
@@ -113,25 +89,6 @@ def standardised(x: np.ndarray) -> np.ndarray:
 def standardised_mean(x: np.ndarray) -> float | None:
     """:func:`standardised`, None where differences don't vary, and for fewer than three, which tell nothing."""
     return float(standardised(x)) if len(x) > 2 and x.std() > 0 else None
-
-
-def hedges_g(d: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float, Interval]:
-    """Paired standardised mean difference over windows with its bootstrap interval.
-
-    g (:func:`standardised`) of the per-window differences, averaged over seeds. Dimensionless; infinite where every
-    window differs by the same, NaN for fewer than three windows: at two J is 0, whatever they show.
-    """
-    x = d.mean(axis=0)
-    if (n := len(x)) < 3:
-        return float("nan"), Interval(float("nan"), float("nan"))
-    draws = x[np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))]
-    g, boots = standardised(x), standardised(draws)
-    boots = boots[np.isfinite(boots)]
-    tail = expanded(level, n)
-    if not len(boots):
-        return float(g), Interval(float("nan"), float("nan"))
-    low, high = np.quantile(boots, [tail, 1 - tail])
-    return float(g), Interval(float(low), float(high))
 
 
 def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:

@@ -18,10 +18,10 @@ import polars as pl
 from scipy import stats
 
 from analysis.damage.dose import Curve
-from analysis.damage.effects import baseline
 from analysis.damage.landmarks import reached, room_of
 from analysis.damage.paired import bounds
 from analysis.damage.series import divergence, response, series
+from analysis.damage.windows import baseline
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.inference import LEVEL
 from analysis.study import Study
@@ -185,10 +185,10 @@ def flips(study: Study) -> list[Curve]:
     """A study's series of sign flips on super weights, without fitted curves: a dose is read off the isotonic one."""
     if study.baselines.is_empty():
         return []
-    base, found = baseline(study), []
+    found = []
     for s in (s for s in series(study) if s.what["perturbation"] == DAMAGE):
         if (lost := divergence(s, "super")).tested > 1:
-            found.append(Curve(s, "super", response(s, "super", base), lost, [], []))
+            found.append(Curve(s, "super", response(s, "super"), lost, [], []))
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import analysis
+from analysis.damage import windows
 from analysis.scores.distribution import gaussian_product_tail
 from analysis.scores.stability import chance_jaccard
 from analysis.statistics.crossed import crossed_p, signed_log
@@ -197,3 +198,20 @@ def test_a_row_speaks_of_those_seeds_alone_all_of_whose_sets_have_a_loss(tmp_pat
     assert row["by_seed"] == pytest.approx([0.2])
     assert row["accuracy"] == pytest.approx(0.5)
     assert row["delta_norm"] == 2.0
+
+
+def test_all_tables_together_read_each_cell_once(tmp_path, monkeypatch):
+    study = analysis.load(write_study(tmp_path, shift={"super": 1.0, "random_k": 0.1, "bottom_k": 0.0}, noise=0.01))
+    read, plain = [], windows.damage_by_window
+
+    def counted(rows, base):
+        read.append(len(rows))
+        return plain(rows, base)
+
+    monkeypatch.setattr(windows, "damage_by_window", counted)
+    for table in (
+        analysis.effects, analysis.comparisons, analysis.power, analysis.dose_response, analysis.discrimination,
+        analysis.hierarchy_ratios, analysis.meta_analysis,
+    ):  # fmt: skip
+        assert isinstance(table(study), pl.DataFrame)
+    assert read == [len(study.cells)]

@@ -16,7 +16,7 @@ from analysis.damage.discrimination import (
 )
 from analysis.damage.power import power
 from analysis.report.sections import answered
-from analysis.statistics.inference import hedges_g
+from analysis.statistics.paired import hedges_g
 from tests.analysis.planted import damaged, wobble
 
 GROUPS = ("super", "random_k", "bottom_k")

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import analysis
-from analysis.damage.power import Variances, fewest, power
+from analysis.damage.power import MOST_WINDOWS, Variances, _chances, fewest, fewest_of_each, power
 from analysis.statistics.crossed import VarianceComponents
 from tests.analysis.planted import damaged
 
@@ -45,6 +45,31 @@ def test_the_fewest_is_the_first_that_is_enough():
     for edge in (2, 3, 7, 64, 65, 999):
         assert fewest(lambda n, edge=edge: n >= edge, 2, 1000) == edge
     assert fewest(lambda n: n >= 1001, 2, 1000) is None
+
+
+def test_the_fewest_of_each_is_that_of_a_search_for_it_alone():
+    rng = np.random.default_rng(0)
+    true = Variances(*(rng.exponential(size=30) * scale for scale in (0.02, 1.0, 0.5)))
+
+    def of_windows(n, at):
+        return true.at(at).power(0.3, np.full(len(n), 4), n)
+
+    for start, wanted in ((2, 0.8), (7, 0.9)):
+        found = fewest_of_each(of_windows, wanted, np.full(30, start), MOST_WINDOWS)
+        for i, n in enumerate(found):
+            one = Variances(true.seeds[i], true.windows[i], true.residual[i])
+            alone = fewest(lambda n, one=one, wanted=wanted: one.power(0.3, 4, n) >= wanted, start, MOST_WINDOWS)
+            assert n == (alone or 0)
+        assert (found == 0).any()
+        assert len(set(found.tolist())) > 10
+
+
+def test_chances_of_many_degrees_of_freedom_are_quantiles_of_chi_square():
+    for source, df in ((0, 1), (1, 64), (2, 65), (0, 150), (1, 99_999), (2, 4_321_012)):
+        few, many = _chances(source, df), _chances(source, np.array([df, df]))
+        share = stats.qmc.Sobol(3, seed=0).random_base2(9)[:, source]
+        assert few == pytest.approx(stats.chi2.ppf(share, df) / df, rel=1e-11)
+        assert many == pytest.approx(np.tile(few, (2, 1)), rel=1e-13)
 
 
 def planted(directory, seeds, true, difference=1.0, windows=200):
