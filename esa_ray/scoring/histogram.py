@@ -16,9 +16,9 @@ PATTERNS = 1 << (31 - SHIFT)
 #: Largest relative error of a value that is read from a bin.
 RELATIVE_ERROR = 2.0**-8
 
-# A count and a sum of bit patterns share one int64: 2³⁹ + pattern a value. In a bin all patterns begin alike, so what is
-# left of the sum after as many whole times (2³⁹ + that beginning) as go into it is the sum of their low bits: those of
-# up to 2²³ values add up to less than 2³⁹, and the whole stays below 2⁶³.
+# A count and a sum of bit patterns share one int64: 2³⁹ + pattern a value. In a bin all patterns begin alike, so what
+# is left of the sum after as many whole times (2³⁹ + that beginning) as go into it is the sum of their low bits: those
+# of up to 2²³ values add up to less than 2³⁹, and the whole stays below 2⁶³.
 _COUNTED, _PACKED = 1 << 39, 1 << 23
 #: Values that are counted at once: what is made of them stays in a core's cache, or is launched on another device.
 _PIECE, _PIECE_ELSEWHERE = 1 << 15, 1 << 22

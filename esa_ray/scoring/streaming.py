@@ -130,9 +130,13 @@ class Stretch:
     reading: Reading | Combining
     flat: slice
 
+    def pieces(self, *, at_most: int = STRETCH) -> list[slice]:
+        """Flat indices in pieces that fit a cache (or of about so many weights at most), in order."""
+        return _cut(self.flat, self.reading.tensor, min(at_most, at_once(self.reading.weights.device)))
+
     def chunks(self) -> Iterator[Chunk]:
         """Its weights in pieces that fit a cache, in order."""
-        for flat in _cut(self.flat, self.reading.tensor, at_once(self.reading.weights.device)):
+        for flat in self.pieces():
             yield Chunk(self.reading, flat, self.reading(flat))
 
 
