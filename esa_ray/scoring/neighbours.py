@@ -71,15 +71,20 @@ class _Search:
         above = np.searchsorted(sample, patterns) + away
         self._low = np.where(below >= 0, sample[below.clip(0)], 0)
         self._high = np.where(above < len(sample), sample[above.clip(max=len(sample) - 1)], LAST)
-        self._short = not np.bitwise_or.reduce(sample | 0) & _mask(SHORT)
-        self._shift = SHORT if self._short else COARSE
+        short = not np.bitwise_or.reduce(sample) & _mask(SHORT)
+        self._shift = SHORT if short else COARSE
         self._zeros = bool((self._low >> self._shift == 0).any())  # which the lowest bin holds, too
-        self._many = self._common(sample) if self._short else None
+        self._many = self._common(sample) if short else np.empty(0, np.int32)
+        self._short = len(self._many) > 0
 
     def _sample(self) -> np.ndarray:
         """Patterns of some of the weights that aren't 0, ascending."""
-        at = torch.as_tensor(self._among[np.arange(0, len(self._among), self._one_of)])
-        found = _patterns(self._reading.weights[at]).cpu().numpy()
+        weights, among = self._reading.weights, self._among
+        if among.outputs is None:
+            some = weights[:: self._one_of]
+        else:
+            some = weights[torch.as_tensor(among[np.arange(0, len(among), self._one_of)])]
+        found = _patterns(some.contiguous()).cpu().numpy()
         return np.sort(found[found != 0])
 
     def _common(self, sample: np.ndarray) -> np.ndarray:
@@ -185,5 +190,8 @@ def _places(values: Tensor) -> Tensor:
 
 
 def _fetched(found: list[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    bits, flat = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
-    return bits, flat
+    bits, flat = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if flat.device.type == "cpu":
+        return bits.numpy(), flat.numpy()
+    both = torch.stack([bits.long(), flat]).cpu().numpy()  # one piece
+    return both[0].astype(np.int32), both[1]
