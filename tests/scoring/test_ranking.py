@@ -398,7 +398,9 @@ def neighbourhood(weights: np.ndarray, m: np.float32, reach: int) -> list[int]:
     return order[max(0, place - reach) : place + reach].tolist()
 
 
-@pytest.mark.parametrize("values", ["drawn", "bf16", "bf16 with few others", "fp16", "one value", "half zeros", "rows"])
+@pytest.mark.parametrize(
+    "values", ["drawn", "bf16", "fp16", "steps", "steps and two others", "one value", "half zeros", "rows"]
+)
 @pytest.mark.parametrize("reach", [32, 128])
 def test_neighbours_are_those_of_a_full_order_without_a_gap_whatever_the_sample_says(values, reach, monkeypatch):
     monkeypatch.setattr(streaming, "CHUNK", 1 << 11)
@@ -409,10 +411,12 @@ def test_neighbours_are_those_of_a_full_order_without_a_gap_whatever_the_sample_
     weights, generator = tensor.flat_weights(), torch.Generator().manual_seed(1)
     with torch.no_grad():
         weights.normal_(generator=generator)
-        if "bf16" in values:
+        if values == "bf16":
             weights.copy_(weights.bfloat16().float())
-        if values == "bf16 with few others":  # so few that no sample need hold one
-            weights[[70_003, 100_001]] = torch.tensor([0.5 + 1e-7, 1 + 3e-7])
+        if "steps" in values:  # each of thousands of weights
+            weights.mul_(4).round_().div_(4)
+        if values == "steps and two others":  # which no sample holds, next to 1.25 and 0.75
+            weights[[70_003, 103_001]] = torch.tensor([1 + 3e-7, 0.5 + 1e-7])
         if values == "fp16":
             weights.copy_(weights.half().float())
         if values == "one value":
@@ -424,7 +428,7 @@ def test_neighbours_are_those_of_a_full_order_without_a_gap_whatever_the_sample_
     numbers = weights.numpy()
     alive = np.flatnonzero(numbers)
     ends = [np.abs(numbers).argmax(), alive[np.abs(numbers[alive]).argmin()]]
-    magnitudes = np.abs(numbers[[*np.random.default_rng(0).choice(alive, 20), *ends]])
+    magnitudes = np.abs(numbers[[*np.random.default_rng(0).choice(alive, 40), *ends]])
     ordered, found = neighbours(Members(tensor), magnitudes, reach)
     assert (ordered == np.abs(numbers[found])).all()
     for m in magnitudes:
