@@ -22,18 +22,17 @@ import torch
 
 from esa_ray.errors import EsaError
 from esa_ray.randomness import stream_key, uniform
-from esa_ray.scoring.histogram import PATTERNS, bin_of
+from esa_ray.scoring.neighbours import alive, neighbours
 from esa_ray.scoring.pools import some_of
-from esa_ray.scoring.scores import Scores
-from esa_ray.scoring.streaming import STRETCH, Stretch, in_order, stretches
+from esa_ray.scoring.streaming import STRETCH
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from esa_ray.models.addressing import WeightTensor
 
 #: A matched weight's magnitude lies among this many nearest by rank, unless these are taken.
 MATCH_NEIGHBOURS = 64
+#: How many ranks away weights are listed at first: where even these are taken, farther ones are.
+FIRST_REACH = 128
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,17 @@ class Near:
     """What lies near the super weights of one component in magnitude: looked for once, for all sets drawn for them."""
 
     def __init__(self) -> None:
-        self._known: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+        self._magnitudes, self._reach = np.empty(0, np.float32), 0
+        self._known = np.empty(0, np.float32), np.empty(0, np.int64)
 
-    def to(self, urn: _Urn, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Magnitudes and flat indices of all non-zero weights that could match some, in order of magnitude."""
-        if self._known is None or not np.array_equal(self._known[0], magnitudes):
-            self._known = magnitudes, _near(urn.tensor, urn.among.outputs, magnitudes)
-        return self._known[1]
+    def to(self, urn: _Urn, magnitudes: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitudes and flat indices of all non-zero weights within so many ranks, in order of magnitude."""
+        if reach > self._reach or not np.array_equal(self._magnitudes, magnitudes):
+            self._magnitudes, self._reach = magnitudes, reach
+            self._known = neighbours(urn.among, magnitudes, reach)
+            if len(self._known[0]) < 2 * len(magnitudes):
+                _check_enough(urn.tensor, alive(urn.among), len(magnitudes), NOT_ZERO)
+        return self._known
 
 
 def matched_k(
@@ -237,38 +240,23 @@ def matched_k(
 
 
 def _matched(urn: _Urn, near_by: Near, magnitude: np.ndarray, pick: np.ndarray) -> list[int]:
-    ordered, candidates = near_by.to(urn, magnitude)
-    place, taken = np.searchsorted(ordered, magnitude), urn.taken
+    reach = min(FIRST_REACH, farthest := _reach(len(magnitude)))
+    ordered, candidates = near_by.to(urn, magnitude, reach)
     chosen: list[int] = []
-    for centre, u in zip(place.tolist(), pick.tolist(), strict=True):
+    for m, u in zip(magnitude, pick.tolist(), strict=True):
         width = MATCH_NEIGHBOURS // 2
         near: list[int] = []
         while not near:
-            near = [i for i in candidates[max(0, centre - width) : centre + width].tolist() if i not in taken]
+            if width > reach and reach < farthest:
+                reach = farthest
+                ordered, candidates = near_by.to(urn, magnitude, reach)
+            centre = int(np.searchsorted(ordered, m))
+            among = candidates[max(0, centre - width) : centre + width].tolist()
+            near = [i for i in among if i not in urn.taken]
             width *= 2
         chosen.append(near[int(u * len(near))])
-        taken.add(chosen[-1])
+        urn.taken.add(chosen[-1])
     return chosen
-
-
-def _near(tensor: WeightTensor, outputs: np.ndarray | None, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes and flat indices, in order of magnitude, of all non-zero weights that could match some.
-
-    Only the bins of a histogram are sorted that hold them, so this costs two passes over the weights instead of an
-    order of all. What lies between two runs of such bins is left out, beyond every match's reach.
-    """
-    stretched = list(stretches(Scores([tensor], {}, 0), "magnitude", [part.component for part in tensor.parts]))
-    counts = sum(_counts(stretched, outputs), start=np.zeros(PATTERNS, np.int64))
-    _check_enough(tensor, int(counts.sum()), len(magnitudes), NOT_ZERO)
-    bins = _bins_near(counts, np.unique(bin_of(torch.from_numpy(magnitudes)).numpy()), _reach(len(magnitudes)))
-
-    def found(stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
-        return _in_bins(stretch, outputs, bins)
-
-    bits, flat = (np.concatenate(parts) for parts in zip(*in_order(found, stretched), strict=True))
-    # Numpy's vectorised sort of integers isn't stable, and needn't be with the place in the lower half.
-    keys = np.sort(bits << 32 | np.arange(len(bits)))
-    return (keys >> 32).astype(np.int32).view(np.float32), flat[keys & 0xFFFFFFFF]
 
 
 def _reach(supers: int) -> int:
@@ -277,39 +265,3 @@ def _reach(supers: int) -> int:
     while reach < 2 * supers:
         reach *= 2
     return reach
-
-
-def _counts(stretched: list[Stretch], outputs: np.ndarray | None) -> Iterator[np.ndarray]:
-    """How many magnitudes above 0 every bin holds, stretch by stretch."""
-
-    def counted(stretch: Stretch) -> Tensor:
-        counts = torch.zeros(PATTERNS, dtype=torch.int64, device=stretch.reading.weights.device)
-        for chunk in stretch.chunks():
-            magnitudes = chunk.of(outputs)
-            counts.index_add_(0, bin_of(magnitudes), (magnitudes != 0).long())
-        return counts
-
-    return (counts.cpu().numpy() for counts in in_order(counted, stretched))
-
-
-def _bins_near(counts: np.ndarray, bins: np.ndarray, reach: int) -> np.ndarray:
-    """Which bins hold a rank that is at most so many away from a rank in some bins."""
-    upto = counts.cumsum()
-    first = np.searchsorted(upto, np.maximum(upto[bins] - counts[bins] - reach, 0), side="right")
-    last = np.searchsorted(upto, np.minimum(upto[bins] + reach, upto[-1] - 1), side="right")
-    borders = np.zeros(PATTERNS + 1, np.int64)
-    np.add.at(borders, first, 1)
-    np.add.at(borders, last + 1, -1)
-    return borders.cumsum()[:-1] > 0
-
-
-def _in_bins(stretch: Stretch, outputs: np.ndarray | None, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bit patterns (as int64) and flat indices of a stretch's magnitudes above 0 that lie in some bins."""
-    wanted = torch.as_tensor(bins, device=stretch.reading.weights.device)
-    bits, flat = [], []
-    for chunk in stretch.chunks():
-        mask, inside = chunk.mask(outputs), wanted[bin_of(chunk.scores)] & (chunk.scores != 0)
-        at = torch.nonzero(inside if mask is None else inside & mask).flatten()
-        bits.append(chunk.scores[at].view(torch.int32).long().cpu().numpy())
-        flat.append(at.cpu().numpy() + chunk.flat.start)
-    return np.concatenate(bits), np.concatenate(flat)

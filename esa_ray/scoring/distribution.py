@@ -175,9 +175,9 @@ class _Described:
         errors = chunk.reading.error(chunk.flat) if self._whole.spec.estimated else None
         for number, outputs in self._outputs.items():
             values = chunk.of(outputs)
-            if len(values):
+            if n := values.numel():
                 piece = self._pieces.get(number) or self._pieces.setdefault(number, _Piece(Histogram(values.device)))
-                piece.histogram.add(values, chunk.ends if len(values) == len(chunk.scores) else None)
+                piece.histogram.add(values, chunk.ends if n == chunk.n else None)
                 if errors is not None:
                     noise = chunk.of(outputs, errors).double().square().sum()
                     piece.noise = noise if piece.noise is None else piece.noise + noise

@@ -16,9 +16,10 @@ PATTERNS = 1 << (31 - SHIFT)
 #: Largest relative error of a value that is read from a bin.
 RELATIVE_ERROR = 2.0**-8
 
-_LOW = (1 << SHIFT) - 1
-# A count and a sum of low bits share one int64: sums of up to 2²³ values of 15 bits stay below 2³⁹.
-_COUNTED, _PACKED = 39, 1 << 23
+# A count and a sum of bit patterns share one int64: 2³⁹ + pattern a value. In a bin all patterns begin alike, so what
+# is left of the sum after as many whole times (2³⁹ + that beginning) as go into it is the sum of their low bits: those
+# of up to 2²³ values add up to less than 2³⁹, and the whole stays below 2⁶³.
+_COUNTED, _PACKED = 1 << 39, 1 << 23
 #: Values that are counted at once: what is made of them stays in a core's cache, or is launched on another device.
 _PIECE, _PIECE_ELSEWHERE = 1 << 15, 1 << 22
 
@@ -40,7 +41,7 @@ def _bins() -> tuple[Tensor, Tensor]:
 class Histogram:
     """Counts and sums by bin; sums, n, min and max are exact, and what is read from bins is within 2⁻⁸ of it.
 
-    Bins are float32 with the low 15 bits dropped: 65,280 of them, 1.5 MB in all, whatever the number of values.
+    Bins are float32 with the low 15 bits dropped: 65,280 of them, at most 1.5 MB, whatever the number of values.
     So memory is O(1), and histograms of parts add up to that of the whole. A bin's sum is count · (its lowest
     value) + (sum of the dropped bits) · (distance of neighbouring floats). Both are counted in integers, so it has
     one rounding and the same bits in any order of the values and on any device.
@@ -57,8 +58,9 @@ class Histogram:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._packed, self._counts, self._lows = torch.zeros(3, BINS, dtype=torch.int64, device=device)
+        self._packed = torch.zeros(BINS, dtype=torch.int64, device=device)
         self._pending = 0  # values in `_packed`
+        self._unpacked: tuple[Tensor, Tensor] | None = None  # counts and sums of low bits that came before
         self._squares = torch.zeros((), dtype=torch.float64, device=device)
         self._read: dict[str, Tensor] = {}
         self.min, self.max = float("inf"), 0.0
@@ -68,49 +70,59 @@ class Histogram:
 
         ``ends`` are their smallest and largest, where these are known.
         """
-        for piece_N in values.detach().flatten().split(_PIECE if values.device.type == "cpu" else _PIECE_ELSEWHERE):
-            if len(piece_N):
-                low, high = ends or (float(piece_N.amin()), float(piece_N.amax()))
+        size = _PIECE if values.device.type == "cpu" else _PIECE_ELSEWHERE
+        values_N = values.detach().reshape(-1)
+        for piece_N in (values_N,) if 0 < values_N.numel() <= size else values_N.split(size):
+            if piece_N.numel():
+                low, high = ends or torch.stack([*piece_N.aminmax()]).tolist()
                 self.min, self.max = min(self.min, low), max(self.max, high)
-                self._count(piece_N)
+                self._count(piece_N, signed=low <= 0)
 
-    def _count(self, piece_N: Tensor) -> None:
-        if self._pending + len(piece_N) > _PACKED:
-            self._unpack()
-        bits_N = _bits(piece_N)
-        self._packed.index_add_(0, bits_N >> SHIFT, (bits_N & _LOW).long().add_(1 << _COUNTED))
-        self._pending += len(piece_N)
+    def _count(self, piece_N: Tensor, *, signed: bool) -> None:
+        self._make_room(piece_N.numel())
+        bits_N = _bits(piece_N) if signed else piece_N.contiguous().view(torch.int32)
+        self._packed.index_add_(0, bits_N >> SHIFT, bits_N.long().add_(_COUNTED))
+        self._pending += piece_N.numel()
         exact_N = piece_N.double()
         self._squares += torch.dot(exact_N, exact_N)
         self._read = {}
 
-    def _unpack(self) -> None:
-        """Empty the packed counts into those that can't overflow."""
-        if self._pending:
-            self._counts += self._packed >> _COUNTED
-            self._lows += self._packed.bitwise_and_((1 << _COUNTED) - 1)
+    def _make_room(self, n: int) -> None:
+        """Empty the packed counts into those that can't overflow, if so many more would make them do so."""
+        if self._pending + n > _PACKED:
+            self._unpacked, self._pending = self._both(), 0
             self._packed.zero_()
-            self._pending = 0
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        """How many values every bin holds, and the sum of their low bits."""
+        each = torch.arange(BINS, device=self._packed.device).mul_(1 << SHIFT).add_(_COUNTED)
+        counts = torch.div(self._packed, each, rounding_mode="floor")
+        lows = self._packed - counts * each
+        if self._unpacked is None:
+            return counts, lows
+        return counts + self._unpacked[0], lows + self._unpacked[1]
 
     def merge(self, other: Histogram) -> None:
         """Count what another one counted."""
-        self._unpack()
-        other._unpack()
-        for mine, its in zip(
-            (self._counts, self._lows, self._squares), (other._counts, other._lows, other._squares), strict=True
-        ):
-            mine += its.to(mine.device)
+        self._make_room(other._pending)
+        self._packed += other._packed.to(self._packed.device)
+        self._pending += other._pending
+        if other._unpacked is not None:
+            its = [part.to(self._packed.device) for part in other._unpacked]
+            mine = self._unpacked or (torch.zeros_like(its[0]), torch.zeros_like(its[1]))
+            self._unpacked = mine[0] + its[0], mine[1] + its[1]
+        self._squares += other._squares.to(self._squares.device)
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
         self._read = {}
 
     def _reading(self) -> dict[str, Tensor]:
-        """Counts, their running total and sums by bin, brought to the CPU once."""
+        """Counts, their running total, sums and means by bin, brought to the CPU once."""
         if not self._read:
-            self._unpack()
-            counts, lows = self._counts.cpu(), self._lows.cpu()
+            counts, lows = (part.cpu() for part in self._both())
             lowest, distance = _bins()
             sums = counts.double().mul_(lowest).add_(lows.double().mul_(distance))
-            self._read = {"counts": counts, "upto": counts.cumsum(0), "sums": sums}
+            means = sums / counts.clamp(min=1)
+            self._read = {"counts": counts, "upto": counts.cumsum(0), "sums": sums, "means": means}
         return self._read
 
     @property
@@ -146,7 +158,7 @@ class Histogram:
     @property
     def means(self) -> Tensor:
         """Mean of the values of every bin, (BINS,); 0 where there are none."""
-        return self.sums / self.counts.clamp(min=1)
+        return self._reading()["means"]
 
     def quantile(self, p: float) -> float:
         """The value at rank round(p·(n − 1)) from below, to within ``RELATIVE_ERROR``; exact at both ends."""

@@ -33,7 +33,7 @@ class GradientTimesWeight(Score):
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
-        return (places["gradient"] * places.weight).abs() / places.tokens
+        return (places["gradient"] * places.weight).abs_().div_(places.tokens)
 
     def signed(self, places: Places) -> Tensor:
         """Σ_n g_n · w / tokens: minus the first-order change, which adds up over weights that are zeroed together."""
@@ -49,7 +49,7 @@ class AbsoluteGradientTimesWeight(Score):
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
-        return (places["gradient_abs"] * places.weight).abs() / places.tokens
+        return (places["gradient_abs"] * places.weight).abs_().div_(places.tokens)
 
 
 @SCORES.add
@@ -74,7 +74,7 @@ class WeightTimesActivation(Score):
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
-        return places.weight.abs() * places["input_norm"]
+        return places.weight.abs().mul_(places["input_norm"])
 
 
 @SCORES.add
@@ -97,7 +97,7 @@ class SecondOrder(Score):
 
     def at(self, places: Places) -> Tensor:
         """Its value at some weights."""
-        return places.weight.square() * places["curvature"].clamp(min=0) / 2
+        return places.weight.square().mul_(places["curvature"].clamp(min=0)).div_(2)
 
     def error(self, places: Places) -> Tensor:
         """Its standard error there."""

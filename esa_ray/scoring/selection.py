@@ -28,13 +28,17 @@ def keep(values: Tensor, k: int, *, largest: bool) -> Tensor:
     """
     if len(values) <= k:
         return torch.arange(len(values), device=values.device)
-    if values.device.type == "cpu" and values.dtype != torch.bfloat16:
+    if _numpy_has(values):
         return torch.from_numpy(_kept(values.numpy() if largest else -values.numpy(), k))
     keys = values if largest else -values
     # ``torch.topk`` breaks ties as it likes. So it only finds the k-th value.
     threshold = torch.topk(keys, k, sorted=False).values.min()
     above, equal = torch.nonzero(keys > threshold).flatten(), torch.nonzero(keys == threshold).flatten()
     return torch.cat([above, equal[: k - len(above)]]).sort().values
+
+
+def _numpy_has(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype != torch.bfloat16
 
 
 def _kept(keys: np.ndarray, k: int) -> np.ndarray:
@@ -67,7 +71,16 @@ class Shortlist:
 
     def __init__(self, k: int, *, largest: bool, threshold: float | None = None):
         self.k, self.largest, self.threshold = k, largest, threshold
-        self.scores, self.tensors, self.flat = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+        self._parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64))]
+        self._held = 0
+
+    @property
+    def held(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores, tensors and flat indices of all that are in, in the order in which they came."""
+        if len(self._parts) > 1:
+            scores, tensors, flat = (np.concatenate(of_parts) for of_parts in zip(*self._parts, strict=True))
+            self._parts = [(scores, tensors, flat)]
+        return self._parts[0]
 
     def beaten_by(self, score: float) -> bool:
         """Whether a score that comes now would get in."""
@@ -75,43 +88,59 @@ class Shortlist:
 
     def offer(self, scores: Tensor, tensor: int, start: int, eligible: Tensor | None = None) -> None:
         """Let some consecutive scores of one tensor compete, of which the first has the flat index ``start``."""
-        chosen = self._rivals(scores, eligible)
-        if chosen is None:
-            chosen = keep(scores, self.k, largest=self.largest)
-        elif len(chosen) > self.k:
-            chosen = chosen[keep(scores[chosen], self.k, largest=self.largest)]
-        if len(chosen):
-            flat = chosen.cpu().numpy() + start
-            self.take(scores[chosen].float().cpu().numpy(), np.full(len(flat), tensor), flat)
+        found, at = (self._by_numpy if _numpy_has(scores) else self._by_torch)(scores, eligible)
+        if len(at):
+            self.take(found, np.full(len(at), tensor), at + start)
 
-    def _rivals(self, scores: Tensor, eligible: Tensor | None) -> Tensor | None:
-        """Places of the eligible scores that beat the threshold; None for all."""
-        if self.threshold is None:
-            return None if eligible is None else torch.nonzero(eligible).flatten()
-        if scores.device.type == "cpu" and scores.dtype != torch.bfloat16:
-            values = scores.numpy()
-            found = np.flatnonzero(values > self.threshold if self.largest else values < self.threshold)
-            return torch.from_numpy(found if eligible is None else found[eligible.numpy()[found]])
-        beats = scores > self.threshold if self.largest else scores < self.threshold
-        return torch.nonzero(beats if eligible is None else beats & eligible).flatten()
+    def _by_numpy(self, scores: Tensor, eligible: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """The most extreme of the eligible scores that beat the threshold, at most k, and their places."""
+        values = scores.numpy()
+        at: np.ndarray | None = None
+        if self.threshold is not None:
+            beats = values > self.threshold if self.largest else values < self.threshold
+            at = np.flatnonzero(beats if eligible is None else beats & eligible.numpy())
+        elif eligible is not None:
+            at = np.flatnonzero(eligible.numpy())
+        rivals = values if at is None else values[at]
+        if len(rivals) > self.k:
+            kept = _kept(rivals if self.largest else -rivals, self.k)
+            rivals, at = rivals[kept], kept if at is None else at[kept]
+        return rivals.astype(np.float32, copy=at is None), np.arange(len(rivals)) if at is None else at
+
+    def _by_torch(self, scores: Tensor, eligible: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """The same where numpy can't look, fetched in one piece: a float64 holds any place and any float32."""
+        among = eligible
+        if self.threshold is not None:
+            beats = scores > self.threshold if self.largest else scores < self.threshold
+            among = beats if eligible is None else beats & eligible
+        if among is None:
+            at = keep(scores, self.k, largest=self.largest)
+        else:
+            at = torch.nonzero(among).flatten()
+            if at.numel() > self.k:
+                at = at[keep(scores[at], self.k, largest=self.largest)]
+        found, places = torch.stack([scores[at].double(), at.double()]).cpu().numpy()
+        return found.astype(np.float32), places.astype(np.int64)
 
     def take(self, scores: np.ndarray, tensors: np.ndarray, flat: np.ndarray) -> None:
         """Let scores compete that come after all others."""
-        self.scores = np.concatenate([self.scores, scores])
-        self.tensors = np.concatenate([self.tensors, tensors])
-        self.flat = np.concatenate([self.flat, flat])
-        if len(self.scores) >= 2 * self.k or (self.threshold is None and len(self.scores) >= self.k):
+        self._parts.append((scores, tensors, flat))
+        self._held += len(scores)
+        if self._held >= 2 * self.k or (self.threshold is None and self._held >= self.k):
             self._cut()
 
     def _cut(self) -> None:
-        kept = keep(torch.from_numpy(self.scores), self.k, largest=self.largest).numpy()
-        self.scores, self.tensors, self.flat = self.scores[kept], self.tensors[kept], self.flat[kept]
-        self.threshold = float(self.scores.min() if self.largest else self.scores.max())
+        scores, tensors, flat = self.held
+        kept = _kept(scores if self.largest else -scores, self.k) if len(scores) > self.k else slice(None)
+        self._parts = [(scores[kept], tensors[kept], flat[kept])]
+        self._held = len(self._parts[0][0])
+        self.threshold = float(self._parts[0][0].min() if self.largest else self._parts[0][0].max())
 
     def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The k most extreme: scores, tensors and flat indices, best first."""
-        order = np.lexsort((self.flat, self.tensors, -self.scores if self.largest else self.scores))[: self.k]
-        return self.scores[order], self.tensors[order], self.flat[order]
+        scores, tensors, flat = self.held
+        order = np.lexsort((flat, tensors, -scores if self.largest else scores))[: self.k]
+        return scores[order], tensors[order], flat[order]
 
 
 @dataclass
@@ -150,13 +179,13 @@ class Selector:
         """Let what a list found among n scores compete in a pool; lists must come in ascending order."""
         mine = self.pools.setdefault(pool, Pool(Shortlist(self.k, largest=self.largest)))
         mine.n += n
-        mine.shortlist.take(found.scores, found.tensors, found.flat)
+        mine.shortlist.take(*found.held)
 
     def add(self, pool: object, tensor: int, scores: Tensor, eligible: Tensor | None = None) -> None:
         """Let one tensor's scores compete in a pool; tensors must come in ascending order."""
         found = self.shortlist(pool)
         found.offer(scores, tensor, 0, eligible)
-        self.take(pool, found, scores.numel() if eligible is None else int(eligible.sum()))
+        self.take(pool, found, scores.numel() if eligible is None else int(torch.count_nonzero(eligible)))
 
 
 class Competition:
@@ -183,7 +212,7 @@ class _Competing:
     def see(self, chunk: Chunk) -> None:
         """Note those of a chunk that would get in."""
         eligible = chunk.eligible(self._outputs, damageable=self._damageable)
-        self._n += len(chunk.scores) if eligible is None else int(eligible.sum())
+        self._n += chunk.n if eligible is None else int(torch.count_nonzero(eligible))
         low, high = chunk.ends
         if self._found.beaten_by(high if self._selector.largest else low):
             self._found.offer(chunk.scores, self._index, chunk.flat.start, eligible)

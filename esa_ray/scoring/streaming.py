@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -52,6 +53,11 @@ class Chunk:
     flat: slice
     scores: Tensor
 
+    @property
+    def n(self) -> int:
+        """How many weights they are (a tensor's own ``len`` takes as long as adding some thousand numbers)."""
+        return self.flat.stop - self.flat.start
+
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The lowest and the highest score.
@@ -61,23 +67,23 @@ class Chunk:
         EsaError
             If one is NaN or infinite.
         """
-        found = tuple(torch.stack([*self.scores.aminmax()]).tolist())
-        if not np.isfinite(found).all():
+        low, high = torch.stack([*self.scores.aminmax()]).tolist()
+        if not (isfinite(low) and isfinite(high)):
             raise self.reading.refusal()
-        return found
+        return low, high
 
     @cached_property
     def damageable(self) -> Tensor | None:
         """Mask of the weights that are not exactly 0, where the scores are; None if none is."""
         weights = self.reading.weights[self.flat]
-        return None if bool(weights.abs().amin() > 0) else (weights != 0).to(self.scores.device)
+        return None if float(weights.abs().amin()) > 0 else (weights != 0).to(self.scores.device)
 
     @property
     def _rows(self) -> slice:
         """Its rows of storage, counted within an expert."""
         shape = self.reading.tensor.shape
         first = self.flat.start // shape[-1] % shape[-2]
-        return slice(first, first + len(self.scores) // shape[-1])
+        return slice(first, first + self.n // shape[-1])
 
     def _along(self, wanted: np.ndarray | None) -> np.ndarray | None:
         """Of a bool for every output of the tensor, those of this chunk's outputs; None if all are true."""
@@ -94,13 +100,13 @@ class Chunk:
         mask, tensor = torch.as_tensor(outputs, device=self.scores.device), self.reading.tensor
         if len(tensor.shape) == 1:
             return mask
-        shape = (len(self.scores) // tensor.shape[-1], tensor.shape[-1])
+        shape = (self.n // tensor.shape[-1], tensor.shape[-1])
         return mask.view((1, -1) if tensor.transposed else (-1, 1)).expand(shape).flatten()
 
     def eligible(self, wanted: np.ndarray | None, *, damageable: bool = False) -> Tensor | None:
         """Mask of the weights whose outputs are wanted, and that can be damaged; None if all are."""
-        masks = [m for m in (self.mask(wanted), self.damageable if damageable else None) if m is not None]
-        return masks[0] & masks[-1] if masks else None
+        mask, can = self.mask(wanted), self.damageable if damageable else None
+        return can if mask is None else mask if can is None else mask & can
 
     def of(self, wanted: np.ndarray | None, values: Tensor | None = None) -> Tensor:
         """The scores (or other values of its weights) whose outputs are wanted."""
@@ -124,9 +130,13 @@ class Stretch:
     reading: Reading | Combining
     flat: slice
 
+    def pieces(self, *, at_most: int = STRETCH) -> list[slice]:
+        """Flat indices in pieces that fit a cache (or of about so many weights at most), in order."""
+        return _cut(self.flat, self.reading.tensor, min(at_most, at_once(self.reading.weights.device)))
+
     def chunks(self) -> Iterator[Chunk]:
         """Its weights in pieces that fit a cache, in order."""
-        for flat in _cut(self.flat, self.reading.tensor, at_once(self.reading.weights.device)):
+        for flat in self.pieces():
             yield Chunk(self.reading, flat, self.reading(flat))
 
 

@@ -73,14 +73,28 @@ def test_a_bins_sum_is_that_of_exact_arithmetic_to_the_last_bit():
 
 
 @pytest.mark.parametrize("at_once", [1 << 15, 1 << 17])
-def test_packed_counts_are_emptied_before_they_overflow(at_once, monkeypatch):
-    # All low bits set: the largest sum that can be. With a bit less for it, it would spill into the counts.
+@pytest.mark.parametrize("pattern", [0x3F807FFF, 0x7F7FFFFF, 0x00007FFF])
+def test_packed_counts_are_emptied_before_they_overflow(at_once, pattern, monkeypatch):
+    # All low bits set: the largest sum that can be. So many values together would leave the 64 bits.
     monkeypatch.setattr(module, "_PIECE", at_once)
-    value = torch.tensor(0x3F807FFF, dtype=torch.int32).view(torch.float32)
-    n = (1 << 23) + 77
+    value = torch.tensor(pattern, dtype=torch.int32).view(torch.float32)
+    n = (1 << 24) + 77
     histogram = filled(value.expand(n))
-    assert histogram.counts[0x3F807FFF >> 15] == histogram.n == n
+    assert histogram.counts[pattern >> 15] == histogram.n == n
     assert histogram.total == n * float(value)
+
+
+def test_merged_counts_are_emptied_before_they_overflow():
+    value, n = torch.tensor(0x7F7FFFFF, dtype=torch.int32).view(torch.float32), 3_000_000
+    part, whole = filled(value.expand(n)), Histogram()
+    for times in range(1, 7):  # more than twice the room that there is
+        whole.merge(part)
+        assert whole.counts[0x7F7FFFFF >> 15] == whole.n == times * n
+        assert whole.total == times * n * float(value)
+    again = Histogram()
+    again.merge(whole)
+    again.merge(whole)
+    assert (again.n, again.total) == (12 * n, 12 * n * float(value))
 
 
 def test_merged_histograms_are_that_of_all_values_and_the_merged_one_stays():

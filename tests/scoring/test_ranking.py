@@ -7,14 +7,17 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from scipy import stats
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from esa_ray.errors import EsaError
 from esa_ray.models.addressing import catalogue
 from esa_ray.randomness import stream_key, uniform
 from esa_ray.schema import RANKINGS, SCORE_STATS
-from esa_ray.scoring import controls
+from esa_ray.scoring import controls, streaming
+from esa_ray.scoring import neighbours as looking
 from esa_ray.scoring.controls import Members, control_sets, matched_k, random_k
 from esa_ray.scoring.gather import score_tensors
+from esa_ray.scoring.neighbours import neighbours
 from esa_ray.scoring.ranking import controls as drawn_controls
 from esa_ray.scoring.ranking import rank, score_stats
 from esa_ray.spec import ScoreSpec
@@ -272,8 +275,8 @@ def test_controls_are_those_of_a_full_order_and_of_single_draws(family, values):
 
 @pytest.mark.parametrize("family", FUSED)
 def test_further_sets_are_drawn_as_the_first_is_from_one_look_at_the_weights(family, monkeypatch):
-    looked, near = [], controls._near
-    monkeypatch.setattr(controls, "_near", lambda *given: looked.append(given) or near(*given))
+    looked, near = [], controls.neighbours
+    monkeypatch.setattr(controls, "neighbours", lambda *given: looked.append(given) or near(*given))
     tensor = catalogue(with_ties_and_zeros(family))[FUSED[family]]
     parts = [tensor.weights_of(part) for part in range(len(tensor.parts))]
     super_weights = np.concatenate([np.random.default_rng(2).permutation(each)[:5] for each in parts])
@@ -381,10 +384,56 @@ def test_members_are_the_weights_of_a_part_in_order(family):
 def test_matched_k_sorts_no_more_than_the_neighbourhoods():
     tensor = catalogue(tiny("llama"))["model.layers.0.mlp.down_proj.weight"]
     weights = tensor.flat_weights()
-    with torch.no_grad():  # four bins of 96 weights each, far apart
+    with torch.no_grad():  # four groups of 96 weights each, far apart
         weights.copy_((1 + torch.arange(len(weights)) % 96 / 1e5) * 16.0 ** (torch.arange(len(weights)) // 96))
-    _, found = controls._near(tensor, None, weights[:1].numpy())
-    assert sorted(found.tolist()) == list(range(2 * 96))  # its own bin, and the next, which is within reach
+    _, found = neighbours(Members(tensor), weights[90:91].numpy(), 32)
+    assert set(range(90 - 32, 90 + 33)) <= set(found.tolist()) <= set(range(2 * 96))  # its own group, and the next
+
+
+def neighbourhood(weights: np.ndarray, m: np.float32, reach: int) -> list[int]:
+    """The definition: of the stable order of all magnitudes above 0 so many below m, and so many from m on."""
+    order = np.argsort(np.abs(weights), kind="stable")
+    order = order[weights[order] != 0]
+    place = int(np.searchsorted(np.abs(weights)[order], m))
+    return order[max(0, place - reach) : place + reach].tolist()
+
+
+@pytest.mark.parametrize(
+    "values", ["drawn", "bf16", "fp16", "steps", "steps and two others", "one value", "half zeros", "rows"]
+)
+@pytest.mark.parametrize("reach", [32, 128])
+def test_neighbours_are_those_of_a_full_order_without_a_gap_whatever_the_sample_says(values, reach, monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", 1 << 11)
+    for module in (streaming, looking):
+        monkeypatch.setattr(module, "STRETCH", 1 << 15)
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=1, vocab_size=8))
+    tensor = catalogue(model)["model.layers.0.mlp.down_proj.weight"]
+    weights, generator = tensor.flat_weights(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        weights.normal_(generator=generator)
+        if values == "bf16":
+            weights.copy_(weights.bfloat16().float())
+        if "steps" in values:  # each of thousands of weights
+            weights.mul_(4).round_().div_(4)
+        if values == "steps and two others":  # which no sample holds, next to 1.25 and 0.75
+            weights[[70_003, 103_001]] = torch.tensor([1 + 3e-7, 0.5 + 1e-7])
+        if values == "fp16":
+            weights.copy_(weights.half().float())
+        if values == "one value":
+            weights.copy_(weights.sign())
+        if values == "half zeros":
+            weights.mul_(torch.rand(len(weights), generator=generator) < 0.5)
+        if values == "rows":  # of scales that hardly overlap
+            weights.view(256, 512).mul_(1.5 ** (torch.arange(256)[:, None] - 128))
+    numbers = weights.numpy()
+    alive = np.flatnonzero(numbers)
+    ends = [np.abs(numbers).argmax(), alive[np.abs(numbers[alive]).argmin()]]
+    magnitudes = np.abs(numbers[[*np.random.default_rng(0).choice(alive, 40), *ends]])
+    ordered, found = neighbours(Members(tensor), magnitudes, reach)
+    assert (ordered == np.abs(numbers[found])).all()
+    for m in magnitudes:
+        place = int(np.searchsorted(ordered, m))
+        assert found[max(0, place - reach) : place + reach].tolist() == neighbourhood(numbers, m, reach)
 
 
 def test_matched_k_takes_a_near_neighbour_in_magnitude():

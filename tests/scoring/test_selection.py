@@ -108,4 +108,4 @@ def test_lists_of_stretches_that_began_together_give_what_sorting_everything_wou
     wanted, (best, _, flat) = by_sorting(rows, k, largest), selector.pools["p"].best
     assert list(zip(best.tolist(), flat.tolist(), strict=True)) == [(s, f) for s, _, f in wanted]
     assert selector.pools["p"].n == len(rows)
-    assert len(selector.pools["p"].shortlist.scores) < 2 * k or k == 1
+    assert len(selector.pools["p"].shortlist.held[0]) < 2 * k or k == 1
