@@ -32,7 +32,11 @@ def arms(studies: Studies) -> pl.DataFrame:
 
 @lru_cache(maxsize=8)
 def _arms(studies: tuple[Study, ...]) -> pl.DataFrame:
-    of = models(studies)
+    return arms_of(models(studies))
+
+
+def arms_of(of: Models) -> pl.DataFrame:
+    """The arms of models at hand."""
     references = (False, True) if of.referring.any() else (False,)
     return pl.DataFrame([row for ref in references for row in _rows(of, ref)], schema=ARMS)
 

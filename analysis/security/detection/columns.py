@@ -30,8 +30,8 @@ _CLASSES: dict[str, Any] = {"poisoned": pl.Int64, "others": pl.Int64, "parents":
 #: higher than one without, ½ for ties, both judged by detectors that knew neither's parent; over bases and left-out
 #: insertions the mean, weighted by pairs. ``tpr``: share found at the threshold that 5% of the others reach.
 #: ``p``: permutation p of this AUROC where nothing done to a kind shows
-#: (:func:`analysis.security.detection.null.permuted`), of rows about all bases, insertions and negatives; null elsewhere.
-#: It is about kinds: clean models among the others can bring it about by themselves (ARMS tells what backdoors do).
+#: (:func:`analysis.security.detection.null.permuted`), of rows about all bases, insertions and negatives (else null).
+#: It is about kinds, and clean models among the others can bring it about by themselves (ARMS tells of backdoors).
 DETECTION: dict[str, Any] = {
     "scheme": pl.String, "reference": pl.Boolean, "base": pl.String, "insertion": pl.String, "negatives": pl.String,
     **_CLASSES, "auroc": pl.Float64, **_INTERVAL, "tpr": pl.Float64, "tpr_low": pl.Float64, "tpr_high": pl.Float64,
@@ -42,8 +42,7 @@ DETECTION: dict[str, Any] = {
 #: "clean alone", trained and judged on clean models and all insertions, as if nothing benign had been memorised;
 #: "counterpart alone", trained and judged on one insertion and the benign kind that is made as it is; "memorised", the
 #: detector of DETECTION against benign kinds alone, all together; "benign against clean", its scores of these kinds
-#: (``poisoned`` counts them) against clean models', which no backdoor has a part in. ``insertion`` is "all" where an arm
-#: is about none.
+#: (``poisoned`` counts them) against clean models', which no backdoor has a part in; there ``insertion`` is "all".
 ARMS: dict[str, Any] = {
     "arm": pl.String, "reference": pl.Boolean, "base": pl.String, "insertion": pl.String, **_CLASSES,
     "auroc": pl.Float64, **_INTERVAL, "why_not": pl.String,
