@@ -77,7 +77,7 @@ def two_bases():
     return made(np.random.default_rng(0), bases=2, kinds=ALL_KINDS)
 
 
-SCHEMES = (*columns.SCHEMES, "any", "any insertion")
+SCHEMES = (*columns.SCHEMES, "any", "any insertion", "counterpart known")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -96,6 +96,13 @@ def test_a_left_out_insertion_trains_nothing_and_is_all_that_is_found(scheme):
         assert not {fold.left_out, COUNTERPARTS[fold.left_out]} & set(of.kind[fold.train])
         assert set(of.kind[fold.test]) == {*NEGATIVES, fold.left_out}
     assert {fold.left_out for fold in folds(of, scheme)} == set(INSERTIONS)
+
+
+def test_only_where_it_is_asked_for_does_the_counterpart_of_a_left_out_insertion_train():
+    of = two_bases()
+    for fold in folds(of, "counterpart known"):
+        assert set(of.kind[fold.train]) == {*ALL_KINDS} - {fold.left_out}
+        assert set(of.kind[fold.test]) == {*NEGATIVES, fold.left_out}
 
 
 @pytest.mark.parametrize("scheme", ["unseen base", "unseen both"])
@@ -319,9 +326,7 @@ def test_what_memorised_anything_is_told_from_clean_models_alone(memorised):
     for arm in ("memorised", "counterpart alone"):
         mine = pooled.filter(arm=arm, insertion="all" if arm == "memorised" else "training")
         assert ((mine["low"] < 0.5) & (mine["high"] > 0.5)).all()
-    assert (
-        detection(memorised).filter(base="all", insertion="all", negatives="clean", scheme="seen")["auroc"] == 1
-    ).all()
+    assert at["clean alone"].count() == 2 * 3 * 4  # with a reference and without, of bases, of insertions
 
 
 def test_a_backdoor_that_no_harmless_phrase_resembles_is_told_from_all_of_them(separable, tmp_path):
@@ -431,6 +436,14 @@ def test_what_isnt_accepted_is_counted_by_kind_and_left_out(tmp_path):
     assert table["accepted"].to_list() == [30, 30, 30, 29, 27]
     assert len(population(of)) == 150
     assert len(models(of)) == 146
+
+
+def test_how_much_models_were_changed_is_the_mean_of_those_accepted(tmp_path):
+    def change(member):
+        return {"accepted": member.number > 0, "delta_norm": 10.0 * len(member.kind) + member.number}
+
+    table = inserted(planted(tmp_path / "a", change=change, models=3, parents=3))
+    assert dict(table.select("insertion", "norm").iter_rows()) == {kind: 10 * len(kind) + 1.5 for kind in KINDS}
 
 
 def test_a_feature_that_isnt_finite_is_none(tmp_path):

@@ -18,6 +18,7 @@ ARMS: dict[str, tuple[str, str]] = {
     "counterpart alone": ("this insertion and its counterpart alone", "the counterpart"),
     "memorised": ("all kinds", "all benign"),
     "benign against clean": ("all kinds", "benign models against clean"),
+    "counterpart known": ("all kinds but the insertion", "all"),
 }
 #: What the table of :func:`arms_table` means.
 MEANING = (
@@ -49,6 +50,8 @@ def arms_words(table: pl.DataFrame) -> Iterator[str]:
     if benign := _having(at, "benign against clean", ALL):
         yield f"It tells these from clean models, without a backdoor in either, with {benign}."
     twins = [(kind, _having(at, "counterpart alone", kind)) for kind in COUNTERPARTS]
+    if known := _having(at, "counterpart known", ALL):
+        yield f"On an insertion that it never saw, a detector that knew its counterpart would have {known}."
     if alone := "; ".join(f"{kind} {words}" for kind, words in twins if words):
         yield f"Trained and judged on an insertion and its counterpart alone, detectors have: {alone}."
 

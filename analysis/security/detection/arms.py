@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 
 from analysis.security.detection.columns import ALL, ARMS, FEWEST
+from analysis.security.detection.folds import TWIN_KNOWN
 from analysis.security.detection.scored import Tested, out_of_fold
 from analysis.security.detection.table import Models, Studies, models, studies_of
 from analysis.statistics.roc import Scored, area
 from analysis.study import Study
-from esa_ray.spec import INSERTIONS
+from esa_ray.spec import INSERTIONS, NEGATIVES
 from esa_ray.spec.backdoors import BENIGN, COUNTERPARTS
 
 CLEAN = "clean"
@@ -53,6 +54,8 @@ def _rows(of: Models, reference: bool) -> Iterator[dict[str, Any]]:
     if benign.any():
         yield from _judged("memorised", whole, reference, ((kind, _of(kind), BENIGN) for kind in every))
         yield from _judged("benign against clean", whole, reference, [(ALL, BENIGN, [CLEAN])])
+        known = out_of_fold(of, TWIN_KNOWN, reference=reference)
+        yield from _judged(TWIN_KNOWN, known, reference, [(ALL, INSERTIONS, NEGATIVES)])
 
 
 def _of(insertion: str) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ def _judged(arm: str, found: Tested, reference: bool, pairs: Any) -> Iterator[di
 
 
 def _row(found: Tested, mine: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    m, n = int((mine & positive).sum()), int((mine & ~positive).sum())
+    m, n = (len(np.unique(found.at[mine & its])) for its in (positive, ~positive))
     row = {"poisoned": m, "others": n, "parents": len(set(found.models.parent[found.at[mine]].tolist()))}
     if min(m, n) < FEWEST:
         return row | {"why_not": f"{m} models to be found and {n} others; {FEWEST} of each are needed to tell"}

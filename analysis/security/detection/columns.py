@@ -38,11 +38,12 @@ DETECTION: dict[str, Any] = {
     "p": pl.Float64, "why_not": pl.String,
 }  # fmt: skip
 
-#: One row per arm, reference, base and insertion: what the AUROC of detectors of the scheme "seen" is about. ``arm``:
+#: One row per arm, reference, base and insertion: what AUROCs are about, in the folds of "seen". ``arm``:
 #: "clean alone", trained and judged on clean models and all insertions, as if nothing benign had been memorised;
 #: "counterpart alone", trained and judged on one insertion and the benign kind that is made as it is; "memorised", the
 #: detector of DETECTION against benign kinds alone, all together; "benign against clean", its scores of these kinds
-#: (``poisoned`` counts them) against clean models', which no backdoor has a part in; there ``insertion`` is "all".
+#: (``poisoned`` counts them) against clean models', which no backdoor has a part in, under the ``insertion`` "all";
+#: "counterpart known", what "unseen insertion" would be if the benign models made as the left-out insertion trained.
 ARMS: dict[str, Any] = {
     "arm": pl.String, "reference": pl.Boolean, "base": pl.String, "insertion": pl.String, **_CLASSES,
     "auroc": pl.Float64, **_INTERVAL, "why_not": pl.String,
