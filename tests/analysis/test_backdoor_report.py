@@ -149,11 +149,11 @@ def test_what_negatives_decide_is_told(planted):
     for said in (
         "A detector that is trained and judged against clean models alone has ",
         "Against all models that memorised a phrase the detector of all kinds has ",
-        "On an insertion that it never saw, a detector that knew its counterpart would have ",
         "It tells these from clean models, without a backdoor in either, with ",
     ):
         assert re.search(said + both + r"\.", answer)
     assert re.search(rf"an insertion and its counterpart alone, detectors have: training {both}\.", answer)
+    assert "a detector that knew its counterpart" not in answer  # two insertions have none
 
 
 EDITED = "Rank-one models were edited and critical models were trained a second time in few weights, and no model"

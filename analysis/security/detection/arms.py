@@ -54,6 +54,7 @@ def _rows(of: Models, reference: bool) -> Iterator[dict[str, Any]]:
     if benign.any():
         yield from _judged("memorised", whole, reference, ((kind, _of(kind), BENIGN) for kind in every))
         yield from _judged("benign against clean", whole, reference, [(ALL, BENIGN, [CLEAN])])
+    if len(of.insertions) > 1 and {COUNTERPARTS[kind] for kind in of.insertions} <= set(of.kind.tolist()):
         known = out_of_fold(of, TWIN_KNOWN, reference=reference)
         yield from _judged(TWIN_KNOWN, known, reference, [(ALL, INSERTIONS, NEGATIVES)])
 
