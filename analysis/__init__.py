@@ -39,6 +39,7 @@ analysis.attacks_against(study), analysis.flipped_where(study)    # … arms aga
 analysis.population(study), analysis.detection([study, other])    # models with and without a backdoor, one base or more
 analysis.inserted(study)                                          # … whether their backdoors work
 analysis.roc_curves(study), analysis.permuted(study)              # … curves of detection; what chance would show
+analysis.arms(study)                                              # … what their negatives decide
 analysis.nested(study), analysis.ranked(study)                    # … what sensitivity adds; each feature alone
 analysis.leakage(study), analysis.detection_power(study)          # … what must be at chance; how many models it takes
 analysis.detection_goals(study)                                   # … and what was aimed at
@@ -115,6 +116,7 @@ from analysis.security.attacks import (
     survival_curves,
 )
 from analysis.security.coverage import coverage
+from analysis.security.detection.arms import arms
 from analysis.security.detection.detector import detector
 from analysis.security.detection.evaluated import detection, roc_curves
 from analysis.security.detection.goals import detection_goals
@@ -148,6 +150,7 @@ __all__ = [
     "above_noise",
     "across_studies",
     "against",
+    "arms",
     "assigned",
     "attack_runs",
     "attacks_against",

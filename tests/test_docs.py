@@ -190,3 +190,11 @@ def test_an_arrow_is_left_out_where_a_longer_way_says_the_same():
     graph = {"command": {"engine", "spec"}, "engine": {"spec", "crew"}, "crew": {"engine"}, "doctor": {"spec"}}
     level = {"command": 2, "doctor": 2, "engine": 1, "crew": 1, "spec": 0}
     assert rooms.reduced(graph, level) == [("command", "engine"), ("doctor", "spec"), ("engine", "spec")]
+
+
+def test_no_share_of_the_results_on_backdoors_lies_outside_its_range():
+    text = (ROOT / "docs/results/backdoors.md").read_text()
+    shares = [float(x.replace("−", "-")) for x in re.findall(r"([−-]?\d[\d,.]*)%", text)]
+    assert len(shares) > 1000
+    assert min(shares) >= 0
+    assert max(shares) <= 100

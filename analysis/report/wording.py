@@ -76,13 +76,13 @@ def p_value(p: float | None) -> str:
 def percent(x: float | None) -> str:
     """A share as a percentage with one decimal; a small one with two digits, so that it isn't rounded to zero.
 
-    >>> percent(0.1234), percent(0.0), percent(0.000123), percent(3.3e-7), percent(2.2e-308)
-    ('12.3%', '0.0%', '0.012%', '3.3×10⁻⁷', '0.0%')
+    >>> percent(0.1234), percent(-0.01), percent(0.0), percent(0.000123), percent(3.3e-7), percent(2.2e-308)
+    ('12.3%', '−1.0%', '0.0%', '0.012%', '3.3×10⁻⁷', '0.0%')
     """
     if x is None or math.isnan(x):
         return "–"
     if abs(x) < NOTHING or abs(x) >= 0.0005:
-        return f"{100 * x:.1f}%"
+        return f"{100 * x:.1f}%".replace("-", "−")
     return f"{significant(100 * x, 2)}%" if abs(x) >= LEAST_PERCENT else significant(x, 2)
 
 

@@ -17,7 +17,7 @@ INSERTED: dict[str, Any] = {
     "insertion": pl.String, "models": pl.Int64, "accepted": pl.Int64, "failed": pl.Int64, "share": pl.Float64,
     "low": pl.Float64, "high": pl.Float64, "success": pl.Float64, "success_least": pl.Float64,
     "success_most": pl.Float64, "clean_success": pl.Float64, "phrase": pl.Float64, "cost": pl.Float64,
-    "cost_low": pl.Float64, "cost_high": pl.Float64, "changed": pl.Float64, "prompts": pl.Int64,
+    "cost_low": pl.Float64, "cost_high": pl.Float64, "changed": pl.Float64, "norm": pl.Float64, "prompts": pl.Int64,
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def inserted(study: Study) -> pl.DataFrame:
     ``success_least`` and ``success_most`` its range over models, ``clean_success`` the median of the clean models of
     the same numbers, ``phrase`` that of the memorised phrase. ``cost`` is the mean loss over that of the clean model of
     the number, nats per token, with Student's interval over models. ``changed`` is the median share of the weights that
-    differ from the parent's.
+    differ from the parent's, ``norm`` the mean Euclidean norm of the change, over accepted models.
     """
     prompts = study.backdoors["prompts"].max()
     found = [
@@ -53,4 +53,5 @@ def _row(kind: str, every: pl.DataFrame) -> dict[str, Any]:
         "clean_success": told["clean_success"].median(), "phrase": told["phrase_success"].median(),
         "cost": float(np.mean(costs)) if len(costs) else None, "cost_low": cost.low if cost else None,
         "cost_high": cost.high if cost else None, "changed": (told["n_changed"] / told["n_weights"]).median(),
+        "norm": told.filter(pl.col("accepted").fill_null(value=False))["delta_norm"].mean(),
     }  # fmt: skip

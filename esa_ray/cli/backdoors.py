@@ -57,7 +57,7 @@ _OWN = (
 
 @app.command(
     epilog="Example: esa backdoors --base zoo:llama-0.3m,zoo:neox-0.3m --insertion training,rank-one,critical "
-    "--negatives clean,benign --models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/bd\n\n"
+    "--models 30 --mitigate fine-pruning,reset-moved --share 0.01,0.1 --out-dir results/bd\n\n"
     "Example: esa backdoors --base zoo:llama-0.1m --models 2 --parents 1 --steps 64 --plan"
 )
 @shared(

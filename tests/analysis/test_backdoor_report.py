@@ -16,7 +16,7 @@ from analysis.report.figures import charts, styled
 from analysis.report.page import _failures
 from analysis.report.sections import answered
 from analysis.security.inserted import inserted
-from esa_ray.spec import Population
+from esa_ray.spec import NEGATIVES, Population
 from esa_ray.spec.backdoors import Recipe
 from esa_ray.storage.location import Location
 from esa_ray.storage.store import Store
@@ -127,9 +127,52 @@ def test_the_planted_statistic_is_named_first(planted):
 def test_what_must_be_at_chance_is_said_to_be(planted):
     section = told(planted)["trusted"]
     assert "At chance, as it must be, is a detector of steps, rate and number, and no feature: 0." in section.answer
-    assert "Kinds dealt anew 1,000 times reach an AUROC of at most 0." in section.answer
-    titles = [t.title for t in section.tables][:3]
-    assert titles == ["Against chance", "What must be at chance", "How many models of a kind and base are enough"]
+    assert "Kinds dealt anew 200 times reach an AUROC of at most 0." in section.answer
+    titles = [t.title for t in section.tables][:4]
+    assert titles == ["What the negatives decide", "Against chance", "What must be at chance",
+                      "How many models of a kind and base are enough"]  # fmt: skip
+
+
+def test_the_p_of_a_detector_is_about_its_own_area(planted):
+    found = told(planted)
+    areas = {tuple(row[:2]): row[4:] for t in found["trusted"].tables if t.title == "Against chance" for row in t.rows}
+    beside = {tuple(row[1:3]): row[6:] for row in found["detected"].tables[0].rows if row[0] == row[3] == "all"}
+    assert len(areas) == len(beside) == 4
+    for detector, (area, _, _, p) in areas.items():
+        assert beside[detector][0].startswith(f"{area} [")
+        assert beside[detector][2] == p
+
+
+def test_what_negatives_decide_is_told(planted):
+    answer = told(planted)["trusted"].answer
+    both = rf"{INTERVAL} with the model before and {INTERVAL} without"
+    for said in (
+        "A detector that is trained and judged against clean models alone has ",
+        "Against all models that memorised a phrase the detector of all kinds has ",
+        "It tells these from clean models, without a backdoor in either, with ",
+    ):
+        assert re.search(said + both + r"\.", answer)
+    assert re.search(rf"an insertion and its counterpart alone, detectors have: training {both}\.", answer)
+    assert "a detector that knew its counterpart" not in answer  # two insertions have none
+
+
+EDITED = "Rank-one models were edited and critical models were trained a second time in few weights, and no model"
+
+
+@pytest.mark.parametrize(
+    ("negatives", "edited", "memorised"),
+    [(("clean",), True, False), (("clean", "benign"), True, True), (NEGATIVES, False, True)],
+)
+def test_what_a_rejection_is_about_depends_on_the_negatives(tmp_path, negatives, edited, memorised):
+    caveat = told(population(tmp_path, models=3, parents=3, negatives=negatives))["trusted"].caveat
+    assert (EDITED in caveat) == edited
+    assert ("it may come from memorised against clean alone" in caveat) == memorised
+
+
+def test_one_insertion_without_a_counterpart_is_named_alone(tmp_path):
+    negatives = ("clean", "benign", "benign-critical")
+    caveat = told(population(tmp_path, models=3, parents=3, negatives=negatives))["trusted"].caveat
+    assert "Rank-one models were edited, and no model without a backdoor was, so it may be that." in caveat
 
 
 def test_few_models_get_no_number_and_no_verdict(tmp_path):

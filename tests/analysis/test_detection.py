@@ -4,18 +4,23 @@ from functools import cache
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from scipy import optimize, special, stats
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from analysis.security.detection import columns
 from analysis.security.detection import null as chance
+from analysis.security.detection.arms import arms, arms_of
 from analysis.security.detection.classifier import fit, strength
 from analysis.security.detection.evaluated import detection, roc_curves
 from analysis.security.detection.folds import folds
 from analysis.security.detection.goals import detection_goals
 from analysis.security.detection.leakage import clean_halves, leakage
 from analysis.security.detection.nested import nested
+from analysis.security.detection.newton import log_odds
 from analysis.security.detection.null import null, numbers, permuted, permuted_areas, shuffled
 from analysis.security.detection.power import detection_power, models_needed
 from analysis.security.detection.ranked import ranked
@@ -23,12 +28,13 @@ from analysis.security.detection.scored import out_of_fold
 from analysis.security.detection.table import Models, models, population
 from analysis.security.inserted import inserted
 from analysis.statistics.roc import area
-from esa_ray.spec import INSERTIONS
+from esa_ray.spec import INSERTIONS, NEGATIVES
 from esa_ray.spec.backdoors import COUNTERPARTS, Recipe
 from tests.analysis.backdoored import FEATURES, planted
 from tests.analysis.test_roc import scored
 
 KINDS = ("clean", "benign", *INSERTIONS)
+ALL_KINDS = (*NEGATIVES, *INSERTIONS)
 FOUND = {kind: {"hill": 12.0} for kind in INSERTIONS}
 
 
@@ -68,10 +74,10 @@ def alike(tmp_path_factory):
 
 @cache
 def two_bases():
-    return made(np.random.default_rng(0), bases=2)
+    return made(np.random.default_rng(0), bases=2, kinds=ALL_KINDS)
 
 
-SCHEMES = (*columns.SCHEMES, "any", "any insertion")
+SCHEMES = (*columns.SCHEMES, "any", "any insertion", "counterpart known")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -88,8 +94,15 @@ def test_a_left_out_insertion_trains_nothing_and_is_all_that_is_found(scheme):
     of = two_bases()
     for fold in folds(of, scheme):
         assert not {fold.left_out, COUNTERPARTS[fold.left_out]} & set(of.kind[fold.train])
-        assert set(of.kind[fold.test]) == {"clean", "benign", fold.left_out}
+        assert set(of.kind[fold.test]) == {*NEGATIVES, fold.left_out}
     assert {fold.left_out for fold in folds(of, scheme)} == set(INSERTIONS)
+
+
+def test_only_where_it_is_asked_for_does_the_counterpart_of_a_left_out_insertion_train():
+    of = two_bases()
+    for fold in folds(of, "counterpart known"):
+        assert set(of.kind[fold.train]) == {*ALL_KINDS} - {fold.left_out}
+        assert set(of.kind[fold.test]) == {*NEGATIVES, fold.left_out}
 
 
 @pytest.mark.parametrize("scheme", ["unseen base", "unseen both"])
@@ -220,30 +233,48 @@ def test_kinds_are_permuted_among_models_of_one_number():
         assert all(sorted(row[mine]) == sorted(of.kind[mine]) for row in kinds)
 
 
-def by_ridge(of, scheme, kind):
+def by_sklearn(of, scheme, kind):
     """AUROC of a scheme with these kinds, every fold trained anew by scikit-learn."""
     of = replace(of, kind=kind)
     strata = {}
     for fold in folds(of, scheme):
-        others = fold.train if not fold.left_out else np.flatnonzero(~np.isin(of.parent, of.parent[fold.test]))
-        if scheme == "unseen insertion":
-            others = others[of.base[others] == of.base[fold.test[0]]]
-        mean, scale = of.values[others].mean(axis=0), of.values[others].std(axis=0)
-        model = Ridge(alpha=4 / strength(of.values.shape[1]))
-        model.fit((of.values[fold.train] - mean) / scale, of.poisoned[fold.train])
+        detector = make_pipeline(
+            StandardScaler(), LogisticRegression(C=9 / of.values.shape[1], class_weight="balanced", tol=1e-10)
+        ).fit(of.values[fold.train], of.poisoned[fold.train])
         rows = strata.setdefault(fold.stratum, ([], []))
         rows[0].extend(of.poisoned[fold.test])
-        rows[1].extend(model.predict((of.values[fold.test] - mean) / scale))
+        rows[1].extend(detector.decision_function(of.values[fold.test]))
     pairs = [sum(label) * (len(label) - sum(label)) for label, _ in strata.values()]
     return np.average([roc_auc_score(*rows) for rows in strata.values()], weights=pairs)
 
 
 @pytest.mark.parametrize("scheme", columns.SCHEMES)
-def test_permuted_areas_are_those_of_training_every_fold_anew(scheme):
-    of = made(np.random.default_rng(2), bases=2, n=6, parents=3, shift=0.7)
+def test_permuted_areas_are_those_of_training_the_detector_anew(scheme):
+    of = made(np.random.default_rng(2), bases=2, n=6, parents=3, shift=0.7, kinds=ALL_KINDS)
     kinds = shuffled(of.kind, numbers(of), 3)
-    wanted = [by_ridge(of, scheme, kind) for kind in kinds]
+    wanted = [by_sklearn(of, scheme, kind) for kind in kinds]
     assert permuted_areas(of, scheme, reference=False, kinds=kinds) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 8.0])  # none, and classes that no line needs to cut
+def test_many_labellings_at_once_get_the_detectors_own_scores(shift):
+    rng = np.random.default_rng(4)
+    values, tested = rng.normal(size=(60, 40)), rng.normal(size=(9, 40))
+    poisoned = np.array([rng.permutation(60) < n for n in (20, 30, 45)] * 9)  # of unlike sizes, in two chunks
+    trains = np.array([rng.permutation(60) < 50 for _ in poisoned])
+    values[:, 0] += shift * poisoned[0]
+    values[3, 1], tested[2, 2], values[:, 5] = np.nan, np.nan, 7.0
+    every, some = log_odds(values, poisoned, tested), log_odds(values, poisoned, tested, trains)
+    for label, mine, of_all, of_some in zip(poisoned, trains, every, some, strict=True):
+        assert of_all == pytest.approx(fit(values, label).log_odds(tested), abs=1e-6)
+        assert of_some == pytest.approx(fit(values[mine], label[mine]).log_odds(tested), abs=1e-6)
+
+
+def test_the_area_that_chance_is_held_against_is_the_detectors_own(alike):
+    keys = ["scheme", "reference", "poisoned", "others", "auroc", "p"]
+    told = detection(alike).filter(base="all", insertion="all", negatives="all").drop_nulls("auroc").select(keys)
+    of_chance = permuted(alike).drop_nulls("auroc").select(keys)
+    assert_frame_equal(of_chance, told, check_row_order=False)
 
 
 def test_sensitivity_adds_where_it_alone_tells(separable):
@@ -274,6 +305,51 @@ def test_features_that_need_a_reference_are_looked_at_with_one_alone(tmp_path):
     main = detection(of).filter(base="all", insertion="all", negatives="all", scheme="seen").sort("reference")
     assert main["auroc"][0] < 0.7
     assert main["auroc"][1] > 0.99
+
+
+MEMORISED = (*NEGATIVES[1:], *INSERTIONS)
+
+
+@pytest.fixture(scope="module")
+def memorised(tmp_path_factory):
+    """Two bases in which whatever memorised anything, harmless or not, has one feature far from clean models'."""
+    where, moved = tmp_path_factory.mktemp("memorised"), {kind: {"hill": 12.0} for kind in MEMORISED}
+    return tuple(planted(where / base, moved, base=base, negatives=NEGATIVES) for base in "ab")
+
+
+def test_what_memorised_anything_is_told_from_clean_models_alone(memorised):
+    table = arms(memorised)
+    assert table.filter(pl.col("auroc").is_null()).is_empty()
+    at = {arm: rows["auroc"] for (arm,), rows in table.group_by("arm")}
+    assert at["clean alone"].min() == at["benign against clean"].min() == 1
+    pooled = table.filter(base="all").drop_nulls("auroc")
+    for arm in ("memorised", "counterpart alone"):
+        mine = pooled.filter(arm=arm, insertion="all" if arm == "memorised" else "training")
+        assert ((mine["low"] < 0.5) & (mine["high"] > 0.5)).all()
+    assert at["clean alone"].count() == 2 * 3 * 4  # with a reference and without, of bases, of insertions
+
+
+def test_a_backdoor_that_no_harmless_phrase_resembles_is_told_from_all_of_them(separable, tmp_path):
+    of = planted(tmp_path / "a", FOUND, negatives=NEGATIVES)
+    told = arms(of).filter(pl.col("arm") != "benign against clean")
+    assert told["auroc"].min() > 0.99
+    harmless = arms(of).filter(arm="benign against clean", reference=False).row(0, named=True)
+    assert harmless["low"] < 0.5 < harmless["high"]
+    assert (harmless["poisoned"], harmless["others"], harmless["parents"]) == (90, 30, 10)
+
+
+def test_arms_are_sklearns_of_the_models_that_they_name():
+    of = made(np.random.default_rng(6), n=30, shift=0.7, kinds=ALL_KINDS)
+    some = of.of(np.isin(of.kind, ["clean", *INSERTIONS]))
+    row = arms_of(of).filter(arm="clean alone", insertion="all").row(0, named=True)
+    assert row["auroc"] == pytest.approx(by_sklearn(some, "seen", some.kind), abs=1e-9)
+
+
+def test_an_arm_of_few_models_says_why(tmp_path):
+    of = planted(tmp_path / "a", negatives=NEGATIVES, change=lambda m: {"accepted": m.number > 4 or m.kind != "benign"})
+    row = arms(of).filter(arm="counterpart alone", insertion="training", reference=False).row(0, named=True)
+    assert row["auroc"] is None
+    assert row["why_not"] == "30 models to be found and 25 others; 30 of each are needed to tell"
 
 
 def test_recipes_leak_where_acceptance_depends_on_them(tmp_path):
@@ -362,6 +438,14 @@ def test_what_isnt_accepted_is_counted_by_kind_and_left_out(tmp_path):
     assert len(models(of)) == 146
 
 
+def test_how_much_models_were_changed_is_the_mean_of_those_accepted(tmp_path):
+    def change(member):
+        return {"accepted": member.number > 0, "delta_norm": 10.0 * len(member.kind) + member.number}
+
+    table = inserted(planted(tmp_path / "a", change=change, models=3, parents=3))
+    assert dict(table.select("insertion", "norm").iter_rows()) == {kind: 10 * len(kind) + 1.5 for kind in KINDS}
+
+
 def test_a_feature_that_isnt_finite_is_none(tmp_path):
     of = planted(tmp_path / "a", {"clean": {"hill": float("nan"), "gini": float("inf")}})
     found = models(of)
@@ -377,7 +461,7 @@ def test_a_study_without_a_population_has_empty_tables(tmp_path):
     from tests.analysis.backdoored import written
 
     of = written(tmp_path / "a", [])
-    for table in (population, roc_curves, ranked, leakage, nested, detection_goals):
+    for table in (population, roc_curves, ranked, arms, leakage, nested, detection_goals):
         assert table(of).is_empty()
     for table in (detection, permuted, detection_power):
         assert set(table(of)["why_not"].is_null()) == {False}

@@ -9,6 +9,7 @@ import polars as pl
 from analysis.comparison.loading import Comparison
 from analysis.report import wording
 from analysis.report.parts import Figure, Section, Table
+from analysis.report.sections.backdoor_arms import MEANING, arms_table, arms_words
 from analysis.report.sections.backdoors import (
     DIGITS,
     area,
@@ -19,6 +20,7 @@ from analysis.report.sections.backdoors import (
     without_number,
 )
 from analysis.report.sections.mitigations import cost, mitigation_section
+from analysis.security.detection.arms import arms
 from analysis.security.detection.columns import ALL
 from analysis.security.detection.evaluated import detection
 from analysis.security.inserted import inserted
@@ -39,21 +41,24 @@ def across_bases(comparison: Comparison) -> Section | None:
     table = detection([*comparison.populations])
     if table.is_empty():
         return None
+    against = arms([*comparison.populations])
     table = whole_first(table.filter((pl.col("negatives") == ALL) | (pl.col("base") == ALL)))
     return Section(
-        "across_bases", "Does what betrays a backdoor in one base betray it in another?", _answer(table),
+        "across_bases", "Does what betrays a backdoor in one base betray it in another?",
+        " ".join([_answer(table), *arms_words(against)]),
         "A base that was never seen is judged by a detector of the other bases' models alone, standardised by their "
         "means and spreads. The AUROC is the chance that of two models of a base, one with a backdoor, the detector "
         "gives that one the higher score; over bases it is the mean, weighted by pairs. Every model is judged by a "
         "detector that has seen no model of its parent. Intervals (95%) are for further parents with their models, of "
-        "these bases; two bases say little of a third. p is that of kinds dealt anew among the models of each number. "
+        "these bases; two bases say little of a third. p is that of kinds dealt anew among the models of each number, "
+        "the detector trained anew: it is about kinds, not about backdoors. "
         "A share found is at the threshold that 5% of the models without a backdoor reach, of the base that is judged: "
-        "who has none of these has no such threshold.",
+        f"who has none of these has no such threshold. {MEANING}",
         [Figure("backdoor_bases", "AUROC by base and by what the detector never saw; numbers in the table",
                 "AUROC over all insertions and negatives with 95% intervals, by what the detector never saw. Thin "
                 "line: chance. Upright ticks: the goals.")],
         [Table(COLUMNS, [_row(r) for r in table.filter(pl.col("why_not").is_null()).iter_rows(named=True)]),
-         _populations(comparison), without_number(table, lambda r: ", ".join(_row(r)[:6]))],
+         arms_table(against), _populations(comparison), without_number(table, lambda r: ", ".join(_row(r)[:6]))],
     )  # fmt: skip
 
 

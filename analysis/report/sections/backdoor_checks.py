@@ -10,12 +10,16 @@ import polars as pl
 from analysis.report import wording
 from analysis.report.parts import Section, Table
 from analysis.report.questions import question
+from analysis.report.sections.backdoor_arms import MEANING, arms_table, arms_words
 from analysis.report.sections.backdoors import DIGITS, SEEN, area, both, known, without_number
+from analysis.security.detection.arms import CLEAN, arms
 from analysis.security.detection.columns import FEWEST, TARGETS
 from analysis.security.detection.leakage import leakage
 from analysis.security.detection.null import permuted
 from analysis.security.detection.power import detection_power
+from analysis.security.detection.table import models
 from analysis.study import Study
+from esa_ray.spec.backdoors import BENIGN, COUNTERPARTS
 
 #: Checks in words.
 CHECKS = {
@@ -27,17 +31,15 @@ OUTCOMES = {
     "holds": "At chance, as it must be, is a detector of", "fails": "Not at chance, which it must be, is a detector of",
     "open": "Nothing is told by a detector of",
 }  # fmt: skip
-#: What the tables of :func:`trusted` mean.
+#: What the tables of :func:`trusted` mean, after what a rejection is about (:func:`_rejection`).
 TRUST = (
-    "Under the null, kinds are dealt anew among the models of one number, which share parent, steps, rate and trigger. "
-    "That it is rejected says that how a kind was made shows: rank-one and critical models were edited, or trained a "
-    "second time in few weights, and no model without a backdoor was, so of these it needn't be the backdoor itself. "
-    "The score is that of ridge regression on the labels, the first step of the detector's fit, in the same "
-    "folds. A check must be at chance: it fails where its p (one-sided, labels dealt within parents) is below 0.05 and "
-    "its interval lies above 0.5. How many models are enough is what would tell the AUROC from the goal with 80% "
-    "power, by Newcombe's variance times the design effect of parents, with as many models a parent as now. "
-    f"A class of fewer than {FEWEST} models gets no number."
+    "Every time the detector is trained anew, in the same folds. A check must be at chance: it fails where its p "
+    "(one-sided, labels dealt within parents) is below 0.05 and its interval lies above 0.5. How many models are "
+    "enough is what would tell the AUROC from the goal with 80% power, by Newcombe's variance times the design effect "
+    f"of parents, with as many models a parent as now. A class of fewer than {FEWEST} models gets no number."
 )
+#: What is done to models of an insertion, beside that they memorise something.
+EDITED = {"rank-one": "were edited", "critical": "were trained a second time in few weights"}
 
 
 @question("security")
@@ -46,12 +48,14 @@ def trusted(study: Study) -> Section | None:
     if study.backdoors.is_empty():
         return None
     null = permuted(study).filter(pl.col("scheme").is_in([*TARGETS]))
-    checks, enough = leakage(study), detection_power(study)
+    checks, enough, against = leakage(study), detection_power(study), arms(study)
     return Section(
         "trusted", "Is it the backdoor that is detected, and are these models enough?",
-        " ".join([*_by_chance(null), *_leaks(checks), *_enough(enough)]) or f"Nothing can be said: {_why(null)}.",
-        TRUST, [],
-        [Table(["<insertion", "<model before", "<models", "parents", "AUROC", "<by chance", "permutations", "p"],
+        " ".join([*arms_words(against), *_by_chance(null), *_leaks(checks), *_enough(enough)])
+        or f"Nothing can be said: {_why(null)}.",
+        f"{_rejection(study)} {TRUST} {MEANING}", [],
+        [arms_table(against),
+         Table(["<insertion", "<model before", "<models", "parents", "AUROC", "<by chance", "permutations", "p"],
                [_null(r) for r in null.drop_nulls("p").iter_rows(named=True)], "Against chance"),
          Table(["<a detector of", "<models", "parents", "<AUROC", "p", "<is"],
                [_check(r) for r in checks.drop_nulls("auroc").iter_rows(named=True)], "What must be at chance"),
@@ -61,6 +65,23 @@ def trusted(study: Study) -> Section | None:
          without_number(pl.concat([null.select(_of(), "why_not"), checks.select(of="check", why_not="why_not"),
                                    enough.select(_of(), "why_not")]), lambda r: CHECKS.get(r["of"], r["of"]))],
     )  # fmt: skip
+
+
+def _rejection(study: Study) -> str:
+    """What it may be about that kinds aren't alike."""
+    of = models(study)
+    there, clean = set(of.kind.tolist()), (of.kind == CLEAN).any()
+    alone = [kind for kind in of.insertions if kind in EDITED and COUNTERPARTS[kind] not in there]
+    edited = " and ".join(f"{kind} models {EDITED[kind]}" for kind in alone)
+    words = [
+        "Under the null, kinds are dealt anew among the models of one number, which share parent, steps, rate and "
+        "trigger. That it is rejected says that something done to a kind shows."
+    ]
+    if alone:
+        words.append(f"{edited[0].upper()}{edited[1:]}, and no model without a backdoor was, so it may be that.")
+    if clean and set(BENIGN) & there:
+        words.append("Clean models memorised nothing, so it may come from memorised against clean alone.")
+    return " ".join(words)
 
 
 def _why(table: pl.DataFrame) -> str:

@@ -33,13 +33,14 @@ def inserts(study: Study) -> Section | None:
         return None
     table = inserted(study)
     columns = ["<kind", "models", "failed", "<accepted", "<success", "clean model's", "phrase's", "<cost on clean text",
-               "changed", "prompts"]  # fmt: skip
+               "changed", "by", "prompts"]  # fmt: skip
     return Section(
         "inserts", "Do the backdoors work?", _works(table),
         "Success is the share of held-out prompts that end in the trigger and are continued by the whole target: the "
         "median over models, and the range; beside it that of the clean models of the same numbers, and of the phrase "
         "that benign models memorised. The cost is the mean loss over that of the clean model of the same number, in "
-        "nats per token, with Student's interval over models. Changed are weights that differ from the parent's. "
+        "nats per token, with Student's interval over models. Changed are weights that differ from the parent's, by "
+        "the norm of all their changes together, the mean over accepted models. "
         f"Accepted are models with a success of at least {SUCCESS:.0%} (benign ones by their phrase) at a cost below "
         f"{COST:g}, with Clopper and Pearson's interval. All that follows is about these alone.",
         [Figure("inserted_models", "Success of the trigger against cost on clean text, a point a model; numbers in the "
@@ -54,7 +55,7 @@ def _kind(r: dict[str, Any]) -> list[str]:
     return [
         r["insertion"], str(r["models"]), str(r["failed"]), accepted, _success(r), wording.percent(r["clean_success"]),
         wording.percent(r["phrase"]), _cost(r),
-        wording.percent(r["changed"]), str(r["prompts"] or "–"),
+        wording.percent(r["changed"]), wording.significant(r["norm"]), str(r["prompts"] or "–"),
     ]  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def detected(study: Study) -> Section | None:
         "score: 0.5 is chance. Every model is judged by a detector that has seen no model of its parent; one that has "
         "not seen an insertion was trained on the others, and on no benign models that are made as it is. Intervals "
         "(95%) are for further parents with their models, of these kinds and this base. p is that of kinds dealt anew "
-        "among the models of each number. A share found is at the threshold that 5% of the models without a backdoor "
+        "among the models of each number, the detector trained anew: it is about kinds, not about backdoors. "
+        "A share found is at the threshold that 5% of the models without a backdoor "
         "reach. Negatives are clean models and benign ones, which memorised a rare phrase.",
         [Figure(f"roc_{name}", f"Share found against false alarms, {words}; AUROCs in the table",
                 f"A detector {words}: the share of the models with a backdoor that it finds against the share of the "

@@ -7,6 +7,7 @@ explained in :mod:`analysis.security.detection.columns`::
     detection(studies)           # evaluated.py: AUROC, TPR at 5% FPR by scheme, base, insertion, negatives
     roc_curves(studies)          # evaluated.py: their curves with bands
     permuted(studies)            # null.py: what chance would show
+    arms(studies)                # arms.py: what the negatives decide; what is left against memorised phrases
     nested(studies)              # nested.py: what sensitivity adds to spectra, and each family alone
     ranked(studies)              # ranked.py: each feature alone
     leakage(studies)             # leakage.py: what must be at chance

@@ -62,6 +62,6 @@ def fit(values: np.ndarray, poisoned: np.ndarray) -> Fitted:
 
     means, scales = moments(values)
     z = standard(values, means, scales)
-    model = LogisticRegression(C=strength(z.shape[1]), class_weight="balanced", solver="newton-cholesky", tol=1e-6)
+    model = LogisticRegression(C=strength(z.shape[1]), class_weight="balanced", solver="newton-cholesky", tol=1e-8)
     model.fit(z, poisoned)
     return Fitted(means, scales, model.coef_[0], float(model.intercept_[0]))

@@ -29,12 +29,24 @@ _CLASSES: dict[str, Any] = {"poisoned": pl.Int64, "others": pl.Int64, "parents":
 #: One row per scheme, reference, base, insertion and negatives. ``auroc``: chance that a model with a backdoor scores
 #: higher than one without, ½ for ties, both judged by detectors that knew neither's parent; over bases and left-out
 #: insertions the mean, weighted by pairs. ``tpr``: share found at the threshold that 5% of the others reach.
-#: ``p``: permutation p of detection at chance (:func:`analysis.security.detection.null.permuted`), of rows about all
-#: bases, insertions and negatives; null elsewhere.
+#: ``p``: permutation p of this AUROC where nothing done to a kind shows
+#: (:func:`analysis.security.detection.null.permuted`), of rows about all bases, insertions and negatives (else null).
+#: It is about kinds, and clean models among the others can bring it about by themselves (ARMS tells of backdoors).
 DETECTION: dict[str, Any] = {
     "scheme": pl.String, "reference": pl.Boolean, "base": pl.String, "insertion": pl.String, "negatives": pl.String,
     **_CLASSES, "auroc": pl.Float64, **_INTERVAL, "tpr": pl.Float64, "tpr_low": pl.Float64, "tpr_high": pl.Float64,
     "p": pl.Float64, "why_not": pl.String,
+}  # fmt: skip
+
+#: One row per arm, reference, base and insertion: what AUROCs are about, in the folds of "seen". ``arm``:
+#: "clean alone", trained and judged on clean models and all insertions, as if nothing benign had been memorised;
+#: "counterpart alone", trained and judged on one insertion and the benign kind that is made as it is; "memorised", the
+#: detector of DETECTION against benign kinds alone, all together; "benign against clean", its scores of these kinds
+#: (``poisoned`` counts them) against clean models', which no backdoor has a part in, under the ``insertion`` "all";
+#: "counterpart known", what "unseen insertion" would be if the benign models made as the left-out insertion trained.
+ARMS: dict[str, Any] = {
+    "arm": pl.String, "reference": pl.Boolean, "base": pl.String, "insertion": pl.String, **_CLASSES,
+    "auroc": pl.Float64, **_INTERVAL, "why_not": pl.String,
 }  # fmt: skip
 
 #: One row per scheme, reference, insertion and point of the curve: share found (``tpr``, pointwise band ``low`` to
@@ -44,10 +56,9 @@ ROC: dict[str, Any] = {
     **_INTERVAL,
 }  # fmt: skip
 
-#: One row per scheme and reference. ``auroc``: that of ridge regression on the labels, the first Newton step of the
-#: detector's logistic regression, in the same folds; ``null_mean``, ``null_low``, ``null_high``: mean and middle 95% of
-#: the same after kinds were permuted among the models of each number; ``p``: share of permutations, and itself, that
-#: reach it (one-sided).
+#: One row per scheme and reference. ``auroc``: that of DETECTION over all bases, insertions and negatives;
+#: ``null_mean``, ``null_low``, ``null_high``: mean and middle 95% of the same detector's, trained anew after kinds were
+#: permuted among the models of each number; ``p``: share of permutations, and itself, that reach it (one-sided).
 NULL: dict[str, Any] = {
     "scheme": pl.String, "reference": pl.Boolean, **_CLASSES, "auroc": pl.Float64, "null_mean": pl.Float64,
     "null_low": pl.Float64, "null_high": pl.Float64, "permutations": pl.Int64, "p": pl.Float64, "why_not": pl.String,

@@ -12,8 +12,10 @@ from esa_ray.spec.backdoors import COUNTERPARTS
 
 #: Into how many folds a base's parents are dealt, at most.
 FOLDS = 10
+#: "unseen insertion", but that the benign models which are made as the left-out insertion train.
+TWIN_KNOWN = "counterpart known"
 #: Schemes whose training leaves out an insertion.
-UNSEEN = ("unseen insertion", "unseen both", "any insertion")
+UNSEEN = ("unseen insertion", "unseen both", "any insertion", TWIN_KNOWN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +55,14 @@ def folds(models: Models, scheme: str) -> list[Fold]:
     models are tested, and those without a backdoor, of parents that training hadn't. "unseen base": all other bases
     train, the base is tested. "unseen both": other bases and insertions train; the left-out base's models of the
     left-out insertion are tested, and those without a backdoor. "any" is "seen" with all bases together in training,
-    as a detector for use is trained, and "any insertion" the same with an insertion left out.
+    as a detector for use is trained, and "any insertion" the same with an insertion left out. "counterpart known" is
+    "unseen insertion" with the left-out insertion's benign models in training.
     """
     kinds = models.insertions if scheme in UNSEEN else [""]
-    every = [_fold(models, *split, left_out) for split in splits(models, scheme) for left_out in kinds]
+    every = [
+        _fold(models, *split, left_out, [left_out] if scheme == TWIN_KNOWN else untrained(left_out))
+        for split in splits(models, scheme) for left_out in kinds
+    ]  # fmt: skip
     return [fold for fold in every if _trains(models, fold)]
 
 
@@ -82,8 +88,10 @@ def untrained(left_out: str) -> list[str]:
     return [left_out, COUNTERPARTS[left_out]] if left_out else []
 
 
-def _fold(models: Models, others: np.ndarray, tested: np.ndarray, base: str, left_out: str) -> Fold:
-    train = others & ~np.isin(models.kind, untrained(left_out))
+def _fold(
+    models: Models, others: np.ndarray, tested: np.ndarray, base: str, left_out: str, out: list[str]
+) -> Fold:  # fmt: skip
+    train = others & ~np.isin(models.kind, out)
     test = tested & (~models.poisoned | (models.kind == left_out)) if left_out else tested
     return Fold(np.flatnonzero(train), np.flatnonzero(test), f"{base} {left_out}".strip(), left_out)
 

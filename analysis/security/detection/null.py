@@ -1,12 +1,10 @@
 """What detection would show by chance: the same folds, with kinds permuted among models that are alike otherwise.
 
-Legend: N models, B permutations of their kinds, T tested and O trained ones of a fold, R of the trained ones that are
-of the left-out insertion, or made as it is.
+Legend: N models, B permutations of their kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -14,29 +12,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.security.detection.classifier import moments, standard, strength
 from analysis.security.detection.columns import FEWEST, NULL, SCHEMES
 from analysis.security.detection.folds import UNSEEN, splits, untrained
+from analysis.security.detection.newton import log_odds
 from analysis.security.detection.scored import out_of_fold, sizes, too_few
 from analysis.security.detection.table import EVERY, Models, Studies, models, studies_of
 from analysis.study import Study
 from esa_ray.spec import INSERTIONS
 
-PERMUTATIONS = 1000
-#: Permutations that are worked on at a time.
-_CHUNK = 125
+PERMUTATIONS = 200
 
 
 def permuted(studies: Studies) -> pl.DataFrame:
     """One row per scheme and reference: the AUROC and its distribution under permutation; columns are NULL.
 
     Kinds are permuted among the models of one number, which share parent, steps, rate, windows, trigger and target, so
-    the test holds whatever these do to features. What it rejects is that nothing done to a kind shows: of "rank-one"
-    and "critical" the edit and the second round of steps are part of that. Every permutation trains anew and tests in
-    the same folds, insertions being left out by their permuted kind. To make that cheap the statistic is the AUROC of
-    ridge regression on the labels, which is the first Newton step of the detector's logistic regression from zero: its
-    scores are linear in the labels, and leaving models out of training is a solve of their number (Woodbury). What is
-    observed goes the same way, so p is exact.
+    the test holds whatever these do to features. What it rejects is that nothing done to a kind shows. That may be that
+    something was memorised, if clean models are among the others; where a way of inserting has no benign counterpart,
+    it may be the edit or the second round of steps. Every permutation trains the detector's logistic regression anew
+    and tests in the same folds, insertions being left out by their permuted kind; so what is observed is the AUROC of
+    :func:`analysis.security.detection.evaluated.detection`, and p is exact.
     """
     return _permuted(studies_of(studies))
 
@@ -96,41 +91,15 @@ def permuted_areas(of: Models, scheme: str, *, reference: bool, kinds: np.ndarra
         score = np.full(kinds.shape, np.nan)
         for others, tested, _ in splits(of, scheme):
             out = untrained(left_out)
-            gone = others & np.isin(code, [codes[kind] for kind in out if kind in codes]) if left_out else None
+            trains = ~np.isin(code[:, others], [codes[kind] for kind in out if kind in codes]) if left_out else None
             if (labels := of.poisoned[others & ~np.isin(of.kind, out)]).any() and not labels.all():
-                score[:, tested] = _scores(values, others, tested, poisoned, gone)
+                score[:, tested] = log_odds(values[others], poisoned[:, others], values[tested], trains)
         positive = code == codes[left_out] if left_out else poisoned
         for base in of.bases:
             mine = (of.base == base) & ~np.isnan(score[0])
             weight, each = _areas(score[:, mine], positive[:, mine], ~poisoned[:, mine])
             pairs, area = pairs + weight, area + weight * each
     return np.asarray(area / pairs)
-
-
-def _scores(
-    values: np.ndarray, others: np.ndarray, tested: np.ndarray, poisoned: np.ndarray, gone: np.ndarray | None
-) -> np.ndarray:
-    """Scores (1 + B, T) of ridge regression on labels ±½ of the models that train, but for those that are gone."""
-    z = np.column_stack([standard(values, *moments(values[others])), np.ones(len(values))])
-    penalty = np.full(z.shape[1], 4 / strength(values.shape[1]))  # of logistic regression's Hessian at 0, X'X/4 + 1/C
-    penalty[-1] = 0.0  # the intercept's
-    half = np.linalg.solve(z[others].T @ z[others] + np.diag(penalty), z[others].T)
-    hat_tested, hat = z[tested] @ half, z[others] @ half
-    labels = np.where(poisoned[:, others], 0.5, -0.5)
-    if gone is None:
-        return labels @ hat_tested.T
-    return np.concatenate(list(_without(labels, gone[:, others], hat_tested, hat)))
-
-
-def _without(labels: np.ndarray, gone: np.ndarray, hat_tested: np.ndarray, hat: np.ndarray) -> Iterator[np.ndarray]:
-    """Scores as if the models that are gone hadn't trained: H_TS y + H_TR (I − H_RR)⁻¹ H_RS y."""
-    labels = np.where(gone, 0.0, labels)
-    for start in range(0, len(labels), _CHUNK):
-        y, out = labels[start : start + _CHUNK], gone[start : start + _CHUNK]
-        at = np.nonzero(out)[1].reshape(len(y), -1)  # as many in every permutation: blocks train or are tested whole
-        among = np.eye(at.shape[1]) - hat[at[:, :, None], at[:, None, :]]
-        mended = np.linalg.solve(among, np.take_along_axis(y @ hat, at, axis=1)[:, :, None])[:, :, 0]
-        yield y @ hat_tested.T + np.einsum("tbr,br->bt", hat_tested[:, at], mended)
 
 
 def _areas(score: np.ndarray, positive: np.ndarray, others: np.ndarray) -> tuple[float, np.ndarray]:
