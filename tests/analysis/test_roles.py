@@ -94,6 +94,39 @@ def test_confidence_needs_the_order_of_the_predictions_kept(tmp_path):
     assert table["unmet"].to_list() == [False, True]
 
 
+def wrong_way(found, groups, edit="zero"):
+    for row in found["roles"]:
+        if row["group"] in groups:
+            row["change"] = abs(row["change"])
+        row["edit"] = edit
+    for row in found["mediations"]:
+        row["edit"] = edit
+    return found
+
+
+@pytest.mark.parametrize("edit", ["zero", "sign_flip-1", "set_mean", "scale-0.8"])
+def test_a_weight_whose_damage_raises_the_spike_is_not_its_maker(tmp_path, edit):
+    found = planted({1: {"spike": 0.9}, 2: {"position": 0.9}}, roles=("spike", "position"))
+    study = written(tmp_path, **wrong_way(found, {"super"}, edit))
+    assert held(study) == {(2, "position")}  # whose sign says nothing
+    row = leading(study).filter((pl.col("rank") == 1) & (pl.col("role") == "spike")).row(0, named=True)
+    assert (row["p"], row["necessary"], row["mediated"]) == (1.0, False, pytest.approx(0.9))
+
+
+def test_damage_that_may_make_a_weight_stronger_has_no_side(tmp_path):
+    found = planted({1: {"spike": 0.9}}, roles=("spike",))
+    assert held(written(tmp_path, **wrong_way(found, {"super"}, "scale-1.5"))) == {(1, "spike")}
+
+
+def test_a_matched_weight_that_changes_a_metric_the_wrong_way_is_no_false_role(tmp_path):
+    found = planted(HOLDERS)
+    row = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
+    row |= {"change": 1e6 * abs(row["change"]), "delta_nll": [0.01 + i * 1e-4 for i in range(8)]}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] != row["subject"]]
+    told = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (told["necessary"], told["false"]) == (0, 0)
+
+
 def test_tensors_without_matched_weights_have_no_p_and_say_why(tmp_path):
     found = planted({})
     found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] != TENSORS[1]]
@@ -168,7 +201,7 @@ def test_a_weight_that_is_inert_alone_counts_by_its_set(tmp_path):
     for role in ("spike", "sink", "frequency"):
         for rank, tensor in ((2, TENSORS[2]),):
             told = subject("super", rank, tensor, 0, unit="row")
-            found["roles"].append(role_row(told, role, STRONG * 100 if role == "sink" else 0.1, 0.4, rng))
+            found["roles"].append(role_row(told, role, -STRONG * 100 if role == "sink" else 0.1, 0.4, rng))
     for tensor in TENSORS:
         for number in range(1, 6):
             told = subject("matched_k", 1, tensor, number, unit="row")
@@ -224,7 +257,7 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
     found = planted(HOLDERS)
     rng = np.random.default_rng(1)
     wrong = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
-    wrong["change"] *= 1e6
+    wrong["change"] = -1e6 * abs(wrong["change"])
     told = {k: wrong[k] for k in subject("matched_k", 1, TENSORS[0], 1)}
     found["mediations"] = [r for r in found["mediations"] if r["subject"] != wrong["subject"]]
     found["mediations"].append(mediation_row(told, "spike", 0.01, 0.9, rng))
@@ -236,7 +269,7 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
 def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path, cost, false):
     found = planted(HOLDERS)
     row = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
-    row["change"] *= 1e6
+    row["change"] = -1e6 * abs(row["change"])
     row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
     found["mediations"] = [r for r in found["mediations"] if r["subject"] != row["subject"]]
     told = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
