@@ -31,7 +31,7 @@ SIDES: dict[RoleName, int] = {
     "spike": -1, "sink": -1, "confidence": 0, "frequency": 1, "bigram": 1, "induction": 1, "previous-token": -1,
     "position": 0, "token-specific": 1, "fact": -1,
 }  # fmt: skip
-#: Kinds of damage that take a weight away. Others may as well make it stronger, and have no side.
+#: Kinds of damage that move a weight to about 0 or past it. Others may as well make it stronger, and have no side.
 _AWAY = ("zero", "sign_flip", "set_mean")
 #: Kendall's τ of the logits' ranks that a change of confidence leaves at least (arXiv:2406.16254).
 RANKS_KEPT = 0.95

@@ -12,6 +12,8 @@ from analysis.roles.goals import role_goals
 from analysis.roles.mediation import mediation, share
 from analysis.roles.stability import jaccard, kappa, role_stability
 from analysis.roles.table import leading, weight_roles
+from esa_ray.interpret.analysing import RoleAnalysis
+from esa_ray.spec import RoleSpec
 from tests.analysis.roled import STRONG, TENSORS, mediation_row, planted, role_row, subject, written
 
 HOLDERS = {1: {"spike": 0.9, "sink": 0.8}, 2: {"sink": 0.7}, 3: {"frequency": 0.95}, 4: {"spike": 0.2}}
@@ -148,6 +150,15 @@ def test_rows_that_are_empty_are_told_and_never_count_as_zero(tmp_path):
     assert table["why_not"].to_list() == ["no position has a spike"] * 2
 
 
+def test_the_functions_for_models_in_hand_and_the_report_tell_the_same(study):
+    rows = [study.roles.to_dicts(), study.mediations.to_dicts()]
+    told = {(r["subject"], r["role"]): r for r in RoleAnalysis(RoleSpec(), *rows).table}
+    for r in leading(study).iter_rows(named=True):
+        for name in ("times", "p", "mediated"):
+            mine = told[r["subject"], r["role"]][name]
+            assert mine == (None if r[name] is None else pytest.approx(r[name], rel=1e-12)), (r["subject"], name)
+
+
 # mediation ----------------------------------------------------------------------------------------------------------
 def test_a_share_of_the_damage_is_a_ratio_of_sums_over_windows():
     damage, part = np.array([1.0, 3.0, 2.0, 2.0]), np.array([0.5, 1.5, 1.1, 0.9])
@@ -235,6 +246,12 @@ def test_a_null_of_few_weights_leaves_goals_open(tmp_path):
     assert set(leading(study)["null"].drop_nulls()) == {8}
     goal = {r["goal"]: r for r in role_goals(study).to_dicts()}["weights"]
     assert (goal["status"], goal["why_not"][:27]) == ("open", "8 matched weights are too f")
+
+
+def test_shares_of_few_weights_that_cost_anything_are_open(tmp_path):
+    goals = {r["goal"]: r for r in role_goals(written(tmp_path, **planted({}, leading=4))).to_dicts()}
+    assert (goals["weights"]["status"], goals["mass"]["status"]) == ("open", "open")
+    assert goals["weights"]["why_not"].startswith("4 leading weights cost more than noise")
 
 
 def test_damage_that_diverged_is_above_the_noise(tmp_path):
