@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Package → its rooms, from the lowest layer to the highest.
 LAYERS: dict[str, list[set[str]]] = {
     "esa_ray": [
-        {"errors", "extensions", "randomness", "sequential", "host"},
+        {"errors", "extensions", "randomness", "sequential", "statistics", "host"},
         {"spec", "identity", "schema", "storage", "progress"},
         {"grid", "data", "models", "scoring", "perturb", "evaluation", "resume", "weights"},
         {"applications", "security", "interpret"},
@@ -45,7 +45,8 @@ ROLES = {
         "perturb": "edits, taken back exactly", "evaluation": "windows to loss, hits, KL",
         "resume": "from the damaged block on", "weights": "lists of weights", "spec": "what a study asks for",
         "schema": "what columns mean",
-        "storage": "tables, store, lease", "host": "what this machine allows",
+        "storage": "tables, store, lease", "statistics": "nulls, correlations",
+        "host": "what this machine allows",
     },
     "analysis": {
         "documents": "the pages of docs/results", "comparison": "many models", "report": "page, figures, verdicts",

@@ -13,7 +13,8 @@ from tests.rooms import LAYERS, ROOT, files, imported, levels, room
 
 SOURCES = [path for folder in ("esa_ray", "analysis", "experiments") for path in files(folder)]
 #: What the analysis may know of esa_ray: what studies ask, and how their tables lie.
-SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements", "extensions"}
+SHARED = {"errors", "spec", "schema", "storage", "sequential", "measurements", "extensions",
+          "statistics"}  # fmt: skip
 
 
 def relative(path: Path) -> str:

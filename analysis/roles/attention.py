@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.statistics.partial import partial_correlation
 from analysis.study import Study
 from esa_ray.spec.roles import SINK, SPIKE
+from esa_ray.statistics.partial import partial_correlation
 
 #: What names one damage, whoever chose the weight: attention is seen on the same windows by every seed.
 DAMAGE = ["subject", "unit", "edit"]

@@ -18,6 +18,8 @@ from analysis.study import Study
 
 #: Targets: share of weights and of damage with a role, share of matched weights with one, agreement.
 WEIGHTS, MASS, FALSE_ROLES, AGREEMENT = 0.5, 0.7, 0.05, 0.7
+#: Leading weights that cost anything, below which no share of them is judged.
+FEWEST = 10
 #: Least ρ of ways of asking for one fact, and most ρ of tracing with sensitivity.
 CONSISTENCY, STORES = 0.5, 0.3
 
@@ -33,8 +35,10 @@ def role_goals(*studies: Study) -> pl.DataFrame:
 
     "weights": at least half of the denominator's weights hold a role. "mass": they bear at least 70% of the damage.
     "false": at most 5% of matched weights would get one. "stability": κ of at least 0.7 over seeds, texts and kinds of
-    damage, the worst of them. ``status``: "holds" where the 95% interval lies on the right side of the target, "fails"
-    on the wrong side, else "open"; the share of weights is counted in full and needs none.
+    damage, the worst of them. Shares of
+    fewer than ten weights that cost anything are left open. ``status``: "holds" where the 95% interval lies on the
+    right side of the target, "fails" on the wrong side, else "open"; the share of weights is counted in full and needs
+    none.
     """
     first = primary(studies[0])
     if first is None:
@@ -77,6 +81,10 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
     why = _few(study, first)
     if not why and r["missing"]:
         why = f"the mediators of {r['missing']} weights, or of matched ones, weren't held"
+    few = None if r["of"] >= FEWEST else (
+        f"{r['of']} leading weight{'s cost' if r['of'] != 1 else ' costs'} more than noise, and {FEWEST} are the least "
+        "that a share is judged by"
+    )  # fmt: skip
     rows = []
     for goal, target, ends in (("weights", WEIGHTS, ("share", "low", "high")),
                                ("mass", MASS, ("mass", "mass_low", "mass_high"))):  # fmt: skip
@@ -88,8 +96,8 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
         status = least(estimate, estimate, target) if goal == "weights" else least(low, high, target)
         rows.append({
             "goal": goal, "target": target, "estimate": estimate, "low": low, "high": high,
-            "status": "open" if why and status != "holds" else status,
-            "evidence": f"{r['weights']} of {r['of']}", "why_not": why,
+            "status": "open" if few or (why and status != "holds") else status,
+            "evidence": f"{r['weights']} of {r['of']}", "why_not": why or few,
         })  # fmt: skip
     return rows
 

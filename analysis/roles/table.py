@@ -10,14 +10,16 @@ import polars as pl
 
 from analysis.roles.damages import DAMAGE, LEADS, PLACE, damages, hurts
 from analysis.roles.mediation import HALF, KEYS, mediation
-from analysis.roles.null import FEWEST, SHARE, Null, floor_of, logs, null
 from analysis.statistics.inference import corrected
 from analysis.study import Study
+from esa_ray.spec.damage import PerturbSpec
+from esa_ray.spec.roles import RANKS_KEPT, side
+from esa_ray.statistics.null import FEWEST, SHARE, Null, judged
 
 #: False discovery rate of necessity.
 RATE = 0.05
 #: Role → the least that its condition must be: confidence keeps the order of the predictions.
-CONDITIONS = {"confidence": 0.95}
+CONDITIONS = {"confidence": RANKS_KEPT}
 #: Matched weights from which on a tail can be fitted: of fewer no p survives the correction of many tests.
 ENOUGH = int(FEWEST / SHARE)
 #: Rows that share a null: changes of one metric under one kind of damage.
@@ -41,8 +43,10 @@ def weight_roles(study: Study) -> pl.DataFrame:
 
     ``change``: of the role's metric. ``times``: |change| over the geometric mean of |change| of the ``matched``
     weights of its tensor, ``null`` how many matched weights of all tensors p is counted among. ``p``: that a further
-    matched weight of the tensor changes the metric so much (:mod:`analysis.roles.null`); of a matched weight, among the
-    others. ``q``: corrected by Benjamini and Hochberg over all leading weights × roles of one kind of damage and seed.
+    matched weight of the tensor changes the metric so much (:mod:`esa_ray.statistics.null`), 1 if the change has the
+    sign that taking away a weight with the role can't give it (:func:`esa_ray.spec.roles.side`); of a matched weight,
+    among the others. ``q``: corrected by Benjamini and Hochberg over all leading weights × roles of one kind of damage
+    and seed.
     ``mediated`` and what follows it: see :func:`~analysis.roles.mediation.mediation`. ``necessary``: q ≤ 5%, and the
     condition of the role is met. ``hurts``: the loss on the role's text surely rises; without that no share of the
     damage can be mediated. ``holds``: necessary, mediated by at least half with its interval above 0, and specific.
@@ -70,15 +74,13 @@ def _usable(study: Study) -> pl.DataFrame:
 def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
     """Rows of one null with p, leading and matched ones."""
     told = mine.filter((pl.col("status") == "ok") & pl.col("change").is_finite())
-    floor = floor_of(told["change"].to_numpy())
     leads, matched = told.filter(LEADS), told.filter(~LEADS)
-    x, x_matched = (logs(part["change"].to_numpy(), floor) for part in (leads, matched))
-    reference = null(matched["tensor"].to_list(), x_matched)
-    p = reference.p(leads["tensor"].to_list(), x)
+    sign = side(mine["role"][0], PerturbSpec.parse(mine["edit"][0]))
+    found = judged(*_changes(leads), *_changes(matched), side=sign)
     rows = [
-        _row(r, at, own, reference)
-        for part, where, ps in ((leads, x, p), (matched, x_matched, reference.own_p()))
-        for r, at, own in zip(part.iter_rows(named=True), where, ps, strict=True)
+        _row(r, times, p, found.null)
+        for part, every, ps in ((leads, found.times_L, found.p_L), (matched, found.times_M, found.p_M))
+        for r, times, p in zip(part.iter_rows(named=True), every, ps, strict=True)
     ]
     lost = mine.join(told.select(KEYS), on=KEYS, how="anti")
     rows += [
@@ -93,16 +95,19 @@ def _named(r: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(r: dict[str, Any], x: float, p: float, reference: Null) -> dict[str, Any]:
+def _changes(part: pl.DataFrame) -> tuple[list[str], np.ndarray]:
+    return part["tensor"].to_list(), part["change"].to_numpy()
+
+
+def _row(r: dict[str, Any], times: float, p: float, reference: Null) -> dict[str, Any]:
     n = reference.counts.get(r["tensor"], 0)
-    times = float(np.exp(x - reference.means[r["tensor"]])) if n else None
     why = None
     if np.isnan(p):
         why = "no matched weight of its tensor was damaged" if not n else "too few matched weights were damaged"
     return _named(r) | {
         "matched": n,
         "null": len(reference.pool),
-        "times": times,
+        "times": float(times) if n else None,
         "p": None if np.isnan(p) else float(p),
         "why_not": why,
     }

@@ -7,7 +7,6 @@ The windows are the same for every seed, so seeds and windows are crossed: both 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -15,25 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from esa_ray.sequential import log_sign_e_value
-
-RESAMPLES = 9_999
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A two-sided interval."""
-
-    low: float
-    high: float
-
-
-def expanded(level: float, n: int) -> float:
-    """Lower percentile of a bootstrap of n units at which an interval of this level begins."""
-    # Percentile intervals of few units are too narrow: they use z for t and n for n − 1. Widening the
-    # percentiles by sqrt(n/(n−1)) and t mends both (Hesterberg 2015, The American Statistician 69:371).
-    t = stats.t.ppf((1 + level) / 2, n - 1)
-    return float(stats.norm.cdf(-np.sqrt(n / (n - 1)) * t))
+from esa_ray.statistics.intervals import LEVEL, RESAMPLES, Interval, expanded
 
 
 def bootstrap_means(d: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:

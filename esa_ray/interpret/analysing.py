@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
-from scipy.stats import rankdata
 
 from esa_ray import data
 from esa_ray.applications.guided import SEED, opened
@@ -24,7 +23,10 @@ from esa_ray.interpret.roles.bench import Bench
 from esa_ray.interpret.roles.measure import measured, mediated
 from esa_ray.interpret.screen import standing_out
 from esa_ray.models.addressing import catalogue
-from esa_ray.spec import DataSpec, FactSpec, RoleSpec, WeightList, WeightName, explain
+from esa_ray.spec import DataSpec, FactSpec, PerturbSpec, RoleSpec, WeightList, WeightName, explain
+from esa_ray.spec.roles import side
+from esa_ray.statistics.null import judged
+from esa_ray.statistics.partial import Partial, partial_correlation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from esa_ray.interpret.subjects import Subject
     from esa_ray.models.addressing import Catalogue
 
-#: Weights below which no correlation is told.
-FEW = 4
 #: Weights as :func:`weight_role_analysis` takes them: how many, a file, or names.
 Chosen = int | str | Path | WeightList | Sequence[WeightName | tuple[str, int, int]]
 
@@ -56,32 +56,29 @@ class RoleAnalysis:
     def table(self) -> list[dict[str, Any]]:
         """A row a leading weight and role that was measured: ``change``, ``times`` and ``p``, and ``mediated``.
 
-        ``times`` is |change| over the geometric mean of the matched weights' of its tensor, ``p`` the share of all
-        matched weights that exceed their tensor's mean as far, (1 + #)/(1 + N); ``mediated`` is MF = 1 − Σ ΔNLL
-        (damaged, mediator held)/Σ ΔNLL(damaged), None where the mediator wasn't held. With false discovery rate and
-        intervals ``analysis.weight_roles`` tells who holds a role, of a study of ``esa roles``.
+        ``times`` is |change| over the geometric mean of the matched weights' of its tensor, ``p`` that a further
+        matched weight changes the metric so much, 1 if the change has the wrong sign for the role
+        (:func:`esa_ray.statistics.null.judged`, which ``analysis.weight_roles`` computes by, too); both are None where
+        the tensor has no matched weight. ``mediated`` is MF = 1 − Σ ΔNLL(damaged, mediator held)/Σ ΔNLL(damaged), None
+        where the mediator wasn't held. With false discovery rate and intervals ``analysis.weight_roles`` tells who
+        holds a role, of a study of ``esa roles``.
         """
         held = {_key(row): row for row in self.mediations if row["status"] == "ok"}
         found = []
-        for mine in self._by_role.values():
-            floor = min((abs(row["change"]) for row in mine if row["change"]), default=2.0) / 2
-            null = [row for row in mine if row["group"] == "matched_k"]
-            means = _means(null, floor)
-            residuals = np.array([_log(row, floor) - means[row["tensor"]] for row in null])
-            for row in mine:
-                if row["group"] == "super":
-                    beyond = _log(row, floor) - means.get(row["tensor"], np.nan)
-                    p = (1 + int((residuals >= beyond).sum())) / (1 + len(residuals))
-                    told = {name: row[name] for name in ("rank", "subject", "edit", "role", "change")}
-                    known = {"times": float(np.exp(beyond)), "p": None if np.isnan(beyond) else p}
-                    found.append(told | known | {"mediated": _share(held.get(_key(row)))})
+        for (role, _, edit), mine in self._by_role.items():
+            leading, null = ([row for row in mine if row["group"] == group] for group in ("super", "matched_k"))
+            told = judged(*_changes(leading), *_changes(null), side=side(role, PerturbSpec.parse(edit)))
+            for row, *numbers in zip(leading, told.times_L, told.p_L, strict=True):
+                times, p = (None if np.isnan(x) else float(x) for x in numbers)
+                what = {name: row[name] for name in ("rank", "subject", "unit", "edit", "role", "change")}
+                found.append(what | {"times": times, "p": p, "mediated": _share(held.get(_key(row)))})
         return sorted(found, key=lambda row: (row["rank"], row["edit"]))
 
     @cached_property
     def _by_role(self) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
         found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in self.rows:
-            if row["status"] == "ok" and row["change"] is not None:
+            if row["status"] == "ok" and row["change"] is not None and np.isfinite(row["change"]):
                 found[row["role"], row["unit"], row["edit"]].append(row)
         return found
 
@@ -94,27 +91,26 @@ class AttentionCorrelation:
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
-        """A row a weight: ``delta_nll`` and ``delta_z``, and means over blocks and heads of what changed."""
-        by_weight: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """A row a damage: ``delta_nll`` and ``delta_z``, and means over blocks and heads of what changed."""
+        by_damage: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in self.rows:
             if row["status"] == "ok":
-                by_weight[row["subject"]].append(row)
-        return [_changed(mine) for mine in by_weight.values()]
+                by_damage[row["subject"], row["unit"], row["edit"]].append(row)
+        return [_changed(mine) for mine in by_damage.values()]
 
-    def correlation(self, change: str = "sink", group: str = "super") -> tuple[float, float]:
+    def correlation(
+        self, change: str = "sink", group: str = "super", *, edit: str | None = None, unit: str = "weight"
+    ) -> Partial:
         """Spearman's ρ over weights of ΔNLL with a change of attention (sink, entropy, previous, spike).
 
-        Then the same with ‖Δz‖, the RMS change of the logits, held fixed. NaN of fewer than four weights,
-        and where one of these doesn't vary. Intervals over weights has ``analysis.attention_partials``, of a study of
-        ``esa roles``.
+        ``partial`` is the same with ‖Δz‖, the RMS change of the logits, held fixed, with a 95% interval of a bootstrap
+        over weights (:func:`esa_ray.statistics.partial.partial_correlation`). NaN of fewer than eight weights, and
+        where one of these doesn't vary. ``edit`` is the kind of damage, by its label; None is the first.
         """
-        mine = [row for row in self.table if row["group"] == group]
-        ranks = [rankdata([row[name] for row in mine]) for name in ("delta_nll", change, "delta_z")]
-        if len(mine) < FEW or not all(map(np.ptp, ranks)):
-            return float("nan"), float("nan")
-        r = np.corrcoef(ranks)
-        left = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
-        return float(r[0, 1]), float(left)
+        edit = edit or next((row["edit"] for row in self.table), "")
+        mine = [row for row in self.table if (row["group"], row["edit"], row["unit"]) == (group, edit, unit)]
+        changed, cost, moved = (np.array([row[name] for row in mine]) for name in (change, "delta_nll", "delta_z"))
+        return partial_correlation(changed, cost, moved)
 
 
 @dataclass
@@ -241,10 +237,9 @@ def attention_pattern_correlation(
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8)).eval()
     >>> windows = np.random.default_rng(0).integers(16, size=(8, 8))
-    >>> found = attention_pattern_correlation(model, 5, windows=windows[:4], calibration=windows[4:], null_weights=1)
-    >>> rho, partial = found.correlation("entropy")
-    >>> -1 <= rho <= 1
-    True
+    >>> found = attention_pattern_correlation(model, 8, windows=windows[:4], calibration=windows[4:], null_weights=1)
+    >>> found.correlation("entropy").n
+    8
     """
     here = _opened(model, weights, windows, calibration, tokenizer, text, seed, how)
     intact, rows = Attending(here.model, here.windows, here.batch_size), []
@@ -273,6 +268,8 @@ def _opened(
         raise EsaError("weights are chosen and compared by calibration windows; give them as calibration=")
     found = catalogue(model)
     mine = subjects_of(model, found, np.asarray(calibration), chosen, spec, seed, asked.batch_size)
+    again = Damage(model, found).again(mine)
+    mine = [subject for subject in mine if subject not in again]
     return _Opened(
         model, tokenizer, found, spec, np.asarray(windows), np.asarray(calibration), seed, asked.batch_size, mine
     )
@@ -282,15 +279,8 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["subject"], row["unit"], row["edit"], row["role"]
 
 
-def _log(row: dict[str, Any], floor: float) -> float:
-    return float(np.log(max(abs(row["change"]), floor)))
-
-
-def _means(null: Sequence[dict[str, Any]], floor: float) -> dict[str, float]:
-    sizes: dict[str, list[float]] = defaultdict(list)
-    for row in null:
-        sizes[row["tensor"]].append(_log(row, floor))
-    return {tensor: float(np.mean(mine)) for tensor, mine in sizes.items()}
+def _changes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], np.ndarray]:
+    return [row["tensor"] for row in rows], np.array([row["change"] for row in rows], dtype=float)
 
 
 def _share(row: dict[str, Any] | None) -> float | None:
@@ -304,5 +294,5 @@ def _changed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: float(np.mean([np.mean(row[name]) - np.mean(row[f"{name}_intact"]) for row in rows]))
         for name in ("sink", "entropy", "previous", "spike")
     }
-    told = {name: first[name] for name in ("subject", "group", "rank", "edit", "delta_z")}
+    told = {name: first[name] for name in ("subject", "unit", "group", "rank", "edit", "delta_z")}
     return told | found | {"delta_nll": float(np.mean(first["delta_nll"]))}

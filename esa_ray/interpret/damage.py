@@ -27,6 +27,10 @@ class NoSuchSetError(RuntimeError):
     """A weight isn't of a set of the kind that was asked for, so there is nothing to damage."""
 
 
+class SameSetError(RuntimeError):
+    """A set has the very weights of another that is damaged already."""
+
+
 class Damage:
     """Damages subjects of one model, which has the same bits after each as before it.
 
@@ -71,6 +75,22 @@ class Damage:
         """Damage that stands for the length of a ``with`` block (:func:`esa_ray.perturb.edit.perturbed`)."""
         return perturbed(self.catalogue, self.weights(subject), subject.edit, subject.seed)
 
+    def again(self, subjects: Iterable[Subject]) -> dict[Subject, str]:
+        """Sets that have the very weights of one before them, of the same seed and damage, each with its name."""
+        first: dict[tuple[object, ...], str] = {}
+        found: dict[Subject, str] = {}
+        for subject in subjects:
+            if subject.unit == "weight":
+                continue
+            try:
+                members = tuple((name, flat.tobytes()) for name, flat in sorted(self.weights(subject).items()))
+            except NoSuchSetError:
+                continue
+            name = first.setdefault((subject.unit, subject.seed, subject.edit.label, members), subject.name)
+            if name != subject.name:
+                found[subject] = name
+        return found
+
     def together(self, subjects: Iterable[Subject]) -> dict[str, np.ndarray]:
         """All weights that some subjects damage, each once, by tensor; what is of no set is left out."""
         found: dict[str, list[np.ndarray]] = {}
@@ -90,5 +110,5 @@ def or_empty(
     """What damage came to; ``blank`` rows, "empty", where there is nothing to damage, or it can't be changed."""
     try:
         return measured()
-    except (NoSuchSetError, UnchangeableError) as error:
+    except (NoSuchSetError, SameSetError, UnchangeableError) as error:
         return [row | {"status": "empty", "error": str(error)} for row in blank]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esa_ray.interpret.subjects import Subject, subjects
+from esa_ray.spec.roles import side
 from esa_ray.storage import tables
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def standing_out(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> list[
     """Pairs of subject and role whose mediator is to be held, those that exceed the null most first.
 
     A leading subject passes for a role if its |change| exceeds the 95% quantile of the role's null, of the same seed,
-    unit and damage, and the damage raises the loss of the role's text at all. For each role that one passes for, a few
+    unit and damage, has the sign that taking away a weight with the role gives it, and the damage raises the loss of
+    the role's text at all. For each role that one passes for, a few
     matched subjects of the same tensors are held, too: holding is to undo nothing of theirs.
 
     Parameters
@@ -105,11 +107,17 @@ def standing_out(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> list[
             continue
         sizes = [abs(tested.change) for tested in mine if tested.change]
         limits = Null(null, min(sizes, default=2.0) / 2)
-        leading = [(limits.excess(t), t.subject) for t in mine if t.subject.group == "super" and t.hurts]
+        able = [t for t in mine if t.subject.group == "super" and t.hurts and _its_way(t, role)]
+        leading = [(limits.excess(t), t.subject) for t in able]
         passed = [(excess, subject) for excess, subject in leading if excess > limits.limit]
         found += [(excess, subject, role) for excess, subject in passed]
         found += [(-math.inf, subject, role) for subject in _alike([s for _, s in passed], null)]
     return [(subject, role) for _, subject, role in sorted(found, key=lambda each: -each[0])]
+
+
+def _its_way(tested: Tested, role: RoleName) -> bool:
+    """Whether a metric changes the way that it does without a weight that has the role."""
+    return side(role, tested.subject.edit) * tested.change >= 0
 
 
 def _by_role(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> Iterator[tuple[RoleName, list[Tested]]]:

@@ -46,7 +46,7 @@ class Attention(Subjected):
 
         def looked() -> list[dict[str, Any]]:
             start = intact.prepare(worker.catalogue[subject.tensor])
-            with mine.damage.of(subject):
+            with mine.under(subject):
                 return attended(intact, start)
 
         return or_empty(looked)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from esa_ray import data
 from esa_ray.errors import EsaError
 from esa_ray.interpret.attention import Attending
-from esa_ray.interpret.damage import Damage
+from esa_ray.interpret.damage import Damage, SameSetError
 from esa_ray.interpret.facts.prompts import fact_prompts
 from esa_ray.interpret.facts.sensitivity import sensitivities
 from esa_ray.interpret.roles.bench import Bench
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from esa_ray.interpret.facts.prompts import FactPrompts
+    from esa_ray.interpret.subjects import Subject
     from esa_ray.measurements.worker import Worker
+    from esa_ray.perturb.edit import Applied
 
 
 class Interpreting:
@@ -31,6 +34,7 @@ class Interpreting:
         self.worker = worker
         self.damage = Damage(worker.model, worker.catalogue)
         self.bench = lru_cache(maxsize=1)(self._bench)
+        self._again = lru_cache(maxsize=None)(self._named_again)
         self.sensitivity = lru_cache(maxsize=4)(self._sensitivity)
 
     @property
@@ -62,6 +66,24 @@ class Interpreting:
             return Attending(worker.model, self.windows, worker.spec.data.batch_size, hold=worker.damaging.hold)
         except EsaError as error:
             return str(error)
+
+    def under(self, subject: Subject) -> AbstractContextManager[Applied]:
+        """Damage of a subject; only the model tells which weights are of one head, and which of one neuron.
+
+        Raises
+        ------
+        SameSetError
+            If it is a set that has the very weights of one before it.
+        """
+        if subject.name in self._again(subject.seed, subject.unit, subject.edit.label):
+            same = self._again(subject.seed, subject.unit, subject.edit.label)[subject.name]
+            raise SameSetError(f"it is the same {subject.unit} as {same}")
+        return self.damage.of(subject)
+
+    def _named_again(self, seed: int, unit: str, edit: str) -> dict[str, str]:
+        worker = self.worker
+        mine = [s for s in subjects(worker.spec, worker.store) if (s.seed, s.unit, s.edit.label) == (seed, unit, edit)]
+        return {subject.name: name for subject, name in self.damage.again(mine).items()}
 
     def spare_memory(self) -> None:
         """Forget what is kept; from now on hidden states of one block are kept."""

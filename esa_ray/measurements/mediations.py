@@ -48,4 +48,4 @@ class Mediations(Subjected):
 
         subject, role, mine = subject_of(unit), unit.values[1], worker.interpreting
         bench = mine.bench(subject.seed)
-        return or_empty(lambda: [mediated(bench, subject, role, mine.damage.of(subject))])
+        return or_empty(lambda: [mediated(bench, subject, role, mine.under(subject))])

@@ -50,5 +50,5 @@ class Roles(Subjected):
         subject, mine = subject_of(unit), worker.interpreting
         bench = mine.bench(subject.seed)
         return or_empty(
-            lambda: measured(bench, subject, mine.damage.of(subject)), [{"role": name} for name in bench.spec.roles]
+            lambda: measured(bench, subject, mine.under(subject)), [{"role": name} for name in bench.spec.roles]
         )

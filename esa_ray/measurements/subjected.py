@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esa_ray.errors import EsaError, unreadable
 from esa_ray.identity import IDENTITY_VERSION, digest
 from esa_ray.interpret.subjects import Subject
 from esa_ray.measurements.registry import Unit
@@ -27,12 +29,25 @@ def unit_of(subject: Subject) -> Unit:
 def facts_content(spec: StudySpec) -> dict[str, Any]:
     """Which facts the role "fact" is measured on, as plain values that leave defaults out.
 
-    Files go by their names, wherever they lie: to an actor, which runs in another directory, they are absolute.
+    Files go by their names and what they say, wherever they lie: to an actor, which runs in another directory, they are
+    absolute.
+
+    Raises
+    ------
+    EsaError
+        If a file can't be read.
     """
     if spec.facts is None:
         return {}
-    names = [name if name in FACTS else Path(name).name for name in spec.facts.sources]
+    names = [name if name in FACTS else _with_content(Path(name).expanduser()) for name in spec.facts.sources]
     return {"facts": spec.facts.content() | ({"sources": names} if names != [*FACTS] else {})}
+
+
+def _with_content(file: Path) -> str:
+    try:
+        return f"{file.name}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    except OSError as error:
+        raise unreadable(f"--facts {file}", error) from None
 
 
 def subject_of(unit: Unit) -> Subject:
@@ -61,6 +76,13 @@ class Subjected(Swept):
                 "subject": subject_of(unit).content(),
             }
         )  # fmt: skip
+
+    def left(self, spec: StudySpec, store: Store) -> int:
+        """As every grid's; where a file of facts can't be read, as on a machine without it, none that is known of."""
+        try:
+            return super().left(spec, store)
+        except EsaError:
+            return 0
 
     def how(self, unit: Unit, spec: StudySpec) -> dict[str, Any]:
         """What else its numbers depend on, as plain values that leave defaults out."""

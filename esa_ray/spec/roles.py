@@ -31,8 +31,20 @@ SIDES: dict[RoleName, int] = {
     "spike": -1, "sink": -1, "confidence": 0, "frequency": 1, "bigram": 1, "induction": 1, "previous-token": -1,
     "position": 0, "token-specific": 1, "fact": -1,
 }  # fmt: skip
+#: Kinds of damage that move a weight to about 0 or past it. Others may as well make it stronger, and have no side.
+_AWAY = ("zero", "sign_flip", "set_mean")
 #: Kendall's τ of the logits' ranks that a change of confidence leaves at least (arXiv:2406.16254).
 RANKS_KEPT = 0.95
+
+
+def side(role: RoleName, edit: PerturbSpec) -> int:
+    """The sign that a change of a role's metric has under damage to a weight that has the role; 0: either.
+
+    >>> side("sink", PerturbSpec(kind="zero")), side("sink", PerturbSpec(kind="scale", strength=1.5))
+    (-1, 0)
+    """
+    weaker = edit.kind == "scale" and edit.strength is not None and edit.strength < 1
+    return SIDES[role] if weaker or edit.kind in _AWAY else 0
 
 
 class RoleSpec(Spec):

@@ -1,8 +1,8 @@
 """Studies of roles and facts whose every outcome is planted, written row by row.
 
 Legend: weights lie in TENSORS, whose weights change metrics on scales of their own. A leading weight that is planted
-as the holder of a role changes its metric STRONG times as much as others of its tensor, and the mediator bears the
-share of its damage that is said.
+as the holder of a role changes its metric STRONG times as much as others of its tensor, with the sign of the role, and
+the mediator bears the share of its damage that is said.
 """
 
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ import numpy as np
 
 import analysis
 from esa_ray.spec import DataSpec, ModelSpec, ScoreSpec, StudySpec
-from esa_ray.spec.roles import FactSpec, RoleSpec
+from esa_ray.spec.roles import SIDES, FactSpec, RoleSpec
 from esa_ray.storage.store import Store
 from tests.analysis.synthetic import save_table
 
@@ -109,7 +109,7 @@ def planted(
                 told, cost = subject("super", rank, tensor, 0, edit, seed), (costs or {}).get(rank, 1 / rank)
                 for role in roles:
                     size = STRONG if role in mine else float(np.clip(abs(rng.normal()), 0.2, 1.5))
-                    found.append(role_row(told, role, scales[tensor] * size, cost, rng))
+                    found.append(role_row(told, role, (SIDES[role] or 1) * scales[tensor] * size, cost, rng))
                 held += [mediation_row(told, role, cost, share, rng) for role, share in mine.items() if mediate]
             for at, tensor in enumerate(TENSORS):
                 for number in range(1, per + 1):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics.partial import FEWEST, partial_correlation, partial_spearman
+from esa_ray.statistics.partial import FEWEST, partial_correlation, partial_spearman
 
 
 def _normal(rng, n, cov):

@@ -89,6 +89,15 @@ def test_cards_stand_by_cost_and_say_why_a_weight_is_unassigned(told):
     assert "none of 4 metrics changes more than by damage to matched weights" in cards["weight-9"].answer
 
 
+def test_a_bigram_weights_card_says_that_its_mediator_carries_all_damage_of_block_0(tmp_path):
+    study = written(tmp_path, **planted({1: {"bigram": 1.0}}, roles=("bigram",)))
+    told = {s.id: s for s in answered(study, set(), "roles")}
+    card = told["role_cards"].cards[0]
+    assert card.badges == ["bigram weight"]
+    assert "as it would of any weight in block 0: it holds the role because its metric changes" in card.answer
+    assert "by mediation bigram isn't told from acting in block 0" in told["mediated"].caveat
+
+
 def test_text_of_a_model_is_escaped_in_the_page(study):
     html = analysis.write_report(study).read_text()
     assert "the the &lt;b&gt;" in html

@@ -12,6 +12,8 @@ from analysis.roles.goals import role_goals
 from analysis.roles.mediation import mediation, share
 from analysis.roles.stability import jaccard, kappa, role_stability
 from analysis.roles.table import leading, weight_roles
+from esa_ray.interpret.analysing import RoleAnalysis
+from esa_ray.spec import RoleSpec
 from tests.analysis.roled import STRONG, TENSORS, mediation_row, planted, role_row, subject, written
 
 HOLDERS = {1: {"spike": 0.9, "sink": 0.8}, 2: {"sink": 0.7}, 3: {"frequency": 0.95}, 4: {"spike": 0.2}}
@@ -94,6 +96,39 @@ def test_confidence_needs_the_order_of_the_predictions_kept(tmp_path):
     assert table["unmet"].to_list() == [False, True]
 
 
+def wrong_way(found, groups, edit="zero"):
+    for row in found["roles"]:
+        if row["group"] in groups:
+            row["change"] = abs(row["change"])
+        row["edit"] = edit
+    for row in found["mediations"]:
+        row["edit"] = edit
+    return found
+
+
+@pytest.mark.parametrize("edit", ["zero", "sign_flip-1", "set_mean", "scale-0.8"])
+def test_a_weight_whose_damage_raises_the_spike_is_not_its_maker(tmp_path, edit):
+    found = planted({1: {"spike": 0.9}, 2: {"position": 0.9}}, roles=("spike", "position"))
+    study = written(tmp_path, **wrong_way(found, {"super"}, edit))
+    assert held(study) == {(2, "position")}  # whose sign says nothing
+    row = leading(study).filter((pl.col("rank") == 1) & (pl.col("role") == "spike")).row(0, named=True)
+    assert (row["p"], row["necessary"], row["mediated"]) == (1.0, False, pytest.approx(0.9))
+
+
+def test_damage_that_may_make_a_weight_stronger_has_no_side(tmp_path):
+    found = planted({1: {"spike": 0.9}}, roles=("spike",))
+    assert held(written(tmp_path, **wrong_way(found, {"super"}, "scale-1.5"))) == {(1, "spike")}
+
+
+def test_a_matched_weight_that_changes_a_metric_the_wrong_way_is_no_false_role(tmp_path):
+    found = planted(HOLDERS)
+    row = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
+    row |= {"change": 1e6 * abs(row["change"]), "delta_nll": [0.01 + i * 1e-4 for i in range(8)]}
+    found["mediations"] = [r for r in found["mediations"] if r["subject"] != row["subject"]]
+    told = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]
+    assert (told["necessary"], told["false"]) == (0, 0)
+
+
 def test_tensors_without_matched_weights_have_no_p_and_say_why(tmp_path):
     found = planted({})
     found["roles"] = [r for r in found["roles"] if r["group"] == "super" or r["tensor"] != TENSORS[1]]
@@ -113,6 +148,15 @@ def test_rows_that_are_empty_are_told_and_never_count_as_zero(tmp_path):
     table = leading(written(tmp_path, **found)).filter(pl.col("role") == "spike")
     assert table["p"].null_count() == 2
     assert table["why_not"].to_list() == ["no position has a spike"] * 2
+
+
+def test_the_functions_for_models_in_hand_and_the_report_tell_the_same(study):
+    rows = [study.roles.to_dicts(), study.mediations.to_dicts()]
+    told = {(r["subject"], r["role"]): r for r in RoleAnalysis(RoleSpec(), *rows).table}
+    for r in leading(study).iter_rows(named=True):
+        for name in ("times", "p", "mediated"):
+            mine = told[r["subject"], r["role"]][name]
+            assert mine == (None if r[name] is None else pytest.approx(r[name], rel=1e-12)), (r["subject"], name)
 
 
 # mediation ----------------------------------------------------------------------------------------------------------
@@ -168,7 +212,7 @@ def test_a_weight_that_is_inert_alone_counts_by_its_set(tmp_path):
     for role in ("spike", "sink", "frequency"):
         for rank, tensor in ((2, TENSORS[2]),):
             told = subject("super", rank, tensor, 0, unit="row")
-            found["roles"].append(role_row(told, role, STRONG * 100 if role == "sink" else 0.1, 0.4, rng))
+            found["roles"].append(role_row(told, role, -STRONG * 100 if role == "sink" else 0.1, 0.4, rng))
     for tensor in TENSORS:
         for number in range(1, 6):
             told = subject("matched_k", 1, tensor, number, unit="row")
@@ -204,6 +248,12 @@ def test_a_null_of_few_weights_leaves_goals_open(tmp_path):
     assert (goal["status"], goal["why_not"][:27]) == ("open", "8 matched weights are too f")
 
 
+def test_shares_of_few_weights_that_cost_anything_are_open(tmp_path):
+    goals = {r["goal"]: r for r in role_goals(written(tmp_path, **planted({}, leading=4))).to_dicts()}
+    assert (goals["weights"]["status"], goals["mass"]["status"]) == ("open", "open")
+    assert goals["weights"]["why_not"].startswith("4 leading weights cost more than noise")
+
+
 def test_damage_that_diverged_is_above_the_noise(tmp_path):
     found = planted({}, leading=3)
     for row in found["roles"]:
@@ -224,7 +274,7 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
     found = planted(HOLDERS)
     rng = np.random.default_rng(1)
     wrong = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
-    wrong["change"] *= 1e6
+    wrong["change"] = -1e6 * abs(wrong["change"])
     told = {k: wrong[k] for k in subject("matched_k", 1, TENSORS[0], 1)}
     found["mediations"] = [r for r in found["mediations"] if r["subject"] != wrong["subject"]]
     found["mediations"].append(mediation_row(told, "spike", 0.01, 0.9, rng))
@@ -236,7 +286,7 @@ def test_a_matched_weight_that_holds_a_role_counts_as_false(tmp_path):
 def test_a_matched_weight_that_hurts_counts_as_false_if_its_mediator_was_not_held(tmp_path, cost, false):
     found = planted(HOLDERS)
     row = next(r for r in found["roles"] if r["group"] == "matched_k" and r["role"] == "spike" and r["row"] == 1)
-    row["change"] *= 1e6
+    row["change"] = -1e6 * abs(row["change"])
     row["delta_nll"] = [cost + (1e-3 if i % 2 else -1e-3) for i in range(8)]
     found["mediations"] = [r for r in found["mediations"] if r["subject"] != row["subject"]]
     told = {r["role"]: r for r in false_roles(written(tmp_path, **found)).to_dicts()}["spike"]

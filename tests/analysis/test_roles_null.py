@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.roles.null import fitted, floor_of, logs, null, p_values
+from esa_ray.statistics.null import fitted, floor_of, judged, logs, null, p_values
 
 
 def drawn(rng, kind, tensors, per):
@@ -97,3 +97,23 @@ def test_tensors_without_matched_weights_have_no_p():
 
 def test_changes_of_exactly_nothing_stand_at_half_the_smallest():
     assert logs(np.array([0.0, -0.5]), floor_of(np.array([0.0, 0.2, -0.5]))) == pytest.approx(np.log([0.1, 0.5]))
+
+
+def test_of_one_side_weights_like_the_matched_ones_pass_no_more_often_than_said():
+    rng, found = np.random.default_rng(8), []
+    for _ in range(40):
+        leading, matched = drawn(rng, "normal", 40, 5)
+        names = [f"t{i}" for i in range(40)]
+        told = judged(names, leading, [n for n in names for _ in range(5)], matched.ravel(), side=-1)
+        assert (told.p_L[leading > 0] == 1).all()
+        assert (told.p_M[matched.ravel() > 0] == 1).all()
+        found.append(told.p_L)
+    p = np.concatenate(found)
+    for alpha in (0.2, 0.05, 0.01):
+        assert (p <= alpha).mean() <= alpha
+
+
+def test_times_are_over_the_geometric_mean_of_the_tensors_matched_weights():
+    told = judged(["a", "b", "c"], np.array([-8.0, 8.0, 8.0]), ["a", "a", "b"], np.array([1.0, -4.0, 16.0]))
+    assert told.times_L[:2] == pytest.approx([4.0, 0.5])
+    assert np.isnan(told.times_L[2])

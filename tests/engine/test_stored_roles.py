@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from esa_ray.errors import EsaError
 from esa_ray.measurements import MEASUREMENTS
 from esa_ray.measurements.worker import Worker
 from esa_ray.models.sources import find
@@ -141,6 +142,38 @@ def _found(store):
     from esa_ray.grid import Fingerprints
 
     return Fingerprints.of(store.load_study())
+
+
+def test_the_role_of_facts_goes_by_what_their_file_says_wherever_it_lies(spec, whole, tmp_path):
+    grid, found = MEASUREMENTS["roles"], _found(whole)
+    unit, roles = grid.asked(spec, whole)[0], spec.roles.model_copy(update={"roles": ("fact",)})
+    ids = []
+    for folder, answer in (("a", "green"), ("b", "green"), ("c", "lush")):
+        file = tmp_path / folder / "facts.csv"
+        file.parent.mkdir()
+        file.write_text(f"prompt,subject,answer\nThe colour of grass is,grass,{answer}\n")
+        ids.append(grid.id_of(unit, spec.replace(roles=roles, facts=FactSpec(sources=(str(file),))), found))
+    assert ids[0] == ids[1] != ids[2]
+    file.unlink()
+    gone = spec.replace(roles=roles, facts=FactSpec(sources=(str(file),)))
+    with pytest.raises(EsaError, match=r"--facts .*facts.csv"):
+        grid.id_of(unit, gone, found)
+    assert grid.left(gone, whole) == 0  # a report needs no file
+
+
+def test_a_head_that_two_leading_weights_are_of_is_damaged_once(spec, tmp_path):
+    q = "model.layers.1.self_attn.q_proj.weight"
+    given = WeightList(name="two", weights=tuple(WeightName(tensor=q, row=row, col=row) for row in (0, 1)))
+    roles = spec.roles.model_copy(update={"roles": ("frequency",), "sets": ("head",)})
+    mine = spec.replace(scores=(), lists=(given,), roles=roles)
+    worker = new_worker(mine, tmp_path)
+    measure(worker, "rankings", 7)
+    for unit in MEASUREMENTS["roles"].asked(mine, worker.store):
+        worker.measure("roles", unit)
+    rows = [r for r in rows_of(worker.store, "roles") if (r["unit"], r["group"]) == ("head", "super")]
+    first, second = sorted(rows, key=lambda row: row["rank"])
+    assert (first["status"], second["status"]) == ("ok", "empty")
+    assert second["error"] == f"it is the same head as {first['subject']}"
 
 
 def test_given_weights_need_no_score_and_one_that_is_zero_has_nothing_to_damage(spec, tmp_path, text_file):

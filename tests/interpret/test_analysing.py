@@ -55,6 +55,17 @@ def test_a_number_of_weights_takes_those_that_gradients_rank_first():
     assert {(r["tensor"], r["row"], r["col"]) for r in found.rows if r["group"] == "super"} == best
 
 
+def test_two_weights_of_one_head_or_neuron_damage_it_once():
+    q, o = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qo")
+    up = "model.layers.1.mlp.up_proj.weight"
+    width = tiny().config.hidden_size // tiny().config.num_attention_heads
+    weights = [(q, 0, 5), (q, width - 1, 2), (o, 3, 1), (q, width, 0), (DOWN, 2, 4), (up, 4, 1)]
+    found = analysed(weights, sets=("head", "neuron"))
+    mine = {unit: {r["rank"] for r in found.rows if r["group"] == "super" and r["unit"] == unit} for unit in
+            ("weight", "head", "neuron")}  # fmt: skip
+    assert mine == {"weight": {1, 2, 3, 4, 5, 6}, "head": {1, 4}, "neuron": {5}}
+
+
 def test_a_weight_that_is_zero_has_rows_that_say_so():
     model = tiny()
     model.get_parameter(DOWN).data[3, 5] = 0.0
@@ -95,11 +106,14 @@ def test_p_counts_matched_weights_that_exceed_their_tensors_mean_as_far():
     null = [row("matched_k", float(np.exp(x)), rank=i) for i, x in enumerate((-1, 0, 1))]
     null += [row("matched_k", float(np.exp(10 + x)), "other", rank=9 + i) for i, x in enumerate((-2, 2))]
     held = row("super", 1.0) | {"delta_nll": [0.5, 1.5], "held_nll": [0.1, 0.3]}
-    leading = [row("super", -float(np.exp(1.5))), row("super", float(np.exp(9.0)), "other", rank=2)]
-    first, second = RoleAnalysis(RoleSpec(), [*leading, *null], [held]).table
-    # Residuals are −1, 0, 1, −2, 2; the first weight lies 1.5 above its tensor's mean, the second 1 below.
+    leading = [row("super", -float(np.exp(1.5))), row("super", -float(np.exp(9.0)), "other", rank=2)]
+    wrong = row("super", float(np.exp(5.0)), rank=3)  # a sink's maker can't add to it by being taken away
+    first, second, third = RoleAnalysis(RoleSpec(), [*leading, wrong, *null], [held]).table
+    # Residuals are −1, 0, 1 over √(2/3), and −2, 2 over √(1/2); the first weight lies 1.5 over √(4/3) above its
+    # tensor's mean, the second 1 over √(3/2) below.
     assert first["times"] == pytest.approx(np.exp(1.5))
-    assert (first["p"], second["p"]) == pytest.approx((2 / 6, 5 / 6))
+    assert (first["p"], second["p"]) == pytest.approx((2 / 6, 4 / 6))
+    assert third["p"] == 1
     assert first["mediated"] == pytest.approx(1 - 0.4 / 2.0)
     assert second["mediated"] is None
 
@@ -110,7 +124,8 @@ def test_correlation_is_spearmans_and_partial_of_what_ranks_leave():
     cost, sink = cost + 2 * shift, sink + 2 * shift
     rows = [
         {
-            "subject": str(i), "group": "super", "rank": i, "edit": "zero", "status": "ok", "block": block,
+            "subject": str(i), "unit": "weight", "group": "super", "rank": i, "edit": "zero", "status": "ok",
+            "block": block,
             "delta_nll": [cost[i] - 1, cost[i] + 1], "delta_z": shift[i],
             **{f"{n}{end}": [0.5] for n in ("entropy", "previous") for end in ("", "_intact")},
             "spike": 3.0, "spike_intact": 3.0, "sink": [sink[i] + block, sink[i]], "sink_intact": [float(block), 0.0],
@@ -119,13 +134,19 @@ def test_correlation_is_spearmans_and_partial_of_what_ranks_leave():
         for block in (0, 1)
     ]  # fmt: skip
     found = AttentionCorrelation(rows)
-    rho, partial = found.correlation("sink")
-    assert rho == pytest.approx(spearmanr(cost, sink).statistic)
+    told = found.correlation("sink")
+    assert told.n == 20
+    assert told.rho == pytest.approx(spearmanr(cost, sink).statistic)
     x, y, z = (rankdata(v) - 10.5 for v in (cost, sink, shift))
     left = [v - z * (v @ z) / (z @ z) for v in (x, y)]
-    assert partial == pytest.approx(np.corrcoef(*left)[0, 1])
-    assert np.isnan(found.correlation("spike")).all()  # which doesn't vary
-    assert np.isnan(found.correlation("sink", "matched_k")).all()  # there are none
+    assert told.partial == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert told.interval.low < told.partial < told.interval.high
+    assert np.isnan(found.correlation("spike").partial)  # which doesn't vary
+    assert found.correlation("sink", "matched_k").n == 0  # there are none
+    again = [row | {"edit": "sign_flip-1", "delta_nll": [-x for x in row["delta_nll"]]} for row in rows]
+    both = AttentionCorrelation([*rows, *again])  # kinds of damage stay apart
+    assert both.correlation("sink").rho == pytest.approx(told.rho)
+    assert both.correlation("sink", edit="sign_flip-1").rho == pytest.approx(-told.rho)
 
 
 def test_places_of_facts_are_means_over_facts_and_go_with_sensitivity_by_rank():

@@ -15,7 +15,7 @@ HURT, IDLE = [0.3, 0.4, 0.5, 0.4], [0.4, -0.4, 0.3, -0.3]
 def planted(tmp_path):
     """A study with 40 matched weights, half in each tensor, whose changes are planted, and leading ones given."""
 
-    def of(changes, role="sink", losses=None, scale=(1.0, 1.0), null=20, **roles):
+    def of(changes, role="position", losses=None, scale=(1.0, 1.0), null=20, **roles):
         leading = [weight("super", i + 1, tensor, row=1, col=i) for i, (tensor, _) in enumerate(changes)]
         rng = np.random.default_rng(0)
         rows = [
@@ -44,7 +44,12 @@ def of_group(found, group):
 def test_leading_weights_pass_by_how_far_they_exceed_the_null(planted):
     found = screened(*planted([(DOWN, 1.0), (DOWN, -40.0), (UP, 20.0)]))
     assert of_group(found, "super") == [(2, "zero"), (3, "zero")]
-    assert {role for _, role in found} == {"sink"}
+    assert {role for _, role in found} == {"position"}
+
+
+def test_a_change_of_the_sign_that_the_role_cannot_have_does_not_pass(planted):
+    found = screened(*planted([(DOWN, 50.0), (DOWN, -50.0)], role="sink"))
+    assert of_group(found, "super") == [(2, "zero")]
 
 
 def test_a_change_counts_by_what_the_null_of_its_own_tensor_has(planted):

@@ -15,6 +15,8 @@ from analysis.study import Study
 
 #: Tokens that a card names, and kinds of damage beside the first.
 TOKENS, OTHERS = 10, 6
+#: Role → what its mediator doesn't tell.
+UNTOLD = {"bigram": " (as it would of any weight in block 0: it holds the role because its metric changes)"}
 COLUMNS = ["<role", "change", "intact", "× matched", "q", "<undone by holding", "<by the mediator alone", "<specific",
            "<holds"]  # fmt: skip
 
@@ -95,7 +97,7 @@ def _does(t: Told) -> str:
     if t.held:
         parts = [
             f"{_article(called(r['role']))}: holding {short(r['mediator'])} undoes {mediated_words(r)} of the damage"
-            + _alone(r) for r in t.held
+            + _alone(r) + UNTOLD.get(r["role"], "") for r in t.held
         ]  # fmt: skip
         return f"It is {'; and '.join(parts)}."
     if not t.counts:

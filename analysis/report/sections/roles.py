@@ -177,12 +177,13 @@ def necessity(study: Study) -> Section | None:
         "tensor does, of which there are so many. p: that a further matched weight of the tensor would change it as "
         "much. The logarithms of their changes, less their tensor's mean, are pooled over tensors, and the mean's own "
         "error is allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), "
-        "which is never taken to end. q: Benjamini and Hochberg over all leading weights × roles. Changes may have "
-        "either sign.",
+        "which is never taken to end. q: Benjamini and Hochberg over all leading weights × roles. Of confidence and "
+        "position changes may have either sign; of the others p is 1 where damage that takes the weight away moves "
+        "the metric the way that a holder's can't (a spike's maker doesn't raise the spike by being taken away).",
         [Figure("necessary_changes", "Changes by leading weights over those by matched ones; numbers in the table",
                 "Every leading weight: its change of each metric over that by matched weights of its tensor (1: as "
                 "much). "
-                "Filled: q ≤ 5%. Grey: 95% of the matched weights lie within.")],
+                "Filled: q ≤ 5%; hollow far up: mostly the wrong sign. Grey: 95% of the matched weights lie within.")],
         [Table(["rank", "<weight", "<role", "change", "intact", "× matched", "matched", "p", "q"], rows,
                "Necessary pairs"),
          Table(["<role", "weights", "~why"], untold, "What has no p", folded=True),
@@ -232,7 +233,8 @@ def mediated(study: Study) -> Section | None:
         "holding undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share "
         "of what it undoes of this weight's; “of theirs” is the share of their own damage, by least squares. Where "
         "that is near all, the mediator is a bottleneck that carries any damage (the residual stream after block 0 "
-        "is, for all of block 0), and necessity alone speaks for the role.",
+        "is, for all of block 0), and necessity alone speaks for the role: by mediation bigram isn't told from "
+        "acting in block 0.",
         [Figure("mediated_shares", "Share of the damage undone by holding the mediator, by role; numbers in the table",
                 "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. "
                 "Filled: the "

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 PROMPT, CONTINUED = 24, 24
 
 
-def as_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Tokens as text, up to the end of it (−1); without a tokenizer their numbers.
+def as_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase | None, *, plain: bool = False) -> str:
+    """Tokens as text, up to the end of it (−1); without a tokenizer their numbers. ``plain`` leaves special ones out.
 
     >>> as_text(np.array([5, 6, -1]), None)
     '5 6'
     """
     mine = [int(token) for token in tokens if token >= 0]
-    return " ".join(map(str, mine)) if tokenizer is None else str(tokenizer.decode(mine))
+    return " ".join(map(str, mine)) if tokenizer is None else str(tokenizer.decode(mine, skip_special_tokens=plain))
 
 
 def continuation(bench: Bench) -> np.ndarray:
@@ -45,4 +45,4 @@ def before_and_after(bench: Bench) -> dict[str, Any]:
     """Columns ``prompt``, ``before`` and ``after`` of a row of "token-specific"; called while the damage stands."""
     prompt, after = bench.windows[0, :PROMPT], continuation(bench)
     texts = {"prompt": prompt, "before": bench.continued, "after": after}
-    return {name: as_text(tokens, bench.tokenizer) for name, tokens in texts.items()}
+    return {name: as_text(tokens, bench.tokenizer, plain=True) for name, tokens in texts.items()}

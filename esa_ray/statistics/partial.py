@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from analysis.statistics.inference import LEVEL, RESAMPLES, Interval, expanded
+from esa_ray.statistics.intervals import LEVEL, RESAMPLES, Interval, expanded
 
 #: Fewer subjects say nothing of a correlation with a third quantity held fixed.
 FEWEST = 8
@@ -56,7 +56,7 @@ def partial_correlation(
 ) -> Partial:
     """:func:`partial_spearman` of subjects (n,), with the percentile interval of a bootstrap over subjects.
 
-    Percentiles are widened as those of a mean of n are (:func:`~analysis.statistics.inference.expanded`). NaN for
+    Percentiles are widened as those of a mean of n are (:func:`~esa_ray.statistics.intervals.expanded`). NaN for
     fewer than ``FEWEST`` subjects, and where resamples leave one of the three without variation too often.
     """
     n, nothing = len(x), Interval(float("nan"), float("nan"))

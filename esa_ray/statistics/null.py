@@ -1,4 +1,7 @@
-"""How unusual a leading weight's change of a metric is among those of matched weights of its tensor."""
+"""How unusual a leading weight's change of a metric is among those of matched weights of its tensor.
+
+Legend: L leading weights, M matched ones.
+"""
 
 from __future__ import annotations
 
@@ -140,3 +143,36 @@ def floor_of(changes: np.ndarray) -> float:
     """
     told = np.abs(changes[changes != 0])
     return float(told.min()) / 2 if len(told) else 1.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Changes of leading and of matched weights with their p; NaN where there is none.
+
+    ``times`` is |change| over the geometric mean of |change| of the tensor's matched weights.
+    """
+
+    null: Null
+    times_L: np.ndarray
+    p_L: np.ndarray
+    times_M: np.ndarray
+    p_M: np.ndarray
+
+
+def judged(
+    tensors_L: Sequence[str], changes_L: np.ndarray, tensors_M: Sequence[str], changes_M: np.ndarray, side: int = 0
+) -> Judged:
+    """p of leading weights' changes among those of matched ones, and of each matched weight's among the others.
+
+    ``side`` is the sign that a change must have to be counted: p of the other sign is 1, of either kind of weights. A
+    matched weight's |change| counts in the null whatever its sign, so that a p of one side is at most too large.
+    """
+    floor = floor_of(np.concatenate([changes_L, changes_M]))
+    x_L, x_M = logs(changes_L, floor), logs(changes_M, floor)
+    found = null(tensors_M, x_M)
+    p_L, p_M = found.p(tensors_L, x_L), found.own_p()
+    for changes, p in ((changes_L, p_L), (changes_M, p_M)):
+        p[(changes * side < 0) & np.isfinite(p)] = 1.0
+    times = (np.exp(x - np.array([found.means.get(t, np.nan) for t in tensors]))
+             for tensors, x in ((tensors_L, x_L), (tensors_M, x_M)))  # fmt: skip
+    return Judged(found, next(times), p_L, next(times), p_M)

@@ -1,0 +1,1 @@
+"""Statistics of tables in hand, which the report of a study computes, too."""
