@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from esa_ray.sequential import log_sign_e_value
-from esa_ray.statistics.intervals import LEVEL, RESAMPLES, Interval, expanded
+from esa_ray.statistics.intervals import LEVEL, RESAMPLES, Interval
 
 
 def bootstrap_means(d: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
