@@ -38,7 +38,7 @@ def _arms(studies: tuple[Study, ...]) -> pl.DataFrame:
 
 def arms_of(of: Models) -> pl.DataFrame:
     """The arms of models at hand."""
-    references = (False, True) if of.referring.any() else (False,)
+    references = [ref for ref in (False, True) if not ref or of.referring.any()] if len(of) else []
     return pl.DataFrame([row for ref in references for row in _rows(of, ref)], schema=ARMS)
 
 
