@@ -19,17 +19,11 @@ from analysis.comparison.laws import named
 from analysis.comparison.loading import Comparison
 from analysis.comparison.quantities import survivors
 from analysis.damage.windows import baseline, damage_by_window
-from analysis.statistics.inference import (
-    LEVEL,
-    bootstrap_means,
-    corrected,
-    expanded,
-    standardised_mean,
-    t_interval,
-)
+from analysis.statistics.inference import LEVEL, bootstrap_means, corrected, standardised_mean, t_interval
 from analysis.statistics.paired import hedges_g, paired_p
 from analysis.statistics.scaling import NEAR
 from analysis.study import Study
+from esa_ray.statistics.intervals import expanded
 
 #: Families from which on a signed-rank test can come below 0.05 at all (2 · 2⁻⁶ = 0.03).
 FEWEST_FAMILIES = 6

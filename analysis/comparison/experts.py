@@ -18,9 +18,10 @@ from analysis.comparison.architecture import by_window, sublayers
 from analysis.comparison.growth import collapse
 from analysis.comparison.loading import Comparison, model_name
 from analysis.scores.distribution import tensor_sums
-from analysis.statistics.inference import LEVEL, expanded, holm
+from analysis.statistics.inference import LEVEL, holm
 from analysis.statistics.paired import paired_p
 from analysis.study import Study
+from esa_ray.statistics.intervals import expanded
 
 #: Modified z of log ΔNLL beyond which an expert stands out (Iglewicz & Hoaglin 1993).
 OUTLIER_Z = 3.5

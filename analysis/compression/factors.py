@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 
 from analysis.compression.points import Point, points
-from analysis.statistics.inference import LEVEL, expanded
+from analysis.statistics.inference import LEVEL
 from analysis.study import Study
+from esa_ray.statistics.intervals import expanded
 
 #: What may differ between compressions, by kind.
 FACTORS = {

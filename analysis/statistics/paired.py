@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from analysis.statistics.inference import LEVEL, RESAMPLES, Interval, expanded, for_few, standardised
+from analysis.statistics.inference import LEVEL, RESAMPLES, Interval, for_few, standardised
+from esa_ray.statistics.intervals import expanded
 
 #: Ways to flip the signs of windows up to which all are tried, and how many are drawn beyond.
 FLIPS = 99_999

@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, stats
 
-from analysis.statistics.inference import LEVEL, Interval, expanded
+from analysis.statistics.inference import LEVEL, Interval
 from analysis.statistics.proportions import proportion_interval
+from esa_ray.statistics.intervals import expanded
 
 RESAMPLES = 1999
 #: How close to 0 and 1 an AUROC's interval is sought.
@@ -228,7 +229,7 @@ def found_share(scored: Scored, rates: np.ndarray, design: float) -> list[tuple[
     """TPR with its interval at each false-positive rate.
 
     The interval joins that of a bootstrap of clusters (threshold drawn anew each time, percentiles widened for few of
-    them, :func:`analysis.statistics.inference.expanded`) with Clopper and Pearson's at as many models as are worth the
+    them, :func:`esa_ray.statistics.intervals.expanded`) with Clopper and Pearson's at as many models as are worth the
     clustered ones, m over the design effect: where all are found, no resample says that one could have been missed. By
     simulation it covers 89–100%.
     """

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import stats
 from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 
-from analysis.statistics.inference import LEVEL, Interval, expanded
+from analysis.statistics.inference import LEVEL, Interval
+from esa_ray.statistics.intervals import expanded
 
 RESAMPLES = 1999
 #: Ways to give the groups their runs up to which a permutation test tries all of them, and how many it draws beyond.
@@ -146,7 +147,7 @@ def ratio_of_medians(part: Runs, whole: Runs, level: float = LEVEL) -> Ratio | N
 
     Where the whole's median isn't reached, it is longer than its longest run, and the ratio at least so much; where
     the part's isn't, at most. The interval is a bootstrap over units: seeds, the same for both groups, then runs
-    within each; percentiles are widened for few seeds (:func:`analysis.statistics.inference.expanded`), up to all that
+    within each; percentiles are widened for few seeds (:func:`esa_ray.statistics.intervals.expanded`), up to all that
     resamples show. A resample without a median counts as its bound, so that the low end is what holds at least. With
     one seed there is no interval.
     """

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics.inference import LEVEL, RESAMPLES, expanded
+from analysis.statistics.inference import LEVEL, RESAMPLES
 from analysis.statistics.paired import FLIPS, hedges_g, hedges_gs, paired_p, paired_ps
+from esa_ray.statistics.intervals import expanded
 
 
 def samples(windows):
