@@ -118,7 +118,7 @@ def _across(studies: Mapping[str, Study]) -> Iterator[Section]:
         rows.append([
             name, f"{r['weights']} of {r['of']}", f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}",
             mass_words(r),
-            f"{false[0]['false']} of {false[0]['matched']}" if false else "–",
+            f"{false[0]['false']} of {false[0]['hurt']}" if false else "–",
             ", ".join(f"{x['weights']} {called(x['role'], x['weights'])}" for x in held) or "–",
         ])  # fmt: skip
         agree += [[name, a["over"], a["one"], a["other"], a["of"], str(a["weights"]),
@@ -129,10 +129,11 @@ def _across(studies: Mapping[str, Study]) -> Iterator[Section]:
         "across_roles", "All models: what do the weights do that they hang on?",
         "; ".join(f"{r[0]}: {r[1]} leading weights hold a role, and bear {r[3]} of the damage" for r in rows) + ".",
         "As in the models' own sections, by the first kind of damage and seed. Agreement is between seeds, kinds of "
-        "damage and texts of one model: κ over all pairs of a role and a leading weight that both damaged, 95% "
-        "intervals by a bootstrap over weights.",
-        tables=[Table(["<model", "<hold a role", "<share of the weights", "<share of the damage", "matched that would",
-                       "~roles"], rows),
+        "damage and texts of one model: κ beyond chance within each role, of all leading weights that both "
+        "damaged; 95% intervals by a bootstrap over weights. Seeds and kinds of damage share their evaluation "
+        "windows.",
+        tables=[Table(["<model", "<hold a role", "<share of the weights", "<share of the damage",
+                       "matched that would, of hurt ones", "~roles"], rows),
                 Table(["<model", "<differing in", "<one", "<other", "<of", "weights", "<κ", "<Jaccard"], agree,
                       "Do other seeds, texts and kinds of damage agree?")],
     )  # fmt: skip

@@ -14,14 +14,14 @@ from analysis.study import Study
 #: Goal → its number, what it claims, and what its estimate is.
 CLAIMS = {
     "weights": ("P5.4p", "At least {target:.0%} of the leading weights hold a role: necessary, mediated by half or "
-                "more, specific, at a false discovery rate of 5%"),
+                "more, not unspecific"),
     "mass": ("P5.4q", "Weights with a role bear at least {target:.0%} of the damage of the leading ones"),
-    "false": ("P5.4r", "At most {target:.0%} of matched weights would hold a role"),
+    "false": ("P5.4r", "At most {target:.0%} of matched weights that hurt would hold a role"),
     "stability": ("P5.4s", "Other seeds, texts and kinds of damage give the same roles: κ of at least {target:g}"),
     "consistent": ("P5.4t", "Ways of asking for a fact agree on where it is: Spearman’s ρ of at least {target:g}, and "
                    "more than ways of asking for different facts"),
-    "stores": ("P5.4u", "Critical weights aren’t fact stores: over places, sensitivity and what tracing restores "
-               "correlate with ρ of at most {target:g}"),
+    "stores": ("P5.4u", "Sensitivity isn’t where facts return: over places, it and what tracing restores correlate "
+               "with ρ of at most {target:g}, within attention and within feed-forward layers"),
 }  # fmt: skip
 
 

@@ -23,11 +23,14 @@ ASSIGNED: dict[str, Any] = {
     "edit": pl.String, "seed": pl.Int64, "role": pl.String, "weights": pl.Int64, "of": pl.Int64, "inert": pl.Int64,
     "share": pl.Float64, "low": pl.Float64, "high": pl.Float64, "mass": pl.Float64, "mass_low": pl.Float64,
     "mass_high": pl.Float64, "necessary": pl.Int64, "mediated": pl.Int64, "missing": pl.Int64, "sets": pl.Int64,
+    "untold": pl.Int64, "own": pl.Int64, "own_of": pl.Int64, "own_share": pl.Float64, "own_low": pl.Float64,
+    "own_high": pl.Float64, "own_mass": pl.Float64, "own_mass_low": pl.Float64, "own_mass_high": pl.Float64,
 }  # fmt: skip
 #: One row a counted weight: what it and its sets do.
 COUNTED: dict[str, Any] = {
     "edit": pl.String, "seed": pl.Int64, "rank": pl.Int64, "subject": pl.String, "cost": pl.Float64,
-    "deltas": pl.List(pl.Float64), "roles": pl.List(pl.String), "own": pl.List(pl.String), "missing": pl.Boolean,
+    "deltas": pl.List(pl.Float64), "roles": pl.List(pl.String), "own": pl.List(pl.String), "alone": pl.Boolean,
+    "missing": pl.Boolean,
 }  # fmt: skip
 
 
@@ -37,7 +40,8 @@ def counted(study: Study) -> pl.DataFrame:
 
     The denominator is fixed beforehand: the :data:`TOP` leading weights whose damage, or that of their row, column,
     neuron or head where such sets were damaged, exceeds the noise. ``roles`` are those that the weight or one of its
-    sets holds, ``own`` those of the weight itself. ``cost`` is the weight's own damage, 0 where the loss falls and ∞
+    sets holds, ``own`` those of the weight itself, and ``alone`` whether its own damage exceeds the noise (in
+    a study of sets alone: its sets'). ``cost`` is the weight's own damage, 0 where the loss falls and ∞
     where it wasn't finite; of a study of sets alone it is the set's. ``deltas`` are its windows.
     """
     told = damages(study).filter(LEADS & (pl.col("rank") <= TOP))
@@ -60,7 +64,9 @@ def _weight(mine: pl.DataFrame, held: pl.DataFrame) -> dict[str, Any]:
     most = (alone if len(alone) else mine).sort("cost", descending=True).row(0, named=True)
     return {
         "subject": name[0], "cost": max(most["cost"], 0.0), "deltas": most["deltas"] if most["cost"] > 0 else None,
-        "roles": sorted(set(held.filter("holds")["role"])), "own": sorted(set(own.filter("holds")["role"])),
+        "roles": sorted(set(held.filter("holds")["role"])),
+        "own": sorted(set((own if len(alone) else held).filter("holds")["role"])),
+        "alone": bool((alone if len(alone) else mine)["above_noise"].any()),
         "missing": bool(held["missing"].any() and not held["holds"].any()),
     }  # fmt: skip
 
@@ -74,7 +80,10 @@ def assigned(study: Study) -> pl.DataFrame:
     weights that the denominator leaves out. ``mass`` is the share of all damage, Σ ΔNLL of single weights, with
     Fieller's 95% interval for further windows; infinite losses count as the largest finite one.
     ``necessary`` and ``mediated`` count weights that get so far; ``missing`` those of whom nothing can be said, as a
-    mediator wasn't held; ``sets`` those that hold it only as part of a set. A weight may hold several roles.
+    mediator wasn't held; ``sets`` those that hold it only as part of a set, ``untold`` those of whose mediator it can't
+    be told whether it carries any damage, as too few matched weights hurt. ``own`` and what begins with it count single
+    weights alone, without their sets: of ``own_of`` whose own damage exceeds the noise. A weight may hold several
+    roles.
     """
     table, rows = counted(study), []
     every = damages(study).filter(LEADS & (pl.col("rank") <= TOP))
@@ -89,7 +98,8 @@ def assigned(study: Study) -> pl.DataFrame:
 def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> dict[str, Any]:
     roles, own = mine["roles"].to_list(), mine["own"].to_list()
     has = np.array([bool(r) if role == ANY else not r if role == NONE else role in r for r in roles])
-    alone = np.array([bool(r) if role == ANY else role in r for r in own])
+    alone = np.array([bool(r) if role == ANY else not r if role == NONE else role in r for r in own])
+    counts = mine["alone"].to_numpy()
     interval = proportion_interval(int(has.sum()), len(has))
     rows = tested.filter(pl.col("rank").is_in(mine["rank"].to_list()))
     rows = rows if role in (ANY, NONE) else rows.filter(pl.col("role") == role)
@@ -100,7 +110,17 @@ def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> di
         "mediated": _ranks(rows.filter(pl.col("necessary") & pl.col("enough"))),
         "missing": int(mine["missing"].sum()) if role in (ANY, NONE) else _ranks(rows.filter("missing")),
         "sets": int((has & ~alone).sum()) if role != NONE else 0,
+        "untold": _ranks(rows.filter("untold")) if role != NONE else 0, **_own(mine, alone & counts, counts),
     }  # fmt: skip
+
+
+def _own(mine: pl.DataFrame, has: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+    told: dict[str, Any] = {"own": int(has.sum()), "own_of": int(counts.sum())}
+    if not counts.any():
+        return told
+    interval = proportion_interval(told["own"], told["own_of"])
+    told |= {"own_share": told["own"] / told["own_of"], "own_low": interval.low, "own_high": interval.high}
+    return told | {f"own_{name}": x for name, x in _mass(_windows(mine), has).items()}
 
 
 def _ranks(rows: pl.DataFrame) -> int:

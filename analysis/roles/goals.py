@@ -13,13 +13,15 @@ from analysis.roles.damages import primary
 from analysis.roles.false import false_roles
 from analysis.roles.stability import agreements
 from analysis.roles.table import ENOUGH, leading
-from analysis.roles.tracing import BEST, BOTH, consistency, traced_sensitivity
+from analysis.roles.tracing import BEST, SUBLAYERS, consistency, traced_sensitivity
 from analysis.study import Study
 
 #: Targets: share of weights and of damage with a role, share of matched weights with one, agreement.
 WEIGHTS, MASS, FALSE_ROLES, AGREEMENT = 0.5, 0.7, 0.05, 0.7
 #: Leading weights that cost anything, below which no share of them is judged.
 FEWEST = 10
+#: Matched weights that hurt, below which no share of them is judged.
+HURT = 20
 #: Least ρ of ways of asking for one fact, and most ρ of tracing with sensitivity.
 CONSISTENCY, STORES = 0.5, 0.3
 
@@ -33,12 +35,12 @@ GOALS: dict[str, Any] = {
 def role_goals(*studies: Study) -> pl.DataFrame:
     """One row per goal that a study of roles can be held to; further studies are of the same model and other texts.
 
-    "weights": at least half of the denominator's weights hold a role. "mass": they bear at least 70% of the damage.
-    "false": at most 5% of matched weights would get one. "stability": κ of at least 0.7 over seeds, texts and kinds of
-    damage, the worst of them. Shares of
-    fewer than ten weights that cost anything are left open. ``status``: "holds" where the 95% interval lies on the
-    right side of the target, "fails" on the wrong side, else "open"; the share of weights is counted in full and needs
-    none.
+    "weights": at least half of the leading weights whose own damage exceeds the noise hold a role by themselves; what
+    their sets hold stands beside it. "mass": they bear at least 70% of the damage. "false": at most 5% of matched
+    weights that hurt would get one. "stability": κ of at least 0.7 over seeds, texts and kinds of damage, the worst of
+    them. Shares of fewer than ten weights that cost anything, or of fewer than twenty matched ones, are left open.
+    ``status``: "holds" where the 95% interval lies on the right side of the target, "fails" on the wrong side, else
+    "open"; the share of weights is counted in full and needs none.
     """
     first = primary(studies[0])
     if first is None:
@@ -73,7 +75,7 @@ def _at(table: pl.DataFrame, first: tuple[str, int]) -> list[dict[str, Any]]:
 
 def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
     found = _at(assigned(study), first)
-    if not found:
+    if not found or not found[0]["own_of"]:
         none = "no leading weight's damage exceeds the noise"
         return [{"goal": name, "target": target, "status": "open", "why_not": none}
                 for name, target in (("weights", WEIGHTS), ("mass", MASS))]  # fmt: skip
@@ -81,13 +83,13 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
     why = _few(study, first)
     if not why and r["missing"]:
         why = f"the mediators of {r['missing']} weights, or of matched ones, weren't held"
-    few = None if r["of"] >= FEWEST else (
-        f"{r['of']} leading weight{'s cost' if r['of'] != 1 else ' costs'} more than noise, and {FEWEST} are the least "
-        "that a share is judged by"
+    few = None if r["own_of"] >= FEWEST else (
+        f"{r['own_of']} leading weight{'s cost' if r['own_of'] != 1 else ' costs'} more than noise, and {FEWEST} are "
+        "the least that a share is judged by"
     )  # fmt: skip
     rows = []
-    for goal, target, ends in (("weights", WEIGHTS, ("share", "low", "high")),
-                               ("mass", MASS, ("mass", "mass_low", "mass_high"))):  # fmt: skip
+    for goal, target, ends in (("weights", WEIGHTS, ("own_share", "own_low", "own_high")),
+                               ("mass", MASS, ("own_mass", "own_mass_low", "own_mass_high"))):  # fmt: skip
         estimate, low, high = (r[name] for name in ends)
         if estimate is None or low is None or high is None:
             rows.append({"goal": goal, "target": target, "status": "open", "why_not": "all damage is within noise"})
@@ -97,9 +99,13 @@ def _shares(study: Study, first: tuple[str, int]) -> list[dict[str, Any]]:
         rows.append({
             "goal": goal, "target": target, "estimate": estimate, "low": low, "high": high,
             "status": "open" if few or (why and status != "holds") else status,
-            "evidence": f"{r['weights']} of {r['of']}", "why_not": why or few,
+            "evidence": f"{r['own']} of {r['own_of']}{_sets(r)}", "why_not": why or few,
         })  # fmt: skip
     return rows
+
+
+def _sets(r: dict[str, Any]) -> str:
+    return f"; with their sets {r['weights']} of {r['of']}" if r["sets"] or r["of"] != r["own_of"] else ""
 
 
 def _few(study: Study, first: tuple[str, int]) -> str | None:
@@ -117,9 +123,18 @@ def _false(study: Study, first: tuple[str, int]) -> dict[str, Any]:
     if not found:
         return told | {"status": "open", "why_not": "no two matched weights of one tensor were damaged"}
     r = found[0]
+    if r["threshold"] is None:
+        return told | {"status": "open", "why_not": "no leading weight passes, so that none is held to that"}
+    few = None if r["hurt"] >= HURT else (
+        f"{r['hurt']} of {r['matched']} matched weights hurt, so that only these could get one, and {HURT} are the "
+        "least that a share is judged by"
+    )  # fmt: skip
+    if not r["hurt"]:
+        return told | {"status": "open", "why_not": few}
     return told | {
-        "estimate": r["share"], "low": r["low"], "high": r["high"], "status": most(r["low"], r["high"], FALSE_ROLES),
-        "evidence": f"{r['false']} of {r['matched']}",
+        "estimate": r["share"], "low": r["low"], "high": r["high"],
+        "status": "open" if few else most(r["low"], r["high"], FALSE_ROLES),
+        "evidence": f"{r['false']} of {r['hurt']} that hurt, of {r['matched']}", "why_not": few,
     }  # fmt: skip
 
 
@@ -146,9 +161,11 @@ def _stable(studies: Sequence[Study]) -> dict[str, Any]:
 def fact_goals(study: Study) -> pl.DataFrame:
     """One row per goal that a study of facts can be held to, of the first corruption and one restored block.
 
-    "consistent": ρ between ways of asking for one fact is at least 0.5, and above that between different facts.
-    "stores": over places ρ of sensitivity and of what restoring gives back is at most 0.3, so that the weights that a
-    model hangs on aren't where tracing finds facts.
+    "consistent": ρ between ways of asking for one fact is at least 0.5, and surely above that between different
+    facts of a relation.
+    "stores": over places ρ of sensitivity and of what restoring gives back is at most 0.3, within attention and within
+    feed-forward layers, so that sensitivity isn't where facts return; of both together ρ would also tell that their
+    matrices differ in size. It fails if it does in either of them, and holds if it does in both.
     """
     if study.facts.is_empty():
         return pl.DataFrame(schema=GOALS)
@@ -170,24 +187,42 @@ def _consistent(study: Study) -> dict[str, Any]:
     if r is None:
         return told | {"status": "open", "why_not": "fewer than three facts are known in two ways of asking"}
     status = least(r["low"], r["high"], CONSISTENCY)
+    why = None if (r["difference_low"] or 0) > 0 else (
+        "no relation has two known facts" if r["others"] is None else "different facts agree as much"
+    )  # fmt: skip
     return told | {
         "estimate": r["rho"], "low": r["low"], "high": r["high"],
-        "status": status if status != "holds" or r["low"] > r["others"] else "open",
-        "why_not": "different facts agree as much" if r["low"] <= r["others"] else None,
-        "evidence": f"{r['sublayer']}, {r['facts']} facts; different facts {r['others']:.2f}".replace("-", "−"),
+        "status": "open" if why and status == "holds" else status, "why_not": why,
+        "evidence": f"{r['sublayer']}, {r['facts']} facts; {_more(r)}".replace("-", "−"),
     }  # fmt: skip
+
+
+def _more(r: dict[str, Any]) -> str:
+    if r["others"] is None:
+        return "no other fact of a relation"
+    ends = f"[{r['difference_low']:.2f}, {r['difference_high']:.2f}]"
+    return f"{r['difference']:.2f} {ends} more than different facts of a relation"
 
 
 def _stores(study: Study) -> dict[str, Any]:
     told = {"goal": "stores", "target": STORES}
     table = traced_sensitivity(study).filter(pl.col("position") == BEST)
-    r = _arm(table.sort(pl.col("corruption") != "subject", maintain_order=True), (BOTH,))
-    if r is None:
+    table = table.sort(pl.col("corruption") != "subject", "restored", maintain_order=True)
+    found = [r for r in (_arm(table, (sublayer,)) for sublayer in SUBLAYERS[1:]) if r is not None]
+    if not found:
         return told | {
             "status": "open",
             "why_not": "fewer than three known facts were traced at places with a sensitivity",
         }
+    each = [most(r["low"], r["high"], STORES) for r in found]
+    worst = max(found, key=lambda r: r["rho"])
     return told | {
-        "estimate": r["rho"], "low": r["low"], "high": r["high"], "status": most(r["low"], r["high"], STORES),
-        "evidence": f"{r['places']} places, {r['facts']} facts",
+        "estimate": worst["rho"], "low": worst["low"], "high": worst["high"],
+        "status": "fails" if "fails" in each else "open" if "open" in each else "holds",
+        "evidence": "; ".join(f"{r['sublayer']} {_within(r)} over {r['places']} places" for r in found)
+        + f"; {worst['facts']} facts",
     }  # fmt: skip
+
+
+def _within(r: dict[str, Any]) -> str:
+    return f"{r['rho']:.2f} [{r['low']:.2f}, {r['high']:.2f}]".replace("-", "−")

@@ -8,26 +8,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.roles.damages import DAMAGE, MATCHED
+from analysis.roles.damages import DAMAGE, MATCHED, hurts
 from analysis.statistics.crossed import crossed_interval
 from analysis.statistics.ratios import ratio
 from analysis.study import Study
 
-#: Share of the damage that holding the mediator must undo.
+#: Share of the damage that holding the mediator must undo, and by which it may miss the whole on either side.
 HALF = 0.5
-#: Share of what holding undoes of the leading weight's damage that it may undo of a matched weight's.
-UNSPECIFIC = 0.05
-#: Matched weights of the same tensor from which on they speak alone; of fewer, those of all tensors do.
+#: Share of matched weights' own damage that holding the mediator must undo less of.
+UNSPECIFIC = 0.5
+#: Matched weights that hurt from which on they say whether a mediator is specific: of the same tensor, else of all.
 ENOUGH = 3
-#: RMS damage of matched weights, nats per token, from which on a share of it is no matter of rounding.
-TOLD = 1e-5
 KEYS = [*DAMAGE, "role"]
 
 MEDIATED: dict[str, Any] = {
     **{name: pl.Int64 if name == "seed" else pl.String for name in KEYS}, "tensor": pl.String, "mediator": pl.String,
     "mediated": pl.Float64, "mediated_low": pl.Float64, "mediated_high": pl.Float64, "converse": pl.Float64,
-    "converse_low": pl.Float64, "converse_high": pl.Float64, "recovered": pl.Float64, "others_high": pl.Float64,
-    "others": pl.Int64, "others_share": pl.Float64, "specific": pl.Boolean, "why_unmediated": pl.String,
+    "converse_low": pl.Float64, "converse_high": pl.Float64, "recovered": pl.Float64, "others_held": pl.Int64,
+    "others": pl.Int64, "others_share": pl.Float64, "others_high": pl.Float64, "specific": pl.Boolean,
+    "why_unmediated": pl.String,
 }  # fmt: skip
 
 
@@ -53,11 +52,11 @@ def mediation(study: Study) -> pl.DataFrame:
     for further windows; null where the damage itself can't be told from 0. ``converse`` is Σ ΔNLL(intact, mediator as
     damaged)/Σ ΔNLL(damaged). ``recovered`` is what holding undoes, nats per token.
 
-    ``others_high`` is the upper 95% bound of the mean that holding undoes of matched weights' damage (of the same
-    tensor, if at least three were held; weights and windows crossed). A leading weight's mediator is ``specific`` if
-    that is at most 5% of ``recovered``; null where no matched weight was held. ``others_share`` is what it undoes as a
-    share of their damage, by least squares over weights and windows, as single ones may be of either sign; null where
-    their damage is rounding.
+    A mediator that carries any weight's damage says nothing of this weight's. So the same is asked of matched weights
+    that surely hurt (:func:`~analysis.roles.damages.hurts`), ``others`` of the ``others_held`` that were held, of the
+    same tensor if at least three of it hurt: ``others_share`` is the mean share of their own damage that holding
+    undoes, ``others_high`` its upper 95% bound for further weights and windows, crossed. A leading weight's mediator is
+    ``specific`` if that bound is below one half; null where fewer than three hurt, so that it can't be told.
     """
     table = study.mediations.filter(pl.col("status").is_in(["ok", "diverged", "empty"]))
     table = table.unique(KEYS, keep="first", maintain_order=True)
@@ -83,28 +82,24 @@ def _row(r: dict[str, Any], matched: pl.DataFrame) -> dict[str, Any]:
         told |= {"converse": converse["share"], "converse_low": converse["low"], "converse_high": converse["high"]}
     recovered = float((damage - held).mean())
     told["recovered"] = recovered
-    return told | (_specific(r, recovered, matched) if r["group"] != MATCHED else {})
+    return told | (_specific(r, matched) if r["group"] != MATCHED else {})
 
 
-def _specific(r: dict[str, Any], recovered: float, matched: pl.DataFrame) -> dict[str, Any]:
-    alike = [pl.col(c) == r[c] for c in ("role", "edit", "seed", "unit")]
-    mine = matched.filter(*alike)
-    near = mine.filter(pl.col("tensor") == r["tensor"])
-    damage, undone = _undone(near if len(near) >= ENOUGH else mine)
-    found: dict[str, Any] = {"others": len(undone)}
-    high = crossed_interval(undone).high if undone.size > 1 else float("nan")
-    if np.isnan(high):
+def _specific(r: dict[str, Any], matched: pl.DataFrame) -> dict[str, Any]:
+    mine = matched.filter(*(pl.col(c) == r[c] for c in ("role", "edit", "seed", "unit")))
+    every = _undone(mine)
+    near = _undone(mine.filter(pl.col("tensor") == r["tensor"]))
+    undone = near if len(near) >= ENOUGH else every
+    found: dict[str, Any] = {"others_held": len(mine), "others": len(undone)}
+    if len(undone) < ENOUGH:
         return found
-    if np.sqrt((damage**2).mean()) >= TOLD:
-        found["others_share"] = float((undone * damage).sum() / (damage**2).sum())
-    return found | {"others_high": float(high), "specific": bool(high <= UNSPECIFIC * recovered)}
+    high = float(crossed_interval(undone).high)
+    return found | {"others_share": float(undone.mean()), "others_high": high, "specific": high < UNSPECIFIC}
 
 
-def _undone(matched: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Matched weights' damage, and what holding the mediator undoes of it, both (weights, windows)."""
+def _undone(matched: pl.DataFrame) -> np.ndarray:
+    """What holding undoes of the damage of those that hurt, over each one's mean damage, (weights, windows)."""
     pairs = [(np.asarray(r["delta_nll"]), np.asarray(r["held_nll"])) for r in matched.iter_rows(named=True)]
     most = max((len(a) for a, _ in pairs), default=0)
-    told = [(a, a - b) for a, b in pairs if len(a) == most and np.isfinite(a - b).all()]
-    if not told:
-        return np.empty((0, 0)), np.empty((0, 0))
-    return np.stack([a for a, _ in told]), np.stack([b for _, b in told])
+    told = [(a - b) / a.mean() for a, b in pairs if len(a) == most and np.isfinite(a - b).all() and hurts(a.tolist())]
+    return np.stack(told) if told else np.empty((0, 0))

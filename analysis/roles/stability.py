@@ -33,9 +33,10 @@ def role_stability(*studies: Study) -> pl.DataFrame:
     on the same text nothing is compared).
 
     Compared are all pairs of a role and a leading weight that both conditions damaged. ``jaccard`` is the share of the
-    pairs with a role in either that have it in both, ``kappa`` Cohen's κ: agreement beyond chance over all pairs. Their
-    95% intervals are a bootstrap over weights, all pairs of a weight together. ``of`` is "roles" where both conditions
-    held mediators, else "necessity": which pairs are necessary.
+    pairs with a role in either that have it in both, ``kappa`` Cohen's κ with chance told within each role: that some
+    roles are common and others rare is no agreement (:func:`kappa`). Their 95% intervals are a bootstrap over weights,
+    all pairs of a weight together. Seeds and kinds of damage share their evaluation windows, texts don't. ``of`` is
+    "roles" where both conditions held mediators, else "necessity": which pairs are necessary.
     """
     tables = [(_text(study), leading(study).filter((pl.col("unit") == "weight") & (pl.col("rank") <= TOP)))
               for study in studies]  # fmt: skip
@@ -77,10 +78,12 @@ def _row(over: str, name: str, other_name: str, one: pl.DataFrame, other: pl.Dat
         return told | {"why_not": f"{weights} leading weight{'s' * (weights != 1)} in common"}
     counts = _counts(both)
     total = counts.sum(axis=0)
-    told |= {"both": int(total[0]), "only_one": int(total[1]), "only_other": int(total[2])}
-    if not total[:3].any():
+    pairs = total.sum(axis=0)
+    told |= {"both": int(pairs[0]), "only_one": int(pairs[1]), "only_other": int(pairs[2])}
+    if not pairs[:3].any():
         return told | {"why_not": "neither gives any weight a role"}
-    draws = np.random.default_rng(0).multinomial(weights, np.full(weights, 1 / weights), size=RESAMPLES) @ counts
+    drawn_weights = np.random.default_rng(0).multinomial(weights, np.full(weights, 1 / weights), size=RESAMPLES)
+    draws = np.tensordot(drawn_weights, counts, axes=1)
     for measure, value in (("jaccard", jaccard), ("kappa", kappa)):
         told[measure] = float(value(total))
         drawn = value(draws)
@@ -91,35 +94,42 @@ def _row(over: str, name: str, other_name: str, one: pl.DataFrame, other: pl.Dat
 
 
 def _counts(both: pl.DataFrame) -> np.ndarray:
-    """(weights, 4): a weight's pairs with the role in both, in one, in the other, in neither."""
-    a, b = pl.col("a"), pl.col("b")
-    kinds = (a & b, a & ~b, ~a & b, ~a & ~b)
-    table = both.group_by("subject", maintain_order=True).agg(*(k.sum().alias(str(i)) for i, k in enumerate(kinds)))
-    return table.drop("subject").to_numpy()
+    """(weights, roles, 4): 1 where a weight has the role in both, in one, in the other, in neither."""
+    a, b = both["a"].to_numpy(), both["b"].to_numpy()
+    (names, roles), kinds = (both[c].unique(maintain_order=True).to_list() for c in _PAIR), 3 - 2 * a.astype(int) - b
+    counts = np.zeros((len(names), len(roles), 4))
+    at = [both[c].replace_strict({v: i for i, v in enumerate(each)}).to_numpy()
+          for c, each in zip(_PAIR, (names, roles), strict=True)]  # fmt: skip
+    counts[at[0], at[1], kinds] = 1
+    return counts
 
 
 def jaccard(counts: np.ndarray) -> np.ndarray:
-    """Both over either, of (…, 4) counts; NaN where neither has any.
+    """Both over either, all roles together, of (…, roles, 4) counts; NaN where neither has any.
 
-    >>> float(jaccard(np.array([2, 1, 1, 96])))
+    >>> float(jaccard(np.array([[2, 1, 1, 96]])))
     0.5
     """
+    pairs = counts.sum(axis=-2)
     with np.errstate(invalid="ignore"):
-        return np.asarray(counts[..., 0] / counts[..., :3].sum(axis=-1))
+        return np.asarray(pairs[..., 0] / pairs[..., :3].sum(axis=-1))
 
 
 def kappa(counts: np.ndarray) -> np.ndarray:
-    """Cohen's κ = (observed − expected)/(1 − expected) agreement of (…, 4) counts; NaN where chance alone is 1.
+    """Cohen's κ = 1 − Σ disagreements/Σ disagreements by chance of (…, roles, 4) counts, both summed over roles.
 
-    >>> round(float(kappa(np.array([20, 5, 10, 15]))), 3)  # observed 0.7, expected 0.5
+    Chance is that of each role by itself. Over all pairs at once, two conditions would seem to agree merely because
+    both give some roles often and others never. NaN where chance can't disagree.
+
+    >>> round(float(kappa(np.array([[20, 5, 10, 15]]))), 3)  # observed 0.7, expected 0.5
     0.4
     """
     n = counts.sum(axis=-1)
-    yes = (counts[..., 0] + counts[..., 1]) / n, (counts[..., 0] + counts[..., 2]) / n
-    expected = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
-    observed = (counts[..., 0] + counts[..., 3]) / n
+    one, other = counts[..., 0] + counts[..., 1], counts[..., 0] + counts[..., 2]
+    by_chance = (one * (n - other) + (n - one) * other) / np.maximum(n, 1)
+    apart = (counts[..., 1] + counts[..., 2]).sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((observed - expected) / (1 - expected))
+        return np.asarray(1 - apart / by_chance.sum(axis=-1))
 
 
 def agreements(studies: Sequence[Study]) -> pl.DataFrame:

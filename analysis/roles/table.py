@@ -14,12 +14,14 @@ from analysis.statistics.inference import corrected
 from analysis.study import Study
 from esa_ray.spec.damage import PerturbSpec
 from esa_ray.spec.roles import RANKS_KEPT, side
-from esa_ray.statistics.null import FEWEST, SHARE, Null, judged
+from esa_ray.statistics.null import FEWEST, SHARE, Judged, judged
 
 #: False discovery rate of necessity.
 RATE = 0.05
 #: Role → the least that its condition must be: confidence keeps the order of the predictions.
 CONDITIONS = {"confidence": RANKS_KEPT}
+#: Roles whose mediator carries all damage of some block, whatever the weight does.
+BOTTLENECKS = ("bigram",)
 #: Matched weights from which on a tail can be fitted: of fewer no p survives the correction of many tests.
 ENOUGH = int(FEWEST / SHARE)
 #: Rows that share a null: changes of one metric under one kind of damage.
@@ -49,9 +51,12 @@ def weight_roles(study: Study) -> pl.DataFrame:
     and seed.
     ``mediated`` and what follows it: see :func:`~analysis.roles.mediation.mediation`. ``necessary``: q ≤ 5%, and the
     condition of the role is met. ``hurts``: the loss on the role's text surely rises; without that no share of the
-    damage can be mediated. ``holds``: necessary, mediated by at least half with its interval above 0, and specific.
+    damage can be mediated. ``enough``: MF is between 50% and 150% with its interval above 0; ``overshoots``: it is
+    above that, so that holding does something else than undo the damage. ``holds``: necessary, mediated, and not
+    unspecific. ``untold``: it holds, but too few matched weights hurt to tell whether the mediator is specific; a role
+    whose mediator is a bottleneck (:data:`BOTTLENECKS`) needs to be told, as necessity carries no role alone.
     ``cost`` and ``above_noise`` are those of the damage (:func:`~analysis.roles.damages.damages`). ``missing``:
-    necessary, and it hurts, but its mediator, or that of matched weights, wasn't held, so that nothing can be said.
+    necessary, and it hurts, but its mediator wasn't held, so that nothing can be said.
     """
     found = [_pooled(mine) for _, mine in _usable(study).group_by(POOL, maintain_order=True)]
     table = pl.concat(found) if found else pl.DataFrame(schema=ROLES)
@@ -78,7 +83,7 @@ def _pooled(mine: pl.DataFrame) -> pl.DataFrame:
     sign = side(mine["role"][0], PerturbSpec.parse(mine["edit"][0]))
     found = judged(*_changes(leads), *_changes(matched), side=sign)
     rows = [
-        _row(r, times, p, found.null)
+        _row(r, times, p, found)
         for part, every, ps in ((leads, found.times_L, found.p_L), (matched, found.times_M, found.p_M))
         for r, times, p in zip(part.iter_rows(named=True), every, ps, strict=True)
     ]
@@ -99,14 +104,15 @@ def _changes(part: pl.DataFrame) -> tuple[list[str], np.ndarray]:
     return part["tensor"].to_list(), part["change"].to_numpy()
 
 
-def _row(r: dict[str, Any], times: float, p: float, reference: Null) -> dict[str, Any]:
-    n = reference.counts.get(r["tensor"], 0)
+def _row(r: dict[str, Any], times: float, p: float, found: Judged) -> dict[str, Any]:
+    n = found.null.counts.get(r["tensor"], 0)
     why = None
     if np.isnan(p):
         why = "no matched weight of its tensor was damaged" if not n else "too few matched weights were damaged"
+        why = "damage of its tensor can't reach it" if r["tensor"] in found.beyond_reach else why
     return _named(r) | {
         "matched": n,
-        "null": len(reference.pool),
+        "null": len(found.null.pool),
         "times": float(times) if n else None,
         "p": None if np.isnan(p) else float(p),
         "why_not": why,
@@ -117,13 +123,18 @@ def _judged(table: pl.DataFrame) -> pl.DataFrame:
     least = pl.col("role").replace_strict(CONDITIONS, default=None, return_dtype=pl.Float64)
     met = least.is_null() | (pl.col("condition") >= least).fill_null(value=False)
     necessary = (pl.col("q") <= RATE).fill_null(value=False) & met
-    enough = ((pl.col("mediated") >= HALF) & (pl.col("mediated_low") > 0)).fill_null(value=False)
+    near = (pl.col("mediated") - 1).abs() <= HALF + 1e-9
+    enough = (near & (pl.col("mediated_low") > 0)).fill_null(value=False)
+    untold = pl.col("specific").is_null()
+    specific = pl.col("specific").fill_null(~pl.col("role").is_in(BOTTLENECKS))
     unheld = pl.col("recovered").is_null() & pl.col("why_unmediated").is_null()
     return table.with_columns(
         necessary=necessary,
         enough=enough,
-        holds=necessary & enough & pl.col("specific").fill_null(value=False),
-        missing=necessary & pl.col("hurts") & (unheld | (enough & pl.col("specific").is_null())),
+        overshoots=(pl.col("mediated") > 1 + HALF).fill_null(value=False),
+        holds=necessary & enough & specific,
+        untold=necessary & enough & specific & untold,
+        missing=necessary & pl.col("hurts") & unheld,
         unmet=~met & (pl.col("q") <= RATE).fill_null(value=False),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from analysis.statistics.inference import LEVEL, weighted_spearman
 from analysis.study import Study
@@ -31,7 +32,8 @@ KNOWN: dict[str, Any] = {
 }  # fmt: skip
 CONSISTENT: dict[str, Any] = {
     "corruption": pl.String, "restored": pl.Int64, "sublayer": pl.String, "facts": pl.Int64, "pairs": pl.Int64,
-    "rho": pl.Float64, "low": pl.Float64, "high": pl.Float64, "others": pl.Float64, "same_peak": pl.Float64,
+    "rho": pl.Float64, "low": pl.Float64, "high": pl.Float64, "others": pl.Float64, "difference": pl.Float64,
+    "difference_low": pl.Float64, "difference_high": pl.Float64, "same_peak": pl.Float64,
 }  # fmt: skip
 SENSITIVE: dict[str, Any] = {
     "corruption": pl.String, "restored": pl.Int64, "sublayer": pl.String, "position": pl.String, "places": pl.Int64,
@@ -116,9 +118,10 @@ def consistency(study: Study) -> pl.DataFrame:
     """One row per corruption, number of restored blocks and sub-layer: do ways of asking for a fact agree on where?
 
     ``rho`` is the mean over facts of Spearman's ρ, over places (position × block), between two paraphrases of one fact
-    that the model knows, with a bootstrap's 95% interval over facts. ``others`` is the same between paraphrases of two
-    *different* facts: what any prompt has in common. ``same_peak`` is the share of pairs whose largest effect lies at
-    the same position and within one block.
+    that the model knows, with a bootstrap's 95% interval over facts. ``others`` is the same between two paraphrases of
+    two *different* facts of one relation, over all pairs of these: what prompts of the kind have in common.
+    ``difference`` is ``rho`` less ``others``, by the same bootstrap; null where no relation has two facts.
+    ``same_peak`` is the share of pairs whose largest effect lies at the same position and within one block.
     """
     rows = []
     for key, mine in _traced_rows(study).group_by(ARM, maintain_order=True):
@@ -128,14 +131,9 @@ def consistency(study: Study) -> pl.DataFrame:
         pairs = {fact: list(combinations(mine_, 2)) for fact, mine_ in own.items() if len(mine_) > 1}
         if len(pairs) < FEWEST:
             continue
-        means = np.array([np.nanmean([_rho(a, b) for a, b in each]) for each in pairs.values()])
-        drawn = _draws(len(means)) @ means / len(means)
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         every = [pair for each in pairs.values() for pair in each]
-        others = [_rho(own[a][0], own[b][-1]) for a, b in zip(facts, facts[1:] + facts[:1], strict=True)]
-        rows.append(dict(zip(ARM, key, strict=True)) | {
-            "facts": len(pairs), "pairs": len(every), "rho": float(means.mean()), "low": float(low),
-            "high": float(high), "others": float(np.nanmean(others)),
+        told = dict(zip(_AGREED, _agreed(mine, maps), strict=True))
+        rows.append(dict(zip(ARM, key, strict=True)) | {"facts": len(pairs), "pairs": len(every)} | told | {
             "same_peak": float(np.mean([_same_peak(a, b) for a, b in every])),
         })  # fmt: skip
     return pl.DataFrame(rows, schema=CONSISTENT).sort(
@@ -144,6 +142,7 @@ def consistency(study: Study) -> pl.DataFrame:
 
 
 Map = dict[tuple[str, int], float]
+_AGREED = ("rho", "low", "high", "others", "difference", "difference_low", "difference_high")
 
 
 def _maps(mine: pl.DataFrame) -> dict[tuple[str, int], Map]:
@@ -154,11 +153,55 @@ def _maps(mine: pl.DataFrame) -> dict[tuple[str, int], Map]:
     return found
 
 
-def _rho(a: Map, b: Map) -> float:
-    places = sorted(a.keys() & b.keys())
-    if len(places) < FEWEST:
-        return float("nan")
-    return weighted_spearman(np.array([a[p] for p in places]), np.array([b[p] for p in places]))
+def _agreed(mine: pl.DataFrame, maps: dict[tuple[str, int], Map]) -> list[float | None]:
+    """ρ of ways of asking for one fact and for others of its relation, their difference, and intervals over facts."""
+    kinds = {r[0]: r[1:] for r in mine.select("fact", "source", "relation").unique(maintain_order=True).rows()}
+    keys, rho = list(maps), _correlations(list(maps.values()))
+    facts, ways = (np.array([key[i] for key in keys]) for i in (0, 1))
+    names = sorted(kinds)
+    one_hot = (facts == np.array(names)[:, None]).astype(float)
+    told = np.isfinite(rho) & (ways[:, None] != ways)
+    sums, counts = (one_hot @ np.where(told, x, 0.0) @ one_hot.T for x in (rho, 1.0))
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
+    alike = np.array([[kinds[a] == kinds[b] for b in names] for a in names]) & ~np.eye(len(names), dtype=bool)
+    own, cross, paired = np.diagonal(means), np.nan_to_num(means), (alike & (counts > 0)).astype(float)
+    drawn = np.vstack([np.ones(len(names)), _draws(len(names))])
+    has = np.isfinite(own).astype(float)
+    with np.errstate(invalid="ignore"):
+        same = (drawn @ np.nan_to_num(own)) / (drawn @ has)
+        others = ((drawn @ (cross * paired)) * drawn).sum(axis=1) / ((drawn @ paired) * drawn).sum(axis=1)
+    found: list[float | None] = [float(same[0]), *_ends(same[1:])]
+    if not paired.any():
+        return [*found, None, None, None, None]
+    return [*found, float(others[0]), float(same[0] - others[0]), *_ends((same - others)[1:])]
+
+
+def _ends(drawn: np.ndarray) -> list[float]:
+    return np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+
+
+def _correlations(maps: list[Map]) -> np.ndarray:
+    """Spearman's ρ of every two maps over the places that both have; NaN of few places, and where nothing varies."""
+    kinds: dict[frozenset[tuple[str, int]], list[int]] = {}
+    for i, each in enumerate(maps):
+        kinds.setdefault(frozenset(each), []).append(i)
+    found = np.full((len(maps), len(maps)), np.nan)
+    for a, rows in kinds.items():
+        for b, columns in kinds.items():
+            places = sorted(a & b)
+            if len(places) >= FEWEST:
+                one, other = (_standing([[maps[i][p] for p in places] for i in each]) for each in (rows, columns))
+                found[np.ix_(rows, columns)] = one @ other.T
+    return found
+
+
+def _standing(values: list[list[float]]) -> np.ndarray:
+    """Ranks of each row less their mean, of length 1; NaN where all are alike."""
+    ranks = stats.rankdata(np.array(values), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(ranks, axis=1, keepdims=True)
+    return np.asarray(ranks / np.where(length > 0, length, np.nan))
 
 
 def _same_peak(a: Map, b: Map) -> bool:

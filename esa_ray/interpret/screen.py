@@ -93,7 +93,8 @@ def standing_out(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> list[
     A leading subject passes for a role if its |change| exceeds the 95% quantile of the role's null, of the same seed,
     unit and damage, has the sign that taking away a weight with the role gives it, and the damage raises the loss of
     the role's text at all. For each role that one passes for, a few
-    matched subjects of the same tensors are held, too: holding is to undo nothing of theirs.
+    matched subjects are held, too, to tell whether holding undoes any damage: those that hurt, first of the same
+    tensors.
 
     Parameters
     ----------
@@ -135,8 +136,16 @@ def _by_role(of: Sequence[Subject], rows: Sequence[dict[str, Any]]) -> Iterator[
 
 
 def _alike(passed: Sequence[Subject], null: Sequence[Tested]) -> list[Subject]:
-    """A few matched subjects of the tensors of those that passed, evenly over them."""
+    """A few matched subjects: of the tensors of those that passed such that hurt, then of others, then any of theirs.
+
+    Of damage that is no more than noise no share can be undone.
+    """
+    if not passed:
+        return []
     tensors = {subject.tensor for subject in passed}
-    mine = [each.subject for each in null if each.subject.tensor in tensors]
-    n = min(SPECIFICITY, len(mine))
-    return [mine[i * len(mine) // n] for i in range(n)]
+    near, far = ([t for t in null if (t.subject.tensor in tensors) == here] for here in (True, False))
+    found: list[Subject] = []
+    for mine in ([t for t in near if t.hurts], [t for t in far if t.hurts], [t for t in near if not t.hurts]):
+        n = min(SPECIFICITY - len(found), len(mine))
+        found += [mine[i * len(mine) // n].subject for i in range(n)]
+    return found

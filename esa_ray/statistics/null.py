@@ -84,12 +84,13 @@ class Null:
 
     means: dict[str, float]
     counts: dict[str, int]
-    #: Residuals of the matched weights scaled to σ, in the order in which they were given; NaN of a tensor's only one.
+    #: Residuals of the matched weights scaled to σ, in the order in which they were given; NaN of a tensor's only one,
+    #: and of those that all do the same, as they say nothing of how weights of a tensor differ.
     residuals: np.ndarray
 
     @property
     def pool(self) -> np.ndarray:
-        """The residuals of tensors that have two weights or more."""
+        """The residuals of tensors whose weights differ."""
         return self.residuals[np.isfinite(self.residuals)]
 
     def scaled(self, tensors: Sequence[str], logs: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ def null(tensors: Sequence[str], logs: np.ndarray) -> Null:
         mine = names == name
         n = int(mine.sum())
         means[name], counts[name] = float(logs[mine].mean()), n
-        if n > 1:
+        if n > 1 and np.ptp(logs[mine]) > 0:
             residuals[mine] = (logs[mine] - means[name]) / np.sqrt(1 - 1 / n)
     return Null(means, counts, residuals)
 
@@ -149,7 +150,9 @@ def floor_of(changes: np.ndarray) -> float:
 class Judged:
     """Changes of leading and of matched weights with their p; NaN where there is none.
 
-    ``times`` is |change| over the geometric mean of |change| of the tensor's matched weights.
+    ``times`` is |change| over the geometric mean of |change| of the tensor's matched weights. ``beyond_reach`` are
+    tensors of which no weight, leading or matched, changes the metric at all: damage there can't reach it (that of the
+    last block's feed-forward layer comes after all attention). They are no tests, and have no p.
     """
 
     null: Null
@@ -157,6 +160,7 @@ class Judged:
     p_L: np.ndarray
     times_M: np.ndarray
     p_M: np.ndarray
+    beyond_reach: frozenset[str] = frozenset()
 
 
 def judged(
@@ -171,8 +175,12 @@ def judged(
     x_L, x_M = logs(changes_L, floor), logs(changes_M, floor)
     found = null(tensors_M, x_M)
     p_L, p_M = found.p(tensors_L, x_L), found.own_p()
+    moved = {t for tensors, changes in ((tensors_L, changes_L), (tensors_M, changes_M))
+             for t, change in zip(tensors, changes, strict=True) if change != 0}  # fmt: skip
+    beyond = frozenset(set(tensors_M) - moved)
+    p_L[[t in beyond for t in tensors_L]] = np.nan
     for changes, p in ((changes_L, p_L), (changes_M, p_M)):
         p[(changes * side < 0) & np.isfinite(p)] = 1.0
     times = (np.exp(x - np.array([found.means.get(t, np.nan) for t in tensors]))
              for tensors, x in ((tensors_L, x_L), (tensors_M, x_M)))  # fmt: skip
-    return Judged(found, next(times), p_L, next(times), p_M)
+    return Judged(found, next(times), p_L, next(times), p_M, beyond)

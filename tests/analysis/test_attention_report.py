@@ -70,7 +70,8 @@ def test_the_dissociation_is_told_with_both_clearest_weights(study):
     assert "takes sinks alone, the clearest q [1, 0] in block 1." in section.answer
     assert "Most spikes go with q [0, 0] in block 1: 10.0% are kept, and 95.0% of sinks." in section.answer
     assert "Most sinks go with q [1, 0] in block 1: 20.0% are kept, and 100.0% of spikes." in section.answer
-    assert "By degrees, 1 of 14 mainly take spikes and 13 mainly take sinks, beyond matched weights." in section.answer
+    assert "By degrees, 1 of 14 mainly take spikes and 13 mainly take sinks, beyond matched weights" in section.answer
+    assert "chosen by a score: no test" in section.answer
     assert len(section.tables[0].rows) == 14  # seven outcomes of leading and matched weights
 
 

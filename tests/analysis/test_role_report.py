@@ -3,6 +3,7 @@
 import io
 import re
 
+import polars as pl
 import pytest
 from rich.console import Console
 
@@ -90,12 +91,25 @@ def test_cards_stand_by_cost_and_say_why_a_weight_is_unassigned(told):
 
 
 def test_a_bigram_weights_card_says_that_its_mediator_carries_all_damage_of_block_0(tmp_path):
-    study = written(tmp_path, **planted({1: {"bigram": 1.0}}, roles=("bigram",)))
+    study = written(tmp_path, **planted({1: {"bigram": 1.0}}, roles=("bigram",), leak=1.0))
     told = {s.id: s for s in answered(study, set(), "roles")}
     card = told["role_cards"].cards[0]
-    assert card.badges == ["bigram weight"]
-    assert "as it would of any weight in block 0: it holds the role because its metric changes" in card.answer
-    assert "by mediation bigram isn't told from acting in block 0" in told["mediated"].caveat
+    assert card.badges == ["unassigned"]
+    assert "of the damage, as it does of any weight in block 0" in card.answer
+    assert "by mediation bigram isn't told from acting in block 0" in " ".join(told["mediated"].caveat.split())
+
+
+def test_a_card_warns_where_holding_undoes_more_than_there_is_or_might_undo_any_damage(tmp_path):
+    found = planted({1: {"spike": 1.3}, 2: {"sink": 2.3}}, roles=("spike", "sink"))
+    for row in found["mediations"]:
+        if row["group"] == "matched_k":
+            row["delta_nll"] = [x * (-1) ** i for i, x in enumerate(row["delta_nll"])]
+    told = {s.id: s for s in answered(written(tmp_path, **found), set(), "roles")}
+    cards = {c.id: c for c in told["role_cards"].cards}
+    assert "more than there is: the mediator does something of its own, too" in cards["weight-1"].answer
+    assert "whether it would of any weight can't be told" in cards["weight-1"].answer
+    assert cards["weight-2"].badges == ["unassigned"]
+    assert "230.0% [230.0%, 230.0%], more than there is" in cards["weight-2"].answer
 
 
 def test_text_of_a_model_is_escaped_in_the_page(study):
@@ -112,7 +126,17 @@ def test_verdicts_judge_roles_by_their_intervals(study):
     found = {v.id: v for v in analysis.verdicts(study)}
     assert [found[f"P5.4{x}"].status for x in "pqrs"] == ["fails", "fails", "holds", "open"]
     assert found["P5.4p"].evidence == "6.7% [0.8%, 22.1%] (2 of 30)"
-    assert found["P5.4r"].evidence == "0.0% [0.0%, 3.6%] (0 of 100)"
+    assert found["P5.4r"].evidence == "0.0% [0.0%, 3.6%] (0 of 100 that hurt, of 100)"
+
+
+def test_a_change_stands_beside_its_share_of_the_intact_metric(study, told):
+    change = study.roles.filter(
+        (pl.col("rank") == 3) & (pl.col("group") == "super") & (pl.col("role") == "frequency") & (pl.col("seed") == 1)
+    )["change"].item()
+    necessary, card = told["necessity"].tables[0], told["role_cards"].cards[2].tables[0]
+    rows = [next(r for r in t.rows if "frequency" in r) for t in (necessary, card)]
+    assert [r[t.columns.index("change/intact")] for r, t in zip(rows, (necessary, card), strict=True)] == (
+        [f"{change / 10:.1%}"] * 2)  # intact is 10  # fmt: skip
 
 
 def test_tables_are_written_as_latex(study):

@@ -113,6 +113,32 @@ def test_of_one_side_weights_like_the_matched_ones_pass_no_more_often_than_said(
         assert (p <= alpha).mean() <= alpha
 
 
+@pytest.mark.parametrize("dead", [0, 20])
+def test_tensors_that_cannot_reach_a_metric_do_not_dilute_its_null(dead):
+    rng, found = np.random.default_rng(9), []
+    names = [f"t{i}" for i in range(40)]
+    for _ in range(40):
+        leading, matched = drawn(rng, "normal", 40, 5)
+        leading[:dead], matched[:dead] = 0.0, 0.0
+        told = judged(names, leading, [n for n in names for _ in range(5)], matched.ravel())
+        assert told.beyond_reach == set(names[:dead])
+        assert np.isnan(told.p_L[:dead]).all()
+        assert np.isnan(told.p_M[: 5 * dead]).all()
+        assert len(told.null.pool) == 5 * (40 - dead)
+        found.append(told.p_L[dead:])
+    p = np.concatenate(found)
+    error = np.sqrt(0.05 * 0.95 / len(p))
+    assert abs((p <= 0.05).mean() - 0.05) < 4 * error
+
+
+def test_a_leading_weight_that_changes_what_no_matched_one_of_its_tensor_does_is_tested():
+    told = judged(["a", "b"], np.array([8.0, 0.0]), ["a", "a", "b", "b", "c", "c", "c"],
+                  np.array([0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]))  # fmt: skip
+    assert told.beyond_reach == {"b"}
+    assert told.p_L[0] == pytest.approx(1 / 4)  # beyond all three residuals of c
+    assert np.isnan(told.p_L[1])
+
+
 def test_times_are_over_the_geometric_mean_of_the_tensors_matched_weights():
     told = judged(["a", "b", "c"], np.array([-8.0, 8.0, 8.0]), ["a", "a", "b"], np.array([1.0, -4.0, 16.0]))
     assert told.times_L[:2] == pytest.approx([4.0, 0.5])

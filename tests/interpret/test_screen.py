@@ -15,7 +15,7 @@ HURT, IDLE = [0.3, 0.4, 0.5, 0.4], [0.4, -0.4, 0.3, -0.3]
 def planted(tmp_path):
     """A study with 40 matched weights, half in each tensor, whose changes are planted, and leading ones given."""
 
-    def of(changes, role="position", losses=None, scale=(1.0, 1.0), null=20, **roles):
+    def of(changes, role="position", losses=None, scale=(1.0, 1.0), null=20, hurting=None, **roles):
         leading = [weight("super", i + 1, tensor, row=1, col=i) for i, (tensor, _) in enumerate(changes)]
         rng = np.random.default_rng(0)
         rows = [
@@ -30,6 +30,8 @@ def planted(tmp_path):
             row = {"role": role, "status": "ok", "change": mine, "delta_nll": HURT}
             if losses and not matched:
                 row["delta_nll"] = losses[subject.rank - 1]
+            if matched and hurting is not None:
+                row["delta_nll"] = HURT if (subject.tensor, subject.rank) in hurting else IDLE
             full = dict.fromkeys(TABLES["roles"].names) | subject.columns() | row | {"role_id": subject.label}
             store.write("roles", subject.label, [full])
         return spec, store
@@ -67,6 +69,15 @@ def test_a_few_matched_weights_of_the_same_tensors_are_held_too(planted):
     null = [subject for subject, _ in found if subject.group == "matched_k"]
     assert len(null) == SPECIFICITY
     assert {subject.tensor for subject in null} == {UP}
+
+
+def test_of_matched_weights_those_that_hurt_are_held_first_those_of_the_same_tensors_before_others(planted):
+    hurting = {(UP, 3), (UP, 17), (DOWN, 4)}
+    found = screened(*planted([(UP, 50.0)], hurting=hurting))
+    null = [(subject.tensor, subject.rank) for subject, _ in found if subject.group == "matched_k"]
+    assert null[:3] == [(UP, 3), (UP, 17), (DOWN, 4)]
+    assert len(null) == SPECIFICITY
+    assert {tensor for tensor, _ in null[3:]} == {UP}
 
 
 def test_where_nothing_passes_nothing_is_held(planted):

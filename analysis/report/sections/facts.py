@@ -11,7 +11,8 @@ from analysis.report.figures.facts import NAMES, TRACING_MAPS, traced_places
 from analysis.report.parts import Figure, Section, Table
 from analysis.report.questions import question
 from analysis.report.sections.roles import ends
-from analysis.roles.tracing import BEST, BOTH, consistency, known_facts, traced, traced_sensitivity
+from analysis.roles.goals import fact_goals
+from analysis.roles.tracing import consistency, known_facts, traced, traced_sensitivity
 from analysis.study import Study
 from esa_ray.spec.roles import CORRUPTIONS
 
@@ -111,6 +112,7 @@ def facts_consistent(study: Study) -> Section | None:
     rows = [
         [r["corruption"], str(r["restored"]), r["sublayer"], str(r["facts"]), str(r["pairs"]),
          wording.within(r["rho"], r["low"], r["high"]), wording.within(r["others"], None, None),
+         wording.within(r["difference"], r["difference_low"], r["difference_high"]),
          wording.percent(r["same_peak"])]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
@@ -119,18 +121,27 @@ def facts_consistent(study: Study) -> Section | None:
         "facts_consistent", "Do ways of asking agree on where a fact is?",
         "Two ways of asking for one fact have maps that correlate with ρ "
         f"{wording.within(r['rho'], r['low'], r['high'])} "
-        f"({r['sublayer']}, {r['facts']} facts); ways of asking for different facts with "
-        f"{wording.within(r['others'], None, None)}: {_own(r)}.",
+        f"({r['sublayer']}, {r['facts']} facts){_against(r)}.",
         "ρ is Spearman's over places (position × block), of two paraphrases that the model both knows, averaged over "
-        "facts; 95% intervals are a bootstrap over facts. What maps of different facts have in common is no fact's "
-        "own. Same peak: the largest effect at the same position and within one block.",
+        "facts; 95% intervals are a bootstrap over facts. Different facts are all pairs of one relation, asked for in "
+        "different ways, too: what their maps have in common is no fact's own. The difference has the same bootstrap. "
+        "Same peak: the largest effect at the same position and within one block.",
         [], [Table(["<corruption", "restored blocks", "<sub-layer", "facts", "pairs", "<ρ", "different facts",
-                    "same peak"], rows)],
+                    "<difference", "same peak"], rows)],
     )  # fmt: skip
 
 
+def _against(r: dict[str, Any]) -> str:
+    if r["others"] is None:
+        return "; no relation has two known facts to compare them with"
+    return (
+        f"; ways of asking for different facts of a relation with {wording.within(r['others'], None, None)}, that is "
+        f"{wording.within(r['difference'], r['difference_low'], r['difference_high'])} less: {_own(r)}"
+    )
+
+
 def _own(r: dict[str, Any]) -> str:
-    if r["low"] > r["others"]:
+    if r["difference_low"] > 0:
         return "a map is the fact's own, beyond what all prompts have in common"
     return "what the maps have in common is mostly that of any prompt"
 
@@ -146,14 +157,13 @@ def fact_stores(study: Study) -> Section | None:
          str(r["places"]), str(r["facts"]), wording.within(r["rho"], r["low"], r["high"])]
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
-    r = table.filter((pl.col("sublayer") == BOTH) & (pl.col("position") == BEST)).head(1).to_dicts()
     return Section(
-        "fact_stores", "Does the model hang on the weights where its facts are?",
-        _stores(r[0]) if r else "Too few places have a sensitivity.",
+        "fact_stores", "Does the model hang on the weights where its facts are?", _stores(study),
         "Over places (block × sub-layer): Spearman's ρ of the sensitivity Σ|g·w| of the place's last matrix on the "
         "study's calibration text with what restoring the place gives back. 95% intervals are a bootstrap over facts "
-        "and blocks at once. Neighbouring blocks resemble each other, so that the interval is rather too narrow; the "
-        "sub-layers apart tell whether ρ only says that attention and feed-forward layers differ.",
+        "and blocks at once. Neighbouring blocks resemble each other, so that the interval is rather too narrow. It is "
+        "judged within attention and within feed-forward layers: of both together ρ also says that their matrices "
+        "differ in size, and with it in Σ|g·w|.",
         [Figure("traced_places", "Sensitivity against what restoring gives back, a point a place; ρ in the table",
                 "Every block's attention and feed-forward layer: its sensitivity against what restoring it gives back, "
                 "at "
@@ -162,13 +172,13 @@ def fact_stores(study: Study) -> Section | None:
     )  # fmt: skip
 
 
-def _stores(r: dict[str, Any]) -> str:
-    said = (
-        "critical weights aren’t where facts are" if r["high"] <= 0 else
-        "the model is more sensitive where its facts come back" if r["low"] > 0 else
-        "no relation can be told"
-    )  # fmt: skip
-    return (
-        f"Over {r['places']} places ρ of sensitivity and of what restoring gives back is "
-        f"{wording.within(r['rho'], r['low'], r['high'])}: {said}."
-    )
+def _stores(study: Study) -> str:
+    r = next(r for r in fact_goals(study).to_dicts() if r["goal"] == "stores")
+    if r["estimate"] is None:
+        return f"Nothing can be said: {r['why_not']}."
+    said = {
+        "holds": "if sensitivity goes with where facts return at all, then hardly",
+        "fails": "the model is more sensitive where its facts return",
+        "open": "whether sensitivity goes with where facts return can’t be told",
+    }[r["status"]]  # fmt: skip
+    return f"Within sub-layers ρ of sensitivity and of what restoring gives back is: {r['evidence']}. So {said}."

@@ -8,17 +8,17 @@ from analysis.report import wording
 from analysis.report.figures.roles import CARD_MAPS
 from analysis.report.parts import Bar, Card, Figure, Section, Table
 from analysis.report.questions import question
-from analysis.report.sections.roles import called, damaged_words, ends, mediated_words, place
+from analysis.report.sections.roles import called, damaged_words, ends, mediated_words, of_intact, place
 from analysis.roles.assigned import TOP
 from analysis.roles.cards import Told, told
 from analysis.study import Study
 
 #: Tokens that a card names, and kinds of damage beside the first.
 TOKENS, OTHERS = 10, 6
-#: Role → what its mediator doesn't tell.
-UNTOLD = {"bigram": " (as it would of any weight in block 0: it holds the role because its metric changes)"}
-COLUMNS = ["<role", "change", "intact", "× matched", "q", "<undone by holding", "<by the mediator alone", "<specific",
-           "<holds"]  # fmt: skip
+#: Role whose mediator is a bottleneck → what that means.
+UNTOLD = {"bigram": ", as it does of any weight in block 0"}
+COLUMNS = ["<role", "change", "intact", "change/intact", "× matched", "q", "<undone by holding",
+           "<by the mediator alone", "<specific", "<holds"]  # fmt: skip
 
 
 @question("roles", *CARD_MAPS)
@@ -97,7 +97,7 @@ def _does(t: Told) -> str:
     if t.held:
         parts = [
             f"{_article(called(r['role']))}: holding {short(r['mediator'])} undoes {mediated_words(r)} of the damage"
-            + _alone(r) + UNTOLD.get(r["role"], "") for r in t.held
+            + _alone(r) + _warned(r) for r in t.held
         ]  # fmt: skip
         return f"It is {'; and '.join(parts)}."
     if not t.counts:
@@ -108,14 +108,21 @@ def _does(t: Told) -> str:
         return f"No role is assigned: none of {len(tested)} metrics changes more than by damage to matched weights."
     best = max(near, key=lambda r: -1.0 if r["mediated"] is None else r["mediated"])
     why = (
-        f"holding {short(best['mediator'])} undoes {mediated_words(best)} of the damage"
+        f"holding {short(best['mediator'])} undoes {mediated_words(best)} of the damage{UNTOLD.get(best['role'], '')}"
         if best["mediated"] is not None
         else f"whether {best['role']} explains it can't be told ({mediated_words(best)})"
     )  # fmt: skip
     return (
         f"No role is assigned: it changes {', '.join(r['role'] for r in near)} more than matched weights do, but {why}"
+        + (": the mediator does something of its own" if best["overshoots"] else "")
         + (", as of matched weights’" if best["enough"] and best["specific"] is False else "") + "."
     )  # fmt: skip
+
+
+def _warned(r: dict[str, Any]) -> str:
+    """What stands against a role that is held: holding undoes more than there is, or might undo any damage."""
+    over = ", more than there is: the mediator does something of its own, too" if (r["mediated_low"] or 0) > 1 else ""
+    return over + (", and whether it would of any weight can't be told" if r["untold"] else "")
 
 
 def short(mediator: str) -> str:
@@ -165,7 +172,7 @@ def shown(token: str) -> str:
 
 def _row(r: dict[str, Any]) -> list[str]:
     if r["p"] is None and r["change"] is None:
-        return [r["role"], *["–"] * 4, r["why_not"] or "–", "–", "–", "can't be told"]
+        return [r["role"], *["–"] * 5, r["why_not"] or "–", "–", "–", "can't be told"]
     converse = "–" if r["converse"] is None else (
         f"{wording.percent(r['converse'])} {ends(r['converse_low'], r['converse_high'])}"
     )  # fmt: skip
@@ -173,8 +180,8 @@ def _row(r: dict[str, Any]) -> list[str]:
     times = "–" if r["times"] is None else f"×{wording.significant(r['times'])}"
     undone = mediated_words(r) if r["recovered"] is not None or r["why_unmediated"] else "–"
     return [
-        r["role"], wording.signed(r["change"]), wording.significant(r["intact"]), times, wording.p_value(r["q"]),
-        undone,
+        r["role"], wording.signed(r["change"]), wording.significant(r["intact"]), of_intact(r), times,
+        wording.p_value(r["q"]), undone,
         converse.replace("-", "−"), specific, "yes" if r["holds"] else "can't be told" if r["missing"] else "no",
     ]  # fmt: skip
 

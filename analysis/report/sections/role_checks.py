@@ -15,6 +15,7 @@ from analysis.report.sections.roles import at_first
 from analysis.roles.assigned import ANY
 from analysis.roles.false import false_roles
 from analysis.roles.first_order import foretold_changes
+from analysis.roles.goals import HURT
 from analysis.roles.stability import role_stability
 from analysis.roles.table import RATE
 from analysis.study import Study
@@ -27,23 +28,39 @@ def false_positives(study: Study) -> Section | None:
     if table.is_empty():
         return None
     rows = [
-        [r["role"], str(r["matched"]), str(r["nominal"]), str(r["necessary"]), str(r["held"]), str(r["false"]),
-         f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}"]
+        [r["role"], str(r["matched"]), str(r["nominal"]), str(r["hurt"]), str(r["necessary"]), str(r["held"]),
+         str(r["false"]), _share(r)]
         for r in table.sort(pl.col("role") != ANY, maintain_order=True).iter_rows(named=True)
     ]  # fmt: skip
     every = table.filter(pl.col("role") == ANY).row(0, named=True)
     return Section(
         "false_positives", "Would weights without a role get one?",
-        f"{every['false']} of {every['matched']} matched weights would hold a role: {wording.percent(every['share'])} "
-        f"{shares(every['low'], every['high'])}.",
-        "Matched weights share tensor and size with leading ones. Each is judged as those are, against a null made of "
-        f"the others. Nominal: p ≤ {RATE:.0%} in one role (of all roles together, in at least one: with ten roles up "
-        "to ten times as many). Necessary: p as small as the largest that passes for a leading weight "
-        f"({wording.p_value(every['threshold'])}). Necessary ones that surely hurt, but whose mediator wasn't held, "
-        "count as false. Intervals are Clopper and Pearson's. That matched weights are all without a role is an "
-        "assumption: one that has one counts against the procedure.",
-        [], [Table(["<role", "matched", "nominal", "necessary", "mediator held", "false", "<share"], rows)],
+        _would(every),
+        "Matched weights share tensor and size with leading ones. Each is judged as those are. Nominal: "
+        f"p ≤ {RATE:.0%} in a null made of the others, in one role (of all roles together, in at least one: with ten "
+        "roles up to ten times as many); as matched weights are ranked among themselves, that tests whether p is "
+        "calibrated and no more. Hurt: the loss on the role's text surely rises. The others can't get a role, whatever "
+        "the procedure, so that the share is of those that hurt, and is left open below twenty. Necessary: p as small "
+        f"as the largest that passes for a leading weight ({wording.p_value(every['threshold'])}). Necessary ones that "
+        "hurt, but whose mediator wasn't held, count as false. Intervals are Clopper and Pearson's. That matched "
+        "weights are all without a role is an assumption: one that has one counts against the procedure.",
+        [], [Table(["<role", "matched", "nominal", "hurt", "necessary", "mediator held", "false", "<share of the hurt"],
+                   rows)],
     )  # fmt: skip
+
+
+def _share(r: dict[str, Any]) -> str:
+    return "–" if r["share"] is None else f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}"
+
+
+def _would(r: dict[str, Any]) -> str:
+    hurt = f"{r['hurt']} of {r['matched']} matched weights hurt, so that they could get a role at all"
+    if r["threshold"] is None:
+        return f"Nothing is tried, as no leading weight passes. {hurt}."
+    if not r["hurt"]:
+        return "No matched weight hurts, so that none could get a role, whatever the procedure: nothing is told."
+    few = f"; fewer than {HURT} tell little" if r["hurt"] < HURT else ""
+    return f"{hurt}; {r['false']} of them would hold one: {_share(r)}{few}."
 
 
 @question("roles", role_agreement)
@@ -61,9 +78,11 @@ def stable_roles(study: Study) -> Section | None:
     return Section(
         "stable_roles", "Do other seeds and kinds of damage give the same roles?", _agree(table),
         "Compared are all pairs of a role and a leading weight that both damaged. κ is Cohen's, agreement beyond "
-        "chance over all pairs; Jaccard the share of pairs that have the role in both, of those that have it in "
-        "either. Intervals (95%) are a bootstrap over weights. Where mediators weren't held in both, necessity is "
-        "compared alone. Other texts are other studies: docs/roles.md says how they are compared.",
+        "chance within each role, summed over roles; Jaccard the share of pairs that have the role in both, of those "
+        "that have it in either. Intervals (95%) are a bootstrap over weights. Seeds and kinds of damage share their "
+        "evaluation windows: that they agree says nothing of other windows of the text. Where mediators weren't held "
+        "in both, necessity is compared alone. Other texts are other studies: docs/roles.md says how they are "
+        "compared.",
         [Figure("role_agreement", "Cohen's κ of assignments by pair of conditions; numbers in the table",
                 "κ of two conditions' roles, with 95% intervals. Dashed: 0.7.")],
         [Table(["<differing in", "<one", "<other", "<of", "weights", "both", "one alone", "other alone", "<κ",

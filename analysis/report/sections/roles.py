@@ -54,7 +54,8 @@ def mediated_words(r: dict[str, Any]) -> str:
     """The share of the damage that a mediator bears, with its interval."""
     if r["mediated"] is None:
         return r["why_unmediated"] or "not held"
-    return f"{wording.percent(r['mediated'])} {ends(r['mediated_low'], r['mediated_high'])}"
+    over = ", more than there is" if r["mediated"] > 1 + HALF else ""
+    return f"{wording.percent(r['mediated'])} {ends(r['mediated_low'], r['mediated_high'])}{over}"
 
 
 def mass_words(r: dict[str, Any]) -> str:
@@ -81,16 +82,19 @@ def roles_held(study: Study) -> Section | None:
     table = at_first(assigned(study), study)
     windows = max(study.roles["delta_nll"].list.len().drop_nulls().to_list(), default=0)
     columns = ["<role", "weights", "<share of the weights", "<share of the damage", "necessary", "and mediated",
-               "and specific", "only as a set", "can't be told"]  # fmt: skip
+               "and specific", "or untold if so", "only as a set", "can't be told"]  # fmt: skip
     return Section(
         "roles_held", "What do the weights that it hangs on do?", _answer(study, table),
         f"Counted are the {TOP} leading weights whose damage ({damaged_words(study)}) exceeds the noise: the loss "
         "rises beyond Student's 95% interval over windows, by the weight alone or by its whole set where sets were "
         "damaged. A weight holds a role if its damage changes the role's metric more than damage to matched weights "
         f"of its tensor does (necessary: q ≤ {RATE:.0%} over weights × roles), if holding the role's mediator at its "
-        f"intact value undoes at least {HALF:.0%} of the damage, with its interval above 0 (mediated), and if that "
-        f"undoes next to nothing of matched weights' damage (specific: at most {UNSPECIFIC:.0%} of what it undoes "
-        "here, by the upper bound). A weight may hold several roles. The leading weights are counted in full; the "
+        f"intact value undoes {HALF:.0%} to {1 + HALF:.0%} of the damage, with its interval above 0 (mediated), and "
+        f"unless that undoes {UNSPECIFIC:.0%} or more of the damage of matched weights that hurt, too, by the upper "
+        "bound (specific). Where too few of these hurt, that can't be told, and such weights are counted. Leading "
+        "weights were chosen by a score and matched ones weren't: necessity tells them from weights of their size, "
+        "not from others that a model hangs on, so that q bounds errors about that and not about roles. A weight may "
+        "hold several roles. The leading weights are counted in full; the "
         "intervals (95%, Clopper and Pearson's) of their shares are for further weights like these. Shares of the "
         "damage are of the sum of ΔNLL of single weights, as if they added up, with Fieller's intervals for further "
         f"windows. {windows} windows.",
@@ -116,7 +120,8 @@ def _row(r: dict[str, Any]) -> list[str]:
     return [
         r["role"], f"{r['weights']} of {r['of']}", f"{wording.percent(r['share'])} {shares(r['low'], r['high'])}",
         mass_words(r),
-        *(["–"] * 4 if apart else [str(r[c]) for c in ("necessary", "mediated", "weights", "sets")]), str(r["missing"]),
+        *(["–"] * 5 if apart else [str(r[c]) for c in ("necessary", "mediated", "weights", "untold", "sets")]),
+        str(r["missing"]),
     ]  # fmt: skip
 
 
@@ -143,7 +148,11 @@ def _answer(study: Study, table: pl.DataFrame) -> str:
         f" {some['inert']} more leading weight{'s' * (some['inert'] != 1)} cost nothing that could be told from noise."
         if some["inert"] else ""
     )  # fmt: skip
-    return f"{said}.{left}{unknown}{'.' if left else ''}{inert}"
+    doubt = (
+        f" Of {some['untold']} it can't be told whether their mediators carry any damage: too few matched weights hurt."
+        if some["untold"] else ""
+    )  # fmt: skip
+    return f"{said}.{left}{unknown}{'.' if left else ''}{inert}{doubt}"
 
 
 def pairs_of(study: Study) -> pl.DataFrame:
@@ -164,7 +173,7 @@ def necessity(study: Study) -> Section | None:
     found = pairs_of(study)
     rows = [
         [str(r["rank"]), place(r), r["role"], wording.signed(r["change"]), wording.significant(r["intact"]),
-         _times(r["times"]), str(r["matched"]), wording.p_value(r["p"]), wording.p_value(r["q"])]
+         of_intact(r), _times(r["times"]), str(r["matched"]), wording.p_value(r["p"]), wording.p_value(r["q"])]
         for r in found.iter_rows(named=True)
     ]  # fmt: skip
     lost = table.drop_nulls("why_not").group_by("role", "why_not", maintain_order=True).len()
@@ -173,22 +182,31 @@ def necessity(study: Study) -> Section | None:
     said = [[r["role"], r["measured"], wording.significant(r["intact"])] for r in metrics.iter_rows(named=True)]
     return Section(
         "necessity", "Which changes are more than those by matched weights?", _changed(table, found),
-        "× matched: |change of the metric| over the geometric mean of what damage to matched weights of the same "
-        "tensor does, of which there are so many. p: that a further matched weight of the tensor would change it as "
-        "much. The logarithms of their changes, less their tensor's mean, are pooled over tensors, and the mean's own "
+        "Change/intact: no least effect is asked for, so look at it. × matched: |change of the metric| over the "
+        "geometric mean of what damage to matched weights of the same tensor does, of which there are so many. p: "
+        "that a further matched weight of the tensor would change it as much. The logarithms of their changes, less "
+        "their tensor's mean, are pooled over tensors, and the mean's own "
         "error is allowed for; beyond all that was seen p comes from a fitted Pareto tail (Knijnenburg et al. 2009), "
-        "which is never taken to end. q: Benjamini and Hochberg over all leading weights × roles. Of confidence and "
-        "position changes may have either sign; of the others p is 1 where damage that takes the weight away moves "
-        "the metric the way that a holder's can't (a spike's maker doesn't raise the spike by being taken away).",
+        "which is never taken to end. q: Benjamini and Hochberg over all leading weights × roles; its errors are about "
+        "being like a random weight of its size, which leading weights, chosen by a score, mostly aren't. Of "
+        "confidence and position changes may have either sign; of the others p is 1 where damage that takes the "
+        "weight away moves the metric the way that a holder's can't (a spike's maker doesn't raise the spike by being "
+        "taken away).",
         [Figure("necessary_changes", "Changes by leading weights over those by matched ones; numbers in the table",
                 "Every leading weight: its change of each metric over that by matched weights of its tensor (1: as "
                 "much). "
                 "Filled: q ≤ 5%; hollow far up: mostly the wrong sign. Grey: 95% of the matched weights lie within.")],
-        [Table(["rank", "<weight", "<role", "change", "intact", "× matched", "matched", "p", "q"], rows,
+        [Table(["rank", "<weight", "<role", "change", "intact", "change/intact", "× matched", "matched", "p", "q"],
+               rows,
                "Necessary pairs"),
          Table(["<role", "weights", "~why"], untold, "What has no p", folded=True),
          Table(["<role", "~metric", "intact"], said, "What the metrics are", folded=True)],
     )  # fmt: skip
+
+
+def of_intact(r: dict[str, Any]) -> str:
+    """A change as a share of the intact metric: necessity asks for no least effect."""
+    return wording.percent(r["change"] / abs(r["intact"])).replace("-", "−") if r["intact"] else "–"
 
 
 def _times(x: float | None) -> str:
@@ -205,8 +223,9 @@ def _changed(table: pl.DataFrame, found: pl.DataFrame) -> str:
         "raise --null-weights."
     )  # fmt: skip
     return (
-        f"{len(found)} of {len(tested)} pairs of a leading weight and a role are necessary at a false discovery rate "
-        f"of {RATE:.0%}{f': {said}' if said else ''}.{few}"
+        f"In {len(found)} of {len(tested)} pairs of a leading weight and a role the weight changes the role's metric "
+        f"more than a random weight of its size and tensor, at q ≤ {RATE:.0%}{f': {said}' if said else ''}. That by "
+        f"itself is no role.{few}"
     )
 
 
@@ -229,12 +248,12 @@ def mediated(study: Study) -> Section | None:
         "mediated", "Does the damage go through the role?", _through(found),
         "Undone is MF = 1 − Σ ΔNLL(damaged, mediator held at its intact value)/Σ ΔNLL(damaged) over windows, with "
         "Fieller's 95% interval for further windows. The converse leaves the weight intact and holds the mediator at "
-        "its damaged value. The two needn't agree: where both paths are saturated each alone may do it all. What "
-        "holding undoes of matched weights' damage is its upper 95% bound (weights and windows crossed), as a share "
-        "of what it undoes of this weight's; “of theirs” is the share of their own damage, by least squares. Where "
-        "that is near all, the mediator is a bottleneck that carries any damage (the residual stream after block 0 "
-        "is, for all of block 0), and necessity alone speaks for the role: by mediation bigram isn't told from "
-        "acting in block 0.",
+        "its damaged value. The two needn't agree: where both paths are saturated each alone may do it all. Holding "
+        "that undoes more than there is does something of its own: beyond 150% it tells nothing. What holding undoes "
+        "of matched weights' damage is the mean share of their own, of those that surely hurt, with its upper 95% "
+        "bound (weights and windows crossed). Where that is half or more, the mediator is a bottleneck that carries "
+        "any damage, and the role isn't held. The residual stream after block 0 is one, for all of block 0: by "
+        "mediation bigram isn't told from acting in block 0, and necessity alone carries no role.",
         [Figure("mediated_shares", "Share of the damage undone by holding the mediator, by role; numbers in the table",
                 "Necessary pairs: the share of the damage that holding the mediator undoes, with 95% intervals. "
                 "Filled: the "
@@ -250,17 +269,21 @@ def _converse(r: dict[str, Any]) -> str:
 
 
 def _undone(r: dict[str, Any]) -> str:
-    if r["others_high"] is None:
+    if r["others_held"] is None:
         return "not held"
-    if not r["recovered"] or r["recovered"] <= 0:
-        return "–"
-    share = wording.percent(max(r["others_high"], 0.0) / r["recovered"])
-    of_theirs = "" if r["others_share"] is None else f"; {wording.percent(r['others_share'])} of theirs"
-    return f"at most {share}{of_theirs} ({r['others']} weights)".replace("-", "−")
+    if r["others_share"] is None:
+        return f"{r['others']} of {r['others_held']} hurt"
+    high = wording.percent(r["others_high"])
+    return f"{wording.percent(r['others_share'])}, at most {high} ({r['others']} weights)".replace("-", "−")
 
 
 def _yes(x: bool | None) -> str:
     return "can't be told" if x is None else "yes" if x else "no"
+
+
+def _doubt(found: pl.DataFrame) -> str:
+    n = int(found["untold"].sum())
+    return f", of {n} of which it can't be told whether the mediator carries any damage" if n else ""
 
 
 def _through(found: pl.DataFrame) -> str:
@@ -269,9 +292,12 @@ def _through(found: pl.DataFrame) -> str:
         return "No mediator of a necessary pair was held, or no damage could be told from 0."
     enough, holds = int(told["enough"].sum()), int(found["holds"].sum())
     words = [
-        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes at least {HALF:.0%} "
-        f"of the damage; in {holds} of them it is also specific, and the weight holds the role."
+        f"In {enough} of {len(told)} necessary pairs whose mediator was held, holding it undoes {HALF:.0%} to "
+        f"{1 + HALF:.0%} of the damage; {holds} hold the role{_doubt(found)}."
     ]
+    over = int(told["overshoots"].sum())
+    if over:
+        words.append(f"In {over} it undoes more than that: the mediator does something of its own.")
     most = told.filter("holds").sort("mediated", descending=True)
     if len(most):
         r = most.row(0, named=True)
