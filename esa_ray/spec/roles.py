@@ -52,8 +52,8 @@ class RoleSpec(Spec):
 
     A role has a metric R and a mediator m, a place in the forward pass. A weight holds it if damage changes R beyond
     what damage of matched weights does (necessity), if holding m at its intact value undoes at least half of the damage
-    (mediation, MF = 1 − ΔNLL(damaged, m held)/ΔNLL(damaged)), and if it undoes nothing of a matched weight's
-    (specificity).
+    (mediation, MF = 1 − ΔNLL(damaged, m held)/ΔNLL(damaged)), and if it undoes less than half of what matched weights
+    cost that cost anything (specificity).
 
     ``edits`` are kinds of damage: the first is tested, the others repeat it. ``null_weights`` is how many matched
     weights of each tensor are damaged at most. ``windows`` is how many evaluation windows roles are tested on; the
