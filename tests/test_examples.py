@@ -12,7 +12,7 @@ SHOWN = re.compile(r"^\s*>>> ", re.MULTILINE)
 FILES = sorted(p for room in ("esa_ray", "analysis", "experiments") for p in (ROOT / room).rglob("*.py")
                if SHOWN.search(p.read_text()))  # fmt: skip
 #: What an example may be left out for: a study that was run, or a model that is loaded.
-NEEDS_A_MODEL = re.compile(r"run_study\(|worker\.|load\(\"results/|compare\(\[\"results/")
+NEEDS_A_MODEL = re.compile(r"run_study\(|worker\.|load\(\"results/|compare\(\[\"results/|knowledge_localization\(\"")
 
 
 def name(path: Path) -> str:

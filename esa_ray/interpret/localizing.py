@@ -116,8 +116,7 @@ def knowledge_localization(
 
     Example
     -------
-    >>> found = knowledge_localization("SmolLM2-135M-Instruct", ["countries"], limit=10)  # doctest: +SKIP
-    >>> found.known, found.places[0], found.correlation()  # doctest: +SKIP
+    >>> knowledge_localization("SmolLM2-135M-Instruct", ["countries"], limit=10).correlation()  # doctest: +SKIP
     """
     model, tokenizer, _ = opened(model, tokenizer, None)
     if tokenizer is None:

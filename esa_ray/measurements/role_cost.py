@@ -40,14 +40,14 @@ def cost_of_roles(spec: StudySpec) -> Cost:
 def cost_of_mediations(spec: StudySpec) -> Cost:
     """What the screen lets through, which the spec doesn't tell."""
     if spec.roles is None:
-        return Cost(0)
+        return Cost()
     return Cost(said=f"pairs of these with a role whose change stands out, {HELD * spec.roles.windows} passes each")
 
 
 def cost_of_attention(spec: StudySpec) -> Cost:
     """The windows once under the first damage of each weight, and once intact."""
     if spec.roles is None or not spec.roles.attention:
-        return Cost(0)
+        return Cost()
     alone = spec.roles.model_copy(update={"sets": (), "edits": spec.roles.edits[:1]})
     count = expected(spec.model_copy(update={"roles": alone}))
     return Cost(count, "weights at most", forward_passes=(count + 1) * spec.roles.windows)
@@ -56,7 +56,7 @@ def cost_of_attention(spec: StudySpec) -> Cost:
 def cost_of_facts(spec: StudySpec) -> Cost:
     """For each block as many short prompts as there are places, sub-layers and windows; about, since few are known."""
     if spec.facts is None:
-        return Cost(0)
+        return Cost()
     asked, facts = spec.facts, spec.facts.limit * len(spec.facts.sources) * len(spec.seeds)
     runs = sum(asked.draws if corruption == "noise" else 1 for corruption in asked.corruptions)
     each = asked.paraphrases * runs * POSITIONS * SUBLAYERS * len(asked.restored)

@@ -1,10 +1,7 @@
 """Attention under damage: sinks and spikes, where they are, and what becomes of them.
 
->>> from esa_ray.interpret.attention import Attending, attended  # doctest: +SKIP
->>> intact = Attending(model, windows)  # doctest: +SKIP
->>> start = intact.prepare(catalogue["model.layers.11.mlp.down_proj.weight"])  # doctest: +SKIP
->>> with perturbed(catalogue, weights, PerturbSpec(kind="zero"), seed=0):  # doctest: +SKIP
-...     rows = attended(intact, start)
+``Attending(model, windows)`` is made while the model is intact; its ``prepare(tensor)`` is asked before a weight of the
+tensor is damaged, and ``attended`` while the damage stands.
 """
 
 from esa_ray.interpret.attention.measure import Attending, attended

@@ -1,8 +1,7 @@
 """Roles of weights: one file a role, with its metric, its text, and the place in the forward pass that it goes through.
 
->>> from esa_ray.interpret.roles import Bench, measured, mediated  # doctest: +SKIP
->>> bench = Bench(model, catalogue(model), evaluation, calibration, RoleSpec())  # doctest: +SKIP
->>> rows = measured(bench, subject, perturbed(bench.catalogue, where, PerturbSpec(kind="zero"), 0))  # doctest: +SKIP
+A ``Bench`` is made of the intact model, its evaluation and calibration windows and a ``RoleSpec``; ``measured`` gives a
+row a role under a damage, and ``mediated`` how much of a damage goes through one role's place.
 """
 
 from esa_ray.interpret.roles.bench import Bench
