@@ -10,6 +10,7 @@ from typing import Any
 from analysis.comparison.figures import figures
 from analysis.comparison.loading import Comparison, below, model_name
 from analysis.comparison.sections import ON_POPULATIONS
+from analysis.documents.sources import sources
 from analysis.report.backdoor_verdicts import backdoor_verdicts
 from analysis.report.figures import Chart, charts, styled
 from analysis.report.parts import Figure, Section
@@ -33,16 +34,12 @@ def there(results: Path) -> dict[str, Study]:
 def found(studies: Mapping[str, Study]) -> dict[str, Any]:
     """What the populations found: sources, verdicts on all bases together and on each, sections with figures."""
     every, each = [*studies.values()], [*studies.values()]
-    sources = [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in every
-    ]  # fmt: skip
+    made = sources(every)
     together = [replace(v, id=f"{v.id}, all bases") for v in backdoor_verdicts(every)] if len(every) > 1 else []
     alone = [replace(v, id=f"{v.id}, {model_name(s)}") for s in each for v in backdoor_verdicts([s])]
     verdicts = sorted([*together, *alone], key=lambda v: v.id.partition(",")[0])
     sections = [s for key in _keys(studies) for s in _sections(key, studies)]
-    return {"sources": sources, "verdicts": [asdict(v) for v in verdicts], "sections": [asdict(s) for s in sections]}
+    return {"sources": made, "verdicts": [asdict(v) for v in verdicts], "sections": [asdict(s) for s in sections]}
 
 
 def _keys(studies: Mapping[str, Study]) -> list[str]:

@@ -15,6 +15,7 @@ from analysis.comparison.loading import below, model_name
 from analysis.compression.families import families
 from analysis.documents.families import family_sections
 from analysis.documents.rows import damage_section
+from analysis.documents.sources import sources
 from analysis.report.compression_verdicts import compression_verdicts
 from analysis.report.figures import charts
 from analysis.report.parts import Figure, Section
@@ -42,14 +43,10 @@ def there(results: Path) -> Found:
 def found(studies: Found) -> dict[str, Any]:
     """What the experiments' studies found: sources, verdicts, and sections with the names of their figures' files."""
     every = [study for experiment in EXPERIMENTS for study in studies.get(experiment, ())]
-    sources = [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in every
-    ]  # fmt: skip
-    several = len({source["model"] for source in sources}) > 1
+    made = sources(every)
+    several = len({source["model"] for source in made}) > 1
     verdicts = [asdict(_of(v, s) if several else v) for s in every for v in compression_verdicts(s)]
-    return {"sources": sources, "verdicts": verdicts, "sections": [asdict(s) for s in _sections(studies)]}
+    return {"sources": made, "verdicts": verdicts, "sections": [asdict(s) for s in _sections(studies)]}
 
 
 def _of(verdict: Verdict, study: Study) -> Verdict:

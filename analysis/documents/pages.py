@@ -17,10 +17,10 @@ from typing import Any
 
 from analysis.comparison import Comparison, compare, comparison_verdicts
 from analysis.comparison.figures import figures
-from analysis.comparison.loading import model_name
 from analysis.comparison.report import sections
 from analysis.comparison.sections.intact import intact
 from analysis.documents import architectures, backdoors, compression, measured, roles, security, tuning
+from analysis.documents.sources import sources
 from analysis.report.figures import styled
 from analysis.report.parts import Figure
 from analysis.report.verdicts import Verdict
@@ -69,19 +69,10 @@ BENCHMARKS: dict[str, tuple[Writer, str, str]] = {
 }
 
 
-def _sources(comparison: Comparison) -> list[dict[str, Any]]:
-    """Which models the numbers are of, and in what versions."""
-    return [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in comparison.studies
-    ]  # fmt: skip
-
-
 def scaling(comparison: Comparison) -> dict[str, Any]:
     """What the studies of many models found."""
     return {
-        "sources": _sources(comparison),
+        "sources": sources(comparison.studies),
         "verdicts": [asdict(v) for v in comparison_verdicts(comparison)],
         "sections": [asdict(s) for s in sections(comparison, set(figures(comparison)))],
     }
@@ -90,7 +81,7 @@ def scaling(comparison: Comparison) -> dict[str, Any]:
 def baselines(comparison: Comparison) -> dict[str, Any]:
     """What the protocols found of many intact models."""
     section = intact(comparison)
-    return {"sources": _sources(comparison), "verdicts": [], "sections": [asdict(section)] if section else []}
+    return {"sources": sources(comparison.studies), "verdicts": [], "sections": [asdict(section)] if section else []}
 
 
 def _cell(text: str) -> str:

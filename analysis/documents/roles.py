@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from analysis.comparison.loading import below, model_name
+from analysis.documents.sources import sources
 from analysis.report import wording
 from analysis.report.attention_verdicts import attention_verdicts
 from analysis.report.figures import charts
@@ -62,11 +63,7 @@ def repeated(studies: Mapping[str, Study]) -> dict[str, list[Study]]:
 
 def found(studies: Mapping[str, Study]) -> dict[str, Any]:
     """What the studies found: sources, verdicts by model, and sections with their figures' files."""
-    sources = [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in studies.values()
-    ]  # fmt: skip
+    made = sources(studies.values())
     verdicts = [_families(studies)] if repeated(studies) else []
     verdicts += [replace(v, id=f"{v.id}, {model_name(s[0])}") for s in repeated(studies).values()
                  for v in role_verdicts(*s)]  # fmt: skip
@@ -76,7 +73,7 @@ def found(studies: Mapping[str, Study]) -> dict[str, Any]:
                  if key.startswith("attention/") for v in attention_verdicts(s)]  # fmt: skip
     sections = [*_across(studies), *(_named(key, s) for key in _told(studies) for s in _sections(key, studies))]
     return {
-        "sources": sources, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],
+        "sources": made, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],
         "sections": [asdict(s) for s in sections],
     }  # fmt: skip
 

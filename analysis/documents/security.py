@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.comparison.loading import below, model_name
 from analysis.documents.across import across_models
+from analysis.documents.sources import sources
 from analysis.report.figures import Chart, charts, styled
 from analysis.report.figures.faults import foretold_chances
 from analysis.report.parts import Figure, Section
@@ -37,16 +38,12 @@ def there(results: Path) -> dict[str, Study]:
 
 def found(studies: Mapping[str, Study]) -> dict[str, Any]:
     """What the experiments' studies found: sources, verdicts by model, and sections with their figures' files."""
-    sources = [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in studies.values()
-    ]  # fmt: skip
+    made = sources(studies.values())
     verdicts = [replace(v, id=f"{v.id}, {model_name(s)}")
                 for key, s in studies.items() for v in security_verdicts(s, _flips(key, studies))]  # fmt: skip
     sections = [*across_models(studies), *(_named(key, s) for key in studies for s in _sections(key, studies))]
     return {
-        "sources": sources, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],
+        "sources": made, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id.partition(",")[0])],
         "sections": [asdict(s) for s in sections],
     }  # fmt: skip
 

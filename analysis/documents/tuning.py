@@ -12,6 +12,7 @@ from analysis.comparison.figures import figures
 from analysis.comparison.loading import below, model_name
 from analysis.comparison.sections.hardening import hardening
 from analysis.comparison.verdicts import hardening_verdicts
+from analysis.documents.sources import sources
 from analysis.report.figures import Chart, charts, styled
 from analysis.report.parts import Figure, Section
 from analysis.report.sections import answered
@@ -49,14 +50,9 @@ def found(studies: Mapping[str, Study]) -> dict[str, Any]:
         verdicts += hardening_verdicts(comparison)
         section = hardening(comparison)
         sections += [] if section is None else [_named(ROBUSTNESS, section)]
-    sources = [
-        {"model": model_name(s), "fingerprint": s.resolved["model"][:16], "text": s.resolved["text"],
-         "versions": s.record["versions"]}
-        for s in studies.values()
-        if "made_of" not in s.resolved
-    ]  # fmt: skip
+    made = sources(s for s in studies.values() if "made_of" not in s.resolved)
     return {
-        "sources": sources, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id)],
+        "sources": made, "verdicts": [asdict(v) for v in sorted(verdicts, key=lambda v: v.id)],
         "sections": [asdict(s) for s in sections],
     }  # fmt: skip
 
