@@ -112,8 +112,9 @@ def _bases(text: str, population: Population) -> list[str]:
         raise EsaError(f"--base {'names one twice' if found else 'is empty'}; name each model of the zoo once")
     if other := next((name for name in found if not name.startswith(recipes.PREFIX)), None):
         raise EsaError(f"--base {other} is no model of the zoo; name one, as zoo:llama-0.3m")
+    one_each = population.model_copy(update={"models": 1})
     for name in found:
-        for member in population.members(name.removeprefix(recipes.PREFIX)):
+        for member in one_each.members(name.removeprefix(recipes.PREFIX)):
             check(member)
     return found
 
