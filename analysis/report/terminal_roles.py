@@ -12,7 +12,7 @@ from rich.table import Table
 from analysis.report import wording
 from analysis.report.sections.facts import NAMES
 from analysis.report.sections.faults import shares
-from analysis.report.sections.role_cards import cost
+from analysis.report.sections.role_cards import cost, unheld
 from analysis.report.sections.roles import at_first, mass_words, mediated_words, ordered, place
 from analysis.roles.assigned import assigned
 from analysis.roles.cards import told
@@ -42,7 +42,7 @@ def _weights(study: Study) -> Table:
         table.add_column(name, justify="left", overflow="fold")
     for t in told(study)[:MOST]:
         roles = "; ".join(f"{r['role']} {mediated_words(r)}" for r in t.held)
-        table.add_row(escape(place(t.damage)), escape(cost(t.damage)), escape(roles or "unassigned"))
+        table.add_row(escape(place(t.damage)), escape(cost(t.damage)), escape(roles or unheld(t)))
     return table
 
 

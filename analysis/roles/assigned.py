@@ -73,7 +73,7 @@ def _weight(mine: pl.DataFrame, held: pl.DataFrame) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def assigned(study: Study) -> pl.DataFrame:
-    """One row per kind of damage, seed and role, and one for any role and for none.
+    """One row per kind of damage, seed and role, and one for any role and for none; "none" leaves out the ``missing``.
 
     ``weights`` of the denominator's ``of`` hold it. The leading weights are counted in full, so that ``share`` is no
     estimate; Clopper and Pearson's 95% interval is what it says of further weights like these. ``inert`` are leading
@@ -96,9 +96,7 @@ def assigned(study: Study) -> pl.DataFrame:
 
 
 def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> dict[str, Any]:
-    roles, own = mine["roles"].to_list(), mine["own"].to_list()
-    has = np.array([bool(r) if role == ANY else not r if role == NONE else role in r for r in roles])
-    alone = np.array([bool(r) if role == ANY else not r if role == NONE else role in r for r in own])
+    has, alone = (_having(role, mine[name].to_list(), mine["missing"].to_list()) for name in ("roles", "own"))
     counts = mine["alone"].to_numpy()
     interval = proportion_interval(int(has.sum()), len(has))
     rows = tested.filter(pl.col("rank").is_in(mine["rank"].to_list()))
@@ -112,6 +110,12 @@ def _role(role: str, mine: pl.DataFrame, tested: pl.DataFrame, ranks: int) -> di
         "sets": int((has & ~alone).sum()) if role != NONE else 0,
         "untold": _ranks(rows.filter("untold")) if role != NONE else 0, **_own(mine, alone & counts, counts),
     }  # fmt: skip
+
+
+def _having(role: str, held: list[list[str]], missing: list[bool]) -> np.ndarray:
+    """Which weights have a role, any, or surely none."""
+    none = [not roles and not unknown for roles, unknown in zip(held, missing, strict=True)]
+    return np.array(none if role == NONE else [bool(roles) if role == ANY else role in roles for roles in held])
 
 
 def _own(mine: pl.DataFrame, has: np.ndarray, counts: np.ndarray) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def test_without_mediations_nothing_holds_and_that_is_said(tmp_path):
     study = written(tmp_path, **planted(HOLDERS, mediate=False))
     assert not held(study)
     assert leading(study)["missing"].sum() == 5
+    none = assigned(study).filter(role="unassigned").row(0, named=True)
+    assert (none["weights"] + none["missing"], none["missing"]) == (none["of"], 4)  # of those nothing can be said
     goals = {r["goal"]: r for r in role_goals(study).to_dicts()}
     assert goals["weights"]["status"] == "open"
     assert "weren't held" in goals["weights"]["why_not"]

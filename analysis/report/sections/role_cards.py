@@ -51,13 +51,16 @@ def card(t: Told, number: int) -> Card:
         "What its damage changes of attention to the first key, by block and head.",
     )  # fmt: skip
     return Card(
-        f"weight-{r['rank']}", place(r), [called(x["role"]) for x in t.held] or [_unheld(t)], answer(t), _facts(t),
+        f"weight-{r['rank']}", place(r), [called(x["role"]) for x in t.held] or [unheld(t)], answer(t), _facts(t),
         bars, "Share of the damage that holding the role's mediator undoes" if bars else "",
         [Table(COLUMNS, [_row(x) for x in t.roles], "Roles")], [picture] if number <= len(CARD_MAPS) else [], _texts(t),
     )  # fmt: skip
 
 
-def _unheld(t: Told) -> str:
+def unheld(t: Told) -> str:
+    """What is said of a weight without a role."""
+    if any(r["missing"] for r in t.roles):
+        return "can't be told yet: mediators weren't held"
     return "unassigned" if t.counts else "costs nothing that could be told"
 
 
@@ -106,6 +109,8 @@ def _does(t: Told) -> str:
     if not near:
         tested = [r for r in t.roles if r["p"] is not None]
         return f"No role is assigned: none of {len(tested)} metrics changes more than by damage to matched weights."
+    if any(r["missing"] for r in near):
+        return f"Its roles {unheld(t)}; it changes {', '.join(r['role'] for r in near)} more than matched weights do."
     best = max(near, key=lambda r: -1.0 if r["mediated"] is None else r["mediated"])
     why = (
         f"holding {short(best['mediator'])} undoes {mediated_words(best)} of the damage{UNTOLD.get(best['role'], '')}"

@@ -140,10 +140,8 @@ def _answer(study: Study, table: pl.DataFrame) -> str:
         f"{'s' * (n == 1)} {mass_words(some)} of the damage"
     ) if n else f"None of {some['of']} leading weights holds a role"  # fmt: skip
     said += f": {named}" if named else ""
-    left = f" {none['weights']} {'are' if none['weights'] != 1 else 'is'} unassigned" if none["weights"] else ""
-    unknown = (
-        f", of {some['missing']} of them nothing can be said yet, as mediators weren't held" if some["missing"] else ""
-    )
+    left = f" {none['weights']} {'are' if none['weights'] != 1 else 'is'} unassigned." if none["weights"] else ""
+    unknown = f" Of {some['missing']} nothing can be said yet: mediators weren't held." if some["missing"] else ""
     inert = (
         f" {some['inert']} more leading weight{'s' * (some['inert'] != 1)} cost nothing that could be told from noise."
         if some["inert"] else ""
@@ -152,7 +150,7 @@ def _answer(study: Study, table: pl.DataFrame) -> str:
         f" Of {some['untold']} it can't be told whether their mediators carry any damage: too few matched weights hurt."
         if some["untold"] else ""
     )  # fmt: skip
-    return f"{said}.{left}{unknown}{'.' if left else ''}{inert}{doubt}"
+    return f"{said}.{left}{unknown}{inert}{doubt}"
 
 
 def pairs_of(study: Study) -> pl.DataFrame:
